@@ -1,0 +1,531 @@
+//! The first message of a TLS connection: bytes in, what the client asks for out.
+//!
+//! Reading has two steps. [`Framing`] follows the bytes as they arrive, through any number of TCP segments and TLS
+//! records, until the handshake message is whole. [`ClientHello::parse`] then reads the message in one pass. Names
+//! and protocols borrow from the bytes received; only a hello that is split over several records is copied
+//! together first.
+//!
+//! ```
+//! use snigate::client_hello::{Framing, Parsed};
+//!
+//! # let received = b"GET / HTTP/1.1\r\n";
+//! let mut framing = Framing::default();
+//! match framing.parse(received) {
+//!     Parsed::Complete(hello) => println!("the client asks for {:?}", hello.server_name),
+//!     Parsed::Incomplete => println!("call again when more bytes have been received"),
+//!     Parsed::Invalid(invalid) => println!("refused: {}", invalid.reason),
+//! }
+//! ```
+//!
+//! # What is checked
+//! Every length that leads to the server name, exactly: records, the handshake header, each vector of the
+//! ClientHello, the extension block and each extension in it. Duplicate extensions are refused, so that a second
+//! `server_name` cannot hide behind the first. The contents of other extensions are the API server's to judge;
+//! ALPN and the supported versions are read where they are well-formed and [`Absent`] where they are not. That a
+//! hello carries no name is said only of one that was read to its last byte.
+//!
+//! The answer depends on nothing but the bytes: every strict prefix of a valid hello is incomplete, and however
+//! the bytes are cut into calls, the answer is the same.
+
+mod framing;
+
+pub use framing::{DEFAULT_LIMIT, Framing, Progress};
+use tls_parser::nom::IResult;
+use tls_parser::{SNIType, TlsExtensionType, parse_tls_extension_sni_hostname};
+
+use crate::name::{NameError, ServerName};
+
+const HANDSHAKE_HEADER_LENGTH: usize = 4;
+const MAX_SESSION_ID_LENGTH: usize = 32;
+
+/// What the bytes received so far say.
+#[derive(Debug)]
+pub enum Parsed<'a> {
+    /// The whole hello is there and well-formed.
+    Complete(ClientHello<'a>),
+    /// Well-formed so far; more bytes are needed.
+    Incomplete,
+    /// No more bytes can make it a hello that may be routed.
+    Invalid(Invalid<'a>),
+}
+
+/// What a client says of itself before anything is encrypted.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientHello<'a> {
+    /// The name it asks for, if it sent one.
+    pub server_name: Option<ServerName<'a>>,
+    /// The application protocols it offers (RFC 7301).
+    pub alpn: Result<Alpn<'a>, Absent>,
+    /// The TLS versions it offers (RFC 8446, section 4.2.1).
+    pub supported_versions: Result<SupportedVersions<'a>, Absent>,
+    /// The version field of the hello itself; clients that send `supported_versions` put TLS 1.2 here.
+    pub legacy_version: u16,
+    /// Whether it announces early data (RFC 8446, section 4.2.10), which must not be sent to two servers.
+    pub early_data: bool,
+    /// Whether it carries an encrypted hello (RFC 9849); the name read here is then the outer one.
+    pub ech: bool,
+}
+
+impl<'a> ClientHello<'a> {
+    /// Reads a whole handshake message, its four-byte header included.
+    pub fn parse(message: &'a [u8]) -> Result<Self, Invalid<'a>> {
+        let mut message = Cursor(message);
+        message.take(HANDSHAKE_HEADER_LENGTH, Field::Hello)?;
+        let legacy_version = message.u16(Field::Hello)?;
+        message.take(32, Field::Hello)?;
+        if message.vector_u8(Field::SessionId)?.len() > MAX_SESSION_ID_LENGTH {
+            return Err(Reason::Length(Field::SessionId).into());
+        }
+        let cipher_suites = message.vector_u16(Field::CipherSuites)?;
+        if cipher_suites.is_empty() || cipher_suites.len() % 2 != 0 {
+            return Err(Reason::Length(Field::CipherSuites).into());
+        }
+        if message.vector_u8(Field::CompressionMethods)?.is_empty() {
+            return Err(Reason::Length(Field::CompressionMethods).into());
+        }
+
+        let mut hello = Self {
+            server_name: None,
+            alpn: Err(Absent::NotSent),
+            supported_versions: Err(Absent::NotSent),
+            legacy_version,
+            early_data: false,
+            ech: false,
+        };
+        if message.is_empty() {
+            return Ok(hello);
+        }
+        let extensions = message.vector_u16(Field::Extensions)?;
+        message.finish(Field::Hello)?;
+        hello.read_extensions(extensions)?;
+        Ok(hello)
+    }
+
+    fn read_extensions(&mut self, extensions: &'a [u8]) -> Result<(), Invalid<'a>> {
+        let mut extensions = Cursor(extensions);
+        let mut seen = SeenTypes::default();
+        while !extensions.is_empty() {
+            let extension_type = extensions.u16(Field::Extensions)?;
+            let content = extensions.vector_u16(Field::Extensions)?;
+            if !seen.insert(extension_type) {
+                return Err(Reason::DuplicateExtension(extension_type).into());
+            }
+            match TlsExtensionType(extension_type) {
+                TlsExtensionType::ServerName => self.server_name = Some(server_name(content)?),
+                TlsExtensionType::ApplicationLayerProtocolNegotiation => self.alpn = Alpn::parse(content),
+                TlsExtensionType::SupportedVersions => {
+                    self.supported_versions = SupportedVersions::parse(content);
+                }
+                TlsExtensionType::EarlyData => self.early_data = true,
+                ENCRYPTED_CLIENT_HELLO => self.ech = true,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The highest TLS version on offer, GREASE aside: `0x0304` for TLS 1.3.
+    #[must_use]
+    pub fn highest_version(&self) -> u16 {
+        let offered = self.supported_versions.iter().flat_map(SupportedVersions::iter);
+        offered.filter(|version| !is_grease(*version)).max().unwrap_or(self.legacy_version)
+    }
+}
+
+/// RFC 9849, section 5.
+const ENCRYPTED_CLIENT_HELLO: TlsExtensionType = TlsExtensionType(0xfe0d);
+
+/// `0x0a0a`, `0x1a1a` … `0xfafa` (RFC 8701).
+fn is_grease(value: u16) -> bool {
+    let [high, low] = value.to_be_bytes();
+    high == low && low & 0x0f == 0x0a
+}
+
+/// One `host_name` and nothing else (RFC 6066, section 3).
+fn server_name(content: &[u8]) -> Result<ServerName<'_>, Invalid<'_>> {
+    let mut content = Cursor(content);
+    let list = content.vector_u16(Field::ServerNameList)?;
+    content.finish(Field::ServerNameList)?;
+    let (rest, (name_type, name)) = whole(parse_tls_extension_sni_hostname(list), Field::ServerNameList)?;
+    if name_type != SNIType::HostName {
+        return Err(Reason::NameType(name_type.0).into());
+    }
+    if !rest.is_empty() {
+        return Err(Reason::SeveralNames.into());
+    }
+    ServerName::parse(name).map_err(|error| Invalid { reason: Reason::Name(error), server_name: Some(name) })
+}
+
+fn whole<'a, T>(parsed: IResult<&'a [u8], T>, field: Field) -> Result<(&'a [u8], T), Reason> {
+    parsed.map_err(|_| Reason::Length(field))
+}
+
+/// The application protocols on offer, in the client's order.
+#[derive(Clone, Copy, Debug)]
+pub struct Alpn<'a>(&'a [u8]);
+
+impl<'a> Alpn<'a> {
+    fn parse(content: &'a [u8]) -> Result<Self, Absent> {
+        let list = vector_u16_alone(content)?;
+        let mut rest = Cursor(list);
+        while !rest.is_empty() {
+            if rest.vector_u8(Field::Extensions).map_err(|_| Absent::Malformed)?.is_empty() {
+                return Err(Absent::Malformed);
+            }
+        }
+        Ok(Self(list))
+    }
+
+    /// The names of the protocols, `h2` for example. They are the client's bytes: escape them before showing them.
+    pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let mut rest = Cursor(self.0);
+        std::iter::from_fn(move || rest.vector_u8(Field::Extensions).ok())
+    }
+}
+
+/// The TLS versions on offer, in the client's order.
+#[derive(Clone, Copy, Debug)]
+pub struct SupportedVersions<'a>(&'a [u8]);
+
+impl<'a> SupportedVersions<'a> {
+    fn parse(content: &'a [u8]) -> Result<Self, Absent> {
+        let mut content = Cursor(content);
+        let list = content.vector_u8(Field::Extensions).map_err(|_| Absent::Malformed)?;
+        if !content.is_empty() || list.is_empty() || list.len() % 2 != 0 {
+            return Err(Absent::Malformed);
+        }
+        Ok(Self(list))
+    }
+
+    /// The versions as they go over the wire: `0x0304` is TLS 1.3.
+    pub fn iter(&self) -> impl Iterator<Item = u16> + use<'a> {
+        self.0.chunks_exact(2).map(|version| u16::from_be_bytes([version[0], version[1]]))
+    }
+}
+
+/// The vector that fills `content` to the last byte and is not empty.
+fn vector_u16_alone(content: &[u8]) -> Result<&[u8], Absent> {
+    let mut content = Cursor(content);
+    match content.vector_u16(Field::Extensions) {
+        Ok(list) if content.is_empty() && !list.is_empty() => Ok(list),
+        _ => Err(Absent::Malformed),
+    }
+}
+
+/// Why an extension has nothing to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// The client did not send it.
+    NotSent,
+    /// The client sent it, but not well-formed. That is for the API server to refuse.
+    Malformed,
+}
+
+/// A hello that may not be routed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Invalid<'a> {
+    /// What is wrong with it.
+    pub reason: Reason,
+    /// The name it asks for, where that is what is wrong. Escape it before showing it.
+    pub server_name: Option<&'a [u8]>,
+}
+
+impl From<Reason> for Invalid<'_> {
+    fn from(reason: Reason) -> Self {
+        Self { reason, server_name: None }
+    }
+}
+
+/// What is wrong with a hello.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Reason {
+    /// The bytes are not of a TLS handshake: HTTP, SSH, an SSLv2 hello, a TLS alert.
+    #[error("not a TLS handshake record")]
+    NotTls,
+    /// A record without a payload.
+    #[error("a record is empty")]
+    EmptyRecord,
+    /// A record that says it is longer than 2^14 bytes.
+    #[error("a record is longer than 2^14 bytes")]
+    RecordTooLong,
+    /// A handshake, but its first message is another.
+    #[error("the first handshake message is not a ClientHello")]
+    NotClientHello,
+    /// The message is shorter than its fixed fields.
+    #[error("the ClientHello is shorter than its fixed fields")]
+    TooShort,
+    /// The hello takes more raw bytes than the limit.
+    #[error("the ClientHello is larger than the limit")]
+    TooLarge,
+    /// A length does not fit what it counts.
+    #[error("the length of {0} is wrong")]
+    Length(Field),
+    /// An extension stands twice.
+    #[error("extension {0} stands twice")]
+    DuplicateExtension(u16),
+    /// A name that is no `host_name`; RFC 6066 defines no other.
+    #[error("the server name is of type {0}, not a host_name")]
+    NameType(u8),
+    /// More than one name.
+    #[error("there is more than one server name")]
+    SeveralNames,
+    /// The name is none that may be routed.
+    #[error(transparent)]
+    Name(NameError),
+}
+
+/// A part of the hello that carries a length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Field {
+    /// The message itself.
+    Hello,
+    /// `legacy_session_id`
+    SessionId,
+    /// `cipher_suites`
+    CipherSuites,
+    /// `legacy_compression_methods`
+    CompressionMethods,
+    /// The extension block, or an extension in it.
+    Extensions,
+    /// `server_name_list`, or the name in it.
+    ServerNameList,
+}
+
+impl std::fmt::Display for Field {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Hello => "the ClientHello",
+            Self::SessionId => "legacy_session_id",
+            Self::CipherSuites => "cipher_suites",
+            Self::CompressionMethods => "legacy_compression_methods",
+            Self::Extensions => "an extension",
+            Self::ServerNameList => "server_name_list",
+        })
+    }
+}
+
+/// What is left to read.
+struct Cursor<'a>(&'a [u8]);
+
+impl<'a> Cursor<'a> {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn take(&mut self, length: usize, field: Field) -> Result<&'a [u8], Reason> {
+        let (taken, rest) = self.0.split_at_checked(length).ok_or(Reason::Length(field))?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn u8(&mut self, field: Field) -> Result<u8, Reason> {
+        self.take(1, field).map(|bytes| bytes[0])
+    }
+
+    fn u16(&mut self, field: Field) -> Result<u16, Reason> {
+        self.take(2, field).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
+    }
+
+    fn vector_u8(&mut self, field: Field) -> Result<&'a [u8], Reason> {
+        let length = self.u8(field)?;
+        self.take(length.into(), field)
+    }
+
+    fn vector_u16(&mut self, field: Field) -> Result<&'a [u8], Reason> {
+        let length = self.u16(field)?;
+        self.take(length.into(), field)
+    }
+
+    fn finish(&self, field: Field) -> Result<(), Reason> {
+        if self.is_empty() { Ok(()) } else { Err(Reason::Length(field)) }
+    }
+}
+
+/// A set of extension types that does not allocate for the few that real hellos carry, and stays linear for the
+/// thousands that others may send.
+#[derive(Default)]
+struct SeenTypes {
+    /// The types below 64: one bit each.
+    registered: u64,
+    /// The first of the others.
+    few: [u16; 16],
+    few_length: usize,
+    /// The rest: one bit for each of the 2^16 types.
+    many: Option<Box<[u64; 1024]>>,
+}
+
+impl SeenTypes {
+    /// Whether the type was not seen before.
+    fn insert(&mut self, extension_type: u16) -> bool {
+        if extension_type < 64 {
+            return set_bit(&mut self.registered, extension_type);
+        }
+        if self.few[..self.few_length].contains(&extension_type) {
+            return false;
+        }
+        if let Some(free) = self.few.get_mut(self.few_length) {
+            *free = extension_type;
+            self.few_length += 1;
+            return true;
+        }
+        let many = self.many.get_or_insert_with(|| Box::new([0; 1024]));
+        set_bit(&mut many[usize::from(extension_type / 64)], extension_type % 64)
+    }
+}
+
+/// Whether the bit was not set before.
+fn set_bit(word: &mut u64, bit: u16) -> bool {
+    let mask = 1 << bit;
+    let fresh = *word & mask == 0;
+    *word |= mask;
+    fresh
+}
+
+#[cfg(test)]
+#[path = "../tests/support/hello.rs"]
+pub(crate) mod sample;
+
+#[cfg(test)]
+mod tests {
+    use super::sample::{self, Hello, handshake, record, server_name_list, vector_u16};
+    use super::*;
+
+    fn parse(hello: &Hello) -> Result<Option<String>, Reason> {
+        let message = hello.message();
+        let hello = ClientHello::parse(&message).map_err(|invalid| invalid.reason)?;
+        Ok(hello.server_name.map(|name| name.to_string()))
+    }
+
+    #[test]
+    fn a_name_is_read_wherever_it_stands() {
+        let last = Hello::to("a.example");
+        let first = Hello::new().first_extension(sample::SERVER_NAME, server_name_list(&[(0, b"A.Example.")]));
+        for hello in [last, first] {
+            assert_eq!(parse(&hello), Ok(Some("a.example".into())));
+        }
+        assert_eq!(parse(&Hello::new()), Ok(None));
+        assert_eq!(parse(&Hello::new().without_extensions()), Ok(None));
+        assert_eq!(parse(&Hello { extensions: Some(Vec::new()), ..Hello::new() }), Ok(None));
+    }
+
+    #[test]
+    fn a08_every_length_must_be_exact() {
+        let message = Hello::to("a.example").alpn(&["h2"]).message();
+        let name = message.windows(9).position(|window| window == b"a.example").unwrap();
+        let extensions = 4 + 2 + 32 + 1 + 32 + 2 + 8 + 2;
+        // Session id, cipher suites, compression methods, extension block, the extension before the name,
+        // server_name, its list, the name.
+        for (at, width) in [(38, 1), (71, 2), (81, 1), (extensions, 2), (name - 7, 2), (name - 5, 2), (name - 2, 2)] {
+            for delta in [-5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 0xff, 0xffff] {
+                let mut wrong = message.clone();
+                let field = &mut wrong[at..at + width];
+                let old = field.iter().fold(0i64, |value, byte| value << 8 | i64::from(*byte));
+                let new = if delta == 0xffff { 0xffff } else { old + delta };
+                field.copy_from_slice(&new.to_be_bytes()[8 - width..]);
+                if wrong == message {
+                    continue;
+                }
+                let parsed = ClientHello::parse(&wrong).map(|hello| hello.server_name.map(|name| name.to_string()));
+                assert!(parsed.is_err(), "byte {at} {delta:+}: {parsed:?}");
+            }
+        }
+        for cut in 1..5 {
+            let body = &message[4..];
+            assert!(ClientHello::parse(&handshake(1, &body[..body.len() - cut])).is_err(), "{cut} bytes short");
+            assert!(ClientHello::parse(&handshake(1, &[body, &[0; 5][..cut]].concat())).is_err(), "{cut} bytes long");
+        }
+    }
+
+    #[test]
+    fn a09_one_host_name_and_nothing_else() {
+        let with = |content: Vec<u8>| parse(&Hello::new().extension(sample::SERVER_NAME, content));
+        assert_eq!(
+            parse(&Hello::to("a.example").server_name(b"b.example")),
+            Err(Reason::DuplicateExtension(sample::SERVER_NAME))
+        );
+        assert_eq!(with(server_name_list(&[(0, b"a.example"), (0, b"b.example")])), Err(Reason::SeveralNames));
+        assert_eq!(with(server_name_list(&[(0, b"a.example"), (1, b"b.example")])), Err(Reason::SeveralNames));
+        assert_eq!(with(server_name_list(&[(1, b"a.example")])), Err(Reason::NameType(1)));
+        assert_eq!(with(server_name_list(&[(0, b"")])), Err(Reason::Name(NameError::Empty)));
+        assert_eq!(with(server_name_list(&[])), Err(Reason::Length(Field::ServerNameList)));
+        assert_eq!(with(vec![]), Err(Reason::Length(Field::ServerNameList)));
+        assert_eq!(
+            with([server_name_list(&[(0, b"a")]), vec![0]].concat()),
+            Err(Reason::Length(Field::ServerNameList))
+        );
+    }
+
+    #[test]
+    fn a10_a_bad_name_is_told_with_its_bytes() {
+        let message = Hello::new().server_name(b"a.example\0").message();
+        let invalid = ClientHello::parse(&message).unwrap_err();
+        assert_eq!(invalid.reason, Reason::Name(NameError::Character));
+        assert_eq!(invalid.server_name, Some(&b"a.example\0"[..]));
+    }
+
+    #[test]
+    fn a09_duplicate_extensions_are_found_among_few_and_many() {
+        for count in [2, 17, 18, 100, 3000] {
+            let types = |count| (0..count).map(|number| 0x1000 + number);
+            let all_different = types(count).fold(Hello::to("a.example"), |hello, number| hello.extension(number, []));
+            assert_eq!(parse(&all_different), Ok(Some("a.example".into())));
+            for twice in [0x1000, 0x1000 + count / 2, 0x1000 + count - 1] {
+                assert_eq!(
+                    parse(&all_different.clone().extension(twice, [])),
+                    Err(Reason::DuplicateExtension(twice)),
+                    "{count} extensions"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a21_grease_early_data_and_ech_are_no_obstacle() {
+        let message = Hello::to("a.example")
+            .first_extension(0x0a0a, [])
+            .extension(0xfafa, [0])
+            .extension(sample::EARLY_DATA, [])
+            .extension(sample::ENCRYPTED_CLIENT_HELLO, [0; 64])
+            .message();
+        let hello = ClientHello::parse(&message).unwrap();
+        assert_eq!(hello.server_name, ServerName::parse(b"a.example").ok());
+        assert!(hello.early_data && hello.ech);
+        assert_eq!(hello.highest_version(), 0x0304);
+    }
+
+    #[test]
+    fn a26_other_extensions_are_not_judged() {
+        for broken in [&[][..], &[0], &[9, 9, 9], &[0xff; 40]] {
+            let mut hello = Hello::to("a.example").extension(sample::ALPN, broken).extension(0xff01, broken);
+            for extension in hello.extensions.as_mut().unwrap() {
+                if extension.0 == sample::SUPPORTED_VERSIONS || extension.0 == sample::KEY_SHARE {
+                    extension.1 = broken.to_vec();
+                }
+            }
+            let message = hello.message();
+            let hello = ClientHello::parse(&message).unwrap();
+            assert_eq!(hello.server_name, ServerName::parse(b"a.example").ok());
+            assert_eq!(hello.alpn.err(), Some(Absent::Malformed));
+            assert_eq!(hello.supported_versions.err(), Some(Absent::Malformed));
+            assert_eq!(hello.highest_version(), 0x0303);
+        }
+        assert_eq!(Alpn::parse(&vector_u16(&[0])).err(), Some(Absent::Malformed), "an empty protocol");
+    }
+
+    #[test]
+    fn protocols_and_versions_are_listed_in_order() {
+        let message = Hello::to("a.example").alpn(&["h2", "http/1.1"]).message();
+        let hello = ClientHello::parse(&message).unwrap();
+        assert_eq!(hello.alpn.unwrap().iter().collect::<Vec<_>>(), [&b"h2"[..], b"http/1.1"]);
+        assert_eq!(hello.supported_versions.unwrap().iter().collect::<Vec<_>>(), [0x0304, 0x0303]);
+        let message = Hello::new().message();
+        assert_eq!(ClientHello::parse(&message).unwrap().alpn.err(), Some(Absent::NotSent));
+    }
+
+    #[test]
+    fn any_message_may_be_parsed_alone() {
+        for bytes in [&b""[..], b"\x01", b"\x01\0\0\0", &record(22, b"x")] {
+            assert!(ClientHello::parse(bytes).is_err());
+        }
+    }
+}

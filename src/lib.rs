@@ -1,0 +1,4 @@
+//! docs
+pub mod client_hello;
+pub mod name;
+pub mod route;

@@ -1,0 +1,318 @@
+//! Which route takes a client: the most specific name wins, whatever the order they were written in.
+//!
+//! A route matches when all its matchers hold. Among those that match, the one with the exact name wins, then the
+//! longest wildcard, then the catch-all; at the same name, the one with more matchers. Two routes of equal rank
+//! that one client could match are a [`Conflict`], found when the table is built, so a lookup has one answer.
+//!
+//! A lookup costs one hash per label of the name, however many routes there are.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+use crate::client_hello::Alpn;
+use crate::name::{MAX_LENGTH, NamePattern, ServerName, parents};
+
+/// Routes to targets of any kind.
+#[derive(Debug)]
+pub struct RouteTable<T> {
+    // The hasher of the standard library is keyed, so that names cannot be chosen to collide.
+    exact: HashMap<Box<str>, Rivals<T>>,
+    suffix: HashMap<Box<str>, Rivals<T>>,
+    catch_all: Rivals<T>,
+}
+
+/// Routes that claim the same name, the one with the most matchers first.
+type Rivals<T> = Vec<Candidate<T>>;
+
+#[derive(Debug)]
+struct Candidate<T> {
+    matchers: Matchers,
+    target: T,
+}
+
+/// What a client must satisfy besides its name.
+#[derive(Clone, Debug, Default)]
+pub struct Matchers {
+    /// It offers one of these application protocols; `None`: whatever it offers.
+    pub alpn: Option<Box<[Box<[u8]>]>>,
+    /// It arrived at one of these listeners, by number; `None`: wherever it arrived.
+    pub listeners: Option<Box<[usize]>>,
+}
+
+impl Matchers {
+    fn rank(&self) -> usize {
+        usize::from(self.alpn.is_some()) + usize::from(self.listeners.is_some())
+    }
+
+    fn hold(&self, client: &Client<'_>) -> bool {
+        let listener = self.listeners.as_ref().is_none_or(|wanted| wanted.contains(&client.listener));
+        let alpn = self.alpn.as_ref().is_none_or(|wanted| {
+            client.alpn.is_some_and(|offered| offered.iter().any(|offer| wanted.iter().any(|want| **want == *offer)))
+        });
+        listener && alpn
+    }
+
+    /// Whether one client could satisfy both. A client may offer any set of protocols, so these never tell two
+    /// routes apart for good.
+    fn overlap(&self, other: &Self) -> bool {
+        match (&self.listeners, &other.listeners) {
+            (Some(ours), Some(theirs)) => ours.iter().any(|listener| theirs.contains(listener)),
+            _ => true,
+        }
+    }
+}
+
+/// What is known of a client when it is routed.
+#[derive(Clone, Copy, Debug)]
+pub struct Client<'a> {
+    /// The name it asks for.
+    pub server_name: Option<ServerName<'a>>,
+    /// The application protocols it offers.
+    pub alpn: Option<Alpn<'a>>,
+    /// The number of the listener it arrived at.
+    pub listener: usize,
+}
+
+/// A route found, and what it was found by.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Match<'t, T> {
+    /// The route's target.
+    pub target: &'t T,
+    /// How the name matched.
+    pub by: MatchedBy<'t>,
+}
+
+/// How a name matched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MatchedBy<'t> {
+    /// The route has this very name.
+    Exact,
+    /// The route has `*.` and this suffix.
+    Suffix(&'t str),
+    /// The route takes every name, and clients that send none.
+    CatchAll,
+}
+
+/// Two routes that one client could match at equal rank.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Conflict<T> {
+    /// The target that was already in the table.
+    pub earlier: T,
+    /// The target that could not be added.
+    pub later: T,
+    /// The name both claim; `None` if both are catch-alls.
+    pub pattern: Option<NamePattern>,
+}
+
+impl<T> Default for RouteTable<T> {
+    fn default() -> Self {
+        Self { exact: HashMap::new(), suffix: HashMap::new(), catch_all: Vec::new() }
+    }
+}
+
+impl<T: Clone> RouteTable<T> {
+    /// Adds a route: all patterns lead to `target`; without patterns it is a catch-all.
+    pub fn insert(
+        &mut self,
+        patterns: &[NamePattern],
+        matchers: &Matchers,
+        target: &T,
+    ) -> Result<(), Box<Conflict<T>>> {
+        if patterns.is_empty() {
+            return add(&mut self.catch_all, None, matchers, target);
+        }
+        for pattern in patterns {
+            let rivals = match pattern {
+                NamePattern::Exact(name) => self.exact.entry(name.clone()).or_default(),
+                NamePattern::Suffix(suffix) => self.suffix.entry(suffix.clone()).or_default(),
+            };
+            add(rivals, Some(pattern), matchers, target)?;
+        }
+        Ok(())
+    }
+}
+
+fn add<T: Clone>(
+    rivals: &mut Rivals<T>,
+    pattern: Option<&NamePattern>,
+    matchers: &Matchers,
+    target: &T,
+) -> Result<(), Box<Conflict<T>>> {
+    let equal = |rival: &&Candidate<T>| rival.matchers.rank() == matchers.rank() && rival.matchers.overlap(matchers);
+    if let Some(rival) = rivals.iter().find(equal) {
+        return Err(Box::new(Conflict {
+            earlier: rival.target.clone(),
+            later: target.clone(),
+            pattern: pattern.cloned(),
+        }));
+    }
+    rivals.push(Candidate { matchers: matchers.clone(), target: target.clone() });
+    rivals.sort_by_key(|rival| Reverse(rival.matchers.rank()));
+    Ok(())
+}
+
+impl<T> RouteTable<T> {
+    /// The route that takes the client, if there is one.
+    #[must_use]
+    pub fn find(&self, client: &Client<'_>) -> Option<Match<'_, T>> {
+        client
+            .server_name
+            .and_then(|name| self.find_by_name(&name, client))
+            .or_else(|| first(&self.catch_all, client, MatchedBy::CatchAll))
+    }
+
+    fn find_by_name(&self, name: &ServerName<'_>, client: &Client<'_>) -> Option<Match<'_, T>> {
+        let mut buffer = [0; MAX_LENGTH];
+        let name = name.fold(&mut buffer);
+        let exact = self.exact.get(name).and_then(|rivals| first(rivals, client, MatchedBy::Exact));
+        if exact.is_some() || self.suffix.is_empty() {
+            return exact;
+        }
+        parents(name).find_map(|parent| {
+            let (suffix, rivals) = self.suffix.get_key_value(parent)?;
+            first(rivals, client, MatchedBy::Suffix(suffix))
+        })
+    }
+}
+
+fn first<'t, T>(rivals: &'t Rivals<T>, client: &Client<'_>, by: MatchedBy<'t>) -> Option<Match<'t, T>> {
+    let candidate = rivals.iter().find(|candidate| candidate.matchers.hold(client))?;
+    Some(Match { target: &candidate.target, by })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::client_hello::ClientHello;
+    use crate::client_hello::sample::Hello;
+
+    fn table(routes: &[(&[&str], Matchers)]) -> Result<RouteTable<usize>, Box<Conflict<usize>>> {
+        let mut table = RouteTable::default();
+        for (number, (patterns, matchers)) in routes.iter().enumerate() {
+            table.insert(&parse(patterns), matchers, &number)?;
+        }
+        Ok(table)
+    }
+
+    fn parse(patterns: &[&str]) -> Vec<NamePattern> {
+        patterns.iter().map(|pattern| NamePattern::parse(pattern).unwrap()).collect()
+    }
+
+    fn any() -> Matchers {
+        Matchers::default()
+    }
+
+    fn alpn(protocols: &[&str]) -> Matchers {
+        Matchers { alpn: Some(protocols.iter().map(|protocol| protocol.as_bytes().into()).collect()), ..any() }
+    }
+
+    fn at(listeners: &[usize]) -> Matchers {
+        Matchers { listeners: Some(listeners.into()), ..any() }
+    }
+
+    fn find(table: &RouteTable<usize>, name: Option<&str>) -> Option<usize> {
+        let server_name = name.map(|name| ServerName::parse(name.as_bytes()).unwrap());
+        table.find(&Client { server_name, alpn: None, listener: 0 }).map(|found| *found.target)
+    }
+
+    #[test]
+    fn e14_the_most_specific_name_wins_in_any_order() {
+        let mut routes: Vec<(&[&str], Matchers)> = vec![
+            (&[], any()),
+            (&["*.example.com"], any()),
+            (&["*.b.example.com"], any()),
+            (&["a.b.example.com"], any()),
+        ];
+        let expected = [
+            ("a.b.example.com", "a.b.example.com"),
+            ("A.B.example.com.", "a.b.example.com"),
+            ("x.b.example.com", "*.b.example.com"),
+            ("x.y.b.example.com", "*.b.example.com"),
+            ("b.example.com", "*.example.com"),
+            ("example.com", ""),
+            ("other", ""),
+        ];
+        for _ in 0..routes.len() {
+            routes.rotate_left(1);
+            let table = table(&routes).unwrap();
+            for (name, pattern) in expected {
+                let found = find(&table, Some(name)).map(|number| routes[number].0.first().copied().unwrap_or(""));
+                assert_eq!(found, Some(pattern), "{name}");
+            }
+            assert_eq!(find(&table, None).map(|number| routes[number].0.len()), Some(0));
+        }
+    }
+
+    #[test]
+    fn without_a_catch_all_the_rest_is_refused() {
+        let table = table(&[(&["a.example"], any())]).unwrap();
+        assert_eq!(find(&table, Some("b.example")), None);
+        assert_eq!(find(&table, None), None);
+    }
+
+    #[test]
+    fn more_matchers_win_and_fall_through_when_they_do_not_hold() {
+        let table = table(&[
+            (&["a.example"], any()),
+            (&["a.example"], alpn(&["h2", "h3"])),
+            (&["*.example"], at(&[7])),
+            (&[], any()),
+        ])
+        .unwrap();
+        let message = Hello::to("a.example").alpn(&["http/1.1", "h2"]).message();
+        let hello = ClientHello::parse(&message).unwrap();
+        let client = Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener: 7 };
+        assert_eq!(table.find(&client).map(|found| *found.target), Some(1));
+        assert_eq!(table.find(&Client { alpn: None, ..client }).map(|found| *found.target), Some(0));
+
+        let other = Client { server_name: ServerName::parse(b"b.example").ok(), ..client };
+        assert_eq!(table.find(&other), Some(Match { target: &2, by: MatchedBy::Suffix("example") }));
+        assert_eq!(table.find(&Client { listener: 1, ..other }), Some(Match { target: &3, by: MatchedBy::CatchAll }));
+    }
+
+    #[test]
+    fn equal_rank_is_a_conflict_where_one_client_could_match_both() {
+        let name: &[&str] = &["a.example"];
+        let conflicting = [
+            (any(), any()),
+            (alpn(&["h2"]), alpn(&["http/1.1"])),
+            (alpn(&["h2"]), at(&[1])),
+            (at(&[1, 2]), at(&[2, 3])),
+        ];
+        for (first, second) in conflicting {
+            let conflict = table(&[(name, first), (&["b.example"], any()), (name, second)]).unwrap_err();
+            assert_eq!(*conflict, Conflict { earlier: 0, later: 2, pattern: NamePattern::parse("a.example").ok() });
+        }
+        for (first, second) in [(any(), alpn(&["h2"])), (at(&[1]), at(&[2])), (at(&[1]), any())] {
+            assert!(table(&[(name, first), (name, second)]).is_ok());
+        }
+        assert!(table(&[(&[], any()), (&[], any())]).is_err_and(|conflict| conflict.pattern.is_none()));
+        assert!(table(&[(&["a.example", "A.example."], any())]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn e14_agrees_with_a_scan_over_all_routes(
+            patterns in proptest::collection::btree_set("(\\*\\.)?([ab]\\.){0,2}[ab]", 0..12),
+            name in "([abc]\\.){0,3}[abc]",
+            catch_all: bool,
+        ) {
+            let patterns: Vec<NamePattern> = patterns.iter().map(|text| NamePattern::parse(text).unwrap()).collect();
+            let mut table = RouteTable::default();
+            for pattern in &patterns {
+                table.insert(std::slice::from_ref(pattern), &any(), pattern).unwrap();
+            }
+            let fallback = NamePattern::parse("catch-all").unwrap();
+            if catch_all {
+                table.insert(&[], &any(), &fallback).unwrap();
+            }
+            let server_name = ServerName::parse(name.as_bytes()).unwrap();
+            let length = |pattern: &NamePattern| (matches!(pattern, NamePattern::Exact(_)), pattern.to_string().len());
+            let expected = patterns.iter().filter(|pattern| pattern.matches(&server_name)).max_by_key(|pattern| length(pattern));
+            let found = table.find(&Client { server_name: Some(server_name), alpn: None, listener: 0 });
+            prop_assert_eq!(found.map(|found| found.target), expected.or(catch_all.then_some(&fallback)));
+        }
+    }
+}
