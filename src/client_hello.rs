@@ -156,7 +156,7 @@ fn server_name(content: &[u8]) -> Result<ServerName<'_>, Invalid<'_>> {
     ServerName::parse(name).map_err(|error| Invalid { reason: Reason::Name(error), server_name: Some(name) })
 }
 
-fn whole<'a, T>(parsed: IResult<&'a [u8], T>, field: Field) -> Result<(&'a [u8], T), Reason> {
+fn whole<T>(parsed: IResult<&[u8], T>, field: Field) -> Result<(&[u8], T), Reason> {
     parsed.map_err(|_| Reason::Length(field))
 }
 

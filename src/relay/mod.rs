@@ -1,0 +1,275 @@
+//! Two sockets, until both ends are done.
+//!
+//! Every byte is delivered in order, both ways. A FIN is passed on after all bytes before it; a reset is passed on as
+//! a reset, after what had been received before it; an error in one direction does not discard what the other still
+//! holds. An idle connection holds no buffer: bytes pass through one per worker thread, and only what a slow
+//! reader has not taken is kept, at most 64 KiB per direction, during which nothing more is read for it.
+
+mod flow;
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use flow::{Fault, Flow};
+use rustix::net::{Shutdown, shutdown};
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::sys;
+
+/// How long a connection may be silent.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// No byte in either direction.
+    pub idle: Duration,
+    /// No byte in either direction since one side has closed.
+    pub half_close: Duration,
+}
+
+/// One of the two peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The one that connected to us.
+    Client,
+    /// The one that we connected to.
+    Upstream,
+}
+
+/// How a relay ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Both sides have closed in order, this one first.
+    Closed(Side),
+    /// This side reset the connection.
+    Reset(Side),
+    /// This side does not answer any more: keepalives or bytes were not acknowledged.
+    Dead(Side),
+    /// [`Deadlines::idle`] has passed.
+    IdleTimeout,
+    /// [`Deadlines::half_close`] has passed.
+    HalfCloseTimeout,
+    /// `stop` was ready.
+    Stopped,
+}
+
+/// Relays until both sides are done, a deadline passes or `stop` is ready, then closes both sockets.
+///
+/// `hello` is what has been read from the client already; it goes to the upstream first. `delivered` is told of
+/// every run of bytes that was handed to the other side's kernel, and which side it came from.
+pub async fn copy_bidirectional(
+    client: TcpStream,
+    upstream: TcpStream,
+    hello: Vec<u8>,
+    deadlines: Deadlines,
+    stop: impl Future<Output = ()>,
+    delivered: impl FnMut(Side, usize),
+) -> Ending {
+    let mut stop = pin!(stop);
+    let ending = {
+        let mut timer = pin!(sleep(deadlines.idle));
+        let mut relay = Relay::new(&client, &upstream, hello, deadlines, delivered);
+        poll_fn(|cx| match stop.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Ending::Stopped),
+            Poll::Pending => relay.poll(cx, timer.as_mut()),
+        })
+        .await
+    };
+    if let Ending::Reset(side) | Ending::Dead(side) = ending {
+        let (gone, survivor) = match side {
+            Side::Client => (client, upstream),
+            Side::Upstream => (upstream, client),
+        };
+        reset(gone);
+        tokio::select! {
+            () = acknowledged(&survivor, deadlines.half_close) => {}
+            () = stop => {}
+        }
+        reset(survivor);
+    }
+    ending
+}
+
+struct Relay<'a, D> {
+    client: &'a TcpStream,
+    upstream: &'a TcpStream,
+    /// Client to upstream.
+    up: Flow,
+    /// Upstream to client.
+    down: Flow,
+    closed_first: Option<Side>,
+    fault: Option<Ending>,
+    /// Nobody reads from a side that has closed, so its reset would go unnoticed while the other side is silent.
+    watch: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'a>>>,
+    deadlines: Deadlines,
+    last_activity: Instant,
+    delivered: D,
+}
+
+impl<'a, D: FnMut(Side, usize)> Relay<'a, D> {
+    fn new(
+        client: &'a TcpStream,
+        upstream: &'a TcpStream,
+        hello: Vec<u8>,
+        deadlines: Deadlines,
+        delivered: D,
+    ) -> Self {
+        Self {
+            client,
+            upstream,
+            up: Flow::holding(hello),
+            down: Flow::Open,
+            closed_first: None,
+            fault: None,
+            watch: None,
+            deadlines,
+            last_activity: Instant::now(),
+            delivered,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, timer: Pin<&mut Sleep>) -> Poll<Ending> {
+        self.poll_flow(cx, Side::Client);
+        self.poll_flow(cx, Side::Upstream);
+        self.poll_watch(cx);
+        if self.up.ended() && self.down.ended() {
+            let closed = self.closed_first.map(Ending::Closed);
+            return Poll::Ready(self.fault.or(closed).unwrap_or(Ending::Stopped));
+        }
+        self.poll_deadline(cx, timer)
+    }
+
+    fn poll_flow(&mut self, cx: &mut Context<'_>, from: Side) {
+        let (flow, source, destination) = match from {
+            Side::Client => (&mut self.up, self.client, self.upstream),
+            Side::Upstream => (&mut self.down, self.upstream, self.client),
+        };
+        let mut moved = false;
+        let end = flow.poll(cx, source, destination, |bytes| {
+            moved = true;
+            (self.delivered)(from, bytes);
+        });
+        if moved || end.is_ready() {
+            self.last_activity = Instant::now();
+        }
+        let end = end.map(|end| match self.fault {
+            None => end.and_then(|()| pass_on_fin(destination)),
+            // An EOF after a failed write is a reset that was noticed earlier.
+            Some(_) => end.and(Err(Fault::Source(io::ErrorKind::ConnectionReset.into()))),
+        });
+        match end {
+            Poll::Pending => {}
+            Poll::Ready(Ok(())) => {
+                *flow = Flow::Finished;
+                self.closed_first.get_or_insert(from);
+                self.watch = Some(Box::pin(async { source.ready(Interest::ERROR).await.map(drop) }));
+            }
+            Poll::Ready(Err(Fault::Source(error))) => self.lose(from, &error),
+            Poll::Ready(Err(Fault::Destination(error))) => {
+                // The other flow goes on: what this side sent before it went is still to be read.
+                *flow = Flow::Broken;
+                self.fault.get_or_insert(fault(from.other(), &error));
+            }
+        }
+    }
+
+    /// The reset of the side that closed first.
+    fn poll_watch(&mut self, cx: &mut Context<'_>) {
+        let (Some(watch), Some(side)) = (&mut self.watch, self.closed_first) else { return };
+        let Poll::Ready(result) = watch.as_mut().poll(cx) else { return };
+        self.watch = None;
+        let socket = match side {
+            Side::Client => self.client,
+            Side::Upstream => self.upstream,
+        };
+        let error = result.and_then(|()| socket.take_error()).unwrap_or_else(Some);
+        self.lose(side, &error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()));
+    }
+
+    /// The side is gone, and all it sent has been read.
+    fn lose(&mut self, side: Side, error: &io::Error) {
+        self.fault.get_or_insert(fault(side, error));
+        for flow in [&mut self.up, &mut self.down] {
+            if !flow.ended() {
+                *flow = Flow::Broken;
+            }
+        }
+    }
+
+    fn poll_deadline(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Ending> {
+        let (patience, ending) = if self.up.ended() || self.down.ended() {
+            (self.deadlines.half_close, Ending::HalfCloseTimeout)
+        } else {
+            (self.deadlines.idle, Ending::IdleTimeout)
+        };
+        let deadline = self.last_activity + patience;
+        loop {
+            // Activity does not move the timer: that it was too early is noticed when it fires.
+            if timer.deadline() > deadline {
+                timer.as_mut().reset(deadline);
+            }
+            match timer.as_mut().poll(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(()) if timer.deadline() >= deadline => return Poll::Ready(ending),
+                Poll::Ready(()) => timer.as_mut().reset(deadline),
+            }
+        }
+    }
+}
+
+impl Side {
+    fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Upstream,
+            Self::Upstream => Self::Client,
+        }
+    }
+}
+
+fn pass_on_fin(destination: &TcpStream) -> Result<(), Fault> {
+    shutdown(destination, Shutdown::Write).map_err(|error| Fault::Destination(error.into()))
+}
+
+fn fault(side: Side, error: &io::Error) -> Ending {
+    match error.kind() {
+        // Keepalive, TCP_USER_TIMEOUT, and the ICMP answers that arrive while they run.
+        io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+            Ending::Dead(side)
+        }
+        _ => Ending::Reset(side),
+    }
+}
+
+/// Closes with a RST.
+#[expect(clippy::needless_pass_by_value, reason = "the socket is closed by dropping it here")]
+pub(crate) fn reset(socket: TcpStream) {
+    // If the option fails, what is left is an ordinary close.
+    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+}
+
+/// Until the peer has all that was sent to it: a RST would discard what it has not. Gives up when nothing was
+/// acknowledged for as long as `patience`. The kernel does not announce this, so it is asked, ever more rarely.
+async fn acknowledged(socket: &TcpStream, patience: Duration) {
+    let mut pause = Duration::from_millis(1);
+    let mut outstanding = usize::MAX;
+    let mut last_progress = Instant::now();
+    while let Ok(now_outstanding @ 1..) = sys::unacknowledged(socket) {
+        if now_outstanding < outstanding {
+            outstanding = now_outstanding;
+            last_progress = Instant::now();
+        }
+        let is_gone = socket.peer_addr().is_err();
+        if is_gone || last_progress.elapsed() >= patience {
+            return;
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+#[cfg(test)]
+mod tests;

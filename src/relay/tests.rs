@@ -1,0 +1,290 @@
+use proptest::collection::vec;
+use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use super::*;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DEADLINES: Deadlines = Deadlines { idle: Duration::from_secs(24 * 3600), half_close: Duration::from_secs(60) };
+
+async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    (near.unwrap(), far.unwrap().0)
+}
+
+struct Relayed {
+    client: TcpStream,
+    upstream: TcpStream,
+    relay: JoinHandle<(Ending, [usize; 2])>,
+}
+
+async fn relayed(hello: &[u8], deadlines: Deadlines) -> Relayed {
+    let (client, client_side) = pair().await;
+    let (upstream_side, upstream) = pair().await;
+    let hello = hello.to_vec();
+    let relay = tokio::spawn(async move {
+        let mut delivered = [0, 0];
+        let count = |side, bytes| delivered[usize::from(side == Side::Upstream)] += bytes;
+        let ending =
+            copy_bidirectional(client_side, upstream_side, hello, deadlines, std::future::pending(), count).await;
+        (ending, delivered)
+    });
+    Relayed { client, upstream, relay }
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|number| (number ^ number >> 8) as u8).collect()
+}
+
+async fn read_all(mut stream: impl tokio::io::AsyncRead + Unpin) -> (Vec<u8>, io::Result<usize>) {
+    let mut bytes = Vec::new();
+    let end = stream.read_to_end(&mut bytes).await;
+    (bytes, end)
+}
+
+fn is_reset(end: &io::Result<usize>) -> bool {
+    end.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
+}
+
+#[tokio::test]
+async fn d01_answer_arrives_after_the_client_has_closed_its_side() {
+    let Relayed { mut client, mut upstream, relay } = relayed(b"hello", DEADLINES).await;
+    client.write_all(b" world").await.unwrap();
+    client.shutdown().await.unwrap();
+    let (request, _) = read_all(&mut upstream).await;
+    assert_eq!(request, b"hello world");
+
+    let answer = pattern(20_000_000);
+    let sent = answer.clone();
+    tokio::spawn(async move { upstream.write_all(&sent).await });
+    assert!(read_all(client).await.0 == answer);
+    assert_eq!(relay.await.unwrap(), (Ending::Closed(Side::Client), [11, 20_000_000]));
+}
+
+#[tokio::test]
+async fn d02_client_sends_after_the_upstream_has_closed_its_side() {
+    let Relayed { mut client, mut upstream, relay } = relayed(b"", DEADLINES).await;
+    upstream.shutdown().await.unwrap();
+    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+
+    let request = pattern(20_000_000);
+    let sent = request.clone();
+    tokio::spawn(async move { client.write_all(&sent).await });
+    assert!(read_all(upstream).await.0 == request);
+    assert_eq!(relay.await.unwrap().0, Ending::Closed(Side::Upstream));
+}
+
+#[tokio::test]
+async fn d03_fin_comes_after_all_bytes_to_a_slow_reader() {
+    let Relayed { mut client, mut upstream, relay } = relayed(b"", DEADLINES).await;
+    let bytes = pattern(8_000_000);
+    let (mut client_reader, mut client_writer) = client.split();
+    let (mut upstream_reader, mut upstream_writer) = upstream.split();
+    let send = async |writer: &mut tokio::net::tcp::WriteHalf<'_>| {
+        writer.write_all(&bytes).await.unwrap();
+        writer.shutdown().await.unwrap();
+    };
+    let (_, _, up, down) = tokio::join!(
+        send(&mut client_writer),
+        send(&mut upstream_writer),
+        read_slowly(&mut upstream_reader),
+        read_slowly(&mut client_reader),
+    );
+    assert!(up == bytes && down == bytes);
+    assert_eq!(relay.await.unwrap().1, [8_000_000, 8_000_000]);
+}
+
+async fn read_slowly(reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8> {
+    let mut all = Vec::new();
+    let mut chunk = [0; 3000];
+    loop {
+        match reader.read(&mut chunk).await.unwrap() {
+            0 => return all,
+            length => all.extend_from_slice(&chunk[..length]),
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn d04_what_came_before_a_reset_is_delivered_and_then_the_reset() {
+    let Relayed { mut client, mut upstream, relay } = relayed(b"", DEADLINES).await;
+    let bytes = pattern(1_000_000);
+    upstream.write_all(&bytes).await.unwrap();
+    reset(upstream);
+    let mut received = vec![0; 1];
+    client.read_exact(&mut received).await.unwrap();
+    let (rest, end) = read_all(client).await;
+    received.extend(rest);
+    assert!(bytes.starts_with(&received), "a prefix");
+    assert!(is_reset(&end), "{end:?}");
+    let (ending, [_, delivered]) = relay.await.unwrap();
+    assert_eq!((ending, delivered), (Ending::Reset(Side::Upstream), received.len()));
+}
+
+#[tokio::test]
+async fn d05_a_reset_is_passed_on_while_the_other_side_is_silent() {
+    for half_closed in [false, true] {
+        let Relayed { mut client, mut upstream, relay } = relayed(b"x", DEADLINES).await;
+        upstream.read_exact(&mut [0]).await.unwrap();
+        if half_closed {
+            client.shutdown().await.unwrap();
+            assert_eq!(upstream.read(&mut [0]).await.unwrap(), 0);
+        }
+        reset(client);
+        assert_eq!(relay.await.unwrap().0, Ending::Reset(Side::Client));
+        let error = upstream.ready(Interest::ERROR).await.and_then(|_| upstream.take_error()).unwrap();
+        assert!(error.is_some());
+    }
+}
+
+#[tokio::test]
+async fn d06_an_error_in_one_direction_leaves_the_other_its_bytes() {
+    let Relayed { mut client, mut upstream, relay } = relayed(b"", DEADLINES).await;
+    let answer = pattern(500_000);
+    upstream.write_all(&answer).await.unwrap();
+    let (mut reader, mut writer) = client.split();
+    // The upstream closes with unread bytes, which makes its kernel answer further ones with a reset.
+    writer.write_all(b"request").await.unwrap();
+    upstream.readable().await.unwrap();
+    drop(upstream);
+    while writer.write_all(&[0; 1000]).await.is_ok() && !relay.is_finished() {
+        tokio::task::yield_now().await;
+        if let Ok(Ok(_)) = tokio::time::timeout(Duration::from_millis(1), reader.peek(&mut [0])).await {
+            break;
+        }
+    }
+    let (received, _) = read_all(&mut reader).await;
+    assert!(answer.starts_with(&received) && !received.is_empty());
+    assert_eq!(relay.await.unwrap().1[1], received.len(), "what was read was delivered");
+}
+
+#[tokio::test(start_paused = true)]
+async fn d15_a_silent_connection_lives_until_the_idle_deadline() {
+    let Relayed { client, upstream, relay } = relayed(b"", DEADLINES).await;
+    let start = Instant::now();
+    assert_eq!(relay.await.unwrap().0, Ending::IdleTimeout);
+    let lived = start.elapsed();
+    assert!(lived >= 24 * HOUR && lived < 24 * HOUR + Duration::from_secs(1), "{lived:?}");
+    assert!(read_all(client).await.1.is_ok() && read_all(upstream).await.1.is_ok(), "closed in order");
+}
+
+#[tokio::test(start_paused = true)]
+async fn d14_activity_in_one_direction_keeps_the_connection() {
+    let deadlines = Deadlines { idle: HOUR, ..DEADLINES };
+    let Relayed { mut client, mut upstream, relay } = relayed(b"", deadlines).await;
+    for _ in 0..30 {
+        sleep(HOUR / 2).await;
+        upstream.write_all(b"x").await.unwrap();
+        client.read_exact(&mut [0]).await.unwrap();
+    }
+    let last = Instant::now();
+    assert_eq!(relay.await.unwrap().0, Ending::IdleTimeout);
+    assert!(last.elapsed() >= HOUR && last.elapsed() < HOUR + Duration::from_secs(1), "{:?}", last.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn d16_a_half_closed_connection_has_its_own_deadline_of_inactivity() {
+    let Relayed { mut client, mut upstream, relay } = relayed(b"", DEADLINES).await;
+    client.shutdown().await.unwrap();
+    assert_eq!(upstream.read(&mut [0]).await.unwrap(), 0);
+    for _ in 0..5 {
+        sleep(Duration::from_secs(59)).await;
+        upstream.write_all(b"x").await.unwrap();
+        client.read_exact(&mut [0]).await.unwrap();
+    }
+    let last = Instant::now();
+    assert_eq!(relay.await.unwrap().0, Ending::HalfCloseTimeout);
+    assert!(last.elapsed() >= Duration::from_secs(60) && last.elapsed() < Duration::from_secs(61));
+}
+
+#[tokio::test]
+async fn d09_single_bytes_both_ways() {
+    let Relayed { mut client, mut upstream, relay } = relayed(b"", DEADLINES).await;
+    let bytes = pattern(20_000);
+    let one_by_one = async |writer: &mut tokio::net::tcp::WriteHalf<'_>| {
+        for byte in &bytes {
+            writer.write_all(&[*byte]).await.unwrap();
+        }
+        writer.shutdown().await.unwrap();
+    };
+    let (mut client_reader, mut client_writer) = client.split();
+    let (mut upstream_reader, mut upstream_writer) = upstream.split();
+    let (_, _, up, down) = tokio::join!(
+        one_by_one(&mut client_writer),
+        one_by_one(&mut upstream_writer),
+        read_all(&mut upstream_reader),
+        read_all(&mut client_reader),
+    );
+    assert!(up.0 == bytes && down.0 == bytes);
+    assert_eq!(relay.await.unwrap().1, [20_000, 20_000]);
+}
+
+#[tokio::test]
+async fn d07_a_reader_that_stops_bounds_what_is_taken_from_the_other() {
+    let Relayed { client, mut upstream, relay } = relayed(b"", DEADLINES).await;
+    let mut taken = 0;
+    loop {
+        tokio::select! {
+            written = upstream.write(&[0; 65536]) => taken += written.unwrap(),
+            () = sleep(Duration::from_millis(300)) => break,
+        }
+    }
+    assert!(taken < 32_000_000, "socket buffers and one chunk, not {taken} bytes");
+    assert!(!relay.is_finished());
+    drop(client);
+}
+
+#[tokio::test]
+async fn stop_ends_a_relay() {
+    let (client, client_side) = pair().await;
+    let (upstream_side, upstream) = pair().await;
+    let ending =
+        copy_bidirectional(client_side, upstream_side, Vec::new(), DEADLINES, std::future::ready(()), |_, _| {}).await;
+    assert_eq!(ending, Ending::Stopped);
+    assert!(read_all(client).await.1.is_ok() && read_all(upstream).await.1.is_ok());
+}
+
+/// What each side writes, in pieces of these sizes, before it closes.
+async fn exchange(up: &[usize], down: &[usize], ours: bool) -> [Vec<u8>; 2] {
+    let (client, mut client_side) = pair().await;
+    let (mut upstream_side, upstream) = pair().await;
+    let relay = tokio::spawn(async move {
+        if ours {
+            let hello = Vec::new();
+            copy_bidirectional(client_side, upstream_side, hello, DEADLINES, std::future::pending(), |_, _| {}).await;
+        } else {
+            tokio::io::copy_bidirectional(&mut client_side, &mut upstream_side).await.unwrap();
+        }
+    });
+    let side = async |stream: TcpStream, pieces: &[usize]| {
+        let (reader, mut writer) = stream.into_split();
+        let reader = tokio::spawn(read_all(reader));
+        for (number, piece) in pieces.iter().enumerate() {
+            writer.write_all(&vec![number as u8; *piece]).await.unwrap();
+        }
+        writer.shutdown().await.unwrap();
+        reader.await.unwrap().0
+    };
+    let (from_upstream, from_client) = tokio::join!(side(client, up), side(upstream, down));
+    relay.await.unwrap();
+    [from_client, from_upstream]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn d11_delivers_what_tokio_delivers(
+        up in vec(0usize..200_000, 0..20),
+        down in vec(0usize..200_000, 0..20),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (ours, theirs) = runtime.block_on(async {
+            (exchange(&up, &down, true).await, exchange(&up, &down, false).await)
+        });
+        prop_assert!(ours == theirs);
+    }
+}
