@@ -1,0 +1,242 @@
+//! What became of a connection: counted once, logged once.
+
+mod counters;
+mod outcome;
+mod refusal_log;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+pub use counters::{Counters, OutcomeCounts, RouteCounters};
+pub use outcome::{Alert, ClosedBy, Outcome, Stage};
+pub use refusal_log::RefusalLog;
+use tracing::Level;
+
+/// The longest server name in a log line, in bytes; longer ones (all invalid) are cut.
+const MAX_LOGGED_NAME: usize = 255;
+
+/// One connection's account: opened when it is accepted, closed exactly once, when it is dropped.
+///
+/// A connection whose task panics closes its account too, as [`Outcome::LocalError`].
+#[derive(Debug)]
+pub struct Account {
+    counters: Arc<Counters>,
+    route: Arc<RouteCounters>,
+    listener: usize,
+    listener_name: Arc<str>,
+    client: SocketAddr,
+    opened: Instant,
+    facts: Facts,
+    received: u64,
+    sent: u64,
+    outcome: Outcome,
+    closed_by: ClosedBy,
+}
+
+/// What is learned of a connection on its way, each with the log field it becomes.
+#[derive(Debug, Default)]
+pub struct Facts {
+    /// `server.address`, escaped.
+    pub server_name: Option<Box<str>>,
+    /// `tls.next_protocol`: what the client offers, escaped.
+    pub next_protocol: Option<Box<str>>,
+    /// `tls.protocol.version`: the highest the client offers.
+    pub protocol_version: Option<&'static str>,
+    /// `upstream.address`
+    pub upstream: Option<SocketAddr>,
+    /// `upstream.local.address`: who we are to the API server, as in its audit log.
+    pub upstream_local: Option<SocketAddr>,
+    /// `hello_ms`: from accept to the whole hello.
+    pub hello: Option<Duration>,
+    /// `connect_ms`: from the route to the connected endpoint.
+    pub connect: Option<Duration>,
+    /// `reason`: what was wrong, in words.
+    pub reason: Option<Box<str>>,
+}
+
+impl Account {
+    /// Opens the account of a connection that no route has taken yet.
+    #[must_use]
+    pub fn open(counters: &Arc<Counters>, listener: usize, listener_name: &Arc<str>, client: SocketAddr) -> Self {
+        counters.unrouted.active.fetch_add(1, Relaxed);
+        Self {
+            counters: Arc::clone(counters),
+            route: Arc::clone(&counters.unrouted),
+            listener,
+            listener_name: Arc::clone(listener_name),
+            client,
+            opened: Instant::now(),
+            facts: Facts::default(),
+            received: 0,
+            sent: 0,
+            outcome: Outcome::LocalError,
+            closed_by: ClosedBy::Us,
+        }
+    }
+
+    /// Since the connection was accepted.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.opened.elapsed()
+    }
+
+    /// Something was learned that the log line will say.
+    pub fn learn(&mut self, note: impl FnOnce(&mut Facts)) {
+        note(&mut self.facts);
+    }
+
+    /// The hello is whole.
+    pub fn hello_read(&mut self) {
+        let age = self.age();
+        self.counters.hello_seconds.observe(age.as_secs_f64());
+        self.facts.hello = Some(age);
+    }
+
+    /// A route has taken the connection.
+    pub fn routed(&mut self, route: &Arc<RouteCounters>) {
+        self.route.active.fetch_sub(1, Relaxed);
+        route.active.fetch_add(1, Relaxed);
+        self.route = Arc::clone(route);
+    }
+
+    /// An endpoint has answered.
+    pub fn connected(&mut self, took: Duration, upstream: Option<SocketAddr>, local: Option<SocketAddr>) {
+        self.route.connect_seconds.observe(took.as_secs_f64());
+        self.facts.connect = Some(took);
+        self.facts.upstream = upstream;
+        self.facts.upstream_local = local;
+    }
+
+    /// Bytes came from the client.
+    pub fn received(&mut self, bytes: usize) {
+        self.received += bytes as u64;
+        self.route.received.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// Bytes went to the client.
+    pub fn sent(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
+        self.route.sent.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// How it ended. The account is closed when it is dropped.
+    pub fn end(&mut self, outcome: Outcome, closed_by: ClosedBy) {
+        self.outcome = outcome;
+        self.closed_by = closed_by;
+    }
+
+    fn level(&self) -> Level {
+        // What connects and leaves without a word is a balancer's health check.
+        let is_bare = self.outcome == Outcome::ClientGone && self.received == 0;
+        if is_bare { Level::DEBUG } else { self.outcome.level() }
+    }
+
+    fn log(&self) {
+        macro_rules! line {
+            ($level:expr, $message:literal) => {
+                tracing::event!(
+                    $level,
+                    outcome = self.outcome.label(),
+                    closed_by = self.closed_by.label(),
+                    route = self.route.name(),
+                    listener = &*self.listener_name,
+                    client.address = tracing::field::display(self.client.ip()),
+                    client.port = self.client.port(),
+                    server.address = self.facts.server_name.as_deref(),
+                    tls.next_protocol = self.facts.next_protocol.as_deref(),
+                    tls.protocol.version = self.facts.protocol_version,
+                    upstream.address = self.facts.upstream.map(tracing::field::display),
+                    upstream.local.address = self.facts.upstream_local.map(tracing::field::display),
+                    bytes.received = self.received,
+                    bytes.sent = self.sent,
+                    duration_ms = milliseconds(self.age()),
+                    hello_ms = self.facts.hello.map(milliseconds),
+                    connect_ms = self.facts.connect.map(milliseconds),
+                    reason = self.facts.reason.as_deref(),
+                    $message
+                )
+            };
+        }
+        macro_rules! line_at {
+            ($level:expr) => {
+                if self.outcome.is_refusal() { line!($level, "refused") } else { line!($level, "connection") }
+            };
+        }
+        match self.level() {
+            Level::ERROR => line_at!(Level::ERROR),
+            Level::WARN => line_at!(Level::WARN),
+            Level::INFO => line_at!(Level::INFO),
+            _ => line_at!(Level::DEBUG),
+        }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.route.active.fetch_sub(1, Relaxed);
+        self.route.outcomes(self.listener).count(self.outcome);
+        self.route.connection_seconds.observe(self.age().as_secs_f64());
+        if !self.outcome.is_refusal() || self.counters.refusal_log.admits(self.outcome) {
+            self.log();
+        }
+    }
+}
+
+/// To the microsecond, as a fraction of milliseconds.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// Bytes of a client as they may stand in a log: printable ASCII, the rest escaped, cut at 255 bytes.
+#[must_use]
+pub fn escape(bytes: &[u8]) -> Box<str> {
+    let mut escaped = bytes.escape_ascii().to_string();
+    escaped.truncate(MAX_LOGGED_NAME);
+    escaped.into()
+}
+
+/// The client's address in the form rules and logs use: an IPv4-mapped one becomes IPv4.
+#[must_use]
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(IpAddr::to_canonical(&address.ip()), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn e10_names_are_escaped_and_cut() {
+        let hostile = "a\r\n{\"x\":1}\u{1b}[31m\u{202e}\\".as_bytes();
+        assert_eq!(&*escape(hostile), r#"a\r\n{\"x\":1}\x1b[31m\xe2\x80\xae\\"#);
+        assert_eq!(escape(&[0xff; 70_000]).len(), 255);
+    }
+
+    #[test]
+    fn e02_mapped_addresses_become_ipv4() {
+        assert_eq!(canonical("[::ffff:192.0.2.1]:7".parse().unwrap()), "192.0.2.1:7".parse().unwrap());
+        assert_eq!(canonical("[2001:db8::1]:7".parse().unwrap()), "[2001:db8::1]:7".parse().unwrap());
+    }
+
+    #[tokio::test]
+    async fn d24_an_account_is_closed_once_even_by_a_panic() {
+        let counters = Arc::new(Counters::new(1, 0));
+        let route = counters.new_route("a", 1);
+        for panics in [false, true] {
+            let mut account = Account::open(&counters, 0, &"listener".into(), "192.0.2.1:7".parse().unwrap());
+            account.routed(&route);
+            assert_eq!(route.active.load(Relaxed), 1);
+            let task = tokio::spawn(async move {
+                assert!(!panics, "as the test asks");
+                account.end(Outcome::Completed, ClosedBy::Client);
+            });
+            assert_eq!(task.await.is_err(), panics);
+            assert_eq!(route.active.load(Relaxed), 0);
+        }
+        let counts = |outcome| route.outcomes(0).get(outcome);
+        assert_eq!((counts(Outcome::Completed), counts(Outcome::LocalError)), (1, 1));
+        assert_eq!(counters.unrouted.active.load(Relaxed), 0);
+    }
+}

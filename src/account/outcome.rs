@@ -1,0 +1,244 @@
+//! Every way a connection can end, and what each means to the client, the log and the metrics.
+
+use tracing::Level;
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Outcome {
+    /// Both sides closed in order.
+    Completed,
+    /// The client reset the connection.
+    ClientReset,
+    /// The API server reset the connection.
+    UpstreamReset,
+    /// No byte for `timeouts.idle`.
+    IdleTimeout,
+    /// No byte for `timeouts.half_close` after one side had closed.
+    HalfCloseTimeout,
+    /// A side did not answer keepalives, or took no byte for `tcp.user_timeout`.
+    PeerDead,
+    /// Closed by us at the end of `timeouts.drain`.
+    Drained,
+    /// No route has the name.
+    UnknownName,
+    /// The client sent no name, and no route takes such clients.
+    NoName,
+    /// The hello is no well-formed ClientHello, or its name is none.
+    Malformed,
+    /// The client does not speak TLS.
+    NotTls,
+    /// The hello was not whole within `timeouts.hello`.
+    HelloTimeout,
+    /// The hello is larger than `limits.hello_bytes`.
+    HelloTooLarge,
+    /// No address to connect to: the endpoints' names do not resolve.
+    NoEndpoint,
+    /// Every endpoint refused, or could not be reached.
+    ConnectRefused,
+    /// No endpoint answered within the connect budget.
+    ConnectTimeout,
+    /// This machine could not serve it: out of descriptors, ports or memory.
+    LocalError,
+    /// The client left before it was served.
+    ClientGone,
+}
+
+/// A TLS alert description (RFC 8446, section 6), sent as fatal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Alert {
+    /// The hello could not be read.
+    DecodeError = 50,
+    /// We cannot serve it now.
+    InternalError = 80,
+    /// We do not know the name.
+    UnrecognizedName = 112,
+}
+
+impl Alert {
+    /// The alert as a whole TLS record.
+    #[must_use]
+    pub fn record(self) -> [u8; 7] {
+        const FATAL: u8 = 2;
+        [21, 3, 3, 0, 2, FATAL, self as u8]
+    }
+}
+
+/// Who ended it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClosedBy {
+    /// The client.
+    Client,
+    /// The API server.
+    Upstream,
+    /// snigate.
+    Us,
+}
+
+impl ClosedBy {
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Upstream => "upstream",
+            Self::Us => "us",
+        }
+    }
+}
+
+impl Outcome {
+    /// All of them.
+    pub const ALL: [Self; 18] = [
+        Self::Completed,
+        Self::ClientReset,
+        Self::UpstreamReset,
+        Self::IdleTimeout,
+        Self::HalfCloseTimeout,
+        Self::PeerDead,
+        Self::Drained,
+        Self::UnknownName,
+        Self::NoName,
+        Self::Malformed,
+        Self::NotTls,
+        Self::HelloTimeout,
+        Self::HelloTooLarge,
+        Self::NoEndpoint,
+        Self::ConnectRefused,
+        Self::ConnectTimeout,
+        Self::LocalError,
+        Self::ClientGone,
+    ];
+
+    /// The value of `outcome` in logs and metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::ClientReset => "client_reset",
+            Self::UpstreamReset => "upstream_reset",
+            Self::IdleTimeout => "idle_timeout",
+            Self::HalfCloseTimeout => "half_close_timeout",
+            Self::PeerDead => "peer_dead",
+            Self::Drained => "drained",
+            Self::UnknownName => "unknown_name",
+            Self::NoName => "no_name",
+            Self::Malformed => "malformed",
+            Self::NotTls => "not_tls",
+            Self::HelloTimeout => "hello_timeout",
+            Self::HelloTooLarge => "hello_too_large",
+            Self::NoEndpoint => "no_endpoint",
+            Self::ConnectRefused => "connect_refused",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::LocalError => "local_error",
+            Self::ClientGone => "client_gone",
+        }
+    }
+
+    /// How far up it is logged: clients cannot raise warnings, what needs the operator is at least one.
+    #[must_use]
+    pub fn level(self) -> Level {
+        match self {
+            Self::Completed
+            | Self::ClientReset
+            | Self::UpstreamReset
+            | Self::IdleTimeout
+            | Self::HalfCloseTimeout
+            | Self::PeerDead
+            | Self::Drained
+            | Self::UnknownName
+            | Self::NoName
+            | Self::Malformed
+            | Self::NotTls
+            | Self::HelloTimeout
+            | Self::HelloTooLarge
+            | Self::ClientGone => Level::INFO,
+            Self::NoEndpoint | Self::ConnectRefused | Self::ConnectTimeout => Level::WARN,
+            Self::LocalError => Level::ERROR,
+        }
+    }
+
+    /// What a client that is refused is told, if it speaks TLS.
+    #[must_use]
+    pub fn alert(self) -> Option<Alert> {
+        match self {
+            Self::UnknownName | Self::NoName => Some(Alert::UnrecognizedName),
+            Self::Malformed => Some(Alert::DecodeError),
+            Self::HelloTimeout
+            | Self::HelloTooLarge
+            | Self::NoEndpoint
+            | Self::ConnectRefused
+            | Self::ConnectTimeout
+            | Self::LocalError => Some(Alert::InternalError),
+            Self::Completed
+            | Self::ClientReset
+            | Self::UpstreamReset
+            | Self::IdleTimeout
+            | Self::HalfCloseTimeout
+            | Self::PeerDead
+            | Self::Drained
+            | Self::NotTls
+            | Self::ClientGone => None,
+        }
+    }
+
+    /// Where on its way a connection can end like this.
+    #[must_use]
+    pub fn stage(self) -> Stage {
+        match self {
+            Self::UnknownName
+            | Self::NoName
+            | Self::Malformed
+            | Self::NotTls
+            | Self::HelloTimeout
+            | Self::HelloTooLarge => Stage::BeforeRoute,
+            Self::ClientGone | Self::LocalError | Self::Drained => Stage::Any,
+            Self::NoEndpoint | Self::ConnectRefused | Self::ConnectTimeout => Stage::Connect,
+            Self::Completed
+            | Self::ClientReset
+            | Self::UpstreamReset
+            | Self::IdleTimeout
+            | Self::HalfCloseTimeout
+            | Self::PeerDead => Stage::Relay,
+        }
+    }
+
+    /// Whether the connection never reached an endpoint.
+    #[must_use]
+    pub fn is_refusal(self) -> bool {
+        match self.stage() {
+            Stage::BeforeRoute | Stage::Connect => true,
+            Stage::Relay => false,
+            Stage::Any => self != Self::Drained,
+        }
+    }
+}
+
+/// Where on its way a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Before a route took it.
+    BeforeRoute,
+    /// While an endpoint was dialled.
+    Connect,
+    /// While bytes were relayed.
+    Relay,
+    /// Anywhere.
+    Any,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_outcomes_are_listed_once_and_in_order() {
+        for (number, outcome) in Outcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, number, "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn alerts_are_records_of_their_own() {
+        assert_eq!(Alert::UnrecognizedName.record(), [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x70]);
+    }
+}

@@ -1,0 +1,100 @@
+//! Keeps a flood of refusals from becoming a flood of log lines.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+use tracing::warn;
+
+use super::Outcome;
+
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// Admits so many lines per second and outcome, and says how many it held back.
+#[derive(Debug)]
+pub struct RefusalLog {
+    per_second: u32,
+    windows: [Mutex<Window>; Outcome::ALL.len()],
+}
+
+#[derive(Debug, Default)]
+struct Window {
+    start: Option<Instant>,
+    admitted: u32,
+    suppressed: u64,
+}
+
+impl RefusalLog {
+    pub(super) fn new(per_second: u32) -> Self {
+        Self { per_second, windows: Default::default() }
+    }
+
+    /// Whether a refusal of this kind may be logged now.
+    pub(super) fn admits(self: &Arc<Self>, outcome: Outcome) -> bool {
+        if self.per_second == 0 {
+            return true;
+        }
+        let now = Instant::now();
+        let mut window = self.window(outcome);
+        let start = match window.start {
+            Some(start) if now < start + WINDOW => start,
+            _ => {
+                window.start = Some(now);
+                window.admitted = 0;
+                now
+            }
+        };
+        if window.admitted < self.per_second {
+            window.admitted += 1;
+            return true;
+        }
+        window.suppressed += 1;
+        if window.suppressed == 1 {
+            let log = Arc::clone(self);
+            tokio::spawn(async move {
+                sleep_until(start + WINDOW).await;
+                log.summarise(outcome);
+            });
+        }
+        false
+    }
+
+    /// Says now what has been held back.
+    pub fn flush(&self) {
+        for outcome in Outcome::ALL {
+            self.summarise(outcome);
+        }
+    }
+
+    fn summarise(&self, outcome: Outcome) {
+        let suppressed = std::mem::take(&mut self.window(outcome).suppressed);
+        if suppressed > 0 {
+            warn!(outcome = outcome.label(), suppressed, "refusals not logged");
+        }
+    }
+
+    fn window(&self, outcome: Outcome) -> std::sync::MutexGuard<'_, Window> {
+        self.windows[outcome as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn admits_so_many_per_second_and_outcome() {
+        let log = Arc::new(RefusalLog::new(3));
+        let admitted =
+            |log: &Arc<RefusalLog>, outcome| (0..10).filter(|_| log.admits(outcome)).count();
+        assert_eq!(admitted(&log, Outcome::UnknownName), 3);
+        assert_eq!(admitted(&log, Outcome::NotTls), 3);
+        assert_eq!(log.window(Outcome::UnknownName).suppressed, 7);
+
+        tokio::time::sleep(WINDOW + Duration::from_millis(1)).await;
+        assert_eq!(log.window(Outcome::UnknownName).suppressed, 0, "said, and begun anew");
+        assert_eq!(admitted(&log, Outcome::UnknownName), 3);
+
+        assert_eq!(admitted(&Arc::new(RefusalLog::new(0)), Outcome::UnknownName), 10);
+    }
+}

@@ -1,0 +1,162 @@
+//! The counters as OpenMetrics text.
+
+use std::fmt;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::UNIX_EPOCH;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::State;
+use crate::account::{Outcome, RouteCounters, Stage};
+
+/// All metrics, with the end mark of the format.
+pub(super) fn encode(state: &State) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Snapshot(state.clone())));
+    let mut text = String::new();
+    text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct Snapshot(State);
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.connections(&mut encoder)?;
+        self.bytes(&mut encoder)?;
+        self.latencies(&mut encoder)?;
+        self.accept_errors(&mut encoder)?;
+        let build = [("version", env!("CARGO_PKG_VERSION"))];
+        encoder.encode_descriptor("snigate_build", "The running version", None, MetricType::Info)?.encode_info(&build)?;
+        self.process(&mut encoder)
+    }
+}
+
+impl Snapshot {
+    fn routes(&self) -> impl Iterator<Item = &RouteCounters> {
+        std::iter::once(&self.0.counters.unrouted).chain(&self.0.routes).map(|route| &**route)
+    }
+
+    fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut total = encoder.encode_descriptor(
+            "snigate_connections",
+            "Ended connections, by how they ended",
+            None,
+            MetricType::Counter,
+        )?;
+        for route in self.routes() {
+            let is_unrouted = std::ptr::eq(route, &raw const *self.0.counters.unrouted);
+            for (number, listener) in self.0.listeners.iter().enumerate() {
+                for outcome in Outcome::ALL.into_iter().filter(|outcome| occurs(outcome.stage(), is_unrouted)) {
+                    let labels =
+                        [("listener", &**listener), ("route", route.name()), ("outcome", outcome.label())];
+                    ConstCounter::new(route.outcomes(number).get(outcome)).encode(total.encode_family(&labels)?)?;
+                }
+            }
+        }
+        let mut active =
+            encoder.encode_descriptor("snigate_connections_active", "Open connections", None, MetricType::Gauge)?;
+        for route in self.routes() {
+            let labels = [("route", route.name())];
+            ConstGauge::new(route.active.load(Relaxed)).encode(active.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn bytes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut bytes = encoder.encode_descriptor(
+            "snigate_bytes",
+            "Bytes received from clients and sent to them",
+            None,
+            MetricType::Counter,
+        )?;
+        for route in self.routes() {
+            for (direction, count) in [("received", &route.received), ("sent", &route.sent)] {
+                let labels = [("route", route.name()), ("direction", direction)];
+                ConstCounter::new(count.load(Relaxed)).encode(bytes.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn latencies(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let hello = seconds(encoder, "snigate_hello", "From accept to the whole ClientHello")?;
+        self.0.counters.hello_seconds.encode(hello)?;
+        let per_route: [(&str, &str, fn(&RouteCounters) -> &Histogram); 2] = [
+            ("snigate_connect", "From the route to the connected endpoint", |route| &route.connect_seconds),
+            ("snigate_connection", "From accept to the end", |route| &route.connection_seconds),
+        ];
+        for (name, help, histogram) in per_route {
+            let mut family = seconds(encoder, name, help)?;
+            for route in self.routes() {
+                let labels = [("route", route.name())];
+                histogram(route).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn accept_errors(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut errors =
+            encoder.encode_descriptor("snigate_accept_errors", "Failed accepts", None, MetricType::Counter)?;
+        for (error, count) in self.0.counters.accept_errors() {
+            ConstCounter::new(count).encode(errors.encode_family(&[("error", error)])?)?;
+        }
+        Ok(())
+    }
+
+    /// What every process tells Prometheus. What the kernel does not tell us is left out.
+    fn process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let started = self.0.counters.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        gauge(encoder, "process_start_time_seconds", "When the process started, since the epoch", started)?;
+        let Ok(process) = procfs::process::Process::myself() else { return Ok(()) };
+        if let Ok(stat) = process.stat() {
+            let ticks = (stat.utime + stat.stime) as f64;
+            let seconds = ticks / procfs::ticks_per_second() as f64;
+            let cpu = encoder.encode_descriptor(
+                "process_cpu_seconds",
+                "CPU time spent, user and system",
+                None,
+                MetricType::Counter,
+            )?;
+            ConstCounter::new(seconds).encode(cpu)?;
+            let resident = (stat.rss * procfs::page_size()) as f64;
+            gauge(encoder, "process_resident_memory_bytes", "Resident memory", resident)?;
+        }
+        if let Ok(open) = process.fd_count() {
+            gauge(encoder, "process_open_fds", "Open file descriptors", open as f64)?;
+        }
+        if let Some(max) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
+            gauge(encoder, "process_max_fds", "The limit on file descriptors", max as f64)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a connection with a route (or without) can end at this stage. Series that can never count are left out.
+fn occurs(stage: Stage, is_unrouted: bool) -> bool {
+    match stage {
+        Stage::BeforeRoute => is_unrouted,
+        Stage::Connect | Stage::Relay => !is_unrouted,
+        Stage::Any => true,
+    }
+}
+
+fn seconds<'e>(
+    encoder: &'e mut DescriptorEncoder<'_>,
+    name: &'e str,
+    help: &str,
+) -> Result<MetricEncoder<'e>, fmt::Error> {
+    encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
+    ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+}

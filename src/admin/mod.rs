@@ -1,0 +1,99 @@
+//! The admin listener: looks, and changes nothing.
+
+mod metrics;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::account::{Counters, RouteCounters};
+use crate::accept;
+
+/// Scrapers and probes are few; more of them wait.
+const MAX_CONNECTIONS: usize = 16;
+/// For a request's head, and between two requests.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a whole connection, so that a slow reader cannot hold one of the few.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What the admin listener looks at.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// Names, by number.
+    pub listeners: Vec<Arc<str>>,
+    /// All routes.
+    pub routes: Vec<Arc<RouteCounters>>,
+    /// What is not counted per route.
+    pub counters: Arc<Counters>,
+    /// Cancelled when no more connections are accepted.
+    pub draining: CancellationToken,
+}
+
+/// Serves for as long as the process runs: probes want an answer while connections drain.
+pub async fn run(socket: TcpListener, state: State) {
+    let state = Arc::new(state);
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let failed = |error: &std::io::Error| warn!(reason = %error, "cannot accept on the admin listener; trying again");
+    let serve = move |client, _: SocketAddr, permit| {
+        tokio::spawn(serve(client, permit, Arc::clone(&state)));
+    };
+    accept::run(socket, permits, CancellationToken::new(), failed, serve).await;
+}
+
+async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, state: Arc<State>) {
+    let service = service_fn(|request| {
+        let response = answer(&request, &state);
+        async { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(client), service);
+    if let Ok(Err(error)) = timeout(CONNECTION_TIMEOUT, connection).await {
+        debug!(reason = %error, "admin connection");
+    }
+    drop(permit);
+}
+
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const OPEN_METRICS: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+fn answer(request: &Request<Incoming>, state: &State) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
+    }
+    match request.uri().path() {
+        "/metrics" => match metrics::encode(state) {
+            Ok(text) => respond(StatusCode::OK, OPEN_METRICS, text),
+            Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
+        },
+        "/livez" => respond(StatusCode::OK, TEXT, "ok\n"),
+        "/readyz" | "/healthz" if state.draining.is_cancelled() => {
+            respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n")
+        }
+        "/readyz" | "/healthz" => respond(StatusCode::OK, TEXT, "ok\n"),
+        _ => respond(StatusCode::NOT_FOUND, TEXT, "try /metrics, /livez or /readyz\n"),
+    }
+}
+
+fn respond(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}

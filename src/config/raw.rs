@@ -1,0 +1,197 @@
+//! The file as it is written: one struct per map, every key optional that has a default. What the values mean is
+//! decided where this is turned into the types of the rooms.
+
+use std::net::SocketAddr;
+
+use serde::Deserialize;
+
+use super::text::{
+    Count, HelloSize, Label, OneOrMany, Protocol, Seconds, Short, Shorthand, Span, SpanOrZero, Text, UserTimeout,
+    Workers,
+};
+use crate::name::NamePattern;
+use crate::upstream::Endpoint;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Config {
+    pub(super) listen: Listen,
+    pub(super) refuse: Option<Refuse>,
+    pub(super) routes: Vec<Route>,
+    #[serde(default)]
+    pub(super) timeouts: Timeouts,
+    #[serde(default)]
+    pub(super) tcp: Tcp,
+    #[serde(default)]
+    pub(super) limits: Limits,
+    pub(super) workers: Option<Text<Workers>>,
+    pub(super) admin: Option<Short<Admin>>,
+    #[serde(default)]
+    pub(super) log: Log,
+}
+
+/// An address, or a list of addresses and maps.
+pub(super) struct Listen(pub(super) Vec<Short<Listener>>);
+
+impl<'de> Deserialize<'de> for Listen {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ListenVisitor;
+
+        impl<'de> serde::de::Visitor<'de> for ListenVisitor {
+            type Value = Listen;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an address such as 0.0.0.0:6443, or a list of addresses and of maps with `address`")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Listen, E> {
+                let one = Short::deserialize(serde::de::value::StrDeserializer::new(text))?;
+                Ok(Listen(vec![one]))
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, sequence: A) -> Result<Listen, A::Error> {
+                Vec::deserialize(serde::de::value::SeqAccessDeserializer::new(sequence)).map(Listen)
+            }
+        }
+
+        deserializer.deserialize_any(ListenVisitor)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Listener {
+    pub(super) name: Option<Text<Label>>,
+    pub(super) address: Text<SocketAddr>,
+    pub(super) refuse: Option<Refuse>,
+}
+
+impl Shorthand for Listener {
+    const EXPECTED: &'static str = "an address such as 0.0.0.0:6443, or a map with `address`";
+    type Text = SocketAddr;
+
+    fn from_text(address: SocketAddr) -> Self {
+        Self { name: None, address: Text(address), refuse: None }
+    }
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Refuse {
+    Alert,
+    Close,
+    Reset,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Route {
+    pub(super) name: Option<Text<Label>>,
+    pub(super) sni: Option<OneOrMany<Text<NamePattern>>>,
+    pub(super) alpn: Option<OneOrMany<Text<Protocol>>>,
+    pub(super) listener: Option<OneOrMany<Text<Label>>>,
+    pub(super) upstream: Short<Upstream>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Upstream {
+    pub(super) endpoints: OneOrMany<Text<Endpoint>>,
+    #[serde(default)]
+    pub(super) connect: Connect,
+}
+
+impl Shorthand for Upstream {
+    const EXPECTED: &'static str = "\"host:port\", a list of them, or a map with `endpoints`";
+    type Text = Endpoint;
+
+    fn from_text(endpoint: Endpoint) -> Self {
+        Self { endpoints: OneOrMany(vec![Text(endpoint)]), connect: Connect::default() }
+    }
+
+    fn from_list(endpoints: Vec<Text<Endpoint>>) -> Option<Self> {
+        Some(Self { endpoints: OneOrMany(endpoints), connect: Connect::default() })
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Connect {
+    pub(super) timeout: Option<Text<Span>>,
+    pub(super) per_try: Option<Text<Span>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Timeouts {
+    pub(super) hello: Option<Text<Span>>,
+    pub(super) idle: Option<Text<Span>>,
+    pub(super) half_close: Option<Text<Span>>,
+    pub(super) drain: Option<Text<SpanOrZero>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tcp {
+    #[serde(default)]
+    pub(super) keepalive: Keepalive,
+    pub(super) user_timeout: Option<Text<UserTimeout>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Keepalive {
+    pub(super) idle: Option<Text<Seconds>>,
+    pub(super) interval: Option<Text<Seconds>>,
+    pub(super) count: Option<Text<Count<1, 127>>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    pub(super) connections: Option<Text<Count<1, 10_000_000>>>,
+    pub(super) hello_bytes: Option<Text<HelloSize>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Admin {
+    pub(super) address: Text<SocketAddr>,
+    #[serde(default)]
+    pub(super) allow_remote: bool,
+}
+
+impl Shorthand for Admin {
+    const EXPECTED: &'static str = "an address such as 127.0.0.1:9443, or a map with `address`";
+    type Text = SocketAddr;
+
+    fn from_text(address: SocketAddr) -> Self {
+        Self { address: Text(address), allow_remote: false }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Log {
+    pub(super) format: Option<LogFormat>,
+    pub(super) level: Option<LogLevel>,
+    pub(super) refusals_per_second: Option<Text<Count<0, 1_000_000>>>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum LogFormat {
+    Auto,
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}

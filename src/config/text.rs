@@ -1,0 +1,317 @@
+//! Values that stand in a file as text or numbers: addresses, durations, sizes, and lists of them.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+
+use crate::name::NamePattern;
+use crate::upstream::Endpoint;
+
+/// A value written as text.
+pub(super) trait Written: Sized {
+    /// What is expected, with an example.
+    const EXPECTED: &'static str;
+
+    /// The reason, where there is more to say than what was expected.
+    fn read(text: &str) -> Result<Self, String>;
+
+    /// Most values are no numbers.
+    fn read_number(_: u64) -> Option<Result<Self, String>> {
+        None
+    }
+}
+
+/// Deserializes a [`Written`] value.
+#[derive(Clone, Debug)]
+pub(super) struct Text<T>(pub(super) T);
+
+impl<'de, T: Written> Deserialize<'de> for Text<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TextVisitor(PhantomData))
+    }
+}
+
+struct TextVisitor<T>(PhantomData<T>);
+
+impl<T: Written> TextVisitor<T> {
+    fn result<E: Error>(read: Result<T, String>, written: impl fmt::Display) -> Result<Text<T>, E> {
+        read.map(Text).map_err(|reason| {
+            let reason = if reason.is_empty() { String::new() } else { format!("{reason}; ") };
+            E::custom(format_args!("`{written}`: {reason}expected {}", T::EXPECTED))
+        })
+    }
+}
+
+impl<T: Written> Visitor<'_> for TextVisitor<T> {
+    type Value = Text<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(T::EXPECTED)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        Self::result(T::read(text), text.escape_debug())
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
+        match T::read_number(number) {
+            Some(read) => Self::result(read, number),
+            None => Err(E::invalid_type(serde::de::Unexpected::Unsigned(number), &self)),
+        }
+    }
+}
+
+/// One value, or a list of at least one.
+#[derive(Clone, Debug)]
+pub(super) struct OneOrMany<T>(pub(super) Vec<T>);
+
+impl<'de, T: Written> Deserialize<'de> for OneOrMany<Text<T>> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(OneOrManyVisitor(PhantomData))
+    }
+}
+
+struct OneOrManyVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Written> Visitor<'de> for OneOrManyVisitor<T> {
+    type Value = OneOrMany<Text<T>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, or a list of such", T::EXPECTED)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        TextVisitor(PhantomData).visit_str(text).map(|one| OneOrMany(vec![one]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, sequence: A) -> Result<Self::Value, A::Error> {
+        let many = Vec::deserialize(SeqAccessDeserializer::new(sequence))?;
+        if many.is_empty() { Err(A::Error::custom(format_args!("an empty list; expected {}", T::EXPECTED))) } else { Ok(OneOrMany(many)) }
+    }
+}
+
+/// A map, or text that stands for one.
+pub(super) trait Shorthand: Sized {
+    /// What the text may be, with an example.
+    const EXPECTED: &'static str;
+
+    type Text: Written;
+
+    fn from_text(text: Self::Text) -> Self;
+
+    fn from_list(_: Vec<Text<Self::Text>>) -> Option<Self> {
+        None
+    }
+}
+
+/// Deserializes a [`Shorthand`] value.
+#[derive(Clone, Debug)]
+pub(super) struct Short<T>(pub(super) T);
+
+impl<'de, T: Shorthand + Deserialize<'de>> Deserialize<'de> for Short<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ShortVisitor(PhantomData))
+    }
+}
+
+struct ShortVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Shorthand + Deserialize<'de>> Visitor<'de> for ShortVisitor<T> {
+    type Value = Short<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(T::EXPECTED)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        TextVisitor(PhantomData).visit_str(text).map(|text| Short(T::from_text(text.0)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, sequence: A) -> Result<Self::Value, A::Error> {
+        let list: OneOrMany<_> = OneOrManyVisitor(PhantomData).visit_seq(sequence)?;
+        T::from_list(list.0).map(Short).ok_or_else(|| A::Error::invalid_type(serde::de::Unexpected::Seq, &self))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(Short)
+    }
+}
+
+fn from_str<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| String::new())
+}
+
+impl Written for SocketAddr {
+    const EXPECTED: &'static str = "an IP address and port such as 0.0.0.0:6443 or \"[::]:6443\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        from_str(text)
+    }
+}
+
+impl Written for NamePattern {
+    const EXPECTED: &'static str = "a DNS name such as a.example.com, or \"*.example.com\" for all names below one";
+
+    fn read(text: &str) -> Result<Self, String> {
+        Self::parse(text).map_err(|error| match text {
+            "*" => "to take every name, leave `sni` out".into(),
+            _ => error.to_string(),
+        })
+    }
+}
+
+impl Written for Endpoint {
+    const EXPECTED: &'static str = "host:port such as api.example.com:6443, 192.0.2.1:6443 or \"[2001:db8::1]:6443\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// A name that the operator gives to something.
+#[derive(Clone, Debug)]
+pub(super) struct Label(pub(super) String);
+
+impl Written for Label {
+    const EXPECTED: &'static str = "a name of 1 to 253 printable characters that does not begin with '_'";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let fits = (1..=253).contains(&text.len()) && !text.starts_with('_') && !text.contains(char::is_control);
+        if fits { Ok(Self(text.into())) } else { Err(String::new()) }
+    }
+}
+
+/// An application protocol (RFC 7301).
+#[derive(Clone, Debug)]
+pub(super) struct Protocol(pub(super) String);
+
+impl Written for Protocol {
+    const EXPECTED: &'static str = "an application protocol of 1 to 255 bytes such as h2";
+
+    fn read(text: &str) -> Result<Self, String> {
+        if (1..=255).contains(&text.len()) { Ok(Self(text.into())) } else { Err(String::new()) }
+    }
+}
+
+/// The longest duration that can be configured; beyond it, sums of times could overflow.
+const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// A duration of at least a millisecond and at most a year.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span(pub(super) Duration);
+
+impl Written for Span {
+    const EXPECTED: &'static str = "a duration from 1ms to 366d with its unit, such as 10s, 500ms, 15m or 24h";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let duration = humantime::parse_duration(text).map_err(|_| String::new())?;
+        let fits = (Duration::from_millis(1)..=MAX_DURATION).contains(&duration);
+        if fits { Ok(Self(duration)) } else { Err("out of range".into()) }
+    }
+}
+
+/// A duration that may be zero.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SpanOrZero(pub(super) Duration);
+
+impl Written for SpanOrZero {
+    const EXPECTED: &'static str = "a duration from 0s to 366d with its unit, such as 25s";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let duration = humantime::parse_duration(text).map_err(|_| String::new())?;
+        if duration <= MAX_DURATION { Ok(Self(duration)) } else { Err("out of range".into()) }
+    }
+}
+
+/// What the kernel counts in whole seconds, in 16 bits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seconds(pub(super) Duration);
+
+impl Written for Seconds {
+    const EXPECTED: &'static str = "a duration of whole seconds from 1s to 32767s, such as 30s";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let duration = humantime::parse_duration(text).map_err(|_| String::new())?;
+        let fits = duration.subsec_nanos() == 0 && (1..=32767).contains(&duration.as_secs());
+        if fits { Ok(Self(duration)) } else { Err("out of range".into()) }
+    }
+}
+
+/// What the kernel counts in milliseconds, in 31 bits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct UserTimeout(pub(super) Duration);
+
+impl Written for UserTimeout {
+    const EXPECTED: &'static str = "a duration from 1s to 24d, such as 15m";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let duration = humantime::parse_duration(text).map_err(|_| String::new())?;
+        let fits = (1..=24 * 24 * 3600).contains(&duration.as_secs());
+        if fits { Ok(Self(duration)) } else { Err("out of range".into()) }
+    }
+}
+
+/// A whole number in a range.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Count<const MIN: u32, const MAX: u32>(pub(super) u32);
+
+macro_rules! count {
+    ($min:literal, $max:literal, $expected:literal) => {
+        impl Written for Count<$min, $max> {
+            const EXPECTED: &'static str = $expected;
+
+            fn read(_: &str) -> Result<Self, String> {
+                Err(String::new())
+            }
+
+            fn read_number(number: u64) -> Option<Result<Self, String>> {
+                let fitting = u32::try_from(number).ok().filter(|number| ($min..=$max).contains(number));
+                Some(fitting.map(Self).ok_or_else(|| "out of range".into()))
+            }
+        }
+    };
+}
+
+count!(1, 127, "a whole number from 1 to 127");
+count!(1, 10_000_000, "a whole number from 1 to 10000000");
+count!(0, 1_000_000, "a whole number from 0 to 1000000");
+
+/// How large a hello may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HelloSize(pub(super) usize);
+
+impl Written for HelloSize {
+    const EXPECTED: &'static str = "a size from 1KiB to 64KiB, such as 16KiB";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let kibibytes: u64 = text.strip_suffix("KiB").and_then(|number| number.trim_end().parse().ok()).ok_or("")?;
+        kibibytes.checked_mul(1024).and_then(Self::read_number).ok_or("out of range")?
+    }
+
+    fn read_number(bytes: u64) -> Option<Result<Self, String>> {
+        let fitting = usize::try_from(bytes).ok().filter(|bytes| (1024..=65536).contains(bytes));
+        Some(fitting.map(Self).ok_or_else(|| "out of range".into()))
+    }
+}
+
+/// How many worker threads; `None`: as many as CPUs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Workers(pub(super) Option<usize>);
+
+impl Written for Workers {
+    const EXPECTED: &'static str = "auto, or a whole number from 1 to 1024";
+
+    fn read(text: &str) -> Result<Self, String> {
+        if text == "auto" { Ok(Self(None)) } else { Err(String::new()) }
+    }
+
+    fn read_number(number: u64) -> Option<Result<Self, String>> {
+        let fitting = usize::try_from(number).ok().filter(|number| (1..=1024).contains(number));
+        Some(fitting.map(|number| Self(Some(number))).ok_or_else(|| "out of range".into()))
+    }
+}

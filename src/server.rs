@@ -1,0 +1,234 @@
+//! Puts the rooms together: binds, spawns, drains. The one place that sees the whole configuration.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::account::{Counters, RouteCounters};
+use crate::accept::{self, BindError};
+use crate::admin::{self, State};
+use crate::config::{Config, Limits, Timeouts};
+use crate::connection::{self, Listener, Route, Snapshot};
+use crate::relay::Deadlines;
+use crate::route::RouteTable;
+use crate::upstream::Upstream;
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    addresses: Vec<SocketAddr>,
+    admin: Option<SocketAddr>,
+    counters: Arc<Counters>,
+    drain_timeout: Duration,
+    /// No new connections.
+    draining: CancellationToken,
+    /// No connections at all.
+    stop: CancellationToken,
+    connections: TaskTracker,
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address is not to be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The configuration asks for more than the machine allows.
+    #[error("limits.connections: {wanted} connections need {needed} file descriptors, but the hard limit of this process is {available}; raise it (LimitNOFILE=, ulimit -Hn) or leave the key out")]
+    Descriptors {
+        /// As configured.
+        wanted: usize,
+        /// For that many, and for everything else.
+        needed: u64,
+        /// `RLIMIT_NOFILE`
+        available: u64,
+    },
+}
+
+impl Server {
+    /// Binds all addresses and begins to serve. Must be called within a tokio runtime.
+    pub fn start(config: Config) -> Result<Self, StartError> {
+        // Every key is named here, so that one that is read but not used does not compile.
+        let Config { listeners, routes, timeouts, tcp, limits, workers: _, admin, log } = config;
+        let Timeouts { hello, idle, half_close, drain } = timeouts;
+        let Limits { connections, hello_bytes } = limits;
+
+        let permits = Arc::new(Semaphore::new(capacity(connections)?));
+        let mut sockets = Vec::new();
+        for listener in &listeners {
+            sockets.push(accept::bind(listener.address, &tcp)?);
+        }
+        let admin = admin.map(|address| accept::bind(address, &tcp)).transpose()?;
+
+        let counters = Arc::new(Counters::new(listeners.len(), log.refusals_per_second));
+        let mut table = RouteTable::default();
+        let mut counted = Vec::new();
+        for route in routes {
+            let route_counters = counters.new_route(&route.name, listeners.len());
+            counted.push(Arc::clone(&route_counters));
+            let upstream = Upstream::new(route.endpoints, route.connect, tcp);
+            let target = Arc::new(Route { upstream, counters: route_counters });
+            let inserted = table.insert(&route.patterns, &route.matchers, &target);
+            debug_assert!(inserted.is_ok(), "conflicts are found when the configuration is read");
+        }
+        let listeners: Vec<Listener> = listeners
+            .into_iter()
+            .map(|listener| Listener { name: listener.name.into(), refuse: listener.refuse })
+            .collect();
+        let names: Vec<Arc<str>> = listeners.iter().map(|listener| Arc::clone(&listener.name)).collect();
+        let snapshot = Arc::new(Snapshot {
+            routes: table,
+            listeners,
+            hello_timeout: hello,
+            hello_limit: hello_bytes,
+            deadlines: Deadlines { idle, half_close },
+            counters: Arc::clone(&counters),
+        });
+
+        let mut server = Self {
+            addresses: Vec::new(),
+            admin: admin.as_ref().and_then(|socket| socket.local_addr().ok()),
+            counters,
+            drain_timeout: drain,
+            draining: CancellationToken::new(),
+            stop: CancellationToken::new(),
+            connections: TaskTracker::new(),
+        };
+        for (number, (socket, name)) in sockets.into_iter().zip(&names).enumerate() {
+            server.listen(number, socket, name, &snapshot, &permits);
+        }
+        if let Some(socket) = admin {
+            server.listen_admin(socket, names, counted);
+        }
+        Ok(server)
+    }
+
+    fn listen(
+        &mut self,
+        number: usize,
+        socket: TcpListener,
+        name: &str,
+        snapshot: &Arc<Snapshot>,
+        permits: &Arc<Semaphore>,
+    ) {
+        if let Ok(address) = socket.local_addr() {
+            info!(listener = name, %address, "listening");
+            self.addresses.push(address);
+        }
+        let counters = Arc::clone(&self.counters);
+        let failed = move |error: &io::Error| {
+            let label = accept::error_label(error);
+            if counters.accept_error(label) {
+                warn!(error = label, reason = %error, "cannot accept; trying again");
+            }
+        };
+        let (snapshot, connections, stop) = (Arc::clone(snapshot), self.connections.clone(), self.stop.clone());
+        let serve = move |client, peer, permit| {
+            let connection = connection::serve(client, peer, number, Arc::clone(&snapshot), stop.clone());
+            connections.spawn(async move {
+                let _permit = permit;
+                connection.await;
+            });
+        };
+        self.connections.spawn(accept::run(socket, Arc::clone(permits), self.draining.clone(), failed, serve));
+    }
+
+    fn listen_admin(&self, socket: TcpListener, listeners: Vec<Arc<str>>, routes: Vec<Arc<RouteCounters>>) {
+        if let Some(address) = self.admin {
+            info!(listener = "admin", %address, "listening");
+        }
+        let state =
+            State { listeners, routes, counters: Arc::clone(&self.counters), draining: self.draining.clone() };
+        tokio::spawn(admin::run(socket, state));
+    }
+
+    /// Where it listens, in the order of the configuration.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Where the admin listener is, if there is one.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+
+    /// Accepts no more, lets connections run for `timeouts.drain`, then closes those that are left; how many these
+    /// were.
+    pub async fn drain(self) -> usize {
+        self.draining.cancel();
+        self.connections.close();
+        info!(connections = self.connections.len(), timeout_s = self.drain_timeout.as_secs_f64(), "draining");
+        let deadline = Instant::now() + self.drain_timeout;
+        let cut = match timeout_at(deadline, self.connections.wait()).await {
+            Ok(()) => 0,
+            Err(_) => {
+                let left = self.connections.len();
+                self.stop.cancel();
+                self.connections.wait().await;
+                left
+            }
+        };
+        self.counters.refusal_log.flush();
+        info!(cut, "drained");
+        cut
+    }
+}
+
+/// Descriptors for everything but connections: listeners, the admin's, name resolution, logs.
+const RESERVED_DESCRIPTORS: u64 = 64;
+/// A connection has two sockets.
+const DESCRIPTORS_PER_CONNECTION: u64 = 2;
+/// Where there is no limit to derive one from.
+const MAX_CONNECTIONS: usize = 1 << 20;
+
+/// How many connections may be open at once. Raises the soft limit on descriptors to the hard one.
+fn capacity(configured: Option<usize>) -> Result<usize, StartError> {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        warn!(%error, "cannot raise RLIMIT_NOFILE");
+    }
+    let available = getrlimit(Resource::Nofile).current;
+    let capacity = match (configured, available) {
+        (Some(wanted), Some(available)) => {
+            let needed = RESERVED_DESCRIPTORS + DESCRIPTORS_PER_CONNECTION * wanted as u64;
+            if needed > available {
+                return Err(StartError::Descriptors { wanted, needed, available });
+            }
+            wanted
+        }
+        (Some(wanted), None) => wanted,
+        (None, Some(available)) => derived_capacity(available),
+        (None, None) => MAX_CONNECTIONS,
+    };
+    info!(connections = capacity, descriptors = available, "connection limit");
+    Ok(capacity)
+}
+
+fn derived_capacity(descriptors: u64) -> usize {
+    let reserved = RESERVED_DESCRIPTORS.min(descriptors / 4);
+    let fitting = (descriptors - reserved) / DESCRIPTORS_PER_CONNECTION;
+    usize::try_from(fitting).unwrap_or(MAX_CONNECTIONS).clamp(1, MAX_CONNECTIONS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_connection_limit_follows_from_the_descriptors() {
+        for (descriptors, connections) in [(20_000, 9968), (1024, 480), (64, 24), (3, 2), (0, 1), (u64::MAX, 1 << 20)] {
+            assert_eq!(derived_capacity(descriptors), connections, "{descriptors} descriptors");
+        }
+    }
+}
