@@ -166,7 +166,16 @@ pub struct Alpn<'a>(&'a [u8]);
 
 impl<'a> Alpn<'a> {
     fn parse(content: &'a [u8]) -> Result<Self, Absent> {
-        let list = vector_u16_alone(content)?;
+        let mut content = Cursor(content);
+        let list = content.vector_u16(Field::Extensions).map_err(|_| Absent::Malformed)?;
+        if content.is_empty() { Self::from_list(list) } else { Err(Absent::Malformed) }
+    }
+
+    /// Reads a `ProtocolNameList` without its length: each name behind one byte with its length.
+    pub fn from_list(list: &'a [u8]) -> Result<Self, Absent> {
+        if list.is_empty() {
+            return Err(Absent::Malformed);
+        }
         let mut rest = Cursor(list);
         while !rest.is_empty() {
             if rest.vector_u8(Field::Extensions).map_err(|_| Absent::Malformed)?.is_empty() {
@@ -200,15 +209,6 @@ impl<'a> SupportedVersions<'a> {
     /// The versions as they go over the wire: `0x0304` is TLS 1.3.
     pub fn iter(&self) -> impl Iterator<Item = u16> + use<'a> {
         self.0.chunks_exact(2).map(|version| u16::from_be_bytes([version[0], version[1]]))
-    }
-}
-
-/// The vector that fills `content` to the last byte and is not empty.
-fn vector_u16_alone(content: &[u8]) -> Result<&[u8], Absent> {
-    let mut content = Cursor(content);
-    match content.vector_u16(Field::Extensions) {
-        Ok(list) if content.is_empty() && !list.is_empty() => Ok(list),
-        _ => Err(Absent::Malformed),
     }
 }
 

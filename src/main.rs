@@ -1,1 +1,34 @@
-fn main() {}
+//! The command line of [`snigate`].
+
+mod cli;
+mod commands;
+mod logging;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use snigate::config::ConfigError;
+use snigate::server::StartError;
+
+/// `EX_CONFIG` of sysexits(3).
+const EXIT_CONFIG: u8 = 78;
+
+fn main() -> ExitCode {
+    match commands::run(cli::Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            complain(&error);
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let is_descriptors = matches!(error.downcast_ref(), Some(StartError::Descriptors { .. }));
+    if error.is::<ConfigError>() || is_descriptors { EXIT_CONFIG } else { 1 }
+}
+
+#[expect(clippy::print_stderr, reason = "errors of the command line go to the terminal, not into the log")]
+fn complain(error: &anyhow::Error) {
+    eprintln!("snigate: {error:#}");
+}

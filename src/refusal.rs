@@ -114,11 +114,7 @@ impl From<Invalid<'_>> for Refusal {
             client_hello::Reason::TooLarge => Outcome::HelloTooLarge,
             _ => Outcome::Malformed,
         };
-        Self {
-            outcome,
-            reason: Some(invalid.reason.to_string().into()),
-            server_name: invalid.server_name.map(escape),
-        }
+        Self { outcome, reason: Some(invalid.reason.to_string().into()), server_name: invalid.server_name.map(escape) }
     }
 }
 

@@ -8,13 +8,14 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::account::{Counters, RouteCounters};
 use crate::accept::{self, BindError};
+use crate::account::{Counters, RouteCounters};
 use crate::admin::{self, State};
 use crate::config::{Config, Limits, Timeouts};
 use crate::connection::{self, Listener, Route, Snapshot};
@@ -33,6 +34,7 @@ pub struct Server {
     draining: CancellationToken,
     /// No connections at all.
     stop: CancellationToken,
+    acceptors: Vec<JoinHandle<()>>,
     connections: TaskTracker,
 }
 
@@ -43,7 +45,9 @@ pub enum StartError {
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The configuration asks for more than the machine allows.
-    #[error("limits.connections: {wanted} connections need {needed} file descriptors, but the hard limit of this process is {available}; raise it (LimitNOFILE=, ulimit -Hn) or leave the key out")]
+    #[error(
+        "limits.connections: {wanted} connections need {needed} file descriptors, but the hard limit of this process is {available}; raise it (LimitNOFILE=, ulimit -Hn) or leave the key out"
+    )]
     Descriptors {
         /// As configured.
         wanted: usize,
@@ -101,6 +105,7 @@ impl Server {
             drain_timeout: drain,
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
+            acceptors: Vec::new(),
             connections: TaskTracker::new(),
         };
         for (number, (socket, name)) in sockets.into_iter().zip(&names).enumerate() {
@@ -139,15 +144,15 @@ impl Server {
                 connection.await;
             });
         };
-        self.connections.spawn(accept::run(socket, Arc::clone(permits), self.draining.clone(), failed, serve));
+        let acceptor = accept::run(socket, Arc::clone(permits), self.draining.clone(), failed, serve);
+        self.acceptors.push(tokio::spawn(acceptor));
     }
 
     fn listen_admin(&self, socket: TcpListener, listeners: Vec<Arc<str>>, routes: Vec<Arc<RouteCounters>>) {
         if let Some(address) = self.admin {
             info!(listener = "admin", %address, "listening");
         }
-        let state =
-            State { listeners, routes, counters: Arc::clone(&self.counters), draining: self.draining.clone() };
+        let state = State { listeners, routes, counters: Arc::clone(&self.counters), draining: self.draining.clone() };
         tokio::spawn(admin::run(socket, state));
     }
 
@@ -167,6 +172,10 @@ impl Server {
     /// were.
     pub async fn drain(self) -> usize {
         self.draining.cancel();
+        for acceptor in self.acceptors {
+            // A panic of the loop has been logged; there is nothing left to wait for.
+            let _ = acceptor.await;
+        }
         self.connections.close();
         info!(connections = self.connections.len(), timeout_s = self.drain_timeout.as_secs_f64(), "draining");
         let deadline = Instant::now() + self.drain_timeout;

@@ -172,7 +172,7 @@ pub enum ConnectErrorKind {
 impl ConnectErrorKind {
     fn of(error: &io::Error) -> Self {
         use rustix::io::Errno;
-        match rustix::io::Errno::from_io_error(error) {
+        match Errno::from_io_error(error) {
             Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL | Errno::PERM) => {
                 Self::Local
             }
@@ -191,7 +191,9 @@ mod tests {
         for text in ["api.example.com:6443", "192.0.2.1:6443", "[2001:db8::1]:6443", "api_1:1"] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
-        for text in ["api.example.com", ":6443", "a:0", "a:65536", "a:b", "2001:db8::1:6443", "[a]:1", "a b:1", "1.2.3:1"] {
+        for text in
+            ["api.example.com", ":6443", "a:0", "a:65536", "a:b", "2001:db8::1:6443", "[a]:1", "a b:1", "1.2.3:1"]
+        {
             assert!(text.parse::<Endpoint>().is_err(), "{text}");
         }
     }

@@ -13,8 +13,7 @@ use super::{Outcome, RefusalLog};
 const UNROUTED: &str = "_none";
 
 /// In seconds. Hellos and connects take milliseconds, or one of the timeouts.
-const LATENCY_BUCKETS: [f64; 13] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
+const LATENCY_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
 
 /// In seconds. Requests take milliseconds, watches minutes, port-forwards and agents days.
 const LIFETIME_BUCKETS: [f64; 11] = [0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 14400.0, 43200.0, 86400.0];

@@ -85,8 +85,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn admits_so_many_per_second_and_outcome() {
         let log = Arc::new(RefusalLog::new(3));
-        let admitted =
-            |log: &Arc<RefusalLog>, outcome| (0..10).filter(|_| log.admits(outcome)).count();
+        let admitted = |log: &Arc<RefusalLog>, outcome| (0..10).filter(|_| log.admits(outcome)).count();
         assert_eq!(admitted(&log, Outcome::UnknownName), 3);
         assert_eq!(admitted(&log, Outcome::NotTls), 3);
         assert_eq!(log.window(Outcome::UnknownName).suppressed, 7);

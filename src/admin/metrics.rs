@@ -34,7 +34,9 @@ impl Collector for Snapshot {
         self.latencies(&mut encoder)?;
         self.accept_errors(&mut encoder)?;
         let build = [("version", env!("CARGO_PKG_VERSION"))];
-        encoder.encode_descriptor("snigate_build", "The running version", None, MetricType::Info)?.encode_info(&build)?;
+        encoder
+            .encode_descriptor("snigate_build", "The running version", None, MetricType::Info)?
+            .encode_info(&build)?;
         self.process(&mut encoder)
     }
 }
@@ -55,8 +57,7 @@ impl Snapshot {
             let is_unrouted = std::ptr::eq(route, &raw const *self.0.counters.unrouted);
             for (number, listener) in self.0.listeners.iter().enumerate() {
                 for outcome in Outcome::ALL.into_iter().filter(|outcome| occurs(outcome.stage(), is_unrouted)) {
-                    let labels =
-                        [("listener", &**listener), ("route", route.name()), ("outcome", outcome.label())];
+                    let labels = [("listener", &**listener), ("route", route.name()), ("outcome", outcome.label())];
                     ConstCounter::new(route.outcomes(number).get(outcome)).encode(total.encode_family(&labels)?)?;
                 }
             }

@@ -20,8 +20,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::account::{Counters, RouteCounters};
 use crate::accept;
+use crate::account::{Counters, RouteCounters};
 
 /// Scrapers and probes are few; more of them wait.
 const MAX_CONNECTIONS: usize = 16;

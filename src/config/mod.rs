@@ -161,11 +161,7 @@ impl Config {
 
     /// Reads the contents of a file.
     pub fn from_yaml(bytes: &[u8]) -> Result<Self, ConfigError> {
-        Self::parse(bytes).map_err(|error| ConfigError {
-            file: None,
-            position: error.position,
-            message: error.message,
-        })
+        Self::parse(bytes).map_err(|error| ConfigError { file: None, position: error.position, message: error.message })
     }
 
     /// What `snigate run` is given without a file: listeners, routes by name, and where all others go.
@@ -274,11 +270,19 @@ fn build_listeners(listen: Vec<Short<raw::Listener>>, default: Option<raw::Refus
         let name = name.map_or_else(|| address.to_string(), |name| name.0.0);
         let path = format!("listen[{number}]");
         if let Some(other) = listeners.iter().position(|other| other.name == name) {
-            return Err(Wrong::with(path, format!("the name `{name}` is taken by listen[{other}]"), format!("listen[{other}]")));
+            return Err(Wrong::with(
+                path,
+                format!("the name `{name}` is taken by listen[{other}]"),
+                format!("listen[{other}]"),
+            ));
         }
         let is_taken = |other: &Listener| address.port() != 0 && other.address == address;
         if let Some(other) = listeners.iter().position(is_taken) {
-            return Err(Wrong::with(path, format!("{address} is taken by listen[{other}]"), format!("listen[{other}]")));
+            return Err(Wrong::with(
+                path,
+                format!("{address} is taken by listen[{other}]"),
+                format!("listen[{other}]"),
+            ));
         }
         let refuse = match refuse.or(default) {
             None | Some(raw::Refuse::Alert) => Refuse::Alert,
@@ -344,7 +348,8 @@ fn build_route(raw: raw::Route, path: &str, listeners: &[Listener]) -> Result<Ro
     for endpoint in &endpoints {
         let is_reached_by = |listener: &&Listener| endpoint.address().is_some_and(|to| leads_to(to, listener.address));
         if let Some(listener) = listeners.iter().find(is_reached_by) {
-            let message = format!("{endpoint} is the listener `{}` itself: connections would go in circles", listener.name);
+            let message =
+                format!("{endpoint} is the listener `{}` itself: connections would go in circles", listener.name);
             return Err(Wrong::at(format!("{path}.upstream"), message));
         }
     }

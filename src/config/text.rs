@@ -91,7 +91,11 @@ impl<'de, T: Written> Visitor<'de> for OneOrManyVisitor<T> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, sequence: A) -> Result<Self::Value, A::Error> {
         let many = Vec::deserialize(SeqAccessDeserializer::new(sequence))?;
-        if many.is_empty() { Err(A::Error::custom(format_args!("an empty list; expected {}", T::EXPECTED))) } else { Ok(OneOrMany(many)) }
+        if many.is_empty() {
+            Err(A::Error::custom(format_args!("an empty list; expected {}", T::EXPECTED)))
+        } else {
+            Ok(OneOrMany(many))
+        }
     }
 }
 

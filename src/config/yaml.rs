@@ -30,7 +30,10 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, YamlError> {
     let text = decode(bytes)?;
     check_depth(text)?;
     if has_no_content(text) {
-        return Err(YamlError { position: None, message: "the file is empty; expected at least `listen` and `routes`".into() });
+        return Err(YamlError {
+            position: None,
+            message: "the file is empty; expected at least `listen` and `routes`".into(),
+        });
     }
     serde_yaml::from_str(text).map_err(|error| explain(text, &error))
 }
@@ -101,7 +104,10 @@ fn explain(text: &str, error: &serde_yaml::Error) -> YamlError {
         return YamlError { position, message: format!("{prefix}the key `{key}` is missing") };
     }
     let what = what
-        .replace("deserializing from YAML containing more than one document is not supported", "more than one document (`---`); expected one")
+        .replace(
+            "deserializing from YAML containing more than one document is not supported",
+            "more than one document (`---`); expected one",
+        )
         .replace("invalid type: unit value", "no value")
         .replace("invalid type: ", "")
         .replace("invalid value: ", "")
@@ -198,7 +204,9 @@ impl<'de> Visitor<'de> for Walk<'_> {
         let Some((Step::Key(wanted), rest)) = self.steps.split_first() else { return Err(A::Error::custom("here")) };
         let here = self.is_key && rest.is_empty();
         let mut seen = 0;
-        while let Some(found) = map.next_key_seed(KeyIs { wanted, raise_at: here.then_some(self.occurrence), seen: &mut seen })? {
+        while let Some(found) =
+            map.next_key_seed(KeyIs { wanted, raise_at: here.then_some(self.occurrence), seen: &mut seen })?
+        {
             if found && !here {
                 return map.next_value_seed(Self { steps: rest, ..self });
             }

@@ -111,13 +111,7 @@ struct Relay<'a, D> {
 }
 
 impl<'a, D: FnMut(Side, usize)> Relay<'a, D> {
-    fn new(
-        client: &'a TcpStream,
-        upstream: &'a TcpStream,
-        hello: Vec<u8>,
-        deadlines: Deadlines,
-        delivered: D,
-    ) -> Self {
+    fn new(client: &'a TcpStream, upstream: &'a TcpStream, hello: Vec<u8>, deadlines: Deadlines, delivered: D) -> Self {
         Self {
             client,
             upstream,

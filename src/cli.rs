@@ -1,0 +1,117 @@
+//! What can be typed. Nothing is done here.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use snigate::config;
+use snigate::name::NamePattern;
+use snigate::upstream::Endpoint;
+
+/// One address for the Kubernetes APIs of many clusters: routes TLS connections by the name their client asks for,
+/// without terminating TLS.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, propagate_version = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Route connections until SIGTERM or SIGINT
+    Run(Run),
+    /// Say whether a configuration is valid, and what it means; binds nothing
+    Check {
+        /// The configuration
+        file: PathBuf,
+    },
+    /// Say which route a client would take, and why
+    Explain(Explain),
+    /// Show it at work: two throwaway clusters behind one address, and clients that reach them
+    #[cfg(feature = "demo")]
+    Demo(Demo),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    group = clap::ArgGroup::new("what").required(true).args(["config", "listen"]),
+    override_usage = "snigate run --config <FILE>\n       snigate run --listen <ADDRESS> --route <NAME=HOST:PORT>..."
+)]
+pub(crate) struct Run {
+    /// The configuration
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["listen", "route", "default"])]
+    pub(crate) config: Option<PathBuf>,
+    /// Listen here (without a file), such as 0.0.0.0:6443; may be repeated
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Vec<SocketAddr>,
+    /// Send clients that ask for NAME (or *.NAME) to HOST:PORT; may be repeated
+    #[arg(long, value_name = "NAME=HOST:PORT", value_parser = route, requires = "listen")]
+    pub(crate) route: Vec<(NamePattern, Endpoint)>,
+    /// Send all other clients, also those that ask for no name, to HOST:PORT
+    #[arg(long, value_name = "HOST:PORT", requires = "listen")]
+    pub(crate) default: Option<Endpoint>,
+    /// What log lines look like; wins over the file
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("client").required(true).args(["sni", "hello"]))]
+pub(crate) struct Explain {
+    /// The configuration
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// A client that asks for this name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) sni: Option<String>,
+    /// A client that sends these bytes; - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) hello: Option<PathBuf>,
+    /// The application protocols it offers, such as h2 (with --sni)
+    #[arg(long, value_name = "PROTOCOL", value_delimiter = ',', requires = "sni")]
+    pub(crate) alpn: Vec<String>,
+    /// The listener it arrives at; the first one unless given
+    #[arg(long, value_name = "NAME")]
+    pub(crate) listener: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[cfg(feature = "demo")]
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Listen here; with port 0 the kernel chooses
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    pub(crate) listen: SocketAddr,
+    /// Exit after the table instead of staying up until Ctrl-C
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Text on a terminal, JSON elsewhere
+    Auto,
+    /// For people
+    Text,
+    /// One object per line
+    Json,
+}
+
+impl From<LogFormat> for config::LogFormat {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Auto => Self::Auto,
+            LogFormat::Text => Self::Text,
+            LogFormat::Json => Self::Json,
+        }
+    }
+}
+
+fn route(text: &str) -> Result<(NamePattern, Endpoint), String> {
+    let (name, endpoint) = text.split_once('=').ok_or("expected NAME=HOST:PORT")?;
+    let name = NamePattern::parse(name).map_err(|error| error.to_string())?;
+    Ok((name, endpoint.parse()?))
+}

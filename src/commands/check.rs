@@ -1,0 +1,86 @@
+//! `snigate check`
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use snigate::config::{Config, Listener, Route};
+use snigate::refusal::Refuse;
+
+pub(super) fn run(file: &Path) -> anyhow::Result<ExitCode> {
+    let config = Config::load(file)?;
+    std::io::stdout().write_all(describe(file, &config)?.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
+    writeln!(text, "{} is valid.", file.display())?;
+
+    writeln!(text, "\nlisteners")?;
+    for Listener { name, address, refuse } in &config.listeners {
+        let refuse = match refuse {
+            Refuse::Alert => "a TLS alert",
+            Refuse::Close => "a close",
+            Refuse::Reset => "a reset",
+        };
+        let name = if *name == address.to_string() { String::new() } else { format!("{name} on ") };
+        writeln!(text, "  {name}{address}, refusing with {refuse}")?;
+    }
+
+    writeln!(text, "\nroutes")?;
+    for route in &config.routes {
+        writeln!(text, "  {}", route.name)?;
+        writeln!(text, "    takes     {}", takes(route, &config.listeners))?;
+        let endpoints: Vec<String> = route.endpoints.iter().map(ToString::to_string).collect();
+        let (timeout, per_try) = (span(route.connect.timeout), span(route.connect.per_try));
+        writeln!(text, "    leads to  {} (within {timeout}, {per_try} per try)", endpoints.join(", "))?;
+    }
+
+    let timeouts = &config.timeouts;
+    writeln!(
+        text,
+        "\ntimeouts   hello {}, idle {}, half_close {}, drain {}",
+        span(timeouts.hello),
+        span(timeouts.idle),
+        span(timeouts.half_close),
+        span(timeouts.drain)
+    )?;
+    let tcp = &config.tcp;
+    writeln!(
+        text,
+        "tcp        keepalive {} then {} times every {}, user_timeout {}",
+        span(tcp.keepalive_idle),
+        tcp.keepalive_count,
+        span(tcp.keepalive_interval),
+        span(tcp.user_timeout)
+    )?;
+    let connections = config.limits.connections.map_or("as descriptors allow".into(), |limit| limit.to_string());
+    writeln!(text, "limits     connections {connections}, hello_bytes {}", config.limits.hello_bytes)?;
+    writeln!(text, "workers    {}", config.workers.map_or("auto".into(), |workers| workers.to_string()))?;
+    writeln!(text, "admin      {}", config.admin.map_or("none".into(), |address| address.to_string()))?;
+    Ok(text)
+}
+
+fn takes(route: &Route, listeners: &[Listener]) -> String {
+    let mut takes = if route.patterns.is_empty() {
+        "every other name, and clients that send none".into()
+    } else {
+        route.patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    if let Some(alpn) = &route.matchers.alpn {
+        let protocols: Vec<String> = alpn.iter().map(|protocol| protocol.escape_ascii().to_string()).collect();
+        takes += &format!("; offering {}", protocols.join(" or "));
+    }
+    if let Some(numbers) = &route.matchers.listeners {
+        let names: Vec<&str> = numbers.iter().map(|number| &*listeners[*number].name).collect();
+        takes += &format!("; at {}", names.join(" or "));
+    }
+    takes
+}
+
+fn span(duration: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(duration)
+}

@@ -1,0 +1,164 @@
+//! `snigate demo`: two throwaway clusters behind one address, and clients that reach them.
+
+mod client;
+mod cluster;
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::{fs, io};
+
+use anyhow::{Context, bail};
+use snigate::config::{Config, Log, LogFormat};
+use snigate::server::Server;
+use tempfile::TempDir;
+use tracing::Level;
+
+use self::client::{Answer, Identity};
+use self::cluster::{Authority, Cluster};
+use crate::cli::Demo;
+use crate::logging;
+
+const OPEN: &str = "kubernetes01.demo.test";
+/// Asks its clients for certificates.
+const GUARDED: &str = "kubernetes02.demo.test";
+const UNKNOWN: &str = "kubernetes03.demo.test";
+const USER: &str = "jane";
+
+pub(super) fn run(options: &Demo) -> anyhow::Result<ExitCode> {
+    let level = if options.once { Level::WARN } else { Level::INFO };
+    logging::start(&Log { format: LogFormat::Auto, level, refusals_per_second: 0 });
+    tokio::runtime::Runtime::new()?.block_on(show(options))
+}
+
+async fn show(options: &Demo) -> anyhow::Result<ExitCode> {
+    let open_authority = Authority::new("kubernetes01")?;
+    let guarded_authority = Authority::new("kubernetes02")?;
+    let identity = guarded_authority.issue_client(USER)?;
+    let open = Cluster::start(&open_authority, OPEN, None).await?;
+    let guarded = Cluster::start(&guarded_authority, GUARDED, Some(&identity)).await?;
+
+    let routes = [(OPEN, &open), (GUARDED, &guarded)];
+    let routes = routes.map(|(name, cluster)| format!("  - sni: {name}\n    upstream: {}\n", cluster.address()));
+    let config = format!("listen: \"{}\"\nroutes:\n{}", options.listen, routes.concat());
+    let server = Server::start(Config::from_yaml(config.as_bytes())?)?;
+    let address = *server.addresses().first().context("the router has no address")?;
+
+    let cases = [
+        Case { name: OPEN, authority: &open_authority, identity: None, expected: "answered" },
+        Case { name: GUARDED, authority: &guarded_authority, identity: Some(&identity), expected: "answered" },
+        Case { name: GUARDED, authority: &guarded_authority, identity: None, expected: "CertificateRequired" },
+        Case { name: UNKNOWN, authority: &open_authority, identity: None, expected: "UnrecognisedName" },
+    ];
+    let mut rows = Vec::new();
+    for case in &cases {
+        rows.push(case.row(client::ask(address, case.name, case.authority, case.identity).await)?);
+    }
+    print(&table(address, &config, &rows))?;
+    if options.once {
+        server.drain().await;
+        return Ok(ExitCode::SUCCESS);
+    }
+
+    let files = TempDir::with_prefix("snigate-demo-")?;
+    write_files(files.path(), address, &open_authority, &guarded_authority, &identity)?;
+    print(&commands(files.path(), address))?;
+    tokio::signal::ctrl_c().await?;
+    server.drain().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One request, and what should become of it.
+struct Case<'a> {
+    name: &'static str,
+    authority: &'a Authority,
+    identity: Option<&'a Identity>,
+    expected: &'static str,
+}
+
+impl Case<'_> {
+    fn row(&self, answer: anyhow::Result<Answer>) -> anyhow::Result<[String; 4]> {
+        let Self { name, identity, expected, .. } = self;
+        let as_who = identity.map_or("nobody", |_| USER);
+        match answer? {
+            Answer::Body { cluster, seen, certificate } if *expected == "answered" => {
+                Ok([(*name).into(), format!("{as_who}, seen as {seen}"), certificate, format!("{cluster}: 200 OK")])
+            }
+            Answer::Alert(alert) if alert == *expected => {
+                Ok([(*name).into(), as_who.into(), "none".into(), format!("alert {alert}")])
+            }
+            other => bail!("{name}: expected {expected}, not {other:?}"),
+        }
+    }
+}
+
+fn table(address: SocketAddr, config: &str, rows: &[[String; 4]]) -> String {
+    let heading = ["ASKED FOR", "AS", "CERTIFICATE SEEN", "ANSWER"].map(String::from);
+    let all: Vec<&[String; 4]> = std::iter::once(&heading).chain(rows).collect();
+    let widths: Vec<usize> = (0..4).map(|column| all.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
+    let mut text = format!("\nsnigate routes two clusters at {address}:\n\n");
+    for line in config.lines() {
+        let _ = writeln!(text, "    {line}");
+    }
+    text.push_str("\nVerified TLS requests through it:\n\n");
+    for row in all {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let _ = writeln!(text, "    {}", cells.join("   ").trim_end());
+    }
+    text.push('\n');
+    text
+}
+
+fn write_files(
+    directory: &Path,
+    address: SocketAddr,
+    open: &Authority,
+    guarded: &Authority,
+    identity: &Identity,
+) -> io::Result<()> {
+    let path = |name: &str| directory.join(name).display().to_string();
+    fs::write(path("kubernetes01-ca.pem"), open.pem())?;
+    fs::write(path("kubernetes02-ca.pem"), guarded.pem())?;
+    fs::write(path("jane.pem"), identity.certificate_pem())?;
+    fs::write(path("jane-key.pem"), identity.key_pem())?;
+    let cluster = |number: &str| {
+        format!(
+            "- name: kubernetes{number}\n  cluster:\n    server: https://{address}\n    tls-server-name: kubernetes{number}.demo.test\n    certificate-authority: {}\n",
+            path(&format!("kubernetes{number}-ca.pem"))
+        )
+    };
+    let context =
+        |number: &str| format!("- name: kubernetes{number}\n  context: {{cluster: kubernetes{number}, user: jane}}\n");
+    let kubeconfig = format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n{}{}contexts:\n{}{}users:\n- name: jane\n  user:\n    client-certificate: {}\n    client-key: {}\n",
+        cluster("01"),
+        cluster("02"),
+        context("01"),
+        context("02"),
+        path("jane.pem"),
+        path("jane-key.pem")
+    );
+    fs::write(path("kubeconfig"), kubeconfig)
+}
+
+fn commands(directory: &Path, address: SocketAddr) -> String {
+    let directory = directory.display();
+    format!(
+        "Try it by hand, in another terminal:
+
+    cd {directory}
+    curl --cacert kubernetes01-ca.pem --connect-to ::{address} https://{OPEN}/version
+    curl --cacert kubernetes02-ca.pem --cert jane.pem --key jane-key.pem --connect-to ::{address} https://{GUARDED}/version
+    openssl s_client -connect {address} -servername {UNKNOWN} </dev/null
+    kubectl --kubeconfig kubeconfig --context kubernetes02 get --raw /version
+
+Ctrl-C ends it and removes the files.
+"
+    )
+}
+
+fn print(text: &str) -> io::Result<()> {
+    io::stdout().write_all(text.as_bytes())
+}

@@ -1,0 +1,187 @@
+//! `snigate explain`
+
+use std::fs::File;
+use std::io::{Read, Write as _, stdin, stdout};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+use snigate::client_hello::{ClientHello, Framing, Parsed};
+use snigate::config::Config;
+use snigate::name::ServerName;
+use snigate::route::{Client, MatchedBy, RouteTable};
+
+use crate::cli::Explain;
+
+/// No hello is longer, whatever the configuration says.
+const MAX_INPUT: u64 = 64 * 1024;
+
+pub(super) fn run(options: &Explain) -> anyhow::Result<ExitCode> {
+    let config = Config::load(&options.config)?;
+    let listener = match &options.listener {
+        None => 0,
+        Some(name) => config
+            .listeners
+            .iter()
+            .position(|listener| listener.name == *name)
+            .with_context(|| format!("no listener is named `{name}`"))?,
+    };
+    let explanation = match (&options.sni, &options.hello) {
+        (Some(name), _) => explain_name(&config, name, &options.alpn, listener),
+        (None, Some(path)) => explain_hello(&config, &read(path)?, listener),
+        (None, None) => bail!("expected --sni or --hello"),
+    };
+    let text = if options.json { format!("{}\n", explanation.json()) } else { explanation.text() };
+    stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if path == Path::new("-") {
+        stdin().take(MAX_INPUT).read_to_end(&mut bytes).context("cannot read standard input")?;
+    } else {
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        file.take(MAX_INPUT).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    Ok(bytes)
+}
+
+/// What becomes of a client.
+#[derive(Debug, Default)]
+struct Explanation {
+    outcome: &'static str,
+    name: Option<String>,
+    alpn: Vec<String>,
+    versions: Vec<String>,
+    ech: bool,
+    reason: Option<String>,
+    route: Option<String>,
+    endpoints: Vec<String>,
+}
+
+fn explain_name(config: &Config, name: &str, alpn: &[String], listener: usize) -> Explanation {
+    let server_name = match ServerName::parse(name.as_bytes()) {
+        Ok(server_name) => server_name,
+        Err(error) => {
+            return Explanation { outcome: "reject", reason: Some(error.to_string()), ..Explanation::default() };
+        }
+    };
+    let mut wire = Vec::new();
+    for protocol in alpn {
+        wire.push(u8::try_from(protocol.len()).unwrap_or(u8::MAX));
+        wire.extend(protocol.bytes());
+    }
+    let mut explanation = Explanation {
+        outcome: "sni",
+        name: Some(server_name.to_string()),
+        alpn: alpn.to_vec(),
+        ..Explanation::default()
+    };
+    let offered = snigate::client_hello::Alpn::from_list(&wire);
+    explanation.find_route(config, &Client { server_name: Some(server_name), alpn: offered.ok(), listener });
+    explanation
+}
+
+fn explain_hello(config: &Config, bytes: &[u8], listener: usize) -> Explanation {
+    let mut framing = Framing::new(config.limits.hello_bytes);
+    match framing.parse(bytes) {
+        Parsed::Complete(hello) => {
+            let mut explanation = describe(&hello);
+            let asked = Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener };
+            explanation.find_route(config, &asked);
+            explanation
+        }
+        Parsed::Incomplete => Explanation {
+            outcome: "need_more",
+            reason: Some(format!("after {} bytes the ClientHello is not complete", bytes.len())),
+            ..Explanation::default()
+        },
+        Parsed::Invalid(invalid) => Explanation {
+            outcome: "reject",
+            name: invalid.server_name.map(|name| name.escape_ascii().to_string()),
+            reason: Some(invalid.reason.to_string()),
+            ..Explanation::default()
+        },
+    }
+}
+
+fn describe(hello: &ClientHello<'_>) -> Explanation {
+    let alpn = hello.alpn.iter().flat_map(|offered| offered.iter());
+    let versions = hello.supported_versions.iter().flat_map(|offered| offered.iter());
+    Explanation {
+        outcome: if hello.server_name.is_some() { "sni" } else { "no_sni" },
+        name: hello.server_name.map(|name| name.to_string()),
+        alpn: alpn.map(|protocol| protocol.escape_ascii().to_string()).collect(),
+        versions: versions.map(|version| format!("{version:#06x}")).collect(),
+        ech: hello.ech,
+        ..Explanation::default()
+    }
+}
+
+impl Explanation {
+    fn find_route(&mut self, config: &Config, client: &Client<'_>) {
+        let mut table = RouteTable::default();
+        for (number, route) in config.routes.iter().enumerate() {
+            // The configuration is valid, so there are no conflicts.
+            let _ = table.insert(&route.patterns, &route.matchers, &number);
+        }
+        let Some(found) = table.find(client) else {
+            self.reason = Some(match client.server_name {
+                Some(_) => "no route has the name, and none takes all names".into(),
+                None => "no route takes clients without a name".into(),
+            });
+            return;
+        };
+        let route = &config.routes[*found.target];
+        self.route = Some(route.name.clone());
+        self.endpoints = route.endpoints.iter().map(ToString::to_string).collect();
+        self.reason = Some(match found.by {
+            MatchedBy::Exact => "the route has this very name".into(),
+            MatchedBy::Suffix(suffix) => format!("the route has *.{suffix}, and nothing more specific matches"),
+            MatchedBy::CatchAll => "the route takes what no other route does".into(),
+        });
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "outcome": self.outcome,
+            "sni": self.name,
+            "alpn": self.alpn,
+            "versions": self.versions,
+            "ech": self.ech,
+            "reason": self.reason,
+            "route": self.route,
+        })
+    }
+
+    fn text(&self) -> String {
+        let mut lines = Vec::new();
+        let mut line = |key: &str, value: &str| lines.push(format!("{key:<10}{value}\n"));
+        match self.outcome {
+            "reject" => line("hello", "refused"),
+            "need_more" => line("hello", "incomplete"),
+            _ => line("name", self.name.as_deref().unwrap_or("none")),
+        }
+        if !self.alpn.is_empty() {
+            line("alpn", &self.alpn.join(", "));
+        }
+        if !self.versions.is_empty() {
+            line("versions", &self.versions.join(", "));
+        }
+        if self.ech {
+            line("ech", "yes; the name is the outer one");
+        }
+        if matches!(self.outcome, "sni" | "no_sni") {
+            line("route", self.route.as_deref().unwrap_or("none; the client is refused"));
+        }
+        if !self.endpoints.is_empty() {
+            line("leads to", &self.endpoints.join(", "));
+        }
+        if let Some(reason) = &self.reason {
+            line("because", reason);
+        }
+        lines.concat()
+    }
+}

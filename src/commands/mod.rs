@@ -1,0 +1,21 @@
+//! One file per subcommand.
+
+mod check;
+#[cfg(feature = "demo")]
+mod demo;
+mod explain;
+mod run;
+
+use std::process::ExitCode;
+
+use crate::cli::{Arguments, Command};
+
+pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    match arguments.command {
+        Command::Run(options) => run::run(options),
+        Command::Check { file } => check::run(&file),
+        Command::Explain(options) => explain::run(&options),
+        #[cfg(feature = "demo")]
+        Command::Demo(options) => demo::run(&options),
+    }
+}

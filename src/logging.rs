@@ -1,0 +1,31 @@
+//! Log lines on standard error.
+
+use std::io::{IsTerminal, stderr};
+
+use snigate::config::{Log, LogFormat};
+use tracing::error;
+use tracing_subscriber::EnvFilter;
+
+/// Begins to log. `RUST_LOG` wins over the configured level.
+pub(crate) fn start(log: &Log) {
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("warn,snigate={}", log.level)));
+    let is_terminal = stderr().is_terminal();
+    let as_json = match log.format {
+        LogFormat::Auto => !is_terminal,
+        LogFormat::Text => false,
+        LogFormat::Json => true,
+    };
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_target(false);
+    if as_json {
+        subscriber.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
+    } else {
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        subscriber.with_ansi(is_terminal && !no_color).init();
+    }
+    std::panic::set_hook(Box::new(|panic| {
+        let location = panic.location().map(ToString::to_string);
+        let message = panic.payload_as_str().unwrap_or("no message");
+        error!(location, message, "a task panicked; only its connection is lost");
+    }));
+}
