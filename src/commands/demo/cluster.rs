@@ -118,7 +118,7 @@ async fn serve(
     let Ok(stream) = acceptor.accept(stream).await else { return };
     let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let client = match (shown, known) {
-        (None, _) => "nobody".to_owned(),
+        (None, _) => "no certificate".to_owned(),
         (Some(shown), Some((certificate, name))) if *shown == certificate => name,
         (Some(_), _) => "a stranger".to_owned(),
     };

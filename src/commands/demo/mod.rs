@@ -79,25 +79,28 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    fn row(&self, answer: anyhow::Result<Answer>) -> anyhow::Result<[String; 4]> {
+    fn row(&self, answer: anyhow::Result<Answer>) -> anyhow::Result<Row> {
         let Self { name, identity, expected, .. } = self;
-        let as_who = identity.map_or("nobody", |_| USER);
+        let as_who = identity.map_or("no certificate", |_| USER);
         match answer? {
             Answer::Body { cluster, seen, certificate } if *expected == "answered" => {
-                Ok([(*name).into(), format!("{as_who}, seen as {seen}"), certificate, format!("{cluster}: 200 OK")])
+                Ok([(*name).into(), as_who.into(), certificate, format!("200 OK from {cluster}"), seen])
             }
             Answer::Alert(alert) if alert == *expected => {
-                Ok([(*name).into(), as_who.into(), "none".into(), format!("alert {alert}")])
+                Ok([(*name).into(), as_who.into(), "none".into(), format!("alert {alert}"), "no one".into()])
             }
             other => bail!("{name}: expected {expected}, not {other:?}"),
         }
     }
 }
 
-fn table(address: SocketAddr, config: &str, rows: &[[String; 4]]) -> String {
-    let heading = ["ASKED FOR", "AS", "CERTIFICATE SEEN", "ANSWER"].map(String::from);
-    let all: Vec<&[String; 4]> = std::iter::once(&heading).chain(rows).collect();
-    let widths: Vec<usize> = (0..4).map(|column| all.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
+/// What was asked for, the client's certificate, the server's, what came back, whom the server saw.
+type Row = [String; 5];
+
+fn table(address: SocketAddr, config: &str, rows: &[Row]) -> String {
+    let heading = ["NAME", "CLIENT", "CERTIFICATE SEEN", "ANSWER", "SERVER SAW"].map(String::from);
+    let all: Vec<&Row> = std::iter::once(&heading).chain(rows).collect();
+    let widths: Vec<usize> = (0..heading.len()).map(|column| all.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
     let mut text = format!("\nsnigate routes two clusters at {address}:\n\n");
     for line in config.lines() {
         let _ = writeln!(text, "    {line}");

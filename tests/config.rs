@@ -1,0 +1,355 @@
+//! What is refused in a file, and in which words. The same words from `check` and `run`: it is the same code.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::support::{Router, snigate};
+
+const VALID: &str = "listen: 127.0.0.1:0\nroutes:\n  - sni: a.example\n    upstream: 127.0.0.1:1\n";
+
+fn check(path: &Path) -> Output {
+    snigate().arg("check").arg(path).output().unwrap()
+}
+
+/// What `check` and `run` say of these bytes, both exiting with 78.
+fn complaint(bytes: &[u8]) -> String {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("c.yaml");
+    std::fs::write(&path, bytes).unwrap();
+    let checked = check(&path);
+    let text = String::from_utf8(checked.stderr).unwrap();
+    let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(500)]);
+    assert_eq!(checked.status.code(), Some(78), "{shown}\n{text}");
+    let run = snigate().args(["run", "-c"]).arg(&path).output().unwrap();
+    assert_eq!(run.status.code(), Some(78), "{shown}");
+    assert_eq!(String::from_utf8(run.stderr).unwrap(), text, "g15: one code path");
+    assert!(checked.stdout.is_empty());
+    let prefix = format!("snigate: {}", path.display());
+    text.strip_prefix(&prefix).unwrap_or_else(|| panic!("{text}")).trim_end().to_owned()
+}
+
+#[track_caller]
+fn refused(text: &str, expected: &str) {
+    assert_eq!(complaint(text.as_bytes()), expected, "{text}");
+}
+
+/// A file whose route has these lines.
+fn route(lines: &str) -> String {
+    format!("listen: 127.0.0.1:0\nroutes:\n  - {}\n", lines.replace('\n', "\n    "))
+}
+
+fn with(lines: &str) -> String {
+    format!("{VALID}{lines}\n")
+}
+
+#[test]
+fn g15_what_check_accepts_runs() {
+    let everything = "listen:
+  - 127.0.0.1:0
+  - {name: inside, address: \"[::1]:0\", refuse: close}
+refuse: reset
+routes:
+  - name: one
+    sni: [a.example, \"*.a.example\"]
+    alpn: [h2]
+    listener: [inside]
+    upstream: {endpoints: [127.0.0.1:1, \"b.example:6443\", \"[::1]:2\"], connect: {timeout: 10s, per_try: 3s}}
+  - upstream: [127.0.0.1:1]
+timeouts: {hello: 10s, idle: 24h, half_close: 60s, drain: 0s}
+tcp: {keepalive: {idle: 30s, interval: 5s, count: 3}, user_timeout: 15m}
+limits: {connections: 100, hello_bytes: 16KiB}
+workers: 2
+admin: {address: 127.0.0.1:0, allow_remote: true}
+log: {format: json, level: debug, refusals_per_second: 0}
+";
+    for text in [VALID, everything] {
+        let router = Router::start(text);
+        let checked = check(&router.config);
+        let output = String::from_utf8(checked.stdout).unwrap();
+        assert_eq!(checked.status.code(), Some(0), "{output}");
+        assert!(output.contains("is valid."), "{output}");
+    }
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("c.yaml");
+    std::fs::write(&path, everything).unwrap();
+    let output = String::from_utf8(check(&path).stdout).unwrap();
+    for told in [
+        "127.0.0.1:0, refusing with a reset",
+        "inside on [::1]:0, refusing with a close",
+        "a.example, *.a.example; offering h2; at inside",
+        "127.0.0.1:1, b.example:6443, [::1]:2 (within 10s, 3s per try)",
+        "every other name, and clients that send none",
+        "hello 10s, idle 1day, half_close 1m, drain 0s",
+        "keepalive 30s then 3 times every 5s, user_timeout 15m",
+        "connections 100, hello_bytes 16384",
+    ] {
+        assert!(output.contains(told), "{told}\nin\n{output}");
+    }
+}
+
+#[test]
+fn g03_what_stands_twice_is_refused_with_both_places() {
+    refused(
+        "listen: 127.0.0.1:0\nlisten: 127.0.0.1:0\nroutes: []\n",
+        ":2:1: the key `listen` stands twice, first on line 1",
+    );
+    refused(
+        &route("sni: a.example\nupstream: 127.0.0.1:1\nsni: b.example"),
+        ":5:5: routes[0]: the key `sni` stands twice, first on line 3",
+    );
+    let two = |first: &str, second: &str| format!("listen: 127.0.0.1:0\nroutes:\n  - {first}\n  - {second}\n");
+    refused(
+        &two("{name: x, sni: a.example, upstream: \"h:1\"}", "{name: x, sni: b.example, upstream: \"h:1\"}"),
+        ":4:5: routes[1]: the name `x` is taken by routes[0] (line 3)",
+    );
+    refused(
+        &two("{name: x, sni: a.example, upstream: \"h:1\"}", "{name: y, sni: [b.example, A.Example.], upstream: \"h:1\"}"),
+        ":4:5: routes[1]: `a.example` would match routes[0] as well, and neither is more specific (line 3)",
+    );
+    refused(
+        &two("{name: x, upstream: \"h:1\"}", "{name: y, upstream: \"h:1\"}"),
+        ":4:5: routes[1]: clients without a name would match routes[0] as well, and neither is more specific (line 3)",
+    );
+    refused(
+        &route("sni: [a.example, a.example]\nupstream: h:1"),
+        ":3:10: routes[0].sni: `a.example` stands twice",
+    );
+    refused(
+        "listen: [127.0.0.1:7001, 127.0.0.1:7001]\nroutes: [{upstream: \"h:1\"}]\n",
+        ":1:26: listen[1]: the name `127.0.0.1:7001` is taken by listen[0] (line 1)",
+    );
+    refused(
+        "listen: [{name: a, address: 127.0.0.1:7001}, 127.0.0.1:7001]\nroutes: [{upstream: \"h:1\"}]\n",
+        ":1:46: listen[1]: 127.0.0.1:7001 is taken by listen[0] (line 1)",
+    );
+}
+
+#[test]
+fn g04_unknown_keys_are_refused_with_the_nearest_one() {
+    refused(&with("timeout: {}"), ":5:1: unknown key `timeout`; did you mean `timeouts`?");
+    refused(&with("timeouts: {halfclose: 1s}"), ":5:12: timeouts: unknown key `halfclose`; did you mean `half_close`?");
+    refused(&route("snii: a\nupstream: h:1"), ":3:5: routes[0]: unknown key `snii`; did you mean `sni`?");
+    refused(
+        &route("upstream: {endpoint: h:1}"),
+        ":3:16: routes[0].upstream: unknown key `endpoint`; did you mean `endpoints`?",
+    );
+    refused(
+        &with("tcp: {xyz: 1}"),
+        ":5:7: tcp: unknown key `xyz`; expected one of keepalive, user_timeout",
+    );
+    // Keys that this version does not have are unknown, not ignored.
+    for key in ["sandbox: auto", "relay: auto", "watch: true"] {
+        assert!(complaint(with(key).as_bytes()).contains("unknown key"), "{key}");
+    }
+}
+
+#[test]
+fn g04_wrong_values_are_refused_with_what_was_expected() {
+    const DURATION: &str = "expected a duration from 1ms to 366d with its unit, such as 10s, 500ms, 15m or 24h";
+    for value in ["-1s", "10", "1e9", "nan", "inf", "99999999999999999999s", "10 parsecs", "\"\""] {
+        let told = complaint(with(&format!("timeouts: {{hello: {value}}}")).as_bytes());
+        assert!(told.starts_with(":5:19: timeouts.hello: ") && told.ends_with(DURATION), "{value}: {told}");
+    }
+    refused(&with("timeouts: {idle: 400d}"), &format!(":5:18: timeouts.idle: `400d`: out of range; {DURATION}"));
+    refused(&with("timeouts: {idle: 0s}"), &format!(":5:18: timeouts.idle: `0s`: out of range; {DURATION}"));
+    for value in ["-1", "0", "1.5", "1e3", "no", "0o17777777777", "99999999999", ".nan", ".inf", "[1]", "{}"] {
+        let told = complaint(with(&format!("limits: {{connections: {value}}}")).as_bytes());
+        assert!(told.starts_with(":5:23: limits.connections: "), "{value}: {told}");
+        assert!(told.ends_with("expected a whole number from 1 to 10000000"), "{value}: {told}");
+    }
+    for value in ["1023", "65537", "16kb", "-1KiB", "64MiB"] {
+        let told = complaint(with(&format!("limits: {{hello_bytes: {value}}}")).as_bytes());
+        assert!(told.ends_with("expected a size from 1KiB to 64KiB, such as 16KiB"), "{value}: {told}");
+    }
+    refused(
+        &with("log: {level: loud}"),
+        ":5:14: log.level: unknown variant `loud`, expected one of `error`, `warn`, `info`, `debug`, `trace`",
+    );
+    refused(
+        &with("workers: 0"),
+        ":5:10: workers: `0`: out of range; expected auto, or a whole number from 1 to 1024",
+    );
+    refused(
+        &with("tcp: {keepalive: {idle: 1500ms}}"),
+        ":5:25: tcp.keepalive.idle: `1500ms`: out of range; expected a duration of whole seconds from 1s to 32767s, such as 30s",
+    );
+}
+
+#[test]
+fn g04_wrong_names_and_addresses_are_refused_with_what_was_expected() {
+    const NAME: &str = "expected a DNS name such as a.example.com, or \"*.example.com\" for all names below one";
+    for (value, reason) in [
+        ("192.0.2.1", "the name is an IP address; "),
+        ("a..b", "a label of the name is empty; "),
+        ("\"a b\"", "the name has a character other than letters, digits, '-', '_' and '.'; "),
+        ("\"*\"", "to take every name, leave `sni` out; "),
+    ] {
+        let shown = value.trim_matches('"');
+        refused(
+            &route(&format!("sni: {value}\nupstream: h:1")),
+            &format!(":3:10: routes[0].sni: `{shown}`: {reason}{NAME}"),
+        );
+    }
+    refused(
+        &route("sni: [a.example, 7]\nupstream: h:1"),
+        &format!(":3:22: routes[0].sni[1]: integer `7`, {NAME}"),
+    );
+    const ENDPOINT: &str =
+        "expected host:port such as api.example.com:6443, 192.0.2.1:6443 or \"[2001:db8::1]:6443\"";
+    refused(&route("upstream: a"), &format!(":3:15: routes[0].upstream: `a`: the port is missing; {ENDPOINT}"));
+    refused(
+        &route("upstream: \"2001:db8::1:6443\""),
+        &format!(":3:15: routes[0].upstream: `2001:db8::1:6443`: an IPv6 address needs brackets; {ENDPOINT}"),
+    );
+    refused(
+        "listen: localhost:6443\nroutes: []\n",
+        ":1:9: listen: `localhost:6443`: expected an IP address and port such as 0.0.0.0:6443 or \"[::]:6443\"",
+    );
+    refused(
+        &route("listener: [other]\nupstream: h:1"),
+        ":3:15: routes[0].listener: no listener is named `other`; expected one of 127.0.0.1:0",
+    );
+}
+
+#[test]
+fn empty_lists_and_missing_keys_are_refused() {
+    refused("listen: 127.0.0.1:0\nroutes: []\n", ":2:9: routes: an empty list; expected at least one route with `sni` and `upstream`");
+    refused("listen: []\nroutes: []\n", ":1:9: listen: an empty list; expected at least one address such as 0.0.0.0:6443");
+    refused("listen: 127.0.0.1:0\n", ":1:1: the key `routes` is missing");
+    refused(&route("sni: a.example"), ":3:5: routes[0]: the key `upstream` is missing");
+    assert!(complaint(route("sni: []\nupstream: h:1").as_bytes()).contains("routes[0].sni: an empty list; expected"));
+    assert!(complaint(route("upstream: []").as_bytes()).contains("routes[0].upstream: an empty list; expected"));
+    refused(&with("admin:\nlimits: {connections: ~}\nworkers: [2]"), ":7:10: workers: sequence, expected auto, or a whole number from 1 to 1024");
+}
+
+#[test]
+fn loops_and_remote_admin_listeners_are_refused() {
+    for (listen, upstream) in [
+        ("127.0.0.1:7001", "127.0.0.1:7001"),
+        ("0.0.0.0:7001", "127.0.0.5:7001"),
+        ("\"[::]:7001\"", "\"[::1]:7001\""),
+        ("\"[::]:7001\"", "\"[::ffff:127.0.0.1]:7001\""),
+    ] {
+        let told = complaint(format!("listen: {listen}\nroutes: [{{upstream: {upstream}}}]\n").as_bytes());
+        assert!(told.contains("connections would go in circles"), "{told}");
+    }
+    let told = complaint(with("admin: 0.0.0.0:9443").as_bytes());
+    assert!(told.contains("admin: 0.0.0.0:9443 can be reached from other machines; expected a loopback"), "{told}");
+}
+
+#[test]
+fn more_connections_than_descriptors_are_refused_with_the_arithmetic() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("c.yaml");
+    std::fs::write(&path, with("limits: {connections: 5000000}")).unwrap();
+    let output = snigate().args(["run", "-c"]).arg(&path).output().unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("5000000 connections need 10000064 file descriptors"), "{told}");
+}
+
+#[test]
+fn g05_bombs_are_refused_quickly() {
+    let mut aliases = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x]\n");
+    for level in 1..12 {
+        let previous = format!("*a{}, ", level - 1).repeat(9);
+        aliases += &format!("a{level}: &a{level} [{}]\n", previous.trim_end_matches(", "));
+    }
+    let expanding = format!("x: 1\n{aliases}listen: *a11\nroutes: []\n");
+    let used: String = aliases.replace("a0: &a0 [", "listen: &a0 [");
+    let mut chain = String::from("a0: &a0 x\n");
+    for link in 1..50_000 {
+        chain += &format!("a{link}: &a{link} *a{}\n", link - 1);
+    }
+    let bombs = [
+        expanding,
+        used,
+        chain,
+        format!("listen: {}", "[".repeat(20_000)),
+        format!("listen: {}", "{a: ".repeat(20_000)),
+        format!("listen:\n{}", "- ".repeat(20_000)),
+        format!("routes:\n{}", "? ".repeat(20_000)),
+    ];
+    for bomb in bombs {
+        let start = Instant::now();
+        complaint(bomb.as_bytes());
+        // Two processes; unbounded, each of these takes minutes or all memory.
+        assert!(start.elapsed() < Duration::from_secs(5), "{:.60} took {:?}", bomb, start.elapsed());
+    }
+}
+
+#[test]
+fn g05_only_regular_files_of_bounded_size_are_read() {
+    let directory = TempDir::new().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let mut large = std::fs::File::create(path("large")).unwrap();
+    large.write_all(VALID.as_bytes()).unwrap();
+    large.set_len(1 << 30).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        path("fifo"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    )
+    .unwrap();
+    for (path, expected) in [
+        (path("large"), "the configuration is larger than 32 MiB"),
+        (path("fifo"), "not a regular file"),
+        ("/dev/zero".into(), "not a regular file"),
+        (directory.path().into(), "not a regular file"),
+        (path("missing"), "No such file or directory"),
+    ] {
+        let output = check(&path);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(78), "{told}");
+        assert!(told.contains(expected) && told.contains(&path.display().to_string()), "{told}");
+    }
+}
+
+#[test]
+fn g06_encodings() {
+    let crlf = VALID.replace('\n', "\r\n");
+    for accepted in [VALID.trim_end().to_owned(), crlf.clone(), format!("\u{feff}{crlf}"), format!("---\n{VALID}")] {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("c.yaml");
+        std::fs::write(&path, &accepted).unwrap();
+        let output = check(&path);
+        assert!(output.status.success(), "{accepted:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let utf16: Vec<u8> =
+        [0xfeff].into_iter().chain(VALID.encode_utf16()).flat_map(u16::to_le_bytes).collect();
+    assert_eq!(complaint(&utf16), ": the file is UTF-16; save it as UTF-8");
+    assert_eq!(complaint(b"listen: a\nroutes: \xff\n"), ":2:9: the file is not UTF-8 from here on");
+    assert_eq!(complaint(b"listen: a\nroutes: \0\n"), ":2:9: a NUL byte");
+    let empty = ": the file is empty; expected at least `listen` and `routes`";
+    for nothing in ["", "\n\n", "# all\n# comments\n", "---\n"] {
+        assert_eq!(complaint(nothing.as_bytes()), empty, "{nothing:?}");
+    }
+    let tabs = complaint(b"listen: 127.0.0.1:0\nroutes:\n\t- upstream: h:1\n");
+    assert!(tabs.starts_with(":3:1: ") && tabs.contains("tab"), "{tabs}");
+    let two = complaint(format!("{VALID}---\n{VALID}").as_bytes());
+    assert!(two.contains("more than one document"), "{two}");
+}
+
+#[test]
+fn usage_errors_exit_with_2() {
+    for arguments in [
+        &["run"][..],
+        &["run", "-c", "x", "--listen", "127.0.0.1:0"],
+        &["run", "--listen", "nowhere"],
+        &["run", "--listen", "127.0.0.1:0", "--route", "a.example"],
+        &["run", "--route", "a.example=h:1"],
+        &["explain", "-c", "x"],
+        &["fly"],
+    ] {
+        let output = snigate().args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+    let output = snigate().args(["run", "--listen", "127.0.0.1:0"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(78), "a router without a route");
+}

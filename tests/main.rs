@@ -1,0 +1,16 @@
+//! The binary, through real sockets. Tests are named after the fault they cover.
+
+#![allow(clippy::pedantic, clippy::unwrap_used, unreachable_pub, reason = "test code")]
+
+mod config;
+mod deploy;
+mod explain;
+mod hello;
+mod interop;
+mod lifecycle;
+mod observe;
+mod refusal;
+mod relay;
+mod routing;
+mod support;
+mod upstream;

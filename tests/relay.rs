@@ -1,0 +1,147 @@
+//! Bytes, closes and resets through the binary. The relay's own tests cover more orders of events.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use crate::support::backend::reset;
+use crate::support::client::{End, rest};
+use crate::support::router::config;
+use crate::support::{Backend, Client, Hello, Router, pattern};
+
+const NAME: &str = "a.example";
+
+/// A client and the upstream's end of its connection, behind the hello.
+fn connected(router: &Router, upstream: &std::sync::mpsc::Receiver<TcpStream>) -> (Client, TcpStream) {
+    let hello = Hello::to(NAME).record();
+    let client = Client::send(router.address(), &hello);
+    let mut upstream = upstream.recv_timeout(crate::support::PATIENCE).unwrap();
+    let mut received = vec![0; hello.len()];
+    upstream.read_exact(&mut received).unwrap();
+    assert_eq!(received, hello);
+    (client, upstream)
+}
+
+#[test]
+fn d01_the_answer_arrives_after_the_client_has_closed_its_side() {
+    let (backend, held) = Backend::held();
+    let router = Router::routing(&[(NAME, backend.address())]);
+    let (mut client, mut upstream) = connected(&router, &held);
+    client.finish();
+    assert_eq!(rest(&mut upstream), (Vec::new(), End::Fin));
+    let answer = pattern(30_000_000);
+    let sent = answer.clone();
+    let writer = std::thread::spawn(move || upstream.write_all(&sent).unwrap());
+    assert!(client.rest() == (answer, End::Fin));
+    writer.join().unwrap();
+    let account = router.account_of(client.address());
+    assert_eq!((account["outcome"].as_str(), account["closed_by"].as_str()), (Some("completed"), Some("client")));
+    assert_eq!(account["bytes.sent"], 30_000_000);
+}
+
+#[test]
+fn d02_the_client_sends_after_the_upstream_has_closed_its_side() {
+    let (backend, held) = Backend::held();
+    let router = Router::routing(&[(NAME, backend.address())]);
+    let (mut client, mut upstream) = connected(&router, &held);
+    upstream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(client.rest(), (Vec::new(), End::Fin));
+    let request = pattern(30_000_000);
+    let sent = request.clone();
+    let address = client.address();
+    let writer = std::thread::spawn(move || client.write(&sent));
+    assert!(rest(&mut upstream) == (request, End::Fin));
+    writer.join().unwrap();
+    assert_eq!(router.account_of(address)["closed_by"], "upstream");
+}
+
+#[test]
+fn d03_both_close_at_once_behind_full_buffers() {
+    let (backend, held) = Backend::held();
+    let router = Router::routing(&[(NAME, backend.address())]);
+    let bytes = pattern(3_000_000);
+    for _ in 0..10 {
+        let (client, upstream) = connected(&router, &held);
+        let both = [client.stream, upstream].map(|mut stream| {
+            let bytes = bytes.clone();
+            std::thread::spawn(move || {
+                let mut writer = stream.try_clone().unwrap();
+                let sent = bytes.clone();
+                let writer = std::thread::spawn(move || {
+                    writer.write_all(&sent).unwrap();
+                    writer.shutdown(std::net::Shutdown::Write).unwrap();
+                });
+                assert!(rest(&mut stream) == (bytes, End::Fin));
+                writer.join().unwrap();
+            })
+        });
+        both.into_iter().for_each(|side| side.join().unwrap());
+    }
+}
+
+#[test]
+fn d04_d05_a_reset_of_one_side_becomes_a_reset_of_the_other() {
+    let (backend, held) = Backend::held();
+    let router = Router::routing(&[(NAME, backend.address())]);
+
+    let (mut client, mut upstream) = connected(&router, &held);
+    upstream.write_all(&pattern(100_000)).unwrap();
+    assert_eq!(client.read(50_000), pattern(50_000));
+    reset(upstream);
+    let (received, end) = client.rest();
+    assert!(pattern(100_000)[50_000..].starts_with(&received));
+    assert_eq!(end, End::Reset);
+    assert_eq!(router.account_of(client.address())["outcome"], "upstream_reset");
+
+    let (client, mut upstream) = connected(&router, &held);
+    let address = client.address();
+    reset(client.stream);
+    assert_eq!(rest(&mut upstream), (Vec::new(), End::Reset), "though it is silent");
+    assert_eq!(router.account_of(address)["outcome"], "client_reset");
+}
+
+#[test]
+fn d06_a_reset_while_sending_leaves_what_was_received_before() {
+    let (backend, held) = Backend::held();
+    let router = Router::routing(&[(NAME, backend.address())]);
+    let (mut client, mut upstream) = connected(&router, &held);
+    // An answer, and then a close with unread bytes: the kernel resets.
+    client.write(&[1; 1000]);
+    upstream.read_exact(&mut [0; 1]).unwrap();
+    upstream.write_all(&pattern(200_000)).unwrap();
+    assert_eq!(client.read(200_000), pattern(200_000));
+    drop(upstream);
+    assert_eq!(client.rest().0, b"");
+}
+
+#[test]
+fn d09_single_bytes_both_ways() {
+    let router = Router::routing(&[(NAME, Backend::echo().address())]);
+    let hello = Hello::to(NAME).record();
+    let mut client = Client::send(router.address(), &hello);
+    assert_eq!(client.read(hello.len()), hello);
+    for byte in pattern(5000) {
+        client.write(&[byte]);
+        assert_eq!(client.read(1), [byte]);
+    }
+}
+
+#[test]
+fn d15_idle_and_d16_half_closed_connections_end_at_their_deadlines() {
+    let (backend, held) = Backend::held();
+    let timeouts = "timeouts: {idle: 700ms, half_close: 200ms}\n";
+    let router = Router::start(&config(&[(NAME, backend.address())], timeouts));
+
+    let (mut client, mut upstream) = connected(&router, &held);
+    assert_eq!(client.rest(), (Vec::new(), End::Fin));
+    assert_eq!(rest(&mut upstream), (Vec::new(), End::Fin));
+    let account = router.account_of(client.address());
+    assert_eq!((account["outcome"].as_str(), account["closed_by"].as_str()), (Some("idle_timeout"), Some("us")));
+    assert!(account["duration_ms"].as_f64().unwrap() >= 700.0);
+
+    let (mut client, _upstream) = connected(&router, &held);
+    client.finish();
+    assert_eq!(client.rest().0, b"");
+    let account = router.account_of(client.address());
+    assert_eq!(account["outcome"], "half_close_timeout");
+    assert!(account["duration_ms"].as_f64().unwrap() < 700.0, "{account}");
+}

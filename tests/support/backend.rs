@@ -1,0 +1,97 @@
+//! API servers that behave as told.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{Receiver, channel};
+
+use socket2::{SockFilter, Socket};
+
+use super::PATIENCE;
+
+/// A server that hands each connection to a function on a thread of its own.
+pub struct Backend {
+    address: SocketAddr,
+    accepted: Arc<AtomicUsize>,
+}
+
+impl Backend {
+    pub fn start(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        Self::start_on(TcpListener::bind("127.0.0.1:0").unwrap(), serve)
+    }
+
+    pub fn start_on(listener: TcpListener, serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        let address = listener.local_addr().unwrap();
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let (counter, serve) = (Arc::clone(&accepted), Arc::new(serve));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let stream = stream.unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                counter.fetch_add(1, SeqCst);
+                let serve = Arc::clone(&serve);
+                std::thread::spawn(move || serve(stream));
+            }
+        });
+        Self { address, accepted }
+    }
+
+    /// Sends back what it receives, until it has received all.
+    pub fn echo() -> Self {
+        Self::start(|mut stream| {
+            let mut buffer = vec![0; 65536];
+            while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                if stream.write_all(&buffer[..length]).is_err() {
+                    return;
+                }
+            }
+            let _ = stream.shutdown(Shutdown::Write);
+        })
+    }
+
+    /// Says its name and closes.
+    pub fn named(name: &'static str) -> Self {
+        Self::start(move |mut stream| {
+            let _ = stream.read(&mut [0; 65536]);
+            let _ = stream.write_all(name.as_bytes());
+            let _ = stream.shutdown(Shutdown::Write);
+            let _ = stream.read_to_end(&mut Vec::new());
+        })
+    }
+
+    /// Hands each connection to the test.
+    pub fn held() -> (Self, Receiver<TcpStream>) {
+        let (sender, receiver) = channel();
+        (Self::start(move |stream| drop(sender.send(stream))), receiver)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How many connections it has accepted.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(SeqCst)
+    }
+}
+
+/// An address where nobody listens.
+pub fn closed() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// A socket that listens, but whose kernel drops every packet to it: connects get no answer at all.
+pub fn black_hole() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // `ret 0`: accept no byte of any packet.
+    Socket::from(listener.try_clone().unwrap()).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// Closes with a RST.
+pub fn reset(stream: TcpStream) {
+    let socket = Socket::from(stream);
+    socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+}

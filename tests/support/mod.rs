@@ -1,0 +1,31 @@
+//! The real binary on port 0, peers that behave as told, and hellos made by hand.
+
+pub mod backend;
+pub mod client;
+pub mod hello;
+pub mod router;
+pub mod tls;
+
+pub use backend::Backend;
+pub use client::Client;
+pub use hello::Hello;
+pub use router::{Router, snigate};
+
+use std::time::Duration;
+
+/// Longer than anything takes on a busy machine; what waits this long has failed.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Bytes in which a lost, doubled or moved run shows.
+pub fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|number| u8::try_from((number ^ (number >> 8)) & 0xff).unwrap()).collect()
+}
+
+/// Tries until it is so.
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(std::time::Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,183 @@
+//! The program under test.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::PATIENCE;
+
+/// The binary, logging as it does by default.
+pub fn snigate() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_snigate"));
+    command.env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+/// A running `snigate run`, killed when it is dropped.
+pub struct Router {
+    child: Child,
+    lines: Arc<Lines>,
+    pub config: PathBuf,
+    _directory: TempDir,
+}
+
+#[derive(Default)]
+struct Lines {
+    all: Mutex<(Vec<String>, bool)>,
+    changed: Condvar,
+}
+
+impl Router {
+    /// Starts with this configuration and waits until it listens.
+    pub fn start(config: &str) -> Self {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("snigate.yaml");
+        std::fs::write(&path, config).unwrap();
+        let mut command = snigate();
+        command.arg("run").arg("-c").arg(&path);
+        let router = Self::spawn(command, path, directory);
+        let listeners = router.wait("starting", |line| line["message"] == "starting")["listeners"].as_u64().unwrap();
+        let has_admin = config.contains("admin:");
+        router.wait_many("listening", usize::try_from(listeners).unwrap() + usize::from(has_admin), |line| {
+            line["message"] == "listening"
+        });
+        router
+    }
+
+    /// One listener on a port of the kernel's choice, an admin listener, and these routes.
+    pub fn routing(routes: &[(&str, SocketAddr)]) -> Self {
+        Self::start(&config(routes, ""))
+    }
+
+    pub fn spawn(mut command: Command, config: PathBuf, directory: TempDir) -> Self {
+        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let lines = Arc::new(Lines::default());
+        let (stderr, writer) = (child.stderr.take().unwrap(), Arc::clone(&lines));
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines() {
+                writer.all.lock().unwrap().0.push(line.unwrap());
+                writer.changed.notify_all();
+            }
+            writer.all.lock().unwrap().1 = true;
+            writer.changed.notify_all();
+        });
+        Self { child, lines, config, _directory: directory }
+    }
+
+    /// All log lines so far. Each must be one JSON object.
+    pub fn log(&self) -> Vec<Value> {
+        let lines = self.lines.all.lock().unwrap();
+        lines.0.iter().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+    }
+
+    /// The first log line that is so, now or later.
+    pub fn wait(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        self.wait_many(what, 1, is_so).remove(0)
+    }
+
+    pub fn wait_many(&self, what: &str, count: usize, is_so: impl Fn(&Value) -> bool) -> Vec<Value> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines = self.lines.all.lock().unwrap();
+        let mut found = Vec::new();
+        let mut read = 0;
+        loop {
+            for line in &lines.0[read..] {
+                let line = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+                if is_so(&line) {
+                    found.push(line);
+                }
+            }
+            read = lines.0.len();
+            if found.len() >= count {
+                return found;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero() && !lines.1, "no log line for {what}:\n{}", lines.0.join("\n"));
+            lines = self.lines.changed.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+
+    /// What was logged of the connection from this client.
+    pub fn account_of(&self, client: SocketAddr) -> Value {
+        self.wait(&format!("client {client}"), |line| {
+            line["outcome"].is_string() && line["client.port"] == client.port()
+        })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address_of(|name| name != "admin")
+    }
+
+    pub fn admin(&self) -> SocketAddr {
+        self.address_of(|name| name == "admin")
+    }
+
+    pub fn address_of(&self, is_it: impl Fn(&str) -> bool) -> SocketAddr {
+        let line = self.wait("its address", |line| {
+            line["message"] == "listening" && line["listener"].as_str().is_some_and(&is_it)
+        });
+        line["address"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// `GET` from the admin listener: the status and the body.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.admin()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.into())
+    }
+
+    /// The value of the metric with this name and these labels, as they are printed.
+    pub fn metric(&self, series: &str) -> f64 {
+        let (_, text) = self.get("/metrics");
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Waits for the process to exit by itself.
+    pub fn exit(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "still running:\n{:?}", self.log());
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Router {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A configuration with an admin listener; a route named `*` takes all names. `more` are further lines.
+pub fn config(routes: &[(&str, SocketAddr)], more: &str) -> String {
+    let route = |(name, upstream): &(&str, SocketAddr)| match *name {
+        "*" => format!("  - upstream: \"{upstream}\"\n"),
+        name => format!("  - sni: \"{name}\"\n    upstream: \"{upstream}\"\n"),
+    };
+    let routes: String = routes.iter().map(route).collect();
+    format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n{routes}{more}")
+}

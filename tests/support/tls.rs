@@ -1,0 +1,132 @@
+//! TLS clients and servers of rustls.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+
+use super::{Backend, PATIENCE};
+
+/// A certificate authority.
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+/// A certificate and its key.
+pub struct Issued {
+    pub certificate: CertificateDer<'static>,
+    pub key: KeyPair,
+    pem: String,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut parameters = CertificateParams::new([]).unwrap();
+        parameters.distinguished_name.push(DnType::CommonName, "test CA");
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(parameters, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    pub fn issue(&self, name: &str) -> Issued {
+        let mut parameters = CertificateParams::new([name.to_owned()]).unwrap();
+        parameters.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().unwrap();
+        let certificate = parameters.signed_by(&key, &self.0).unwrap();
+        Issued { certificate: certificate.der().clone(), pem: certificate.pem(), key }
+    }
+
+    pub fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        roots
+    }
+
+    /// Writes the authority's certificate; its path.
+    pub fn write(&self, directory: &Path, name: &str) -> PathBuf {
+        let path = directory.join(name);
+        std::fs::write(&path, self.0.pem()).unwrap();
+        path
+    }
+}
+
+impl Issued {
+    /// Writes certificate and key; their paths.
+    pub fn write(&self, directory: &Path, name: &str) -> (PathBuf, PathBuf) {
+        let (certificate, key) = (directory.join(format!("{name}.pem")), directory.join(format!("{name}-key.pem")));
+        std::fs::write(&certificate, &self.pem).unwrap();
+        std::fs::write(&key, self.key.serialize_pem()).unwrap();
+        (certificate, key)
+    }
+
+    fn key(&self) -> PrivateKeyDer<'static> {
+        PrivatePkcs8KeyDer::from(self.key.serialize_der()).into()
+    }
+}
+
+/// An HTTPS server that answers every request with its name. With `wants_client`, only to clients that hold a
+/// certificate of the authority.
+pub fn serve(authority: &Authority, name: &str, wants_client: bool) -> Backend {
+    let issued = authority.issue(name);
+    let builder = ServerConfig::builder();
+    let builder = if wants_client {
+        let verifier = WebPkiClientVerifier::builder(Arc::new(authority.roots())).build().unwrap();
+        builder.with_client_cert_verifier(verifier)
+    } else {
+        builder.with_no_client_auth()
+    };
+    let config = Arc::new(builder.with_single_cert(vec![issued.certificate.clone()], issued.key()).unwrap());
+    let body = format!("{{\"gitVersion\":\"{name}\"}}");
+    Backend::start(move |stream| {
+        let mut stream = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
+        let mut request = Vec::new();
+        let mut byte = [0];
+        while !request.ends_with(b"\r\n\r\n") {
+            match stream.read(&mut byte) {
+                Ok(1) => request.push(byte[0]),
+                _ => return,
+            }
+        }
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n";
+        let _ = write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len());
+        stream.conn.send_close_notify();
+        let _ = stream.flush();
+        let _ = stream.read_to_end(&mut Vec::new());
+    })
+}
+
+/// A verified `GET` through the router: what was answered, or the TLS error.
+pub fn get(
+    router: SocketAddr,
+    authority: &Authority,
+    name: &'static str,
+    identity: Option<&Issued>,
+) -> Result<String, String> {
+    let builder = ClientConfig::builder().with_root_certificates(authority.roots());
+    let config = match identity {
+        None => builder.with_no_client_auth(),
+        Some(issued) => builder.with_client_auth_cert(vec![issued.certificate.clone()], issued.key()).unwrap(),
+    };
+    let tcp = TcpStream::connect(router).unwrap();
+    tcp.set_read_timeout(Some(PATIENCE)).unwrap();
+    let connection = ClientConnection::new(Arc::new(config), ServerName::try_from(name).unwrap()).unwrap();
+    let mut stream = StreamOwned::new(connection, tcp);
+    write!(stream, "GET /version HTTP/1.1\r\nhost: {name}\r\nconnection: close\r\n\r\n")
+        .map_err(|error| error.to_string())?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response).map_err(|error| error.to_string())?;
+    Ok(response.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+}
+
+/// The hello that rustls sends for this name.
+pub fn rustls_hello(name: &'static str) -> Vec<u8> {
+    let config = ClientConfig::builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+    let mut connection = ClientConnection::new(Arc::new(config), ServerName::try_from(name).unwrap()).unwrap();
+    let mut hello = Vec::new();
+    while connection.wants_write() {
+        connection.write_tls(&mut hello).unwrap();
+    }
+    hello
+}
