@@ -23,12 +23,12 @@ const MAX_BACK_OFF: Duration = Duration::from_millis(100);
 
 /// An address could not be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}{}", hint(.source))]
+#[error("cannot listen on {address}: {error}{}", hint(.error))]
 pub struct BindError {
     /// The address.
     pub address: SocketAddr,
     /// Why.
-    pub source: io::Error,
+    pub error: io::Error,
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -54,7 +54,7 @@ pub fn bind(address: SocketAddr, options: &TcpOptions) -> Result<TcpListener, Bi
         socket.listen(BACKLOG)?;
         TcpListener::from_std(socket.into())
     };
-    listen().map_err(|source| BindError { address, source })
+    listen().map_err(|error| BindError { address, error })
 }
 
 /// Accepts until `stop`, then serves what the kernel had queued and closes the socket.
@@ -106,5 +106,62 @@ pub fn error_label(error: &io::Error) -> &'static str {
         Some(Errno::PROTO) => "EPROTO",
         Some(Errno::PERM) => "EPERM",
         _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    use socket2::SockRef;
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    const OPTIONS: TcpOptions = TcpOptions {
+        keepalive_idle: Duration::from_secs(31),
+        keepalive_interval: Duration::from_secs(6),
+        keepalive_count: 4,
+        user_timeout: Duration::from_secs(900),
+    };
+
+    #[tokio::test]
+    async fn d17_both_legs_have_nodelay_keepalive_and_user_timeout() {
+        let listener = bind("127.0.0.1:0".parse().unwrap(), &OPTIONS).unwrap();
+        let dialled = tokio::net::TcpSocket::new_v4().unwrap();
+        OPTIONS.apply(&dialled).unwrap();
+        let (dialled, accepted) = tokio::join!(dialled.connect(listener.local_addr().unwrap()), listener.accept());
+        for stream in [dialled.unwrap(), accepted.unwrap().0] {
+            let socket = SockRef::from(&stream);
+            assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), OPTIONS.keepalive_idle);
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), OPTIONS.keepalive_interval);
+            assert_eq!(socket.tcp_keepalive_retries().unwrap(), OPTIONS.keepalive_count);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(OPTIONS.user_timeout));
+        }
+    }
+
+    #[tokio::test]
+    async fn d24_a_panic_costs_one_connection_and_gives_its_permit_back() {
+        let listener = bind("127.0.0.1:0".parse().unwrap(), &OPTIONS).unwrap();
+        let address = listener.local_addr().unwrap();
+        let permits = Arc::new(Semaphore::new(1));
+        let served = Arc::new(AtomicUsize::new(0));
+        let serve = move |client: TcpStream, _, permit| {
+            let number = served.fetch_add(1, SeqCst);
+            tokio::spawn(async move {
+                let _held: (TcpStream, OwnedSemaphorePermit) = (client, permit);
+                assert!(number % 2 == 1, "as the test asks");
+            });
+        };
+        let stop = CancellationToken::new();
+        let acceptor = tokio::spawn(run(listener, Arc::clone(&permits), stop.clone(), |_| {}, serve));
+        for _ in 0..6 {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "accepted, and closed when its task ended");
+        }
+        stop.cancel();
+        acceptor.await.unwrap();
+        assert_eq!(permits.available_permits(), 1);
     }
 }

@@ -1,1 +1,78 @@
-//! todo
+//! What is shipped beside the binary works as it is written.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use crate::support::{Router, snigate, tls};
+
+fn example(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples").join(name);
+    let output = snigate().arg("check").arg(&path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// The example with ports of the kernel's choice, and these in place of the API servers.
+fn local(example: &str, upstreams: &[(&str, SocketAddr)]) -> String {
+    let mut text = example.replace("listen: \"[::]:6443\"", "listen: 127.0.0.1:0").replace("127.0.0.1:9443", "127.0.0.1:0");
+    for (name, address) in upstreams {
+        let upstream = format!("upstream: {name}:6443");
+        assert!(text.contains(&upstream), "{upstream} in\n{text}");
+        text = text.replace(&upstream, &format!("upstream: {address}"));
+    }
+    text
+}
+
+#[test]
+fn one_cluster_takes_every_client() {
+    let authority = tls::Authority::new();
+    let cluster = tls::serve(&authority, "kubernetes.example.com", false);
+    let text = local(
+        &example("one-cluster.yaml"),
+        &[("apiserver.kubernetes.l4lb.thisdcos.directory", cluster.address())],
+    );
+    let router = Router::start(&text);
+    let answer = tls::get(router.address(), &authority, "kubernetes.example.com", None);
+    assert_eq!(answer.unwrap(), "{\"gitVersion\":\"kubernetes.example.com\"}");
+    // A client that is given an IP address sends no name.
+    let error = tls::get(router.address(), &authority, "127.0.0.1", None).unwrap_err();
+    assert!(error.contains("invalid peer certificate"), "it reaches the cluster: {error}");
+    assert_eq!(cluster.accepted(), 2);
+}
+
+#[test]
+fn two_clusters_are_told_apart_by_either_name() {
+    let names = [
+        ["devkubernetes01.example.com", "apiserver.devkubernetes01.l4lb.thisdcos.directory"],
+        ["devkubernetes02.example.com", "apiserver.devkubernetes02.l4lb.thisdcos.directory"],
+    ];
+    let text = example("two-clusters.yaml");
+    // Which of its names the API server's certificate carries decides which one clients verify, and so ask for.
+    for which in [0, 1] {
+        let authority = tls::Authority::new();
+        let clusters = names.map(|names| tls::serve(&authority, names[which], false));
+        let upstreams = [(names[0][1], clusters[0].address()), (names[1][1], clusters[1].address())];
+        let router = Router::start(&local(&text, &upstreams));
+        for names in names {
+            let answer = tls::get(router.address(), &authority, names[which], None).unwrap();
+            assert_eq!(answer, format!("{{\"gitVersion\":\"{}\"}}", names[which]));
+        }
+        let error = tls::get(router.address(), &authority, "devkubernetes03.example.com", None).unwrap_err();
+        assert!(error.contains("UnrecognisedName"), "{error}");
+    }
+}
+
+#[test]
+fn the_demo_shows_what_it_promises() {
+    let output = snigate().args(["demo", "--once"]).output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{table}\n{}", String::from_utf8_lossy(&output.stderr));
+    for told in [
+        "kubernetes01.demo.test, by kubernetes01 CA   200 OK from kubernetes01    no certificate",
+        "kubernetes02.demo.test, by kubernetes02 CA   200 OK from kubernetes02    jane",
+        "alert CertificateRequired",
+        "alert UnrecognisedName",
+    ] {
+        assert!(table.contains(told), "{told}\nin\n{table}");
+    }
+}

@@ -1,1 +1,154 @@
-//! todo
+//! Start and stop.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::support::router::config;
+use crate::support::{Backend, Client, Hello, Router, eventually, pattern, snigate};
+
+const NAME: &str = "a.example";
+
+#[test]
+fn h01_a_stop_lets_transfers_finish() {
+    let (backend, held) = Backend::held();
+    let mut router = Router::routing(&[(NAME, backend.address())]);
+    let hello = Hello::to(NAME).record();
+    let body = pattern(1_000_000);
+    let transfers: Vec<(Client, TcpStream)> = (0..50)
+        .map(|_| {
+            let client = Client::send(router.address(), &hello);
+            let mut upstream = held.recv_timeout(crate::support::PATIENCE).unwrap();
+            upstream.read_exact(&mut vec![0; hello.len()]).unwrap();
+            (client, upstream)
+        })
+        .collect();
+    assert_eq!(router.get("/readyz").0, 200);
+
+    router.signal(Signal::TERM);
+    router.wait("draining", |line| line["message"] == "draining" && line["connections"] == 50);
+    assert_eq!(router.get("/readyz"), (503, "draining\n".into()));
+    assert_eq!((router.get("/healthz").0, router.get("/livez").0), (503, 200));
+    assert!(TcpStream::connect(router.address()).is_err(), "no longer listening");
+
+    for (mut client, mut upstream) in transfers {
+        let sent = body.clone();
+        let writer = std::thread::spawn(move || upstream.write_all(&sent).unwrap());
+        assert!(client.read(body.len()) == body);
+        writer.join().unwrap();
+    }
+    assert_eq!(router.exit().code(), Some(0));
+    router.wait("nothing was cut", |line| line["message"] == "drained" && line["cut"] == 0);
+}
+
+#[test]
+fn h02_what_has_not_finished_in_time_is_cut_and_counted() {
+    let (backend, held) = Backend::held();
+    let timeouts = "timeouts: {drain: 300ms, hello: 20s}\n";
+    let mut router = Router::start(&config(&[(NAME, backend.address())], timeouts));
+    let mut relayed = Client::send(router.address(), &Hello::to(NAME).record());
+    let _upstream = held.recv_timeout(crate::support::PATIENCE).unwrap();
+    let silent = Client::connect(router.address());
+    eventually("both are accepted", || router.metric("snigate_connections_active{route=\"_none\"}") == 1.0);
+
+    router.signal(Signal::INT);
+    assert_eq!(relayed.rest().0, b"");
+    assert_eq!(router.exit().code(), Some(0));
+    router.wait("two were cut", |line| line["message"] == "drained" && line["cut"] == 2);
+    for client in [&relayed, &silent] {
+        let account = router.account_of(client.address());
+        assert_eq!((account["outcome"].as_str(), account["closed_by"].as_str()), (Some("drained"), Some("us")));
+    }
+}
+
+#[test]
+fn h03_a_second_signal_exits_at_once() {
+    let (backend, held) = Backend::held();
+    let mut router = Router::routing(&[(NAME, backend.address())]);
+    let _client = Client::send(router.address(), &Hello::to(NAME).record());
+    let _upstream = held.recv_timeout(crate::support::PATIENCE).unwrap();
+    router.signal(Signal::TERM);
+    router.wait("draining", |line| line["message"] == "draining");
+    let start = Instant::now();
+    router.signal(Signal::TERM);
+    assert_eq!(router.exit().code(), Some(1));
+    assert!(start.elapsed() < Duration::from_secs(10), "not the 25 s of the drain");
+}
+
+#[test]
+fn h04_clients_in_the_queue_at_a_stop_are_served() {
+    let backend = Backend::named("served");
+    let mut router = Router::routing(&[(NAME, backend.address())]);
+    router.signal(Signal::STOP);
+    let mut clients: Vec<Client> =
+        (0..20).map(|_| Client::send(router.address(), &Hello::to(NAME).record())).collect();
+    router.signal(Signal::TERM);
+    router.signal(Signal::CONT);
+    for client in &mut clients {
+        client.finish();
+        assert_eq!(client.rest().0, b"served");
+    }
+    assert_eq!(router.exit().code(), Some(0));
+}
+
+#[test]
+fn h05_listens_again_at_once_after_a_kill() {
+    let backend = Backend::echo();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let text = format!("listen: 127.0.0.1:{port}\nroutes:\n  - {{sni: {NAME}, upstream: \"{}\"}}\n", backend.address());
+    let hello = Hello::to(NAME).record();
+    for _ in 0..10 {
+        let mut router = Router::start(&text);
+        let mut client = Client::send(router.address(), &hello);
+        assert_eq!(client.read(hello.len()), hello);
+        router.signal(Signal::KILL);
+        router.exit();
+    }
+}
+
+#[test]
+fn h06_h07_an_address_that_is_not_to_be_had_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut addresses = vec![
+        (taken.local_addr().unwrap().to_string(), "another process listens there"),
+        ("192.0.2.1:6443".into(), "no interface of this machine has that address"),
+    ];
+    if !rustix::process::geteuid().is_root() {
+        addresses.push(("127.0.0.1:443".into(), "CAP_NET_BIND_SERVICE"));
+    }
+    let running = Router::routing(&[(NAME, Backend::echo().address())]);
+    addresses.push((running.address().to_string(), "another process listens there"));
+    for (address, hint) in addresses {
+        let output =
+            snigate().args(["run", "--listen", &address, "--default", "127.0.0.1:1"]).output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        let told = told.lines().last().unwrap();
+        assert!(told.starts_with(&format!("snigate: cannot listen on {address}: ")) && told.ends_with(hint), "{told}");
+    }
+}
+
+#[test]
+fn f01_with_few_descriptors_clients_wait_instead_of_failing() {
+    let backend = Backend::echo();
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("c.yaml");
+    std::fs::write(&path, config(&[(NAME, backend.address())], "")).unwrap();
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "ulimit -n 64; exec \"$0\" run -c \"$1\"", env!("CARGO_BIN_EXE_snigate")]).arg(&path);
+    let router = Router::spawn(command, path, directory);
+    router.wait("the derived limit", |line| line["message"] == "connection limit" && line["connections"] == 24);
+
+    let hello = Hello::to(NAME).record();
+    let mut clients: Vec<Client> = (0..100).map(|_| Client::send(router.address(), &hello)).collect();
+    for client in &mut clients {
+        assert_eq!(client.read(hello.len()), hello);
+        client.finish();
+        assert_eq!(client.rest().0, b"");
+    }
+    let (_, metrics) = router.get("/metrics");
+    assert!(!metrics.contains("snigate_accept_errors_total{"), "never out of descriptors:\n{metrics}");
+}

@@ -1,1 +1,147 @@
-//! todo
+//! Log lines and metrics.
+
+use crate::support::router::config;
+use crate::support::{Backend, Client, Hello, Router, eventually};
+
+const NAME: &str = "a.example";
+
+fn serve_one(router: &Router, hello: &Hello) -> serde_json::Value {
+    let mut client = Client::send(router.address(), &hello.record());
+    client.finish();
+    client.rest();
+    router.account_of(client.address())
+}
+
+#[test]
+fn a_connection_is_one_line_with_all_fields() {
+    let backend = Backend::named("four");
+    let router = Router::routing(&[(NAME, backend.address())]);
+    let hello = Hello::to(NAME).alpn(&["h2", "http/1.1"]);
+    let account = serve_one(&router, &hello);
+    for (field, value) in [
+        ("level", "INFO"),
+        ("message", "connection"),
+        ("client.address", "127.0.0.1"),
+        ("listener", "127.0.0.1:0"),
+        ("server.address", NAME),
+        ("tls.next_protocol", "h2,http/1.1"),
+        ("tls.protocol.version", "1.3"),
+        ("route", NAME),
+        ("upstream.address", &backend.address().to_string()),
+        ("outcome", "completed"),
+        ("closed_by", "client"),
+    ] {
+        assert_eq!(account[field], value, "{field} in {account}");
+    }
+    assert_eq!((&account["bytes.received"], &account["bytes.sent"]), (&hello.record().len().into(), &4.into()));
+    for field in ["duration_ms", "hello_ms", "connect_ms"] {
+        assert!(account[field].as_f64().is_some_and(|value| value > 0.0), "{field} in {account}");
+    }
+    assert!(account["upstream.local.address"].as_str().unwrap().starts_with("127.0.0.1:"));
+    assert_eq!(router.log().iter().filter(|line| line["outcome"].is_string()).count(), 1);
+}
+
+#[test]
+fn e10_hostile_names_cannot_forge_log_lines() {
+    let router = Router::routing(&[(NAME, Backend::echo().address())]);
+    for (name, logged) in [
+        (&b"x\r\n{\"message\":\"forged\"}"[..], r#"x\r\n{\"message\":\"forged\"}"#),
+        (b"\x1b[31mred", r"\x1b[31mred"),
+        ("\u{202e}gpj".as_bytes(), r"\xe2\x80\xaegpj"),
+        (b"\xff\xfe", r"\xff\xfe"),
+        (b"quote\"back\\slash", r#"quote\"back\\slash"#),
+    ] {
+        let account = serve_one(&router, &Hello::new().server_name(name));
+        assert_eq!(account["server.address"], logged);
+        assert_eq!(account["outcome"], "malformed");
+    }
+    let account = serve_one(&router, &Hello::to(NAME).alpn(&["h2\r\n", "\u{1b}"]));
+    assert_eq!(account["tls.next_protocol"], r"h2\r\n,\x1b");
+    let long = serve_one(&router, &Hello::new().server_name(&[b'\n'; 9000]));
+    assert_eq!(long["server.address"].as_str().unwrap().len(), 255);
+    // `log` parses every line: each is one JSON object.
+    assert!(router.log().iter().all(|line| line["message"] != "forged"));
+}
+
+#[test]
+fn refusals_beyond_the_limit_are_counted_and_summarised() {
+    let router = Router::start(&config(&[(NAME, Backend::echo().address())], "log: {refusals_per_second: 2}\n"));
+    for _ in 0..40 {
+        let mut client = Client::send(router.address(), &Hello::to("b.example").record());
+        client.finish();
+        client.rest();
+    }
+    let unknown = "snigate_connections_total{listener=\"127.0.0.1:0\",route=\"_none\",outcome=\"unknown_name\"}";
+    eventually("all are counted", || router.metric(unknown) == 40.0);
+    let logged = |router: &Router| {
+        let log = router.log();
+        let of = |message| log.iter().filter(move |line| line["message"] == message);
+        let suppressed: u64 = of("refusals not logged").map(|line| line["suppressed"].as_u64().unwrap()).sum();
+        (of("refused").count() as u64, suppressed)
+    };
+    eventually("each is logged or summarised", || {
+        let (lines, suppressed) = logged(&router);
+        lines + suppressed == 40
+    });
+    assert!(logged(&router).1 > 0);
+    router.wait("the summary", |line| {
+        line["message"] == "refusals not logged" && line["outcome"] == "unknown_name" && line["level"] == "WARN"
+    });
+}
+
+#[test]
+fn metrics_tell_what_happened() {
+    let backend = Backend::named("four");
+    let router = Router::routing(&[(NAME, backend.address())]);
+    let hello = Hello::to(NAME);
+    serve_one(&router, &hello);
+    serve_one(&router, &Hello::to("b.example"));
+    let (status, text) = router.get("/metrics");
+    assert_eq!(status, 200);
+    assert!(text.ends_with("# EOF\n"));
+    let received = hello.record().len();
+    for series in [
+        "snigate_connections_total{listener=\"127.0.0.1:0\",route=\"a.example\",outcome=\"completed\"} 1".to_owned(),
+        "snigate_connections_total{listener=\"127.0.0.1:0\",route=\"_none\",outcome=\"unknown_name\"} 1".into(),
+        "snigate_connections_total{listener=\"127.0.0.1:0\",route=\"a.example\",outcome=\"connect_refused\"} 0".into(),
+        "snigate_connections_total{listener=\"127.0.0.1:0\",route=\"_none\",outcome=\"malformed\"} 0".into(),
+        "snigate_connections_active{route=\"a.example\"} 0".into(),
+        "snigate_connections_active{route=\"_none\"} 0".into(),
+        format!("snigate_bytes_total{{route=\"a.example\",direction=\"received\"}} {received}"),
+        "snigate_bytes_total{route=\"a.example\",direction=\"sent\"} 4".into(),
+        "snigate_hello_seconds_count 2".into(),
+        "snigate_connect_seconds_count{route=\"a.example\"} 1".into(),
+        "snigate_connection_seconds_count{route=\"a.example\"} 1".into(),
+        format!("snigate_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")),
+    ] {
+        assert!(text.lines().any(|line| line == series), "{series} in\n{text}");
+    }
+    for name in
+        ["process_resident_memory_bytes", "process_open_fds", "process_max_fds", "process_start_time_seconds"]
+    {
+        assert!(router.metric(name) > 0.0, "{name}");
+    }
+    assert!(router.metric("process_cpu_seconds_total") >= 0.0);
+}
+
+#[test]
+fn bytes_of_long_connections_are_counted_while_they_last() {
+    let backend = Backend::echo();
+    let router = Router::routing(&[(NAME, backend.address())]);
+    let hello = Hello::to(NAME).record();
+    let mut client = Client::send(router.address(), &hello);
+    client.read(hello.len());
+    let sent = "snigate_bytes_total{route=\"a.example\",direction=\"sent\"}";
+    assert_eq!(router.metric(sent), hello.len() as f64);
+    assert_eq!(router.metric("snigate_connections_active{route=\"a.example\"}"), 1.0);
+}
+
+#[test]
+fn the_admin_listener_only_answers_what_it_has() {
+    let router = Router::routing(&[(NAME, Backend::echo().address())]);
+    assert_eq!(router.get("/livez"), (200, "ok\n".into()));
+    assert_eq!(router.get("/readyz").0, 200);
+    assert_eq!(router.get("/nothing").0, 404);
+    let mut post = Client::send(router.admin(), b"POST /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+    assert!(post.rest().0.starts_with(b"HTTP/1.1 405 "));
+}

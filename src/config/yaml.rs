@@ -79,6 +79,9 @@ fn explain(text: &str, error: &serde_yaml::Error) -> YamlError {
     let at_end = location.as_ref().map(|at| format!(" at line {} column {}", at.line(), at.column()));
     let message = at_end.and_then(|end| message.strip_suffix(&end)).unwrap_or(&message);
     let position = location.map(|at| Position { line: at.line(), column: at.column() });
+    if position.is_some_and(|at| character_at(text, at) == Some('\t')) {
+        return YamlError { position, message: "a tab; YAML is indented with spaces".into() };
+    }
 
     let (path, what) = match message.split_once(": ") {
         Some((path, what)) if is_path(path) => (path, what),
@@ -113,6 +116,10 @@ fn explain(text: &str, error: &serde_yaml::Error) -> YamlError {
         .replace("invalid value: ", "")
         .replace("struct Config", "a map of keys");
     YamlError { position, message: format!("{prefix}{what}") }
+}
+
+fn character_at(text: &str, Position { line, column }: Position) -> Option<char> {
+    text.lines().nth(line.checked_sub(1)?)?.chars().nth(column.checked_sub(1)?)
 }
 
 fn quoted<'a>(message: &'a str, start: &str) -> Option<(&'a str, &'a str)> {
