@@ -5,6 +5,7 @@
 mod config;
 mod deploy;
 mod explain;
+mod fuzz_seeds;
 mod hello;
 mod interop;
 mod lifecycle;

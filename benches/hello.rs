@@ -1,0 +1,91 @@
+//! What one hello costs: `cargo bench --bench hello`.
+
+#![allow(clippy::pedantic, clippy::unwrap_used, missing_docs, reason = "a bench")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use snigate::client_hello::{ClientHello, Framing, Parsed};
+use snigate::name::{NamePattern, ServerName};
+use snigate::route::{Client, Matchers, RouteTable};
+
+#[path = "../tests/support/hello.rs"]
+mod sample;
+
+use sample::Hello;
+
+fn parser(criterion: &mut Criterion) {
+    let hello = Hello::to("devkubernetes01.example.com").alpn(&["h2", "http/1.1"]);
+    let in_sixteen = hello.clone().padded_to(1730);
+    let cases = [
+        ("517 bytes, one record", hello.clone().padded_to(517).record(), 0),
+        ("1730 bytes, one record", hello.padded_to(1730).record(), 0),
+        ("1730 bytes, 16 records", in_sixteen.records(in_sixteen.message().len().div_ceil(16)), usize::MAX),
+    ];
+    let mut group = criterion.benchmark_group("client_hello");
+    for (name, raw, most_allocations) in cases {
+        let parse = || match Framing::default().parse(black_box(&raw)) {
+            Parsed::Complete(hello) => hello.server_name.is_some(),
+            _ => false,
+        };
+        let before = ALLOCATIONS.load(Relaxed);
+        assert!(parse());
+        let allocations = ALLOCATIONS.load(Relaxed) - before;
+        assert!(allocations <= most_allocations, "{name}: {allocations} allocations");
+        println!("{name}: {allocations} allocations");
+        group.bench_function(name, |bencher| bencher.iter(parse));
+    }
+    group.finish();
+}
+
+fn lookup(criterion: &mut Criterion) {
+    let message = Hello::to("host.cluster7.tenants.example.com").message();
+    let by_wildcard = ClientHello::parse(&message).unwrap().server_name;
+    let exact = ServerName::parse(b"c0.exact.example.com").ok();
+    let unknown = ServerName::parse(b"nobody.knows.this.name").ok();
+    let mut group = criterion.benchmark_group("route");
+    for count in [1, 1_000, 100_000] {
+        let mut table = RouteTable::default();
+        for number in 0..count {
+            let exact = NamePattern::parse(&format!("c{number}.exact.example.com")).unwrap();
+            let wildcard = NamePattern::parse(&format!("*.cluster{}.tenants.example.com", number + 7)).unwrap();
+            table.insert(&[exact, wildcard], &Matchers::default(), &number).unwrap();
+        }
+        for (name, server_name) in [("exact", exact), ("wildcard", by_wildcard), ("unknown", unknown)] {
+            let client = Client { server_name, alpn: None, listener: 0 };
+            assert_eq!(table.find(&client).is_some(), name != "unknown");
+            group.bench_function(format!("{name} of {count} routes"), |bencher| {
+                bencher.iter(|| table.find(black_box(&client)).map(|found| *found.target));
+            });
+        }
+    }
+    group.finish();
+}
+
+/// Counts what is allocated.
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[expect(unsafe_code, reason = "the trait is unsafe; both methods only pass on to the system's allocator")]
+// SAFETY: the contract is the system allocator's, which does all the work.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Relaxed);
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the pointer came from `alloc` above, so from the system's allocator.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+criterion_group!(benches, parser, lookup);
+criterion_main!(benches);

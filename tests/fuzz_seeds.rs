@@ -1,0 +1,44 @@
+//! The fuzzers' seeds, each named by its shape and replayed here: what a name promises is what the parser says.
+
+use std::path::{Path, PathBuf};
+
+use snigate::client_hello::{Framing, Parsed};
+use snigate::config::Config;
+use snigate::name::ServerName;
+
+fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
+    let directory: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let files = std::fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    let seeds: Vec<_> = files
+        .map(|file| file.unwrap().path())
+        .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap()))
+        .collect();
+    assert!(seeds.len() >= 5, "{target} has seeds");
+    seeds
+}
+
+#[test]
+fn hellos_are_what_they_are_called() {
+    for (name, bytes) in seeds("client_hello") {
+        let mut framing = Framing::default();
+        let shape = match framing.parse(&bytes) {
+            Parsed::Complete(hello) if hello.server_name.is_some() => "named",
+            Parsed::Complete(_) => "nameless",
+            Parsed::Incomplete => "incomplete",
+            Parsed::Invalid(_) => "refused",
+        };
+        assert!(name.starts_with(shape), "{name} is {shape}");
+    }
+}
+
+#[test]
+fn names_and_configurations_are_what_they_are_called() {
+    for (name, bytes) in seeds("name") {
+        let shape = if ServerName::parse(&bytes).is_ok() { "good" } else { "bad" };
+        assert!(name.starts_with(shape), "{name} is {shape}");
+    }
+    for (name, bytes) in seeds("config") {
+        let shape = if Config::from_yaml(&bytes).is_ok() { "valid" } else { "refused" };
+        assert!(name.starts_with(shape), "{name} is {shape}");
+    }
+}
