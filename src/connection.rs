@@ -131,7 +131,7 @@ fn note(hello: &ClientHello<'_>, facts: &mut Facts) {
 /// Until the client resets the connection. A FIN is no reset: it may still want the answer.
 async fn reset(client: &TcpStream) {
     if client.ready(Interest::ERROR).await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -1,4 +1,27 @@
-//! docs
+//! snigate routes TLS connections by the server name that clients ask for, without terminating TLS: one address for
+//! the Kubernetes APIs of many clusters. It holds no certificate and no key; the API server's own certificate
+//! reaches the client, and client certificates reach the API server.
+//!
+//! This is the library behind the `snigate` command. Its way through the code is a connection's way through the
+//! program, told in one function, [`connection::serve`]:
+//!
+//! 1. [`accept`] takes a permit, so that clients beyond the limit wait in the kernel's queue, and accepts.
+//! 2. [`hello`] reads from the socket under one absolute deadline, until [`client_hello`] has seen a whole
+//!    ClientHello or found that there is none.
+//! 3. [`route`] finds the most specific route for the [`name`].
+//! 4. [`upstream`] connects to one of the route's endpoints.
+//! 5. [`relay`] moves bytes between the two sockets until both sides are done.
+//! 6. [`account`] counts and logs, once, what became of it. A client that cannot be served has been told why by
+//!    [`refusal`].
+//!
+//! Around that, [`config`] turns what the operator wrote into the types of the rooms above, [`server`] puts the
+//! rooms together, and [`admin`] shows the counters.
+//!
+//! # As a library
+//! [`client_hello`], [`name`] and [`route`] are pure: bytes and names in, answers out. They are all there is with
+//! `default-features = false`. Feature `router` (default) brings everything that does I/O, feature `demo` (default)
+//! the `demo` command with its throwaway certificates.
+
 #[cfg(feature = "router")]
 pub mod accept;
 #[cfg(feature = "router")]

@@ -24,8 +24,6 @@ pub(crate) fn start(log: &Log) {
         subscriber.with_ansi(is_terminal && !no_color).init();
     }
     std::panic::set_hook(Box::new(|panic| {
-        let location = panic.location().map(ToString::to_string);
-        let message = panic.payload_as_str().unwrap_or("no message");
-        error!(location, message, "a task panicked; only its connection is lost");
+        error!(%panic, "a task panicked; only its connection is lost");
     }));
 }

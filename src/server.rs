@@ -179,15 +179,12 @@ impl Server {
         self.connections.close();
         info!(connections = self.connections.len(), timeout_s = self.drain_timeout.as_secs_f64(), "draining");
         let deadline = Instant::now() + self.drain_timeout;
-        let cut = match timeout_at(deadline, self.connections.wait()).await {
-            Ok(()) => 0,
-            Err(_) => {
-                let left = self.connections.len();
-                self.stop.cancel();
-                self.connections.wait().await;
-                left
-            }
-        };
+        let mut cut = 0;
+        if timeout_at(deadline, self.connections.wait()).await.is_err() {
+            cut = self.connections.len();
+            self.stop.cancel();
+            self.connections.wait().await;
+        }
         self.counters.refusal_log.flush();
         info!(cut, "drained");
         cut

@@ -34,7 +34,7 @@ mod tests {
 
         sender.set_nonblocking(true).unwrap();
         let mut sent = 0;
-        while let Ok(written) = sender.write(&[0; 65536]) {
+        while let Ok(written) = sender.write(&[0; 16384]) {
             sent += written;
         }
         assert!(unacknowledged(&sender).unwrap() > 0, "both socket buffers are full");
@@ -43,6 +43,6 @@ mod tests {
         while unacknowledged(&sender).unwrap() > 0 {
             std::thread::yield_now();
         }
-        assert!(unacknowledged(std::io::stdin()).is_err() || cfg!(unix), "any descriptor is safe to ask");
+        assert!(unacknowledged(std::fs::File::open("/dev/null").unwrap()).is_err(), "no socket, no answer");
     }
 }

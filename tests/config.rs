@@ -107,17 +107,17 @@ fn g03_what_stands_twice_is_refused_with_both_places() {
         ":4:5: routes[1]: the name `x` is taken by routes[0] (line 3)",
     );
     refused(
-        &two("{name: x, sni: a.example, upstream: \"h:1\"}", "{name: y, sni: [b.example, A.Example.], upstream: \"h:1\"}"),
+        &two(
+            "{name: x, sni: a.example, upstream: \"h:1\"}",
+            "{name: y, sni: [b.example, A.Example.], upstream: \"h:1\"}",
+        ),
         ":4:5: routes[1]: `a.example` would match routes[0] as well, and neither is more specific (line 3)",
     );
     refused(
         &two("{name: x, upstream: \"h:1\"}", "{name: y, upstream: \"h:1\"}"),
         ":4:5: routes[1]: clients without a name would match routes[0] as well, and neither is more specific (line 3)",
     );
-    refused(
-        &route("sni: [a.example, a.example]\nupstream: h:1"),
-        ":3:10: routes[0].sni: `a.example` stands twice",
-    );
+    refused(&route("sni: [a.example, a.example]\nupstream: h:1"), ":3:10: routes[0].sni: `a.example` stands twice");
     refused(
         "listen: [127.0.0.1:7001, 127.0.0.1:7001]\nroutes: [{upstream: \"h:1\"}]\n",
         ":1:26: listen[1]: the name `127.0.0.1:7001` is taken by listen[0] (line 1)",
@@ -137,10 +137,7 @@ fn g04_unknown_keys_are_refused_with_the_nearest_one() {
         &route("upstream: {endpoint: h:1}"),
         ":3:16: routes[0].upstream: unknown key `endpoint`; did you mean `endpoints`?",
     );
-    refused(
-        &with("tcp: {xyz: 1}"),
-        ":5:7: tcp: unknown key `xyz`; expected one of keepalive, user_timeout",
-    );
+    refused(&with("tcp: {xyz: 1}"), ":5:7: tcp: unknown key `xyz`; expected one of keepalive, user_timeout");
     // Keys that this version does not have are unknown, not ignored.
     for key in ["sandbox: auto", "relay: auto", "watch: true"] {
         assert!(complaint(with(key).as_bytes()).contains("unknown key"), "{key}");
@@ -169,10 +166,7 @@ fn g04_wrong_values_are_refused_with_what_was_expected() {
         &with("log: {level: loud}"),
         ":5:14: log.level: unknown variant `loud`, expected one of `error`, `warn`, `info`, `debug`, `trace`",
     );
-    refused(
-        &with("workers: 0"),
-        ":5:10: workers: `0`: out of range; expected auto, or a whole number from 1 to 1024",
-    );
+    refused(&with("workers: 0"), ":5:10: workers: `0`: out of range; expected auto, or a whole number from 1 to 1024");
     refused(
         &with("tcp: {keepalive: {idle: 1500ms}}"),
         ":5:25: tcp.keepalive.idle: `1500ms`: out of range; expected a duration of whole seconds from 1s to 32767s, such as 30s",
@@ -194,12 +188,8 @@ fn g04_wrong_names_and_addresses_are_refused_with_what_was_expected() {
             &format!(":3:10: routes[0].sni: `{shown}`: {reason}{NAME}"),
         );
     }
-    refused(
-        &route("sni: [a.example, 7]\nupstream: h:1"),
-        &format!(":3:22: routes[0].sni[1]: integer `7`, {NAME}"),
-    );
-    const ENDPOINT: &str =
-        "expected host:port such as api.example.com:6443, 192.0.2.1:6443 or \"[2001:db8::1]:6443\"";
+    refused(&route("sni: [a.example, 7]\nupstream: h:1"), &format!(":3:22: routes[0].sni[1]: integer `7`, {NAME}"));
+    const ENDPOINT: &str = "expected host:port such as api.example.com:6443, 192.0.2.1:6443 or \"[2001:db8::1]:6443\"";
     refused(&route("upstream: a"), &format!(":3:15: routes[0].upstream: `a`: the port is missing; {ENDPOINT}"));
     refused(
         &route("upstream: \"2001:db8::1:6443\""),
@@ -217,13 +207,22 @@ fn g04_wrong_names_and_addresses_are_refused_with_what_was_expected() {
 
 #[test]
 fn empty_lists_and_missing_keys_are_refused() {
-    refused("listen: 127.0.0.1:0\nroutes: []\n", ":2:9: routes: an empty list; expected at least one route with `sni` and `upstream`");
-    refused("listen: []\nroutes: []\n", ":1:9: listen: an empty list; expected at least one address such as 0.0.0.0:6443");
+    refused(
+        "listen: 127.0.0.1:0\nroutes: []\n",
+        ":2:9: routes: an empty list; expected at least one route with `sni` and `upstream`",
+    );
+    refused(
+        "listen: []\nroutes: []\n",
+        ":1:9: listen: an empty list; expected at least one address such as 0.0.0.0:6443",
+    );
     refused("listen: 127.0.0.1:0\n", ":1:1: the key `routes` is missing");
     refused(&route("sni: a.example"), ":3:5: routes[0]: the key `upstream` is missing");
     assert!(complaint(route("sni: []\nupstream: h:1").as_bytes()).contains("routes[0].sni: an empty list; expected"));
     assert!(complaint(route("upstream: []").as_bytes()).contains("routes[0].upstream: an empty list; expected"));
-    refused(&with("admin:\nlimits: {connections: ~}\nworkers: [2]"), ":7:10: workers: sequence, expected auto, or a whole number from 1 to 1024");
+    refused(
+        &with("admin:\nlimits: {connections: ~}\nworkers: [2]"),
+        ":7:10: workers: sequence, expected auto, or a whole number from 1 to 1024",
+    );
 }
 
 #[test]
@@ -321,8 +320,7 @@ fn g06_encodings() {
         let output = check(&path);
         assert!(output.status.success(), "{accepted:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let utf16: Vec<u8> =
-        [0xfeff].into_iter().chain(VALID.encode_utf16()).flat_map(u16::to_le_bytes).collect();
+    let utf16: Vec<u8> = [0xfeff].into_iter().chain(VALID.encode_utf16()).flat_map(u16::to_le_bytes).collect();
     assert_eq!(complaint(&utf16), ": the file is UTF-16; save it as UTF-8");
     assert_eq!(complaint(b"listen: a\nroutes: \xff\n"), ":2:9: the file is not UTF-8 from here on");
     assert_eq!(complaint(b"listen: a\nroutes: \0\n"), ":2:9: a NUL byte");

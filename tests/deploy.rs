@@ -14,7 +14,8 @@ fn example(name: &str) -> String {
 
 /// The example with ports of the kernel's choice, and these in place of the API servers.
 fn local(example: &str, upstreams: &[(&str, SocketAddr)]) -> String {
-    let mut text = example.replace("listen: \"[::]:6443\"", "listen: 127.0.0.1:0").replace("127.0.0.1:9443", "127.0.0.1:0");
+    let mut text =
+        example.replace("listen: \"[::]:6443\"", "listen: 127.0.0.1:0").replace("127.0.0.1:9443", "127.0.0.1:0");
     for (name, address) in upstreams {
         let upstream = format!("upstream: {name}:6443");
         assert!(text.contains(&upstream), "{upstream} in\n{text}");
@@ -27,10 +28,8 @@ fn local(example: &str, upstreams: &[(&str, SocketAddr)]) -> String {
 fn one_cluster_takes_every_client() {
     let authority = tls::Authority::new();
     let cluster = tls::serve(&authority, "kubernetes.example.com", false);
-    let text = local(
-        &example("one-cluster.yaml"),
-        &[("apiserver.kubernetes.l4lb.thisdcos.directory", cluster.address())],
-    );
+    let text =
+        local(&example("one-cluster.yaml"), &[("apiserver.kubernetes.l4lb.thisdcos.directory", cluster.address())]);
     let router = Router::start(&text);
     let answer = tls::get(router.address(), &authority, "kubernetes.example.com", None);
     assert_eq!(answer.unwrap(), "{\"gitVersion\":\"kubernetes.example.com\"}");

@@ -50,14 +50,20 @@ fn a_name_is_explained() {
     assert_eq!(of_name("a.example", &["--alpn", "h3,h2"])["route"], "h2");
     assert_eq!(of_name("a.example", &["--alpn", "h2", "--listener", "inside"])["route"], "inside");
     let below = of_name("x.y.example", &[]);
-    assert_eq!((&below["route"], &below["reason"]), (&json!("below"), &json!("the route has *.example, and nothing more specific matches")));
+    assert_eq!(
+        (&below["route"], &below["reason"]),
+        (&json!("below"), &json!("the route has *.example, and nothing more specific matches"))
+    );
     let unknown = of_name("b.test", &[]);
     assert_eq!((&unknown["outcome"], &unknown["route"]), (&json!("sni"), &Value::Null));
     let address = of_name("192.0.2.1", &[]);
     assert_eq!((&address["outcome"], &address["reason"]), (&json!("reject"), &json!("the name is an IP address")));
 
     let text = explain(&["--sni", "a.example"], b"");
-    assert_eq!(text, "name      a.example\nroute     one\nleads to  127.0.0.1:1\nbecause   the route has this very name\n");
+    assert_eq!(
+        text,
+        "name      a.example\nroute     one\nleads to  127.0.0.1:1\nbecause   the route has this very name\n"
+    );
 }
 
 #[test]
@@ -71,7 +77,10 @@ fn raw_bytes_are_explained() {
     assert_eq!(of_hello(&hello.records(10)), expected);
 
     let nameless = of_hello(&Hello::new().record());
-    assert_eq!((&nameless["outcome"], &nameless["sni"], &nameless["route"]), (&json!("no_sni"), &Value::Null, &Value::Null));
+    assert_eq!(
+        (&nameless["outcome"], &nameless["sni"], &nameless["route"]),
+        (&json!("no_sni"), &Value::Null, &Value::Null)
+    );
     assert_eq!(of_hello(&hello.record()[..99])["outcome"], "need_more");
     assert_eq!(of_hello(b"")["outcome"], "need_more");
     for (bytes, reason) in [

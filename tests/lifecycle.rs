@@ -83,8 +83,7 @@ fn h04_clients_in_the_queue_at_a_stop_are_served() {
     let backend = Backend::named("served");
     let mut router = Router::routing(&[(NAME, backend.address())]);
     router.signal(Signal::STOP);
-    let mut clients: Vec<Client> =
-        (0..20).map(|_| Client::send(router.address(), &Hello::to(NAME).record())).collect();
+    let mut clients: Vec<Client> = (0..20).map(|_| Client::send(router.address(), &Hello::to(NAME).record())).collect();
     router.signal(Signal::TERM);
     router.signal(Signal::CONT);
     for client in &mut clients {
@@ -122,8 +121,7 @@ fn h06_h07_an_address_that_is_not_to_be_had_is_named() {
     let running = Router::routing(&[(NAME, Backend::echo().address())]);
     addresses.push((running.address().to_string(), "another process listens there"));
     for (address, hint) in addresses {
-        let output =
-            snigate().args(["run", "--listen", &address, "--default", "127.0.0.1:1"]).output().unwrap();
+        let output = snigate().args(["run", "--listen", &address, "--default", "127.0.0.1:1"]).output().unwrap();
         let told = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{told}");
         let told = told.lines().last().unwrap();

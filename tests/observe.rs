@@ -116,9 +116,7 @@ fn metrics_tell_what_happened() {
     ] {
         assert!(text.lines().any(|line| line == series), "{series} in\n{text}");
     }
-    for name in
-        ["process_resident_memory_bytes", "process_open_fds", "process_max_fds", "process_start_time_seconds"]
-    {
+    for name in ["process_resident_memory_bytes", "process_open_fds", "process_max_fds", "process_start_time_seconds"] {
         assert!(router.metric(name) > 0.0, "{name}");
     }
     assert!(router.metric("process_cpu_seconds_total") >= 0.0);

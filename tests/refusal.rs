@@ -7,7 +7,9 @@ use crate::support::{Backend, Client, Hello, Router};
 
 fn refusing(how: &str) -> Router {
     let upstream = Backend::echo().address();
-    Router::start(&format!("listen: 127.0.0.1:0\nrefuse: {how}\nroutes:\n  - {{sni: a.example, upstream: \"{upstream}\"}}\n"))
+    Router::start(&format!(
+        "listen: 127.0.0.1:0\nrefuse: {how}\nroutes:\n  - {{sni: a.example, upstream: \"{upstream}\"}}\n"
+    ))
 }
 
 #[test]

@@ -11,8 +11,10 @@ fn answer(router: std::net::SocketAddr, hello: &Hello) -> String {
 #[test]
 fn e14_the_most_specific_name_wins_whatever_the_order() {
     let backends = ["exact", "deep", "shallow", "rest"].map(Backend::named);
-    let mut routes: Vec<(&str, _)> =
-        ["a.b.example", "*.b.example", "*.example", "*"].into_iter().zip(backends.iter().map(Backend::address)).collect();
+    let mut routes: Vec<(&str, _)> = ["a.b.example", "*.b.example", "*.example", "*"]
+        .into_iter()
+        .zip(backends.iter().map(Backend::address))
+        .collect();
     for _ in 0..2 {
         routes.reverse();
         let router = Router::routing(&routes);
@@ -60,8 +62,7 @@ routes:
 #[test]
 fn a_dual_stack_listener_shows_ipv4_clients_as_ipv4() {
     let backend = Backend::named("served");
-    let config =
-        format!("listen: \"[::]:0\"\nroutes:\n  - {{sni: a.example, upstream: \"{}\"}}\n", backend.address());
+    let config = format!("listen: \"[::]:0\"\nroutes:\n  - {{sni: a.example, upstream: \"{}\"}}\n", backend.address());
     let router = Router::start(&config);
     let port = router.address().port();
     for (host, logged) in [("127.0.0.1", "127.0.0.1"), ("::1", "::1")] {

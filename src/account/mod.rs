@@ -211,7 +211,7 @@ mod tests {
     fn e10_names_are_escaped_and_cut() {
         let hostile = "a\r\n{\"x\":1}\u{1b}[31m\u{202e}\\".as_bytes();
         assert_eq!(&*escape(hostile), r#"a\r\n{\"x\":1}\x1b[31m\xe2\x80\xae\\"#);
-        assert_eq!(escape(&[0xff; 70_000]).len(), 255);
+        assert_eq!(escape(&vec![0xff; 70_000]).len(), 255);
     }
 
     #[test]

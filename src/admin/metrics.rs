@@ -1,11 +1,11 @@
-//! The counters as OpenMetrics text.
+//! The counters in the `OpenMetrics` text format.
 
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric, MetricEncoder, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -90,16 +90,22 @@ impl Snapshot {
     fn latencies(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let hello = seconds(encoder, "snigate_hello", "From accept to the whole ClientHello")?;
         self.0.counters.hello_seconds.encode(hello)?;
-        let per_route: [(&str, &str, fn(&RouteCounters) -> &Histogram); 2] = [
-            ("snigate_connect", "From the route to the connected endpoint", |route| &route.connect_seconds),
-            ("snigate_connection", "From accept to the end", |route| &route.connection_seconds),
-        ];
-        for (name, help, histogram) in per_route {
-            let mut family = seconds(encoder, name, help)?;
-            for route in self.routes() {
-                let labels = [("route", route.name())];
-                histogram(route).encode(family.encode_family(&labels)?)?;
-            }
+        self.histograms(encoder, "snigate_connect", "From the route to the connected endpoint", |route| {
+            &route.connect_seconds
+        })?;
+        self.histograms(encoder, "snigate_connection", "From accept to the end", |route| &route.connection_seconds)
+    }
+
+    fn histograms(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        name: &str,
+        help: &str,
+        histogram: impl Fn(&RouteCounters) -> &Histogram,
+    ) -> fmt::Result {
+        let mut family = seconds(encoder, name, help)?;
+        for route in self.routes() {
+            histogram(route).encode(family.encode_family(&[("route", route.name())])?)?;
         }
         Ok(())
     }
@@ -119,23 +125,22 @@ impl Snapshot {
         gauge(encoder, "process_start_time_seconds", "When the process started, since the epoch", started)?;
         let Ok(process) = procfs::process::Process::myself() else { return Ok(()) };
         if let Ok(stat) = process.stat() {
-            let ticks = (stat.utime + stat.stime) as f64;
-            let seconds = ticks / procfs::ticks_per_second() as f64;
+            let milliseconds = (stat.utime + stat.stime) * 1000 / procfs::ticks_per_second();
             let cpu = encoder.encode_descriptor(
                 "process_cpu_seconds",
                 "CPU time spent, user and system",
                 None,
                 MetricType::Counter,
             )?;
-            ConstCounter::new(seconds).encode(cpu)?;
-            let resident = (stat.rss * procfs::page_size()) as f64;
-            gauge(encoder, "process_resident_memory_bytes", "Resident memory", resident)?;
+            ConstCounter::new(Duration::from_millis(milliseconds).as_secs_f64()).encode(cpu)?;
+            let resident = stat.rss.saturating_mul(procfs::page_size());
+            gauge(encoder, "process_resident_memory_bytes", "Resident memory", whole(resident))?;
         }
         if let Ok(open) = process.fd_count() {
-            gauge(encoder, "process_open_fds", "Open file descriptors", open as f64)?;
+            gauge(encoder, "process_open_fds", "Open file descriptors", whole(open as u64))?;
         }
         if let Some(max) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
-            gauge(encoder, "process_max_fds", "The limit on file descriptors", max as f64)?;
+            gauge(encoder, "process_max_fds", "The limit on file descriptors", whole(max))?;
         }
         Ok(())
     }
@@ -158,6 +163,11 @@ fn seconds<'e>(
     encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)
 }
 
-fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
+/// The format has signed integers only.
+fn whole(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: impl EncodeGaugeValue) -> fmt::Result {
     ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }

@@ -82,11 +82,10 @@ fn answer(request: &Request<Incoming>, state: &State) -> Response<Full<Bytes>> {
             Ok(text) => respond(StatusCode::OK, OPEN_METRICS, text),
             Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
         },
-        "/livez" => respond(StatusCode::OK, TEXT, "ok\n"),
         "/readyz" | "/healthz" if state.draining.is_cancelled() => {
             respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n")
         }
-        "/readyz" | "/healthz" => respond(StatusCode::OK, TEXT, "ok\n"),
+        "/livez" | "/readyz" | "/healthz" => respond(StatusCode::OK, TEXT, "ok\n"),
         _ => respond(StatusCode::NOT_FOUND, TEXT, "try /metrics, /livez or /readyz\n"),
     }
 }

@@ -65,18 +65,18 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
 }
 
 fn takes(route: &Route, listeners: &[Listener]) -> String {
-    let mut takes = if route.patterns.is_empty() {
+    let mut takes: String = if route.patterns.is_empty() {
         "every other name, and clients that send none".into()
     } else {
         route.patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
     if let Some(alpn) = &route.matchers.alpn {
         let protocols: Vec<String> = alpn.iter().map(|protocol| protocol.escape_ascii().to_string()).collect();
-        takes += &format!("; offering {}", protocols.join(" or "));
+        let _ = write!(takes, "; offering {}", protocols.join(" or "));
     }
     if let Some(numbers) = &route.matchers.listeners {
         let names: Vec<&str> = numbers.iter().map(|number| &*listeners[*number].name).collect();
-        takes += &format!("; at {}", names.join(" or "));
+        let _ = write!(takes, "; at {}", names.join(" or "));
     }
     takes
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
-use snigate::client_hello::{ClientHello, Framing, Parsed};
+use snigate::client_hello::{Alpn, ClientHello, Framing, Parsed, SupportedVersions};
 use snigate::config::Config;
 use snigate::name::ServerName;
 use snigate::route::{Client, MatchedBy, RouteTable};
@@ -79,7 +79,7 @@ fn explain_name(config: &Config, name: &str, alpn: &[String], listener: usize) -
         alpn: alpn.to_vec(),
         ..Explanation::default()
     };
-    let offered = snigate::client_hello::Alpn::from_list(&wire);
+    let offered = Alpn::from_list(&wire);
     explanation.find_route(config, &Client { server_name: Some(server_name), alpn: offered.ok(), listener });
     explanation
 }
@@ -108,8 +108,8 @@ fn explain_hello(config: &Config, bytes: &[u8], listener: usize) -> Explanation 
 }
 
 fn describe(hello: &ClientHello<'_>) -> Explanation {
-    let alpn = hello.alpn.iter().flat_map(|offered| offered.iter());
-    let versions = hello.supported_versions.iter().flat_map(|offered| offered.iter());
+    let alpn = hello.alpn.iter().flat_map(Alpn::iter);
+    let versions = hello.supported_versions.iter().flat_map(SupportedVersions::iter);
     Explanation {
         outcome: if hello.server_name.is_some() { "sni" } else { "no_sni" },
         name: hello.server_name.map(|name| name.to_string()),

@@ -36,7 +36,7 @@ async fn relayed(hello: &[u8], deadlines: Deadlines) -> Relayed {
 }
 
 fn pattern(length: usize) -> Vec<u8> {
-    (0..length).map(|number| (number ^ number >> 8) as u8).collect()
+    (0..length).map(|number| u8::try_from((number ^ (number >> 8)) & 0xff).unwrap()).collect()
 }
 
 async fn read_all(mut stream: impl tokio::io::AsyncRead + Unpin) -> (Vec<u8>, io::Result<usize>) {
@@ -87,7 +87,7 @@ async fn d03_fin_comes_after_all_bytes_to_a_slow_reader() {
         writer.write_all(&bytes).await.unwrap();
         writer.shutdown().await.unwrap();
     };
-    let (_, _, up, down) = tokio::join!(
+    let ((), (), up, down) = tokio::join!(
         send(&mut client_writer),
         send(&mut upstream_writer),
         read_slowly(&mut upstream_reader),
@@ -213,7 +213,7 @@ async fn d09_single_bytes_both_ways() {
     };
     let (mut client_reader, mut client_writer) = client.split();
     let (mut upstream_reader, mut upstream_writer) = upstream.split();
-    let (_, _, up, down) = tokio::join!(
+    let ((), (), up, down) = tokio::join!(
         one_by_one(&mut client_writer),
         one_by_one(&mut upstream_writer),
         read_all(&mut upstream_reader),
@@ -229,7 +229,7 @@ async fn d07_a_reader_that_stops_bounds_what_is_taken_from_the_other() {
     let mut taken = 0;
     loop {
         tokio::select! {
-            written = upstream.write(&[0; 65536]) => taken += written.unwrap(),
+            written = upstream.write(&[0; 16384]) => taken += written.unwrap(),
             () = sleep(Duration::from_millis(300)) => break,
         }
     }
@@ -264,7 +264,7 @@ async fn exchange(up: &[usize], down: &[usize], ours: bool) -> [Vec<u8>; 2] {
         let (reader, mut writer) = stream.into_split();
         let reader = tokio::spawn(read_all(reader));
         for (number, piece) in pieces.iter().enumerate() {
-            writer.write_all(&vec![number as u8; *piece]).await.unwrap();
+            writer.write_all(&vec![u8::try_from(number).unwrap(); *piece]).await.unwrap();
         }
         writer.shutdown().await.unwrap();
         reader.await.unwrap().0

@@ -1,7 +1,7 @@
-//! ClientHellos made by hand, well-formed unless a test says otherwise.
+//! Hellos made by hand, well-formed unless a test says otherwise.
 
 #![allow(dead_code, reason = "shared by unit tests, integration tests and benches, each of which uses a part")]
-#![allow(missing_docs, unreachable_pub, reason = "test code")]
+#![allow(missing_docs, unreachable_pub, clippy::pedantic, reason = "test code")]
 
 pub const SERVER_NAME: u16 = 0;
 pub const ALPN: u16 = 16;

@@ -74,7 +74,11 @@ impl Router {
     /// All log lines so far. Each must be one JSON object.
     pub fn log(&self) -> Vec<Value> {
         let lines = self.lines.all.lock().unwrap();
-        lines.0.iter().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+        lines
+            .0
+            .iter()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+            .collect()
     }
 
     /// The first log line that is so, now or later.

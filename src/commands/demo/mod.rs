@@ -100,7 +100,8 @@ type Row = [String; 5];
 fn table(address: SocketAddr, config: &str, rows: &[Row]) -> String {
     let heading = ["NAME", "CLIENT", "CERTIFICATE SEEN", "ANSWER", "SERVER SAW"].map(String::from);
     let all: Vec<&Row> = std::iter::once(&heading).chain(rows).collect();
-    let widths: Vec<usize> = (0..heading.len()).map(|column| all.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> =
+        (0..heading.len()).map(|column| all.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
     let mut text = format!("\nsnigate routes two clusters at {address}:\n\n");
     for line in config.lines() {
         let _ = writeln!(text, "    {line}");

@@ -1,0 +1,216 @@
+//! From what is written to what is meant: defaults, and what two values must not be together.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::text::{self, Short, Text};
+use super::{Config, Limits, Listener, Log, LogFormat, Route, Timeouts, raw};
+use crate::client_hello::DEFAULT_LIMIT;
+use crate::name::NamePattern;
+use crate::refusal::Refuse;
+use crate::route::{Matchers, RouteTable};
+use crate::tcp::TcpOptions;
+use crate::upstream::{ConnectBudget, Endpoint};
+
+/// What is wrong with a well-formed file.
+pub(super) struct Wrong {
+    pub(super) path: String,
+    pub(super) message: String,
+    /// The path of the other value, where two do not go together.
+    pub(super) first: Option<String>,
+}
+
+impl Wrong {
+    fn at(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), message: message.into(), first: None }
+    }
+
+    fn with(path: impl Into<String>, message: impl Into<String>, first: impl Into<String>) -> Self {
+        Self { first: Some(first.into()), ..Self::at(path, message) }
+    }
+}
+
+pub(super) fn config(raw: raw::Config) -> Result<Config, Wrong> {
+    let raw::Config { listen, refuse, routes, timeouts, tcp, limits, workers, admin, log } = raw;
+    let listeners = build_listeners(listen.0, refuse)?;
+    let routes = build_routes(routes, &listeners)?;
+    Ok(Config {
+        routes,
+        timeouts: build_timeouts(timeouts),
+        tcp: build_tcp(tcp),
+        limits: build_limits(limits),
+        workers: workers.and_then(|workers| workers.0.0),
+        admin: admin.map(|admin| build_admin(&admin.0, &listeners)).transpose()?,
+        log: build_log(log),
+        listeners,
+    })
+}
+
+fn build_listeners(listen: Vec<Short<raw::Listener>>, default: Option<raw::Refuse>) -> Result<Vec<Listener>, Wrong> {
+    if listen.is_empty() {
+        return Err(Wrong::at("listen", "an empty list; expected at least one address such as 0.0.0.0:6443"));
+    }
+    let mut listeners: Vec<Listener> = Vec::new();
+    for (number, Short(listener)) in listen.into_iter().enumerate() {
+        let raw::Listener { name, address: Text(address), refuse } = listener;
+        let name = name.map_or_else(|| address.to_string(), |name| name.0.0);
+        let path = format!("listen[{number}]");
+        if let Some(other) = listeners.iter().position(|other| other.name == name) {
+            return Err(Wrong::with(
+                path,
+                format!("the name `{name}` is taken by listen[{other}]"),
+                format!("listen[{other}]"),
+            ));
+        }
+        let is_taken = |other: &Listener| address.port() != 0 && other.address == address;
+        if let Some(other) = listeners.iter().position(is_taken) {
+            return Err(Wrong::with(
+                path,
+                format!("{address} is taken by listen[{other}]"),
+                format!("listen[{other}]"),
+            ));
+        }
+        let refuse = match refuse.or(default) {
+            None | Some(raw::Refuse::Alert) => Refuse::Alert,
+            Some(raw::Refuse::Close) => Refuse::Close,
+            Some(raw::Refuse::Reset) => Refuse::Reset,
+        };
+        listeners.push(Listener { name, address, refuse });
+    }
+    Ok(listeners)
+}
+
+fn build_routes(raw_routes: Vec<raw::Route>, listeners: &[Listener]) -> Result<Vec<Route>, Wrong> {
+    if raw_routes.is_empty() {
+        return Err(Wrong::at("routes", "an empty list; expected at least one route with `sni` and `upstream`"));
+    }
+    let mut names: HashMap<String, usize> = HashMap::new();
+    let mut table = RouteTable::default();
+    let mut routes = Vec::new();
+    for (number, raw) in raw_routes.into_iter().enumerate() {
+        let path = format!("routes[{number}]");
+        let route = build_route(raw, &path, listeners)?;
+        if let Some(other) = names.insert(route.name.clone(), number) {
+            let message = format!("the name `{}` is taken by routes[{other}]", route.name);
+            return Err(Wrong::with(path, message, format!("routes[{other}]")));
+        }
+        table.insert(&route.patterns, &route.matchers, &number).map_err(|conflict| {
+            let claimed = conflict.pattern.map_or_else(|| "clients without a name".into(), |name| format!("`{name}`"));
+            let message = if conflict.earlier == number {
+                return Wrong::at(format!("{path}.sni"), format!("{claimed} stands twice"));
+            } else {
+                format!("{claimed} would match routes[{}] as well, and neither is more specific", conflict.earlier)
+            };
+            Wrong::with(&path, message, format!("routes[{}]", conflict.earlier))
+        })?;
+        routes.push(route);
+    }
+    Ok(routes)
+}
+
+fn build_route(raw: raw::Route, path: &str, listeners: &[Listener]) -> Result<Route, Wrong> {
+    let raw::Route { name, sni, alpn, listener, upstream: Short(upstream) } = raw;
+    let raw::Upstream { endpoints, connect: raw::Connect { timeout, per_try } } = upstream;
+    let patterns: Vec<NamePattern> = sni.map_or_else(Vec::new, |sni| sni.0.into_iter().map(|text| text.0).collect());
+    let name = match (name, patterns.first()) {
+        (Some(Text(name)), _) => name.0,
+        (None, Some(first)) => first.to_string(),
+        (None, None) => "default".into(),
+    };
+
+    let number_of = |Text(wanted): Text<text::Label>| {
+        listeners.iter().position(|listener| listener.name == wanted.0).ok_or_else(|| {
+            let known: Vec<&str> = listeners.iter().map(|listener| &*listener.name).collect();
+            let message = format!("no listener is named `{}`; expected one of {}", wanted.0, known.join(", "));
+            Wrong::at(format!("{path}.listener"), message)
+        })
+    };
+    let matchers = Matchers {
+        alpn: alpn.map(|alpn| alpn.0.into_iter().map(|Text(protocol)| protocol.0.into_bytes().into()).collect()),
+        listeners: listener.map(|names| names.0.into_iter().map(number_of).collect()).transpose()?,
+    };
+
+    let endpoints: Vec<Endpoint> = endpoints.0.into_iter().map(|endpoint| endpoint.0).collect();
+    for endpoint in &endpoints {
+        let is_reached_by = |listener: &&Listener| endpoint.address().is_some_and(|to| leads_to(to, listener.address));
+        if let Some(listener) = listeners.iter().find(is_reached_by) {
+            let message =
+                format!("{endpoint} is the listener `{}` itself: connections would go in circles", listener.name);
+            return Err(Wrong::at(format!("{path}.upstream"), message));
+        }
+    }
+    let timeout = timeout.map_or(Duration::from_secs(10), |timeout| timeout.0.0);
+    let per_try = per_try.map_or(Duration::from_secs(3), |per_try| per_try.0.0);
+    Ok(Route { name, patterns, matchers, endpoints, connect: ConnectBudget { timeout, per_try } })
+}
+
+/// Whether a connection to `address` would arrive at the listener, as far as can be told from the two.
+fn leads_to(address: SocketAddr, listener: SocketAddr) -> bool {
+    let (ip, listening) = (address.ip().to_canonical(), listener.ip().to_canonical());
+    let here = ip.is_loopback() || ip.is_unspecified();
+    address.port() == listener.port() && (ip == listening || (listening.is_unspecified() && here))
+}
+
+fn build_timeouts(raw: raw::Timeouts) -> Timeouts {
+    let raw::Timeouts { hello, idle, half_close, drain } = raw;
+    let seconds = Duration::from_secs;
+    Timeouts {
+        hello: hello.map_or(seconds(10), |hello| hello.0.0),
+        idle: idle.map_or(seconds(24 * 3600), |idle| idle.0.0),
+        half_close: half_close.map_or(seconds(60), |half_close| half_close.0.0),
+        drain: drain.map_or(seconds(25), |drain| drain.0.0),
+    }
+}
+
+fn build_tcp(raw: raw::Tcp) -> TcpOptions {
+    let raw::Tcp { keepalive: raw::Keepalive { idle, interval, count }, user_timeout } = raw;
+    TcpOptions {
+        keepalive_idle: idle.map_or(Duration::from_secs(30), |idle| idle.0.0),
+        keepalive_interval: interval.map_or(Duration::from_secs(5), |interval| interval.0.0),
+        keepalive_count: count.map_or(3, |count| count.0.0),
+        user_timeout: user_timeout.map_or(Duration::from_secs(15 * 60), |timeout| timeout.0.0),
+    }
+}
+
+fn build_limits(raw: raw::Limits) -> Limits {
+    let raw::Limits { connections, hello_bytes } = raw;
+    Limits {
+        connections: connections.map(|connections| connections.0.0 as usize),
+        hello_bytes: hello_bytes.map_or(DEFAULT_LIMIT, |size| size.0.0),
+    }
+}
+
+fn build_admin(raw: &raw::Admin, listeners: &[Listener]) -> Result<SocketAddr, Wrong> {
+    let raw::Admin { address: Text(address), allow_remote } = *raw;
+    if !allow_remote && !address.ip().to_canonical().is_loopback() {
+        let message = format!(
+            "{address} can be reached from other machines; expected a loopback address such as 127.0.0.1:9443, or {{address: \"{address}\", allow_remote: true}}"
+        );
+        return Err(Wrong::at("admin", message));
+    }
+    let is_taken = |listener: &&Listener| address.port() != 0 && leads_to(address, listener.address);
+    match listeners.iter().find(is_taken) {
+        Some(listener) => Err(Wrong::at("admin", format!("{address} is taken by the listener `{}`", listener.name))),
+        None => Ok(address),
+    }
+}
+
+fn build_log(raw: raw::Log) -> Log {
+    let raw::Log { format, level, refusals_per_second } = raw;
+    Log {
+        format: match format {
+            None | Some(raw::LogFormat::Auto) => LogFormat::Auto,
+            Some(raw::LogFormat::Text) => LogFormat::Text,
+            Some(raw::LogFormat::Json) => LogFormat::Json,
+        },
+        level: match level {
+            Some(raw::LogLevel::Error) => tracing::Level::ERROR,
+            Some(raw::LogLevel::Warn) => tracing::Level::WARN,
+            None | Some(raw::LogLevel::Info) => tracing::Level::INFO,
+            Some(raw::LogLevel::Debug) => tracing::Level::DEBUG,
+            Some(raw::LogLevel::Trace) => tracing::Level::TRACE,
+        },
+        refusals_per_second: refusals_per_second.map_or(50, |count| count.0.0),
+    }
+}
