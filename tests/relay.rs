@@ -145,3 +145,35 @@ fn d15_idle_and_d16_half_closed_connections_end_at_their_deadlines() {
     assert_eq!(account["outcome"], "half_close_timeout");
     assert!(account["duration_ms"].as_f64().unwrap() < 700.0, "{account}");
 }
+
+/// Writes until the other side has taken nothing for a while, or is gone.
+fn push(mut upstream: TcpStream) -> usize {
+    upstream.set_write_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+    let mut pushed = 0;
+    while let Ok(length) = upstream.write(&[0x5a; 65536]) {
+        pushed += length;
+    }
+    pushed
+}
+
+#[test]
+fn d07_d08_readers_that_stop_are_cut_and_bound_what_is_taken_for_them() {
+    let (backend, held) = Backend::held();
+    let options = "timeouts: {half_close: 500ms}\ntcp: {user_timeout: 1s}\n";
+    let router = Router::start(&config(&[(NAME, backend.address())], options));
+    let resident = || router.metric("process_resident_memory_bytes");
+    let before = resident();
+
+    let (client, upstream) = connected(&router, &held);
+    let pushed = push(upstream);
+    let account = router.account_of(client.address());
+    assert_eq!(account["outcome"], "peer_dead", "d07: {account}");
+    assert!(pushed < 50_000_000, "{pushed} bytes were taken for a client that reads none");
+
+    let (client, upstream) = connected(&router, &held);
+    client.finish();
+    push(upstream);
+    let account = router.account_of(client.address());
+    assert_eq!(account["outcome"], "half_close_timeout", "d08: {account}");
+    assert!(resident() - before < 8_000_000.0, "no more than a few chunks are held");
+}

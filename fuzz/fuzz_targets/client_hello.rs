@@ -9,7 +9,8 @@ fuzz_target!(|received: &[u8]| {
     let at_once = format!("{:?}", Framing::default().parse(received));
 
     let mut framing = Framing::default();
-    let decided_at = (0..=received.len()).find(|length| !matches!(framing.parse(&received[..*length]), Parsed::Incomplete));
+    let decided_at =
+        (0..=received.len()).find(|length| !matches!(framing.parse(&received[..*length]), Parsed::Incomplete));
     let Some(decided_at) = decided_at else {
         assert_eq!(at_once, "Incomplete");
         return;
