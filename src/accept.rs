@@ -57,19 +57,31 @@ pub fn bind(address: SocketAddr, options: &TcpOptions) -> Result<TcpListener, Bi
     listen().map_err(|error| BindError { address, error })
 }
 
+/// Whom to tell.
+#[derive(Debug)]
+pub struct Events<F, G> {
+    /// `accept` failed.
+    pub failed: F,
+    /// All permits are taken.
+    pub full: G,
+}
+
 /// Accepts until `stop`, then serves what the kernel had queued and closes the socket.
 ///
-/// A permit is taken before each accept, so that clients beyond the limit wait in the kernel's queue. Errors are told
-/// to `failed` and never end the loop.
+/// A permit is taken before each accept, so that clients beyond the limit wait in the kernel's queue. Errors never end
+/// the loop.
 pub async fn run(
     listener: TcpListener,
     permits: Arc<Semaphore>,
     stop: CancellationToken,
-    failed: impl Fn(&io::Error),
+    events: Events<impl Fn(&io::Error), impl Fn()>,
     serve: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) {
     let mut back_off = MIN_BACK_OFF;
     loop {
+        if permits.available_permits() == 0 {
+            (events.full)();
+        }
         let permit = tokio::select! {
             biased;
             Ok(permit) = Arc::clone(&permits).acquire_owned() => permit,
@@ -86,7 +98,7 @@ pub async fn run(
                 serve(client, peer, permit);
             }
             Err(error) => {
-                failed(&error);
+                (events.failed)(&error);
                 sleep(back_off).await;
                 back_off = (back_off * 2).min(MAX_BACK_OFF);
             }
@@ -155,7 +167,13 @@ mod tests {
             });
         };
         let stop = CancellationToken::new();
-        let acceptor = tokio::spawn(run(listener, Arc::clone(&permits), stop.clone(), |_| {}, serve));
+        let acceptor = tokio::spawn(run(
+            listener,
+            Arc::clone(&permits),
+            stop.clone(),
+            Events { failed: |_: &_| {}, full: || {} },
+            serve,
+        ));
         for _ in 0..6 {
             let mut client = TcpStream::connect(address).await.unwrap();
             assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "accepted, and closed when its task ended");

@@ -36,14 +36,15 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(
     group = clap::ArgGroup::new("what").required(true).args(["config", "listen"]),
-    override_usage = "snigate run --config <FILE>\n       snigate run --listen <ADDRESS> --route <NAME=HOST:PORT>..."
+    group = clap::ArgGroup::new("where").args(["route", "default"]).multiple(true),
+    override_usage = "snigate run --config <FILE>\n       snigate run --listen <ADDRESS>... [--route <NAME=HOST:PORT>]... [--default <HOST:PORT>]"
 )]
 pub(crate) struct Run {
     /// The configuration
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["listen", "route", "default"])]
     pub(crate) config: Option<PathBuf>,
     /// Listen here (without a file), such as 0.0.0.0:6443; may be repeated
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", requires = "where")]
     pub(crate) listen: Vec<SocketAddr>,
     /// Send clients that ask for NAME (or *.NAME) to HOST:PORT; may be repeated
     #[arg(long, value_name = "NAME=HOST:PORT", value_parser = route, requires = "listen")]
@@ -69,7 +70,7 @@ pub(crate) struct Explain {
     #[arg(long, value_name = "FILE")]
     pub(crate) hello: Option<PathBuf>,
     /// The application protocols it offers, such as h2 (with --sni)
-    #[arg(long, value_name = "PROTOCOL", value_delimiter = ',', requires = "sni")]
+    #[arg(long, value_name = "PROTOCOL", value_delimiter = ',', conflicts_with = "hello")]
     pub(crate) alpn: Vec<String>,
     /// The listener it arrives at; the first one unless given
     #[arg(long, value_name = "NAME")]

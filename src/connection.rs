@@ -77,11 +77,12 @@ pub async fn serve(
         account.routed(&route.counters);
 
         let start = Instant::now();
-        let upstream = tokio::select! {
+        let (upstream, passed_over) = tokio::select! {
             connected = route.upstream.connect() => connected?,
             () = reset(&client) => return Err(Outcome::ClientGone.into()),
         };
         account.connected(start.elapsed(), upstream.peer_addr().ok(), upstream.local_addr().ok());
+        account.learn(|facts| facts.reason = passed_over.map(|failure| failure.to_string().into()));
         Ok::<TcpStream, Refusal>(upstream)
     };
     let upstream = tokio::select! {

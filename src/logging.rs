@@ -3,13 +3,19 @@
 use std::io::{IsTerminal, stderr};
 
 use snigate::config::{Log, LogFormat};
-use tracing::error;
+use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 
 /// Begins to log. `RUST_LOG` wins over the configured level.
 pub(crate) fn start(log: &Log) {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("warn,snigate={}", log.level)));
+    let configured = format!("warn,snigate={}", log.level);
+    let (filter, ignored) = match std::env::var("RUST_LOG") {
+        Ok(wanted) if !wanted.is_empty() => match EnvFilter::try_new(&wanted) {
+            Ok(filter) => (filter, None),
+            Err(error) => (EnvFilter::new(configured), Some(error)),
+        },
+        _ => (EnvFilter::new(configured), None),
+    };
     let is_terminal = stderr().is_terminal();
     let as_json = match log.format {
         LogFormat::Auto => !is_terminal,
@@ -22,6 +28,9 @@ pub(crate) fn start(log: &Log) {
     } else {
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         subscriber.with_ansi(is_terminal && !no_color).init();
+    }
+    if let Some(reason) = ignored {
+        warn!(%reason, "RUST_LOG is ignored");
     }
     std::panic::set_hook(Box::new(|panic| {
         error!(%panic, "a task panicked; only its connection is lost");

@@ -8,7 +8,6 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use snigate::config::ConfigError;
-use snigate::server::StartError;
 
 /// `EX_CONFIG` of sysexits(3).
 const EXIT_CONFIG: u8 = 78;
@@ -24,8 +23,7 @@ fn main() -> ExitCode {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    let is_descriptors = matches!(error.downcast_ref(), Some(StartError::Descriptors { .. }));
-    if error.is::<ConfigError>() || is_descriptors { EXIT_CONFIG } else { 1 }
+    if error.is::<ConfigError>() { EXIT_CONFIG } else { 1 }
 }
 
 #[expect(clippy::print_stderr, reason = "errors of the command line go to the terminal, not into the log")]

@@ -126,6 +126,6 @@ impl From<ConnectError> for Refusal {
             ConnectErrorKind::TimedOut => Outcome::ConnectTimeout,
             ConnectErrorKind::Local => Outcome::LocalError,
         };
-        Self { outcome, reason: Some(error.reason.into()), server_name: None }
+        Self { outcome, reason: Some(error.to_string().into()), server_name: None }
     }
 }

@@ -58,6 +58,17 @@ pub enum StartError {
     },
 }
 
+impl StartError {
+    /// Whether another configuration would help.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Bind(_) => false,
+            Self::Descriptors { .. } => true,
+        }
+    }
+}
+
 impl Server {
     /// Binds all addresses and begins to serve. Must be called within a tokio runtime.
     pub fn start(config: Config) -> Result<Self, StartError> {
@@ -144,13 +155,20 @@ impl Server {
                 connection.await;
             });
         };
-        let acceptor = accept::run(socket, Arc::clone(permits), self.draining.clone(), failed, serve);
+        let counters = Arc::clone(&self.counters);
+        let full = move || {
+            if counters.full() {
+                warn!("limits.connections is reached; new clients wait");
+            }
+        };
+        let events = accept::Events { failed, full };
+        let acceptor = accept::run(socket, Arc::clone(permits), self.draining.clone(), events, serve);
         self.acceptors.push(tokio::spawn(acceptor));
     }
 
     fn listen_admin(&self, socket: TcpListener, listeners: Vec<Arc<str>>, routes: Vec<Arc<RouteCounters>>) {
         if let Some(address) = self.admin {
-            info!(listener = "admin", %address, "listening");
+            info!(listener = "_admin", %address, "listening");
         }
         let state = State { listeners, routes, counters: Arc::clone(&self.counters), draining: self.draining.clone() };
         tokio::spawn(admin::run(socket, state));
@@ -168,11 +186,17 @@ impl Server {
         self.admin
     }
 
+    /// How many connections are open.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
     /// Accepts no more, lets connections run for `timeouts.drain`, then closes those that are left; how many these
     /// were.
-    pub async fn drain(self) -> usize {
+    pub async fn drain(&mut self) -> usize {
         self.draining.cancel();
-        for acceptor in self.acceptors {
+        for acceptor in std::mem::take(&mut self.acceptors) {
             // A panic of the loop has been logged; there is nothing left to wait for.
             let _ = acceptor.await;
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
 
-use crate::name::ServerName;
+use crate::name::{NameError, ServerName};
 use crate::tcp::TcpOptions;
 
 /// An API server, or several behind one name.
@@ -57,6 +57,9 @@ impl FromStr for Endpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.contains("://") {
+            return Err("a URL".into());
+        }
         let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
         let port = port.parse().ok().filter(|port| *port > 0).ok_or("the port is no number from 1 to 65535")?;
         let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
@@ -67,7 +70,11 @@ impl FromStr for Endpoint {
         } else if let Ok(address) = host.parse() {
             Host::Address(address)
         } else {
-            Host::Name(ServerName::parse(host.as_bytes()).map_err(|error| error.to_string())?.as_str().into())
+            let name = ServerName::parse(host.as_bytes()).map_err(|error| match error {
+                NameError::IpAddress => "neither an IP address nor a DNS name".into(),
+                error => error.to_string(),
+            })?;
+            Host::Name(name.as_str().into())
         };
         Ok(Self { host, port })
     }
@@ -99,11 +106,13 @@ impl Upstream {
     }
 
     /// Connects to the first address that answers, trying every one in turn within the budget.
-    pub async fn connect(&self) -> Result<TcpStream, ConnectError> {
+    ///
+    /// With the connection comes the gravest failure on the way to it, if there was one.
+    pub async fn connect(&self) -> Result<(TcpStream, Option<ConnectError>), ConnectError> {
         let deadline = Instant::now() + self.budget.timeout;
         let first = self.turn.fetch_add(1, Relaxed) % self.endpoints.len().max(1);
         let (before, from) = self.endpoints.split_at(first);
-        let mut failure = ConnectError { kind: ConnectErrorKind::NoEndpoint, reason: "no endpoint".into() };
+        let mut failure = ConnectError { kind: ConnectErrorKind::NoEndpoint, tries: 0, last: "no endpoint".into() };
         for endpoint in from.iter().chain(before) {
             let addresses = match timeout_at(deadline, endpoint.resolve()).await {
                 Ok(Ok(addresses)) => addresses,
@@ -119,7 +128,7 @@ impl Upstream {
             for address in addresses {
                 let try_until = deadline.min(Instant::now() + self.budget.per_try);
                 match timeout_at(try_until, self.connect_to(address)).await {
-                    Ok(Ok(stream)) => return Ok(stream),
+                    Ok(Ok(stream)) => return Ok((stream, Some(failure).filter(|failure| failure.tries > 0))),
                     Ok(Err(error)) => failure.or(ConnectErrorKind::of(&error), &address, &error),
                     Err(_) => failure.or(ConnectErrorKind::TimedOut, &address, &"no answer in time"),
                 }
@@ -140,18 +149,22 @@ impl Upstream {
 
 /// No endpoint was reached.
 #[derive(Debug, thiserror::Error)]
-#[error("{reason}")]
+#[error("{tries} failed; {last}")]
 pub struct ConnectError {
     /// The gravest of the failures.
     pub kind: ConnectErrorKind,
-    /// The address that failed last with this kind, and how.
-    pub reason: String,
+    /// How many names and addresses failed.
+    pub tries: usize,
+    /// The one that failed last with this kind, and how.
+    pub last: String,
 }
 
 impl ConnectError {
     fn or(&mut self, kind: ConnectErrorKind, place: &dyn fmt::Display, error: &dyn fmt::Display) {
+        self.tries += 1;
         if kind >= self.kind {
-            *self = Self { kind, reason: format!("{place}: {error}") };
+            self.kind = kind;
+            self.last = format!("{place}: {error}");
         }
     }
 }
@@ -200,9 +213,9 @@ mod tests {
 
     #[test]
     fn the_gravest_failure_is_told() {
-        let mut failure = ConnectError { kind: ConnectErrorKind::NoEndpoint, reason: String::new() };
+        let mut failure = ConnectError { kind: ConnectErrorKind::NoEndpoint, tries: 0, last: String::new() };
         failure.or(ConnectErrorKind::TimedOut, &"a", &"slow");
         failure.or(ConnectErrorKind::Refused, &"b", &"closed");
-        assert_eq!((failure.kind, failure.reason.as_str()), (ConnectErrorKind::TimedOut, "a: slow"));
+        assert_eq!((failure.kind, failure.to_string().as_str()), (ConnectErrorKind::TimedOut, "2 failed; a: slow"));
     }
 }

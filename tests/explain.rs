@@ -71,7 +71,7 @@ fn raw_bytes_are_explained() {
     let hello = Hello::to("a.example").alpn(&["h2"]).extension(ENCRYPTED_CLIENT_HELLO, [0; 9]);
     let expected = json!({
         "outcome": "sni", "sni": "a.example", "alpn": ["h2"], "versions": ["0x0304", "0x0303"], "ech": true,
-        "reason": "the route has this very name", "route": "h2",
+        "reason": "the route has this very name, and its alpn matches", "route": "h2",
     });
     assert_eq!(of_hello(&hello.record()), expected);
     assert_eq!(of_hello(&hello.records(10)), expected);

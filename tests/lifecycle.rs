@@ -76,6 +76,8 @@ fn h03_a_second_signal_exits_at_once() {
     router.signal(Signal::TERM);
     assert_eq!(router.exit().code(), Some(1));
     assert!(start.elapsed() < Duration::from_secs(10), "not the 25 s of the drain");
+    router.wait("what was cut", |line| line["message"] == "exiting at once" && line["cut"] == 1);
+    assert!(router.log().iter().all(|line| line["level"] != "ERROR"), "to be cut is no error");
 }
 
 #[test]
@@ -124,8 +126,10 @@ fn h06_h07_an_address_that_is_not_to_be_had_is_named() {
         let output = snigate().args(["run", "--listen", &address, "--default", "127.0.0.1:1"]).output().unwrap();
         let told = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{told}");
-        let told = told.lines().last().unwrap();
-        assert!(told.starts_with(&format!("snigate: cannot listen on {address}: ")) && told.ends_with(hint), "{told}");
+        let event: serde_json::Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+        let reason = event["reason"].as_str().unwrap();
+        assert_eq!((event["level"].as_str(), event["message"].as_str()), (Some("ERROR"), Some("cannot start")));
+        assert!(reason.starts_with(&format!("cannot listen on {address}: ")) && reason.ends_with(hint), "{reason}");
     }
 }
 
@@ -147,6 +151,9 @@ fn f01_with_few_descriptors_clients_wait_instead_of_failing() {
         client.finish();
         assert_eq!(client.rest().0, b"");
     }
+    router.wait("that the limit is reached", |line| {
+        line["message"] == "limits.connections is reached; new clients wait" && line["level"] == "WARN"
+    });
     let (_, metrics) = router.get("/metrics");
     assert!(!metrics.contains("snigate_accept_errors_total{"), "never out of descriptors:\n{metrics}");
 }

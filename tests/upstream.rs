@@ -40,12 +40,15 @@ fn survives_any(bad: &[String], connect: &str) {
     let good = Backend::named("served");
     let endpoints: Vec<String> = bad.iter().cloned().chain([good.address().to_string()]).collect();
     let router = routing(&endpoints, connect);
+    let mut passed_over = 0;
     for _ in &endpoints {
         let ((answer, end), account) = ask(&router);
+        passed_over += usize::from(account["reason"].as_str().is_some_and(|reason| reason.contains(" failed; ")));
         assert_eq!((answer.as_slice(), end), (&b"served"[..], End::Fin), "{account}");
         assert_eq!(account["upstream.address"], good.address().to_string());
         assert!(account["upstream.local.address"].is_string() && account["connect_ms"].is_number());
     }
+    assert_eq!(passed_over, bad.len(), "the log tells of the endpoints that failed on the way");
 }
 
 #[test]

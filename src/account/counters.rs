@@ -29,13 +29,24 @@ pub struct Counters {
     pub refusal_log: Arc<RefusalLog>,
     /// When this process began to count.
     pub started: SystemTime,
-    accept_errors: Mutex<AcceptErrors>,
+    accept_errors: Mutex<BTreeMap<&'static str, u64>>,
+    errors_logged: OncePerSecond,
+    full_logged: OncePerSecond,
 }
 
 #[derive(Debug, Default)]
-struct AcceptErrors {
-    counts: BTreeMap<&'static str, u64>,
-    logged: Option<Instant>,
+struct OncePerSecond(Mutex<Option<Instant>>);
+
+impl OncePerSecond {
+    /// Whether the last time was a second ago.
+    fn passes(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let passes = last.is_none_or(|last| last.elapsed() >= Duration::from_secs(1));
+        if passes {
+            *last = Some(Instant::now());
+        }
+        passes
+    }
 }
 
 impl Counters {
@@ -48,6 +59,8 @@ impl Counters {
             refusal_log: Arc::new(RefusalLog::new(refusals_per_second)),
             started: SystemTime::now(),
             accept_errors: Mutex::default(),
+            errors_logged: OncePerSecond::default(),
+            full_logged: OncePerSecond::default(),
         }
     }
 
@@ -59,19 +72,19 @@ impl Counters {
 
     /// A listener's `accept` failed. Whether that may be logged: at most once per second.
     pub fn accept_error(&self, error: &'static str) -> bool {
-        let mut errors = self.accept_errors.lock().unwrap_or_else(PoisonError::into_inner);
-        *errors.counts.entry(error).or_default() += 1;
-        let may_log = errors.logged.is_none_or(|logged| logged.elapsed() >= Duration::from_secs(1));
-        if may_log {
-            errors.logged = Some(Instant::now());
-        }
-        may_log
+        *self.accept_errors.lock().unwrap_or_else(PoisonError::into_inner).entry(error).or_default() += 1;
+        self.errors_logged.passes()
+    }
+
+    /// There is no room for another connection. Whether that may be logged: at most once per second.
+    pub fn full(&self) -> bool {
+        self.full_logged.passes()
     }
 
     /// How often `accept` failed, by error.
     #[must_use]
     pub fn accept_errors(&self) -> BTreeMap<&'static str, u64> {
-        self.accept_errors.lock().unwrap_or_else(PoisonError::into_inner).counts.clone()
+        self.accept_errors.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

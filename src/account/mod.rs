@@ -52,7 +52,7 @@ pub struct Facts {
     pub hello: Option<Duration>,
     /// `connect_ms`: from the route to the connected endpoint.
     pub connect: Option<Duration>,
-    /// `reason`: what was wrong, in words.
+    /// `reason`: what was wrong, in words; of a connection that was served, with the endpoints tried before.
     pub reason: Option<Box<str>>,
 }
 
@@ -161,7 +161,11 @@ impl Account {
         }
         macro_rules! line_at {
             ($level:expr) => {
-                if self.outcome.is_refusal() { line!($level, "refused") } else { line!($level, "connection") }
+                if self.outcome.is_refusal() && self.closed_by == ClosedBy::Us {
+                    line!($level, "refused")
+                } else {
+                    line!($level, "connection")
+                }
             };
         }
         match self.level() {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
-use tracing::warn;
+use tracing::info;
 
 use super::Outcome;
 
@@ -69,7 +69,7 @@ impl RefusalLog {
     fn summarise(&self, outcome: Outcome) {
         let suppressed = std::mem::take(&mut self.window(outcome).suppressed);
         if suppressed > 0 {
-            warn!(outcome = outcome.label(), suppressed, "refusals not logged");
+            info!(outcome = outcome.label(), suppressed, "refusals not logged");
         }
     }
 

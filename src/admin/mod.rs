@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::accept;
+use crate::accept::{self, Events};
 use crate::account::{Counters, RouteCounters};
 
 /// Scrapers and probes are few; more of them wait.
@@ -51,7 +51,8 @@ pub async fn run(socket: TcpListener, state: State) {
     let serve = move |client, _: SocketAddr, permit| {
         tokio::spawn(serve(client, permit, Arc::clone(&state)));
     };
-    accept::run(socket, permits, CancellationToken::new(), failed, serve).await;
+    let events = Events { failed, full: || debug!("all admin connections are in use") };
+    accept::run(socket, permits, CancellationToken::new(), events, serve).await;
 }
 
 async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, state: Arc<State>) {

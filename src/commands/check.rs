@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use snigate::config::{Config, Listener, Route};
+use snigate::config::{Config, Listener, LogFormat, Route};
 use snigate::refusal::Refuse;
 
 pub(super) fn run(file: &Path) -> anyhow::Result<ExitCode> {
@@ -59,6 +59,14 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     )?;
     let connections = config.limits.connections.map_or("as descriptors allow".into(), |limit| limit.to_string());
     writeln!(text, "limits     connections {connections}, hello_bytes {}", config.limits.hello_bytes)?;
+    let log = &config.log;
+    let format = match log.format {
+        LogFormat::Auto => "auto",
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    let level = log.level.as_str().to_lowercase();
+    writeln!(text, "log        format {format}, level {level}, refusals_per_second {}", log.refusals_per_second)?;
     writeln!(text, "workers    {}", config.workers.map_or("auto".into(), |workers| workers.to_string()))?;
     writeln!(text, "admin      {}", config.admin.map_or("none".into(), |address| address.to_string()))?;
     Ok(text)

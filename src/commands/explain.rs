@@ -21,11 +21,10 @@ pub(super) fn run(options: &Explain) -> anyhow::Result<ExitCode> {
     let config = Config::load(&options.config)?;
     let listener = match &options.listener {
         None => 0,
-        Some(name) => config
-            .listeners
-            .iter()
-            .position(|listener| listener.name == *name)
-            .with_context(|| format!("no listener is named `{name}`"))?,
+        Some(name) => config.listeners.iter().position(|listener| listener.name == *name).with_context(|| {
+            let known: Vec<&str> = config.listeners.iter().map(|listener| &*listener.name).collect();
+            format!("no listener is named `{name}`; expected one of {}", known.join(", "))
+        })?,
     };
     let explanation = match (&options.sni, &options.hello) {
         (Some(name), _) => explain_name(&config, name, &options.alpn, listener),
@@ -137,11 +136,18 @@ impl Explanation {
         let route = &config.routes[*found.target];
         self.route = Some(route.name.clone());
         self.endpoints = route.endpoints.iter().map(ToString::to_string).collect();
-        self.reason = Some(match found.by {
+        let by_name = match found.by {
             MatchedBy::Exact => "the route has this very name".into(),
             MatchedBy::Suffix(suffix) => format!("the route has *.{suffix}, and nothing more specific matches"),
             MatchedBy::CatchAll => "the route takes what no other route does".into(),
-        });
+        };
+        let others = match (&route.matchers.alpn, &route.matchers.listeners) {
+            (None, None) => "",
+            (Some(_), None) => ", and its alpn matches",
+            (None, Some(_)) => ", and its listener matches",
+            (Some(_), Some(_)) => ", and its alpn and listener match",
+        };
+        self.reason = Some(by_name + others);
     }
 
     fn json(&self) -> Value {

@@ -6,10 +6,10 @@ use snigate::config::Config;
 use snigate::server::Server;
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::cli::Run;
-use crate::logging;
+use crate::{EXIT_CONFIG, logging};
 
 pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
     let Run { config, listen, route, default, log_format } = options;
@@ -37,14 +37,21 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         routes = config.routes.len(),
         "starting"
     );
-    let server = Server::start(config)?;
+    let mut server = match Server::start(config) {
+        Ok(server) => server,
+        Err(reason) => {
+            error!(%reason, "cannot start");
+            return Ok(ExitCode::from(if reason.is_configuration() { EXIT_CONFIG } else { 1 }));
+        }
+    };
     let name = signals.next().await;
     info!(signal = name, "stopping; once more to exit at once");
     tokio::select! {
         _ = server.drain() => Ok(ExitCode::SUCCESS),
         name = signals.next() => {
-            warn!(signal = name, "exiting at once");
-            Ok(ExitCode::FAILURE)
+            warn!(signal = name, cut = server.connections(), "exiting at once");
+            // Without waiting for anything, not even for the tasks to be dropped.
+            std::process::exit(1)
         }
     }
 }

@@ -63,8 +63,7 @@ fn build_listeners(listen: Vec<Short<raw::Listener>>, default: Option<raw::Refus
                 format!("listen[{other}]"),
             ));
         }
-        let is_taken = |other: &Listener| address.port() != 0 && other.address == address;
-        if let Some(other) = listeners.iter().position(is_taken) {
+        if let Some(other) = listeners.iter().position(|other| overlap(other.address, address)) {
             return Err(Wrong::with(
                 path,
                 format!("{address} is taken by listen[{other}]"),
@@ -132,7 +131,10 @@ fn build_route(raw: raw::Route, path: &str, listeners: &[Listener]) -> Result<Ro
     };
 
     let endpoints: Vec<Endpoint> = endpoints.0.into_iter().map(|endpoint| endpoint.0).collect();
-    for endpoint in &endpoints {
+    for (number, endpoint) in endpoints.iter().enumerate() {
+        if endpoints[..number].contains(endpoint) {
+            return Err(Wrong::at(format!("{path}.upstream"), format!("{endpoint} stands twice")));
+        }
         let is_reached_by = |listener: &&Listener| endpoint.address().is_some_and(|to| leads_to(to, listener.address));
         if let Some(listener) = listeners.iter().find(is_reached_by) {
             let message =
@@ -141,8 +143,20 @@ fn build_route(raw: raw::Route, path: &str, listeners: &[Listener]) -> Result<Ro
         }
     }
     let timeout = timeout.map_or(Duration::from_secs(10), |timeout| timeout.0.0);
-    let per_try = per_try.map_or(Duration::from_secs(3), |per_try| per_try.0.0);
+    let per_try = per_try.map_or(timeout.min(Duration::from_secs(3)), |per_try| per_try.0.0);
+    if per_try > timeout {
+        return Err(Wrong::at(format!("{path}.upstream.connect.per_try"), "longer than `timeout`, so never reached"));
+    }
     Ok(Route { name, patterns, matchers, endpoints, connect: ConnectBudget { timeout, per_try } })
+}
+
+/// Whether the kernel would refuse the second of the two: `[::]` takes the IPv4 addresses, too.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let covers = |one: SocketAddr, other: SocketAddr| {
+        one.ip().is_unspecified() && (one.is_ipv6() || other.ip().to_canonical().is_ipv4())
+    };
+    let is_same = one.ip().to_canonical() == other.ip().to_canonical();
+    one.port() != 0 && one.port() == other.port() && (is_same || covers(one, other) || covers(other, one))
 }
 
 /// Whether a connection to `address` would arrive at the listener, as far as can be told from the two.
@@ -182,15 +196,14 @@ fn build_limits(raw: raw::Limits) -> Limits {
 }
 
 fn build_admin(raw: &raw::Admin, listeners: &[Listener]) -> Result<SocketAddr, Wrong> {
-    let raw::Admin { address: Text(address), allow_remote } = *raw;
+    let raw::Admin { address: Text(text::AdminAddress(address)), allow_remote } = *raw;
     if !allow_remote && !address.ip().to_canonical().is_loopback() {
         let message = format!(
             "{address} can be reached from other machines; expected a loopback address such as 127.0.0.1:9443, or {{address: \"{address}\", allow_remote: true}}"
         );
         return Err(Wrong::at("admin", message));
     }
-    let is_taken = |listener: &&Listener| address.port() != 0 && leads_to(address, listener.address);
-    match listeners.iter().find(is_taken) {
+    match listeners.iter().find(|listener| overlap(address, listener.address)) {
         Some(listener) => Err(Wrong::at("admin", format!("{address} is taken by the listener `{}`", listener.name))),
         None => Ok(address),
     }

@@ -6,16 +6,22 @@ use std::net::SocketAddr;
 use serde::Deserialize;
 
 use super::text::{
-    Count, HelloSize, Label, OneOrMany, Protocol, Seconds, Short, Shorthand, Span, SpanOrZero, Text, UserTimeout,
-    Workers,
+    AdminAddress, Count, HelloSize, Label, OneOrMany, Protocol, Seconds, Short, Shorthand, Span, SpanOrZero, Text,
+    UserTimeout, Workers,
 };
 use crate::name::NamePattern;
 use crate::upstream::Endpoint;
+
+/// A key that stands there has a value: an empty one is a mistake, not the default.
+fn present<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Config {
     pub(super) listen: Listen,
+    #[serde(default, deserialize_with = "present")]
     pub(super) refuse: Option<Refuse>,
     pub(super) routes: Vec<Route>,
     #[serde(default)]
@@ -24,7 +30,9 @@ pub(super) struct Config {
     pub(super) tcp: Tcp,
     #[serde(default)]
     pub(super) limits: Limits,
+    #[serde(default, deserialize_with = "present")]
     pub(super) workers: Option<Text<Workers>>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) admin: Option<Short<Admin>>,
     #[serde(default)]
     pub(super) log: Log,
@@ -61,8 +69,10 @@ impl<'de> Deserialize<'de> for Listen {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Listener {
+    #[serde(default, deserialize_with = "present")]
     pub(super) name: Option<Text<Label>>,
     pub(super) address: Text<SocketAddr>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) refuse: Option<Refuse>,
 }
 
@@ -86,9 +96,13 @@ pub(super) enum Refuse {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Route {
+    #[serde(default, deserialize_with = "present")]
     pub(super) name: Option<Text<Label>>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) sni: Option<OneOrMany<Text<NamePattern>>>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) alpn: Option<OneOrMany<Text<Protocol>>>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) listener: Option<OneOrMany<Text<Label>>>,
     pub(super) upstream: Short<Upstream>,
 }
@@ -117,16 +131,22 @@ impl Shorthand for Upstream {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Connect {
+    #[serde(default, deserialize_with = "present")]
     pub(super) timeout: Option<Text<Span>>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) per_try: Option<Text<Span>>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Timeouts {
+    #[serde(default, deserialize_with = "present")]
     pub(super) hello: Option<Text<Span>>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) idle: Option<Text<Span>>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) half_close: Option<Text<Span>>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) drain: Option<Text<SpanOrZero>>,
 }
 
@@ -135,37 +155,43 @@ pub(super) struct Timeouts {
 pub(super) struct Tcp {
     #[serde(default)]
     pub(super) keepalive: Keepalive,
+    #[serde(default, deserialize_with = "present")]
     pub(super) user_timeout: Option<Text<UserTimeout>>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Keepalive {
+    #[serde(default, deserialize_with = "present")]
     pub(super) idle: Option<Text<Seconds>>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) interval: Option<Text<Seconds>>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) count: Option<Text<Count<1, 127>>>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
+    #[serde(default, deserialize_with = "present")]
     pub(super) connections: Option<Text<Count<1, 10_000_000>>>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) hello_bytes: Option<Text<HelloSize>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Admin {
-    pub(super) address: Text<SocketAddr>,
+    pub(super) address: Text<AdminAddress>,
     #[serde(default)]
     pub(super) allow_remote: bool,
 }
 
 impl Shorthand for Admin {
     const EXPECTED: &'static str = "an address such as 127.0.0.1:9443, or a map with `address`";
-    type Text = SocketAddr;
+    type Text = AdminAddress;
 
-    fn from_text(address: SocketAddr) -> Self {
+    fn from_text(address: AdminAddress) -> Self {
         Self { address: Text(address), allow_remote: false }
     }
 }
@@ -173,8 +199,11 @@ impl Shorthand for Admin {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Log {
+    #[serde(default, deserialize_with = "present")]
     pub(super) format: Option<LogFormat>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) level: Option<LogLevel>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) refusals_per_second: Option<Text<Count<0, 1_000_000>>>,
 }
 

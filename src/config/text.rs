@@ -158,6 +158,18 @@ impl Written for SocketAddr {
     }
 }
 
+/// Where the admin listener is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AdminAddress(pub(super) SocketAddr);
+
+impl Written for AdminAddress {
+    const EXPECTED: &'static str = "a loopback address and port such as 127.0.0.1:9443";
+
+    fn read(text: &str) -> Result<Self, String> {
+        from_str(text).map(Self)
+    }
+}
+
 impl Written for NamePattern {
     const EXPECTED: &'static str = "a DNS name such as a.example.com, or \"*.example.com\" for all names below one";
 

@@ -106,16 +106,38 @@ fn explain(text: &str, error: &serde_yaml::Error) -> YamlError {
     if let Some((key, _)) = quoted(what, "missing field `") {
         return YamlError { position, message: format!("{prefix}the key `{key}` is missing") };
     }
-    let what = what
-        .replace(
-            "deserializing from YAML containing more than one document is not supported",
-            "more than one document (`---`); expected one",
-        )
-        .replace("invalid type: unit value", "no value")
-        .replace("invalid type: ", "")
-        .replace("invalid value: ", "")
-        .replace("struct Config", "a map of keys");
-    YamlError { position, message: format!("{prefix}{what}") }
+    YamlError { position, message: format!("{prefix}{}", in_our_words(what, text, position)) }
+}
+
+/// The parser speaks of Rust types and of the inside of YAML.
+fn in_our_words(what: &str, text: &str, position: Option<Position>) -> String {
+    let line = position.and_then(|at| text.lines().nth(at.line - 1)).unwrap_or_default();
+    if what.contains("while scanning an alias") {
+        return "a name that begins with `*` needs quotes: \"*.example.com\"".into();
+    }
+    if what.contains("while parsing a flow node") && line.contains("[:") {
+        return "an address in brackets needs quotes: \"[::]:6443\"".into();
+    }
+    if let Some((value, expected)) = quoted(what, "unknown variant `") {
+        return format!("`{value}`: {}", expected.trim_start_matches(", "));
+    }
+    let what = match what.split_once(", expected struct ") {
+        Some((what, _)) => format!("{what}, expected a map of keys"),
+        None => what.to_owned(),
+    };
+    // A second position in the message, of the same place.
+    let what = what.split(" at line ").next().unwrap_or_default();
+    what.replace(
+        "deserializing from YAML containing more than one document is not supported",
+        "more than one document (`---`); expected one",
+    )
+    .replace("invalid type: unit value", "no value")
+    .replace("invalid type: ", "")
+    .replace("invalid value: ", "")
+    .replace("expected a sequence", "expected a list, each item behind `- `")
+    .replace("sequence, ", "a list, ")
+    .replace("map, ", "a map, ")
+    .replace("a boolean", "true or false")
 }
 
 fn character_at(text: &str, Position { line, column }: Position) -> Option<char> {

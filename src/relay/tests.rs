@@ -144,14 +144,12 @@ async fn d05_a_reset_is_passed_on_while_the_other_side_is_silent() {
 #[tokio::test]
 async fn d06_an_error_in_one_direction_leaves_the_other_its_bytes() {
     for _ in 0..20 {
-        let Relayed { client, mut upstream, relay } = relayed(b"request", DEADLINES).await;
+        let Relayed { client, upstream, relay } = relayed(b"request", DEADLINES).await;
         let answer = pattern(500_000);
         let (reader, mut writer) = client.into_split();
-        let writing = tokio::spawn(async move {
+        let writing: JoinHandle<io::Result<usize>> = tokio::spawn(async move {
             loop {
-                if let Err(error) = writer.write_all(&[0; 1000]).await {
-                    return Err(error);
-                }
+                writer.write_all(&[0; 1000]).await?;
             }
         });
         // Closed with unread bytes, the upstream's kernel answers further ones with a reset, so the relay's writes

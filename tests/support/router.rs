@@ -116,11 +116,11 @@ impl Router {
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.address_of(|name| name != "admin")
+        self.address_of(|name| name != "_admin")
     }
 
     pub fn admin(&self) -> SocketAddr {
-        self.address_of(|name| name == "admin")
+        self.address_of(|name| name == "_admin")
     }
 
     pub fn address_of(&self, is_it: impl Fn(&str) -> bool) -> SocketAddr {

@@ -54,8 +54,8 @@ impl Identity {
 pub(super) enum Answer {
     /// An answer, over a connection whose certificate was verified.
     Body { cluster: String, seen: String, certificate: String },
-    /// A fatal TLS alert.
-    Alert(String),
+    /// A fatal TLS alert, and the certificate if one was seen and verified before.
+    Alert { alert: String, certificate: Option<String> },
 }
 
 /// `GET /version` of `name` at `address`, trusting only the authority.
@@ -74,20 +74,28 @@ pub(super) async fn ask(
         }
     };
     let tcp = TcpStream::connect(address).await?;
-    let result = match TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(name)?, tcp).await {
-        // With TLS 1.3 a server refuses a client's certificate only after the client has finished.
-        Ok(stream) => get(stream, name, authority).await,
-        Err(error) => Err(error.into()),
+    // That it is this name's and this authority's, the handshake verifies.
+    let certificate = format!("{name}, by {} CA", authority.name());
+    let stream = match TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(name)?, tcp).await {
+        Ok(stream) => stream,
+        Err(error) => return refused(error.into(), None),
     };
-    match result {
-        Ok(answer) => Ok(answer),
-        Err(error) => {
-            alert(&error).map(Answer::Alert).ok_or(error).with_context(|| format!("GET https://{name}/version"))
-        }
+    match get(stream, name).await {
+        Ok((cluster, seen)) => Ok(Answer::Body { cluster, seen, certificate }),
+        // With TLS 1.3 a server refuses a client's certificate only after the client has finished.
+        Err(error) => refused(error, Some(certificate)),
     }
 }
 
-async fn get(stream: TlsStream<TcpStream>, name: &str, authority: &Authority) -> anyhow::Result<Answer> {
+fn refused(error: anyhow::Error, certificate: Option<String>) -> anyhow::Result<Answer> {
+    match alert(&error) {
+        Some(alert) => Ok(Answer::Alert { alert, certificate }),
+        None => Err(error),
+    }
+}
+
+/// The cluster that answered, and whom it saw.
+async fn get(stream: TlsStream<TcpStream>, name: &str) -> anyhow::Result<(String, String)> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     let request = Request::get("/version").header("host", name).body(Empty::<Bytes>::new())?;
@@ -98,9 +106,7 @@ async fn get(stream: TlsStream<TcpStream>, name: &str, authority: &Authority) ->
     };
     let body: Value = serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?;
     let field = |key: &str| body[key].as_str().map(ToOwned::to_owned).context("an answer without its fields");
-    // That it is this name's and this authority's, the handshake has verified.
-    let certificate = format!("{name}, by {} CA", authority.name());
-    Ok(Answer::Body { cluster: field("cluster")?, seen: field("client")?, certificate })
+    Ok((field("cluster")?, field("client")?))
 }
 
 /// The alert that ended the connection, if one did.

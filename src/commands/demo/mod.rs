@@ -42,8 +42,8 @@ async fn show(options: &Demo) -> anyhow::Result<ExitCode> {
 
     let routes = [(OPEN, &open), (GUARDED, &guarded)];
     let routes = routes.map(|(name, cluster)| format!("  - sni: {name}\n    upstream: {}\n", cluster.address()));
-    let config = format!("listen: \"{}\"\nroutes:\n{}", options.listen, routes.concat());
-    let server = Server::start(Config::from_yaml(config.as_bytes())?)?;
+    let config = format!("listen: \"{}\"\nroutes:\n{}timeouts: {{drain: 1s}}\n", options.listen, routes.concat());
+    let mut server = Server::start(Config::from_yaml(config.as_bytes())?)?;
     let address = *server.addresses().first().context("the router has no address")?;
 
     let cases = [
@@ -56,6 +56,7 @@ async fn show(options: &Demo) -> anyhow::Result<ExitCode> {
     for case in &cases {
         rows.push(case.row(client::ask(address, case.name, case.authority, case.identity).await)?);
     }
+    let config = config.replace(&options.listen.to_string(), &address.to_string());
     print(&table(address, &config, &rows))?;
     if options.once {
         server.drain().await;
@@ -86,8 +87,9 @@ impl Case<'_> {
             Answer::Body { cluster, seen, certificate } if *expected == "answered" => {
                 Ok([(*name).into(), as_who.into(), certificate, format!("200 OK from {cluster}"), seen])
             }
-            Answer::Alert(alert) if alert == *expected => {
-                Ok([(*name).into(), as_who.into(), "none".into(), format!("alert {alert}"), "no one".into()])
+            Answer::Alert { alert, certificate } if alert == *expected => {
+                let certificate = certificate.unwrap_or_else(|| "none".into());
+                Ok([(*name).into(), as_who.into(), certificate, format!("alert {alert}"), "no one".into()])
             }
             other => bail!("{name}: expected {expected}, not {other:?}"),
         }
@@ -136,7 +138,7 @@ fn write_files(
     let context =
         |number: &str| format!("- name: kubernetes{number}\n  context: {{cluster: kubernetes{number}, user: jane}}\n");
     let kubeconfig = format!(
-        "apiVersion: v1\nkind: Config\nclusters:\n{}{}contexts:\n{}{}users:\n- name: jane\n  user:\n    client-certificate: {}\n    client-key: {}\n",
+        "apiVersion: v1\nkind: Config\ncurrent-context: kubernetes02\nclusters:\n{}{}contexts:\n{}{}users:\n- name: jane\n  user:\n    client-certificate: {}\n    client-key: {}\n",
         cluster("01"),
         cluster("02"),
         context("01"),
@@ -156,7 +158,7 @@ fn commands(directory: &Path, address: SocketAddr) -> String {
     curl --cacert kubernetes01-ca.pem --connect-to ::{address} https://{OPEN}/version
     curl --cacert kubernetes02-ca.pem --cert jane.pem --key jane-key.pem --connect-to ::{address} https://{GUARDED}/version
     openssl s_client -connect {address} -servername {UNKNOWN} </dev/null
-    kubectl --kubeconfig kubeconfig --context kubernetes02 get --raw /version
+    kubectl --kubeconfig kubeconfig get --raw /version
 
 Ctrl-C ends it and removes the files.
 "

@@ -1,0 +1,109 @@
+//! snigate beside HAProxy and nginx on this machine: `cargo bench --bench versus -- --help`.
+//!
+//! Each proxy runs alone on one CPU and routes the same canned hello to a backend without crypto; load and backend run
+//! on the other. The proxies take turns in short slices, so that a machine that slows down slows down all of them, and
+//! what is compared is the CPU time of the proxy's own process, per unit of work, within one round.
+
+#![allow(
+    clippy::pedantic,
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    missing_docs,
+    unreachable_pub,
+    reason = "a bench"
+)]
+
+mod load;
+mod measure;
+mod proxy;
+mod report;
+#[path = "../../tests/support/hello.rs"]
+mod sample;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use load::{Load, Work};
+use proxy::{Kind, Proxy};
+use report::{Cell, Table};
+
+#[derive(Parser)]
+#[command(about = "Compares snigate with HAProxy and nginx, which must be installed")]
+struct Options {
+    /// Two short rounds, to see that it works; the figures mean little
+    #[arg(long)]
+    quick: bool,
+    /// How often the proxies take turns
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Only workloads whose name contains this
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Another build of snigate to compare with; may be repeated
+    #[arg(long, value_name = "BINARY")]
+    against: Vec<PathBuf>,
+    /// Worker threads, and CPUs, of each proxy
+    #[arg(long, default_value_t = 1)]
+    workers: usize,
+    /// Write all figures here
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Given by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() {
+    let options = Options::parse();
+    let kinds = Kind::all(&options.against);
+    let rounds = if options.quick { 2 } else { options.rounds };
+    let scale = if options.quick { 20 } else { 1 };
+    let mut load = Load::new();
+    let mut table = Table::new(&kinds);
+
+    for work in Work::all() {
+        if !work.name().contains(&options.only) {
+            continue;
+        }
+        for round in 0..rounds {
+            for turn in 0..kinds.len() {
+                // Another proxy begins each round.
+                let kind = &kinds[(turn + round) % kinds.len()];
+                let proxy = Proxy::start(kind, load.backend(), options.workers);
+                let cell = match work {
+                    Work::Idle { connections } => idle(&mut load, &proxy, connections / scale),
+                    _ => busy(&mut load, &proxy, work, scale),
+                };
+                eprintln!("{:<28} {:<28} round {} {cell}", work.name(), kind.name(), round + 1);
+                table.add(&work, kind, cell);
+            }
+        }
+    }
+    print!("{}", table.text());
+    if let Some(path) = options.json {
+        std::fs::write(path, table.json()).unwrap();
+    }
+}
+
+/// CPU per unit of work, and the time the client saw.
+fn busy(load: &mut Load, proxy: &Proxy, work: Work, scale: usize) -> Cell {
+    load.run(proxy.address(), work.scaled(scale * 10));
+    let before = measure::cpu(proxy.pid());
+    let latencies = load.run(proxy.address(), work.scaled(scale));
+    let cpu = measure::cpu(proxy.pid()) - before;
+    Cell::busy(cpu, work.scaled(scale).units(), &latencies)
+}
+
+/// Memory per idle connection: the slope between a tenth of them and all.
+fn idle(load: &mut Load, proxy: &Proxy, connections: usize) -> Cell {
+    let few = load.hold(proxy.address(), connections / 10);
+    std::thread::sleep(Duration::from_millis(300));
+    let (low, slab_low) = (measure::resident(proxy.pid()), measure::slab());
+    let many = load.hold(proxy.address(), connections - connections / 10);
+    std::thread::sleep(Duration::from_millis(300));
+    let (high, slab_high) = (measure::resident(proxy.pid()), measure::slab());
+    let added = many.len() as f64;
+    drop((few, many));
+    Cell::idle((high - low) / added, (slab_high - slab_low) / added)
+}
