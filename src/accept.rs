@@ -78,19 +78,17 @@ pub async fn run(
     serve: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) {
     let mut back_off = MIN_BACK_OFF;
-    loop {
+    while !stop.is_cancelled() {
         if permits.available_permits() == 0 {
             (events.full)();
         }
         let permit = tokio::select! {
-            biased;
             Ok(permit) = Arc::clone(&permits).acquire_owned() => permit,
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
         };
         let accepted = tokio::select! {
-            biased;
             accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
         };
         match accepted {
             Ok((client, peer)) => {
@@ -104,7 +102,32 @@ pub async fn run(
             }
         }
     }
+    serve_queue(listener, &permits, serve);
 }
+
+/// Closing a listening socket resets those that wait in its queue, so they are accepted first: at most a full queue, so
+/// that clients who keep coming cannot keep it open.
+fn serve_queue(
+    listener: TcpListener,
+    permits: &Arc<Semaphore>,
+    serve: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit),
+) {
+    let Ok(listener) = listener.into_std() else { return };
+    for _ in 0..BACKLOG {
+        let Ok(permit) = Arc::clone(permits).try_acquire_owned() else { return };
+        let Ok((client, peer)) = listener.accept() else { return };
+        if client.set_nonblocking(true).is_err() {
+            continue;
+        }
+        if let Ok(client) = TcpStream::from_std(client) {
+            serve(client, peer, permit);
+        }
+    }
+}
+
+/// The labels of accept errors.
+pub const ERROR_LABELS: [&str; 8] =
+    ["ECONNABORTED", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EPERM", "EPROTO", "other"];
 
 /// The label of an accept error.
 #[must_use]
@@ -134,11 +157,10 @@ mod tests {
         keepalive_idle: Duration::from_secs(31),
         keepalive_interval: Duration::from_secs(6),
         keepalive_count: 4,
-        user_timeout: Duration::from_secs(900),
     };
 
     #[tokio::test]
-    async fn d17_both_legs_have_nodelay_keepalive_and_user_timeout() {
+    async fn d17_both_legs_have_nodelay_and_keepalive() {
         let listener = bind("127.0.0.1:0".parse().unwrap(), &OPTIONS).unwrap();
         let dialled = tokio::net::TcpSocket::new_v4().unwrap();
         OPTIONS.apply(&dialled).unwrap();
@@ -149,7 +171,8 @@ mod tests {
             assert_eq!(socket.tcp_keepalive_time().unwrap(), OPTIONS.keepalive_idle);
             assert_eq!(socket.tcp_keepalive_interval().unwrap(), OPTIONS.keepalive_interval);
             assert_eq!(socket.tcp_keepalive_retries().unwrap(), OPTIONS.keepalive_count);
-            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(OPTIONS.user_timeout));
+            // It would overrule the keepalive.
+            assert_eq!(socket.tcp_user_timeout().unwrap(), None);
         }
     }
 
@@ -181,5 +204,21 @@ mod tests {
         stop.cancel();
         acceptor.await.unwrap();
         assert_eq!(permits.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn h04_at_the_stop_the_queue_is_served_and_no_more() {
+        let listener = bind("127.0.0.1:0".parse().unwrap(), &OPTIONS).unwrap();
+        let address = listener.local_addr().unwrap();
+        let clients: Vec<_> = (0..3).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let served = AtomicUsize::new(0);
+        let serve = |_, _, _| {
+            served.fetch_add(1, SeqCst);
+        };
+        let stop = CancellationToken::new();
+        stop.cancel();
+        run(listener, Arc::new(Semaphore::new(9)), stop, Events { failed: |_: &_| {}, full: || {} }, serve).await;
+        assert_eq!(served.load(SeqCst), clients.len());
+        assert!(std::net::TcpStream::connect(address).is_err(), "closed");
     }
 }

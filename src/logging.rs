@@ -33,6 +33,6 @@ pub(crate) fn start(log: &Log) {
         warn!(%reason, "RUST_LOG is ignored");
     }
     std::panic::set_hook(Box::new(|panic| {
-        error!(%panic, "a task panicked; only its connection is lost");
+        error!(%panic, "panicked");
     }));
 }

@@ -73,11 +73,13 @@ impl Server {
     /// Binds all addresses and begins to serve. Must be called within a tokio runtime.
     pub fn start(config: Config) -> Result<Self, StartError> {
         // Every key is named here, so that one that is read but not used does not compile.
-        let Config { listeners, routes, timeouts, tcp, limits, workers: _, admin, log } = config;
+        let Config { listeners, routes, timeouts, tcp, user_timeout, limits, workers: _, admin, log } = config;
         let Timeouts { hello, idle, half_close, drain } = timeouts;
         let Limits { connections, hello_bytes } = limits;
 
-        let permits = Arc::new(Semaphore::new(capacity(connections)?));
+        let capacity = capacity(connections, listeners.len())?;
+        // Each listener holds a permit while it waits, and only one of these is for the next connection.
+        let permits = Arc::new(Semaphore::new(capacity + listeners.len() - 1));
         let mut sockets = Vec::new();
         for listener in &listeners {
             sockets.push(accept::bind(listener.address, &tcp)?);
@@ -105,7 +107,7 @@ impl Server {
             listeners,
             hello_timeout: hello,
             hello_limit: hello_bytes,
-            deadlines: Deadlines { idle, half_close },
+            deadlines: Deadlines { idle, half_close, stalled: user_timeout },
             counters: Arc::clone(&counters),
         });
 
@@ -149,7 +151,7 @@ impl Server {
         };
         let (snapshot, connections, stop) = (Arc::clone(snapshot), self.connections.clone(), self.stop.clone());
         let serve = move |client, peer, permit| {
-            let connection = connection::serve(client, peer, number, Arc::clone(&snapshot), stop.clone());
+            let connection = connection::serve(client, peer, number, Arc::clone(&snapshot), stop.child_token());
             connections.spawn(async move {
                 let _permit = permit;
                 connection.await;
@@ -195,6 +197,7 @@ impl Server {
     /// Accepts no more, lets connections run for `timeouts.drain`, then closes those that are left; how many these
     /// were.
     pub async fn drain(&mut self) -> usize {
+        let deadline = Instant::now() + self.drain_timeout;
         self.draining.cancel();
         for acceptor in std::mem::take(&mut self.acceptors) {
             // A panic of the loop has been logged; there is nothing left to wait for.
@@ -202,7 +205,6 @@ impl Server {
         }
         self.connections.close();
         info!(connections = self.connections.len(), timeout_s = self.drain_timeout.as_secs_f64(), "draining");
-        let deadline = Instant::now() + self.drain_timeout;
         let mut cut = 0;
         if timeout_at(deadline, self.connections.wait()).await.is_err() {
             cut = self.connections.len();
@@ -215,15 +217,18 @@ impl Server {
     }
 }
 
-/// Descriptors for everything but connections: listeners, the admin's, name resolution, logs.
-const RESERVED_DESCRIPTORS: u64 = 64;
+/// Descriptors for everything but connections: the admin's, name resolution, logs.
+const RESERVED_DESCRIPTORS: u64 = 61;
+/// Its own, and those of a connection that it has accepted beyond the limit.
+const DESCRIPTORS_PER_LISTENER: u64 = 3;
 /// A connection has two sockets.
 const DESCRIPTORS_PER_CONNECTION: u64 = 2;
 /// Where there is no limit to derive one from.
 const MAX_CONNECTIONS: usize = 1 << 20;
 
 /// How many connections may be open at once. Raises the soft limit on descriptors to the hard one.
-fn capacity(configured: Option<usize>) -> Result<usize, StartError> {
+fn capacity(configured: Option<usize>, listeners: usize) -> Result<usize, StartError> {
+    let reserved = RESERVED_DESCRIPTORS + DESCRIPTORS_PER_LISTENER * listeners as u64;
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         warn!(%error, "cannot raise RLIMIT_NOFILE");
@@ -231,22 +236,22 @@ fn capacity(configured: Option<usize>) -> Result<usize, StartError> {
     let available = getrlimit(Resource::Nofile).current;
     let capacity = match (configured, available) {
         (Some(wanted), Some(available)) => {
-            let needed = RESERVED_DESCRIPTORS + DESCRIPTORS_PER_CONNECTION * wanted as u64;
+            let needed = reserved + DESCRIPTORS_PER_CONNECTION * wanted as u64;
             if needed > available {
                 return Err(StartError::Descriptors { wanted, needed, available });
             }
             wanted
         }
         (Some(wanted), None) => wanted,
-        (None, Some(available)) => derived_capacity(available),
+        (None, Some(available)) => derived_capacity(available, reserved),
         (None, None) => MAX_CONNECTIONS,
     };
     info!(connections = capacity, descriptors = available, "connection limit");
     Ok(capacity)
 }
 
-fn derived_capacity(descriptors: u64) -> usize {
-    let reserved = RESERVED_DESCRIPTORS.min(descriptors / 4);
+fn derived_capacity(descriptors: u64, reserved: u64) -> usize {
+    let reserved = reserved.min(descriptors / 4);
     let fitting = (descriptors - reserved) / DESCRIPTORS_PER_CONNECTION;
     usize::try_from(fitting).unwrap_or(MAX_CONNECTIONS).clamp(1, MAX_CONNECTIONS)
 }
@@ -258,7 +263,7 @@ mod tests {
     #[test]
     fn the_connection_limit_follows_from_the_descriptors() {
         for (descriptors, connections) in [(20_000, 9968), (1024, 480), (64, 24), (3, 1), (0, 1), (u64::MAX, 1 << 20)] {
-            assert_eq!(derived_capacity(descriptors), connections, "{descriptors} descriptors");
+            assert_eq!(derived_capacity(descriptors, 64), connections, "{descriptors} descriptors");
         }
     }
 }

@@ -15,12 +15,12 @@ pub struct TcpOptions {
     pub keepalive_interval: Duration,
     /// Probes without an answer before the peer is dead.
     pub keepalive_count: u32,
-    /// How long sent bytes may stay unacknowledged, or unread by a peer whose window is closed.
-    pub user_timeout: Duration,
 }
 
 impl TcpOptions {
     /// Sets them, and `TCP_NODELAY`. What a listener accepts inherits all of them (Linux).
+    ///
+    /// `TCP_USER_TIMEOUT` is left alone: where it is set, the kernel counts no keepalive probes any more (tcp(7)).
     pub fn apply(&self, socket: &impl AsFd) -> io::Result<()> {
         let socket = SockRef::from(socket);
         let keepalive = TcpKeepalive::new()
@@ -28,7 +28,6 @@ impl TcpOptions {
             .with_interval(self.keepalive_interval)
             .with_retries(self.keepalive_count);
         socket.set_tcp_keepalive(&keepalive)?;
-        socket.set_tcp_user_timeout(Some(self.user_timeout))?;
         socket.set_tcp_nodelay(true)
     }
 }

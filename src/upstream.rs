@@ -70,11 +70,12 @@ impl FromStr for Endpoint {
         } else if let Ok(address) = host.parse() {
             Host::Address(address)
         } else {
-            let name = ServerName::parse(host.as_bytes()).map_err(|error| match error {
+            ServerName::parse(host.as_bytes()).map_err(|error| match error {
                 NameError::IpAddress => "neither an IP address nor a DNS name".into(),
                 error => error.to_string(),
             })?;
-            Host::Name(name.as_str().into())
+            // As written: a trailing dot keeps resolvers from trying search domains.
+            Host::Name(host.into())
         };
         Ok(Self { host, port })
     }
@@ -126,6 +127,9 @@ impl Upstream {
                 }
             };
             for address in addresses {
+                if Instant::now() >= deadline {
+                    break;
+                }
                 let try_until = deadline.min(Instant::now() + self.budget.per_try);
                 match timeout_at(try_until, self.connect_to(address)).await {
                     Ok(Ok(stream)) => return Ok((stream, Some(failure).filter(|failure| failure.tries > 0))),
@@ -169,17 +173,17 @@ impl ConnectError {
     }
 }
 
-/// Kinds of failure; a later one is graver.
+/// Kinds of failure; a later one says more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ConnectErrorKind {
     /// There is no address to connect to.
     NoEndpoint,
+    /// This machine could not try: no descriptor, port, memory or address of that family.
+    Local,
     /// The endpoint refused, or could not be reached.
     Refused,
     /// The endpoint did not answer.
     TimedOut,
-    /// This machine could not try: no descriptor, port or memory was left.
-    Local,
 }
 
 impl ConnectErrorKind {
@@ -201,7 +205,7 @@ mod tests {
 
     #[test]
     fn endpoints_are_read_as_they_print() {
-        for text in ["api.example.com:6443", "192.0.2.1:6443", "[2001:db8::1]:6443", "api_1:1"] {
+        for text in ["api.example.com:6443", "192.0.2.1:6443", "[2001:db8::1]:6443", "api_1:1", "api.example.com.:1"] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
         for text in

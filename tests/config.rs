@@ -258,6 +258,8 @@ fn values_that_do_not_go_together_are_refused() {
         &route("upstream: {endpoints: h:1, connect: {timeout: 1s, per_try: 2s}}"),
         ":3:64: routes[0].upstream.connect.per_try: longer than `timeout`, so never reached",
     );
+    let told = complaint(route("sni: _none\nupstream: h:1").as_bytes());
+    assert!(told.contains("give the route a `name`"), "{told}");
     refused(&route("upstream: [h:1, H:1, h:1]"), ":3:15: routes[0].upstream: h:1 stands twice");
     for (first, second) in
         [("0.0.0.0", "127.0.0.1"), ("\"[::]", "127.0.0.1"), ("\"[::]", "0.0.0.0"), ("\"[::]", "\"[::1]")]
@@ -268,6 +270,14 @@ fn values_that_do_not_go_together_are_refused() {
     }
     let told = complaint(with("admin: 127.0.0.1:7001").replace("127.0.0.1:0", "0.0.0.0:7001").as_bytes());
     assert!(told.contains("admin: 127.0.0.1:7001 is taken by the listener"), "{told}");
+}
+
+#[test]
+fn brackets_in_comments_are_no_nesting() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("c.yaml");
+    std::fs::write(&path, VALID.to_owned() + &"# an interval [0, 10)\n".repeat(100)).unwrap();
+    assert!(check(&path).status.success());
 }
 
 #[test]

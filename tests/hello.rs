@@ -295,6 +295,9 @@ fn a24_clients_that_leave_within_their_hello_are_gone_quietly() {
     let gone = "snigate_connections_total{listener=\"127.0.0.1:0\",route=\"_none\",outcome=\"client_gone\"}";
     eventually("all three are counted", || router.metric(gone) == 3.0);
     assert!(router.log().iter().all(|line| line["client.port"] != port), "a bare connect is a health check");
+    (0..200).for_each(|_| drop(Client::connect(router.address())));
+    eventually("those are counted", || router.metric(gone) == 203.0);
+    assert!(router.log().iter().all(|line| line["suppressed"].is_null()), "nor does it use up what may be logged");
     assert_eq!(backend.accepted(), 0);
 }
 

@@ -10,7 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use super::{Outcome, RefusalLog};
 
 /// The route of connections that have none.
-const UNROUTED: &str = "_none";
+pub const UNROUTED: &str = "_none";
 
 /// In seconds. Hellos and connects take milliseconds, or one of the timeouts.
 const LATENCY_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-pub use counters::{Counters, OutcomeCounts, RouteCounters};
+pub use counters::{Counters, OutcomeCounts, RouteCounters, UNROUTED};
 pub use outcome::{Alert, ClosedBy, Outcome, Stage};
 pub use refusal_log::RefusalLog;
 use tracing::Level;
@@ -127,10 +127,13 @@ impl Account {
         self.closed_by = closed_by;
     }
 
-    fn level(&self) -> Level {
-        // What connects and leaves without a word is a balancer's health check.
-        let is_bare = self.outcome == Outcome::ClientGone && self.received == 0;
-        if is_bare { Level::DEBUG } else { self.outcome.level() }
+    /// What connects and leaves without a word is a balancer's health check.
+    fn is_bare(&self) -> bool {
+        self.outcome == Outcome::ClientGone && self.received == 0
+    }
+
+    fn may_log(&self) -> bool {
+        !self.outcome.is_refusal() || self.is_bare() || self.counters.refusal_log.admits(self.outcome)
     }
 
     fn log(&self) {
@@ -161,14 +164,14 @@ impl Account {
         }
         macro_rules! line_at {
             ($level:expr) => {
-                if self.outcome.is_refusal() && self.closed_by == ClosedBy::Us {
+                if self.outcome.is_refusal() && self.closed_by == ClosedBy::Us && self.facts.upstream.is_none() {
                     line!($level, "refused")
                 } else {
                     line!($level, "connection")
                 }
             };
         }
-        match self.level() {
+        match if self.is_bare() { Level::DEBUG } else { self.outcome.level() } {
             Level::ERROR => line_at!(Level::ERROR),
             Level::WARN => line_at!(Level::WARN),
             Level::INFO => line_at!(Level::INFO),
@@ -182,7 +185,7 @@ impl Drop for Account {
         self.route.active.fetch_sub(1, Relaxed);
         self.route.outcomes(self.listener).count(self.outcome);
         self.route.connection_seconds.observe(self.age().as_secs_f64());
-        if !self.outcome.is_refusal() || self.counters.refusal_log.admits(self.outcome) {
+        if self.may_log() {
             self.log();
         }
     }

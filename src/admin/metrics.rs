@@ -13,7 +13,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::State;
-use crate::account::{Outcome, RouteCounters, Stage};
+use crate::accept::ERROR_LABELS;
+use crate::account::{Outcome, RouteCounters, Stage, UNROUTED};
 
 /// All metrics, with the end mark of the format.
 pub(super) fn encode(state: &State) -> Result<String, fmt::Error> {
@@ -54,7 +55,7 @@ impl Snapshot {
             MetricType::Counter,
         )?;
         for route in self.routes() {
-            let is_unrouted = std::ptr::eq(route, &raw const *self.0.counters.unrouted);
+            let is_unrouted = route.name() == UNROUTED;
             for (number, listener) in self.0.listeners.iter().enumerate() {
                 for outcome in Outcome::ALL.into_iter().filter(|outcome| occurs(outcome.stage(), is_unrouted)) {
                     let labels = [("listener", &**listener), ("route", route.name()), ("outcome", outcome.label())];
@@ -90,21 +91,24 @@ impl Snapshot {
     fn latencies(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let hello = seconds(encoder, "snigate_hello", "From accept to the whole ClientHello")?;
         self.0.counters.hello_seconds.encode(hello)?;
-        self.histograms(encoder, "snigate_connect", "From the route to the connected endpoint", |route| {
+        let routed = self.0.routes.iter().map(|route| &**route);
+        Self::histograms(encoder, "snigate_connect", "From the route to the connected endpoint", routed, |route| {
             &route.connect_seconds
         })?;
-        self.histograms(encoder, "snigate_connection", "From accept to the end", |route| &route.connection_seconds)
+        Self::histograms(encoder, "snigate_connection", "From accept to the end", self.routes(), |route| {
+            &route.connection_seconds
+        })
     }
 
-    fn histograms(
-        &self,
+    fn histograms<'r>(
         encoder: &mut DescriptorEncoder<'_>,
         name: &str,
         help: &str,
+        routes: impl Iterator<Item = &'r RouteCounters>,
         histogram: impl Fn(&RouteCounters) -> &Histogram,
     ) -> fmt::Result {
         let mut family = seconds(encoder, name, help)?;
-        for route in self.routes() {
+        for route in routes {
             histogram(route).encode(family.encode_family(&[("route", route.name())])?)?;
         }
         Ok(())
@@ -113,7 +117,9 @@ impl Snapshot {
     fn accept_errors(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut errors =
             encoder.encode_descriptor("snigate_accept_errors", "Failed accepts", None, MetricType::Counter)?;
-        for (error, count) in self.0.counters.accept_errors() {
+        let counts = self.0.counters.accept_errors();
+        for error in ERROR_LABELS {
+            let count = counts.get(error).copied().unwrap_or(0);
             ConstCounter::new(count).encode(errors.encode_family(&[("error", error)])?)?;
         }
         Ok(())

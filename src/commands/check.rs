@@ -55,7 +55,7 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
         span(tcp.keepalive_idle),
         tcp.keepalive_count,
         span(tcp.keepalive_interval),
-        span(tcp.user_timeout)
+        span(config.user_timeout)
     )?;
     let connections = config.limits.connections.map_or("as descriptors allow".into(), |limit| limit.to_string());
     writeln!(text, "limits     connections {connections}, hello_bytes {}", config.limits.hello_bytes)?;

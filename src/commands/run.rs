@@ -26,7 +26,11 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
     if let Some(workers) = config.workers {
         builder.worker_threads(workers);
     }
-    builder.enable_all().build()?.block_on(serve(config))
+    let runtime = builder.enable_all().build()?;
+    let result = runtime.block_on(serve(config));
+    // A name that is still being resolved must not hold up the exit.
+    runtime.shutdown_background();
+    result
 }
 
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::text::{self, Short, Text};
 use super::{Config, Limits, Listener, Log, LogFormat, Route, Timeouts, raw};
+use crate::account::UNROUTED;
 use crate::client_hello::DEFAULT_LIMIT;
 use crate::name::NamePattern;
 use crate::refusal::Refuse;
@@ -33,12 +34,14 @@ impl Wrong {
 
 pub(super) fn config(raw: raw::Config) -> Result<Config, Wrong> {
     let raw::Config { listen, refuse, routes, timeouts, tcp, limits, workers, admin, log } = raw;
+    let raw::Tcp { keepalive, user_timeout } = tcp;
     let listeners = build_listeners(listen.0, refuse)?;
     let routes = build_routes(routes, &listeners)?;
     Ok(Config {
         routes,
         timeouts: build_timeouts(timeouts),
-        tcp: build_tcp(tcp),
+        tcp: build_keepalive(&keepalive),
+        user_timeout: user_timeout.map_or(Duration::from_secs(15 * 60), |timeout| timeout.0.0),
         limits: build_limits(limits),
         workers: workers.and_then(|workers| workers.0.0),
         admin: admin.map(|admin| build_admin(&admin.0, &listeners)).transpose()?,
@@ -90,10 +93,6 @@ fn build_routes(raw_routes: Vec<raw::Route>, listeners: &[Listener]) -> Result<V
     for (number, raw) in raw_routes.into_iter().enumerate() {
         let path = format!("routes[{number}]");
         let route = build_route(raw, &path, listeners)?;
-        if let Some(other) = names.insert(route.name.clone(), number) {
-            let message = format!("the name `{}` is taken by routes[{other}]", route.name);
-            return Err(Wrong::with(path, message, format!("routes[{other}]")));
-        }
         table.insert(&route.patterns, &route.matchers, &number).map_err(|conflict| {
             let claimed = conflict.pattern.map_or_else(|| "clients without a name".into(), |name| format!("`{name}`"));
             let message = if conflict.earlier == number {
@@ -103,6 +102,10 @@ fn build_routes(raw_routes: Vec<raw::Route>, listeners: &[Listener]) -> Result<V
             };
             Wrong::with(&path, message, format!("routes[{}]", conflict.earlier))
         })?;
+        if let Some(other) = names.insert(route.name.clone(), number) {
+            let message = format!("the name `{}` is taken by routes[{other}]", route.name);
+            return Err(Wrong::with(path, message, format!("routes[{other}]")));
+        }
         routes.push(route);
     }
     Ok(routes)
@@ -117,6 +120,11 @@ fn build_route(raw: raw::Route, path: &str, listeners: &[Listener]) -> Result<Ro
         (None, Some(first)) => first.to_string(),
         (None, None) => "default".into(),
     };
+    if name == UNROUTED {
+        let message =
+            format!("`{UNROUTED}` is what connections without a route are counted as; give the route a `name`");
+        return Err(Wrong::at(format!("{path}.sni"), message));
+    }
 
     let number_of = |Text(wanted): Text<text::Label>| {
         listeners.iter().position(|listener| listener.name == wanted.0).ok_or_else(|| {
@@ -177,13 +185,12 @@ fn build_timeouts(raw: raw::Timeouts) -> Timeouts {
     }
 }
 
-fn build_tcp(raw: raw::Tcp) -> TcpOptions {
-    let raw::Tcp { keepalive: raw::Keepalive { idle, interval, count }, user_timeout } = raw;
+fn build_keepalive(raw: &raw::Keepalive) -> TcpOptions {
+    let raw::Keepalive { idle, interval, count } = raw;
     TcpOptions {
-        keepalive_idle: idle.map_or(Duration::from_secs(30), |idle| idle.0.0),
-        keepalive_interval: interval.map_or(Duration::from_secs(5), |interval| interval.0.0),
-        keepalive_count: count.map_or(3, |count| count.0.0),
-        user_timeout: user_timeout.map_or(Duration::from_secs(15 * 60), |timeout| timeout.0.0),
+        keepalive_idle: idle.as_ref().map_or(Duration::from_secs(30), |idle| idle.0.0),
+        keepalive_interval: interval.as_ref().map_or(Duration::from_secs(5), |interval| interval.0.0),
+        keepalive_count: count.as_ref().map_or(3, |count| count.0.0),
     }
 }
 

@@ -34,6 +34,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// For both legs of every connection.
     pub tcp: TcpOptions,
+    /// How long a peer may take none of the bytes that wait for it.
+    pub user_timeout: Duration,
     /// How much there may be.
     pub limits: Limits,
     /// Worker threads; `None`: as many as CPUs are allowed to this process.

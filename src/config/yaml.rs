@@ -55,8 +55,13 @@ pub(super) fn decode(bytes: &[u8]) -> Result<&str, YamlError> {
 
 fn check_depth(text: &str) -> Result<(), YamlError> {
     let mut depth = 0usize;
+    let mut before = b'\n';
+    let mut in_comment = false;
     for (offset, byte) in text.bytes().enumerate() {
+        in_comment = byte != b'\n' && (in_comment || (byte == b'#' && before.is_ascii_whitespace()));
+        before = byte;
         match byte {
+            _ if in_comment => {}
             b'[' | b'{' => depth += 1,
             b']' | b'}' => depth = depth.saturating_sub(1),
             _ => {}

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use rustix::net::{SendFlags, send};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 /// How much is read at a time, and so the most that is kept for a reader that is slower than the other side.
 const CHUNK: usize = 64 * 1024;
@@ -21,8 +22,9 @@ thread_local! {
 pub(super) enum Flow {
     /// Everything read so far has been handed on.
     Open,
-    /// These bytes, from `start` on, are waiting for room; nothing more is read.
-    Holding { bytes: Box<[u8]>, start: usize },
+    /// These bytes, from `start` on, are waiting for room; nothing more is read. The last of those before them was taken
+    /// at `since`.
+    Holding { bytes: Box<[u8]>, start: usize, since: Instant },
     /// The FIN has been passed on, after everything before it.
     Finished,
     /// One of the two sides is gone.
@@ -39,8 +41,15 @@ pub(super) enum Fault {
 }
 
 impl Flow {
-    pub(super) fn holding(bytes: Vec<u8>) -> Self {
-        Self::Holding { bytes: bytes.into(), start: 0 }
+    pub(super) fn holding(bytes: impl Into<Box<[u8]>>) -> Self {
+        Self::Holding { bytes: bytes.into(), start: 0, since: Instant::now() }
+    }
+
+    pub(super) fn holding_since(&self) -> Option<Instant> {
+        match self {
+            Self::Holding { since, .. } => Some(*since),
+            Self::Open | Self::Finished | Self::Broken => None,
+        }
     }
 
     pub(super) fn ended(&self) -> bool {
@@ -66,12 +75,16 @@ impl Flow {
                         }
                         let written = write(to, &scratch[..length], &mut delivered).map_err(Fault::Destination)?;
                         if written < length {
-                            *self = Self::Holding { bytes: scratch[written..length].into(), start: 0 };
+                            *self = Self::holding(&scratch[written..length]);
                         }
                     }
-                    Self::Holding { bytes, start } => {
+                    Self::Holding { bytes, start, since } => {
                         ready!(to.poll_write_ready(cx)).map_err(Fault::Destination)?;
-                        *start += write(to, &bytes[*start..], &mut delivered).map_err(Fault::Destination)?;
+                        let written = write(to, &bytes[*start..], &mut delivered).map_err(Fault::Destination)?;
+                        if written > 0 {
+                            *start += written;
+                            *since = Instant::now();
+                        }
                         if *start == bytes.len() {
                             *self = Self::Open;
                         }

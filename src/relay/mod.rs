@@ -29,6 +29,8 @@ pub struct Deadlines {
     pub idle: Duration,
     /// No byte in either direction since one side has closed.
     pub half_close: Duration,
+    /// A side takes none of the bytes that wait for it.
+    pub stalled: Duration,
 }
 
 /// One of the two peers.
@@ -47,7 +49,7 @@ pub enum Ending {
     Closed(Side),
     /// This side reset the connection.
     Reset(Side),
-    /// This side does not answer any more: keepalives or bytes were not acknowledged.
+    /// This side does not answer keepalives any more, or took no byte for [`Deadlines::stalled`].
     Dead(Side),
     /// [`Deadlines::idle`] has passed.
     IdleTimeout,
@@ -94,6 +96,8 @@ pub async fn copy_bidirectional(
     ending
 }
 
+type Watch<'a> = Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'a>>;
+
 struct Relay<'a, D> {
     client: &'a TcpStream,
     upstream: &'a TcpStream,
@@ -104,7 +108,7 @@ struct Relay<'a, D> {
     closed_first: Option<Side>,
     fault: Option<Ending>,
     /// Nobody reads from a side that has closed, so its reset would go unnoticed while the other side is silent.
-    watch: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'a>>>,
+    watch: Option<(Side, Watch<'a>)>,
     deadlines: Deadlines,
     last_activity: Instant,
     delivered: D,
@@ -159,8 +163,10 @@ impl<'a, D: FnMut(Side, usize)> Relay<'a, D> {
             Poll::Pending => {}
             Poll::Ready(Ok(())) => {
                 *flow = Flow::Finished;
-                self.closed_first.get_or_insert(from);
-                self.watch = Some(Box::pin(async { source.ready(Interest::ERROR).await.map(drop) }));
+                if self.closed_first.is_none() {
+                    self.closed_first = Some(from);
+                    self.watch = Some((from, Box::pin(async { source.ready(Interest::ERROR).await.map(drop) })));
+                }
             }
             Poll::Ready(Err(Fault::Source(error))) => self.lose(from, &error),
             Poll::Ready(Err(Fault::Destination(error))) => {
@@ -173,8 +179,9 @@ impl<'a, D: FnMut(Side, usize)> Relay<'a, D> {
 
     /// The reset of the side that closed first.
     fn poll_watch(&mut self, cx: &mut Context<'_>) {
-        let (Some(watch), Some(side)) = (&mut self.watch, self.closed_first) else { return };
+        let Some((side, watch)) = &mut self.watch else { return };
         let Poll::Ready(result) = watch.as_mut().poll(cx) else { return };
+        let side = *side;
         self.watch = None;
         let socket = match side {
             Side::Client => self.client,
@@ -195,12 +202,14 @@ impl<'a, D: FnMut(Side, usize)> Relay<'a, D> {
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Ending> {
-        let (patience, ending) = if self.up.ended() || self.down.ended() {
-            (self.deadlines.half_close, Ending::HalfCloseTimeout)
+        let silence = if self.up.ended() || self.down.ended() {
+            (self.last_activity + self.deadlines.half_close, Ending::HalfCloseTimeout)
         } else {
-            (self.deadlines.idle, Ending::IdleTimeout)
+            (self.last_activity + self.deadlines.idle, Ending::IdleTimeout)
         };
-        let deadline = self.last_activity + patience;
+        let stall = |flow: &Flow, to| Some((flow.holding_since()? + self.deadlines.stalled, Ending::Dead(to)));
+        let stalls = [stall(&self.up, Side::Upstream), stall(&self.down, Side::Client)].into_iter().flatten();
+        let (deadline, ending) = stalls.fold(silence, |first, other| if other.0 < first.0 { other } else { first });
         loop {
             // Activity does not move the timer: that it was too early is noticed when it fires.
             if timer.deadline() > deadline {
@@ -230,7 +239,7 @@ fn pass_on_fin(destination: &TcpStream) -> Result<(), Fault> {
 
 fn fault(side: Side, error: &io::Error) -> Ending {
     match error.kind() {
-        // Keepalive, TCP_USER_TIMEOUT, and the ICMP answers that arrive while they run.
+        // Keepalive, retransmission, and the ICMP answers that arrive while they run.
         io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
             Ending::Dead(side)
         }

@@ -7,7 +7,8 @@ use tokio::task::JoinHandle;
 use super::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
-const DEADLINES: Deadlines = Deadlines { idle: Duration::from_secs(24 * 3600), half_close: Duration::from_secs(60) };
+const DEADLINES: Deadlines =
+    Deadlines { idle: Duration::from_secs(24 * 3600), half_close: Duration::from_secs(60), stalled: HOUR };
 
 async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

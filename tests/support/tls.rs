@@ -113,10 +113,11 @@ pub fn get(
     tcp.set_read_timeout(Some(PATIENCE)).unwrap();
     let connection = ClientConnection::new(Arc::new(config), ServerName::try_from(name).unwrap()).unwrap();
     let mut stream = StreamOwned::new(connection, tcp);
-    write!(stream, "GET /version HTTP/1.1\r\nhost: {name}\r\nconnection: close\r\n\r\n")
-        .map_err(|error| error.to_string())?;
+    // A server that has refused us closes: the write then fails, and the alert is still to be read.
+    let written = write!(stream, "GET /version HTTP/1.1\r\nhost: {name}\r\nconnection: close\r\n\r\n");
     let mut response = String::new();
     stream.read_to_string(&mut response).map_err(|error| error.to_string())?;
+    written.map_err(|error| error.to_string())?;
     Ok(response.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
 }
 

@@ -5,13 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
-use http_body_util::{BodyExt, Empty};
-use hyper::Request;
-use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use rcgen::{Certificate, KeyPair};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -95,16 +91,15 @@ fn refused(error: anyhow::Error, certificate: Option<String>) -> anyhow::Result<
 }
 
 /// The cluster that answered, and whom it saw.
-async fn get(stream: TlsStream<TcpStream>, name: &str) -> anyhow::Result<(String, String)> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let driver = tokio::spawn(connection);
-    let request = Request::get("/version").header("host", name).body(Empty::<Bytes>::new())?;
-    let response = match sender.send_request(request).await {
-        Ok(response) => response,
-        // The connection's own error says more than that the request was lost.
-        Err(error) => return Err(driver.await?.err().unwrap_or(error).into()),
-    };
-    let body: Value = serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?;
+async fn get(mut stream: TlsStream<TcpStream>, name: &str) -> anyhow::Result<(String, String)> {
+    let request = format!("GET /version HTTP/1.1\r\nhost: {name}\r\nconnection: close\r\n\r\n");
+    // A server that has refused us closes: the write then fails, and the alert is still to be read.
+    let written = stream.write_all(request.as_bytes()).await;
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await?;
+    written?;
+    let (_, body) = response.split_once("\r\n\r\n").context("an answer without a body")?;
+    let body: Value = serde_json::from_str(body)?;
     let field = |key: &str| body[key].as_str().map(ToOwned::to_owned).context("an answer without its fields");
     Ok((field("cluster")?, field("client")?))
 }
