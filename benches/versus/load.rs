@@ -37,7 +37,7 @@ impl Work {
         for streams in [1, 32] {
             all.extend([true, false].map(|down| Self::Bulk { down, streams, bytes: 2048 * MEBIBYTE }));
         }
-        all.push(Self::Idle { connections: 9000 });
+        all.push(Self::Idle { connections: 7000 });
         all
     }
 

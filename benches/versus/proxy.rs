@@ -70,7 +70,7 @@ impl Proxy {
                 format!(
                     "global
   nbthread {workers}
-  maxconn 9900
+  maxconn {}
 defaults
   mode tcp
   option tcpka
@@ -86,6 +86,8 @@ frontend edge
 backend cluster
   server one {backend}
 ",
+                    // As many as 20,000 descriptors allow: with splice, each may have pipes.
+                    if *splice { 7900 } else { 9900 },
                     if *splice { "option splice-auto" } else { "" }
                 ),
                 vec!["haproxy".into(), "-db".into(), "-f".into(), path("config")],

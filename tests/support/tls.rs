@@ -113,12 +113,25 @@ pub fn get(
     tcp.set_read_timeout(Some(PATIENCE)).unwrap();
     let connection = ClientConnection::new(Arc::new(config), ServerName::try_from(name).unwrap()).unwrap();
     let mut stream = StreamOwned::new(connection, tcp);
-    // A server that has refused us closes: the write then fails, and the alert is still to be read.
-    let written = write!(stream, "GET /version HTTP/1.1\r\nhost: {name}\r\nconnection: close\r\n\r\n");
+    let request = format!("GET /version HTTP/1.1\r\nhost: {name}\r\nconnection: close\r\n\r\n");
     let mut response = String::new();
-    stream.read_to_string(&mut response).map_err(|error| error.to_string())?;
-    written.map_err(|error| error.to_string())?;
+    if let Err(error) = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_string(&mut response)) {
+        return Err(alert(&mut stream).unwrap_or_else(|| error.to_string()));
+    }
     Ok(response.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+}
+
+/// What a server that has refused us said before it closed. Its close makes our writes fail, and rustls reads only after
+/// it has written.
+fn alert(stream: &mut StreamOwned<ClientConnection, TcpStream>) -> Option<String> {
+    loop {
+        if let Err(error) = stream.conn.process_new_packets() {
+            return Some(error.to_string());
+        }
+        if stream.conn.read_tls(&mut stream.sock).ok()? == 0 {
+            return None;
+        }
+    }
 }
 
 /// The hello that rustls sends for this name.
