@@ -13,7 +13,7 @@ use crate::account::{Account, ClosedBy, Counters, Facts, Outcome, RouteCounters,
 use crate::client_hello::ClientHello;
 use crate::hello::Hello;
 use crate::refusal::{Refusal, Refuse};
-use crate::relay::{self, Deadlines, Ending, Side};
+use crate::relay::{self, Deadlines, Ending, Engine, Side};
 use crate::route::{Client, RouteTable};
 use crate::upstream::Upstream;
 
@@ -30,6 +30,8 @@ pub struct Snapshot {
     pub hello_limit: usize,
     /// For the relay.
     pub deadlines: Deadlines,
+    /// For the relay.
+    pub engine: Engine,
     /// Where it is counted.
     pub counters: Arc<Counters>,
 }
@@ -100,7 +102,7 @@ pub async fn serve(
         }
     };
 
-    let deadlines = snapshot.deadlines;
+    let (engine, deadlines) = (snapshot.engine, snapshot.deadlines);
     // A stream of days must not keep an old configuration alive.
     drop(snapshot);
     let delivered = |from, bytes| match from {
@@ -108,7 +110,8 @@ pub async fn serve(
         Side::Upstream => account.sent(bytes),
     };
     let ending =
-        relay::copy_bidirectional(client, upstream, hello.into_bytes(), deadlines, stop.cancelled(), delivered).await;
+        relay::copy_bidirectional(client, upstream, engine, hello.into_bytes(), deadlines, stop.cancelled(), delivered)
+            .await;
     let (outcome, closed_by) = outcome_of(ending);
     account.end(outcome, closed_by);
 }

@@ -19,7 +19,7 @@ use crate::account::{Counters, RouteCounters};
 use crate::admin::{self, State};
 use crate::config::{Config, Limits, Timeouts};
 use crate::connection::{self, Listener, Route, Snapshot};
-use crate::relay::Deadlines;
+use crate::relay::{self, Deadlines, Engine};
 use crate::route::RouteTable;
 use crate::upstream::Upstream;
 
@@ -73,11 +73,11 @@ impl Server {
     /// Binds all addresses and begins to serve. Must be called within a tokio runtime.
     pub fn start(config: Config) -> Result<Self, StartError> {
         // Every key is named here, so that one that is read but not used does not compile.
-        let Config { listeners, routes, timeouts, tcp, user_timeout, limits, workers: _, admin, log } = config;
+        let Config { listeners, routes, timeouts, tcp, user_timeout, limits, relay, workers: _, admin, log } = config;
         let Timeouts { hello, idle, half_close, drain } = timeouts;
         let Limits { connections, hello_bytes } = limits;
 
-        let capacity = capacity(connections, listeners.len())?;
+        let capacity = capacity(connections, listeners.len(), relay)?;
         // Each listener holds a permit while it waits, and only one of these is for the next connection.
         let permits = Arc::new(Semaphore::new(capacity + listeners.len() - 1));
         let mut sockets = Vec::new();
@@ -107,6 +107,7 @@ impl Server {
             listeners,
             hello_timeout: hello,
             hello_limit: hello_bytes,
+            engine: relay,
             deadlines: Deadlines { idle, half_close, stalled: user_timeout },
             counters: Arc::clone(&counters),
         });
@@ -221,19 +222,27 @@ impl Server {
 const RESERVED_DESCRIPTORS: u64 = 61;
 /// Its own, and those of a connection that it has accepted beyond the limit.
 const DESCRIPTORS_PER_LISTENER: u64 = 3;
+/// More are not faster: a pipe is only in use while bytes are in it.
+const MAX_PIPES: u64 = 64;
+const DESCRIPTORS_PER_PIPE: u64 = 2;
 /// A connection has two sockets.
 const DESCRIPTORS_PER_CONNECTION: u64 = 2;
 /// Where there is no limit to derive one from.
 const MAX_CONNECTIONS: usize = 1 << 20;
 
 /// How many connections may be open at once. Raises the soft limit on descriptors to the hard one.
-fn capacity(configured: Option<usize>, listeners: usize) -> Result<usize, StartError> {
-    let reserved = RESERVED_DESCRIPTORS + DESCRIPTORS_PER_LISTENER * listeners as u64;
+fn capacity(configured: Option<usize>, listeners: usize, engine: Engine) -> Result<usize, StartError> {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         warn!(%error, "cannot raise RLIMIT_NOFILE");
     }
     let available = getrlimit(Resource::Nofile).current;
+    let pipes = match engine {
+        Engine::Copy => 0,
+        Engine::Auto | Engine::Splice => available.map_or(MAX_PIPES, |available| MAX_PIPES.min(available / 32)),
+    };
+    relay::set_pipe_limit(usize::try_from(pipes).unwrap_or(0));
+    let reserved = RESERVED_DESCRIPTORS + DESCRIPTORS_PER_LISTENER * listeners as u64 + DESCRIPTORS_PER_PIPE * pipes;
     let capacity = match (configured, available) {
         (Some(wanted), Some(available)) => {
             let needed = reserved + DESCRIPTORS_PER_CONNECTION * wanted as u64;

@@ -62,6 +62,7 @@ routes:
 timeouts: {hello: 10s, idle: 24h, half_close: 60s, drain: 0s}
 tcp: {keepalive: {idle: 30s, interval: 5s, count: 3}, user_timeout: 15m}
 limits: {connections: 100, hello_bytes: 16KiB}
+relay: splice
 workers: 2
 admin: {address: 127.0.0.1:0, allow_remote: true}
 log: {format: json, level: debug, refusals_per_second: 0}
@@ -86,6 +87,7 @@ log: {format: json, level: debug, refusals_per_second: 0}
         "hello 10s, idle 1day, half_close 1m, drain 0s",
         "keepalive 30s then 3 times every 5s, user_timeout 15m",
         "connections 100, hello_bytes 16384",
+        "relay      splice",
         "format json, level debug, refusals_per_second 0",
     ] {
         assert!(output.contains(told), "{told}\nin\n{output}");
@@ -140,7 +142,7 @@ fn g04_unknown_keys_are_refused_with_the_nearest_one() {
     );
     refused(&with("tcp: {xyz: 1}"), ":5:7: tcp: unknown key `xyz`; expected one of keepalive, user_timeout");
     // Keys that this version does not have are unknown, not ignored.
-    for key in ["sandbox: auto", "relay: auto", "watch: true"] {
+    for key in ["sandbox: auto", "watch: true"] {
         assert!(complaint(with(key).as_bytes()).contains("unknown key"), "{key}");
     }
 }
@@ -303,7 +305,7 @@ fn more_connections_than_descriptors_are_refused_with_the_arithmetic() {
     let output = snigate().args(["run", "-c"]).arg(&path).output().unwrap();
     assert_eq!(output.status.code(), Some(78));
     let told = String::from_utf8(output.stderr).unwrap();
-    assert!(told.contains("5000000 connections need 10000064 file descriptors"), "{told}");
+    assert!(told.contains("5000000 connections need 10000192 file descriptors"), "{told}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use snigate::config::{Config, Listener, LogFormat, Route};
 use snigate::refusal::Refuse;
+use snigate::relay::Engine;
 
 pub(super) fn run(file: &Path) -> anyhow::Result<ExitCode> {
     let config = Config::load(file)?;
@@ -67,6 +68,12 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     };
     let level = log.level.as_str().to_lowercase();
     writeln!(text, "log        format {format}, level {level}, refusals_per_second {}", log.refusals_per_second)?;
+    let engine = match config.relay {
+        Engine::Auto => "auto",
+        Engine::Copy => "copy",
+        Engine::Splice => "splice",
+    };
+    writeln!(text, "relay      {engine}")?;
     writeln!(text, "workers    {}", config.workers.map_or("auto".into(), |workers| workers.to_string()))?;
     writeln!(text, "admin      {}", config.admin.map_or("none".into(), |address| address.to_string()))?;
     Ok(text)

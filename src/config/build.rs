@@ -10,6 +10,7 @@ use crate::account::UNROUTED;
 use crate::client_hello::DEFAULT_LIMIT;
 use crate::name::NamePattern;
 use crate::refusal::Refuse;
+use crate::relay::Engine;
 use crate::route::{Matchers, RouteTable};
 use crate::tcp::TcpOptions;
 use crate::upstream::{ConnectBudget, Endpoint};
@@ -33,7 +34,7 @@ impl Wrong {
 }
 
 pub(super) fn config(raw: raw::Config) -> Result<Config, Wrong> {
-    let raw::Config { listen, refuse, routes, timeouts, tcp, limits, workers, admin, log } = raw;
+    let raw::Config { listen, refuse, routes, timeouts, tcp, limits, relay, workers, admin, log } = raw;
     let raw::Tcp { keepalive, user_timeout } = tcp;
     let listeners = build_listeners(listen.0, refuse)?;
     let routes = build_routes(routes, &listeners)?;
@@ -43,6 +44,11 @@ pub(super) fn config(raw: raw::Config) -> Result<Config, Wrong> {
         tcp: build_keepalive(&keepalive),
         user_timeout: user_timeout.map_or(Duration::from_secs(15 * 60), |timeout| timeout.0.0),
         limits: build_limits(limits),
+        relay: match relay {
+            None | Some(raw::Relay::Auto) => Engine::Auto,
+            Some(raw::Relay::Copy) => Engine::Copy,
+            Some(raw::Relay::Splice) => Engine::Splice,
+        },
         workers: workers.and_then(|workers| workers.0.0),
         admin: admin.map(|admin| build_admin(&admin.0, &listeners)).transpose()?,
         log: build_log(log),

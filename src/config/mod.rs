@@ -16,6 +16,7 @@ use self::text::{OneOrMany, Short, Text};
 use self::yaml::{Place, YamlError};
 use crate::name::NamePattern;
 use crate::refusal::Refuse;
+use crate::relay::Engine;
 use crate::route::Matchers;
 use crate::tcp::TcpOptions;
 use crate::upstream::{ConnectBudget, Endpoint};
@@ -38,6 +39,8 @@ pub struct Config {
     pub user_timeout: Duration,
     /// How much there may be.
     pub limits: Limits,
+    /// How bytes are relayed.
+    pub relay: Engine,
     /// Worker threads; `None`: as many as CPUs are allowed to this process.
     pub workers: Option<usize>,
     /// Where the admin listener is.
@@ -193,6 +196,7 @@ impl Config {
             timeouts: raw::Timeouts::default(),
             tcp: raw::Tcp::default(),
             limits: raw::Limits::default(),
+            relay: None,
             workers: None,
             admin: None,
             log: raw::Log::default(),

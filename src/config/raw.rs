@@ -31,6 +31,8 @@ pub(super) struct Config {
     #[serde(default)]
     pub(super) limits: Limits,
     #[serde(default, deserialize_with = "present")]
+    pub(super) relay: Option<Relay>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) workers: Option<Text<Workers>>,
     #[serde(default, deserialize_with = "present")]
     pub(super) admin: Option<Short<Admin>>,
@@ -177,6 +179,14 @@ pub(super) struct Limits {
     pub(super) connections: Option<Text<Count<1, 10_000_000>>>,
     #[serde(default, deserialize_with = "present")]
     pub(super) hello_bytes: Option<Text<HelloSize>>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Relay {
+    Auto,
+    Copy,
+    Splice,
 }
 
 #[derive(Deserialize)]

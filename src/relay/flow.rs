@@ -4,27 +4,48 @@ use std::cell::RefCell;
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use rustix::net::{SendFlags, send};
+use rustix::net::{SendFlags, Shutdown, send, shutdown};
+use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::Engine;
+use super::pipe::Pipe;
+
 /// How much is read at a time, and so the most that is kept for a reader that is slower than the other side.
 const CHUNK: usize = 64 * 1024;
+
+/// A direction is bulk when so much has come in a row, in reads of at least [`BULK_READ`].
+const BULK: usize = 4 * CHUNK;
+const BULK_READ: usize = CHUNK / 4;
+
+/// More than fits into a pipe.
+const SPLICE_LENGTH: usize = 1 << 20;
 
 thread_local! {
     /// Bytes are only in here between a read and the write that follows it, within one call.
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
 }
 
-/// What one direction is doing.
+/// One direction of a relay.
 #[derive(Debug)]
-pub(super) enum Flow {
+pub(super) struct Flow {
+    state: State,
+    engine: Engine,
+    /// How much has come in a row in large reads.
+    streak: usize,
+}
+
+#[derive(Debug)]
+enum State {
     /// Everything read so far has been handed on.
     Open,
     /// These bytes, from `start` on, are waiting for room; nothing more is read. The last of those before them was taken
     /// at `since`.
     Holding { bytes: Box<[u8]>, start: usize, since: Instant },
+    /// The same, for the bytes in the pipe.
+    Piped { pipe: Pipe, since: Instant },
     /// The FIN has been passed on, after everything before it.
     Finished,
     /// One of the two sides is gone.
@@ -41,19 +62,37 @@ pub(super) enum Fault {
 }
 
 impl Flow {
-    pub(super) fn holding(bytes: impl Into<Box<[u8]>>) -> Self {
-        Self::Holding { bytes: bytes.into(), start: 0, since: Instant::now() }
+    /// A direction that begins with these bytes.
+    pub(super) fn new(engine: Engine, bytes: Vec<u8>) -> Self {
+        let state = if bytes.is_empty() { State::Open } else { State::holding(bytes) };
+        Self { state, engine, streak: 0 }
     }
 
+    /// Whether nothing will be moved any more.
+    pub(super) fn ended(&self) -> bool {
+        matches!(self.state, State::Finished | State::Broken)
+    }
+
+    /// Since when bytes are waiting for room.
     pub(super) fn holding_since(&self) -> Option<Instant> {
-        match self {
-            Self::Holding { since, .. } => Some(*since),
-            Self::Open | Self::Finished | Self::Broken => None,
+        match &self.state {
+            State::Holding { since, .. } | State::Piped { since, .. } => Some(*since),
+            State::Open | State::Finished | State::Broken => None,
         }
     }
 
-    pub(super) fn ended(&self) -> bool {
-        matches!(self, Self::Finished | Self::Broken)
+    /// Passes the FIN on.
+    pub(super) fn finish(&mut self, to: &TcpStream) -> Result<(), Fault> {
+        shutdown(to, Shutdown::Write).map_err(|error| Fault::Destination(error.into()))?;
+        self.state = State::Finished;
+        Ok(())
+    }
+
+    /// One of the two sides is gone.
+    pub(super) fn give_up(&mut self) {
+        if !self.ended() {
+            self.state = State::Broken;
+        }
     }
 
     /// Moves what can be moved. Ready when there is nothing left to move: at the FIN, which is left to the caller to
@@ -65,35 +104,134 @@ impl Flow {
         to: &TcpStream,
         mut delivered: impl FnMut(usize),
     ) -> Poll<Result<(), Fault>> {
-        SCRATCH.with_borrow_mut(|scratch| {
-            loop {
-                match self {
-                    Self::Open => {
-                        let length = ready!(poll_read(cx, from, scratch)).map_err(Fault::Source)?;
-                        if length == 0 {
-                            return Poll::Ready(Ok(()));
-                        }
-                        let written = write(to, &scratch[..length], &mut delivered).map_err(Fault::Destination)?;
-                        if written < length {
-                            *self = Self::holding(&scratch[written..length]);
-                        }
+        loop {
+            let length = match &mut self.state {
+                State::Open => match self.pipe() {
+                    Some(pipe) => ready!(self.poll_splice(cx, from, pipe))?,
+                    None => Some(ready!(self.poll_copy(cx, from, to, &mut delivered))?),
+                },
+                State::Holding { bytes, start, since } => {
+                    ready!(to.poll_write_ready(cx)).map_err(Fault::Destination)?;
+                    let written = write(to, &bytes[*start..], &mut delivered).map_err(Fault::Destination)?;
+                    if written > 0 {
+                        *start += written;
+                        *since = Instant::now();
                     }
-                    Self::Holding { bytes, start, since } => {
-                        ready!(to.poll_write_ready(cx)).map_err(Fault::Destination)?;
-                        let written = write(to, &bytes[*start..], &mut delivered).map_err(Fault::Destination)?;
-                        if written > 0 {
-                            *start += written;
-                            *since = Instant::now();
-                        }
-                        if *start == bytes.len() {
-                            *self = Self::Open;
-                        }
+                    if *start == bytes.len() {
+                        self.state = State::Open;
                     }
-                    Self::Finished | Self::Broken => return Poll::Pending,
+                    None
                 }
+                State::Piped { pipe, since } => {
+                    ready!(poll_empty(cx, pipe, since, to, &mut delivered)).map_err(Fault::Destination)?;
+                    self.state = if pipe.held == 0 {
+                        State::Open
+                    } else {
+                        // Not a socket that splices after all.
+                        self.engine = Engine::Copy;
+                        State::holding(pipe.drain().map_err(Fault::Source)?)
+                    };
+                    None
+                }
+                State::Finished | State::Broken => return Poll::Pending,
+            };
+            match length {
+                Some(0) => return Poll::Ready(Ok(())),
+                Some(length) if length >= BULK_READ => self.streak = self.streak.saturating_add(length),
+                Some(_) => self.streak = 0,
+                None => {}
             }
+        }
+    }
+
+    /// A pipe, if the engine wants one now and there is one.
+    fn pipe(&self) -> Option<Pipe> {
+        let wanted = match self.engine {
+            Engine::Auto => self.streak >= BULK,
+            Engine::Copy => false,
+            Engine::Splice => true,
+        };
+        if wanted { Pipe::take() } else { None }
+    }
+
+    /// Reads once into the scratch buffer and writes that. How much it was; 0 is the FIN.
+    fn poll_copy(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        to: &TcpStream,
+        delivered: &mut impl FnMut(usize),
+    ) -> Poll<Result<usize, Fault>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let length = ready!(poll_read(cx, from, scratch)).map_err(Fault::Source)?;
+            let bytes = &scratch[..length];
+            let written = write(to, bytes, delivered).map_err(Fault::Destination)?;
+            if written < length {
+                self.state = State::holding(&bytes[written..]);
+            }
+            Poll::Ready(Ok(length))
         })
     }
+
+    /// Moves bytes into the pipe. How much it was; 0 is the FIN, and `None` that this socket does not splice.
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        mut pipe: Pipe,
+    ) -> Poll<Result<Option<usize>, Fault>> {
+        loop {
+            ready!(from.poll_read_ready(cx)).map_err(Fault::Source)?;
+            let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+            let spliced =
+                from.try_io(Interest::READABLE, || Ok(splice(from, None, pipe.writer()?, None, SPLICE_LENGTH, flags)?));
+            match spliced {
+                Ok(0) => return Poll::Ready(Ok(Some(0))),
+                Ok(length) => {
+                    pipe.held = length;
+                    self.state = State::Piped { pipe, since: Instant::now() };
+                    return Poll::Ready(Ok(Some(length)));
+                }
+                Err(error) if is_transient(&error) => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    self.engine = Engine::Copy;
+                    return Poll::Ready(Ok(None));
+                }
+                Err(error) => return Poll::Ready(Err(Fault::Source(error))),
+            }
+        }
+    }
+}
+
+impl State {
+    fn holding(bytes: impl Into<Box<[u8]>>) -> Self {
+        Self::Holding { bytes: bytes.into(), start: 0, since: Instant::now() }
+    }
+}
+
+/// Moves the bytes out of the pipe. Those that are left when it is ready cannot be spliced.
+fn poll_empty(
+    cx: &mut Context<'_>,
+    pipe: &mut Pipe,
+    since: &mut Instant,
+    to: &TcpStream,
+    delivered: &mut impl FnMut(usize),
+) -> Poll<io::Result<()>> {
+    let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+    while pipe.held > 0 {
+        let spliced = to.try_io(Interest::WRITABLE, || Ok(splice(pipe.reader()?, None, to, None, pipe.held, flags)?));
+        match spliced {
+            Ok(length) => {
+                pipe.held -= length;
+                *since = Instant::now();
+                delivered(length);
+            }
+            Err(error) if is_transient(&error) => ready!(to.poll_write_ready(cx))?,
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => break,
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+    }
+    Poll::Ready(Ok(()))
 }
 
 /// Reads once. A read that does not fill the buffer has emptied the socket, and the next one waits for the kernel to
@@ -107,8 +245,7 @@ fn poll_read(cx: &mut Context<'_>, from: &TcpStream, buffer: &mut [u8]) -> Poll<
             if (1..buffer.len()).contains(&length) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
         });
         match read {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && length == 0 => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if length == 0 && is_transient(&error) => {}
             Err(error) if length == 0 => return Poll::Ready(Err(error)),
             _ => return Poll::Ready(Ok(length)),
         }
@@ -130,4 +267,8 @@ fn write(to: &TcpStream, bytes: &[u8], delivered: &mut impl FnMut(usize)) -> io:
         }
     }
     Ok(written)
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

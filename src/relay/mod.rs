@@ -4,8 +4,12 @@
 //! a reset, after what had been received before it; an error in one direction does not discard what the other still
 //! holds. An idle connection holds no buffer: bytes pass through one per worker thread, and only what a slow
 //! reader has not taken is kept, at most 64 KiB per direction, during which nothing more is read for it.
+//!
+//! A direction that proves to be bulk is moved by splice(2), through a pipe that it has only while bytes are in it. What
+//! is in a pipe for a slow reader is the kernel's and at most 256 KiB of pages.
 
 mod flow;
+mod pipe;
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -14,7 +18,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use flow::{Fault, Flow};
-use rustix::net::{Shutdown, shutdown};
+pub use pipe::set_limit as set_pipe_limit;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -31,6 +35,17 @@ pub struct Deadlines {
     pub half_close: Duration,
     /// A side takes none of the bytes that wait for it.
     pub stalled: Duration,
+}
+
+/// How bytes are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Copied; spliced while much comes in a row.
+    Auto,
+    /// Always copied.
+    Copy,
+    /// Always spliced, as far as there are pipes.
+    Splice,
 }
 
 /// One of the two peers.
@@ -61,11 +76,12 @@ pub enum Ending {
 
 /// Relays until both sides are done, a deadline passes or `stop` is ready, then closes both sockets.
 ///
-/// `hello` is what has been read from the client already; it goes to the upstream first. `delivered` is told of
+/// `engine` says how; no engine changes what arrives. `hello` is what has been read from the client already; it goes to the upstream first. `delivered` is told of
 /// every run of bytes that was handed to the other side's kernel, and which side it came from.
 pub async fn copy_bidirectional(
     client: TcpStream,
     upstream: TcpStream,
+    engine: Engine,
     hello: Vec<u8>,
     deadlines: Deadlines,
     stop: impl Future<Output = ()>,
@@ -74,7 +90,7 @@ pub async fn copy_bidirectional(
     let mut stop = pin!(stop);
     let ending = {
         let mut timer = pin!(sleep(deadlines.idle));
-        let mut relay = Relay::new(&client, &upstream, hello, deadlines, delivered);
+        let mut relay = Relay::new(&client, &upstream, engine, hello, deadlines, delivered);
         poll_fn(|cx| match stop.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Ending::Stopped),
             Poll::Pending => relay.poll(cx, timer.as_mut()),
@@ -115,12 +131,19 @@ struct Relay<'a, D> {
 }
 
 impl<'a, D: FnMut(Side, usize)> Relay<'a, D> {
-    fn new(client: &'a TcpStream, upstream: &'a TcpStream, hello: Vec<u8>, deadlines: Deadlines, delivered: D) -> Self {
+    fn new(
+        client: &'a TcpStream,
+        upstream: &'a TcpStream,
+        engine: Engine,
+        hello: Vec<u8>,
+        deadlines: Deadlines,
+        delivered: D,
+    ) -> Self {
         Self {
             client,
             upstream,
-            up: Flow::holding(hello),
-            down: Flow::Open,
+            up: Flow::new(engine, hello),
+            down: Flow::new(engine, Vec::new()),
             closed_first: None,
             fault: None,
             watch: None,
@@ -155,14 +178,13 @@ impl<'a, D: FnMut(Side, usize)> Relay<'a, D> {
             self.last_activity = Instant::now();
         }
         let end = end.map(|end| match self.fault {
-            None => end.and_then(|()| pass_on_fin(destination)),
+            None => end.and_then(|()| flow.finish(destination)),
             // An EOF after a failed write is a reset that was noticed earlier.
             Some(_) => end.and(Err(Fault::Source(io::ErrorKind::ConnectionReset.into()))),
         });
         match end {
             Poll::Pending => {}
             Poll::Ready(Ok(())) => {
-                *flow = Flow::Finished;
                 if self.closed_first.is_none() {
                     self.closed_first = Some(from);
                     self.watch = Some((from, Box::pin(async { source.ready(Interest::ERROR).await.map(drop) })));
@@ -171,7 +193,7 @@ impl<'a, D: FnMut(Side, usize)> Relay<'a, D> {
             Poll::Ready(Err(Fault::Source(error))) => self.lose(from, &error),
             Poll::Ready(Err(Fault::Destination(error))) => {
                 // The other flow goes on: what this side sent before it went is still to be read.
-                *flow = Flow::Broken;
+                flow.give_up();
                 self.fault.get_or_insert(fault(from.other(), &error));
             }
         }
@@ -194,11 +216,8 @@ impl<'a, D: FnMut(Side, usize)> Relay<'a, D> {
     /// The side is gone, and all it sent has been read.
     fn lose(&mut self, side: Side, error: &io::Error) {
         self.fault.get_or_insert(fault(side, error));
-        for flow in [&mut self.up, &mut self.down] {
-            if !flow.ended() {
-                *flow = Flow::Broken;
-            }
-        }
+        self.up.give_up();
+        self.down.give_up();
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Ending> {
@@ -231,10 +250,6 @@ impl Side {
             Self::Upstream => Self::Client,
         }
     }
-}
-
-fn pass_on_fin(destination: &TcpStream) -> Result<(), Fault> {
-    shutdown(destination, Shutdown::Write).map_err(|error| Fault::Destination(error.into()))
 }
 
 fn fault(side: Side, error: &io::Error) -> Ending {
@@ -274,5 +289,7 @@ async fn acknowledged(socket: &TcpStream, patience: Duration) {
     }
 }
 
+#[cfg(test)]
+mod schedules;
 #[cfg(test)]
 mod tests;

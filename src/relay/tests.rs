@@ -22,7 +22,15 @@ struct Relayed {
     relay: JoinHandle<(Ending, [usize; 2])>,
 }
 
+/// Every engine must deliver the same.
+const ENGINES: [Engine; 3] = [Engine::Auto, Engine::Copy, Engine::Splice];
+
 async fn relayed(hello: &[u8], deadlines: Deadlines) -> Relayed {
+    relayed_by(Engine::Auto, hello, deadlines).await
+}
+
+async fn relayed_by(engine: Engine, hello: &[u8], deadlines: Deadlines) -> Relayed {
+    set_pipe_limit(64);
     let (client, client_side) = pair().await;
     let (upstream_side, upstream) = pair().await;
     let hello = hello.to_vec();
@@ -30,7 +38,8 @@ async fn relayed(hello: &[u8], deadlines: Deadlines) -> Relayed {
         let mut delivered = [0, 0];
         let count = |side, bytes| delivered[usize::from(side == Side::Upstream)] += bytes;
         let ending =
-            copy_bidirectional(client_side, upstream_side, hello, deadlines, std::future::pending(), count).await;
+            copy_bidirectional(client_side, upstream_side, engine, hello, deadlines, std::future::pending(), count)
+                .await;
         (ending, delivered)
     });
     Relayed { client, upstream, relay }
@@ -52,50 +61,56 @@ fn is_reset(end: &io::Result<usize>) -> bool {
 
 #[tokio::test]
 async fn d01_answer_arrives_after_the_client_has_closed_its_side() {
-    let Relayed { mut client, mut upstream, relay } = relayed(b"hello", DEADLINES).await;
-    client.write_all(b" world").await.unwrap();
-    client.shutdown().await.unwrap();
-    let (request, _) = read_all(&mut upstream).await;
-    assert_eq!(request, b"hello world");
+    for engine in ENGINES {
+        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"hello", DEADLINES).await;
+        client.write_all(b" world").await.unwrap();
+        client.shutdown().await.unwrap();
+        let (request, _) = read_all(&mut upstream).await;
+        assert_eq!(request, b"hello world");
 
-    let answer = pattern(20_000_000);
-    let sent = answer.clone();
-    tokio::spawn(async move { upstream.write_all(&sent).await });
-    assert!(read_all(client).await.0 == answer);
-    assert_eq!(relay.await.unwrap(), (Ending::Closed(Side::Client), [11, 20_000_000]));
+        let answer = pattern(20_000_000);
+        let sent = answer.clone();
+        tokio::spawn(async move { upstream.write_all(&sent).await });
+        assert!(read_all(client).await.0 == answer);
+        assert_eq!(relay.await.unwrap(), (Ending::Closed(Side::Client), [11, 20_000_000]));
+    }
 }
 
 #[tokio::test]
 async fn d02_client_sends_after_the_upstream_has_closed_its_side() {
-    let Relayed { mut client, mut upstream, relay } = relayed(b"", DEADLINES).await;
-    upstream.shutdown().await.unwrap();
-    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    for engine in ENGINES {
+        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
+        upstream.shutdown().await.unwrap();
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
 
-    let request = pattern(20_000_000);
-    let sent = request.clone();
-    tokio::spawn(async move { client.write_all(&sent).await });
-    assert!(read_all(upstream).await.0 == request);
-    assert_eq!(relay.await.unwrap().0, Ending::Closed(Side::Upstream));
+        let request = pattern(20_000_000);
+        let sent = request.clone();
+        tokio::spawn(async move { client.write_all(&sent).await });
+        assert!(read_all(upstream).await.0 == request);
+        assert_eq!(relay.await.unwrap().0, Ending::Closed(Side::Upstream));
+    }
 }
 
 #[tokio::test]
 async fn d03_fin_comes_after_all_bytes_to_a_slow_reader() {
-    let Relayed { mut client, mut upstream, relay } = relayed(b"", DEADLINES).await;
-    let bytes = pattern(8_000_000);
-    let (mut client_reader, mut client_writer) = client.split();
-    let (mut upstream_reader, mut upstream_writer) = upstream.split();
-    let send = async |writer: &mut tokio::net::tcp::WriteHalf<'_>| {
-        writer.write_all(&bytes).await.unwrap();
-        writer.shutdown().await.unwrap();
-    };
-    let ((), (), up, down) = tokio::join!(
-        send(&mut client_writer),
-        send(&mut upstream_writer),
-        read_slowly(&mut upstream_reader),
-        read_slowly(&mut client_reader),
-    );
-    assert!(up == bytes && down == bytes);
-    assert_eq!(relay.await.unwrap().1, [8_000_000, 8_000_000]);
+    for engine in ENGINES {
+        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
+        let bytes = pattern(8_000_000);
+        let (mut client_reader, mut client_writer) = client.split();
+        let (mut upstream_reader, mut upstream_writer) = upstream.split();
+        let send = async |writer: &mut tokio::net::tcp::WriteHalf<'_>| {
+            writer.write_all(&bytes).await.unwrap();
+            writer.shutdown().await.unwrap();
+        };
+        let ((), (), up, down) = tokio::join!(
+            send(&mut client_writer),
+            send(&mut upstream_writer),
+            read_slowly(&mut upstream_reader),
+            read_slowly(&mut client_reader),
+        );
+        assert!(up == bytes && down == bytes);
+        assert_eq!(relay.await.unwrap().1, [8_000_000, 8_000_000]);
+    }
 }
 
 async fn read_slowly(reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8> {
@@ -112,40 +127,44 @@ async fn read_slowly(reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8
 
 #[tokio::test]
 async fn d04_what_came_before_a_reset_is_delivered_and_then_the_reset() {
-    let Relayed { mut client, mut upstream, relay } = relayed(b"", DEADLINES).await;
-    let bytes = pattern(1_000_000);
-    upstream.write_all(&bytes).await.unwrap();
-    reset(upstream);
-    let mut received = vec![0; 1];
-    client.read_exact(&mut received).await.unwrap();
-    let (rest, end) = read_all(client).await;
-    received.extend(rest);
-    assert!(bytes.starts_with(&received), "a prefix");
-    assert!(is_reset(&end), "{end:?}");
-    let (ending, [_, delivered]) = relay.await.unwrap();
-    assert_eq!((ending, delivered), (Ending::Reset(Side::Upstream), received.len()));
+    for engine in ENGINES {
+        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
+        let bytes = pattern(1_000_000);
+        upstream.write_all(&bytes).await.unwrap();
+        reset(upstream);
+        let mut received = vec![0; 1];
+        client.read_exact(&mut received).await.unwrap();
+        let (rest, end) = read_all(client).await;
+        received.extend(rest);
+        assert!(bytes.starts_with(&received), "a prefix");
+        assert!(is_reset(&end), "{end:?}");
+        let (ending, [_, delivered]) = relay.await.unwrap();
+        assert_eq!((ending, delivered), (Ending::Reset(Side::Upstream), received.len()));
+    }
 }
 
 #[tokio::test]
 async fn d05_a_reset_is_passed_on_while_the_other_side_is_silent() {
-    for half_closed in [false, true] {
-        let Relayed { mut client, mut upstream, relay } = relayed(b"x", DEADLINES).await;
-        upstream.read_exact(&mut [0]).await.unwrap();
-        if half_closed {
-            client.shutdown().await.unwrap();
-            assert_eq!(upstream.read(&mut [0]).await.unwrap(), 0);
+    for engine in ENGINES {
+        for half_closed in [false, true] {
+            let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"x", DEADLINES).await;
+            upstream.read_exact(&mut [0]).await.unwrap();
+            if half_closed {
+                client.shutdown().await.unwrap();
+                assert_eq!(upstream.read(&mut [0]).await.unwrap(), 0);
+            }
+            reset(client);
+            assert_eq!(relay.await.unwrap().0, Ending::Reset(Side::Client));
+            let error = upstream.ready(Interest::ERROR).await.and_then(|_| upstream.take_error()).unwrap();
+            assert!(error.is_some());
         }
-        reset(client);
-        assert_eq!(relay.await.unwrap().0, Ending::Reset(Side::Client));
-        let error = upstream.ready(Interest::ERROR).await.and_then(|_| upstream.take_error()).unwrap();
-        assert!(error.is_some());
     }
 }
 
 #[tokio::test]
 async fn d06_an_error_in_one_direction_leaves_the_other_its_bytes() {
-    for _ in 0..20 {
-        let Relayed { client, upstream, relay } = relayed(b"request", DEADLINES).await;
+    for engine in ENGINES.into_iter().cycle().take(30) {
+        let Relayed { client, upstream, relay } = relayed_by(engine, b"request", DEADLINES).await;
         let answer = pattern(500_000);
         let (reader, mut writer) = client.into_split();
         let writing: JoinHandle<io::Result<usize>> = tokio::spawn(async move {
@@ -209,24 +228,26 @@ async fn d16_a_half_closed_connection_has_its_own_deadline_of_inactivity() {
 
 #[tokio::test]
 async fn d09_single_bytes_both_ways() {
-    let Relayed { mut client, mut upstream, relay } = relayed(b"", DEADLINES).await;
-    let bytes = pattern(20_000);
-    let one_by_one = async |writer: &mut tokio::net::tcp::WriteHalf<'_>| {
-        for byte in &bytes {
-            writer.write_all(&[*byte]).await.unwrap();
-        }
-        writer.shutdown().await.unwrap();
-    };
-    let (mut client_reader, mut client_writer) = client.split();
-    let (mut upstream_reader, mut upstream_writer) = upstream.split();
-    let ((), (), up, down) = tokio::join!(
-        one_by_one(&mut client_writer),
-        one_by_one(&mut upstream_writer),
-        read_all(&mut upstream_reader),
-        read_all(&mut client_reader),
-    );
-    assert!(up.0 == bytes && down.0 == bytes);
-    assert_eq!(relay.await.unwrap().1, [20_000, 20_000]);
+    for engine in ENGINES {
+        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
+        let bytes = pattern(20_000);
+        let one_by_one = async |writer: &mut tokio::net::tcp::WriteHalf<'_>| {
+            for byte in &bytes {
+                writer.write_all(&[*byte]).await.unwrap();
+            }
+            writer.shutdown().await.unwrap();
+        };
+        let (mut client_reader, mut client_writer) = client.split();
+        let (mut upstream_reader, mut upstream_writer) = upstream.split();
+        let ((), (), up, down) = tokio::join!(
+            one_by_one(&mut client_writer),
+            one_by_one(&mut upstream_writer),
+            read_all(&mut upstream_reader),
+            read_all(&mut client_reader),
+        );
+        assert!(up.0 == bytes && down.0 == bytes);
+        assert_eq!(relay.await.unwrap().1, [20_000, 20_000]);
+    }
 }
 
 #[tokio::test]
@@ -248,20 +269,29 @@ async fn d07_a_reader_that_stops_bounds_what_is_taken_from_the_other() {
 async fn stop_ends_a_relay() {
     let (client, client_side) = pair().await;
     let (upstream_side, upstream) = pair().await;
-    let ending =
-        copy_bidirectional(client_side, upstream_side, Vec::new(), DEADLINES, std::future::ready(()), |_, _| {}).await;
+    let ending = copy_bidirectional(
+        client_side,
+        upstream_side,
+        Engine::Auto,
+        Vec::new(),
+        DEADLINES,
+        std::future::ready(()),
+        |_, _| {},
+    )
+    .await;
     assert_eq!(ending, Ending::Stopped);
     assert!(read_all(client).await.1.is_ok() && read_all(upstream).await.1.is_ok());
 }
 
 /// What each side writes, in pieces of these sizes, before it closes.
-async fn exchange(up: &[usize], down: &[usize], ours: bool) -> [Vec<u8>; 2] {
+async fn exchange(up: &[usize], down: &[usize], engine: Option<Engine>) -> [Vec<u8>; 2] {
     let (client, mut client_side) = pair().await;
     let (mut upstream_side, upstream) = pair().await;
     let relay = tokio::spawn(async move {
-        if ours {
+        if let Some(engine) = engine {
             let hello = Vec::new();
-            copy_bidirectional(client_side, upstream_side, hello, DEADLINES, std::future::pending(), |_, _| {}).await;
+            copy_bidirectional(client_side, upstream_side, engine, hello, DEADLINES, std::future::pending(), |_, _| {})
+                .await;
         } else {
             tokio::io::copy_bidirectional(&mut client_side, &mut upstream_side).await.unwrap();
         }
@@ -288,9 +318,12 @@ proptest! {
         down in vec(0usize..200_000, 0..20),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (ours, theirs) = runtime.block_on(async {
-            (exchange(&up, &down, true).await, exchange(&up, &down, false).await)
-        });
-        prop_assert!(ours == theirs);
+        runtime.block_on(async {
+            let theirs = exchange(&up, &down, None).await;
+            for engine in ENGINES {
+                prop_assert!(exchange(&up, &down, Some(engine)).await == theirs, "{engine:?}");
+            }
+            Ok(())
+        })?;
     }
 }
