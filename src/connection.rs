@@ -15,7 +15,7 @@ use crate::hello::Hello;
 use crate::refusal::{Refusal, Refuse};
 use crate::relay::{self, Deadlines, Ending, Engine, Side};
 use crate::route::{Client, RouteTable};
-use crate::upstream::Upstream;
+use crate::upstream::{Connected, Upstream};
 
 /// All that a connection needs to know; it never changes.
 #[derive(Debug)]
@@ -79,11 +79,11 @@ pub async fn serve(
         account.routed(&route.counters);
 
         let start = Instant::now();
-        let (upstream, passed_over) = tokio::select! {
+        let Connected { stream: upstream, address, passed_over } = tokio::select! {
             connected = route.upstream.connect() => connected?,
             () = reset(&client) => return Err(Outcome::ClientGone.into()),
         };
-        account.connected(start.elapsed(), upstream.peer_addr().ok(), upstream.local_addr().ok());
+        account.connected(start.elapsed(), address, || upstream.local_addr().ok());
         account.learn(|facts| facts.reason = passed_over.map(|failure| failure.to_string().into()));
         Ok::<TcpStream, Refusal>(upstream)
     };

@@ -1,11 +1,11 @@
 //! Reads a hello from a socket.
 
-use std::io;
-
+use rustix::buffer::spare_capacity;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use crate::client_hello::{ClientHello, Framing, Invalid, Progress, Reason};
+use crate::tcp::{is_transient, try_read};
 
 /// Room for a post-quantum hello of 1.7 kB.
 const FIRST_READ: usize = 2048;
@@ -43,22 +43,27 @@ impl Hello {
 
     async fn read_whole(&mut self, client: &TcpStream) -> Result<(), HelloError> {
         loop {
-            client.readable().await.map_err(|_| HelloError::Gone)?;
-            if self.received.len() == self.received.capacity() {
-                let room = self.received.len().max(FIRST_READ).min(self.limit - self.received.len());
-                self.received.reserve_exact(room.max(1));
-            }
-            match client.try_read_buf(&mut self.received) {
+            let room = self.make_room();
+            match try_read(client, room, || rustix::io::read(client, spare_capacity(&mut self.received))) {
                 Ok(0) => return Err(HelloError::Gone),
                 Ok(_) => match self.framing.advance(&self.received) {
                     Ok(Progress::Complete) => return Ok(()),
                     Ok(Progress::Incomplete) => {}
                     Err(reason) => return Err(HelloError::Invalid(reason)),
                 },
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if is_transient(&error) => client.readable().await.map_err(|_| HelloError::Gone)?,
                 Err(_) => return Err(HelloError::Gone),
             }
         }
+    }
+
+    /// How many more bytes may be read.
+    fn make_room(&mut self) -> usize {
+        let length = self.received.len();
+        if length == self.received.capacity() {
+            self.received.reserve_exact(length.max(FIRST_READ).min(self.limit - length).max(1));
+        }
+        self.received.capacity() - length
     }
 
     /// What it says, once it is whole.

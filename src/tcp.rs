@@ -1,10 +1,12 @@
-//! Options that both legs of a connection share.
+//! What both legs of a connection share: socket options, and how they are read.
 
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 
 /// How the kernel looks after a connection.
 #[derive(Clone, Copy, Debug)]
@@ -30,4 +32,27 @@ impl TcpOptions {
         socket.set_tcp_keepalive(&keepalive)?;
         socket.set_tcp_nodelay(true)
     }
+}
+
+/// Reads once into so much room. A read that does not fill it has emptied the socket, and the next one waits for the
+/// kernel to announce more (the registration is edge-triggered) instead of asking in vain.
+pub(crate) fn try_read(
+    stream: &TcpStream,
+    room: usize,
+    read: impl FnOnce() -> rustix::io::Result<usize>,
+) -> io::Result<usize> {
+    let mut length = 0;
+    let result = stream.try_io(Interest::READABLE, || {
+        length = read()?;
+        if (1..room).contains(&length) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    match result {
+        Err(error) if length == 0 => Err(error),
+        _ => Ok(length),
+    }
+}
+
+/// Whether it is worth another try.
+pub(crate) fn is_transient(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

@@ -107,9 +107,7 @@ impl Upstream {
     }
 
     /// Connects to the first address that answers, trying every one in turn within the budget.
-    ///
-    /// With the connection comes the gravest failure on the way to it, if there was one.
-    pub async fn connect(&self) -> Result<(TcpStream, Option<ConnectError>), ConnectError> {
+    pub async fn connect(&self) -> Result<Connected, ConnectError> {
         let deadline = Instant::now() + self.budget.timeout;
         let first = self.turn.fetch_add(1, Relaxed) % self.endpoints.len().max(1);
         let (before, from) = self.endpoints.split_at(first);
@@ -132,7 +130,10 @@ impl Upstream {
                 }
                 let try_until = deadline.min(Instant::now() + self.budget.per_try);
                 match timeout_at(try_until, self.connect_to(address)).await {
-                    Ok(Ok(stream)) => return Ok((stream, Some(failure).filter(|failure| failure.tries > 0))),
+                    Ok(Ok(stream)) => {
+                        let passed_over = (failure.tries > 0).then_some(failure);
+                        return Ok(Connected { stream, address, passed_over });
+                    }
                     Ok(Err(error)) => failure.or(ConnectErrorKind::of(&error), &address, &error),
                     Err(_) => failure.or(ConnectErrorKind::TimedOut, &address, &"no answer in time"),
                 }
@@ -149,6 +150,17 @@ impl Upstream {
         self.tcp.apply(&socket)?;
         socket.connect(address).await
     }
+}
+
+/// An endpoint that answered.
+#[derive(Debug)]
+pub struct Connected {
+    /// The connection.
+    pub stream: TcpStream,
+    /// Whose it is.
+    pub address: SocketAddr,
+    /// What failed on the way to it, if anything did.
+    pub passed_over: Option<ConnectError>,
 }
 
 /// No endpoint was reached.

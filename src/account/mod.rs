@@ -102,11 +102,13 @@ impl Account {
     }
 
     /// An endpoint has answered.
-    pub fn connected(&mut self, took: Duration, upstream: Option<SocketAddr>, local: Option<SocketAddr>) {
+    pub fn connected(&mut self, took: Duration, upstream: SocketAddr, local: impl FnOnce() -> Option<SocketAddr>) {
         self.route.connect_seconds.observe(took.as_secs_f64());
         self.facts.connect = Some(took);
-        self.facts.upstream = upstream;
-        self.facts.upstream_local = local;
+        self.facts.upstream = Some(upstream);
+        if tracing::enabled!(Level::INFO) {
+            self.facts.upstream_local = local();
+        }
     }
 
     /// Bytes came from the client.

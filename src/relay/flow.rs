@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::Engine;
 use super::pipe::Pipe;
+use crate::tcp::{is_transient, try_read};
 
 /// How much is read at a time, and so the most that is kept for a reader that is slower than the other side.
 const CHUNK: usize = 64 * 1024;
@@ -81,9 +82,11 @@ impl Flow {
         }
     }
 
-    /// Passes the FIN on.
-    pub(super) fn finish(&mut self, to: &TcpStream) -> Result<(), Fault> {
-        shutdown(to, Shutdown::Write).map_err(|error| Fault::Destination(error.into()))?;
+    /// Passes the FIN on. The second of the two is left to the close that follows it.
+    pub(super) fn finish(&mut self, to: &TcpStream, is_second: bool) -> Result<(), Fault> {
+        if !is_second {
+            shutdown(to, Shutdown::Write).map_err(|error| Fault::Destination(error.into()))?;
+        }
         self.state = State::Finished;
         Ok(())
     }
@@ -234,20 +237,12 @@ fn poll_empty(
     Poll::Ready(Ok(()))
 }
 
-/// Reads once. A read that does not fill the buffer has emptied the socket, and the next one waits for the kernel to
-/// announce more (the registration is edge-triggered) instead of asking in vain.
 fn poll_read(cx: &mut Context<'_>, from: &TcpStream, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
     loop {
         ready!(from.poll_read_ready(cx))?;
-        let mut length = 0;
-        let read = from.try_io(Interest::READABLE, || {
-            length = rustix::io::read(from, &mut *buffer)?;
-            if (1..buffer.len()).contains(&length) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-        });
-        match read {
-            Err(error) if length == 0 && is_transient(&error) => {}
-            Err(error) if length == 0 => return Poll::Ready(Err(error)),
-            _ => return Poll::Ready(Ok(length)),
+        match try_read(from, buffer.len(), || rustix::io::read(from, &mut *buffer)) {
+            Err(error) if is_transient(&error) => {}
+            result => return Poll::Ready(result),
         }
     }
 }
@@ -267,8 +262,4 @@ fn write(to: &TcpStream, bytes: &[u8], delivered: &mut impl FnMut(usize)) -> io:
         }
     }
     Ok(written)
-}
-
-fn is_transient(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

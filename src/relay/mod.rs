@@ -178,7 +178,7 @@ impl<'a, D: FnMut(Side, usize)> Relay<'a, D> {
             self.last_activity = Instant::now();
         }
         let end = end.map(|end| match self.fault {
-            None => end.and_then(|()| flow.finish(destination)),
+            None => end.and_then(|()| flow.finish(destination, self.closed_first.is_some())),
             // An EOF after a failed write is a reset that was noticed earlier.
             Some(_) => end.and(Err(Fault::Source(io::ErrorKind::ConnectionReset.into()))),
         });
