@@ -1,6 +1,7 @@
 //! The story of a connection: read hello → route → connect → relay → account.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,7 +67,8 @@ pub async fn serve(
     let mut account = Account::open(&snapshot.counters, listener, name, canonical(peer));
     let mut hello = Hello::new(snapshot.hello_limit);
 
-    let way = async {
+    // Boxed, so that a connection that is relayed no longer carries it.
+    let way = Box::pin(async {
         let deadline = Instant::now() + snapshot.hello_timeout;
         hello.read(&client, deadline).await?;
         account.hello_read();
@@ -86,7 +88,7 @@ pub async fn serve(
         account.connected(start.elapsed(), address, || upstream.local_addr().ok());
         account.learn(|facts| facts.reason = passed_over.map(|failure| failure.to_string().into()));
         Ok::<TcpStream, Refusal>(upstream)
-    };
+    });
     let upstream = tokio::select! {
         result = way => result,
         () = stop.cancelled() => Err(Outcome::Drained.into()),
@@ -109,9 +111,10 @@ pub async fn serve(
         Side::Client => account.received(bytes),
         Side::Upstream => account.sent(bytes),
     };
-    let ending =
-        relay::copy_bidirectional(client, upstream, engine, hello.into_bytes(), deadlines, stop.cancelled(), delivered)
-            .await;
+    let stop = pin!(stop.cancelled());
+    let hello = hello.into_bytes();
+    let ending = relay::copy_bidirectional(&client, &upstream, engine, hello, deadlines, stop, delivered).await;
+    drop((client, upstream));
     let (outcome, closed_by) = outcome_of(ending);
     account.end(outcome, closed_by);
 }

@@ -1,14 +1,12 @@
 //! Reads a hello from a socket.
 
-use rustix::buffer::spare_capacity;
+use std::io;
+
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use crate::client_hello::{ClientHello, Framing, Invalid, Progress, Reason};
-use crate::tcp::{is_transient, try_read};
-
-/// Room for a post-quantum hello of 1.7 kB.
-const FIRST_READ: usize = 2048;
+use crate::tcp::{is_transient, try_read, with_scratch};
 
 /// A hello as far as it has been received, and what came right behind it.
 #[derive(Debug)]
@@ -43,8 +41,7 @@ impl Hello {
 
     async fn read_whole(&mut self, client: &TcpStream) -> Result<(), HelloError> {
         loop {
-            let room = self.make_room();
-            match try_read(client, room, || rustix::io::read(client, spare_capacity(&mut self.received))) {
+            match self.read_once(client) {
                 Ok(0) => return Err(HelloError::Gone),
                 Ok(_) => match self.framing.advance(&self.received) {
                     Ok(Progress::Complete) => return Ok(()),
@@ -57,13 +54,14 @@ impl Hello {
         }
     }
 
-    /// How many more bytes may be read.
-    fn make_room(&mut self) -> usize {
-        let length = self.received.len();
-        if length == self.received.capacity() {
-            self.received.reserve_exact(length.max(FIRST_READ).min(self.limit - length).max(1));
-        }
-        self.received.capacity() - length
+    fn read_once(&mut self, client: &TcpStream) -> io::Result<usize> {
+        with_scratch(|scratch| {
+            let room = &mut scratch[..self.limit - self.received.len()];
+            let length = try_read(client, room.len(), || rustix::io::read(client, &mut *room))?;
+            self.received.reserve_exact(length);
+            self.received.extend_from_slice(&room[..length]);
+            Ok(length)
+        })
     }
 
     /// What it says, once it is whole.

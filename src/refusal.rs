@@ -60,7 +60,7 @@ impl Refusal {
     pub async fn deliver(&self, client: TcpStream, how: Refuse) {
         match how {
             _ if self.outcome == Outcome::ClientGone => {}
-            Refuse::Reset => relay::reset(client),
+            Refuse::Reset => relay::reset_on_close(&client),
             Refuse::Alert => {
                 if let Some(alert) = self.outcome.alert() {
                     // Seven bytes fit into the empty send buffer of a new connection.
@@ -79,10 +79,10 @@ async fn close(client: &TcpStream) {
         return;
     }
     let deadline = Instant::now() + LINGER;
-    let mut scratch = [0; 1024];
     let mut drained = 0;
     while drained < MAX_DRAINED && timeout_at(deadline, client.readable()).await.is_ok_and(|ready| ready.is_ok()) {
-        match client.try_read(&mut scratch) {
+        // Here and not before the loop: what lives while it waits is part of every connection's task.
+        match client.try_read(&mut [0; 1024]) {
             Ok(0) => return,
             Ok(length) => drained += length,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

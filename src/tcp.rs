@@ -1,5 +1,6 @@
 //! What both legs of a connection share: socket options, and how they are read.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -36,6 +37,19 @@ impl TcpOptions {
         set_tcp_quickack(socket, false)?;
         options.set_tcp_nodelay(true)
     }
+}
+
+/// How much is read at a time.
+pub(crate) const CHUNK: usize = 64 * 1024;
+
+thread_local! {
+    /// Bytes are only in here within one call: what waits holds no buffer.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
+}
+
+/// Lends this thread's buffer.
+pub(crate) fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
+    SCRATCH.with_borrow_mut(|scratch| use_it(scratch))
 }
 
 /// Reads once into so much room. A read that does not fill it has emptied the socket, and the next one waits for the

@@ -1,6 +1,5 @@
 //! One direction of a relay.
 
-use std::cell::RefCell;
 use std::io;
 use std::task::{Context, Poll, ready};
 
@@ -12,10 +11,7 @@ use tokio::time::Instant;
 
 use super::Engine;
 use super::pipe::Pipe;
-use crate::tcp::{is_transient, try_read};
-
-/// How much is read at a time, and so the most that is kept for a reader that is slower than the other side.
-const CHUNK: usize = 64 * 1024;
+use crate::tcp::{CHUNK, is_transient, try_read, with_scratch};
 
 /// A direction is bulk when so much has come in a row, in reads of at least [`BULK_READ`].
 const BULK: usize = 4 * CHUNK;
@@ -23,11 +19,6 @@ const BULK_READ: usize = CHUNK / 4;
 
 /// More than fits into a pipe.
 const SPLICE_LENGTH: usize = 1 << 20;
-
-thread_local! {
-    /// Bytes are only in here between a read and the write that follows it, within one call.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
-}
 
 /// One direction of a relay.
 #[derive(Debug)]
@@ -165,7 +156,7 @@ impl Flow {
         to: &TcpStream,
         delivered: &mut impl FnMut(usize),
     ) -> Poll<Result<usize, Fault>> {
-        SCRATCH.with_borrow_mut(|scratch| {
+        with_scratch(|scratch| {
             let length = ready!(poll_read(cx, from, scratch)).map_err(Fault::Source)?;
             let bytes = &scratch[..length];
             let written = write(to, bytes, delivered).map_err(Fault::Destination)?;

@@ -74,23 +74,23 @@ pub enum Ending {
     Stopped,
 }
 
-/// Relays until both sides are done, a deadline passes or `stop` is ready, then closes both sockets.
+/// Relays until both sides are done, a deadline passes or `stop` is ready. What is left to do for the caller is to drop
+/// both sockets: that closes them, with a FIN or, where that is what one side has done, with a RST.
 ///
 /// `engine` says how; no engine changes what arrives. `hello` is what has been read from the client already; it goes to the upstream first. `delivered` is told of
 /// every run of bytes that was handed to the other side's kernel, and which side it came from.
 pub async fn copy_bidirectional(
-    client: TcpStream,
-    upstream: TcpStream,
+    client: &TcpStream,
+    upstream: &TcpStream,
     engine: Engine,
     hello: Vec<u8>,
     deadlines: Deadlines,
-    stop: impl Future<Output = ()>,
+    mut stop: Pin<&mut impl Future<Output = ()>>,
     delivered: impl FnMut(Side, usize),
 ) -> Ending {
-    let mut stop = pin!(stop);
     let ending = {
         let mut timer = pin!(sleep(deadlines.idle));
-        let mut relay = Relay::new(&client, &upstream, engine, hello, deadlines, delivered);
+        let mut relay = Relay::new(client, upstream, engine, hello, deadlines, delivered);
         poll_fn(|cx| match stop.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Ending::Stopped),
             Poll::Pending => relay.poll(cx, timer.as_mut()),
@@ -102,12 +102,12 @@ pub async fn copy_bidirectional(
             Side::Client => (client, upstream),
             Side::Upstream => (upstream, client),
         };
-        reset(gone);
+        reset_on_close(gone);
         tokio::select! {
-            () = acknowledged(&survivor, deadlines.half_close) => {}
+            () = acknowledged(survivor, deadlines.half_close) => {}
             () = stop => {}
         }
-        reset(survivor);
+        reset_on_close(survivor);
     }
     ending
 }
@@ -262,11 +262,10 @@ fn fault(side: Side, error: &io::Error) -> Ending {
     }
 }
 
-/// Closes with a RST.
-#[expect(clippy::needless_pass_by_value, reason = "the socket is closed by dropping it here")]
-pub(crate) fn reset(socket: TcpStream) {
+/// Lets the close be a RST.
+pub(crate) fn reset_on_close(socket: &TcpStream) {
     // If the option fails, what is left is an ordinary close.
-    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
 /// Until the peer has all that was sent to it: a RST would discard what it has not. Gives up when nothing was

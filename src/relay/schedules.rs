@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::tests::{relay_and_close, reset};
 use super::*;
 
 const DEADLINES: Deadlines =
@@ -180,7 +181,7 @@ async fn run(seed: u64, engine: Engine, listener: &TcpListener) {
     let mut delivered = [0, 0];
     let count = |side, bytes| delivered[usize::from(side == Side::Upstream)] += bytes;
     let stop = std::future::pending();
-    let relay = copy_bidirectional(client_side, upstream_side, engine, Vec::new(), DEADLINES, stop, count);
+    let relay = relay_and_close(client_side, upstream_side, engine, Vec::new(), DEADLINES, stop, count);
     let (ending, client, upstream) =
         tokio::join!(relay, play(client, client_script.clone()), play(upstream, upstream_script.clone()));
 

@@ -1,6 +1,8 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
+use std::pin::pin;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -38,8 +40,7 @@ async fn relayed_by(engine: Engine, hello: &[u8], deadlines: Deadlines) -> Relay
         let mut delivered = [0, 0];
         let count = |side, bytes| delivered[usize::from(side == Side::Upstream)] += bytes;
         let ending =
-            copy_bidirectional(client_side, upstream_side, engine, hello, deadlines, std::future::pending(), count)
-                .await;
+            relay_and_close(client_side, upstream_side, engine, hello, deadlines, std::future::pending(), count).await;
         (ending, delivered)
     });
     Relayed { client, upstream, relay }
@@ -53,6 +54,24 @@ async fn read_all(mut stream: impl tokio::io::AsyncRead + Unpin) -> (Vec<u8>, io
     let mut bytes = Vec::new();
     let end = stream.read_to_end(&mut bytes).await;
     (bytes, end)
+}
+
+/// What the story of a connection does.
+pub(super) async fn relay_and_close(
+    client: TcpStream,
+    upstream: TcpStream,
+    engine: Engine,
+    hello: Vec<u8>,
+    deadlines: Deadlines,
+    stop: impl Future<Output = ()>,
+    delivered: impl FnMut(Side, usize),
+) -> Ending {
+    copy_bidirectional(&client, &upstream, engine, hello, deadlines, pin!(stop), delivered).await
+}
+
+pub(super) fn reset(stream: TcpStream) {
+    reset_on_close(&stream);
+    drop(stream);
 }
 
 fn is_reset(end: &io::Result<usize>) -> bool {
@@ -269,7 +288,7 @@ async fn d07_a_reader_that_stops_bounds_what_is_taken_from_the_other() {
 async fn stop_ends_a_relay() {
     let (client, client_side) = pair().await;
     let (upstream_side, upstream) = pair().await;
-    let ending = copy_bidirectional(
+    let ending = relay_and_close(
         client_side,
         upstream_side,
         Engine::Auto,
@@ -290,7 +309,7 @@ async fn exchange(up: &[usize], down: &[usize], engine: Option<Engine>) -> [Vec<
     let relay = tokio::spawn(async move {
         if let Some(engine) = engine {
             let hello = Vec::new();
-            copy_bidirectional(client_side, upstream_side, engine, hello, DEADLINES, std::future::pending(), |_, _| {})
+            relay_and_close(client_side, upstream_side, engine, hello, DEADLINES, std::future::pending(), |_, _| {})
                 .await;
         } else {
             tokio::io::copy_bidirectional(&mut client_side, &mut upstream_side).await.unwrap();
