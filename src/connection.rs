@@ -55,19 +55,19 @@ pub struct Route {
     pub counters: Arc<RouteCounters>,
 }
 
-/// Serves one accepted connection until it has ended. `stop` ends it early.
-pub async fn serve(
+/// Serves one accepted connection until it has ended, and only then drops its `permit`. `stop` ends it early.
+pub async fn serve<P>(
     client: TcpStream,
     peer: SocketAddr,
     listener: usize,
     snapshot: Arc<Snapshot>,
     stop: CancellationToken,
+    permit: P,
 ) {
     let Listener { name, refuse } = &snapshot.listeners[listener];
     let mut account = Account::open(&snapshot.counters, listener, name, canonical(peer));
-    let mut hello = Hello::new(snapshot.hello_limit);
-
-    // Boxed, so that a connection that is relayed no longer carries it.
+    // Boxed, both: a connection that is relayed no longer carries them.
+    let mut hello = Box::new(Hello::new(snapshot.hello_limit));
     let way = Box::pin(async {
         let deadline = Instant::now() + snapshot.hello_timeout;
         hello.read(&client, deadline).await?;
@@ -114,7 +114,7 @@ pub async fn serve(
     let stop = pin!(stop.cancelled());
     let hello = hello.into_bytes();
     let ending = relay::copy_bidirectional(&client, &upstream, engine, hello, deadlines, stop, delivered).await;
-    drop((client, upstream));
+    drop((client, upstream, permit));
     let (outcome, closed_by) = outcome_of(ending);
     account.end(outcome, closed_by);
 }

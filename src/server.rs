@@ -152,11 +152,15 @@ impl Server {
         };
         let (snapshot, connections, stop) = (Arc::clone(snapshot), self.connections.clone(), self.stop.clone());
         let serve = move |client, peer, permit| {
-            let connection = connection::serve(client, peer, number, Arc::clone(&snapshot), stop.child_token());
-            connections.spawn(async move {
-                let _permit = permit;
-                connection.await;
-            });
+            // Not within another future: that would hold it twice.
+            connections.spawn(connection::serve(
+                client,
+                peer,
+                number,
+                Arc::clone(&snapshot),
+                stop.child_token(),
+                permit,
+            ));
         };
         let counters = Arc::clone(&self.counters);
         let full = move || {
