@@ -177,3 +177,55 @@ fn d07_d08_readers_that_stop_are_cut_and_bound_what_is_taken_for_them() {
     assert_eq!(account["outcome"], "half_close_timeout", "d08: {account}");
     assert!(resident() - before < 8_000_000.0, "no more than a few chunks are held");
 }
+
+/// Twenty megabytes down and up at once.
+fn transfers(router: &Router, held: &std::sync::mpsc::Receiver<TcpStream>) {
+    let bytes = pattern(20_000_000);
+    let (client, upstream) = connected(router, held);
+    let both = [client.stream, upstream].map(|mut stream| {
+        let (expected, sent) = (bytes.clone(), bytes.clone());
+        let mut writer = stream.try_clone().unwrap();
+        std::thread::spawn(move || {
+            let writer = std::thread::spawn(move || {
+                writer.write_all(&sent).unwrap();
+                writer.shutdown(std::net::Shutdown::Write).unwrap();
+            });
+            assert!(rest(&mut stream) == (expected, End::Fin));
+            writer.join().unwrap();
+        })
+    });
+    both.into_iter().for_each(|side| side.join().unwrap());
+}
+
+#[test]
+fn d12_every_engine_delivers_the_same() {
+    for engine in ["auto", "copy", "splice"] {
+        let (backend, held) = Backend::held();
+        let router = Router::start(&config(&[(NAME, backend.address())], &format!("relay: {engine}\n")));
+        transfers(&router, &held);
+    }
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn d13_system_calls_that_fail_in_mid_stream_lose_nothing() {
+    for engine in ["auto", "splice"] {
+        for fault in [
+            "pipe2:error=EMFILE",
+            "splice:error=EINVAL:when=1",
+            "splice:error=EINVAL:when=2",
+            "splice:error=EINVAL:when=7+",
+            "splice:error=EINTR:when=2+3",
+        ] {
+            let (backend, held) = Backend::held();
+            let directory = tempfile::TempDir::new().unwrap();
+            let path = directory.path().join("c.yaml");
+            std::fs::write(&path, config(&[(NAME, backend.address())], &format!("relay: {engine}\n"))).unwrap();
+            let mut command = std::process::Command::new("strace");
+            command.args(["-f", "-qqq", "-o", "/dev/null", "-e", &format!("inject={fault}")]);
+            command.args([env!("CARGO_BIN_EXE_snigate"), "run", "-c"]).arg(&path);
+            let router = Router::spawn(command, path, directory);
+            transfers(&router, &held);
+        }
+    }
+}
