@@ -10,6 +10,7 @@ mod hello;
 mod interop;
 mod lifecycle;
 mod observe;
+mod readme;
 mod refusal;
 mod relay;
 mod routing;

@@ -1,0 +1,74 @@
+//! What the README says can be typed, typed.
+
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::support::{Backend, Client, Hello, Router, snigate};
+
+const README: &str = include_str!("../README.md");
+
+/// The fenced blocks of this kind.
+fn blocks(kind: &str) -> Vec<&'static str> {
+    let fence = format!("```{kind}\n");
+    let blocks: Vec<_> = README.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(!blocks.is_empty(), "{kind}");
+    blocks
+}
+
+#[test]
+fn the_configuration_is_valid_and_its_commands_work() {
+    let directory = TempDir::new().unwrap();
+    std::fs::write(directory.path().join("snigate.yaml"), blocks("yaml")[0]).unwrap();
+    let commands: Vec<&str> =
+        blocks("sh").into_iter().flat_map(str::lines).filter(|line| line.starts_with("snigate ")).collect();
+    let typed: Vec<Vec<&str>> =
+        commands.iter().map(|line| line.split('#').next().unwrap().split_whitespace().skip(1).collect()).collect();
+    let run = |arguments: &[&str]| snigate().args(arguments).current_dir(directory.path()).output().unwrap();
+    assert_eq!(typed.iter().map(|arguments| arguments[0]).collect::<Vec<_>>(), ["check", "run", "explain"]);
+
+    let checked = run(&typed[0]);
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    let explained = String::from_utf8(run(&typed[2]).stdout).unwrap();
+    assert!(explained.contains("leads to  dev-api.internal:6443"), "{explained}");
+    assert_eq!(typed[1], ["run", "-c", "snigate.yaml"], "runs in other tests, on ports that are free");
+}
+
+#[test]
+fn the_form_without_a_file_works() {
+    let line = README.lines().find(|line| line.starts_with("Without a file: `")).unwrap();
+    let command = line.split('`').nth(1).unwrap();
+    let (dev, other) = (Backend::named("dev"), Backend::named("other"));
+    let command = command
+        .replace("0.0.0.0:6443", "127.0.0.1:0")
+        .replace("10.0.0.1:6443", &dev.address().to_string())
+        .replace("10.0.0.9:6443", &other.address().to_string());
+    let directory = TempDir::new().unwrap();
+    let mut process = snigate();
+    process.args(command.split(' ').skip(1));
+    let router = Router::spawn(process, directory.path().into(), directory);
+    for (name, expected) in [("dev.example.com", "dev"), ("x.example.com", "other")] {
+        let mut client = Client::send(router.address(), &Hello::to(name).record());
+        client.finish();
+        assert_eq!(client.rest().0, expected.as_bytes());
+    }
+}
+
+#[test]
+#[ignore = "needs kubectl"]
+fn kubectl_takes_the_commands() {
+    let directory = TempDir::new().unwrap();
+    std::fs::write(directory.path().join("dev-ca.pem"), "a certificate").unwrap();
+    let scripts: Vec<&str> = blocks("sh").into_iter().filter(|block| block.starts_with("kubectl ")).collect();
+    assert_eq!(scripts.len(), 3);
+    for script in scripts {
+        let output = Command::new("sh")
+            .args(["-c", script])
+            .current_dir(directory.path())
+            .env("KUBECONFIG", directory.path().join("config"))
+            .output()
+            .unwrap();
+        let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && told.contains("Cluster \"dev\" set."), "{script}: {told}");
+    }
+}
