@@ -56,7 +56,8 @@ impl Hello {
 
     fn read_once(&mut self, client: &TcpStream) -> io::Result<usize> {
         with_scratch(|scratch| {
-            let room = &mut scratch[..self.limit - self.received.len()];
+            let room = scratch.len().min(self.limit - self.received.len());
+            let room = &mut scratch[..room];
             let length = try_read(client, room.len(), || rustix::io::read(client, &mut *room))?;
             self.received.reserve_exact(length);
             self.received.extend_from_slice(&room[..length]);
