@@ -59,7 +59,6 @@ impl Hello {
             let room = scratch.len().min(self.limit - self.received.len());
             let room = &mut scratch[..room];
             let length = try_read(client, room.len(), || rustix::io::read(client, &mut *room))?;
-            self.received.reserve_exact(length);
             self.received.extend_from_slice(&room[..length]);
             Ok(length)
         })

@@ -58,23 +58,8 @@ fn d02_the_client_sends_after_the_upstream_has_closed_its_side() {
 fn d03_both_close_at_once_behind_full_buffers() {
     let (backend, held) = Backend::held();
     let router = Router::routing(&[(NAME, backend.address())]);
-    let bytes = pattern(3_000_000);
     for _ in 0..10 {
-        let (client, upstream) = connected(&router, &held);
-        let both = [client.stream, upstream].map(|mut stream| {
-            let bytes = bytes.clone();
-            std::thread::spawn(move || {
-                let mut writer = stream.try_clone().unwrap();
-                let sent = bytes.clone();
-                let writer = std::thread::spawn(move || {
-                    writer.write_all(&sent).unwrap();
-                    writer.shutdown(std::net::Shutdown::Write).unwrap();
-                });
-                assert!(rest(&mut stream) == (bytes, End::Fin));
-                writer.join().unwrap();
-            })
-        });
-        both.into_iter().for_each(|side| side.join().unwrap());
+        transfers(&router, &held, 3_000_000);
     }
 }
 
@@ -178,9 +163,9 @@ fn d07_d08_readers_that_stop_are_cut_and_bound_what_is_taken_for_them() {
     assert!(resident() - before < 8_000_000.0, "no more than a few chunks are held");
 }
 
-/// Twenty megabytes down and up at once.
-fn transfers(router: &Router, held: &std::sync::mpsc::Receiver<TcpStream>) {
-    let bytes = pattern(20_000_000);
+/// So many bytes down and up at once, each side closing behind its last.
+fn transfers(router: &Router, held: &std::sync::mpsc::Receiver<TcpStream>, length: usize) {
+    let bytes = pattern(length);
     let (client, upstream) = connected(router, held);
     let both = [client.stream, upstream].map(|mut stream| {
         let (expected, sent) = (bytes.clone(), bytes.clone());
@@ -202,7 +187,7 @@ fn d12_every_engine_delivers_the_same() {
     for engine in ["auto", "copy", "splice"] {
         let (backend, held) = Backend::held();
         let router = Router::start(&config(&[(NAME, backend.address())], &format!("relay: {engine}\n")));
-        transfers(&router, &held);
+        transfers(&router, &held, 20_000_000);
     }
 }
 
@@ -225,7 +210,7 @@ fn d13_system_calls_that_fail_in_mid_stream_lose_nothing() {
             command.args(["-f", "-qqq", "-o", "/dev/null", "-e", &format!("inject={fault}")]);
             command.args([env!("CARGO_BIN_EXE_snigate"), "run", "-c"]).arg(&path);
             let router = Router::spawn(command, path, directory);
-            transfers(&router, &held);
+            transfers(&router, &held, 20_000_000);
         }
     }
 }

@@ -217,6 +217,11 @@ impl Written for Protocol {
 /// The longest duration that can be configured; beyond it, sums of times could overflow.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 
+fn duration(text: &str, fits: impl FnOnce(&Duration) -> bool) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|_| String::new())?;
+    if fits(&duration) { Ok(duration) } else { Err("out of range".into()) }
+}
+
 /// A duration of at least a millisecond and at most a year.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span(pub(super) Duration);
@@ -225,9 +230,7 @@ impl Written for Span {
     const EXPECTED: &'static str = "a duration from 1ms to 366d with its unit, such as 10s, 500ms, 15m or 24h";
 
     fn read(text: &str) -> Result<Self, String> {
-        let duration = humantime::parse_duration(text).map_err(|_| String::new())?;
-        let fits = (Duration::from_millis(1)..=MAX_DURATION).contains(&duration);
-        if fits { Ok(Self(duration)) } else { Err("out of range".into()) }
+        duration(text, |duration| (Duration::from_millis(1)..=MAX_DURATION).contains(duration)).map(Self)
     }
 }
 
@@ -239,8 +242,7 @@ impl Written for SpanOrZero {
     const EXPECTED: &'static str = "a duration from 0s to 366d with its unit, such as 25s";
 
     fn read(text: &str) -> Result<Self, String> {
-        let duration = humantime::parse_duration(text).map_err(|_| String::new())?;
-        if duration <= MAX_DURATION { Ok(Self(duration)) } else { Err("out of range".into()) }
+        duration(text, |duration| *duration <= MAX_DURATION).map(Self)
     }
 }
 
@@ -252,13 +254,11 @@ impl Written for Seconds {
     const EXPECTED: &'static str = "a duration of whole seconds from 1s to 32767s, such as 30s";
 
     fn read(text: &str) -> Result<Self, String> {
-        let duration = humantime::parse_duration(text).map_err(|_| String::new())?;
-        let fits = duration.subsec_nanos() == 0 && (1..=32767).contains(&duration.as_secs());
-        if fits { Ok(Self(duration)) } else { Err("out of range".into()) }
+        duration(text, |duration| duration.subsec_nanos() == 0 && (1..=32767).contains(&duration.as_secs())).map(Self)
     }
 }
 
-/// What the kernel counts in milliseconds, in 31 bits.
+/// The range that the socket option of this name has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UserTimeout(pub(super) Duration);
 
@@ -266,9 +266,7 @@ impl Written for UserTimeout {
     const EXPECTED: &'static str = "a duration from 1s to 24d, such as 15m";
 
     fn read(text: &str) -> Result<Self, String> {
-        let duration = humantime::parse_duration(text).map_err(|_| String::new())?;
-        let fits = (1..=24 * 24 * 3600).contains(&duration.as_secs());
-        if fits { Ok(Self(duration)) } else { Err("out of range".into()) }
+        duration(text, |duration| (1..=24 * 24 * 3600).contains(&duration.as_secs())).map(Self)
     }
 }
 

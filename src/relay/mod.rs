@@ -77,8 +77,9 @@ pub enum Ending {
 /// Relays until both sides are done, a deadline passes or `stop` is ready. What is left to do for the caller is to drop
 /// both sockets: that closes them, with a FIN or, where that is what one side has done, with a RST.
 ///
-/// `engine` says how; no engine changes what arrives. `hello` is what has been read from the client already; it goes to the upstream first. `delivered` is told of
-/// every run of bytes that was handed to the other side's kernel, and which side it came from.
+/// `engine` says how; no engine changes what arrives. `hello` is what has been read from the client already; it goes to
+/// the upstream first. `delivered` is told of every run of bytes that was handed to the other side's kernel, and which
+/// side it came from.
 pub async fn copy_bidirectional(
     client: &TcpStream,
     upstream: &TcpStream,
