@@ -1,20 +1,19 @@
 //! The story of a connection: read hello → route → connect → relay → account.
 
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::account::{Account, ClosedBy, Counters, Facts, Outcome, RouteCounters, canonical, escape};
 use crate::client_hello::ClientHello;
 use crate::hello::Hello;
 use crate::refusal::{Refusal, Refuse};
 use crate::relay::{self, Deadlines, Ending, Engine, Side};
+use crate::roster::Member;
 use crate::route::{Client, RouteTable};
 use crate::upstream::{Connected, Upstream};
 
@@ -30,7 +29,7 @@ pub struct Snapshot {
     /// The largest hello, in raw bytes.
     pub hello_limit: usize,
     /// For the relay.
-    pub deadlines: Deadlines,
+    pub deadlines: Arc<Deadlines>,
     /// For the relay.
     pub engine: Engine,
     /// Where it is counted.
@@ -55,68 +54,71 @@ pub struct Route {
     pub counters: Arc<RouteCounters>,
 }
 
-/// Serves one accepted connection until it has ended, and only then drops its `permit`. `stop` ends it early.
-pub async fn serve<P>(
+/// Serves one accepted connection until it has ended, or its `membership` says that it must, and only then drops its
+/// `permit`.
+#[expect(clippy::manual_async_fn, reason = "an async fn keeps room for its arguments twice; this one waits for days")]
+pub fn serve<P: Send>(
     client: TcpStream,
     peer: SocketAddr,
     listener: usize,
     snapshot: Arc<Snapshot>,
-    stop: CancellationToken,
+    mut membership: Member,
     permit: P,
-) {
+) -> impl Future<Output = ()> + Send {
     let Listener { name, refuse } = &snapshot.listeners[listener];
+    let (refuse, engine, deadlines) = (*refuse, snapshot.engine, Arc::clone(&snapshot.deadlines));
     let mut account = Account::open(&snapshot.counters, listener, name, canonical(peer));
-    // Boxed, both: a connection that is relayed no longer carries them.
-    let mut hello = Box::new(Hello::new(snapshot.hello_limit));
-    let way = Box::pin(async {
-        let deadline = Instant::now() + snapshot.hello_timeout;
-        hello.read(&client, deadline).await?;
-        account.hello_read();
-        let hello = hello.parse()?;
-        account.learn(|facts| note(&hello, facts));
+    async move {
+        // Boxed, as is all that is over when bytes are relayed.
+        let mut hello = Box::new(Hello::new(snapshot.hello_limit));
+        let way = Box::pin(async {
+            let deadline = Instant::now() + snapshot.hello_timeout;
+            hello.read(&client, deadline).await?;
+            account.hello_read();
+            let hello = hello.parse()?;
+            account.learn(|facts| note(&hello, facts));
 
-        let asked = Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener };
-        let unrouted = if hello.server_name.is_some() { Outcome::UnknownName } else { Outcome::NoName };
-        let route = snapshot.routes.find(&asked).ok_or(unrouted)?.target;
-        account.routed(&route.counters);
+            let asked = Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener };
+            let unrouted = if hello.server_name.is_some() { Outcome::UnknownName } else { Outcome::NoName };
+            let route = snapshot.routes.find(&asked).ok_or(unrouted)?.target;
+            account.routed(&route.counters);
 
-        let start = Instant::now();
-        let Connected { stream: upstream, address, passed_over } = tokio::select! {
-            connected = route.upstream.connect() => connected?,
-            () = reset(&client) => return Err(Outcome::ClientGone.into()),
+            let start = Instant::now();
+            let Connected { stream: upstream, address, passed_over } = tokio::select! {
+                connected = route.upstream.connect() => connected?,
+                () = reset(&client) => return Err(Outcome::ClientGone.into()),
+            };
+            account.connected(start.elapsed(), address, || upstream.local_addr().ok());
+            account.learn(|facts| facts.reason = passed_over.map(|failure| failure.to_string().into()));
+            Ok::<TcpStream, Refusal>(upstream)
+        });
+        let connected = tokio::select! {
+            result = way => result,
+            _ = &mut membership.told => Err(Outcome::Drained.into()),
         };
-        account.connected(start.elapsed(), address, || upstream.local_addr().ok());
-        account.learn(|facts| facts.reason = passed_over.map(|failure| failure.to_string().into()));
-        Ok::<TcpStream, Refusal>(upstream)
-    });
-    let upstream = tokio::select! {
-        result = way => result,
-        () = stop.cancelled() => Err(Outcome::Drained.into()),
-    };
-    let upstream = match upstream {
-        Ok(upstream) => upstream,
-        Err(refusal) => {
-            account.received(hello.received());
-            refusal.deliver(client, *refuse).await;
-            account.end(refusal.outcome, refusal.closed_by());
-            account.learn(|facts| refusal.note(facts));
-            return;
-        }
-    };
+        let upstream = match &connected {
+            Ok(upstream) => upstream,
+            Err(refusal) => {
+                account.received(hello.received());
+                Box::pin(refusal.deliver(client, refuse)).await;
+                account.end(refusal.outcome, refusal.closed_by());
+                account.learn(|facts| refusal.note(facts));
+                return;
+            }
+        };
 
-    let (engine, deadlines) = (snapshot.engine, snapshot.deadlines);
-    // A stream of days must not keep an old configuration alive.
-    drop(snapshot);
-    let delivered = |from, bytes| match from {
-        Side::Client => account.received(bytes),
-        Side::Upstream => account.sent(bytes),
-    };
-    let stop = pin!(stop.cancelled());
-    let hello = hello.into_bytes();
-    let ending = relay::copy_bidirectional(&client, &upstream, engine, hello, deadlines, stop, delivered).await;
-    drop((client, upstream, permit));
-    let (outcome, closed_by) = outcome_of(ending);
-    account.end(outcome, closed_by);
+        // A stream of days must not keep an old configuration alive.
+        drop(snapshot);
+        let delivered = |from, bytes| match from {
+            Side::Client => account.received(bytes),
+            Side::Upstream => account.sent(bytes),
+        };
+        let (hello, stop) = (hello.into_bytes(), &mut membership.told);
+        let ending = relay::copy_bidirectional(&client, upstream, engine, hello, &deadlines, stop, delivered).await;
+        drop((client, connected, permit));
+        let (outcome, closed_by) = outcome_of(ending);
+        account.end(outcome, closed_by);
+    }
 }
 
 /// What the log line will say of the hello.

@@ -40,6 +40,8 @@ pub mod name;
 pub mod refusal;
 #[cfg(feature = "router")]
 pub mod relay;
+#[cfg(feature = "router")]
+pub mod roster;
 pub mod route;
 #[cfg(feature = "router")]
 pub mod server;

@@ -49,10 +49,10 @@ impl Refusal {
     }
 
     /// What the log line will say of it.
-    pub fn note(self, facts: &mut Facts) {
-        facts.reason = self.reason;
+    pub fn note(&self, facts: &mut Facts) {
+        facts.reason.clone_from(&self.reason);
         if self.server_name.is_some() {
-            facts.server_name = self.server_name;
+            facts.server_name.clone_from(&self.server_name);
         }
     }
 

@@ -20,6 +20,7 @@ use crate::admin::{self, State};
 use crate::config::{Config, Limits, Timeouts};
 use crate::connection::{self, Listener, Route, Snapshot};
 use crate::relay::{self, Deadlines, Engine};
+use crate::roster::Roster;
 use crate::route::RouteTable;
 use crate::upstream::Upstream;
 
@@ -32,8 +33,7 @@ pub struct Server {
     drain_timeout: Duration,
     /// No new connections.
     draining: CancellationToken,
-    /// No connections at all.
-    stop: CancellationToken,
+    roster: Arc<Roster>,
     acceptors: Vec<JoinHandle<()>>,
     connections: TaskTracker,
 }
@@ -108,7 +108,7 @@ impl Server {
             hello_timeout: hello,
             hello_limit: hello_bytes,
             engine: relay,
-            deadlines: Deadlines { idle, half_close, stalled: user_timeout },
+            deadlines: Arc::new(Deadlines { idle, half_close, stalled: user_timeout }),
             counters: Arc::clone(&counters),
         });
 
@@ -118,7 +118,7 @@ impl Server {
             counters,
             drain_timeout: drain,
             draining: CancellationToken::new(),
-            stop: CancellationToken::new(),
+            roster: Arc::default(),
             acceptors: Vec::new(),
             connections: TaskTracker::new(),
         };
@@ -150,17 +150,11 @@ impl Server {
                 warn!(error = label, reason = %error, "cannot accept; trying again");
             }
         };
-        let (snapshot, connections, stop) = (Arc::clone(snapshot), self.connections.clone(), self.stop.clone());
+        let (snapshot, connections, roster) =
+            (Arc::clone(snapshot), self.connections.clone(), Arc::clone(&self.roster));
         let serve = move |client, peer, permit| {
             // Not within another future: that would hold it twice.
-            connections.spawn(connection::serve(
-                client,
-                peer,
-                number,
-                Arc::clone(&snapshot),
-                stop.child_token(),
-                permit,
-            ));
+            connections.spawn(connection::serve(client, peer, number, Arc::clone(&snapshot), roster.enter(), permit));
         };
         let counters = Arc::clone(&self.counters);
         let full = move || {
@@ -213,7 +207,7 @@ impl Server {
         let mut cut = 0;
         if timeout_at(deadline, self.connections.wait()).await.is_err() {
             cut = self.connections.len();
-            self.stop.cancel();
+            self.roster.end_all();
             self.connections.wait().await;
         }
         self.counters.refusal_log.flush();

@@ -22,7 +22,11 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
     }
     logging::start(&config.log);
 
-    let mut builder = runtime::Builder::new_multi_thread();
+    let mut builder = if config.workers == Some(1) {
+        runtime::Builder::new_current_thread()
+    } else {
+        runtime::Builder::new_multi_thread()
+    };
     if let Some(workers) = config.workers {
         builder.worker_threads(workers);
     }

@@ -14,7 +14,7 @@ use super::pipe::Pipe;
 use crate::tcp::{CHUNK, is_transient, try_read, with_scratch};
 
 /// A direction is bulk when so much has come in a row, in reads of at least [`BULK_READ`].
-const BULK: usize = 4 * CHUNK;
+const BULK: u32 = 4 * CHUNK as u32;
 const BULK_READ: usize = CHUNK / 4;
 
 /// More than fits into a pipe.
@@ -25,8 +25,8 @@ const SPLICE_LENGTH: usize = 1 << 20;
 pub(super) struct Flow {
     state: State,
     engine: Engine,
-    /// How much has come in a row in large reads.
-    streak: usize,
+    /// How much has come in a row in large reads; it stays at the most.
+    streak: u32,
 }
 
 #[derive(Debug)]
@@ -131,7 +131,9 @@ impl Flow {
             };
             match length {
                 Some(0) => return Poll::Ready(Ok(())),
-                Some(length) if length >= BULK_READ => self.streak = self.streak.saturating_add(length),
+                Some(length) if length >= BULK_READ => {
+                    self.streak = self.streak.saturating_add(u32::try_from(length).unwrap_or(u32::MAX));
+                }
                 Some(_) => self.streak = 0,
                 None => {}
             }

@@ -80,37 +80,40 @@ pub enum Ending {
 /// `engine` says how; no engine changes what arrives. `hello` is what has been read from the client already; it goes to
 /// the upstream first. `delivered` is told of every run of bytes that was handed to the other side's kernel, and which
 /// side it came from.
-pub async fn copy_bidirectional(
-    client: &TcpStream,
-    upstream: &TcpStream,
+pub fn copy_bidirectional<'a>(
+    client: &'a TcpStream,
+    upstream: &'a TcpStream,
     engine: Engine,
     hello: Vec<u8>,
-    deadlines: Deadlines,
-    mut stop: Pin<&mut impl Future<Output = ()>>,
+    deadlines: &'a Deadlines,
+    mut stop: impl Future + Unpin,
     delivered: impl FnMut(Side, usize),
-) -> Ending {
-    let ending = {
-        let mut timer = pin!(sleep(deadlines.idle));
-        let mut relay = Relay::new(client, upstream, engine, hello, deadlines, delivered);
-        poll_fn(|cx| match stop.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Ending::Stopped),
-            Poll::Pending => relay.poll(cx, timer.as_mut()),
-        })
-        .await
-    };
-    if let Ending::Reset(side) | Ending::Dead(side) = ending {
-        let (gone, survivor) = match side {
-            Side::Client => (client, upstream),
-            Side::Upstream => (upstream, client),
+) -> impl Future<Output = Ending> {
+    // Outside of the future, and with it the arguments that are not needed any more.
+    let mut relay = Relay::new(client, upstream, engine, hello, deadlines, delivered);
+    async move {
+        let ending = {
+            let mut timer = pin!(sleep(relay.deadlines.idle));
+            poll_fn(|cx| match Pin::new(&mut stop).poll(cx) {
+                Poll::Ready(_) => Poll::Ready(Ending::Stopped),
+                Poll::Pending => relay.poll(cx, timer.as_mut()),
+            })
+            .await
         };
-        reset_on_close(gone);
-        tokio::select! {
-            () = acknowledged(survivor, deadlines.half_close) => {}
-            () = stop => {}
+        if let Ending::Reset(side) | Ending::Dead(side) = ending {
+            let (gone, survivor) = match side {
+                Side::Client => (relay.client, relay.upstream),
+                Side::Upstream => (relay.upstream, relay.client),
+            };
+            reset_on_close(gone);
+            tokio::select! {
+                () = Box::pin(acknowledged(survivor, relay.deadlines.half_close)) => {}
+                _ = stop => {}
+            }
+            reset_on_close(survivor);
         }
-        reset_on_close(survivor);
+        ending
     }
-    ending
 }
 
 type Watch<'a> = Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'a>>;
@@ -126,7 +129,7 @@ struct Relay<'a, D> {
     fault: Option<Ending>,
     /// Nobody reads from a side that has closed, so its reset would go unnoticed while the other side is silent.
     watch: Option<(Side, Watch<'a>)>,
-    deadlines: Deadlines,
+    deadlines: &'a Deadlines,
     last_activity: Instant,
     delivered: D,
 }
@@ -137,7 +140,7 @@ impl<'a, D: FnMut(Side, usize)> Relay<'a, D> {
         upstream: &'a TcpStream,
         engine: Engine,
         hello: Vec<u8>,
-        deadlines: Deadlines,
+        deadlines: &'a Deadlines,
         delivered: D,
     ) -> Self {
         Self {

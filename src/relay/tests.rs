@@ -66,7 +66,7 @@ pub(super) async fn relay_and_close(
     stop: impl Future<Output = ()>,
     delivered: impl FnMut(Side, usize),
 ) -> Ending {
-    copy_bidirectional(&client, &upstream, engine, hello, deadlines, pin!(stop), delivered).await
+    copy_bidirectional(&client, &upstream, engine, hello, &deadlines, pin!(stop), delivered).await
 }
 
 pub(super) fn reset(stream: TcpStream) {
