@@ -159,3 +159,31 @@ fn outcome_of(ending: Ending) -> (Outcome, ClosedBy) {
         Ending::Stopped => (Outcome::Drained, ClosedBy::Us),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::roster::Roster;
+
+    /// A task has 112 bytes more and is a multiple of 128: one byte here can be 128 for every idle connection.
+    #[tokio::test]
+    async fn an_idle_connection_is_small() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let deadlines = Deadlines { idle: Duration::MAX, half_close: Duration::MAX, stalled: Duration::MAX };
+        let snapshot = Snapshot {
+            routes: RouteTable::default(),
+            listeners: vec![Listener { name: "api".into(), refuse: Refuse::Alert }],
+            hello_timeout: Duration::MAX,
+            hello_limit: 0,
+            deadlines: Arc::new(deadlines),
+            engine: Engine::Auto,
+            counters: Arc::new(Counters::new(1, 0)),
+        };
+        let permit = Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap();
+        let member = Arc::new(Roster::default()).enter();
+        let task = serve(accepted.unwrap().0, client.unwrap().local_addr().unwrap(), 0, snapshot.into(), member, permit);
+        assert!(size_of_val(&task) <= 784, "{}", size_of_val(&task));
+    }
+}

@@ -5,11 +5,16 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustls::client::Resumption;
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::proxy::NAME;
 use crate::sample::Hello;
@@ -22,6 +27,8 @@ pub enum Work {
     RoundTrip { size: usize, connections: usize, count: usize },
     /// Streams of bytes to the client, or from it.
     Bulk { down: bool, streams: usize, bytes: usize },
+    /// Whole TLS handshakes, each with an answer.
+    Tls { count: usize },
     /// Connections that do nothing.
     Idle { connections: usize },
 }
@@ -37,7 +44,10 @@ impl Work {
         for streams in [1, 32] {
             all.extend([true, false].map(|down| Self::Bulk { down, streams, bytes: 2048 * MEBIBYTE }));
         }
-        all.push(Self::Idle { connections: 7000 });
+        all.push(Self::Tls { count: 2000 });
+        // Both ends of a connection are this process's.
+        let descriptors = getrlimit(Resource::Nofile).maximum.map_or(usize::MAX, |limit| limit as usize);
+        all.push(Self::Idle { connections: ((descriptors.saturating_sub(1000)) / 2000 * 1000).clamp(1000, 20_000) });
         all
     }
 
@@ -46,13 +56,14 @@ impl Work {
             Self::Connect { hello, .. } => format!("connect {hello} B hello"),
             Self::RoundTrip { size, connections, .. } => format!("round trip {size} B x{connections}"),
             Self::Bulk { down, streams, .. } => format!("bulk {} x{streams}", if *down { "down" } else { "up" }),
+            Self::Tls { .. } => "TLS 1.3 handshake".into(),
             Self::Idle { connections } => format!("idle {connections}"),
         }
     }
 
     pub fn unit(&self) -> &'static str {
         match self {
-            Self::Connect { .. } => "µs CPU per connection",
+            Self::Connect { .. } | Self::Tls { .. } => "µs CPU per connection",
             Self::RoundTrip { .. } => "µs CPU per round trip",
             Self::Bulk { .. } => "s CPU per GB",
             Self::Idle { .. } => "B user memory each",
@@ -63,6 +74,7 @@ impl Work {
     pub fn scaled(self, part: usize) -> Self {
         match self {
             Self::Connect { hello, count } => Self::Connect { hello, count: count / part },
+            Self::Tls { count } => Self::Tls { count: count / part },
             Self::RoundTrip { size, connections, count } => {
                 Self::RoundTrip { size, connections, count: (count / part).max(connections) }
             }
@@ -76,7 +88,7 @@ impl Work {
     /// What CPU time is divided by: connections or round trips per µs, gigabytes per s.
     pub fn units(&self) -> f64 {
         match self {
-            Self::Connect { count, .. } | Self::RoundTrip { count, .. } => *count as f64 / 1e6,
+            Self::Connect { count, .. } | Self::RoundTrip { count, .. } | Self::Tls { count } => *count as f64 / 1e6,
             Self::Bulk { bytes, .. } => *bytes as f64 / 1e9,
             Self::Idle { connections } => *connections as f64,
         }
@@ -95,37 +107,43 @@ fn order(what: u8, size: usize) -> [u8; ORDER_LENGTH] {
 pub struct Load {
     runtime: Runtime,
     backend: SocketAddr,
+    tls_backend: SocketAddr,
+    connector: TlsConnector,
 }
 
 impl Load {
     pub fn new() -> Self {
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-        let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
-        rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
         let last = std::thread::available_parallelism().unwrap().get() - 1;
         let status = std::process::Command::new("taskset")
             .args(["-a", "-c", "-p", &last.to_string(), &std::process::id().to_string()])
             .stdout(std::process::Stdio::null())
             .status();
         assert!(status.is_ok_and(|status| status.success()), "taskset is needed");
+        let (acceptor, connector) = tls();
         let (sender, receiver) = channel();
         std::thread::spawn(move || {
             let runtime = Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-                sender.send(listener.local_addr().unwrap()).unwrap();
+                let plain = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let tls = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                sender.send((plain.local_addr().unwrap(), tls.local_addr().unwrap())).unwrap();
                 loop {
-                    let (stream, _) = listener.accept().await.unwrap();
-                    tokio::spawn(serve(stream));
+                    tokio::select! {
+                        accepted = plain.accept() => drop(tokio::spawn(serve(accepted.unwrap().0))),
+                        accepted = tls.accept() => drop(tokio::spawn(serve_tls(acceptor.clone(), accepted.unwrap().0))),
+                    }
                 }
             });
         });
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-        Self { runtime, backend: receiver.recv().unwrap() }
+        let (backend, tls_backend) = receiver.recv().unwrap();
+        Self { runtime, backend, tls_backend, connector }
     }
 
-    pub fn backend(&self) -> SocketAddr {
-        self.backend
+    pub fn backend(&self, work: Work) -> SocketAddr {
+        if matches!(work, Work::Tls { .. }) { self.tls_backend } else { self.backend }
     }
 
     /// Does the work through the proxy; the latency of each unit.
@@ -135,6 +153,7 @@ impl Load {
                 Work::Connect { hello, count } => connect(proxy, hello, count).await,
                 Work::RoundTrip { size, connections, count } => round_trips(proxy, size, connections, count).await,
                 Work::Bulk { down, streams, bytes } => bulk(proxy, down, streams, bytes).await,
+                Work::Tls { count } => handshakes(proxy, &self.connector, count).await,
                 Work::Idle { .. } => Vec::new(),
             }
         })
@@ -164,10 +183,13 @@ async fn open(proxy: SocketAddr, hello: usize, order: [u8; ORDER_LENGTH]) -> Tcp
     stream
 }
 
+/// New connections at a time.
+const CONCURRENT: usize = 16;
+
 async fn connect(proxy: SocketAddr, hello: usize, count: usize) -> Vec<Duration> {
     let mut first = Hello::to(NAME).padded_to(hello).record();
     first.extend(order(b'c', 100));
-    let (first, slots) = (Arc::new(first), Arc::new(Semaphore::new(16)));
+    let (first, slots) = (Arc::new(first), Arc::new(Semaphore::new(CONCURRENT)));
     let mut clients = JoinSet::new();
     for _ in 0..count {
         let (first, slot) = (Arc::clone(&first), Arc::clone(&slots).acquire_owned().await.unwrap());
@@ -183,6 +205,44 @@ async fn connect(proxy: SocketAddr, hello: usize, count: usize) -> Vec<Duration>
         });
     }
     clients.join_all().await
+}
+
+async fn handshakes(proxy: SocketAddr, connector: &TlsConnector, count: usize) -> Vec<Duration> {
+    let slots = Arc::new(Semaphore::new(CONCURRENT));
+    let mut clients = JoinSet::new();
+    for _ in 0..count {
+        let (connector, slot) = (connector.clone(), Arc::clone(&slots).acquire_owned().await.unwrap());
+        clients.spawn(async move {
+            let _slot = slot;
+            let start = Instant::now();
+            let stream = TcpStream::connect(proxy).await.unwrap();
+            let mut stream = connector.connect(NAME.try_into().unwrap(), stream).await.unwrap();
+            let mut answer = Vec::with_capacity(128);
+            stream.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(answer.len(), 100);
+            start.elapsed()
+        });
+    }
+    clients.join_all().await
+}
+
+/// Both ends of TLS, with a certificate of their own.
+fn tls() -> (TlsAcceptor, TlsConnector) {
+    let issued = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(issued.cert.der().clone()).unwrap();
+    let key = PrivatePkcs8KeyDer::from(issued.signing_key.serialize_der());
+    let server = ServerConfig::builder().with_no_client_auth();
+    let server = server.with_single_cert(vec![issued.cert.der().clone()], key.into()).unwrap();
+    let mut client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    client.resumption = Resumption::disabled();
+    (Arc::new(server).into(), Arc::new(client).into())
+}
+
+async fn serve_tls(acceptor: TlsAcceptor, stream: TcpStream) -> Option<()> {
+    let mut stream = acceptor.accept(stream).await.ok()?;
+    stream.write_all(&[0x61; 100]).await.ok()?;
+    stream.shutdown().await.ok()
 }
 
 async fn round_trips(proxy: SocketAddr, size: usize, connections: usize, count: usize) -> Vec<Duration> {

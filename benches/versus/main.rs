@@ -13,6 +13,7 @@
     reason = "a bench"
 )]
 
+mod floor;
 mod load;
 mod measure;
 mod proxy;
@@ -20,8 +21,9 @@ mod report;
 #[path = "../../tests/support/hello.rs"]
 mod sample;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use load::{Load, Work};
@@ -49,6 +51,9 @@ struct Options {
     /// Write all figures here
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Be the floor: listen here, relay to there
+    #[arg(long, hide = true, num_args = 2)]
+    floor: Option<Vec<SocketAddr>>,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -56,6 +61,9 @@ struct Options {
 
 fn main() {
     let options = Options::parse();
+    if let Some(addresses) = options.floor {
+        floor::run(addresses[0], addresses[1]);
+    }
     let kinds = Kind::all(&options.against);
     let rounds = if options.quick { 2 } else { options.rounds };
     let scale = if options.quick { 20 } else { 1 };
@@ -70,7 +78,10 @@ fn main() {
             for turn in 0..kinds.len() {
                 // Another proxy begins each round.
                 let kind = &kinds[(turn + round) % kinds.len()];
-                let proxy = Proxy::start(kind, load.backend(), options.workers);
+                if !kind.does(work) {
+                    continue;
+                }
+                let proxy = Proxy::start(kind, load.backend(work), options.workers);
                 let cell = match work {
                     Work::Idle { connections } => idle(&mut load, &proxy, connections / scale),
                     _ => busy(&mut load, &proxy, work, scale),
@@ -89,21 +100,31 @@ fn main() {
 /// CPU per unit of work, and the time the client saw.
 fn busy(load: &mut Load, proxy: &Proxy, work: Work, scale: usize) -> Cell {
     load.run(proxy.address(), work.scaled(scale * 10));
-    let before = measure::cpu(proxy.pid());
+    let cpu = || proxy.pid().map(measure::cpu);
+    let (before, start) = (cpu(), Instant::now());
     let latencies = load.run(proxy.address(), work.scaled(scale));
-    let cpu = measure::cpu(proxy.pid()) - before;
-    Cell::busy(cpu, work.scaled(scale).units(), &latencies)
+    let (wall, after) = (start.elapsed(), cpu());
+    let cpu = before.zip(after).map(|(before, after)| after - before);
+    Cell::busy(cpu, wall, work.scaled(scale).units(), &latencies)
 }
 
-/// Memory per idle connection: the slope between a tenth of them and all.
+/// Memory per idle connection: the slope between a tenth of them and all. Then all are closed and opened again: what
+/// that adds is memory that was neither given back nor used again.
 fn idle(load: &mut Load, proxy: &Proxy, connections: usize) -> Cell {
+    let pid = proxy.pid().unwrap();
+    let settled = || {
+        std::thread::sleep(Duration::from_millis(300));
+        (measure::resident(pid), measure::slab())
+    };
     let few = load.hold(proxy.address(), connections / 10);
-    std::thread::sleep(Duration::from_millis(300));
-    let (low, slab_low) = (measure::resident(proxy.pid()), measure::slab());
-    let many = load.hold(proxy.address(), connections - connections / 10);
-    std::thread::sleep(Duration::from_millis(300));
-    let (high, slab_high) = (measure::resident(proxy.pid()), measure::slab());
+    let (low, slab_low) = settled();
+    let many = load.hold(proxy.address(), connections - few.len());
+    let (high, slab_high) = settled();
     let added = many.len() as f64;
     drop((few, many));
-    Cell::idle((high - low) / added, (slab_high - slab_low) / added)
+    std::thread::sleep(Duration::from_secs(2));
+    let again = load.hold(proxy.address(), connections);
+    let (second, _) = settled();
+    drop(again);
+    Cell::idle((high - low) / added, (slab_high - slab_low) / added, (second - high) / connections as f64)
 }

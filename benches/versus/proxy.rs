@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::load::Work;
+
 pub const NAME: &str = "devkubernetes01.example.com";
 
 /// The CPUs of the proxy; load and backend take the last one.
@@ -14,41 +16,87 @@ const PROXY_CPUS: &str = "0";
 
 #[derive(Clone, Debug)]
 pub enum Kind {
-    Snigate { binary: PathBuf, log: bool },
-    Haproxy { splice: bool },
-    Nginx,
+    Snigate {
+        binary: PathBuf,
+        log: bool,
+    },
+    Haproxy {
+        splice: bool,
+        log: bool,
+    },
+    Nginx {
+        log: bool,
+    },
+    /// See [`crate::floor`].
+    Floor,
+    /// No proxy: what is added is the difference to this.
+    Direct,
 }
 
 impl Kind {
     pub fn all(others: &[PathBuf]) -> Vec<Self> {
         let binary = PathBuf::from(env!("CARGO_BIN_EXE_snigate"));
-        let mut kinds = vec![Self::Snigate { binary: binary.clone(), log: false }, Self::Snigate { binary, log: true }];
+        let mut kinds = vec![Self::Snigate { binary: binary.clone(), log: false }];
         kinds.extend(others.iter().map(|binary| Self::Snigate { binary: binary.clone(), log: false }));
-        kinds.extend([Self::Haproxy { splice: false }, Self::Haproxy { splice: true }, Self::Nginx]);
+        kinds.extend([
+            Self::Haproxy { splice: false, log: false },
+            Self::Haproxy { splice: true, log: false },
+            Self::Nginx { log: false },
+            Self::Floor,
+            Self::Direct,
+            Self::Snigate { binary, log: true },
+            Self::Haproxy { splice: false, log: true },
+            Self::Nginx { log: true },
+        ]);
         kinds
     }
 
     pub fn name(&self) -> String {
-        match self {
+        let base = match self {
             Self::Snigate { binary, .. } if binary != Path::new(env!("CARGO_BIN_EXE_snigate")) => {
-                format!("snigate {}", binary.display())
+                return format!("snigate {}", binary.display());
             }
-            Self::Snigate { log: false, .. } => "snigate".into(),
-            Self::Snigate { log: true, .. } => "snigate, log on".into(),
-            Self::Haproxy { splice: false } => "HAProxy".into(),
-            Self::Haproxy { splice: true } => "HAProxy splice-auto".into(),
-            Self::Nginx => "nginx".into(),
-        }
+            Self::Snigate { .. } => "snigate",
+            Self::Haproxy { splice: false, .. } => "HAProxy",
+            Self::Haproxy { splice: true, .. } => "HAProxy splice-auto",
+            Self::Nginx { .. } => "nginx",
+            Self::Floor => "floor",
+            Self::Direct => "no proxy",
+        };
+        format!("{base}{}", if self.logs() { ", log on" } else { "" })
     }
 
     pub fn is_haproxy(&self) -> bool {
         matches!(self, Self::Haproxy { .. })
     }
+
+    pub fn logs(&self) -> bool {
+        match self {
+            Self::Snigate { log, .. } | Self::Haproxy { log, .. } | Self::Nginx { log } => *log,
+            Self::Floor | Self::Direct => false,
+        }
+    }
+
+    /// Whether it makes a difference to this work.
+    pub fn does(&self, work: Work) -> bool {
+        match work {
+            // A log line is per connection.
+            Work::Connect { .. } => true,
+            Work::RoundTrip { .. } | Work::Tls { .. } => !self.logs(),
+            Work::Bulk { .. } => !self.logs() && !matches!(self, Self::Floor | Self::Direct),
+            Work::Idle { .. } => match self {
+                Self::Snigate { .. } => true,
+                Self::Haproxy { splice, log } => !splice && !log,
+                Self::Nginx { log } => !log,
+                Self::Floor | Self::Direct => false,
+            },
+        }
+    }
 }
 
 /// A running proxy, killed when it is dropped.
 pub struct Proxy {
-    child: Child,
+    child: Option<Child>,
     address: SocketAddr,
     _directory: TempDir,
 }
@@ -66,13 +114,15 @@ impl Proxy {
                 ),
                 vec![binary.display().to_string(), "run".into(), "-c".into(), path("config")],
             ),
-            Kind::Haproxy { splice } => (
+            Kind::Haproxy { splice, log } => (
                 format!(
                     "global
   nbthread {workers}
   maxconn {}
+  {}
 defaults
   mode tcp
+  {}
   option tcpka
   timeout connect 10s
   timeout client 24h
@@ -88,11 +138,13 @@ backend cluster
 ",
                     // As many as 20,000 descriptors allow: with splice, each may have pipes.
                     if *splice { 7900 } else { 9900 },
+                    if *log { "log stderr format raw local0 info" } else { "" },
+                    if *log { "log global\n  option tcplog" } else { "" },
                     if *splice { "option splice-auto" } else { "" }
                 ),
                 vec!["haproxy".into(), "-db".into(), "-f".into(), path("config")],
             ),
-            Kind::Nginx => (
+            Kind::Nginx { log } => (
                 format!(
                     "load_module /usr/lib/nginx/modules/ngx_stream_module.so;
 daemon off;
@@ -103,6 +155,8 @@ pid {};
 error_log /dev/null;
 events {{ worker_connections 19900; }}
 stream {{
+  log_format line '$remote_addr:$remote_port [$time_local] $ssl_preread_server_name $upstream_addr $status $bytes_sent $bytes_received $session_time';
+  access_log {};
   map $ssl_preread_server_name $upstream {{ {NAME} {backend}; }}
   server {{
     listen {address} so_keepalive=on;
@@ -113,10 +167,16 @@ stream {{
   }}
 }}
 ",
-                    path("pid")
+                    path("pid"),
+                    if *log { "/dev/null line" } else { "off" }
                 ),
                 vec!["nginx".into(), "-c".into(), path("config")],
             ),
+            Kind::Floor => {
+                let program = std::env::current_exe().unwrap().display().to_string();
+                (String::new(), vec![program, "--floor".into(), address.to_string(), backend.to_string()])
+            }
+            Kind::Direct => return Self { child: None, address: backend, _directory: directory },
         };
         std::fs::write(path("config"), config).unwrap();
         let cpus = if workers == 1 { PROXY_CPUS.to_owned() } else { format!("0-{}", workers - 1) };
@@ -128,7 +188,7 @@ stream {{
             .stderr(Stdio::null())
             .spawn()
             .expect("taskset is needed");
-        let proxy = Self { child, address, _directory: directory };
+        let proxy = Self { child: Some(child), address, _directory: directory };
         let deadline = Instant::now() + Duration::from_secs(10);
         while TcpStream::connect(address).is_err() {
             assert!(Instant::now() < deadline, "{} does not listen; is it installed?", kind.name());
@@ -137,8 +197,8 @@ stream {{
         proxy
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -148,14 +208,14 @@ stream {{
 
 impl Drop for Proxy {
     fn drop(&mut self) {
+        let Some(child) = &mut self.child else { return };
         // nginx ends its workers only when it is asked.
-        let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+        let _ = rustix::process::kill_process(rustix::process::Pid::from_child(child), rustix::process::Signal::INT);
         let deadline = Instant::now() + Duration::from_millis(300);
-        while Instant::now() < deadline && self.child.try_wait().is_ok_and(|status| status.is_none()) {
+        while Instant::now() < deadline && child.try_wait().is_ok_and(|status| status.is_none()) {
             std::thread::sleep(Duration::from_millis(10));
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
