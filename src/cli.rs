@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use snigate::config;
 use snigate::name::NamePattern;
-use snigate::upstream::Endpoint;
+use snigate::upstream::Destination;
 
 /// One address for the Kubernetes APIs of many clusters: routes TLS connections by the name their client asks for,
 /// without terminating TLS.
@@ -48,10 +48,10 @@ pub(crate) struct Run {
     pub(crate) listen: Vec<SocketAddr>,
     /// Send clients that ask for NAME (or *.NAME) to HOST:PORT; may be repeated
     #[arg(long, value_name = "NAME=HOST:PORT", value_parser = route, requires = "listen")]
-    pub(crate) route: Vec<(NamePattern, Endpoint)>,
+    pub(crate) route: Vec<(NamePattern, Destination)>,
     /// Send all other clients, also those that ask for no name, to HOST:PORT
     #[arg(long, value_name = "HOST:PORT", requires = "listen")]
-    pub(crate) default: Option<Endpoint>,
+    pub(crate) default: Option<Destination>,
     /// What log lines look like; wins over the file
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
@@ -111,7 +111,7 @@ impl From<LogFormat> for config::LogFormat {
     }
 }
 
-fn route(text: &str) -> Result<(NamePattern, Endpoint), String> {
+fn route(text: &str) -> Result<(NamePattern, Destination), String> {
     let (name, endpoint) = text.split_once('=').ok_or("expected NAME=HOST:PORT")?;
     let name = NamePattern::parse(name).map_err(|error| error.to_string())?;
     Ok((name, endpoint.parse()?))

@@ -12,8 +12,8 @@ use crate::account::{Account, ClosedBy, Counters, Facts, Outcome, RouteCounters,
 use crate::client_hello::ClientHello;
 use crate::hello::Hello;
 use crate::refusal::{Refusal, Refuse};
-use crate::relay::{self, Deadlines, Ending, Engine, Side};
-use crate::roster::Member;
+use crate::relay::{self, Deadlines, Ending, Engine, Event, Side};
+use crate::roster::{Member, Order};
 use crate::route::{Client, RouteTable};
 use crate::upstream::{Connected, Upstream};
 
@@ -22,8 +22,8 @@ use crate::upstream::{Connected, Upstream};
 pub struct Snapshot {
     /// Who goes where.
     pub routes: RouteTable<Arc<Route>>,
-    /// By the number that routes and counters know them by.
-    pub listeners: Vec<Listener>,
+    /// How each listener refuses, by the number that routes and counters know it by.
+    pub refuse: Vec<Refuse>,
     /// From accept to the whole hello.
     pub hello_timeout: Duration,
     /// The largest hello, in raw bytes.
@@ -36,15 +36,6 @@ pub struct Snapshot {
     pub counters: Arc<Counters>,
 }
 
-/// What is known of the listener that accepted.
-#[derive(Debug)]
-pub struct Listener {
-    /// Its name in logs and metrics.
-    pub name: Arc<str>,
-    /// How it refuses.
-    pub refuse: Refuse,
-}
-
 /// A route's target.
 #[derive(Debug)]
 pub struct Route {
@@ -55,8 +46,7 @@ pub struct Route {
 }
 
 /// Serves one accepted connection until it has ended, or its `membership` says that it must, and only then drops its
-/// `permit`.
-#[expect(clippy::manual_async_fn, reason = "an async fn keeps room for its arguments twice; this one waits for days")]
+/// `permit`. (An `async fn` would keep room for its arguments twice, for as long as it waits.)
 pub fn serve<P: Send>(
     client: TcpStream,
     peer: SocketAddr,
@@ -65,9 +55,8 @@ pub fn serve<P: Send>(
     mut membership: Member,
     permit: P,
 ) -> impl Future<Output = ()> + Send {
-    let Listener { name, refuse } = &snapshot.listeners[listener];
-    let (refuse, engine, deadlines) = (*refuse, snapshot.engine, Arc::clone(&snapshot.deadlines));
-    let mut account = Account::open(&snapshot.counters, listener, name, canonical(peer));
+    let (refuse, engine, deadlines) = (snapshot.refuse[listener], snapshot.engine, Arc::clone(&snapshot.deadlines));
+    let mut account = Account::open(&snapshot.counters, listener, canonical(peer));
     async move {
         // Boxed, as is all that is over when bytes are relayed.
         let mut hello = Box::new(Hello::new(snapshot.hello_limit));
@@ -84,20 +73,20 @@ pub fn serve<P: Send>(
             account.routed(&route.counters);
 
             let start = Instant::now();
-            let Connected { stream: upstream, address, passed_over } = tokio::select! {
+            let Connected { stream: upstream, place, passed_over } = tokio::select! {
                 connected = route.upstream.connect() => connected?,
                 () = reset(&client) => return Err(Outcome::ClientGone.into()),
             };
-            account.connected(start.elapsed(), address, || upstream.local_addr().ok());
+            account.connected(start.elapsed(), place.endpoint().address, || upstream.local_addr().ok());
             account.learn(|facts| facts.reason = passed_over.map(|failure| failure.to_string().into()));
-            Ok::<TcpStream, Refusal>(upstream)
+            Ok::<_, Refusal>((upstream, place))
         });
         let connected = tokio::select! {
             result = way => result,
-            _ = &mut membership.told => Err(Outcome::Drained.into()),
+            _ = &mut membership => Err(Outcome::Drained.into()),
         };
-        let upstream = match &connected {
-            Ok(upstream) => upstream,
+        let (upstream, place) = match &connected {
+            Ok(connected) => connected,
             Err(refusal) => {
                 account.received(hello.received());
                 Box::pin(refusal.deliver(client, refuse)).await;
@@ -107,16 +96,26 @@ pub fn serve<P: Send>(
             }
         };
 
+        membership.reached(place.endpoint().id);
         // A stream of days must not keep an old configuration alive.
         drop(snapshot);
-        let delivered = |from, bytes| match from {
-            Side::Client => account.received(bytes),
-            Side::Upstream => account.sent(bytes),
+        let happens = |event| match event {
+            Event::Delivered(Side::Client, bytes) => account.received(bytes),
+            Event::Delivered(Side::Upstream, bytes) => {
+                if account.sent(bytes) {
+                    place.answered();
+                }
+            }
+            Event::Unanswered => place.did_not_answer("no answer to a ClientHello in time"),
         };
-        let (hello, stop) = (hello.into_bytes(), &mut membership.told);
-        let ending = relay::copy_bidirectional(&client, upstream, engine, hello, &deadlines, stop, delivered).await;
+        let hello = hello.into_bytes();
+        let ending =
+            relay::copy_bidirectional(&client, upstream, engine, hello, &deadlines, &mut membership, happens).await;
+        if account.is_unanswered() && matches!(ending, Ending::Closed(Side::Upstream) | Ending::Reset(Side::Upstream)) {
+            place.did_not_answer("closed without an answer to a ClientHello");
+        }
         drop((client, connected, permit));
-        let (outcome, closed_by) = outcome_of(ending);
+        let (outcome, closed_by) = outcome_of(ending, membership.order());
         account.end(outcome, closed_by);
     }
 }
@@ -128,13 +127,7 @@ fn note(hello: &ClientHello<'_>, facts: &mut Facts) {
         let protocols: Vec<&[u8]> = offered.iter().collect();
         escape(&protocols.join(&b','))
     });
-    facts.protocol_version = Some(match hello.highest_version() {
-        0x0304 => "1.3",
-        0x0303 => "1.2",
-        0x0302 => "1.1",
-        0x0301 => "1.0",
-        _ => "unknown",
-    });
+    facts.protocol_version = Some(hello.highest_version());
 }
 
 /// Until the client resets the connection. A FIN is no reset: it may still want the answer.
@@ -144,7 +137,7 @@ async fn reset(client: &TcpStream) {
     }
 }
 
-fn outcome_of(ending: Ending) -> (Outcome, ClosedBy) {
+fn outcome_of(ending: Ending, order: Order) -> (Outcome, ClosedBy) {
     let by = |side| match side {
         Side::Client => ClosedBy::Client,
         Side::Upstream => ClosedBy::Upstream,
@@ -156,7 +149,10 @@ fn outcome_of(ending: Ending) -> (Outcome, ClosedBy) {
         Ending::Dead(side) => (Outcome::PeerDead, by(side)),
         Ending::IdleTimeout => (Outcome::IdleTimeout, ClosedBy::Us),
         Ending::HalfCloseTimeout => (Outcome::HalfCloseTimeout, ClosedBy::Us),
-        Ending::Stopped => (Outcome::Drained, ClosedBy::Us),
+        Ending::Stopped => match order {
+            Order::Drain => (Outcome::Drained, ClosedBy::Us),
+            Order::EndpointGone => (Outcome::CutEndpoint, ClosedBy::Us),
+        },
     }
 }
 
@@ -174,16 +170,17 @@ mod tests {
         let deadlines = Deadlines { idle: Duration::MAX, half_close: Duration::MAX, stalled: Duration::MAX };
         let snapshot = Snapshot {
             routes: RouteTable::default(),
-            listeners: vec![Listener { name: "api".into(), refuse: Refuse::Alert }],
+            refuse: vec![Refuse::Alert],
             hello_timeout: Duration::MAX,
             hello_limit: 0,
             deadlines: Arc::new(deadlines),
             engine: Engine::Auto,
-            counters: Arc::new(Counters::new(1, 0)),
+            counters: Arc::new(Counters::new(["api".into()], 0)),
         };
         let permit = Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap();
         let member = Arc::new(Roster::default()).enter();
-        let task = serve(accepted.unwrap().0, client.unwrap().local_addr().unwrap(), 0, snapshot.into(), member, permit);
+        let task =
+            serve(accepted.unwrap().0, client.unwrap().local_addr().unwrap(), 0, snapshot.into(), member, permit);
         assert!(size_of_val(&task) <= 784, "{}", size_of_val(&task));
     }
 }

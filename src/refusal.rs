@@ -10,7 +10,7 @@ use crate::account::{ClosedBy, Facts, Outcome, escape};
 use crate::client_hello::{self, Invalid};
 use crate::hello::HelloError;
 use crate::relay;
-use crate::upstream::{ConnectError, ConnectErrorKind};
+use crate::upstream::{ConnectError, Failure};
 
 /// How a client that is refused is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,10 +121,11 @@ impl From<Invalid<'_>> for Refusal {
 impl From<ConnectError> for Refusal {
     fn from(error: ConnectError) -> Self {
         let outcome = match error.kind {
-            ConnectErrorKind::NoEndpoint => Outcome::NoEndpoint,
-            ConnectErrorKind::Refused => Outcome::ConnectRefused,
-            ConnectErrorKind::TimedOut => Outcome::ConnectTimeout,
-            ConnectErrorKind::Local => Outcome::LocalError,
+            Failure::NoEndpoint => Outcome::NoEndpoint,
+            Failure::Loop => Outcome::Loop,
+            Failure::Refused => Outcome::ConnectRefused,
+            Failure::TimedOut => Outcome::ConnectTimeout,
+            Failure::Local => Outcome::LocalError,
         };
         Self { outcome, reason: Some(error.to_string().into()), server_name: None }
     }

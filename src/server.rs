@@ -15,14 +15,15 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::accept::{self, BindError};
-use crate::account::{Counters, RouteCounters};
+use crate::account::Counters;
 use crate::admin::{self, State};
 use crate::config::{Config, Limits, Timeouts};
-use crate::connection::{self, Listener, Route, Snapshot};
+use crate::connection::{self, Route, Snapshot};
 use crate::relay::{self, Deadlines, Engine};
 use crate::roster::Roster;
 use crate::route::RouteTable;
 use crate::upstream::Upstream;
+use crate::upstream::health::MAX_CHECKS;
 
 /// A running server.
 #[derive(Debug)]
@@ -85,26 +86,31 @@ impl Server {
             sockets.push(accept::bind(listener.address, &tcp)?);
         }
         let admin = admin.map(|address| accept::bind(address, &tcp)).transpose()?;
+        let bound: Arc<[SocketAddr]> = sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect();
 
-        let counters = Arc::new(Counters::new(listeners.len(), log.refusals_per_second));
+        let names: Box<[Box<str>]> = listeners.iter().map(|listener| listener.name.as_str().into()).collect();
+        let counters = Arc::new(Counters::new(names, log.refusals_per_second));
         let mut table = RouteTable::default();
-        let mut counted = Vec::new();
+        let mut targets = Vec::new();
+        let roster = Arc::<Roster>::default();
         for route in routes {
-            let route_counters = counters.new_route(&route.name, listeners.len());
-            counted.push(Arc::clone(&route_counters));
-            let upstream = Upstream::new(route.endpoints, route.connect, tcp);
+            let route_counters = counters.new_route(&route.name);
+            let upstream = Upstream::start(
+                &route.name,
+                &route.patterns,
+                route.upstream,
+                tcp,
+                Arc::clone(&bound),
+                Arc::clone(&roster),
+            );
             let target = Arc::new(Route { upstream, counters: route_counters });
+            targets.push(Arc::clone(&target));
             let inserted = table.insert(&route.patterns, &route.matchers, &target);
             debug_assert!(inserted.is_ok(), "conflicts are found when the configuration is read");
         }
-        let listeners: Vec<Listener> = listeners
-            .into_iter()
-            .map(|listener| Listener { name: listener.name.into(), refuse: listener.refuse })
-            .collect();
-        let names: Vec<Arc<str>> = listeners.iter().map(|listener| Arc::clone(&listener.name)).collect();
         let snapshot = Arc::new(Snapshot {
             routes: table,
-            listeners,
+            refuse: listeners.iter().map(|listener| listener.refuse).collect(),
             hello_timeout: hello,
             hello_limit: hello_bytes,
             engine: relay,
@@ -118,29 +124,22 @@ impl Server {
             counters,
             drain_timeout: drain,
             draining: CancellationToken::new(),
-            roster: Arc::default(),
+            roster,
             acceptors: Vec::new(),
             connections: TaskTracker::new(),
         };
-        for (number, (socket, name)) in sockets.into_iter().zip(&names).enumerate() {
-            server.listen(number, socket, name, &snapshot, &permits);
+        for (number, socket) in sockets.into_iter().enumerate() {
+            server.listen(number, socket, &snapshot, &permits);
         }
         if let Some(socket) = admin {
-            server.listen_admin(socket, names, counted);
+            server.listen_admin(socket, targets);
         }
         Ok(server)
     }
 
-    fn listen(
-        &mut self,
-        number: usize,
-        socket: TcpListener,
-        name: &str,
-        snapshot: &Arc<Snapshot>,
-        permits: &Arc<Semaphore>,
-    ) {
+    fn listen(&mut self, number: usize, socket: TcpListener, snapshot: &Arc<Snapshot>, permits: &Arc<Semaphore>) {
         if let Ok(address) = socket.local_addr() {
-            info!(listener = name, %address, "listening");
+            info!(listener = self.counters.listener(number), %address, "listening");
             self.addresses.push(address);
         }
         let counters = Arc::clone(&self.counters);
@@ -167,11 +166,11 @@ impl Server {
         self.acceptors.push(tokio::spawn(acceptor));
     }
 
-    fn listen_admin(&self, socket: TcpListener, listeners: Vec<Arc<str>>, routes: Vec<Arc<RouteCounters>>) {
+    fn listen_admin(&self, socket: TcpListener, routes: Vec<Arc<Route>>) {
         if let Some(address) = self.admin {
             info!(listener = "_admin", %address, "listening");
         }
-        let state = State { listeners, routes, counters: Arc::clone(&self.counters), draining: self.draining.clone() };
+        let state = State { routes, counters: Arc::clone(&self.counters), draining: self.draining.clone() };
         tokio::spawn(admin::run(socket, state));
     }
 
@@ -216,8 +215,8 @@ impl Server {
     }
 }
 
-/// Descriptors for everything but connections: the admin's, name resolution, logs.
-const RESERVED_DESCRIPTORS: u64 = 61;
+/// Descriptors for everything but connections: the admin's, health checks, name resolution, logs.
+const RESERVED_DESCRIPTORS: u64 = 61 + MAX_CHECKS as u64;
 /// Its own, and those of a connection that it has accepted beyond the limit.
 const DESCRIPTORS_PER_LISTENER: u64 = 3;
 /// More are not faster: a pipe is only in use while bytes are in it.

@@ -1,7 +1,9 @@
 //! What the socket crates lack. The only place where `unsafe` may stand.
 
 use std::ffi::c_int;
-use std::os::fd::AsFd;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
 use rustix::io;
 use rustix::ioctl::{Getter, Opcode, ioctl};
@@ -16,6 +18,40 @@ pub(crate) fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
     #[expect(unsafe_code, reason = "neither socket2 nor rustix offers SIOCOUTQ or TCP_INFO")]
     let bytes = unsafe { ioctl(socket, Getter::<SIOCOUTQ, c_int>::new())? };
     Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// What the peer of a TCP socket has acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Acknowledged {
+    /// Packets on their way to it.
+    pub(crate) outstanding: u32,
+    /// How long ago it last acknowledged anything: bytes, keepalives, or probes of its closed window.
+    pub(crate) last: Duration,
+}
+
+/// `TCP_INFO` (tcp(7)), as far as it is needed here.
+pub(crate) fn acknowledged(socket: impl AsFd) -> io::Result<Acknowledged> {
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap_or(0);
+    // SAFETY: the kernel writes at most `length` bytes into `info`, which has that many; the descriptor is borrowed for
+    // the call.
+    #[expect(unsafe_code, reason = "neither socket2 nor rustix offers SIOCOUTQ or TCP_INFO")]
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(io::Errno::INVAL));
+    }
+    // SAFETY: it consists of numbers, for which all zeroes, as it was made, and whatever the kernel wrote are valid.
+    #[expect(unsafe_code, reason = "neither socket2 nor rustix offers SIOCOUTQ or TCP_INFO")]
+    let info = unsafe { info.assume_init() };
+    Ok(Acknowledged { outstanding: info.tcpi_unacked, last: Duration::from_millis(info.tcpi_last_ack_recv.into()) })
 }
 
 #[cfg(test)]
@@ -44,5 +80,20 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(unacknowledged(std::fs::File::open("/dev/null").unwrap()).is_err(), "no socket, no answer");
+    }
+
+    #[test]
+    fn what_was_acknowledged_is_known() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut receiver, _) = listener.accept().unwrap();
+        sender.write_all(b"x").unwrap();
+        receiver.read_exact(&mut [0]).unwrap();
+        receiver.write_all(b"y").unwrap();
+        sender.read_exact(&mut [0]).unwrap();
+        let known = acknowledged(&sender).unwrap();
+        assert_eq!(known.outstanding, 0);
+        assert!(known.last < Duration::from_secs(10), "{known:?}");
+        assert!(acknowledged(std::fs::File::open("/dev/null").unwrap()).is_err(), "no socket, no answer");
     }
 }

@@ -23,6 +23,7 @@ const LIFETIME_BUCKETS: [f64; 11] = [0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 
 pub struct Counters {
     /// Connections before they are routed, and those that never are.
     pub unrouted: Arc<RouteCounters>,
+    listeners: Box<[Box<str>]>,
     /// From accept to the whole hello.
     pub hello_seconds: Histogram,
     /// Which refusals may be logged.
@@ -50,11 +51,13 @@ impl OncePerSecond {
 }
 
 impl Counters {
-    /// For this many listeners. `refusals_per_second` per outcome are logged; 0: all.
+    /// For listeners with these names. `refusals_per_second` per outcome are logged; 0: all.
     #[must_use]
-    pub fn new(listeners: usize, refusals_per_second: u32) -> Self {
+    pub fn new(listeners: impl Into<Box<[Box<str>]>>, refusals_per_second: u32) -> Self {
+        let listeners = listeners.into();
         Self {
-            unrouted: Arc::new(RouteCounters::new(UNROUTED, listeners)),
+            unrouted: Arc::new(RouteCounters::new(UNROUTED, listeners.len())),
+            listeners,
             hello_seconds: Histogram::new(LATENCY_BUCKETS),
             refusal_log: Arc::new(RefusalLog::new(refusals_per_second)),
             started: SystemTime::now(),
@@ -66,8 +69,20 @@ impl Counters {
 
     /// The counters of one route.
     #[must_use]
-    pub fn new_route(&self, name: &str, listeners: usize) -> Arc<RouteCounters> {
-        Arc::new(RouteCounters::new(name, listeners))
+    pub fn new_route(&self, name: &str) -> Arc<RouteCounters> {
+        Arc::new(RouteCounters::new(name, self.listeners.len()))
+    }
+
+    /// The name of the listener with this number.
+    #[must_use]
+    pub fn listener(&self, number: usize) -> &str {
+        &self.listeners[number]
+    }
+
+    /// The names of all listeners, by their numbers.
+    #[must_use]
+    pub fn listeners(&self) -> &[Box<str>] {
+        &self.listeners
     }
 
     /// A listener's `accept` failed. Whether that may be logged: at most once per second.

@@ -25,7 +25,6 @@ pub struct Account {
     counters: Arc<Counters>,
     route: Arc<RouteCounters>,
     listener: usize,
-    listener_name: Arc<str>,
     client: SocketAddr,
     opened: Instant,
     facts: Facts,
@@ -43,15 +42,15 @@ pub struct Facts {
     /// `tls.next_protocol`: what the client offers, escaped.
     pub next_protocol: Option<Box<str>>,
     /// `tls.protocol.version`: the highest the client offers.
-    pub protocol_version: Option<&'static str>,
+    pub protocol_version: Option<u16>,
     /// `upstream.address`
     pub upstream: Option<SocketAddr>,
     /// `upstream.local.address`: who we are to the API server, as in its audit log.
     pub upstream_local: Option<SocketAddr>,
     /// `hello_ms`: from accept to the whole hello.
-    pub hello: Option<Duration>,
+    pub hello: Option<Micros>,
     /// `connect_ms`: from the route to the connected endpoint.
-    pub connect: Option<Duration>,
+    pub connect: Option<Micros>,
     /// `reason`: what was wrong, in words; of a connection that was served, with the endpoints tried before.
     pub reason: Option<Box<str>>,
 }
@@ -59,13 +58,12 @@ pub struct Facts {
 impl Account {
     /// Opens the account of a connection that no route has taken yet.
     #[must_use]
-    pub fn open(counters: &Arc<Counters>, listener: usize, listener_name: &Arc<str>, client: SocketAddr) -> Self {
+    pub fn open(counters: &Arc<Counters>, listener: usize, client: SocketAddr) -> Self {
         counters.unrouted.active.fetch_add(1, Relaxed);
         Self {
             counters: Arc::clone(counters),
             route: Arc::clone(&counters.unrouted),
             listener,
-            listener_name: Arc::clone(listener_name),
             client,
             opened: Instant::now(),
             facts: Facts::default(),
@@ -91,7 +89,7 @@ impl Account {
     pub fn hello_read(&mut self) {
         let age = self.age();
         self.counters.hello_seconds.observe(age.as_secs_f64());
-        self.facts.hello = Some(age);
+        self.facts.hello = Some(age.into());
     }
 
     /// A route has taken the connection.
@@ -104,7 +102,7 @@ impl Account {
     /// An endpoint has answered.
     pub fn connected(&mut self, took: Duration, upstream: SocketAddr, local: impl FnOnce() -> Option<SocketAddr>) {
         self.route.connect_seconds.observe(took.as_secs_f64());
-        self.facts.connect = Some(took);
+        self.facts.connect = Some(took.into());
         self.facts.upstream = Some(upstream);
         if tracing::enabled!(Level::INFO) {
             self.facts.upstream_local = local();
@@ -117,10 +115,18 @@ impl Account {
         self.route.received.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// Bytes went to the client.
-    pub fn sent(&mut self, bytes: usize) {
+    /// Bytes went to the client; whether these are the first.
+    pub fn sent(&mut self, bytes: usize) -> bool {
+        let is_first = self.sent == 0;
         self.sent += bytes as u64;
         self.route.sent.fetch_add(bytes as u64, Relaxed);
+        is_first
+    }
+
+    /// Whether nothing has gone to the client.
+    #[must_use]
+    pub fn is_unanswered(&self) -> bool {
+        self.sent == 0
     }
 
     /// How it ended. The account is closed when it is dropped.
@@ -146,19 +152,19 @@ impl Account {
                     outcome = self.outcome.label(),
                     closed_by = self.closed_by.label(),
                     route = self.route.name(),
-                    listener = &*self.listener_name,
+                    listener = self.counters.listener(self.listener),
                     client.address = tracing::field::display(self.client.ip()),
                     client.port = self.client.port(),
                     server.address = self.facts.server_name.as_deref(),
                     tls.next_protocol = self.facts.next_protocol.as_deref(),
-                    tls.protocol.version = self.facts.protocol_version,
+                    tls.protocol.version = self.facts.protocol_version.map(version),
                     upstream.address = self.facts.upstream.map(tracing::field::display),
                     upstream.local.address = self.facts.upstream_local.map(tracing::field::display),
                     bytes.received = self.received,
                     bytes.sent = self.sent,
                     duration_ms = milliseconds(self.age()),
-                    hello_ms = self.facts.hello.map(milliseconds),
-                    connect_ms = self.facts.connect.map(milliseconds),
+                    hello_ms = self.facts.hello.map(Micros::milliseconds),
+                    connect_ms = self.facts.connect.map(Micros::milliseconds),
                     reason = self.facts.reason.as_deref(),
                     $message
                 )
@@ -190,6 +196,32 @@ impl Drop for Account {
         if self.may_log() {
             self.log();
         }
+    }
+}
+
+/// A short time to the microsecond; an hour at most. Every connection has some of these for as long as it lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Micros(u32);
+
+impl From<Duration> for Micros {
+    fn from(duration: Duration) -> Self {
+        Self(duration.as_micros().try_into().unwrap_or(u32::MAX))
+    }
+}
+
+impl Micros {
+    fn milliseconds(self) -> f64 {
+        f64::from(self.0) / 1e3
+    }
+}
+
+fn version(version: u16) -> &'static str {
+    match version {
+        0x0304 => "1.3",
+        0x0303 => "1.2",
+        0x0302 => "1.1",
+        0x0301 => "1.0",
+        _ => "unknown",
     }
 }
 
@@ -231,10 +263,10 @@ mod tests {
 
     #[tokio::test]
     async fn d24_an_account_is_closed_once_even_by_a_panic() {
-        let counters = Arc::new(Counters::new(1, 0));
-        let route = counters.new_route("a", 1);
+        let counters = Arc::new(Counters::new(["listener".into()], 0));
+        let route = counters.new_route("a");
         for panics in [false, true] {
-            let mut account = Account::open(&counters, 0, &"listener".into(), "192.0.2.1:7".parse().unwrap());
+            let mut account = Account::open(&counters, 0, "192.0.2.1:7".parse().unwrap());
             account.routed(&route);
             assert_eq!(route.active.load(Relaxed), 1);
             let task = tokio::spawn(async move {

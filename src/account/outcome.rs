@@ -20,6 +20,8 @@ pub enum Outcome {
     PeerDead,
     /// Closed by us at the end of `timeouts.drain`.
     Drained,
+    /// Closed by us because its endpoint was dead for `dead.grace`.
+    CutEndpoint,
     /// No route has the name.
     UnknownName,
     /// The client sent no name, and no route takes such clients.
@@ -38,6 +40,8 @@ pub enum Outcome {
     ConnectRefused,
     /// No endpoint answered within the connect budget.
     ConnectTimeout,
+    /// The only endpoints are our own listeners.
+    Loop,
     /// This machine could not serve it: out of descriptors, ports or memory.
     LocalError,
     /// The client left before it was served.
@@ -88,7 +92,7 @@ impl ClosedBy {
 
 impl Outcome {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Completed,
         Self::ClientReset,
         Self::UpstreamReset,
@@ -96,6 +100,7 @@ impl Outcome {
         Self::HalfCloseTimeout,
         Self::PeerDead,
         Self::Drained,
+        Self::CutEndpoint,
         Self::UnknownName,
         Self::NoName,
         Self::Malformed,
@@ -105,6 +110,7 @@ impl Outcome {
         Self::NoEndpoint,
         Self::ConnectRefused,
         Self::ConnectTimeout,
+        Self::Loop,
         Self::LocalError,
         Self::ClientGone,
     ];
@@ -120,6 +126,7 @@ impl Outcome {
             Self::HalfCloseTimeout => "half_close_timeout",
             Self::PeerDead => "peer_dead",
             Self::Drained => "drained",
+            Self::CutEndpoint => "cut_endpoint",
             Self::UnknownName => "unknown_name",
             Self::NoName => "no_name",
             Self::Malformed => "malformed",
@@ -129,6 +136,7 @@ impl Outcome {
             Self::NoEndpoint => "no_endpoint",
             Self::ConnectRefused => "connect_refused",
             Self::ConnectTimeout => "connect_timeout",
+            Self::Loop => "loop",
             Self::LocalError => "local_error",
             Self::ClientGone => "client_gone",
         }
@@ -145,6 +153,7 @@ impl Outcome {
             | Self::HalfCloseTimeout
             | Self::PeerDead
             | Self::Drained
+            | Self::CutEndpoint
             | Self::UnknownName
             | Self::NoName
             | Self::Malformed
@@ -152,7 +161,7 @@ impl Outcome {
             | Self::HelloTimeout
             | Self::HelloTooLarge
             | Self::ClientGone => Level::INFO,
-            Self::NoEndpoint | Self::ConnectRefused | Self::ConnectTimeout => Level::WARN,
+            Self::NoEndpoint | Self::ConnectRefused | Self::ConnectTimeout | Self::Loop => Level::WARN,
             Self::LocalError => Level::ERROR,
         }
     }
@@ -168,6 +177,7 @@ impl Outcome {
             | Self::NoEndpoint
             | Self::ConnectRefused
             | Self::ConnectTimeout
+            | Self::Loop
             | Self::LocalError => Some(Alert::InternalError),
             Self::Completed
             | Self::ClientReset
@@ -176,6 +186,7 @@ impl Outcome {
             | Self::HalfCloseTimeout
             | Self::PeerDead
             | Self::Drained
+            | Self::CutEndpoint
             | Self::NotTls
             | Self::ClientGone => None,
         }
@@ -192,13 +203,14 @@ impl Outcome {
             | Self::HelloTimeout
             | Self::HelloTooLarge => Stage::BeforeRoute,
             Self::ClientGone | Self::LocalError | Self::Drained => Stage::Any,
-            Self::NoEndpoint | Self::ConnectRefused | Self::ConnectTimeout => Stage::Connect,
+            Self::NoEndpoint | Self::ConnectRefused | Self::ConnectTimeout | Self::Loop => Stage::Connect,
             Self::Completed
             | Self::ClientReset
             | Self::UpstreamReset
             | Self::IdleTimeout
             | Self::HalfCloseTimeout
-            | Self::PeerDead => Stage::Relay,
+            | Self::PeerDead
+            | Self::CutEndpoint => Stage::Relay,
         }
     }
 

@@ -12,12 +12,13 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::State;
+use super::State as Admin;
 use crate::accept::ERROR_LABELS;
 use crate::account::{Outcome, RouteCounters, Stage, UNROUTED};
+use crate::upstream::State;
 
 /// All metrics, with the end mark of the format.
-pub(super) fn encode(state: &State) -> Result<String, fmt::Error> {
+pub(super) fn encode(state: &Admin) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Snapshot(state.clone())));
     let mut text = String::new();
@@ -26,13 +27,14 @@ pub(super) fn encode(state: &State) -> Result<String, fmt::Error> {
 }
 
 #[derive(Debug)]
-struct Snapshot(State);
+struct Snapshot(Admin);
 
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.connections(&mut encoder)?;
         self.bytes(&mut encoder)?;
         self.latencies(&mut encoder)?;
+        self.endpoints(&mut encoder)?;
         self.accept_errors(&mut encoder)?;
         let build = [("version", env!("CARGO_PKG_VERSION"))];
         encoder
@@ -44,7 +46,8 @@ impl Collector for Snapshot {
 
 impl Snapshot {
     fn routes(&self) -> impl Iterator<Item = &RouteCounters> {
-        std::iter::once(&self.0.counters.unrouted).chain(&self.0.routes).map(|route| &**route)
+        let routed = self.0.routes.iter().map(|route| &*route.counters);
+        std::iter::once(&*self.0.counters.unrouted).chain(routed)
     }
 
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -56,7 +59,7 @@ impl Snapshot {
         )?;
         for route in self.routes() {
             let is_unrouted = route.name() == UNROUTED;
-            for (number, listener) in self.0.listeners.iter().enumerate() {
+            for (number, listener) in self.0.counters.listeners().iter().enumerate() {
                 for outcome in Outcome::ALL.into_iter().filter(|outcome| occurs(outcome.stage(), is_unrouted)) {
                     let labels = [("listener", &**listener), ("route", route.name()), ("outcome", outcome.label())];
                     ConstCounter::new(route.outcomes(number).get(outcome)).encode(total.encode_family(&labels)?)?;
@@ -91,7 +94,7 @@ impl Snapshot {
     fn latencies(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let hello = seconds(encoder, "snigate_hello", "From accept to the whole ClientHello")?;
         self.0.counters.hello_seconds.encode(hello)?;
-        let routed = self.0.routes.iter().map(|route| &**route);
+        let routed = self.0.routes.iter().map(|route| &*route.counters);
         Self::histograms(encoder, "snigate_connect", "From the route to the connected endpoint", routed, |route| {
             &route.connect_seconds
         })?;
@@ -110,6 +113,60 @@ impl Snapshot {
         let mut family = seconds(encoder, name, help)?;
         for route in routes {
             histogram(route).encode(family.encode_family(&[("route", route.name())])?)?;
+        }
+        Ok(())
+    }
+
+    fn endpoints(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let pools: Vec<_> =
+            self.0.routes.iter().map(|route| (route.counters.name(), route.upstream.endpoints(), route)).collect();
+        let each = || {
+            pools.iter().flat_map(|(route, endpoints, _)| {
+                endpoints.iter().map(|endpoint| (*route, endpoint.address.to_string(), endpoint))
+            })
+        };
+        let mut states = encoder.encode_descriptor(
+            "snigate_endpoint_state",
+            "1 for the state that the endpoint is in",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (route, address, endpoint) in each() {
+            for state in State::ALL {
+                let labels = [("route", route), ("endpoint", &*address), ("state", state.label())];
+                ConstGauge::new(i64::from(endpoint.state() == state)).encode(states.encode_family(&labels)?)?;
+            }
+        }
+        let mut connections = encoder.encode_descriptor(
+            "snigate_endpoint_connections",
+            "Open connections to the endpoint",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (route, address, endpoint) in each() {
+            let labels = [("route", route), ("endpoint", &*address)];
+            ConstGauge::new(whole(endpoint.connections() as u64)).encode(connections.encode_family(&labels)?)?;
+        }
+        let mut expiry = encoder.encode_descriptor(
+            "snigate_endpoint_certificate_expiry_timestamp_seconds",
+            "When the certificate that the endpoint showed to its last check expires, since the epoch",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (route, address, endpoint) in each() {
+            let Some(certificate) = endpoint.certificate() else { continue };
+            let labels = [("route", route), ("endpoint", &*address)];
+            ConstGauge::new(certificate.expires).encode(expiry.encode_family(&labels)?)?;
+        }
+        let mut open = encoder.encode_descriptor(
+            "snigate_route_failing_open",
+            "1 while no endpoint is ready and connections are tried with all of them",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (route, _, target) in &pools {
+            let fails_open = i64::from(target.upstream.fails_open());
+            ConstGauge::new(fails_open).encode(open.encode_family(&[("route", *route)])?)?;
         }
         Ok(())
     }

@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::accept::{self, Events};
-use crate::account::{Counters, RouteCounters};
+use crate::account::Counters;
+use crate::connection::Route;
 
 /// Scrapers and probes are few; more of them wait.
 const MAX_CONNECTIONS: usize = 16;
@@ -33,10 +34,8 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// What the admin listener looks at.
 #[derive(Clone, Debug)]
 pub struct State {
-    /// Names, by number.
-    pub listeners: Vec<Arc<str>>,
     /// All routes.
-    pub routes: Vec<Arc<RouteCounters>>,
+    pub routes: Vec<Arc<Route>>,
     /// What is not counted per route.
     pub counters: Arc<Counters>,
     /// Cancelled when no more connections are accepted.

@@ -35,8 +35,8 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     for route in &config.routes {
         writeln!(text, "  {}", route.name)?;
         writeln!(text, "    takes     {}", takes(route, &config.listeners))?;
-        let endpoints: Vec<String> = route.endpoints.iter().map(ToString::to_string).collect();
-        let (timeout, per_try) = (span(route.connect.timeout), span(route.connect.per_try));
+        let endpoints: Vec<String> = route.upstream.destinations.iter().map(ToString::to_string).collect();
+        let (timeout, per_try) = (span(route.upstream.budget.timeout), span(route.upstream.budget.per_try));
         writeln!(text, "    leads to  {} (within {timeout}, {per_try} per try)", endpoints.join(", "))?;
     }
 

@@ -135,7 +135,7 @@ impl Explanation {
         };
         let route = &config.routes[*found.target];
         self.route = Some(route.name.clone());
-        self.endpoints = route.endpoints.iter().map(ToString::to_string).collect();
+        self.endpoints = route.upstream.destinations.iter().map(ToString::to_string).collect();
         let by_name = match found.by {
             MatchedBy::Exact => "the route has this very name".into(),
             MatchedBy::Suffix(suffix) => format!("the route has *.{suffix}, and nothing more specific matches"),

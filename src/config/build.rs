@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use super::text::{self, Short, Text};
-use super::{Config, Limits, Listener, Log, LogFormat, Route, Timeouts, raw};
+use super::{Config, Limits, Listener, Log, LogFormat, Route, Timeouts, raw, upstream};
 use crate::account::UNROUTED;
 use crate::client_hello::DEFAULT_LIMIT;
 use crate::name::NamePattern;
@@ -13,7 +14,6 @@ use crate::refusal::Refuse;
 use crate::relay::Engine;
 use crate::route::{Matchers, RouteTable};
 use crate::tcp::TcpOptions;
-use crate::upstream::{ConnectBudget, Endpoint};
 
 /// What is wrong with a well-formed file.
 pub(super) struct Wrong {
@@ -24,7 +24,7 @@ pub(super) struct Wrong {
 }
 
 impl Wrong {
-    fn at(path: impl Into<String>, message: impl Into<String>) -> Self {
+    pub(super) fn at(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { path: path.into(), message: message.into(), first: None }
     }
 
@@ -33,11 +33,12 @@ impl Wrong {
     }
 }
 
-pub(super) fn config(raw: raw::Config) -> Result<Config, Wrong> {
+/// `directory` is what paths of files are relative to.
+pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Wrong> {
     let raw::Config { listen, refuse, routes, timeouts, tcp, limits, relay, workers, admin, log } = raw;
     let raw::Tcp { keepalive, user_timeout } = tcp;
     let listeners = build_listeners(listen.0, refuse)?;
-    let routes = build_routes(routes, &listeners)?;
+    let routes = build_routes(routes, &listeners, directory)?;
     Ok(Config {
         routes,
         timeouts: build_timeouts(timeouts),
@@ -89,7 +90,7 @@ fn build_listeners(listen: Vec<Short<raw::Listener>>, default: Option<raw::Refus
     Ok(listeners)
 }
 
-fn build_routes(raw_routes: Vec<raw::Route>, listeners: &[Listener]) -> Result<Vec<Route>, Wrong> {
+fn build_routes(raw_routes: Vec<raw::Route>, listeners: &[Listener], directory: &Path) -> Result<Vec<Route>, Wrong> {
     if raw_routes.is_empty() {
         return Err(Wrong::at("routes", "an empty list; expected at least one route with `sni` and `upstream`"));
     }
@@ -98,7 +99,7 @@ fn build_routes(raw_routes: Vec<raw::Route>, listeners: &[Listener]) -> Result<V
     let mut routes = Vec::new();
     for (number, raw) in raw_routes.into_iter().enumerate() {
         let path = format!("routes[{number}]");
-        let route = build_route(raw, &path, listeners)?;
+        let route = build_route(raw, &path, listeners, directory)?;
         table.insert(&route.patterns, &route.matchers, &number).map_err(|conflict| {
             let claimed = conflict.pattern.map_or_else(|| "clients without a name".into(), |name| format!("`{name}`"));
             let message = if conflict.earlier == number {
@@ -117,9 +118,8 @@ fn build_routes(raw_routes: Vec<raw::Route>, listeners: &[Listener]) -> Result<V
     Ok(routes)
 }
 
-fn build_route(raw: raw::Route, path: &str, listeners: &[Listener]) -> Result<Route, Wrong> {
+fn build_route(raw: raw::Route, path: &str, listeners: &[Listener], directory: &Path) -> Result<Route, Wrong> {
     let raw::Route { name, sni, alpn, listener, upstream: Short(upstream) } = raw;
-    let raw::Upstream { endpoints, connect: raw::Connect { timeout, per_try } } = upstream;
     let patterns: Vec<NamePattern> = sni.map_or_else(Vec::new, |sni| sni.0.into_iter().map(|text| text.0).collect());
     let name = match (name, patterns.first()) {
         (Some(Text(name)), _) => name.0,
@@ -144,24 +144,8 @@ fn build_route(raw: raw::Route, path: &str, listeners: &[Listener]) -> Result<Ro
         listeners: listener.map(|names| names.0.into_iter().map(number_of).collect()).transpose()?,
     };
 
-    let endpoints: Vec<Endpoint> = endpoints.0.into_iter().map(|endpoint| endpoint.0).collect();
-    for (number, endpoint) in endpoints.iter().enumerate() {
-        if endpoints[..number].contains(endpoint) {
-            return Err(Wrong::at(format!("{path}.upstream"), format!("{endpoint} stands twice")));
-        }
-        let is_reached_by = |listener: &&Listener| endpoint.address().is_some_and(|to| leads_to(to, listener.address));
-        if let Some(listener) = listeners.iter().find(is_reached_by) {
-            let message =
-                format!("{endpoint} is the listener `{}` itself: connections would go in circles", listener.name);
-            return Err(Wrong::at(format!("{path}.upstream"), message));
-        }
-    }
-    let timeout = timeout.map_or(Duration::from_secs(10), |timeout| timeout.0.0);
-    let per_try = per_try.map_or(timeout.min(Duration::from_secs(3)), |per_try| per_try.0.0);
-    if per_try > timeout {
-        return Err(Wrong::at(format!("{path}.upstream.connect.per_try"), "longer than `timeout`, so never reached"));
-    }
-    Ok(Route { name, patterns, matchers, endpoints, connect: ConnectBudget { timeout, per_try } })
+    let upstream = upstream::build(upstream, &format!("{path}.upstream"), &patterns, listeners, directory)?;
+    Ok(Route { name, patterns, matchers, upstream })
 }
 
 /// Whether the kernel would refuse the second of the two: `[::]` takes the IPv4 addresses, too.
@@ -171,13 +155,6 @@ fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     };
     let is_same = one.ip().to_canonical() == other.ip().to_canonical();
     one.port() != 0 && one.port() == other.port() && (is_same || covers(one, other) || covers(other, one))
-}
-
-/// Whether a connection to `address` would arrive at the listener, as far as can be told from the two.
-fn leads_to(address: SocketAddr, listener: SocketAddr) -> bool {
-    let (ip, listening) = (address.ip().to_canonical(), listener.ip().to_canonical());
-    let here = ip.is_loopback() || ip.is_unspecified();
-    address.port() == listener.port() && (ip == listening || (listening.is_unspecified() && here))
 }
 
 fn build_timeouts(raw: raw::Timeouts) -> Timeouts {

@@ -3,6 +3,7 @@
 mod build;
 mod raw;
 mod text;
+mod upstream;
 mod yaml;
 
 use std::fmt;
@@ -19,7 +20,7 @@ use crate::refusal::Refuse;
 use crate::relay::Engine;
 use crate::route::Matchers;
 use crate::tcp::TcpOptions;
-use crate::upstream::{ConnectBudget, Endpoint};
+use crate::upstream::{Destination, Settings};
 
 /// Room for 100,000 routes.
 const MAX_FILE_SIZE: u64 = 32 * 1024 * 1024;
@@ -69,10 +70,8 @@ pub struct Route {
     pub patterns: Vec<NamePattern>,
     /// What else a client must satisfy.
     pub matchers: Matchers,
-    /// At least one.
-    pub endpoints: Vec<Endpoint>,
-    /// How long reaching one may take.
-    pub connect: ConnectBudget,
+    /// Where it leads.
+    pub upstream: Settings,
 }
 
 /// How long things may take.
@@ -160,19 +159,23 @@ impl Config {
             message: error.message,
         };
         let bytes = read(path).map_err(|message| in_file(YamlError { position: None, message }))?;
-        Self::parse(&bytes).map_err(in_file)
+        Self::parse(&bytes, path.parent().unwrap_or(Path::new(""))).map_err(in_file)
     }
 
-    /// Reads the contents of a file.
+    /// Reads the contents of a file. The files that it names are looked for in the current directory.
     pub fn from_yaml(bytes: &[u8]) -> Result<Self, ConfigError> {
-        Self::parse(bytes).map_err(|error| ConfigError { file: None, position: error.position, message: error.message })
+        Self::parse(bytes, Path::new("")).map_err(|error| ConfigError {
+            file: None,
+            position: error.position,
+            message: error.message,
+        })
     }
 
     /// What `snigate run` is given without a file: listeners, routes by name, and where all others go.
     pub fn from_arguments(
         listen: Vec<SocketAddr>,
-        routes: Vec<(NamePattern, Endpoint)>,
-        default: Option<Endpoint>,
+        routes: Vec<(NamePattern, Destination)>,
+        default: Option<Destination>,
     ) -> Result<Self, ConfigError> {
         let listen = listen
             .into_iter()
@@ -183,10 +186,7 @@ impl Config {
             sni: sni.map(|sni| OneOrMany(vec![Text(sni)])),
             alpn: None,
             listener: None,
-            upstream: Short(raw::Upstream {
-                endpoints: OneOrMany(vec![Text(endpoint)]),
-                connect: raw::Connect::default(),
-            }),
+            upstream: Short(raw::Upstream::of(vec![Text(endpoint)])),
         };
         let routes = routes.into_iter().map(|(sni, endpoint)| route(Some(sni), endpoint));
         let raw = raw::Config {
@@ -201,12 +201,16 @@ impl Config {
             admin: None,
             log: raw::Log::default(),
         };
-        build::config(raw).map_err(|wrong| ConfigError { file: None, position: None, message: wrong.message })
+        build::config(raw, Path::new("")).map_err(|wrong| ConfigError {
+            file: None,
+            position: None,
+            message: wrong.message,
+        })
     }
 
-    fn parse(bytes: &[u8]) -> Result<Self, YamlError> {
+    fn parse(bytes: &[u8], directory: &Path) -> Result<Self, YamlError> {
         let raw = yaml::parse(bytes)?;
-        build::config(raw).map_err(|wrong| {
+        build::config(raw, directory).map_err(|wrong| {
             let text = yaml::decode(bytes).unwrap_or_default();
             let locate = |path: &str| yaml::locate(text, &Place::value(path));
             let first = wrong.first.and_then(|path| locate(&path));

@@ -6,11 +6,11 @@ use std::net::SocketAddr;
 use serde::Deserialize;
 
 use super::text::{
-    AdminAddress, Count, HelloSize, Label, OneOrMany, Protocol, Seconds, Short, Shorthand, Span, SpanOrZero, Text,
-    UserTimeout, Workers,
+    AdminAddress, CheckName, Count, FilePath, HelloSize, Label, OneOrMany, Protocol, RequestPath, Seconds, Service,
+    Short, Shorthand, Span, SpanOrZero, Text, UserTimeout, Workers,
 };
 use crate::name::NamePattern;
-use crate::upstream::Endpoint;
+use crate::upstream::Destination;
 
 /// A key that stands there has a value: an empty one is a mistake, not the default.
 fn present<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
@@ -109,25 +109,145 @@ pub(super) struct Route {
     pub(super) upstream: Short<Upstream>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Upstream {
-    pub(super) endpoints: OneOrMany<Text<Endpoint>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) endpoints: Option<OneOrMany<Text<Destination>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) dcos: Option<Short<Dcos>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) balance: Option<Balance>,
     #[serde(default)]
     pub(super) connect: Connect,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) slow_start: Option<Text<SpanOrZero>>,
+    #[serde(default)]
+    pub(super) dead: Dead,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) resolve_every: Option<Text<Span>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) health_check: Option<HealthCheck>,
 }
 
 impl Shorthand for Upstream {
-    const EXPECTED: &'static str = "\"host:port\", a list of them, or a map with `endpoints`";
-    type Text = Endpoint;
+    const EXPECTED: &'static str = "\"host:port\", a list of them, or a map with `endpoints` or `dcos`";
+    type Text = Destination;
 
-    fn from_text(endpoint: Endpoint) -> Self {
-        Self { endpoints: OneOrMany(vec![Text(endpoint)]), connect: Connect::default() }
+    fn from_text(endpoint: Destination) -> Self {
+        Self::of(vec![Text(endpoint)])
     }
 
-    fn from_list(endpoints: Vec<Text<Endpoint>>) -> Option<Self> {
-        Some(Self { endpoints: OneOrMany(endpoints), connect: Connect::default() })
+    fn from_list(endpoints: Vec<Text<Destination>>) -> Option<Self> {
+        Some(Self::of(endpoints))
     }
+}
+
+/// The API server of a cluster on DC/OS.
+pub(super) struct Dcos(pub(super) Destination);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DcosService {
+    #[serde(default, deserialize_with = "present")]
+    service: Option<Text<Service>>,
+    #[serde(default, deserialize_with = "present")]
+    port: Option<Text<Count<1, 65535>>>,
+}
+
+impl<'de> Deserialize<'de> for Dcos {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let DcosService { service, port } = DcosService::deserialize(deserializer)?;
+        let service = service.map_or_else(|| "kubernetes-cluster".into(), |service| service.0.0);
+        let port = port.and_then(|port| u16::try_from(port.0.0).ok()).unwrap_or(DCOS_PORT);
+        Destination::dcos(&service, port).map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
+const DCOS_PORT: u16 = 6443;
+
+impl Shorthand for Dcos {
+    const EXPECTED: &'static str = "the name of a service such as dev/kubernetes01, or a map with `service` and `port`";
+    type Text = Service;
+
+    fn from_text(service: Service) -> Self {
+        // Whether it makes a name was seen when it was read.
+        Destination::dcos(&service.0, DCOS_PORT).map_or_else(|_| unreachable!("a service is a name"), Self)
+    }
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Balance {
+    LeastConnections,
+    RoundRobin,
+    Random,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Dead {
+    #[serde(default, deserialize_with = "present")]
+    pub(super) grace: Option<Text<Span>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) connections: Option<DeadConnections>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum DeadConnections {
+    Cut,
+    Keep,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HealthCheck {
+    #[serde(default, deserialize_with = "present")]
+    pub(super) interval: Option<Text<Span>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) timeout: Option<Text<Span>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) rise: Option<Text<Count<1, 127>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) fall: Option<Text<Count<1, 127>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) tls: Option<TlsCheck>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) http: Option<HttpCheck>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TlsCheck {
+    #[serde(default, deserialize_with = "present")]
+    pub(super) ca_file: Option<Text<FilePath>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) server_name: Option<Text<CheckName>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) verify: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HttpCheck {
+    #[serde(default, deserialize_with = "present")]
+    pub(super) path: Option<Text<RequestPath>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) token_file: Option<Text<FilePath>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) client_certificate: Option<Text<FilePath>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) client_key: Option<Text<FilePath>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) unauthorized: Option<Unauthorized>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Unauthorized {
+    Alive,
+    Failed,
 }
 
 #[derive(Default, Deserialize)]

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use crate::name::NamePattern;
-use crate::upstream::Endpoint;
+use crate::upstream::Destination;
 
 /// A value written as text.
 pub(super) trait Written: Sized {
@@ -181,11 +182,60 @@ impl Written for NamePattern {
     }
 }
 
-impl Written for Endpoint {
+impl Written for Destination {
     const EXPECTED: &'static str = "host:port such as api.example.com:6443, 192.0.2.1:6443 or \"[2001:db8::1]:6443\"";
 
     fn read(text: &str) -> Result<Self, String> {
         text.parse()
+    }
+}
+
+/// A DC/OS service.
+#[derive(Clone, Debug)]
+pub(super) struct Service(pub(super) String);
+
+impl Written for Service {
+    const EXPECTED: &'static str = "the name of a service such as dev/kubernetes01";
+
+    fn read(text: &str) -> Result<Self, String> {
+        Destination::dcos(text, 1).map(|_| Self(text.into())).map_err(|_| String::new())
+    }
+}
+
+/// A file, by its path from the directory of the configuration.
+#[derive(Clone, Debug)]
+pub(super) struct FilePath(pub(super) PathBuf);
+
+impl Written for FilePath {
+    const EXPECTED: &'static str = "the path of a file, from the directory of the configuration";
+
+    fn read(text: &str) -> Result<Self, String> {
+        if text.is_empty() || text.contains('\0') { Err(String::new()) } else { Ok(Self(text.into())) }
+    }
+}
+
+/// The name that a certificate must carry.
+#[derive(Clone, Debug)]
+pub(super) struct CheckName(pub(super) rustls::pki_types::ServerName<'static>);
+
+impl Written for CheckName {
+    const EXPECTED: &'static str = "a DNS name such as kubernetes, or an IP address";
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.to_owned().try_into().map(Self).map_err(|_| String::new())
+    }
+}
+
+/// What is asked for over HTTP.
+#[derive(Clone, Debug)]
+pub(super) struct RequestPath(pub(super) hyper::Uri);
+
+impl Written for RequestPath {
+    const EXPECTED: &'static str = "a path such as /readyz, with a query or without";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let uri = from_str::<hyper::Uri>(text)?;
+        if text.starts_with('/') && uri.authority().is_none() { Ok(Self(uri)) } else { Err(String::new()) }
     }
 }
 
@@ -292,6 +342,7 @@ macro_rules! count {
 }
 
 count!(1, 127, "a whole number from 1 to 127");
+count!(1, 65_535, "a port from 1 to 65535");
 count!(1, 10_000_000, "a whole number from 1 to 10000000");
 count!(0, 1_000_000, "a whole number from 0 to 1000000");
 

@@ -11,11 +11,11 @@ use tokio::time::Instant;
 
 use super::Engine;
 use super::pipe::Pipe;
-use crate::tcp::{CHUNK, is_transient, try_read, with_scratch};
+use crate::tcp::{is_transient, try_read, with_scratch};
 
 /// A direction is bulk when so much has come in a row, in reads of at least [`BULK_READ`].
-const BULK: u32 = 4 * CHUNK as u32;
-const BULK_READ: usize = CHUNK / 4;
+const BULK: u32 = 256 * 1024;
+const BULK_READ: usize = 16 * 1024;
 
 /// More than fits into a pipe.
 const SPLICE_LENGTH: usize = 1 << 20;

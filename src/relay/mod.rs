@@ -14,7 +14,7 @@ mod pipe;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use flow::{Fault, Flow};
@@ -35,6 +35,15 @@ pub struct Deadlines {
     pub half_close: Duration,
     /// A side takes none of the bytes that wait for it.
     pub stalled: Duration,
+}
+
+/// What happens while a connection is relayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// So many bytes from this side were handed to the other side's kernel.
+    Delivered(Side, usize),
+    /// The upstream was sent bytes ten seconds ago, and has not sent one yet.
+    Unanswered,
 }
 
 /// How bytes are moved.
@@ -64,7 +73,8 @@ pub enum Ending {
     Closed(Side),
     /// This side reset the connection.
     Reset(Side),
-    /// This side does not answer keepalives any more, or took no byte for [`Deadlines::stalled`].
+    /// This side does not answer keepalives any more, has not acknowledged what was sent to it for half a minute, or took
+    /// no byte for [`Deadlines::stalled`].
     Dead(Side),
     /// [`Deadlines::idle`] has passed.
     IdleTimeout,
@@ -78,8 +88,7 @@ pub enum Ending {
 /// both sockets: that closes them, with a FIN or, where that is what one side has done, with a RST.
 ///
 /// `engine` says how; no engine changes what arrives. `hello` is what has been read from the client already; it goes to
-/// the upstream first. `delivered` is told of every run of bytes that was handed to the other side's kernel, and which
-/// side it came from.
+/// the upstream first. `happens` is told of every [`Event`].
 pub fn copy_bidirectional<'a>(
     client: &'a TcpStream,
     upstream: &'a TcpStream,
@@ -87,10 +96,10 @@ pub fn copy_bidirectional<'a>(
     hello: Vec<u8>,
     deadlines: &'a Deadlines,
     mut stop: impl Future + Unpin,
-    delivered: impl FnMut(Side, usize),
+    happens: impl FnMut(Event),
 ) -> impl Future<Output = Ending> {
     // Outside of the future, and with it the arguments that are not needed any more.
-    let mut relay = Relay::new(client, upstream, engine, hello, deadlines, delivered);
+    let mut relay = Relay::new(client, upstream, engine, hello, deadlines, happens);
     async move {
         let ending = {
             let mut timer = pin!(sleep(relay.deadlines.idle));
@@ -118,7 +127,7 @@ pub fn copy_bidirectional<'a>(
 
 type Watch<'a> = Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'a>>;
 
-struct Relay<'a, D> {
+struct Relay<'a, E> {
     client: &'a TcpStream,
     upstream: &'a TcpStream,
     /// Client to upstream.
@@ -131,17 +140,35 @@ struct Relay<'a, D> {
     watch: Option<(Side, Watch<'a>)>,
     deadlines: &'a Deadlines,
     last_activity: Instant,
-    delivered: D,
+    /// When to see whether the peers still answer: some time after bytes went to one of them.
+    look_at: Option<Instant>,
+    suspicion: Option<Box<Suspicion>>,
+    /// Whether the upstream has not sent a byte yet, and that was not told.
+    awaits_answer: bool,
+    happens: E,
 }
 
-impl<'a, D: FnMut(Side, usize)> Relay<'a, D> {
+/// Since when a side has had bytes to acknowledge and has acknowledged nothing.
+#[derive(Debug, Default)]
+struct Suspicion {
+    client: Option<Instant>,
+    upstream: Option<Instant>,
+}
+
+/// How long a side may acknowledge nothing, not even probes of its closed window, while bytes are on the way to it.
+/// Keepalives are not sent then, and retransmission goes on for a quarter of an hour.
+const MAX_SILENCE: Duration = Duration::from_secs(30);
+/// How often that is looked at, while bytes go.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+impl<'a, E: FnMut(Event)> Relay<'a, E> {
     fn new(
         client: &'a TcpStream,
         upstream: &'a TcpStream,
         engine: Engine,
         hello: Vec<u8>,
         deadlines: &'a Deadlines,
-        delivered: D,
+        happens: E,
     ) -> Self {
         Self {
             client,
@@ -153,7 +180,10 @@ impl<'a, D: FnMut(Side, usize)> Relay<'a, D> {
             watch: None,
             deadlines,
             last_activity: Instant::now(),
-            delivered,
+            look_at: None,
+            suspicion: None,
+            awaits_answer: true,
+            happens,
         }
     }
 
@@ -176,10 +206,14 @@ impl<'a, D: FnMut(Side, usize)> Relay<'a, D> {
         let mut moved = false;
         let end = flow.poll(cx, source, destination, |bytes| {
             moved = true;
-            (self.delivered)(from, bytes);
+            (self.happens)(Event::Delivered(from, bytes));
         });
         if moved || end.is_ready() {
             self.last_activity = Instant::now();
+        }
+        if moved {
+            self.awaits_answer &= from == Side::Client;
+            self.look_at.get_or_insert(self.last_activity + LOOK_EVERY);
         }
         let end = end.map(|end| match self.fault {
             None => end.and_then(|()| flow.finish(destination, self.closed_first.is_some())),
@@ -234,16 +268,47 @@ impl<'a, D: FnMut(Side, usize)> Relay<'a, D> {
         let stalls = [stall(&self.up, Side::Upstream), stall(&self.down, Side::Client)].into_iter().flatten();
         let (deadline, ending) = stalls.fold(silence, |first, other| if other.0 < first.0 { other } else { first });
         loop {
+            let next = self.look_at.map_or(deadline, |at| at.min(deadline));
             // Activity does not move the timer: that it was too early is noticed when it fires.
-            if timer.deadline() > deadline {
-                timer.as_mut().reset(deadline);
+            if timer.deadline() > next {
+                timer.as_mut().reset(next);
             }
-            match timer.as_mut().poll(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(()) if timer.deadline() >= deadline => return Poll::Ready(ending),
-                Poll::Ready(()) => timer.as_mut().reset(deadline),
+            ready!(timer.as_mut().poll(cx));
+            let now = Instant::now();
+            if now >= deadline {
+                return Poll::Ready(ending);
             }
+            if self.look_at.is_some_and(|at| now >= at)
+                && let Some(side) = self.look(now)
+            {
+                return Poll::Ready(Ending::Dead(side));
+            }
+            timer.as_mut().reset(deadline);
         }
+    }
+
+    /// Whether one of the sides is gone without a word.
+    fn look(&mut self, now: Instant) -> Option<Side> {
+        if std::mem::take(&mut self.awaits_answer) {
+            (self.happens)(Event::Unanswered);
+        }
+        let mut suspicion = self.suspicion.take().map_or_else(Suspicion::default, |suspicion| *suspicion);
+        let is_dead = |socket: &TcpStream, since: &mut Option<Instant>| {
+            let Ok(sys::Acknowledged { outstanding: 1.., last }) = sys::acknowledged(socket) else {
+                *since = None;
+                return false;
+            };
+            // What it acknowledged after it fell under suspicion clears it.
+            let first = since.filter(|since| last >= now - *since).unwrap_or(now);
+            *since = Some(first);
+            now - first >= MAX_SILENCE
+        };
+        let client = is_dead(self.client, &mut suspicion.client);
+        let upstream = is_dead(self.upstream, &mut suspicion.upstream);
+        let is_suspicious = suspicion.client.or(suspicion.upstream).is_some();
+        self.suspicion = is_suspicious.then(|| Box::new(suspicion));
+        self.look_at = is_suspicious.then(|| now + LOOK_EVERY);
+        if client { Some(Side::Client) } else { upstream.then_some(Side::Upstream) }
     }
 }
 

@@ -64,9 +64,13 @@ pub(super) async fn relay_and_close(
     hello: Vec<u8>,
     deadlines: Deadlines,
     stop: impl Future<Output = ()>,
-    delivered: impl FnMut(Side, usize),
+    mut delivered: impl FnMut(Side, usize),
 ) -> Ending {
-    copy_bidirectional(&client, &upstream, engine, hello, &deadlines, pin!(stop), delivered).await
+    let happens = |event| match event {
+        Event::Delivered(from, bytes) => delivered(from, bytes),
+        Event::Unanswered => {}
+    };
+    copy_bidirectional(&client, &upstream, engine, hello, &deadlines, pin!(stop), happens).await
 }
 
 pub(super) fn reset(stream: TcpStream) {

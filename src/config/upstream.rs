@@ -1,0 +1,181 @@
+//! What a route's `upstream` means.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+
+use super::build::Wrong;
+use super::text::{CheckName, FilePath, OneOrMany, RequestPath, Span, Text};
+use super::{Listener, raw};
+use crate::name::NamePattern;
+use crate::upstream::health::read_roots;
+use crate::upstream::{
+    Balance, ConnectBudget, Destination, HealthCheck, HttpCheck, Settings, Thresholds, TlsCheck, leads_to,
+};
+
+/// A route's `upstream`, found at `path`. Files are relative to the directory of the configuration.
+pub(super) fn build(
+    raw: raw::Upstream,
+    path: &str,
+    names: &[NamePattern],
+    listeners: &[Listener],
+    directory: &Path,
+) -> Result<Settings, Wrong> {
+    let raw::Upstream { endpoints, dcos, balance, connect, slow_start, dead, resolve_every, health_check } = raw;
+    let destinations = match (endpoints, dcos) {
+        (Some(endpoints), None) => endpoints.0.into_iter().map(|endpoint| endpoint.0).collect(),
+        (None, Some(dcos)) => vec![dcos.0.0],
+        (Some(_), Some(_)) => {
+            return Err(Wrong::at(format!("{path}.dcos"), "it stands for the endpoints; expected one of the two"));
+        }
+        (None, None) => return Err(Wrong::at(path, "missing key `endpoints`, or `dcos` in its place")),
+    };
+    check_destinations(&destinations, path, listeners)?;
+    let raw::Dead { grace, connections } = dead;
+    let grace = span(grace, 15);
+    let cuts = match connections {
+        None | Some(raw::DeadConnections::Cut) => true,
+        Some(raw::DeadConnections::Keep) => false,
+    };
+    let check = health_check.map(|raw| build_check(raw, &format!("{path}.health_check"), names, directory));
+    Ok(Settings {
+        destinations,
+        balance: match balance {
+            None | Some(raw::Balance::LeastConnections) => Balance::LeastConnections,
+            Some(raw::Balance::RoundRobin) => Balance::RoundRobin,
+            Some(raw::Balance::Random) => Balance::Random,
+        },
+        budget: build_budget(connect, path)?,
+        slow_start: slow_start.map_or(Duration::from_secs(30), |span| span.0.0),
+        dead_grace: cuts.then_some(grace),
+        resolve_every: span(resolve_every, 10),
+        health_check: check.transpose()?,
+    })
+}
+
+fn span(raw: Option<Text<Span>>, default: u64) -> Duration {
+    raw.map_or(Duration::from_secs(default), |span| span.0.0)
+}
+
+fn check_destinations(destinations: &[Destination], path: &str, listeners: &[Listener]) -> Result<(), Wrong> {
+    for (number, destination) in destinations.iter().enumerate() {
+        if destinations[..number].contains(destination) {
+            return Err(Wrong::at(path, format!("{destination} stands twice")));
+        }
+        let is_reached_by =
+            |listener: &&Listener| destination.address().is_some_and(|address| leads_to(address, listener.address));
+        if let Some(listener) = listeners.iter().find(is_reached_by) {
+            let message =
+                format!("{destination} is the listener `{}` itself: connections would go in circles", listener.name);
+            return Err(Wrong::at(path, message));
+        }
+    }
+    Ok(())
+}
+
+fn build_budget(raw: raw::Connect, path: &str) -> Result<ConnectBudget, Wrong> {
+    let raw::Connect { timeout, per_try } = raw;
+    let timeout = span(timeout, 10);
+    let per_try = per_try.map_or(timeout.min(Duration::from_secs(3)), |per_try| per_try.0.0);
+    if per_try > timeout {
+        return Err(Wrong::at(format!("{path}.connect.per_try"), "longer than `timeout`, so never reached"));
+    }
+    Ok(ConnectBudget { timeout, per_try })
+}
+
+fn build_check(
+    raw: raw::HealthCheck,
+    path: &str,
+    names: &[NamePattern],
+    directory: &Path,
+) -> Result<HealthCheck, Wrong> {
+    let raw::HealthCheck { interval, timeout, rise, fall, tls, http } = raw;
+    let interval = span(interval, 5);
+    let timeout = timeout.map_or(interval.min(Duration::from_secs(4)), |timeout| timeout.0.0);
+    if timeout > interval {
+        let message = "longer than `interval`: checks of an endpoint do not overlap";
+        return Err(Wrong::at(format!("{path}.timeout"), message));
+    }
+    let (http, client) = match http {
+        None => (None, None),
+        Some(_) if tls.is_none() => {
+            return Err(Wrong::at(
+                format!("{path}.http"),
+                "missing key `tls` beside it: API servers speak HTTP over TLS",
+            ));
+        }
+        Some(raw) => {
+            let (http, client) = build_http(raw, &format!("{path}.http"), directory)?;
+            (Some(http), client)
+        }
+    };
+    let mut tls = tls.map(|raw| build_tls(raw, &format!("{path}.tls"), names, directory)).transpose()?;
+    if let Some(tls) = &mut tls {
+        tls.client = client;
+    }
+    let thresholds = Thresholds { rise: rise.map_or(2, |rise| rise.0.0), fall: fall.map_or(3, |fall| fall.0.0) };
+    Ok(HealthCheck { interval, timeout, thresholds, tls, http })
+}
+
+fn build_tls(raw: raw::TlsCheck, path: &str, names: &[NamePattern], directory: &Path) -> Result<TlsCheck, Wrong> {
+    let raw::TlsCheck { ca_file, server_name, verify } = raw;
+    let verified_name = server_name.map(|Text(CheckName(name))| name);
+    let verify = verify.unwrap_or(true);
+    let ca_file = match (ca_file, verify) {
+        (Some(Text(FilePath(file))), true) => {
+            let file = directory.join(file);
+            read_roots(&file).map_err(|reason| Wrong::at(format!("{path}.ca_file"), reason))?;
+            Some(file)
+        }
+        (None, false) => None,
+        (Some(_), false) => return Err(Wrong::at(format!("{path}.ca_file"), "not used with `verify: false`")),
+        (None, true) => {
+            let message = "missing key `ca_file`, the PEM file of the cluster's CA; or `verify: false`, to believe any certificate";
+            return Err(Wrong::at(path, message));
+        }
+    };
+    let first_exact = names.iter().find_map(|name| match name {
+        NamePattern::Exact(name) => Some(name.to_string()),
+        NamePattern::Suffix(_) => None,
+    });
+    let asked_name = verified_name.clone().or_else(|| ServerName::try_from(first_exact?).ok());
+    Ok(TlsCheck { ca_file, verified_name, asked_name, client: None })
+}
+
+type ClientFiles = Option<(PathBuf, PathBuf)>;
+
+fn build_http(raw: raw::HttpCheck, path: &str, directory: &Path) -> Result<(HttpCheck, ClientFiles), Wrong> {
+    let raw::HttpCheck { path: request_path, token_file, client_certificate, client_key, unauthorized } = raw;
+    let file = |raw: Option<Text<FilePath>>, key: &str| {
+        raw.map(|Text(FilePath(file))| {
+            let file = directory.join(file);
+            // Only whether it is there: what is in it may be a secret, and may be another one tomorrow.
+            match std::fs::File::open(&file) {
+                Ok(_) => Ok(file),
+                Err(error) => Err(Wrong::at(format!("{path}.{key}"), format!("{}: {error}", file.display()))),
+            }
+        })
+        .transpose()
+    };
+    let token_file = file(token_file, "token_file")?;
+    let client = match (file(client_certificate, "client_certificate")?, file(client_key, "client_key")?) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(_), None) => return Err(Wrong::at(path, "missing key `client_key` beside `client_certificate`")),
+        (None, Some(_)) => return Err(Wrong::at(path, "missing key `client_certificate` beside `client_key`")),
+    };
+    let unauthorized_is_alive = match unauthorized {
+        None | Some(raw::Unauthorized::Alive) => true,
+        Some(raw::Unauthorized::Failed) => false,
+    };
+    let path = request_path.map_or_else(|| hyper::Uri::from_static("/readyz"), |Text(RequestPath(path))| path);
+    Ok((HttpCheck { path, token_file, unauthorized_is_alive }, client))
+}
+
+impl raw::Upstream {
+    /// Only endpoints, all else as it is by default.
+    pub(super) fn of(endpoints: Vec<Text<Destination>>) -> Self {
+        Self { endpoints: Some(OneOrMany(endpoints)), ..Self::default() }
+    }
+}

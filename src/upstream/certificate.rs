@@ -1,0 +1,107 @@
+//! What an endpoint's certificate says, as far as its operator should know.
+
+use std::net::IpAddr;
+
+use rustls::pki_types::CertificateDer;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+
+use crate::name::NamePattern;
+
+/// A server's certificate. Nothing is verified here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// The DNS names it is for, as they stand in it.
+    pub names: Vec<String>,
+    /// The addresses it is for.
+    pub addresses: Vec<IpAddr>,
+    /// Until when it is valid, in seconds since the epoch.
+    pub expires: i64,
+    /// Who has issued it.
+    pub issuer: String,
+    /// The public key, to see whether it is another one.
+    key: Vec<u8>,
+}
+
+impl Certificate {
+    /// Reads a certificate; `None` if it is none.
+    #[must_use]
+    pub fn read(der: &CertificateDer<'_>) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let mut read = Self {
+            names: Vec::new(),
+            addresses: Vec::new(),
+            expires: certificate.validity().not_after.timestamp(),
+            issuer: certificate.issuer().to_string(),
+            key: certificate.public_key().raw.to_vec(),
+        };
+        let alternatives = certificate.subject_alternative_name().ok().flatten();
+        for name in alternatives.iter().flat_map(|extension| &extension.value.general_names) {
+            match name {
+                GeneralName::DNSName(name) => read.names.push((*name).to_owned()),
+                GeneralName::IPAddress(octets) => read.addresses.extend(address(octets)),
+                _ => {}
+            }
+        }
+        Some(read)
+    }
+
+    /// Whether clients that ask for this name can verify it (RFC 9525, section 6.3). For a wildcard: those that ask for
+    /// a name one label below.
+    #[must_use]
+    pub fn covers(&self, pattern: &NamePattern) -> bool {
+        let pattern = pattern.to_string();
+        let parent = |name: &str| name.split_once('.').map(|(_, parent)| parent.to_ascii_lowercase());
+        self.names.iter().any(|name| match name.strip_prefix("*.") {
+            Some(suffix) => parent(&pattern).is_some_and(|parent| parent == suffix.to_ascii_lowercase()),
+            None => name.eq_ignore_ascii_case(&pattern),
+        })
+    }
+
+    /// What is different from the one before, in words.
+    #[must_use]
+    pub fn changes_from(&self, before: &Self) -> Option<&'static str> {
+        match (self.issuer != before.issuer, self.key != before.key) {
+            (true, _) => Some("another issuer"),
+            (false, true) => Some("another key"),
+            (false, false) => None,
+        }
+    }
+}
+
+fn address(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(octets).ok().map(IpAddr::from);
+    v4.or_else(|| <[u8; 16]>::try_from(octets).ok().map(IpAddr::from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn issued(names: &[&str]) -> Certificate {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        Certificate::read(rcgen::generate_simple_self_signed(names).unwrap().cert.der()).unwrap()
+    }
+
+    #[test]
+    fn a_certificate_covers_what_clients_can_verify() {
+        let certificate = issued(&["Dev.Example.com", "*.apps.example.com", "192.0.2.1"]);
+        assert_eq!(certificate.addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+        let covers = |pattern: &str| certificate.covers(&NamePattern::parse(pattern).unwrap());
+        for name in ["dev.example.com", "a.apps.example.com", "*.apps.example.com"] {
+            assert!(covers(name), "{name}");
+        }
+        for name in ["example.com", "apps.example.com", "a.b.apps.example.com", "*.dev.example.com"] {
+            assert!(!covers(name), "{name}");
+        }
+        assert!(Certificate::read(&vec![0x30, 0x03, 1, 2, 3].into()).is_none());
+    }
+
+    #[test]
+    fn a_new_key_is_a_change() {
+        let (one, other) = (issued(&["a.example"]), issued(&["a.example"]));
+        assert_eq!(one.changes_from(&one), None);
+        assert_eq!(one.changes_from(&other), Some("another key"));
+    }
+}

@@ -1,0 +1,187 @@
+//! What is known of an endpoint's health, and what changes it. Pure: no clock, no I/O.
+
+/// Whether new connections go to an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum State {
+    /// They do.
+    Ready,
+    /// It answers, but is not ready: no new ones while others are. Those it has stay; this is how API servers shut down.
+    Unready,
+    /// It does not answer as it should: no new ones while others do.
+    Dead,
+}
+
+impl State {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ready, Self::Unready, Self::Dead];
+
+    /// The value of `state` in logs and metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Unready => "unready",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// What a check, or a connection, has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// It is ready.
+    Ready,
+    /// It is alive, and says that it is not ready.
+    Unready(String),
+    /// It is not there: connecting or asking was refused or timed out.
+    Gone(String),
+    /// It is there, but not as it should be: a certificate that does not verify, an answer that is none.
+    Wrong(String),
+}
+
+/// How many findings in a row change the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thresholds {
+    /// To be ready, or at least alive, again.
+    pub rise: u32,
+    /// To be no longer ready, or no longer alive.
+    pub fall: u32,
+}
+
+/// An endpoint's state, and the findings that lead to the next. It begins as ready: whether it is will be seen.
+#[derive(Clone, Debug)]
+pub(super) struct Condition {
+    state: State,
+    cause: Box<str>,
+    is_gone: bool,
+    /// Findings in a row that were so.
+    ready: u32,
+    alive: u32,
+    not_ready: u32,
+    failed: u32,
+}
+
+impl Default for Condition {
+    fn default() -> Self {
+        Self { state: State::Ready, cause: "".into(), is_gone: false, ready: 0, alive: 0, not_ready: 0, failed: 0 }
+    }
+}
+
+impl Condition {
+    pub(super) fn state(&self) -> State {
+        self.state
+    }
+
+    /// The last finding that was not ready; empty while it is.
+    pub(super) fn cause(&self) -> &str {
+        &self.cause
+    }
+
+    /// Whether it is dead because it is not there.
+    pub(super) fn is_gone(&self) -> bool {
+        self.state == State::Dead && self.is_gone
+    }
+
+    /// How many findings in a row were not ready.
+    pub(super) fn failures(&self) -> u32 {
+        self.not_ready
+    }
+
+    /// Takes a finding in; the state before, if it is another one now.
+    pub(super) fn learn(&mut self, finding: &Finding, thresholds: Thresholds) -> Option<State> {
+        let before = self.state;
+        let (is_ready, is_alive) = match finding {
+            Finding::Ready => (true, true),
+            Finding::Unready(_) => (false, true),
+            Finding::Gone(_) | Finding::Wrong(_) => (false, false),
+        };
+        let count = |streak: u32, goes_on: bool| if goes_on { streak.saturating_add(1) } else { 0 };
+        self.ready = count(self.ready, is_ready);
+        self.alive = count(self.alive, is_alive);
+        self.not_ready = count(self.not_ready, !is_ready);
+        self.failed = count(self.failed, !is_alive);
+        if let Finding::Unready(cause) | Finding::Gone(cause) | Finding::Wrong(cause) = finding {
+            self.cause = cause.as_str().into();
+            self.is_gone = matches!(finding, Finding::Gone(_));
+        }
+        self.state = match before {
+            _ if self.ready >= thresholds.rise => State::Ready,
+            _ if self.failed >= thresholds.fall => State::Dead,
+            State::Ready if self.not_ready >= thresholds.fall => State::Unready,
+            State::Dead if self.alive >= thresholds.rise => State::Unready,
+            same => same,
+        };
+        if self.state == State::Ready && is_ready {
+            self.cause = "".into();
+        }
+        (self.state != before).then_some(before)
+    }
+
+    /// Lets a dead endpoint be tried again, where nothing checks it. Its next failure makes it dead at once.
+    pub(super) fn forgive(&mut self, thresholds: Thresholds) {
+        self.state = State::Ready;
+        self.failed = thresholds.fall - 1;
+        self.not_ready = thresholds.fall - 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THRESHOLDS: Thresholds = Thresholds { rise: 2, fall: 3 };
+
+    fn after(findings: &str) -> State {
+        let mut condition = Condition::default();
+        for finding in findings.chars() {
+            let finding = match finding {
+                'r' => Finding::Ready,
+                'u' => Finding::Unready("u".into()),
+                'g' => Finding::Gone("g".into()),
+                'w' => Finding::Wrong("w".into()),
+                other => panic!("{other}"),
+            };
+            condition.learn(&finding, THRESHOLDS);
+        }
+        condition.state()
+    }
+
+    #[test]
+    fn b11_it_takes_some_findings_in_a_row() {
+        for findings in ["", "ggrggrggr", "uurwwr", "ururur", "grgrgrgr"] {
+            assert_eq!(after(findings), State::Ready, "{findings}");
+        }
+        for findings in ["uuu", "ugu", "gug", "ggguu", "gggrgruu"] {
+            assert_eq!(after(findings), State::Unready, "{findings}");
+        }
+        for findings in ["ggg", "gwg", "www", "uuuggg", "gggr", "gggrg", "gggu", "gggrgrgrgr"] {
+            assert_eq!(after(findings), State::Dead, "{findings}");
+        }
+        assert_eq!(after("gggrr"), State::Ready);
+        assert_eq!(after("uuurr"), State::Ready);
+    }
+
+    #[test]
+    fn only_what_is_gone_is_gone() {
+        let mut condition = Condition::default();
+        for _ in 0..3 {
+            condition.learn(&Finding::Gone("refused".into()), THRESHOLDS);
+        }
+        assert!(condition.is_gone() && condition.cause() == "refused");
+        condition.learn(&Finding::Wrong("expired".into()), THRESHOLDS);
+        assert!(!condition.is_gone(), "it is there, after all");
+    }
+
+    #[test]
+    fn what_is_forgiven_is_not_forgotten() {
+        let mut condition = Condition::default();
+        for _ in 0..3 {
+            condition.learn(&Finding::Gone("refused".into()), THRESHOLDS);
+        }
+        condition.forgive(THRESHOLDS);
+        assert_eq!(condition.state(), State::Ready);
+        assert_eq!(condition.learn(&Finding::Gone("refused".into()), THRESHOLDS), Some(State::Ready));
+        assert_eq!(condition.state(), State::Dead);
+    }
+}

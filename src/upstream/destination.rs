@@ -1,0 +1,116 @@
+//! Where the operator says that API servers are: addresses, and names that stand for all their addresses.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+use crate::name::{NameError, ServerName};
+
+/// An address, or a name that may have several.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Destination {
+    host: Host,
+    port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Host {
+    Address(IpAddr),
+    Name(Box<str>),
+}
+
+impl Destination {
+    /// The address, if it is none to be resolved.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self.host {
+            Host::Address(ip) => Some(SocketAddr::new(ip, self.port)),
+            Host::Name(_) => None,
+        }
+    }
+
+    /// The name and the port, if the endpoint is not an address.
+    #[must_use]
+    pub fn name(&self) -> Option<(&str, u16)> {
+        match &self.host {
+            Host::Address(_) => None,
+            Host::Name(name) => Some((name, self.port)),
+        }
+    }
+
+    /// The API server of a Kubernetes cluster on DC/OS, by the name of its service: its virtual address within the
+    /// cluster, where slashes are left out.
+    pub fn dcos(service: &str, port: u16) -> Result<Self, String> {
+        let label = service.replace('/', "");
+        if label.is_empty() {
+            return Err("the service's name is missing".into());
+        }
+        format!("apiserver.{label}.l4lb.thisdcos.directory:{port}").parse()
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Address(ip) => SocketAddr::new(*ip, self.port).fmt(f),
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
+        }
+    }
+}
+
+impl FromStr for Destination {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.contains("://") {
+            return Err("a URL".into());
+        }
+        let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
+        let port = port.parse().ok().filter(|port| *port > 0).ok_or("the port is no number from 1 to 65535")?;
+        let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let host = if let Some(address) = bracketed {
+            Host::Address(address.parse::<Ipv6Addr>().map_err(|_| "no IPv6 address in the brackets")?.into())
+        } else if host.contains(':') {
+            return Err("an IPv6 address needs brackets".into());
+        } else if let Ok(address) = host.parse() {
+            Host::Address(address)
+        } else {
+            ServerName::parse(host.as_bytes()).map_err(|error| match error {
+                NameError::IpAddress => "neither an IP address nor a DNS name".into(),
+                error => error.to_string(),
+            })?;
+            // As written: a trailing dot keeps resolvers from trying search domains.
+            Host::Name(host.into())
+        };
+        Ok(Self { host, port })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations_are_read_as_they_print() {
+        for text in ["api.example.com:6443", "192.0.2.1:6443", "[2001:db8::1]:6443", "api_1:1", "api.example.com.:1"] {
+            assert_eq!(text.parse::<Destination>().unwrap().to_string(), text);
+        }
+        for text in
+            ["api.example.com", ":6443", "a:0", "a:65536", "a:b", "2001:db8::1:6443", "[a]:1", "a b:1", "1.2.3:1"]
+        {
+            assert!(text.parse::<Destination>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_dcos_service_is_its_api_server() {
+        let of = |service| Destination::dcos(service, 6443).map(|destination| destination.to_string());
+        let expected = "apiserver.devkubernetes01.l4lb.thisdcos.directory:6443";
+        assert_eq!(of("dev/kubernetes01").unwrap(), expected);
+        assert_eq!(of("/dev/kubernetes01").unwrap(), expected);
+        assert_eq!(of("kubernetes-cluster").unwrap(), "apiserver.kubernetes-cluster.l4lb.thisdcos.directory:6443");
+        for service in ["", "/", "a b", "a.b/c d"] {
+            assert!(of(service).is_err(), "{service}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Looks after one endpoint: asks it whether it is ready, lets its connections go when it is gone.
+
+mod probe;
+mod verifier;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, info, warn};
+
+use super::condition::{State, Thresholds};
+use super::endpoint::Endpoint;
+use super::pool::Pool;
+
+/// How an endpoint is asked whether it is ready. Without `tls`: whether it can be connected to.
+#[derive(Clone, Debug)]
+pub struct HealthCheck {
+    /// From one to the next, give or take a tenth.
+    pub interval: Duration,
+    /// For one, from connecting to the answer.
+    pub timeout: Duration,
+    /// How many in a row change the state.
+    pub thresholds: Thresholds,
+    /// A TLS handshake.
+    pub tls: Option<TlsCheck>,
+    /// A request over that TLS.
+    pub http: Option<HttpCheck>,
+}
+
+/// Whether the other end of TLS is who it should be.
+#[derive(Clone, Debug)]
+pub struct TlsCheck {
+    /// The certificates that are trusted, as PEM; `None`: all, nothing is verified.
+    pub ca_file: Option<PathBuf>,
+    /// The name that the certificate must carry, too; `None`: any.
+    pub verified_name: Option<ServerName<'static>>,
+    /// The name that is asked for (SNI).
+    pub asked_name: Option<ServerName<'static>>,
+    /// Certificate chain and key that we show, both PEM.
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub struct HttpCheck {
+    /// `/readyz`
+    pub path: hyper::Uri,
+    /// A bearer token.
+    pub token_file: Option<PathBuf>,
+    /// Whether 401 and 403 mean that it is alive, which is all that can be known then.
+    pub unauthorized_is_alive: bool,
+}
+
+/// Checks at a time, of all routes: each has a descriptor, and the process has put these aside.
+pub const MAX_CHECKS: usize = 64;
+static CHECKS: Semaphore = Semaphore::const_new(MAX_CHECKS);
+
+/// Where nothing is checked, a dead endpoint gets another chance after so long.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(10);
+/// How soon it is seen that a pool no longer fails open.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const NEVER: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// Runs until it is aborted: when the endpoint has left the pool, or the pool the configuration.
+pub(super) async fn look_after(pool: Arc<Pool>, endpoint: Arc<Endpoint>) {
+    let check = pool.check();
+    let now = Instant::now();
+    let first = check.map_or(NEVER, |check| check.interval.min(Duration::from_secs(1)).mul_f64(fastrand::f64()));
+    let mut next_check = now + first;
+    let mut dead_since = None;
+    let mut cut_at = None;
+    let mut note = None;
+    loop {
+        let now = Instant::now();
+        let is_dead = endpoint.state() == State::Dead;
+        dead_since = is_dead.then(|| dead_since.unwrap_or(now));
+        let is_gone = endpoint.condition().is_gone();
+        cut_at = is_gone.then(|| cut_at.or_else(|| pool.dead_grace().map(|grace| now + grace))).flatten();
+        let forgive_at = dead_since.filter(|_| check.is_none()).map(|since| since + FORGIVEN_AFTER);
+        tokio::select! {
+            () = endpoint.changed.notified() => {}
+            () = sleep_until(next_check) => {
+                if let Some(check) = check {
+                    ask(&pool, &endpoint, check, &mut note).await;
+                    next_check = now + check.interval.mul_f64(0.9 + 0.2 * fastrand::f64());
+                } else {
+                    next_check += NEVER;
+                }
+            }
+            () = sleep_until(forgive_at.unwrap_or(now + NEVER)) => {
+                endpoint.forgive(pool.thresholds());
+                info!(route = pool.route(), endpoint = %endpoint.address, state = State::Ready.label(), "endpoint is tried again");
+                pool.look_around();
+            }
+            () = sleep_until(cut_at.unwrap_or(now + NEVER)) => {
+                if pool.fails_open() {
+                    cut_at = Some(now + LOOK_AGAIN);
+                } else {
+                    pool.cut(&endpoint);
+                    cut_at = Some(now + NEVER);
+                }
+            }
+        }
+    }
+}
+
+async fn ask(pool: &Pool, endpoint: &Endpoint, check: &HealthCheck, note: &mut Option<&'static str>) {
+    let Ok(_permit) = CHECKS.acquire().await else { return };
+    let probe::Answer { finding, certificate, note: new_note } = probe::run(endpoint.address, check).await;
+    if let Some(certificate) = certificate {
+        pool.shown(endpoint, &certificate);
+    }
+    if *note != new_note {
+        if let Some(note) = new_note {
+            warn!(route = pool.route(), endpoint = %endpoint.address, note, "health check");
+        }
+        *note = new_note;
+    }
+    match finding {
+        Ok(finding) => pool.report(endpoint, &finding),
+        Err(reason) => debug!(route = pool.route(), endpoint = %endpoint.address, %reason, "no health check was made"),
+    }
+}
+
+/// Whether a file has certificates that can be trusted: what is wrong with it, otherwise.
+pub fn read_roots(path: &Path) -> Result<(), String> {
+    probe::read_roots(path).map(drop)
+}

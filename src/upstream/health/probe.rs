@@ -1,0 +1,229 @@
+//! One health check: connect, and as far as it is asked for, TLS and a request.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::header::{AUTHORIZATION, HOST, HeaderValue, USER_AGENT};
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::super::certificate::Certificate;
+use super::super::condition::Finding;
+use super::super::failure::{self, Failure};
+use super::verifier::Verifier;
+use super::{HealthCheck, HttpCheck, TlsCheck};
+use crate::relay;
+
+/// The most of an answer that is read: `/readyz` names the checks that failed.
+const MAX_ANSWER: usize = 16 * 1024;
+
+/// What a check has brought.
+pub(super) struct Answer {
+    /// An error is our own: there was no check.
+    pub(super) finding: Result<Finding, String>,
+    pub(super) certificate: Option<Certificate>,
+    /// What the operator should know although it is no failure.
+    pub(super) note: Option<&'static str>,
+}
+
+/// Asks once. All of it has one deadline.
+pub(super) async fn run(address: SocketAddr, check: &HealthCheck) -> Answer {
+    let mut answer = Answer { finding: Ok(Finding::Ready), certificate: None, note: None };
+    let late = || Ok(Finding::Gone(format!("no answer within {}", humantime::format_duration(check.timeout))));
+    let result = timeout(check.timeout, ask(address, check, &mut answer)).await;
+    let end = result.unwrap_or_else(|_| Err(late()));
+    if let Err(finding) = end {
+        answer.finding = finding;
+    }
+    answer
+}
+
+type End = Result<Finding, String>;
+
+async fn ask(address: SocketAddr, check: &HealthCheck, answer: &mut Answer) -> Result<(), End> {
+    let stream = TcpStream::connect(address).await.map_err(|error| match Failure::of(&error) {
+        Failure::Local => Err(error.to_string()),
+        _ => Ok(Finding::Gone(format!("connect: {}", failure::plain(&error)))),
+    })?;
+    // Checks are many: their ends should not wait in TIME_WAIT.
+    relay::reset_on_close(&stream);
+    let Some(tls) = &check.tls else { return Ok(()) };
+    let stream = handshake(address, stream, tls, answer).await?;
+    match &check.http {
+        None => Ok(()),
+        Some(http) => request(address, stream, tls, http, answer).await,
+    }
+}
+
+async fn handshake(
+    address: SocketAddr,
+    stream: TcpStream,
+    tls: &TlsCheck,
+    answer: &mut Answer,
+) -> Result<TlsStream<TcpStream>, End> {
+    let (config, verifier) = client(tls).map_err(|reason| Ok(Finding::Wrong(reason)))?;
+    let name = tls.asked_name.clone().unwrap_or_else(|| ServerName::from(address.ip()));
+    let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+    answer.certificate = verifier.take_shown().and_then(|der| Certificate::read(&der));
+    connected.map_err(|error| Ok(Finding::Wrong(format!("TLS: {}", said(&error)))))
+}
+
+/// rustls explains itself at length; the first sentence will do.
+fn said(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split("; ").next().unwrap_or(&text).to_owned()
+}
+
+/// Files are read for every check: certificates and tokens are renewed under the same names.
+fn client(tls: &TlsCheck) -> Result<(ClientConfig, Arc<Verifier>), String> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let chain = match &tls.ca_file {
+        None => None,
+        Some(path) => {
+            let roots = Arc::new(read_roots(path)?);
+            let builder = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
+            Some(builder.build().map_err(|error| format!("{}: {error}", path.display()))?)
+        }
+    };
+    let verifier = Arc::new(Verifier {
+        provider: Arc::clone(&provider),
+        chain,
+        name: tls.verified_name.clone(),
+        shown: std::sync::Mutex::default(),
+    });
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::clone(&verifier) as _);
+    let mut config = match &tls.client {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => {
+            let certificates = read_certificates(chain)?;
+            let secret =
+                PrivateKeyDer::from_pem_file(key).map_err(|error| format!("{}: {}", key.display(), pem(&error)))?;
+            let with = builder.with_client_auth_cert(certificates, secret);
+            with.map_err(|error| format!("{}: {error}", chain.display()))?
+        }
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok((config, verifier))
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let in_file = |error: &rustls::pki_types::pem::Error| format!("{}: {}", path.display(), pem(error));
+    let certificates: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(path).map_err(|error| in_file(&error))?.collect();
+    let certificates = certificates.map_err(|error| in_file(&error))?;
+    if certificates.is_empty() {
+        return Err(format!("{}: no certificate in it; expected PEM (-----BEGIN CERTIFICATE-----)", path.display()));
+    }
+    Ok(certificates)
+}
+
+/// The certificates in a file as those that are trusted.
+pub(super) fn read_roots(path: &Path) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in read_certificates(path)? {
+        roots.add(certificate).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(roots)
+}
+
+/// Without what is in the file: it may be a key.
+fn pem(error: &rustls::pki_types::pem::Error) -> String {
+    match error {
+        rustls::pki_types::pem::Error::Io(error) => error.to_string(),
+        _ => "not PEM, or not what is expected in it".into(),
+    }
+}
+
+async fn request(
+    address: SocketAddr,
+    stream: TlsStream<TcpStream>,
+    tls: &TlsCheck,
+    http: &HttpCheck,
+    answer: &mut Answer,
+) -> Result<(), End> {
+    let wrong = |error: &dyn std::fmt::Display| Ok(Finding::Wrong(format!("HTTP: {error}")));
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| wrong(&error))?;
+    let host = tls.asked_name.as_ref().map_or_else(|| address.to_string(), |name| name.to_str().into_owned());
+    let mut request = Request::get(http.path.clone())
+        .header(HOST, host)
+        .header(USER_AGENT, concat!("snigate/", env!("CARGO_PKG_VERSION"), " (health check)"));
+    if let Some(path) = &http.token_file {
+        request = request.header(AUTHORIZATION, read_token(path).map_err(|reason| Ok(Finding::Wrong(reason)))?);
+    }
+    let request = request.body(Empty::<Bytes>::new()).map_err(|error| wrong(&error))?;
+    let exchange = async {
+        let response = sender.send_request(request).await.map_err(|error| wrong(&error))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        Ok((status, body.map(http_body_util::Collected::to_bytes).unwrap_or_default()))
+    };
+    let mut exchange = pin!(exchange);
+    let (status, body) = tokio::select! {
+        biased;
+        result = &mut exchange => result?,
+        // The last bytes may have come with the end.
+        _ = connection => exchange.await?,
+    };
+    match status {
+        StatusCode::OK => Ok(()),
+        StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE => {
+            Err(Ok(Finding::Unready(format!("{} {}{}", http.path, status.as_u16(), failed_checks(&body)))))
+        }
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if http.unauthorized_is_alive => {
+            answer.note = Some(
+                "it is alive, but does not say whether it is ready: anonymous requests are not allowed; set `token_file` or `client_certificate`",
+            );
+            Ok(())
+        }
+        _ => Err(Ok(Finding::Wrong(format!("{} {}", http.path, status.as_u16())))),
+    }
+}
+
+fn read_token(path: &Path) -> Result<HeaderValue, String> {
+    let token = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let value = HeaderValue::try_from(format!("Bearer {}", token.trim()));
+    // What is in the file is not for the log, not even if it is no token.
+    let mut value = value.map_err(|_| format!("{}: not a token", path.display()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// An API server says which of its checks failed in lines such as `[-]etcd failed: reason withheld`.
+fn failed_checks(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    let failed = text.lines().filter_map(|line| line.strip_prefix("[-]")?.split(' ').next());
+    let failed: Vec<String> = failed.take(5).map(|name| name.chars().take(64).collect()).collect();
+    if failed.is_empty() { String::new() } else { format!(": {}", failed.join(", ").escape_debug()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unready_api_server_says_why() {
+        let body =
+            b"[+]ping ok\n[-]etcd failed: reason withheld\n[-]shutdown failed: reason withheld\nreadyz check failed\n";
+        assert_eq!(failed_checks(body), ": etcd, shutdown");
+        assert_eq!(failed_checks(b"no"), "");
+    }
+}

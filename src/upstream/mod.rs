@@ -1,0 +1,192 @@
+//! Where a route leads: a pool of endpoints that is resolved, checked and balanced in the background, and how one of
+//! them is reached.
+//!
+//! [`resolve`] and [`health`] publish into the pool and know nothing of each other, nor of connections. A connection
+//! asks the pool for the next endpoint, tells it what happened, and holds a [`Place`] there for as long as it lasts.
+
+mod balance;
+mod certificate;
+mod condition;
+mod destination;
+mod endpoint;
+mod failure;
+pub mod health;
+mod own;
+mod pool;
+mod resolve;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout_at};
+
+pub use self::balance::Balance;
+pub use self::certificate::Certificate;
+pub use self::condition::{Finding, State, Thresholds};
+pub use self::destination::Destination;
+pub use self::endpoint::{Endpoint, EndpointId, Place};
+pub use self::failure::{ConnectError, Failure};
+pub use self::health::{HealthCheck, HttpCheck, TlsCheck};
+pub use self::own::leads_to;
+use self::pool::Pool;
+use crate::name::NamePattern;
+use crate::roster::Roster;
+use crate::tcp::TcpOptions;
+
+/// How a route's endpoints are found, kept and reached.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// At least one; no two the same.
+    pub destinations: Vec<Destination>,
+    /// Which one is next.
+    pub balance: Balance,
+    /// For reaching one.
+    pub budget: ConnectBudget,
+    /// From the return of an endpoint to its full share.
+    pub slow_start: Duration,
+    /// How long a dead endpoint keeps its connections; `None`: for as long as they last.
+    pub dead_grace: Option<Duration>,
+    /// How often names are looked up.
+    pub resolve_every: Duration,
+    /// How endpoints are checked; `None`: only what connections find out counts.
+    pub health_check: Option<HealthCheck>,
+}
+
+/// How long may be spent on reaching an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectBudget {
+    /// In all, waiting for the first answer to a name included.
+    pub timeout: Duration,
+    /// On one address.
+    pub per_try: Duration,
+}
+
+/// The endpoints of one route, for as long as the route is in use.
+#[derive(Debug)]
+pub struct Upstream {
+    pool: Arc<Pool>,
+    tcp: TcpOptions,
+    turn: AtomicUsize,
+    resolvers: Vec<AbortHandle>,
+}
+
+impl Upstream {
+    /// Begins to resolve and to check, within a tokio runtime. `names` are what clients ask for, `listeners` our own
+    /// addresses, which are no upstreams; `roster` is told whose connections must end.
+    #[must_use]
+    pub fn start(
+        route: &str,
+        names: &[NamePattern],
+        settings: Settings,
+        tcp: TcpOptions,
+        listeners: Arc<[SocketAddr]>,
+        roster: Arc<Roster>,
+    ) -> Self {
+        let pool = Arc::new(Pool::new(route, names, settings, listeners, roster));
+        let mut resolvers = Vec::new();
+        for (number, destination) in pool.settings.destinations.iter().enumerate() {
+            if let Some(address) = destination.address() {
+                pool.answered(number, Ok(vec![address]));
+            } else if let Some((host, port)) = destination.name() {
+                let told = Arc::clone(&pool);
+                let lookups = resolve::run(host.into(), port, pool.settings.resolve_every, move |answer| {
+                    told.answered(number, answer);
+                });
+                resolvers.push(tokio::spawn(lookups).abort_handle());
+            }
+        }
+        Self { pool, tcp, turn: AtomicUsize::new(0), resolvers }
+    }
+
+    /// The endpoints there are now.
+    #[must_use]
+    pub fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
+        self.pool.endpoints()
+    }
+
+    /// Whether connections are tried with all endpoints, because none is ready.
+    #[must_use]
+    pub fn fails_open(&self) -> bool {
+        self.pool.fails_open()
+    }
+
+    /// Something was found out about an endpoint on a connection's way.
+    pub fn report(&self, endpoint: &Endpoint, finding: &Finding) {
+        self.pool.report(endpoint, finding);
+    }
+
+    /// Connects to the first endpoint that answers, trying every one in turn within the budget. Nothing has been sent to
+    /// any of them.
+    pub async fn connect(&self) -> Result<Connected, ConnectError> {
+        let Settings { balance, budget, slow_start, .. } = self.pool.settings;
+        let deadline = Instant::now() + budget.timeout;
+        let endpoints = self.pool.endpoints_by(deadline).await;
+        let turn = self.turn.fetch_add(1, Relaxed);
+        let mut failure = ConnectError::none();
+        let mut tried = Vec::new();
+        while let Some(number) = balance::pick(&endpoints, &tried, balance, turn, slow_start) {
+            let endpoint = &endpoints[number];
+            let place = Place::take(endpoint);
+            let try_until = deadline.min(Instant::now() + budget.per_try);
+            let (kind, reason) = match timeout_at(try_until, self.connect_to(endpoint.address)).await {
+                Ok(Ok(stream)) => {
+                    let passed_over = (failure.tries > 0).then_some(failure);
+                    return Ok(Connected { stream, place, passed_over });
+                }
+                Ok(Err(error)) => (Failure::of(&error), failure::plain(&error)),
+                Err(_) => (Failure::TimedOut, "no answer in time".into()),
+            };
+            failure.or(kind, &endpoint.address, &reason);
+            if matches!(kind, Failure::Refused | Failure::TimedOut) {
+                self.report(endpoint, &Finding::Gone(reason));
+            }
+            tried.push(number);
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        if tried.is_empty() {
+            for endpoint in endpoints.iter().filter(|endpoint| endpoint.is_loop) {
+                failure.or(Failure::Loop, &endpoint.address, &"one of our own listeners");
+            }
+            for (destination, reason) in self.pool.lookup_failures() {
+                failure.or(Failure::NoEndpoint, &destination, &reason);
+            }
+        }
+        Err(failure)
+    }
+
+    async fn connect_to(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        self.tcp.apply(&socket)?;
+        let stream = socket.connect(address).await?;
+        // The kernel may connect a port of this machine that nobody listens on to itself.
+        let is_itself = address.ip().is_loopback() && stream.local_addr().is_ok_and(|local| local == address);
+        if is_itself { Err(io::ErrorKind::ConnectionRefused.into()) } else { Ok(stream) }
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        for resolver in &self.resolvers {
+            resolver.abort();
+        }
+        self.pool.close();
+    }
+}
+
+/// An endpoint that answered.
+#[derive(Debug)]
+pub struct Connected {
+    /// The connection.
+    pub stream: TcpStream,
+    /// Whose it is.
+    pub place: Place,
+    /// What failed on the way to it, if anything did.
+    pub passed_over: Option<ConnectError>,
+}

@@ -1,0 +1,55 @@
+//! Our own listeners, seen as somebody's upstream: a connection to one of them would go in circles.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+/// Whether a connection to `address` arrives at `listener`, as far as can be told from the two.
+#[must_use]
+pub fn leads_to(address: SocketAddr, listener: SocketAddr) -> bool {
+    let (ip, listening) = (address.ip().to_canonical(), listener.ip().to_canonical());
+    let here = ip.is_loopback() || ip.is_unspecified();
+    address.port() == listener.port()
+        && (ip == listening || (ip.is_unspecified() && listening.is_loopback()) || (listening.is_unspecified() && here))
+}
+
+/// The same, where this machine may be asked whether the address is one of its own.
+#[must_use]
+pub(super) fn leads_to_one_of(listeners: &[SocketAddr], address: SocketAddr) -> bool {
+    let same_port = || listeners.iter().filter(|listener| listener.port() == address.port());
+    same_port().any(|listener| leads_to(address, *listener))
+        || (same_port().any(|listener| listener.ip().is_unspecified()) && is_ours(address.ip()))
+}
+
+/// One can only bind to addresses of one's own. No packet leaves.
+fn is_ours(ip: IpAddr) -> bool {
+    UdpSocket::bind((ip.to_canonical(), 0)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn b15_our_own_addresses_are_known_in_every_form() {
+        let leads =
+            |address: &str, listener: &str| leads_to_one_of(&[listener.parse().unwrap()], address.parse().unwrap());
+        for (address, listener) in [
+            ("192.0.2.1:6443", "192.0.2.1:6443"),
+            ("[::ffff:192.0.2.1]:6443", "192.0.2.1:6443"),
+            ("127.0.0.1:6443", "0.0.0.0:6443"),
+            ("127.8.8.8:6443", "[::]:6443"),
+            ("0.0.0.0:6443", "[::]:6443"),
+            ("0.0.0.0:6443", "127.0.0.1:6443"),
+            ("[::]:6443", "[::1]:6443"),
+        ] {
+            assert!(leads(address, listener), "{address} {listener}");
+        }
+        for (address, listener) in [
+            ("192.0.2.1:6443", "0.0.0.0:6443"),
+            ("127.0.0.1:6443", "0.0.0.0:6444"),
+            ("127.0.0.1:6443", "192.0.2.1:6443"),
+            ("127.0.0.2:6443", "127.0.0.1:6443"),
+        ] {
+            assert!(!leads(address, listener), "{address} {listener}");
+        }
+    }
+}
