@@ -6,6 +6,7 @@ mod config;
 mod deploy;
 mod explain;
 mod fuzz_seeds;
+mod health;
 mod hello;
 mod interop;
 mod lifecycle;

@@ -24,6 +24,7 @@ use std::time::Duration;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
+use tracing::warn;
 
 pub use self::balance::Balance;
 pub use self::certificate::Certificate;
@@ -87,6 +88,13 @@ impl Upstream {
         listeners: Arc<[SocketAddr]>,
         roster: Arc<Roster>,
     ) -> Self {
+        if settings.health_check.as_ref().and_then(|check| check.tls.as_ref()).is_some_and(|tls| tls.ca_file.is_none())
+        {
+            warn!(
+                route,
+                "health checks believe any certificate (verify: false): whoever answers is taken for the API server"
+            );
+        }
         let pool = Arc::new(Pool::new(route, names, settings, listeners, roster));
         let mut resolvers = Vec::new();
         for (number, destination) in pool.settings.destinations.iter().enumerate() {

@@ -1,5 +1,6 @@
 //! The real binary on port 0, peers that behave as told, and hellos made by hand.
 
+pub mod api_server;
 pub mod backend;
 pub mod client;
 pub mod hello;

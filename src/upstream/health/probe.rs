@@ -43,10 +43,18 @@ pub(super) struct Answer {
 /// Asks once. All of it has one deadline.
 pub(super) async fn run(address: SocketAddr, check: &HealthCheck) -> Answer {
     let mut answer = Answer { finding: Ok(Finding::Ready), certificate: None, note: None };
-    let late = || Ok(Finding::Gone(format!("no answer within {}", humantime::format_duration(check.timeout))));
-    let result = timeout(check.timeout, ask(address, check, &mut answer)).await;
-    let end = result.unwrap_or_else(|_| Err(late()));
-    if let Err(finding) = end {
+    let mut is_connected = false;
+    let result = timeout(check.timeout, ask(address, check, &mut answer, &mut is_connected)).await;
+    let late = |_| {
+        let within = humantime::format_duration(check.timeout);
+        Err(Ok(if is_connected {
+            // Its kernel is there, and with it perhaps the connections it has.
+            Finding::Wrong(format!("connected, but no answer within {within}"))
+        } else {
+            Finding::Gone(format!("connect: no answer within {within}"))
+        }))
+    };
+    if let Err(finding) = result.unwrap_or_else(late) {
         answer.finding = finding;
     }
     answer
@@ -54,11 +62,17 @@ pub(super) async fn run(address: SocketAddr, check: &HealthCheck) -> Answer {
 
 type End = Result<Finding, String>;
 
-async fn ask(address: SocketAddr, check: &HealthCheck, answer: &mut Answer) -> Result<(), End> {
+async fn ask(
+    address: SocketAddr,
+    check: &HealthCheck,
+    answer: &mut Answer,
+    is_connected: &mut bool,
+) -> Result<(), End> {
     let stream = TcpStream::connect(address).await.map_err(|error| match Failure::of(&error) {
         Failure::Local => Err(error.to_string()),
         _ => Ok(Finding::Gone(format!("connect: {}", failure::plain(&error)))),
     })?;
+    *is_connected = true;
     // Checks are many: their ends should not wait in TIME_WAIT.
     relay::reset_on_close(&stream);
     let Some(tls) = &check.tls else { return Ok(()) };

@@ -1,0 +1,422 @@
+//! Pools: endpoints that are checked, that fail, and that come back.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use socket2::{SockFilter, Socket};
+use tempfile::TempDir;
+
+use crate::support::api_server::{ApiServer, Mood};
+use crate::support::backend::{black_hole, closed};
+use crate::support::client::{End, alert};
+use crate::support::tls::{Authority, get};
+use crate::support::{Backend, Client, Hello, Router, eventually};
+
+const NAME: &str = "a.example";
+
+/// A router with one route to these, and more of its `upstream` map.
+fn router(endpoints: &[SocketAddr], more: &str) -> Router {
+    let endpoints: Vec<String> = endpoints.iter().map(|address| format!("\"{address}\"")).collect();
+    Router::start(&format!(
+        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n  - sni: {NAME}\n    upstream:\n      endpoints: [{}]\n      slow_start: 0s\n      {more}\n",
+        endpoints.join(", ")
+    ))
+}
+
+/// A check of what HTTP and TLS say, fast.
+fn check(authority: &Authority, directory: &TempDir, http: &str) -> String {
+    let ca = authority.write(directory.path(), "ca.pem");
+    format!(
+        "health_check: {{interval: 200ms, rise: 2, fall: 2, tls: {{ca_file: {}, server_name: {NAME}}}, http: {{{http}}}}}",
+        ca.display()
+    )
+}
+
+fn state(router: &Router, endpoint: SocketAddr, state: &str) -> Value {
+    router.wait(&format!("{endpoint} {state}"), |line| {
+        line["message"] == "endpoint" && line["endpoint"] == endpoint.to_string() && line["state"] == state
+    })
+}
+
+/// Where new connections go.
+fn reached(router: &Router) -> String {
+    let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+    client.finish();
+    client.rest();
+    router.account_of(client.address())["upstream.address"].as_str().unwrap().into()
+}
+
+fn metric(router: &Router, endpoint: SocketAddr, state: &str) -> f64 {
+    router.metric(&format!("snigate_endpoint_state{{route=\"{NAME}\",endpoint=\"{endpoint}\",state=\"{state}\"}}"))
+}
+
+#[test]
+fn b12_who_says_not_ready_keeps_its_connections_and_gets_no_new_ones() {
+    let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
+    let (first, second) = (ApiServer::start(&authority, NAME), ApiServer::start(&authority, NAME));
+    let router = router(&[first.address(), second.address()], &check(&authority, &directory, ""));
+    let mut held = Client::send(router.address(), &Hello::to(NAME).record());
+    assert_eq!(held.read(1), [22], "a ServerHello");
+    let connections = |server: &ApiServer| {
+        router.metric(&format!("snigate_endpoint_connections{{route=\"{NAME}\",endpoint=\"{}\"}}", server.address()))
+    };
+    let (going, staying) = if connections(&first) == 1.0 { (&first, &second) } else { (&second, &first) };
+    assert_eq!((connections(going), connections(staying)), (1.0, 0.0));
+
+    going.be(Mood::Status(500, "[+]ping ok\n[-]shutdown failed: reason withheld\nreadyz check failed"));
+    let told = state(&router, going.address(), "unready");
+    assert_eq!(told["cause"], "/readyz 500: shutdown");
+    assert_eq!(
+        (told["level"].as_str(), told["before"].as_str(), told["in_a_row"].as_u64()),
+        (Some("WARN"), Some("ready"), Some(2))
+    );
+    for _ in 0..6 {
+        assert_eq!(reached(&router), staying.address().to_string());
+    }
+    assert_eq!(metric(&router, going.address(), "unready"), 1.0);
+    assert_eq!(metric(&router, staying.address(), "ready"), 1.0);
+    assert_eq!(connections(going), 1.0, "the one it had stays");
+
+    drop(held);
+    going.be(Mood::Status(200, "ok"));
+    assert_eq!(state(&router, going.address(), "ready")["level"], "INFO");
+    eventually("it is used again", || reached(&router) == going.address().to_string());
+    assert!(
+        going
+            .requests()
+            .iter()
+            .all(|head| head.starts_with("GET /readyz HTTP/1.1\r\n") && head.contains(&format!("host: {NAME}\r\n")))
+    );
+}
+
+#[test]
+fn certificates_that_do_not_verify_make_an_endpoint_dead_and_cut_nothing() {
+    let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
+    let (server, spare) = (ApiServer::start(&authority, NAME), ApiServer::start(&authority, NAME));
+    let more = format!("dead: {{grace: 1ms}}\n      {}", check(&authority, &directory, ""));
+    let router = router(&[server.address(), spare.address()], &more);
+    eventually("its first check", || !server.requests().is_empty());
+    let good = authority.issue(NAME);
+    for (issued, cause) in [
+        // Another CA of the same name.
+        (Authority::new().issue(NAME), "BadSignature"),
+        (authority.issue("b.example"), "not valid for name"),
+        (authority.issue_expired(NAME), "expired"),
+    ] {
+        server.show(&issued);
+        let told = router.wait("the cause", |line| {
+            line["state"] == "dead" && line["cause"].as_str().is_some_and(|told| told.contains(cause))
+        });
+        assert!(told["cause"].as_str().unwrap().starts_with("TLS: "), "{told}");
+        server.show(&good);
+        let ready = || router.log().iter().filter(|line| line["state"] == "ready").count();
+        let dead = || router.log().iter().filter(|line| line["state"] == "dead").count();
+        eventually("it is ready again", || ready() == dead());
+    }
+    assert!(router.log().iter().all(|line| line["message"] != "connections of a dead endpoint are cut"));
+    router.wait("the other key", |line| line["message"] == "certificate" && line["changed"] == "another key");
+    router.wait("the expired one", |line| {
+        line["message"].as_str().is_some_and(|told| told.contains("expires soon"))
+            && line["hours_left"].as_i64() < Some(0)
+    });
+    let wrong = router.wait("the name", |line| line["not_covered"] == NAME);
+    assert_eq!((wrong["covered"].as_str(), wrong["level"].as_str()), (Some("b.example"), Some("WARN")));
+    let series = format!(
+        "snigate_endpoint_certificate_expiry_timestamp_seconds{{route=\"{NAME}\",endpoint=\"{}\"}}",
+        server.address()
+    );
+    assert!(router.metric(&series) > 0.0);
+}
+
+#[test]
+fn a_server_that_wants_to_know_who_asks_is_alive() {
+    let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
+    let (server, spare) = (ApiServer::start(&authority, NAME), ApiServer::start(&authority, NAME));
+    let both = [server.address(), spare.address()];
+    server.be(Mood::Status(403, "Forbidden"));
+    let lenient = router(&both, &check(&authority, &directory, ""));
+    let note = lenient.wait("the note", |line| line["message"] == "health check");
+    assert!(note["note"].as_str().unwrap().contains("`token_file`"), "{note}");
+    assert_eq!(metric(&lenient, server.address(), "ready"), 1.0);
+
+    let strict = router(&both, &check(&authority, &directory, "unauthorized: failed"));
+    assert_eq!(state(&strict, server.address(), "dead")["cause"], "/readyz 403");
+
+    std::fs::write(directory.path().join("token"), "first\n").unwrap();
+    server.be(Mood::Token("second"));
+    let path = directory.path().join("token");
+    let with_token =
+        router(&both, &check(&authority, &directory, &format!("unauthorized: failed, token_file: {}", path.display())));
+    state(&with_token, server.address(), "dead");
+    std::fs::write(&path, "second\n").unwrap();
+    state(&with_token, server.address(), "ready");
+    assert!(with_token.log().iter().all(|line| !line.to_string().contains("second")), "tokens are not logged");
+
+    server.be(Mood::Status(200, "ok"));
+    server.demand(&authority.issue(NAME), &authority);
+    let (certificate, key) = authority.issue("snigate").write(directory.path(), "client");
+    let identity = format!("client_certificate: {}, client_key: {}", certificate.display(), key.display());
+    let with_certificate = router(&both, &check(&authority, &directory, &identity));
+    eventually("checks with a certificate", || server.requests().len() > 5);
+    assert_eq!(metric(&with_certificate, server.address(), "ready"), 1.0);
+    assert_eq!(state(&strict, server.address(), "dead")["state"], "dead");
+}
+
+#[test]
+fn b13_a_check_that_hangs_ends_and_leaks_nothing() {
+    let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
+    let servers =
+        [ApiServer::start(&authority, NAME), ApiServer::start(&authority, NAME), ApiServer::start(&authority, NAME)];
+    let addresses: Vec<SocketAddr> = servers.iter().map(ApiServer::address).collect();
+    let ca = authority.write(directory.path(), "ca.pem");
+    let check = format!("health_check: {{interval: 10ms, tls: {{ca_file: {}}}, http: {{}}}}", ca.display());
+    let router = router(&addresses, &check);
+    servers[0].be(Mood::Hang);
+    servers[1].be(Mood::Reset);
+    assert_eq!(state(&router, addresses[0], "dead")["cause"], "connected, but no answer within 10ms");
+    state(&router, addresses[1], "dead");
+    let probes: usize = std::env::var("SNIGATE_PROBES").map_or(1000, |probes| probes.parse().unwrap());
+    let checked = || servers.iter().map(ApiServer::accepted).sum::<usize>();
+    let open = router.metric("process_open_fds");
+    let deadline = Instant::now() + Duration::from_secs(600);
+    while checked() < probes {
+        assert!(Instant::now() < deadline, "{} checks", checked());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let now = router.metric("process_open_fds");
+    assert!(now <= open + 6.0, "{open} descriptors have become {now}");
+}
+
+/// Closes the door, but leaves those inside alone: no packet to the listening socket arrives.
+fn black_out(listener: &TcpListener) {
+    Socket::from(listener.try_clone().unwrap()).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).unwrap();
+}
+
+/// A connection to an endpoint that goes away, when its checks have found that out.
+fn left_alone_with_a_gone_endpoint(policy: &str) -> (Router, Client) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let going = Backend::start_on(listener.try_clone().unwrap(), |mut stream| {
+        let _ = stream.write_all(b"here");
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let staying = Backend::named("there");
+    let router = router(
+        &[going.address(), staying.address()],
+        &format!(
+            "balance: round_robin\n      dead: {{grace: 300ms, connections: {policy}}}\n      health_check: {{interval: 100ms, fall: 2}}"
+        ),
+    );
+    let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+    assert_eq!(client.read(4), b"here", "in turn");
+    black_out(&listener);
+    let told = state(&router, going.address(), "dead");
+    assert_eq!(told["cause"], "connect: no answer within 100ms");
+    assert_eq!(told["connections"], 1);
+    assert_eq!(reached(&router), staying.address().to_string());
+    (router, client)
+}
+
+#[test]
+fn b08_connections_of_an_endpoint_that_is_gone_are_cut_after_a_grace() {
+    let (router, mut client) = left_alone_with_a_gone_endpoint("cut");
+    client.rest();
+    let account = router.account_of(client.address());
+    assert_eq!((account["outcome"].as_str(), account["closed_by"].as_str()), (Some("cut_endpoint"), Some("us")));
+    router.wait("the count", |line| line["cut"] == 1);
+}
+
+#[test]
+fn connections_of_an_endpoint_that_is_gone_are_kept_if_the_operator_wants() {
+    let (router, mut client) = left_alone_with_a_gone_endpoint("keep");
+    client.stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    assert!(client.stream.read(&mut [0]).is_err(), "longer than the grace, nothing happens");
+    client.finish();
+    assert_eq!(client.rest(), (Vec::new(), End::Fin));
+    assert_eq!(router.account_of(client.address())["outcome"], "completed");
+}
+
+#[test]
+fn b10_without_a_ready_endpoint_all_are_tried_and_none_is_cut() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let only = Backend::start_on(listener.try_clone().unwrap(), |mut stream| {
+        let _ = stream.write_all(b"here");
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let dead = closed();
+    let router = router(
+        &[only.address(), dead],
+        "dead: {grace: 1ms}\n      connect: {per_try: 200ms}\n      health_check: {interval: 100ms, fall: 1, rise: 1}",
+    );
+    state(&router, dead, "dead");
+    let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+    assert_eq!(client.read(4), b"here");
+    black_out(&listener);
+    state(&router, only.address(), "dead");
+    router.wait("that it fails open", |line| {
+        line["message"].as_str().is_some_and(|told| told.starts_with("no endpoint is ready"))
+    });
+    assert_eq!(router.metric(&format!("snigate_route_failing_open{{route=\"{NAME}\"}}")), 1.0);
+    let mut late = Client::send(router.address(), &Hello::to(NAME).record());
+    assert_eq!(late.rest(), (alert(80), End::Fin), "both were tried");
+    assert_eq!(router.account_of(late.address())["outcome"], "connect_timeout");
+
+    Socket::from(listener).detach_filter().unwrap();
+    state(&router, only.address(), "ready");
+    router.wait("that it is over", |line| line["message"] == "an endpoint is ready again");
+    assert_eq!(router.metric(&format!("snigate_route_failing_open{{route=\"{NAME}\"}}")), 0.0);
+    client.finish();
+    assert_eq!(client.rest(), (Vec::new(), End::Fin), "it has lived through it");
+    assert_eq!(reached(&router), only.address().to_string());
+}
+
+#[test]
+fn b09_refused_connects_count_without_a_check_and_are_forgiven() {
+    let good = Backend::named("there");
+    let bad = closed();
+    let router = router(&[bad, good.address()], "balance: round_robin");
+    for _ in 0..6 {
+        assert_eq!(reached(&router), good.address().to_string());
+    }
+    let told = state(&router, bad, "dead");
+    assert_eq!((told["cause"].as_str(), told["in_a_row"].as_u64()), (Some("connection refused"), Some(3)));
+    let passed_over =
+        || router.log().iter().filter(|line| line["reason"].as_str().is_some_and(|r| r.contains("refused"))).count();
+    let before = passed_over();
+    for _ in 0..10 {
+        reached(&router);
+    }
+    assert_eq!(passed_over(), before, "it is not tried any more");
+    let _back = Backend::start_on(TcpListener::bind(bad).unwrap(), |mut stream| {
+        let _ = stream.write_all(b"back");
+    });
+    router.wait("another chance", |line| line["message"] == "endpoint is tried again");
+    eventually("it is used again", || reached(&router) == bad.to_string());
+}
+
+#[test]
+fn b04_an_endpoint_that_never_answers_gets_no_new_connections() {
+    let (silent, _connections) = Backend::held();
+    let good = Backend::named("there");
+    let router = router(&[silent.address(), good.address()], "balance: round_robin");
+    let mut held = Vec::new();
+    while held.len() < 3 {
+        let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+        client.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        if client.stream.read(&mut [0]).is_err() {
+            held.push(client);
+        }
+    }
+    let told = state(&router, silent.address(), "dead");
+    assert_eq!(told["cause"], "no answer to a ClientHello in time");
+    for _ in 0..4 {
+        assert_eq!(reached(&router), good.address().to_string());
+    }
+    assert_eq!(told["connections"], 3, "they stay");
+}
+
+#[test]
+fn b05_an_endpoint_that_closes_at_once_is_no_success() {
+    let (bad, good) = (Backend::start(drop), Backend::named("there"));
+    let router = router(&[bad.address(), good.address()], "balance: round_robin");
+    for _ in 0..3 {
+        reached(&router);
+        reached(&router);
+    }
+    assert_eq!(state(&router, bad.address(), "dead")["cause"], "closed without an answer to a ClientHello");
+}
+
+#[test]
+fn b15_a_name_that_leads_to_ourselves_is_a_loop() {
+    let port = closed().port();
+    let router = Router::start(&format!(
+        "listen: 127.0.0.1:{port}\nadmin: 127.0.0.1:0\nroutes: [{{upstream: \"localhost:{port}\"}}]\n"
+    ));
+    let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+    assert_eq!(client.rest(), (alert(80), End::Fin));
+    let account = router.account_of(client.address());
+    // Where localhost has an IPv6 address too, nobody listens there.
+    if account["outcome"] != "connect_refused" {
+        assert_eq!(account["outcome"], "loop", "{account}");
+    }
+    router.wait("the warning", |line| {
+        line["endpoint"] == format!("127.0.0.1:{port}")
+            && line["message"].as_str().unwrap().contains("our own listeners")
+    });
+}
+
+#[test]
+fn b20_a_client_that_comes_back_lands_elsewhere() {
+    let backends = [Backend::named("a"), Backend::named("b"), Backend::named("c")];
+    let addresses: Vec<SocketAddr> = backends.iter().map(Backend::address).collect();
+    for balance in ["least_connections", "round_robin", "random"] {
+        let router = router(&addresses, &format!("balance: {balance}"));
+        let mut counts = [0; 3];
+        for _ in 0..120 {
+            let reached = reached(&router);
+            counts[addresses.iter().position(|address| address.to_string() == reached).unwrap()] += 1;
+        }
+        assert!(counts.iter().all(|count| (20..=60).contains(count)), "{balance}: {counts:?}");
+    }
+}
+
+#[test]
+fn tls_goes_through_a_pool_that_is_checked() {
+    let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
+    let (server, spare) = (ApiServer::start(&authority, NAME), ApiServer::start(&authority, NAME));
+    let router = router(&[server.address(), spare.address()], &check(&authority, &directory, ""));
+    for _ in 0..4 {
+        assert_eq!(get(router.address(), &authority, NAME, None), Ok("ok".into()));
+    }
+}
+
+/// B08 with live streams: no packet of theirs arrives any more, and bytes are on the way.
+#[test]
+fn b08_a_peer_that_acknowledges_nothing_is_dead_in_45_s_and_a_slow_reader_lives() {
+    let (backend, connections) = Backend::held();
+    let router = router(&[backend.address()], "");
+    let accept = |client: &mut Client| {
+        client.write(&Hello::to(NAME).record());
+        let mut stream = connections.recv().unwrap();
+        let mut hello = vec![0; Hello::to(NAME).record().len()];
+        stream.read_exact(&mut hello).unwrap();
+        stream.write_all(b"answer").unwrap();
+        client.read(6);
+        stream
+    };
+    let mut slow = Client::connect(router.address());
+    let mut slow_server = accept(&mut slow);
+    let mut lost = Client::connect(router.address());
+    let lost_server = accept(&mut lost);
+
+    // The slow client reads nothing: everything between fills up.
+    slow_server.set_nonblocking(true).unwrap();
+    eventually("nobody takes more", || slow_server.write(&[0; 65536]).is_err());
+    let start = Instant::now();
+    Socket::from(lost_server.try_clone().unwrap()).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).unwrap();
+    lost.write(b"into the void");
+    lost.stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    lost.rest();
+    let lasted = start.elapsed();
+    let account = router.account_of(lost.address());
+    assert_eq!((account["outcome"].as_str(), account["closed_by"].as_str()), (Some("peer_dead"), Some("upstream")));
+    assert!((Duration::from_secs(25)..Duration::from_secs(45)).contains(&lasted), "{lasted:?}");
+    assert!(router.log().iter().all(|line| line["client.port"] != slow.address().port()), "the slow reader lives");
+}
+
+#[test]
+fn black_holes_do_not_hold_up_who_can_be_served() {
+    let (_hole, address) = black_hole();
+    let good = Backend::named("there");
+    let router =
+        router(&[address, good.address()], "connect: {per_try: 100ms}\n      health_check: {interval: 100ms, fall: 1}");
+    state(&router, address, "dead");
+    for _ in 0..5 {
+        let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+        assert_eq!(client.read(5), b"there");
+        client.finish();
+        client.rest();
+        assert!(router.account_of(client.address())["connect_ms"].as_f64().unwrap() < 100.0);
+    }
+}

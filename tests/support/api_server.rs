@@ -1,0 +1,111 @@
+//! A stand-in for an API server: TLS, `/readyz`, and every way to be unwell.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+use super::backend::{Backend, reset};
+use super::tls::{Authority, Issued};
+
+/// How it answers, until it is told otherwise.
+#[derive(Clone, Debug)]
+pub enum Mood {
+    /// With this status, and this body.
+    Status(u16, &'static str),
+    /// Accepts, and says nothing.
+    Hang,
+    /// Accepts, and resets.
+    Reset,
+    /// With this status, if the request carries this bearer token; 401 otherwise.
+    Token(&'static str),
+}
+
+pub struct ApiServer {
+    backend: Backend,
+    mood: Arc<Mutex<Mood>>,
+    config: Arc<Mutex<Arc<ServerConfig>>>,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl ApiServer {
+    /// Ready, with a certificate for this name.
+    pub fn start(authority: &Authority, name: &str) -> Self {
+        let mood = Arc::new(Mutex::new(Mood::Status(200, "ok")));
+        let config = Arc::new(Mutex::new(server_config(&authority.issue(name), None)));
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (told, shown, heard) = (Arc::clone(&mood), Arc::clone(&config), Arc::clone(&requests));
+        let backend = Backend::start(move |stream| {
+            let mood = told.lock().unwrap().clone();
+            let config = Arc::clone(&shown.lock().unwrap());
+            match mood {
+                Mood::Hang => drop(stream.take(u64::MAX).read_to_end(&mut Vec::new())),
+                Mood::Reset => reset(stream),
+                mood => answer(stream, config, &mood, &heard),
+            }
+        });
+        Self { backend, mood, config, requests }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.backend.address()
+    }
+
+    pub fn be(&self, mood: Mood) {
+        *self.mood.lock().unwrap() = mood;
+    }
+
+    /// From now on shows this certificate.
+    pub fn show(&self, issued: &Issued) {
+        *self.config.lock().unwrap() = server_config(issued, None);
+    }
+
+    /// From now on wants a certificate from clients.
+    pub fn demand(&self, issued: &Issued, authority: &Authority) {
+        *self.config.lock().unwrap() = server_config(issued, Some(authority));
+    }
+
+    /// The heads of all requests so far.
+    pub fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
+    }
+
+    pub fn accepted(&self) -> usize {
+        self.backend.accepted()
+    }
+}
+
+fn server_config(issued: &Issued, clients: Option<&Authority>) -> Arc<ServerConfig> {
+    let builder = ServerConfig::builder();
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(authority) => builder
+            .with_client_cert_verifier(WebPkiClientVerifier::builder(Arc::new(authority.roots())).build().unwrap()),
+    };
+    Arc::new(builder.with_single_cert(vec![issued.certificate.clone()], issued.key()).unwrap())
+}
+
+fn answer(stream: TcpStream, config: Arc<ServerConfig>, mood: &Mood, requests: &Mutex<Vec<String>>) {
+    let mut stream = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            _ => return,
+        }
+    }
+    let head = String::from_utf8(head).unwrap();
+    let (status, body) = match mood {
+        Mood::Status(status, body) => (*status, *body),
+        Mood::Token(token) if head.contains(&format!("authorization: Bearer {token}\r\n")) => (200, "ok"),
+        _ => (401, "Unauthorized"),
+    };
+    requests.lock().unwrap().push(head);
+    let _ = write!(stream, "HTTP/1.1 {status} x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    stream.conn.send_close_notify();
+    let _ = stream.flush();
+    let _ = stream.read_to_end(&mut Vec::new());
+}
