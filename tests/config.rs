@@ -58,7 +58,19 @@ routes:
     alpn: [h2]
     listener: [inside]
     upstream: {endpoints: [127.0.0.1:1, \"b.example:6443\", \"[::1]:2\"], connect: {timeout: 10s, per_try: 3s}}
-  - upstream: [127.0.0.1:1]
+  - upstream:
+      dcos: {service: dev/kubernetes01, port: 6443}
+      balance: random
+      slow_start: 0s
+      dead: {grace: 15s, connections: keep}
+      resolve_every: 10s
+      health_check:
+        interval: 5s
+        timeout: 4s
+        rise: 2
+        fall: 3
+        tls: {server_name: kubernetes, verify: false}
+        http: {path: /readyz, unauthorized: failed}
 timeouts: {hello: 10s, idle: 24h, half_close: 60s, drain: 0s}
 tcp: {keepalive: {idle: 30s, interval: 5s, count: 3}, user_timeout: 15m}
 limits: {connections: 100, hello_bytes: 16KiB}
@@ -406,5 +418,83 @@ fn usage_errors_exit_with_2() {
     ] {
         let output = snigate().args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+/// A file whose upstream is this.
+fn upstream(map: &str) -> String {
+    route(&format!("sni: a.example\nupstream: {map}"))
+}
+
+#[test]
+fn pools_are_refused_with_what_is_wrong_in_them() {
+    let at = |place: &str| format!(":5:{place}");
+    for (map, expected) in [
+        ("{balance: random}", "routes[0].upstream: missing key `endpoints`, or `dcos` in its place"),
+        ("{endpoints: b:1, dcos: x}", "routes[0].upstream.dcos: it stands for the endpoints; expected one of the two"),
+        ("{dcos: a b}", "`a b`: expected the name of a service such as dev/kubernetes01"),
+        ("{dcos: {port: 70000}}", "`70000`: out of range; expected a port from 1 to 65535"),
+        ("{endpoints: b:1, balance: fastest}", "expected one of `least_connections`, `round_robin`, `random`"),
+        ("{endpoints: b:1, slow_start: 5}", "expected a duration"),
+        ("{endpoints: b:1, dead: {connections: drop}}", "expected `cut` or `keep`"),
+        ("{endpoints: b:1, health_check: {interval: 1s, timeout: 2s}}", "longer than `interval`"),
+        ("{endpoints: b:1, health_check: {rise: 0}}", "`0`: out of range; expected a whole number from 1 to 127"),
+        ("{endpoints: b:1, health_check: {http: {}}}", "health_check.http: missing key `tls` beside it"),
+        ("{endpoints: b:1, health_check: {tls: {}}}", "health_check.tls: missing key `ca_file`"),
+        ("{endpoints: b:1, health_check: {tls: {ca_file: none.pem}}}", "none.pem: No such file or directory"),
+        ("{endpoints: b:1, health_check: {tls: {verify: false, ca_file: none.pem}}}", "not used with `verify: false`"),
+        (
+            "{endpoints: b:1, health_check: {tls: {verify: false, server_name: \"\"}}}",
+            "expected a DNS name such as kubernetes",
+        ),
+        (
+            "{endpoints: b:1, health_check: {tls: {verify: false}, http: {path: readyz}}}",
+            "expected a path such as /readyz",
+        ),
+        ("{endpoints: b:1, health_check: {tls: {verify: false}, http: {token_file: none}}}", "none: No such file"),
+        (
+            "{endpoints: b:1, health_check: {tls: {verify: false}, http: {client_key: /dev/null}}}",
+            "missing key `client_certificate`",
+        ),
+        (
+            "{endpoints: b:1, health_check: {tls: {verify: false}, http: {unauthorized: fine}}}",
+            "expected `alive` or `failed`",
+        ),
+        ("{endpoints: b:1, helth_check: {}}", "health_check"),
+    ] {
+        let told = complaint(upstream(map).as_bytes());
+        assert!(told.contains(expected), "{map}\n{told}");
+        assert!(told.starts_with(&at("")) || told.starts_with(":4:"), "{map}: {told}");
+    }
+}
+
+#[test]
+fn g14_what_is_in_a_secret_file_is_not_told() {
+    let directory = TempDir::new().unwrap();
+    std::fs::write(
+        directory.path().join("secret"),
+        "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n",
+    )
+    .unwrap();
+    let config = upstream("{endpoints: b:1, health_check: {tls: {ca_file: secret}}}");
+    let path = directory.path().join("c.yaml");
+    std::fs::write(&path, config).unwrap();
+    let told = String::from_utf8(check(&path).stderr).unwrap();
+    assert!(told.contains("secret: no certificate in it; expected PEM"), "{told}");
+    assert!(!told.contains("c2VjcmV0"), "{told}");
+}
+
+#[test]
+fn a_dcos_service_is_an_endpoint() {
+    for (dcos, expected) in [
+        ("dev/kubernetes01", "apiserver.devkubernetes01.l4lb.thisdcos.directory:6443"),
+        ("{}", "apiserver.kubernetes-cluster.l4lb.thisdcos.directory:6443"),
+        ("{service: a, port: 443}", "apiserver.a.l4lb.thisdcos.directory:443"),
+    ] {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("c.yaml");
+        std::fs::write(&path, upstream(&format!("{{dcos: {dcos}}}"))).unwrap();
+        let told = String::from_utf8(check(&path).stdout).unwrap();
+        assert!(told.contains(&format!("leads to  {expected} ")), "{told}");
     }
 }

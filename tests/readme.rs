@@ -4,6 +4,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use crate::support::tls::Authority;
 use crate::support::{Backend, Client, Hello, Router, snigate};
 
 const README: &str = include_str!("../README.md");
@@ -32,6 +33,24 @@ fn the_configuration_is_valid_and_its_commands_work() {
     let explained = String::from_utf8(run(&typed[2]).stdout).unwrap();
     assert!(explained.contains("leads to  dev-api.internal:6443"), "{explained}");
     assert_eq!(typed[1], ["run", "-c", "snigate.yaml"], "runs in other tests, on ports that are free");
+}
+
+#[test]
+fn the_pool_is_valid() {
+    let directory = TempDir::new().unwrap();
+    Authority::new().write(directory.path(), "dev-ca.pem");
+    let config = format!("listen: 127.0.0.1:0\n{}", blocks("yaml")[1]);
+    std::fs::write(directory.path().join("snigate.yaml"), config).unwrap();
+    let checked = snigate().arg("check").arg(directory.path().join("snigate.yaml")).output().unwrap();
+    let told = String::from_utf8(checked.stdout).unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    for line in [
+        "leads to  10.0.0.1:6443, 10.0.0.2:6443, 10.0.0.3:6443 (within 10s, 3s per try)",
+        "balances  by least_connections, slow_start 30s; names every 10s; who is gone is cut after 15s",
+        "and name kubernetes, GET /readyz (unauthorized: alive), every 5s within 4s, rise 2, fall 3",
+    ] {
+        assert!(told.contains(line), "{line}\nin\n{told}");
+    }
 }
 
 #[test]

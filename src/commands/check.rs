@@ -9,6 +9,7 @@ use std::time::Duration;
 use snigate::config::{Config, Listener, LogFormat, Route};
 use snigate::refusal::Refuse;
 use snigate::relay::Engine;
+use snigate::upstream::{Balance, HealthCheck, HttpCheck, Settings, TlsCheck};
 
 pub(super) fn run(file: &Path) -> anyhow::Result<ExitCode> {
     let config = Config::load(file)?;
@@ -35,9 +36,7 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     for route in &config.routes {
         writeln!(text, "  {}", route.name)?;
         writeln!(text, "    takes     {}", takes(route, &config.listeners))?;
-        let endpoints: Vec<String> = route.upstream.destinations.iter().map(ToString::to_string).collect();
-        let (timeout, per_try) = (span(route.upstream.budget.timeout), span(route.upstream.budget.per_try));
-        writeln!(text, "    leads to  {} (within {timeout}, {per_try} per try)", endpoints.join(", "))?;
+        upstream(&mut text, &route.upstream)?;
     }
 
     let timeouts = &config.timeouts;
@@ -77,6 +76,49 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     writeln!(text, "workers    {}", config.workers.map_or("auto".into(), |workers| workers.to_string()))?;
     writeln!(text, "admin      {}", config.admin.map_or("none".into(), |address| address.to_string()))?;
     Ok(text)
+}
+
+fn upstream(text: &mut String, upstream: &Settings) -> std::fmt::Result {
+    let Settings { destinations, balance, budget, slow_start, dead_grace, resolve_every, health_check } = upstream;
+    let destinations: Vec<String> = destinations.iter().map(ToString::to_string).collect();
+    let (timeout, per_try) = (span(budget.timeout), span(budget.per_try));
+    writeln!(text, "    leads to  {} (within {timeout}, {per_try} per try)", destinations.join(", "))?;
+    let balance = match balance {
+        Balance::LeastConnections => "least_connections",
+        Balance::RoundRobin => "round_robin",
+        Balance::Random => "random",
+    };
+    let dead = dead_grace.map_or("keeps its connections".into(), |grace| format!("is cut after {}", span(grace)));
+    writeln!(
+        text,
+        "    balances  by {balance}, slow_start {}; names every {}; who is gone {dead}",
+        span(*slow_start),
+        span(*resolve_every)
+    )?;
+    let Some(HealthCheck { interval, timeout, thresholds, tls, http }) = health_check else {
+        return writeln!(text, "    checks    nothing");
+    };
+    let mut what = vec!["connect".to_owned()];
+    if let Some(TlsCheck { ca_file, verified_name, asked_name: _, client }) = tls {
+        let chain = ca_file.as_ref().map_or("any certificate".into(), |file| format!("CA {}", file.display()));
+        let name = verified_name.as_ref().map_or(String::new(), |name| format!(" and name {}", name.to_str()));
+        let client = if client.is_some() { ", showing a certificate" } else { "" };
+        what.push(format!("TLS with {chain}{name}{client}"));
+    }
+    if let Some(HttpCheck { path, token_file, unauthorized_is_alive }) = http {
+        let token = if token_file.is_some() { " with a token" } else { "" };
+        let unauthorized = if *unauthorized_is_alive { "alive" } else { "failed" };
+        what.push(format!("GET {path}{token} (unauthorized: {unauthorized})"));
+    }
+    writeln!(
+        text,
+        "    checks    {}, every {} within {}, rise {}, fall {}",
+        what.join(", "),
+        span(*interval),
+        span(*timeout),
+        thresholds.rise,
+        thresholds.fall
+    )
 }
 
 fn takes(route: &Route, listeners: &[Listener]) -> String {
