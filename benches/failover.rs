@@ -15,7 +15,6 @@
 )]
 
 #[path = "../tests/support/hello.rs"]
-#[allow(dead_code, reason = "the tests use all of it")]
 mod sample;
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -106,12 +106,16 @@ pub fn serve<P: Send>(
                     place.answered();
                 }
             }
-            Event::Unanswered => place.did_not_answer("no answer to a ClientHello in time"),
+            Event::Unanswered => {
+                if account.complains() {
+                    place.did_not_answer("no answer to a ClientHello in time");
+                }
+            }
         };
         let hello = hello.into_bytes();
         let ending =
             relay::copy_bidirectional(&client, upstream, engine, hello, &deadlines, &mut membership, happens).await;
-        if account.is_unanswered() && matches!(ending, Ending::Closed(Side::Upstream) | Ending::Reset(Side::Upstream)) {
+        if matches!(ending, Ending::Closed(Side::Upstream) | Ending::Reset(Side::Upstream)) && account.complains() {
             place.did_not_answer("closed without an answer to a ClientHello");
         }
         drop((client, connected, permit));

@@ -32,6 +32,7 @@ pub struct Account {
     sent: u64,
     outcome: Outcome,
     closed_by: ClosedBy,
+    has_complained: bool,
 }
 
 /// What is learned of a connection on its way, each with the log field it becomes.
@@ -71,6 +72,7 @@ impl Account {
             sent: 0,
             outcome: Outcome::LocalError,
             closed_by: ClosedBy::Us,
+            has_complained: false,
         }
     }
 
@@ -123,10 +125,9 @@ impl Account {
         is_first
     }
 
-    /// Whether nothing has gone to the client.
-    #[must_use]
-    pub fn is_unanswered(&self) -> bool {
-        self.sent == 0
+    /// Whether nothing has gone to the client, and this is the first time that it is asked.
+    pub fn complains(&mut self) -> bool {
+        self.sent == 0 && !std::mem::replace(&mut self.has_complained, true)
     }
 
     /// How it ended. The account is closed when it is dropped.

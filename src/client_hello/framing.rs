@@ -88,7 +88,8 @@ impl Framing {
                 if start + missing > self.limit {
                     return Err(Reason::TooLarge);
                 }
-                if missing <= payload.len() {
+                // Not before the record is whole: servers read records, and would wait for the rest.
+                if missing <= payload.len() && payload.len() == record_length {
                     if !self.fragments.is_empty() {
                         self.fragments.extend_from_slice(&payload[..missing]);
                     }

@@ -29,31 +29,27 @@ pub(super) fn pick(
     slow_start: Duration,
 ) -> Option<usize> {
     let failed_family = tried.last().map(|last| endpoints[*last].address.is_ipv4());
-    let rank = |endpoint: &Endpoint| (endpoint.state(), failed_family == Some(endpoint.address.is_ipv4()));
-    let untried = || (0..endpoints.len()).filter(|number| !tried.contains(number) && !endpoints[*number].is_loop);
-    let best = untried().map(|number| rank(&endpoints[number])).min()?;
-    let is_candidate = |number: &usize| rank(&endpoints[*number]) == best;
-    let in_turn = || {
-        let first = turn % endpoints.len();
-        (first..endpoints.len())
-            .chain(0..first)
-            .filter(|number| !tried.contains(number) && !endpoints[*number].is_loop)
-            .filter(is_candidate)
+    let rank = |number: usize| {
+        let endpoint = &endpoints[number];
+        (endpoint.state(), failed_family == Some(endpoint.address.is_ipv4()))
     };
+    let untried = || (0..endpoints.len()).filter(|number| !tried.contains(number));
+    let best = untried().map(rank).min()?;
+    let candidates = || untried().filter(|number| rank(*number) == best);
+    let count = candidates().count();
+    let in_turn = || candidates().cycle().skip(turn % count).take(count);
     let weight = |number: usize| if best.0 == State::Ready { endpoints[number].weight(slow_start) } else { 1.0 };
     let load = |number: usize| {
         let connections = u32::try_from(endpoints[number].connections()).unwrap_or(u32::MAX);
         (f64::from(connections) + 1.0) / weight(number)
     };
     let lightest = |first: usize, second: usize| if load(second) < load(first) { second } else { first };
+    let any = || candidates().nth(fastrand::usize(..count));
     match balance {
         Balance::LeastConnections => in_turn().reduce(lightest),
-        Balance::RoundRobin => in_turn().find(|number| fastrand::f64() < weight(*number)).or_else(|| in_turn().next()),
-        Balance::Random => {
-            let candidates: Vec<usize> = in_turn().collect();
-            let any = |_| candidates[fastrand::usize(..candidates.len())];
-            Some(lightest(any(0), any(1)))
-        }
+        // What starts slowly leaves its turn to any, not always to its neighbour.
+        Balance::RoundRobin => in_turn().next().filter(|number| fastrand::f64() < weight(*number)).or_else(any),
+        Balance::Random => any().zip(any()).map(|(first, second)| lightest(first, second)),
     }
 }
 
@@ -69,7 +65,7 @@ mod tests {
     const SLOW_START: Duration = Duration::from_secs(30);
 
     fn endpoints(addresses: &[&str]) -> Vec<Arc<Endpoint>> {
-        addresses.iter().map(|address| Arc::new(Endpoint::new(address.parse().unwrap(), false, Weak::new()))).collect()
+        addresses.iter().map(|address| Arc::new(Endpoint::new(address.parse().unwrap(), Weak::new()))).collect()
     }
 
     fn three() -> Vec<Arc<Endpoint>> {
@@ -93,6 +89,13 @@ mod tests {
         assert_eq!(shares(&three(), Balance::LeastConnections, 300), [100; 3]);
         assert_eq!(shares(&three(), Balance::RoundRobin, 300), [100; 3]);
         assert!(shares(&three(), Balance::Random, 300).iter().all(|share| (80..=120).contains(share)));
+    }
+
+    #[tokio::test]
+    async fn who_is_dead_leaves_its_turns_to_all_others() {
+        let endpoints = three();
+        endpoints[1].learn(&Finding::Gone(String::new()), THRESHOLDS);
+        assert_eq!(shares(&endpoints, Balance::RoundRobin, 300), [150, 0, 150]);
     }
 
     #[tokio::test]
@@ -134,7 +137,7 @@ mod tests {
         endpoints[0].learn(&Finding::Ready, THRESHOLDS);
         let share = |balance| shares(&endpoints, balance, 300)[0];
         assert!((10..=20).contains(&share(Balance::LeastConnections)));
-        assert!((2..=25).contains(&share(Balance::RoundRobin)));
+        assert!((10..=70).contains(&share(Balance::RoundRobin)));
         tokio::time::sleep(SLOW_START / 2).await;
         assert!((55..=65).contains(&share(Balance::LeastConnections)));
         tokio::time::sleep(SLOW_START / 2).await;

@@ -24,6 +24,9 @@ pub struct Certificate {
     key: Vec<u8>,
 }
 
+/// Whoever answers chooses how many there are.
+const MAX_NAMES: usize = 100;
+
 impl Certificate {
     /// Reads a certificate; `None` if it is none.
     #[must_use]
@@ -39,8 +42,10 @@ impl Certificate {
         let alternatives = certificate.subject_alternative_name().ok().flatten();
         for name in alternatives.iter().flat_map(|extension| &extension.value.general_names) {
             match name {
-                GeneralName::DNSName(name) => read.names.push((*name).to_owned()),
-                GeneralName::IPAddress(octets) => read.addresses.extend(address(octets)),
+                GeneralName::DNSName(name) if read.names.len() < MAX_NAMES => read.names.push((*name).to_owned()),
+                GeneralName::IPAddress(octets) if read.addresses.len() < MAX_NAMES => {
+                    read.addresses.extend(address(octets));
+                }
                 _ => {}
             }
         }
@@ -59,14 +64,57 @@ impl Certificate {
         })
     }
 
-    /// What is different from the one before, in words.
-    #[must_use]
-    pub fn changes_from(&self, before: &Self) -> Option<&'static str> {
-        match (self.issuer != before.issuer, self.key != before.key) {
-            (true, _) => Some("another issuer"),
-            (false, true) => Some("another key"),
-            (false, false) => None,
+    fn is_same(&self, other: &Self) -> bool {
+        self.key == other.key && self.expires == other.expires
+    }
+}
+
+/// The certificates that an endpoint has shown. Behind one address there may be several servers, each with its own.
+#[derive(Debug, Default)]
+pub(super) struct Certificates {
+    /// The last at the end, each with whether its end was near.
+    shown: Vec<(Certificate, bool)>,
+}
+
+/// What is new about a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct News {
+    /// It was not shown before.
+    pub(super) is_new: bool,
+    /// It was not, but others were: in words, what is different from the last one.
+    pub(super) change: Option<&'static str>,
+    /// Its end is near, and was not when it was last shown.
+    pub(super) expires_soon: bool,
+}
+
+/// Of how many certificates an endpoint is known; more come as news again.
+const MAX_SHOWN: usize = 16;
+
+impl Certificates {
+    pub(super) fn last(&self) -> Option<&Certificate> {
+        self.shown.last().map(|(certificate, _)| certificate)
+    }
+
+    /// Remembers it.
+    pub(super) fn show(&mut self, certificate: Certificate, expires_soon: bool) -> News {
+        let known = self.shown.iter().position(|(shown, _)| shown.is_same(&certificate));
+        let mut news = News { is_new: known.is_none(), change: None, expires_soon };
+        if let Some(number) = known {
+            let (_, was_soon) = self.shown.remove(number);
+            news.expires_soon &= !was_soon;
+        } else {
+            news.change =
+                self.last().map(|last| match (last.issuer != certificate.issuer, last.key != certificate.key) {
+                    (true, _) => "another issuer",
+                    (false, true) => "another key",
+                    (false, false) => "renewed",
+                });
+            if self.shown.len() == MAX_SHOWN {
+                self.shown.remove(0);
+            }
         }
+        self.shown.push((certificate, expires_soon));
+        news
     }
 }
 
@@ -99,9 +147,18 @@ mod tests {
     }
 
     #[test]
-    fn a_new_key_is_a_change() {
+    fn what_was_seen_is_no_news() {
         let (one, other) = (issued(&["a.example"]), issued(&["a.example"]));
-        assert_eq!(one.changes_from(&one), None);
-        assert_eq!(one.changes_from(&other), Some("another key"));
+        let mut certificates = Certificates::default();
+        let first = News { is_new: true, ..News::default() };
+        assert_eq!(certificates.show(one.clone(), false), first);
+        let second = News { is_new: true, change: Some("another key"), expires_soon: true };
+        assert_eq!(certificates.show(other.clone(), true), second);
+        for _ in 0..3 {
+            assert_eq!(certificates.show(one.clone(), false), News::default());
+            assert_eq!(certificates.show(other.clone(), true), News::default());
+        }
+        assert_eq!(certificates.show(one.clone(), true), News { expires_soon: true, ..News::default() }, "by and by");
+        assert_eq!(certificates.last(), Some(&one));
     }
 }

@@ -60,11 +60,22 @@ pub(super) struct Condition {
     alive: u32,
     not_ready: u32,
     failed: u32,
+    /// Connections in a row that it failed.
+    failed_clients: u32,
 }
 
 impl Default for Condition {
     fn default() -> Self {
-        Self { state: State::Ready, cause: "".into(), is_gone: false, ready: 0, alive: 0, not_ready: 0, failed: 0 }
+        Self {
+            state: State::Ready,
+            cause: "".into(),
+            is_gone: false,
+            ready: 0,
+            alive: 0,
+            not_ready: 0,
+            failed: 0,
+            failed_clients: 0,
+        }
     }
 }
 
@@ -83,12 +94,39 @@ impl Condition {
         self.state == State::Dead && self.is_gone
     }
 
-    /// How many findings in a row were not ready.
+    /// How many findings in a row led to this state, if it is not ready.
     pub(super) fn failures(&self) -> u32 {
-        self.not_ready
+        self.not_ready.max(self.failed_clients)
     }
 
-    /// Takes a finding in; the state before, if it is another one now.
+    /// Takes in what a client's connection has found; the state before, if it is another one now. Clients are not to be
+    /// trusted with more than this: what one finds counts only as long as no other finds the opposite.
+    pub(super) fn learn_from_client(&mut self, finding: &Finding, thresholds: Thresholds) -> Option<State> {
+        let before = self.state;
+        self.failed_clients = match finding {
+            Finding::Ready | Finding::Unready(_) => 0,
+            Finding::Gone(_) | Finding::Wrong(_) => self.failed_clients.saturating_add(1),
+        };
+        if self.failed_clients >= thresholds.fall {
+            self.state = State::Dead;
+            // What checks found before does not count any more.
+            self.ready = 0;
+            self.alive = 0;
+            if self.failed == 0 {
+                self.note(finding);
+            }
+        }
+        (self.state != before).then_some(before)
+    }
+
+    fn note(&mut self, finding: &Finding) {
+        if let Finding::Unready(cause) | Finding::Gone(cause) | Finding::Wrong(cause) = finding {
+            self.cause = cause.as_str().into();
+        }
+        self.is_gone = matches!(finding, Finding::Gone(_));
+    }
+
+    /// Takes in what a check has found; the state before, if it is another one now.
     pub(super) fn learn(&mut self, finding: &Finding, thresholds: Thresholds) -> Option<State> {
         let before = self.state;
         let (is_ready, is_alive) = match finding {
@@ -101,9 +139,9 @@ impl Condition {
         self.alive = count(self.alive, is_alive);
         self.not_ready = count(self.not_ready, !is_ready);
         self.failed = count(self.failed, !is_alive);
-        if let Finding::Unready(cause) | Finding::Gone(cause) | Finding::Wrong(cause) = finding {
-            self.cause = cause.as_str().into();
-            self.is_gone = matches!(finding, Finding::Gone(_));
+        self.note(finding);
+        if is_ready {
+            self.failed_clients = 0;
         }
         self.state = match before {
             _ if self.ready >= thresholds.rise => State::Ready,
@@ -116,13 +154,6 @@ impl Condition {
             self.cause = "".into();
         }
         (self.state != before).then_some(before)
-    }
-
-    /// Lets a dead endpoint be tried again, where nothing checks it. Its next failure makes it dead at once.
-    pub(super) fn forgive(&mut self, thresholds: Thresholds) {
-        self.state = State::Ready;
-        self.failed = thresholds.fall - 1;
-        self.not_ready = thresholds.fall - 1;
     }
 }
 
@@ -171,17 +202,36 @@ mod tests {
         assert!(condition.is_gone() && condition.cause() == "refused");
         condition.learn(&Finding::Wrong("expired".into()), THRESHOLDS);
         assert!(!condition.is_gone(), "it is there, after all");
+        condition.learn(&Finding::Gone("refused".into()), THRESHOLDS);
+        assert!(condition.is_gone());
+        condition.learn(&Finding::Ready, THRESHOLDS);
+        assert!(condition.state() == State::Dead && !condition.is_gone(), "dead, but coming back");
     }
 
     #[test]
-    fn what_is_forgiven_is_not_forgotten() {
+    fn one_client_cannot_outvote_the_others() {
         let mut condition = Condition::default();
-        for _ in 0..3 {
-            condition.learn(&Finding::Gone("refused".into()), THRESHOLDS);
+        let bad = Finding::Wrong("odd".into());
+        for _ in 0..10 {
+            for _ in 0..2 {
+                assert_eq!(condition.learn_from_client(&bad, THRESHOLDS), None);
+            }
+            assert_eq!(condition.learn_from_client(&Finding::Ready, THRESHOLDS), None);
         }
-        condition.forgive(THRESHOLDS);
-        assert_eq!(condition.state(), State::Ready);
-        assert_eq!(condition.learn(&Finding::Gone("refused".into()), THRESHOLDS), Some(State::Ready));
+        for _ in 0..2 {
+            condition.learn_from_client(&bad, THRESHOLDS);
+        }
+        condition.learn(&Finding::Ready, THRESHOLDS);
+        assert_eq!(condition.learn_from_client(&bad, THRESHOLDS), None, "nor a check");
+        for _ in 0..2 {
+            condition.learn_from_client(&bad, THRESHOLDS);
+        }
+        assert_eq!((condition.state(), condition.cause()), (State::Dead, "odd"));
+        condition.learn_from_client(&Finding::Ready, THRESHOLDS);
+        assert_eq!(condition.state(), State::Dead, "it is for checks, or trials, to say that it is back");
+        condition.learn(&Finding::Ready, THRESHOLDS);
         assert_eq!(condition.state(), State::Dead);
+        condition.learn(&Finding::Ready, THRESHOLDS);
+        assert_eq!(condition.state(), State::Ready);
     }
 }

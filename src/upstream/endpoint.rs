@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::certificate::Certificate;
+use super::certificate::{Certificate, Certificates};
 use super::condition::{Condition, Finding, State, Thresholds};
 use super::pool::Pool;
 
@@ -30,8 +30,6 @@ pub struct Endpoint {
     pub id: EndpointId,
     /// Where it is.
     pub address: SocketAddr,
-    /// Whether it is one of our own listeners.
-    pub(super) is_loop: bool,
     pool: Weak<Pool>,
     connections: AtomicUsize,
     /// A copy of the condition's, to be read on every connection's way.
@@ -41,19 +39,23 @@ pub struct Endpoint {
     recovered: AtomicU64,
     born: Instant,
     condition: Mutex<Condition>,
-    certificate: Mutex<Option<Certificate>>,
+    /// Milliseconds from `born` to when a connection may try it although it is dead.
+    trial: AtomicU64,
+    certificates: Mutex<Certificates>,
     /// Wakes who looks after it when its state has changed.
     pub(super) changed: Notify,
 }
 
 const NEVER: u64 = u64::MAX;
 
+/// Where nothing checks it, a dead endpoint gets a connection this often, in milliseconds.
+const TRIAL_EVERY: u64 = 10_000;
+
 impl Endpoint {
-    pub(super) fn new(address: SocketAddr, is_loop: bool, pool: Weak<Pool>) -> Self {
+    pub(super) fn new(address: SocketAddr, pool: Weak<Pool>) -> Self {
         Self {
             id: EndpointId::next(),
             address,
-            is_loop,
             pool,
             connections: AtomicUsize::new(0),
             state: AtomicU8::new(State::Ready as u8),
@@ -61,7 +63,8 @@ impl Endpoint {
             recovered: AtomicU64::new(NEVER),
             born: Instant::now(),
             condition: Mutex::default(),
-            certificate: Mutex::default(),
+            trial: AtomicU64::new(NEVER),
+            certificates: Mutex::default(),
             changed: Notify::new(),
         }
     }
@@ -88,12 +91,11 @@ impl Endpoint {
     /// The certificate that its last check was shown.
     #[must_use]
     pub fn certificate(&self) -> Option<Certificate> {
-        self.certificate.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.certificates().last().cloned()
     }
 
-    /// Keeps it; the one before.
-    pub(super) fn keep_certificate(&self, certificate: Certificate) -> Option<Certificate> {
-        self.certificate.lock().unwrap_or_else(PoisonError::into_inner).replace(certificate)
+    pub(super) fn certificates(&self) -> MutexGuard<'_, Certificates> {
+        self.certificates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn condition(&self) -> MutexGuard<'_, Condition> {
@@ -105,31 +107,41 @@ impl Endpoint {
         self.suspect.load(Relaxed)
     }
 
-    /// Takes a finding in; the change of state that it makes, if it does.
+    /// Takes in what a check has found; the change of state that it makes, if it does.
     pub(super) fn learn(&self, finding: &Finding, thresholds: Thresholds) -> Option<Change> {
+        self.change(|condition| condition.learn(finding, thresholds))
+    }
+
+    /// Takes in what a connection has found; the change of state that it makes, if it does.
+    pub(super) fn learn_from_client(&self, finding: &Finding, thresholds: Thresholds) -> Option<Change> {
+        self.change(|condition| condition.learn_from_client(finding, thresholds))
+    }
+
+    fn change(&self, learn: impl FnOnce(&mut Condition) -> Option<State>) -> Option<Change> {
         let mut condition = self.condition();
-        let before = condition.learn(finding, thresholds);
+        let before = learn(&mut condition);
         self.suspect.store(condition.failures() > 0, Relaxed);
-        let before = before?;
-        let change = Change { before, after: condition.state(), findings: condition.failures() };
-        self.publish(&condition);
-        Some(change)
-    }
-
-    /// See [`Condition::forgive`].
-    pub(super) fn forgive(&self, thresholds: Thresholds) {
-        let mut condition = self.condition();
-        condition.forgive(thresholds);
-        self.publish(&condition);
-    }
-
-    fn publish(&self, condition: &Condition) {
-        if condition.state() == State::Ready {
-            let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(NEVER);
-            self.recovered.store(now, Relaxed);
+        let (before, after) = (before?, condition.state());
+        match after {
+            State::Ready => self.recovered.store(self.age(), Relaxed),
+            State::Unready => {}
+            State::Dead => self.trial.store(self.age() + TRIAL_EVERY, Relaxed),
         }
-        self.state.store(condition.state() as u8, Relaxed);
+        self.state.store(after as u8, Relaxed);
         self.changed.notify_one();
+        Some(Change { before, after, findings: condition.failures() })
+    }
+
+    /// Whether this connection may be the one that finds out whether the endpoint is still dead.
+    pub(super) fn takes_trial(&self) -> bool {
+        let (due, now) = (self.trial.load(Relaxed), self.age());
+        self.state() == State::Dead
+            && now >= due
+            && self.trial.compare_exchange(due, now + TRIAL_EVERY, Relaxed, Relaxed).is_ok()
+    }
+
+    fn age(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(NEVER)
     }
 
     /// The share of its load that it may have by now: from a tenth right after it became ready again to all of it.
@@ -171,19 +183,19 @@ impl Place {
     /// The first byte has come from there.
     pub fn answered(&self) {
         if self.0.is_suspect() {
-            self.report(|pool| pool.answered_a_client(&self.0));
+            self.report(&Finding::Ready);
         }
     }
 
-    /// Nothing has come from there for a while, or it has closed before anything did.
+    /// Nothing has come from there for a while, or it has closed before anything did. A connection says so once.
     pub fn did_not_answer(&self, cause: &str) {
-        self.report(|pool| pool.report(&self.0, &Finding::Wrong(cause.into())));
+        self.report(&Finding::Wrong(cause.into()));
     }
 
-    fn report(&self, tell: impl FnOnce(&Pool)) {
+    fn report(&self, finding: &Finding) {
         // Where the pool is gone, nobody asks any more.
         if let Some(pool) = self.0.pool.upgrade() {
-            tell(&pool);
+            pool.report_of_client(&self.0, finding);
         }
     }
 }

@@ -49,9 +49,15 @@ pub enum Failure {
 impl Failure {
     pub(super) fn of(error: &io::Error) -> Self {
         match Errno::from_io_error(error) {
-            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL | Errno::PERM) => {
-                Self::Local
-            }
+            Some(
+                Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOBUFS
+                | Errno::NOMEM
+                | Errno::ADDRNOTAVAIL
+                | Errno::PERM
+                | Errno::AFNOSUPPORT,
+            ) => Self::Local,
             Some(Errno::TIMEDOUT) => Self::TimedOut,
             _ => Self::Refused,
         }

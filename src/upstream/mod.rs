@@ -123,11 +123,6 @@ impl Upstream {
         self.pool.fails_open()
     }
 
-    /// Something was found out about an endpoint on a connection's way.
-    pub fn report(&self, endpoint: &Endpoint, finding: &Finding) {
-        self.pool.report(endpoint, finding);
-    }
-
     /// Connects to the first endpoint that answers, trying every one in turn within the budget. Nothing has been sent to
     /// any of them.
     pub async fn connect(&self) -> Result<Connected, ConnectError> {
@@ -137,10 +132,13 @@ impl Upstream {
         let turn = self.turn.fetch_add(1, Relaxed);
         let mut failure = ConnectError::none();
         let mut tried = Vec::new();
-        while let Some(number) = balance::pick(&endpoints, &tried, balance, turn, slow_start) {
+        let mut trial = self.pool.trial(&endpoints);
+        let next = |tried: &[usize]| balance::pick(&endpoints, tried, balance, turn, slow_start);
+        while let Some(number) = trial.take().or_else(|| next(&tried)) {
             let endpoint = &endpoints[number];
             let place = Place::take(endpoint);
-            let try_until = deadline.min(Instant::now() + budget.per_try);
+            let begun = Instant::now();
+            let try_until = deadline.min(begun + budget.per_try);
             let (kind, reason) = match timeout_at(try_until, self.connect_to(endpoint.address)).await {
                 Ok(Ok(stream)) => {
                     let passed_over = (failure.tries > 0).then_some(failure);
@@ -150,8 +148,10 @@ impl Upstream {
                 Err(_) => (Failure::TimedOut, "no answer in time".into()),
             };
             failure.or(kind, &endpoint.address, &reason);
-            if matches!(kind, Failure::Refused | Failure::TimedOut) {
-                self.report(endpoint, &Finding::Gone(reason));
+            // Late is who had the time that he should have.
+            let had_time = try_until >= begun + budget.per_try;
+            if kind == Failure::Refused || (kind == Failure::TimedOut && had_time) {
+                self.pool.report_of_client(endpoint, &Finding::Gone(reason));
             }
             tried.push(number);
             if Instant::now() >= deadline {
@@ -159,8 +159,8 @@ impl Upstream {
             }
         }
         if tried.is_empty() {
-            for endpoint in endpoints.iter().filter(|endpoint| endpoint.is_loop) {
-                failure.or(Failure::Loop, &endpoint.address, &"one of our own listeners");
+            for address in self.pool.loops() {
+                failure.or(Failure::Loop, &address, &"one of our own listeners");
             }
             for (destination, reason) in self.pool.lookup_failures() {
                 failure.or(Failure::NoEndpoint, &destination, &reason);

@@ -1,6 +1,6 @@
 //! Our own listeners, seen as somebody's upstream: a connection to one of them would go in circles.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 
 /// Whether a connection to `address` arrives at `listener`, as far as can be told from the two.
 #[must_use]
@@ -19,9 +19,10 @@ pub(super) fn leads_to_one_of(listeners: &[SocketAddr], address: SocketAddr) -> 
         || (same_port().any(|listener| listener.ip().is_unspecified()) && is_ours(address.ip()))
 }
 
-/// One can only bind to addresses of one's own. No packet leaves.
 fn is_ours(ip: IpAddr) -> bool {
-    UdpSocket::bind((ip.to_canonical(), 0)).is_ok()
+    // Where the kernel does not say, the address is taken for somebody else's.
+    if_addrs::get_if_addrs()
+        .is_ok_and(|interfaces| interfaces.iter().any(|interface| interface.ip() == ip.to_canonical()))
 }
 
 #[cfg(test)]

@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
-use super::certificate::Certificate;
+use super::certificate::{Certificate, News};
 use super::condition::{Finding, State, Thresholds};
-use super::endpoint::{Endpoint, EndpointId};
+use super::endpoint::{Change, Endpoint, EndpointId};
 use super::health::{self, HealthCheck};
 use super::{Settings, failure, own};
 use crate::name::NamePattern;
@@ -25,7 +25,7 @@ use crate::roster::{Order, Roster};
 const UNCHECKED: Thresholds = Thresholds { rise: 1, fall: 3 };
 
 /// A certificate that expires sooner is worth a warning.
-const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
+const EXPIRES_SOON_SECONDS: i64 = 14 * 24 * 3600;
 
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -41,6 +41,8 @@ pub(super) struct Pool {
     /// How many names have not been looked up at all yet.
     unanswered: watch::Sender<usize>,
     fails_open: AtomicBool,
+    /// Places for checks of this pool.
+    pub(super) checks: Semaphore,
 }
 
 #[derive(Debug, Default)]
@@ -48,7 +50,15 @@ struct Members {
     /// The last good answer of each destination, and what is wrong with the last one.
     answers: Vec<Answer>,
     caretakers: HashMap<EndpointId, AbortHandle>,
+    /// Addresses that are our own listeners'.
+    loops: Vec<SocketAddr>,
+    /// Endpoints that have left, the last at the end: those that come back are no strangers.
+    former: Vec<Arc<Endpoint>>,
+    is_closed: bool,
 }
+
+/// How many endpoints that have left are remembered.
+const MAX_FORMER: usize = 64;
 
 #[derive(Debug, Default)]
 struct Answer {
@@ -74,9 +84,10 @@ impl Pool {
             listeners,
             roster,
             endpoints: ArcSwap::default(),
-            members: Mutex::new(Members { answers, caretakers: HashMap::new() }),
+            members: Mutex::new(Members { answers, ..Members::default() }),
             unanswered: watch::Sender::new(unanswered),
             fails_open: AtomicBool::new(false),
+            checks: Semaphore::new(health::MAX_CHECKS_OF_A_POOL),
         }
     }
 
@@ -118,6 +129,19 @@ impl Pool {
         endpoints
     }
 
+    /// Addresses that are our own listeners'.
+    pub(super) fn loops(&self) -> Vec<SocketAddr> {
+        self.members().loops.clone()
+    }
+
+    /// A dead endpoint that is due to be tried by a connection, because nothing else would find out that it is back.
+    pub(super) fn trial(&self, endpoints: &[Arc<Endpoint>]) -> Option<usize> {
+        if self.check().is_some() {
+            return None;
+        }
+        endpoints.iter().position(|endpoint| endpoint.takes_trial())
+    }
+
     /// Why there is no endpoint.
     pub(super) fn lookup_failures(&self) -> Vec<(String, String)> {
         let members = self.members();
@@ -140,10 +164,9 @@ impl Pool {
                 if known.failure.take().is_some() {
                     info!(route = &*self.route, name = %destination, addresses = addresses.len(), "resolved again");
                 }
-                if known.addresses != addresses {
-                    known.addresses = addresses;
-                    self.assemble(&mut members);
-                }
+                known.addresses = addresses;
+                // Even if they are the same: what is our own may have changed.
+                self.assemble(&mut members);
             }
             Err(error) => {
                 let reason = failure::plain(&error);
@@ -154,59 +177,93 @@ impl Pool {
                 known.failure = Some(reason);
             }
         }
+        self.look_around(&members);
         drop(members);
         self.unanswered.send_modify(|unanswered| *unanswered -= usize::from(is_first));
-        self.look_around();
     }
 
     /// Who is still there keeps its state and its connections. Who is not gets no new ones.
     fn assemble(self: &Arc<Self>, members: &mut Members) {
+        if members.is_closed {
+            return;
+        }
         let before = self.endpoints();
         let mut after: Vec<Arc<Endpoint>> = Vec::new();
-        for address in members.answers.iter().flat_map(|answer| &answer.addresses) {
-            if after.iter().any(|endpoint| endpoint.address == *address) {
+        let mut loops = Vec::new();
+        let addresses: Vec<SocketAddr> = members.answers.iter().flat_map(|answer| &answer.addresses).copied().collect();
+        for address in addresses {
+            if after.iter().any(|endpoint| endpoint.address == address) || loops.contains(&address) {
                 continue;
             }
-            let known = before.iter().find(|endpoint| endpoint.address == *address);
-            after.push(known.map_or_else(|| self.welcome(*address, &mut members.caretakers), Arc::clone));
+            if own::leads_to_one_of(&self.listeners, address) {
+                if !members.loops.contains(&address) {
+                    warn!(route = &*self.route, endpoint = %address, "endpoint is one of our own listeners and is not used");
+                }
+                loops.push(address);
+                continue;
+            }
+            let known = before.iter().find(|endpoint| endpoint.address == address);
+            after.push(known.map_or_else(|| self.welcome(address, members), Arc::clone));
         }
+        members.loops = loops;
         for endpoint in before.iter().filter(|endpoint| !after.iter().any(|other| other.id == endpoint.id)) {
             if let Some(caretaker) = members.caretakers.remove(&endpoint.id) {
                 caretaker.abort();
             }
             let connections = endpoint.connections();
             info!(route = &*self.route, endpoint = %endpoint.address, connections, "endpoint removed; its connections stay");
+            if members.former.len() == MAX_FORMER {
+                members.former.remove(0);
+            }
+            members.former.push(Arc::clone(endpoint));
         }
         self.endpoints.store(Arc::new(after));
     }
 
-    fn welcome(
-        self: &Arc<Self>,
-        address: SocketAddr,
-        caretakers: &mut HashMap<EndpointId, AbortHandle>,
-    ) -> Arc<Endpoint> {
-        let is_loop = own::leads_to_one_of(&self.listeners, address);
-        let endpoint = Arc::new(Endpoint::new(address, is_loop, Arc::downgrade(self)));
-        if is_loop {
-            warn!(route = &*self.route, endpoint = %address, "endpoint is one of our own listeners and is not used");
-        } else {
-            info!(route = &*self.route, endpoint = %address, "endpoint added");
-            let caretaker = tokio::spawn(health::look_after(Arc::clone(self), Arc::clone(&endpoint)));
-            caretakers.insert(endpoint.id, caretaker.abort_handle());
-        }
+    fn welcome(self: &Arc<Self>, address: SocketAddr, members: &mut Members) -> Arc<Endpoint> {
+        let former = members.former.iter().position(|endpoint| endpoint.address == address);
+        let endpoint = former.map_or_else(
+            || Arc::new(Endpoint::new(address, Arc::downgrade(self))),
+            |number| members.former.remove(number),
+        );
+        info!(route = &*self.route, endpoint = %address, state = endpoint.state().label(), "endpoint added");
+        let caretaker = tokio::spawn(health::look_after(Arc::clone(self), Arc::clone(&endpoint)));
+        members.caretakers.insert(endpoint.id, caretaker.abort_handle());
         endpoint
     }
 
     /// Nobody is looked after any more.
     pub(super) fn close(&self) {
-        for (_, caretaker) in self.members().caretakers.drain() {
+        let mut members = self.members();
+        members.is_closed = true;
+        for (_, caretaker) in members.caretakers.drain() {
             caretaker.abort();
         }
     }
 
-    /// Something was found out about an endpoint.
+    /// A check has found this.
     pub(super) fn report(&self, endpoint: &Endpoint, finding: &Finding) {
-        let Some(change) = endpoint.learn(finding, self.thresholds()) else { return };
+        let change = endpoint.learn(finding, self.thresholds());
+        self.tell(endpoint, change);
+    }
+
+    /// A connection has found this. That it got an answer says that the endpoint is ready only where nothing asks for more.
+    pub(super) fn report_of_client(&self, endpoint: &Endpoint, finding: &Finding) {
+        let is_enough = self.check().is_none() && *finding == Finding::Ready;
+        let change = if is_enough {
+            endpoint.learn(finding, self.thresholds())
+        } else {
+            endpoint.learn_from_client(finding, self.thresholds())
+        };
+        self.tell(endpoint, change);
+    }
+
+    fn tell(&self, endpoint: &Endpoint, change: Option<Change>) {
+        let Some(change) = change else { return };
+        let members = self.members();
+        if !self.endpoints.load().iter().any(|member| member.id == endpoint.id) {
+            return;
+        }
         let (before, connections) = (change.before.label(), endpoint.connections());
         match change.after {
             State::Ready => {
@@ -223,18 +280,12 @@ impl Pool {
                 );
             }
         }
-        self.look_around();
+        self.look_around(&members);
     }
 
-    /// A client got an answer. Where endpoints are checked, that does not say whether they are ready.
-    pub(super) fn answered_a_client(&self, endpoint: &Endpoint) {
-        if self.check().is_none() {
-            self.report(endpoint, &Finding::Ready);
-        }
-    }
-
-    /// Whether there is still, or again, an endpoint that is ready.
-    pub(super) fn look_around(&self) {
+    /// Whether there is still, or again, an endpoint that is ready. Under the lock, so that the last one to look has seen
+    /// all.
+    fn look_around(&self, _: &Members) {
         let endpoints = self.endpoints.load();
         let none_ready = !endpoints.is_empty() && endpoints.iter().all(|endpoint| endpoint.state() != State::Ready);
         if self.fails_open.swap(none_ready, Relaxed) == none_ready {
@@ -261,25 +312,23 @@ impl Pool {
 
     /// A check was shown this certificate.
     pub(super) fn shown(&self, endpoint: &Endpoint, certificate: &Certificate) {
-        let before = endpoint.keep_certificate(certificate.clone());
-        if before.as_ref() == Some(certificate) {
-            return;
-        }
         let route = &*self.route;
-        if let Some(changed) = before.and_then(|before| certificate.changes_from(&before)) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let left = certificate.expires.saturating_sub_unsigned(now.as_secs());
+        let News { is_new, change, expires_soon } =
+            endpoint.certificates().show(certificate.clone(), left < EXPIRES_SOON_SECONDS);
+        if let Some(changed) = change {
             info!(route, endpoint = %endpoint.address, changed, issuer = certificate.issuer, "certificate");
         }
         let uncovered: Vec<String> =
             self.names.iter().filter(|name| !certificate.covers(name)).map(ToString::to_string).collect();
-        if !uncovered.is_empty() {
+        if is_new && !uncovered.is_empty() {
             warn!(
                 route, endpoint = %endpoint.address, not_covered = uncovered.join(", "), covered = certificate.names.join(", "),
                 "certificate does not cover the route's names: clients that verify it need tls-server-name"
             );
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let left = certificate.expires - i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        if left < i64::try_from(EXPIRES_SOON.as_secs()).unwrap_or(i64::MAX) {
+        if expires_soon {
             warn!(route, endpoint = %endpoint.address, hours_left = left / 3600, "certificate expires soon, or has expired");
         }
     }

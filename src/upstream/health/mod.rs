@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep_until};
-use tracing::{debug, info, warn};
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::warn;
 
-use super::condition::{State, Thresholds};
+use super::condition::Thresholds;
 use super::endpoint::Endpoint;
 use super::pool::Pool;
 
@@ -57,10 +57,10 @@ pub struct HttpCheck {
 
 /// Checks at a time, of all routes: each has a descriptor, and the process has put these aside.
 pub const MAX_CHECKS: usize = 64;
+/// And of one route.
+pub(super) const MAX_CHECKS_OF_A_POOL: usize = 16;
 static CHECKS: Semaphore = Semaphore::const_new(MAX_CHECKS);
 
-/// Where nothing is checked, a dead endpoint gets another chance after so long.
-const FORGIVEN_AFTER: Duration = Duration::from_secs(10);
 /// How soon it is seen that a pool no longer fails open.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const NEVER: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -71,58 +71,55 @@ pub(super) async fn look_after(pool: Arc<Pool>, endpoint: Arc<Endpoint>) {
     let now = Instant::now();
     let first = check.map_or(NEVER, |check| check.interval.min(Duration::from_secs(1)).mul_f64(fastrand::f64()));
     let mut next_check = now + first;
-    let mut dead_since = None;
     let mut cut_at = None;
     let mut note = None;
     loop {
         let now = Instant::now();
-        let is_dead = endpoint.state() == State::Dead;
-        dead_since = is_dead.then(|| dead_since.unwrap_or(now));
         let is_gone = endpoint.condition().is_gone();
-        cut_at = is_gone.then(|| cut_at.or_else(|| pool.dead_grace().map(|grace| now + grace))).flatten();
-        let forgive_at = dead_since.filter(|_| check.is_none()).map(|since| since + FORGIVEN_AFTER);
+        // As long as the pool fails open, the grace does not run.
+        let may_cut = is_gone && !pool.fails_open();
+        cut_at = may_cut.then(|| cut_at.or_else(|| pool.dead_grace().map(|grace| now + grace))).flatten();
+        let look_again = if is_gone && !may_cut { LOOK_AGAIN } else { NEVER };
         tokio::select! {
             () = endpoint.changed.notified() => {}
+            () = sleep(look_again) => {}
             () = sleep_until(next_check) => {
+                let begun = Instant::now();
                 if let Some(check) = check {
                     ask(&pool, &endpoint, check, &mut note).await;
-                    next_check = now + check.interval.mul_f64(0.9 + 0.2 * fastrand::f64());
-                } else {
-                    next_check += NEVER;
                 }
-            }
-            () = sleep_until(forgive_at.unwrap_or(now + NEVER)) => {
-                endpoint.forgive(pool.thresholds());
-                info!(route = pool.route(), endpoint = %endpoint.address, state = State::Ready.label(), "endpoint is tried again");
-                pool.look_around();
+                let until_next = check.map_or(NEVER, |check| check.interval.mul_f64(0.9 + 0.2 * fastrand::f64()));
+                next_check = (begun + until_next).max(Instant::now());
             }
             () = sleep_until(cut_at.unwrap_or(now + NEVER)) => {
-                if pool.fails_open() {
-                    cut_at = Some(now + LOOK_AGAIN);
-                } else {
-                    pool.cut(&endpoint);
-                    cut_at = Some(now + NEVER);
-                }
+                // Again after another grace, should it be gone then: in between, connections may have failed open to it.
+                cut_at = None;
+                pool.cut(&endpoint);
             }
         }
     }
 }
 
-async fn ask(pool: &Pool, endpoint: &Endpoint, check: &HealthCheck, note: &mut Option<&'static str>) {
+async fn ask(pool: &Pool, endpoint: &Endpoint, check: &HealthCheck, note: &mut Option<String>) {
+    // One pool that hangs cannot take the places of all.
+    let Ok(_own) = pool.checks.acquire().await else { return };
     let Ok(_permit) = CHECKS.acquire().await else { return };
     let probe::Answer { finding, certificate, note: new_note } = probe::run(endpoint.address, check).await;
     if let Some(certificate) = certificate {
         pool.shown(endpoint, &certificate);
     }
+    let new_note = match &finding {
+        Ok(_) => new_note.map(str::to_owned),
+        Err(reason) => Some(format!("not made: {reason}")),
+    };
     if *note != new_note {
-        if let Some(note) = new_note {
+        if let Some(note) = &new_note {
             warn!(route = pool.route(), endpoint = %endpoint.address, note, "health check");
         }
         *note = new_note;
     }
-    match finding {
-        Ok(finding) => pool.report(endpoint, &finding),
-        Err(reason) => debug!(route = pool.route(), endpoint = %endpoint.address, %reason, "no health check was made"),
+    if let Ok(finding) = finding {
+        pool.report(endpoint, &finding);
     }
 }
 

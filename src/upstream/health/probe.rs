@@ -68,6 +68,7 @@ async fn ask(
     answer: &mut Answer,
     is_connected: &mut bool,
 ) -> Result<(), End> {
+    let credentials = credentials(check).await?;
     let stream = TcpStream::connect(address).await.map_err(|error| match Failure::of(&error) {
         Failure::Local => Err(error.to_string()),
         _ => Ok(Finding::Gone(format!("connect: {}", failure::plain(&error)))),
@@ -75,21 +76,45 @@ async fn ask(
     *is_connected = true;
     // Checks are many: their ends should not wait in TIME_WAIT.
     relay::reset_on_close(&stream);
-    let Some(tls) = &check.tls else { return Ok(()) };
-    let stream = handshake(address, stream, tls, answer).await?;
+    let (Some(tls), Some(credentials)) = (&check.tls, credentials) else { return Ok(()) };
+    let stream = handshake(address, stream, tls, credentials.config, &credentials.verifier, answer).await?;
     match &check.http {
         None => Ok(()),
-        Some(http) => request(address, stream, tls, http, answer).await,
+        Some(http) => request(address, stream, tls, http, credentials.token, answer).await,
     }
+}
+
+/// What is read from files for every check: certificates and tokens are renewed under the same names.
+struct Credentials {
+    config: ClientConfig,
+    verifier: Arc<Verifier>,
+    token: Option<HeaderValue>,
+}
+
+impl Credentials {
+    fn read(tls: &TlsCheck, token_file: Option<&Path>) -> Result<Self, String> {
+        let (config, verifier) = client(tls)?;
+        Ok(Self { config, verifier, token: token_file.map(read_token).transpose()? })
+    }
+}
+
+/// On a thread where a file system that hangs holds up nobody else. What is wrong with our own files is not the
+/// endpoint's fault.
+async fn credentials(check: &HealthCheck) -> Result<Option<Credentials>, End> {
+    let Some(tls) = check.tls.clone() else { return Ok(None) };
+    let token_file = check.http.as_ref().and_then(|http| http.token_file.clone());
+    let read = tokio::task::spawn_blocking(move || Credentials::read(&tls, token_file.as_deref())).await;
+    read.map_err(|error| Err(error.to_string()))?.map(Some).map_err(Err)
 }
 
 async fn handshake(
     address: SocketAddr,
     stream: TcpStream,
     tls: &TlsCheck,
+    config: ClientConfig,
+    verifier: &Verifier,
     answer: &mut Answer,
 ) -> Result<TlsStream<TcpStream>, End> {
-    let (config, verifier) = client(tls).map_err(|reason| Ok(Finding::Wrong(reason)))?;
     let name = tls.asked_name.clone().unwrap_or_else(|| ServerName::from(address.ip()));
     let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
     answer.certificate = verifier.take_shown().and_then(|der| Certificate::read(&der));
@@ -102,7 +127,6 @@ fn said(error: &io::Error) -> String {
     text.split("; ").next().unwrap_or(&text).to_owned()
 }
 
-/// Files are read for every check: certificates and tokens are renewed under the same names.
 fn client(tls: &TlsCheck) -> Result<(ClientConfig, Arc<Verifier>), String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let chain = match &tls.ca_file {
@@ -172,6 +196,7 @@ async fn request(
     stream: TlsStream<TcpStream>,
     tls: &TlsCheck,
     http: &HttpCheck,
+    token: Option<HeaderValue>,
     answer: &mut Answer,
 ) -> Result<(), End> {
     let wrong = |error: &dyn std::fmt::Display| Ok(Finding::Wrong(format!("HTTP: {error}")));
@@ -180,8 +205,8 @@ async fn request(
     let mut request = Request::get(http.path.clone())
         .header(HOST, host)
         .header(USER_AGENT, concat!("snigate/", env!("CARGO_PKG_VERSION"), " (health check)"));
-    if let Some(path) = &http.token_file {
-        request = request.header(AUTHORIZATION, read_token(path).map_err(|reason| Ok(Finding::Wrong(reason)))?);
+    if let Some(token) = token {
+        request = request.header(AUTHORIZATION, token);
     }
     let request = request.body(Empty::<Bytes>::new()).map_err(|error| wrong(&error))?;
     let exchange = async {
