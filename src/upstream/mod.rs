@@ -1,7 +1,7 @@
 //! Where a route leads: a pool of endpoints that is resolved, checked and balanced in the background, and how one of
 //! them is reached.
 //!
-//! [`resolve`] and [`health`] publish into the pool and know nothing of each other, nor of connections. A connection
+//! `resolve` and [`health`] publish into the pool and know nothing of each other, nor of connections. A connection
 //! asks the pool for the next endpoint, tells it what happened, and holds a [`Place`] there for as long as it lasts.
 
 mod balance;

@@ -206,6 +206,10 @@ impl Pool {
             after.push(known.map_or_else(|| self.welcome(address, members), Arc::clone));
         }
         members.loops = loops;
+        self.endpoints.store(Arc::new(after.clone()));
+        for endpoint in after.iter().filter(|endpoint| !before.iter().any(|other| other.id == endpoint.id)) {
+            info!(route = &*self.route, endpoint = %endpoint.address, state = endpoint.state().label(), "endpoint added");
+        }
         for endpoint in before.iter().filter(|endpoint| !after.iter().any(|other| other.id == endpoint.id)) {
             if let Some(caretaker) = members.caretakers.remove(&endpoint.id) {
                 caretaker.abort();
@@ -217,7 +221,6 @@ impl Pool {
             }
             members.former.push(Arc::clone(endpoint));
         }
-        self.endpoints.store(Arc::new(after));
     }
 
     fn welcome(self: &Arc<Self>, address: SocketAddr, members: &mut Members) -> Arc<Endpoint> {
@@ -226,7 +229,6 @@ impl Pool {
             || Arc::new(Endpoint::new(address, Arc::downgrade(self))),
             |number| members.former.remove(number),
         );
-        info!(route = &*self.route, endpoint = %address, state = endpoint.state().label(), "endpoint added");
         let caretaker = tokio::spawn(health::look_after(Arc::clone(self), Arc::clone(&endpoint)));
         members.caretakers.insert(endpoint.id, caretaker.abort_handle());
         endpoint
