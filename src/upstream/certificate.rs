@@ -7,7 +7,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-use crate::name::NamePattern;
+use crate::name::{NamePattern, parents};
 
 /// A server's certificate. Nothing is verified here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,9 +57,8 @@ impl Certificate {
     #[must_use]
     pub fn covers(&self, pattern: &NamePattern) -> bool {
         let pattern = pattern.to_string();
-        let parent = |name: &str| name.split_once('.').map(|(_, parent)| parent.to_ascii_lowercase());
         self.names.iter().any(|name| match name.strip_prefix("*.") {
-            Some(suffix) => parent(&pattern).is_some_and(|parent| parent == suffix.to_ascii_lowercase()),
+            Some(suffix) => parents(&pattern).next().is_some_and(|parent| parent.eq_ignore_ascii_case(suffix)),
             None => name.eq_ignore_ascii_case(&pattern),
         })
     }

@@ -1,10 +1,11 @@
 //! What is known of an endpoint's health, and what changes it. Pure: no clock, no I/O.
 
 /// Whether new connections go to an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum State {
     /// They do.
+    #[default]
     Ready,
     /// It answers, but is not ready: no new ones while others are. Those it has stay; this is how API servers shut down.
     Unready,
@@ -50,7 +51,7 @@ pub struct Thresholds {
 }
 
 /// An endpoint's state, and the findings that lead to the next. It begins as ready: whether it is will be seen.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Condition {
     state: State,
     cause: Box<str>,
@@ -62,21 +63,6 @@ pub(super) struct Condition {
     failed: u32,
     /// Connections in a row that it failed.
     failed_clients: u32,
-}
-
-impl Default for Condition {
-    fn default() -> Self {
-        Self {
-            state: State::Ready,
-            cause: "".into(),
-            is_gone: false,
-            ready: 0,
-            alive: 0,
-            not_ready: 0,
-            failed: 0,
-            failed_clients: 0,
-        }
-    }
 }
 
 impl Condition {

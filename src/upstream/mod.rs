@@ -96,11 +96,10 @@ impl Upstream {
             );
         }
         let pool = Arc::new(Pool::new(route, names, settings, listeners, roster));
+        pool.begin();
         let mut resolvers = Vec::new();
         for (number, destination) in pool.settings.destinations.iter().enumerate() {
-            if let Some(address) = destination.address() {
-                pool.answered(number, Ok(vec![address]));
-            } else if let Some((host, port)) = destination.name() {
+            if let Some((host, port)) = destination.name() {
                 let told = Arc::clone(&pool);
                 let lookups = resolve::run(host.into(), port, pool.settings.resolve_every, move |answer| {
                     told.answered(number, answer);
@@ -186,6 +185,11 @@ impl Drop for Upstream {
         }
         self.pool.close();
     }
+}
+
+/// Give or take a tenth, so that what was configured together does not happen at the same moment for ever.
+fn jittered(duration: Duration) -> Duration {
+    duration.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
 
 /// An endpoint that answered.

@@ -1,5 +1,6 @@
 //! Our own listeners, seen as somebody's upstream: a connection to one of them would go in circles.
 
+use std::cell::LazyCell;
 use std::net::{IpAddr, SocketAddr};
 
 /// Whether a connection to `address` arrives at `listener`, as far as can be told from the two.
@@ -11,18 +12,26 @@ pub fn leads_to(address: SocketAddr, listener: SocketAddr) -> bool {
         && (ip == listening || (ip.is_unspecified() && listening.is_loopback()) || (listening.is_unspecified() && here))
 }
 
-/// The same, where this machine may be asked whether the address is one of its own.
-#[must_use]
-pub(super) fn leads_to_one_of(listeners: &[SocketAddr], address: SocketAddr) -> bool {
-    let same_port = || listeners.iter().filter(|listener| listener.port() == address.port());
-    same_port().any(|listener| leads_to(address, *listener))
-        || (same_port().any(|listener| listener.ip().is_unspecified()) && is_ours(address.ip()))
+/// The same for all listeners, where this machine may be asked which addresses are its own: once, and only if it matters.
+pub(super) struct Own<'a> {
+    listeners: &'a [SocketAddr],
+    addresses: LazyCell<Vec<IpAddr>>,
 }
 
-fn is_ours(ip: IpAddr) -> bool {
-    // Where the kernel does not say, the address is taken for somebody else's.
-    if_addrs::get_if_addrs()
-        .is_ok_and(|interfaces| interfaces.iter().any(|interface| interface.ip() == ip.to_canonical()))
+impl<'a> Own<'a> {
+    pub(super) fn new(listeners: &'a [SocketAddr]) -> Self {
+        // Where the kernel does not say, addresses are taken for somebody else's.
+        let ask = || if_addrs::get_if_addrs().unwrap_or_default().iter().map(if_addrs::Interface::ip).collect();
+        Self { listeners, addresses: LazyCell::new(ask) }
+    }
+
+    /// Whether a connection to `address` arrives at one of them.
+    pub(super) fn is_led_to(&self, address: SocketAddr) -> bool {
+        let same_port = || self.listeners.iter().filter(|listener| listener.port() == address.port());
+        same_port().any(|listener| leads_to(address, *listener))
+            || (same_port().any(|listener| listener.ip().is_unspecified())
+                && self.addresses.contains(&address.ip().to_canonical()))
+    }
 }
 
 #[cfg(test)]
@@ -32,7 +41,7 @@ mod tests {
     #[test]
     fn b15_our_own_addresses_are_known_in_every_form() {
         let leads =
-            |address: &str, listener: &str| leads_to_one_of(&[listener.parse().unwrap()], address.parse().unwrap());
+            |address: &str, listener: &str| Own::new(&[listener.parse().unwrap()]).is_led_to(address.parse().unwrap());
         for (address, listener) in [
             ("192.0.2.1:6443", "192.0.2.1:6443"),
             ("[::ffff:192.0.2.1]:6443", "192.0.2.1:6443"),

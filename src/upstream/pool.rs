@@ -17,7 +17,8 @@ use super::certificate::{Certificate, News};
 use super::condition::{Finding, State, Thresholds};
 use super::endpoint::{Change, Endpoint, EndpointId};
 use super::health::{self, HealthCheck};
-use super::{Settings, failure, own};
+use super::own::Own;
+use super::{Destination, Settings, failure};
 use crate::name::NamePattern;
 use crate::roster::{Order, Roster};
 
@@ -63,7 +64,6 @@ const MAX_FORMER: usize = 64;
 #[derive(Debug, Default)]
 struct Answer {
     addresses: Vec<SocketAddr>,
-    is_first: bool,
     failure: Option<String>,
 }
 
@@ -75,7 +75,9 @@ impl Pool {
         listeners: Arc<[SocketAddr]>,
         roster: Arc<Roster>,
     ) -> Self {
-        let answers = settings.destinations.iter().map(|_| Answer { is_first: true, ..Answer::default() }).collect();
+        let known = |destination: &Destination| destination.address().into_iter().collect();
+        let answers = settings.destinations.iter();
+        let answers = answers.map(|destination| Answer { addresses: known(destination), failure: None }).collect();
         let unanswered = settings.destinations.iter().filter(|destination| destination.name().is_some()).count();
         Self {
             route: route.into(),
@@ -153,12 +155,17 @@ impl Pool {
             .collect()
     }
 
-    /// A destination has been looked up.
+    /// Begins with the addresses that need no lookup.
+    pub(super) fn begin(self: &Arc<Self>) {
+        self.assemble(&mut self.members());
+    }
+
+    /// A name has been looked up.
     pub(super) fn answered(self: &Arc<Self>, number: usize, answer: io::Result<Vec<SocketAddr>>) {
         let mut members = self.members();
         let destination = &self.settings.destinations[number];
         let known = &mut members.answers[number];
-        let is_first = std::mem::take(&mut known.is_first) && destination.name().is_some();
+        let is_first = known.addresses.is_empty() && known.failure.is_none();
         match answer {
             Ok(addresses) => {
                 if known.failure.take().is_some() {
@@ -190,12 +197,13 @@ impl Pool {
         let before = self.endpoints();
         let mut after: Vec<Arc<Endpoint>> = Vec::new();
         let mut loops = Vec::new();
+        let own = Own::new(&self.listeners);
         let addresses: Vec<SocketAddr> = members.answers.iter().flat_map(|answer| &answer.addresses).copied().collect();
         for address in addresses {
             if after.iter().any(|endpoint| endpoint.address == address) || loops.contains(&address) {
                 continue;
             }
-            if own::leads_to_one_of(&self.listeners, address) {
+            if own.is_led_to(address) {
                 if !members.loops.contains(&address) {
                     warn!(route = &*self.route, endpoint = %address, "endpoint is one of our own listeners and is not used");
                 }
@@ -322,9 +330,9 @@ impl Pool {
         if let Some(changed) = change {
             info!(route, endpoint = %endpoint.address, changed, issuer = certificate.issuer, "certificate");
         }
-        let uncovered: Vec<String> =
-            self.names.iter().filter(|name| !certificate.covers(name)).map(ToString::to_string).collect();
-        if is_new && !uncovered.is_empty() {
+        let uncovered = self.names.iter().filter(|name| is_new && !certificate.covers(name));
+        let uncovered: Vec<String> = uncovered.map(ToString::to_string).collect();
+        if !uncovered.is_empty() {
             warn!(
                 route, endpoint = %endpoint.address, not_covered = uncovered.join(", "), covered = certificate.names.join(", "),
                 "certificate does not cover the route's names: clients that verify it need tls-server-name"

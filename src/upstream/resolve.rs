@@ -11,6 +11,8 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
+use super::jittered;
+
 /// A name with more addresses is cut: nobody has so many API servers.
 const MAX_ADDRESSES: usize = 64;
 
@@ -34,15 +36,19 @@ async fn run_with<F: Future<Output = io::Result<Vec<SocketAddr>>>>(
     loop {
         let mut lookup = pin!(lookup());
         // A lookup that is late is waited for, not begun again: it cannot be cancelled, and would not be the last.
-        while let Err(_late) = timeout(PATIENCE, &mut lookup).await.map(|answer| answered(answer.and_then(tidy))) {
-            answered(Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                format!("no answer within {} s", PATIENCE.as_secs()),
-            )));
-        }
-        // Names that were configured together are not asked for at the same moment for ever.
-        sleep(every.mul_f64(0.9 + 0.2 * fastrand::f64())).await;
+        let answer = loop {
+            match timeout(PATIENCE, &mut lookup).await {
+                Ok(answer) => break answer,
+                Err(_) => answered(Err(late())),
+            }
+        };
+        answered(answer.and_then(tidy));
+        sleep(jittered(every)).await;
     }
+}
+
+fn late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", PATIENCE.as_secs()))
 }
 
 /// In the order of their numbers, so that the same answer is the same whatever the order it came in.

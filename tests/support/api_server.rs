@@ -1,14 +1,13 @@
 //! A stand-in for an API server: TLS, `/readyz`, and every way to be unwell.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 
-use rustls::server::WebPkiClientVerifier;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::backend::{Backend, reset};
-use super::tls::{Authority, Issued};
+use super::tls::{Authority, Issued, read_head, respond, server_config};
 
 /// How it answers, until it is told otherwise.
 #[derive(Clone, Debug)]
@@ -77,35 +76,14 @@ impl ApiServer {
     }
 }
 
-fn server_config(issued: &Issued, clients: Option<&Authority>) -> Arc<ServerConfig> {
-    let builder = ServerConfig::builder();
-    let builder = match clients {
-        None => builder.with_no_client_auth(),
-        Some(authority) => builder
-            .with_client_cert_verifier(WebPkiClientVerifier::builder(Arc::new(authority.roots())).build().unwrap()),
-    };
-    Arc::new(builder.with_single_cert(vec![issued.certificate.clone()], issued.key()).unwrap())
-}
-
 fn answer(stream: TcpStream, config: Arc<ServerConfig>, mood: &Mood, requests: &Mutex<Vec<String>>) {
     let mut stream = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        match stream.read(&mut byte) {
-            Ok(1) => head.push(byte[0]),
-            _ => return,
-        }
-    }
-    let head = String::from_utf8(head).unwrap();
+    let Some(head) = read_head(&mut stream) else { return };
     let (status, body) = match mood {
         Mood::Status(status, body) => (*status, *body),
         Mood::Token(token) if head.contains(&format!("authorization: Bearer {token}\r\n")) => (200, "ok"),
         _ => (401, "Unauthorized"),
     };
     requests.lock().unwrap().push(head);
-    let _ = write!(stream, "HTTP/1.1 {status} x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-    stream.conn.send_close_notify();
-    let _ = stream.flush();
-    let _ = stream.read_to_end(&mut Vec::new());
+    respond(stream, status, body);
 }

@@ -82,32 +82,47 @@ impl Issued {
 /// An HTTPS server that answers every request with its name. With `wants_client`, only to clients that hold a
 /// certificate of the authority.
 pub fn serve(authority: &Authority, name: &str, wants_client: bool) -> Backend {
-    let issued = authority.issue(name);
-    let builder = ServerConfig::builder();
-    let builder = if wants_client {
-        let verifier = WebPkiClientVerifier::builder(Arc::new(authority.roots())).build().unwrap();
-        builder.with_client_cert_verifier(verifier)
-    } else {
-        builder.with_no_client_auth()
-    };
-    let config = Arc::new(builder.with_single_cert(vec![issued.certificate.clone()], issued.key()).unwrap());
+    let config = server_config(&authority.issue(name), wants_client.then_some(authority));
     let body = format!("{{\"gitVersion\":\"{name}\"}}");
     Backend::start(move |stream| {
         let mut stream = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
-        let mut request = Vec::new();
-        let mut byte = [0];
-        while !request.ends_with(b"\r\n\r\n") {
-            match stream.read(&mut byte) {
-                Ok(1) => request.push(byte[0]),
-                _ => return,
-            }
+        if read_head(&mut stream).is_some() {
+            respond(stream, 200, &body);
         }
-        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n";
-        let _ = write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len());
-        stream.conn.send_close_notify();
-        let _ = stream.flush();
-        let _ = stream.read_to_end(&mut Vec::new());
     })
+}
+
+/// Shows this certificate; lets in only clients that hold one of the authority, if one is given.
+pub fn server_config(issued: &Issued, clients: Option<&Authority>) -> Arc<ServerConfig> {
+    let builder = ServerConfig::builder();
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(authority) => builder
+            .with_client_cert_verifier(WebPkiClientVerifier::builder(Arc::new(authority.roots())).build().unwrap()),
+    };
+    Arc::new(builder.with_single_cert(vec![issued.certificate.clone()], issued.key()).unwrap())
+}
+
+/// The head of a request, unless the client goes before it is whole.
+pub fn read_head(stream: &mut impl Read) -> Option<String> {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            _ => return None,
+        }
+    }
+    Some(String::from_utf8(head).unwrap())
+}
+
+/// Answers, and waits until the client has closed.
+pub fn respond(mut stream: StreamOwned<ServerConnection, TcpStream>, status: u16, body: &str) {
+    let head = "content-type: application/json\r\nconnection: close";
+    let _ = write!(stream, "HTTP/1.1 {status} x\r\n{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    stream.conn.send_close_notify();
+    let _ = stream.flush();
+    let _ = stream.read_to_end(&mut Vec::new());
 }
 
 /// A verified `GET` through the router: what was answered, or the TLS error.

@@ -14,6 +14,7 @@ use tracing::warn;
 
 use super::condition::Thresholds;
 use super::endpoint::Endpoint;
+use super::jittered;
 use super::pool::Pool;
 
 /// How an endpoint is asked whether it is ready. Without `tls`: whether it can be connected to.
@@ -88,7 +89,7 @@ pub(super) async fn look_after(pool: Arc<Pool>, endpoint: Arc<Endpoint>) {
                 if let Some(check) = check {
                     ask(&pool, &endpoint, check, &mut note).await;
                 }
-                let until_next = check.map_or(NEVER, |check| check.interval.mul_f64(0.9 + 0.2 * fastrand::f64()));
+                let until_next = check.map_or(NEVER, |check| jittered(check.interval));
                 next_check = (begun + until_next).max(Instant::now());
             }
             () = sleep_until(cut_at.unwrap_or(now + NEVER)) => {
