@@ -1,10 +1,14 @@
-//! The fuzzers' seeds, each named by its shape and replayed here: what a name promises is what the parser says.
+//! The fuzzers' seeds, each named by its shape and replayed here: what a name promises is what the parser says, and what
+//! the fuzzers check holds.
 
 use std::path::{Path, PathBuf};
 
 use snigate::client_hello::{Framing, Parsed};
 use snigate::config::Config;
 use snigate::name::ServerName;
+
+#[path = "../fuzz/properties.rs"]
+mod properties;
 
 fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
     let directory: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
@@ -28,6 +32,9 @@ fn hellos_are_what_they_are_called() {
             Parsed::Invalid(_) => "refused",
         };
         assert!(name.starts_with(shape), "{name} is {shape}");
+        for property in [properties::client_hello, properties::records, properties::differential] {
+            property(&bytes);
+        }
     }
 }
 
@@ -36,9 +43,11 @@ fn names_and_configurations_are_what_they_are_called() {
     for (name, bytes) in seeds("name") {
         let shape = if ServerName::parse(&bytes).is_ok() { "good" } else { "bad" };
         assert!(name.starts_with(shape), "{name} is {shape}");
+        properties::name(&bytes);
     }
     for (name, bytes) in seeds("config") {
         let shape = if Config::from_yaml(&bytes).is_ok() { "valid" } else { "refused" };
         assert!(name.starts_with(shape), "{name} is {shape}");
+        properties::config(&bytes);
     }
 }

@@ -1,0 +1,131 @@
+//! What holds for any input, one function per fuzz target. The fuzzers look for an input that breaks it; `cargo test`
+//! replays the seeds.
+
+use rustls::pki_types::DnsName;
+use rustls::server::Acceptor;
+use snigate::client_hello::{DEFAULT_LIMIT, Framing, Parsed, Progress};
+use snigate::config::Config;
+use snigate::name::{NamePattern, ServerName};
+
+/// RFC 8446, section 5.1.
+const MAX_RECORD_LENGTH: usize = 1 << 14;
+/// Room for one record header per byte of a hello.
+const LIMIT_OF_SINGLE_BYTES: usize = 6 * DEFAULT_LIMIT;
+
+/// However the bytes arrive, the answer is the same, and it is given at the same byte.
+pub fn client_hello(received: &[u8]) {
+    let at_once = describe(&Framing::default().parse(received));
+
+    let mut framing = Framing::default();
+    let decided_at =
+        (0..=received.len()).find(|length| !matches!(framing.parse(&received[..*length]), Parsed::Incomplete));
+    let Some(decided_at) = decided_at else {
+        assert_eq!(at_once, "Incomplete");
+        return;
+    };
+    assert_eq!(at_once, describe(&framing.parse(&received[..decided_at])), "byte by byte");
+    assert_eq!(at_once, describe(&framing.parse(received)), "asked again, with what follows");
+    if let Some(length) = framing.length() {
+        assert!(length <= decided_at, "not before its last byte");
+        assert!(decided_at - length < MAX_RECORD_LENGTH, "nor later than its record");
+    }
+
+    // Every strict prefix is incomplete to a parser that has seen nothing before, too.
+    let step = (decided_at / 64).max(1);
+    for length in (0..decided_at).step_by(step) {
+        assert!(matches!(Framing::default().parse(&received[..length]), Parsed::Incomplete));
+    }
+
+    // Two segments, cut where the input says.
+    let cut = usize::from(*received.last().unwrap_or(&0)) * decided_at / 255;
+    let mut framing = Framing::default();
+    let _ = framing.advance(&received[..cut]);
+    assert_eq!(at_once, describe(&framing.parse(received)), "cut at {cut}");
+}
+
+/// A hello says the same however it is cut into records.
+pub fn records(received: &[u8]) {
+    let mut framing = Framing::default();
+    let Ok(Progress::Complete) = framing.advance(received) else { return };
+    let message = framing.message(received).to_vec();
+    let expected = describe(&Framing::default().parse(received));
+
+    // The sizes of the records are taken from the input itself.
+    let mut records = Vec::new();
+    let mut rest = &message[..];
+    for size in received.iter().rev().cycle() {
+        let (fragment, more) = rest.split_at(usize::from(*size).max(1).min(rest.len()));
+        records.extend([22, 3, 1]);
+        records.extend(u16::try_from(fragment.len()).unwrap().to_be_bytes());
+        records.extend(fragment);
+        rest = more;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    let mut recut = Framing::new(LIMIT_OF_SINGLE_BYTES);
+    assert_eq!(describe(&recut.parse(&records)), expected);
+    assert_eq!(recut.message(&records), message);
+    assert_eq!(recut.length(), Some(records.len()));
+}
+
+fn describe(parsed: &Parsed<'_>) -> String {
+    format!("{parsed:?}")
+}
+
+/// We never see another name than rustls does, nor one where it sees none.
+pub fn differential(received: &[u8]) {
+    let received = &received[..received.len().min(DEFAULT_LIMIT)];
+    let mut framing = Framing::default();
+    let Parsed::Complete(ours) = framing.parse(received) else { return };
+    let Some(theirs) = rustls_name(received) else { return };
+    match (ours.server_name, theirs) {
+        (Some(ours), Some(theirs)) => {
+            assert!(ours.as_str().eq_ignore_ascii_case(theirs.trim_end_matches('.')), "{ours} is not {theirs}");
+        }
+        (Some(ours), None) => panic!("rustls sees no name where we see {ours}"),
+        // We refuse more names than rustls does, but never take a hello with one for a hello without.
+        (None, Some(theirs)) => panic!("rustls sees {theirs} where we see no name"),
+        (None, None) => {}
+    }
+}
+
+/// The name that rustls takes from the hello; `None` if it refuses the hello.
+fn rustls_name(mut received: &[u8]) -> Option<Option<String>> {
+    let mut acceptor = Acceptor::default();
+    loop {
+        match acceptor.accept() {
+            Ok(Some(accepted)) => return Some(accepted.client_hello().server_name().map(ToOwned::to_owned)),
+            Ok(None) if received.is_empty() => return None,
+            Ok(None) => {
+                acceptor.read_tls(&mut received).ok()?;
+            }
+            Err(_) => return None,
+        }
+    }
+}
+
+/// A name that passes is one to everybody, and means the same in a hello and in a configuration.
+pub fn name(bytes: &[u8]) {
+    let Ok(name) = ServerName::parse(bytes) else { return };
+    let folded = name.to_string();
+    assert_eq!(ServerName::parse(folded.as_bytes()).unwrap(), name);
+    assert!(DnsName::try_from(folded.as_str()).is_ok(), "{folded} is no name to rustls");
+    assert!(folded.parse::<std::net::IpAddr>().is_err());
+
+    let exact = NamePattern::parse(&folded).unwrap();
+    assert!(exact.matches(&name) && exact.to_string() == folded);
+    if let Some((_, parent)) = folded.split_once('.') {
+        let wildcard = NamePattern::parse(&format!("*.{parent}")).unwrap();
+        assert!(wildcard.matches(&name));
+        assert!(!wildcard.matches(&ServerName::parse(parent.as_bytes()).unwrap()), "the apex");
+    }
+}
+
+/// Any file is read or refused, and an error names what is wrong.
+pub fn config(file: &[u8]) {
+    match Config::from_yaml(file) {
+        Ok(config) => assert!(!config.listeners.is_empty() && !config.routes.is_empty()),
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
