@@ -2,9 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use socket2::{SockFilter, Socket};
 use tempfile::TempDir;
@@ -424,81 +425,79 @@ fn black_holes_do_not_hold_up_who_can_be_served() {
     }
 }
 
-/// A router for which this directory's `hosts` file is all that is known of names.
-fn with_hosts(directory: TempDir, config: &str) -> Router {
-    let path = directory.path().join("snigate.yaml");
-    std::fs::write(&path, config).unwrap();
-    std::fs::write(directory.path().join("nsswitch.conf"), "hosts: files\n").unwrap();
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--map-root-user", "sh", "-c"]).arg(
-        "mount --bind hosts /etc/hosts && mount --bind nsswitch.conf /etc/nsswitch.conf && exec \"$0\" run -c snigate.yaml",
-    );
-    command.arg(env!("CARGO_BIN_EXE_snigate")).current_dir(directory.path()).env_remove("RUST_LOG");
-    Router::spawn(command, path, directory)
+/// An API server as a process: OpenSSL's, which answers with the files of this directory.
+fn openssl_server(address: SocketAddr, directory: &TempDir) -> Process {
+    let mut command = Command::new("openssl");
+    command.args(["s_server", "-WWW", "-quiet", "-cert", "server.pem", "-key", "server-key.pem", "-accept"]);
+    command.arg(address.to_string()).current_dir(directory.path());
+    Process(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+}
+
+struct Process(Child);
+
+impl Process {
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]
-#[ignore = "needs unshare"]
-fn c01_c02_c07_addresses_that_change_vanish_and_lead_to_ourselves() {
-    let first = TcpListener::bind("127.0.0.2:0").unwrap();
-    let port = first.local_addr().unwrap().port();
-    let second = TcpListener::bind(("127.0.0.3", port)).unwrap();
-    let serve = |listener| {
-        Backend::start_on(listener, |mut stream| {
-            let _ = stream.write_all(b"here");
-            let _ = stream.read_to_end(&mut Vec::new());
-        })
+#[ignore = "needs openssl"]
+fn b03_b09_b10_endpoints_are_killed_stopped_made_unready_and_brought_back() {
+    let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
+    authority.issue(NAME).write(directory.path(), "server");
+    for (file, content) in [("readyz", "ok"), ("version", "of openssl")] {
+        std::fs::write(directory.path().join(file), content).unwrap();
+    }
+    let [killed, stopped] = [closed(), closed()];
+    let unready = ApiServer::start(&authority, NAME);
+    let first = openssl_server(killed, &directory);
+    let second = openssl_server(stopped, &directory);
+    let router = router(&[killed, stopped, unready.address()], &check(&authority, &directory, ""));
+    let becomes = |endpoint: SocketAddr, state: &str| {
+        eventually(&format!("{endpoint} {state}"), || metric(&router, endpoint, state) == 1.0);
+        // Whoever is chosen, all are served.
+        for _ in 0..6 {
+            get(router.address(), &authority, NAME, None).unwrap();
+        }
     };
-    let _servers = [serve(first), serve(second)];
-    let directory = TempDir::new().unwrap();
-    let hosts = directory.path().join("hosts");
-    std::fs::write(&hosts, "").unwrap();
-    let router = with_hosts(
-        directory,
-        &format!(
-            "listen: 127.0.0.4:{port}\nadmin: 127.0.0.1:0\nroutes:\n  - sni: {NAME}\n    upstream: {{endpoints: \"api.test:{port}\", resolve_every: 50ms}}\n"
-        ),
-    );
-    let endpoint = |ip: u8| format!("127.0.0.{ip}:{port}");
-    let told = |what: &str, message: &str, key: &str, value: String| {
-        router.wait(what, |line| line["message"] == message && line[key] == value)
-    };
-    let ask = || {
-        let mut client = Client::send(router.address(), &Hello::to(NAME).record());
-        client.finish();
-        let told = client.rest();
-        (told, router.account_of(client.address()))
-    };
+    for endpoint in [killed, stopped, unready.address()] {
+        becomes(endpoint, "ready");
+    }
 
-    let failed = told("the failure", "cannot resolve; the last addresses are kept", "name", format!("api.test:{port}"));
-    assert_eq!((failed["kept"].as_u64(), failed["level"].as_str()), (Some(0), Some("WARN")));
-    let (refused, account) = ask();
-    assert_eq!((refused, account["outcome"].as_str()), ((alert(80), End::Fin), Some("no_endpoint")));
-    assert!(account["reason"].as_str().unwrap().contains("api.test"), "{account}");
-    assert!(
-        account["connect_ms"].is_null() && account["duration_ms"].as_f64().unwrap() < 1000.0,
-        "fails fast: {account}"
-    );
+    drop(first);
+    becomes(killed, "dead");
+    second.signal(Signal::STOP);
+    becomes(stopped, "dead");
+    let _first = openssl_server(killed, &directory);
+    becomes(killed, "ready");
+    unready.be(Mood::Status(500, "[-]shutdown failed"));
+    becomes(unready.address(), "unready");
+    second.signal(Signal::CONT);
+    becomes(stopped, "ready");
+    unready.be(Mood::Status(200, "ok"));
+    becomes(unready.address(), "ready");
 
-    std::fs::write(&hosts, "127.0.0.2 api.test\n").unwrap();
-    told("the first address", "endpoint added", "endpoint", endpoint(2));
-    let mut held = Client::send(router.address(), &Hello::to(NAME).record());
-    assert_eq!(held.read(4), b"here");
-
-    std::fs::write(&hosts, "127.0.0.3 api.test\n").unwrap();
-    let gone = told("the change", "endpoint removed; its connections stay", "endpoint", endpoint(2));
-    assert_eq!(gone["connections"], 1);
-    assert_eq!(ask().1["upstream.address"], endpoint(3));
-
-    std::fs::write(&hosts, "# nothing\n").unwrap();
-    router.wait("that the last is kept", |line| line["kept"] == 1);
-    assert_eq!(ask().1["upstream.address"], endpoint(3));
-
-    std::fs::write(&hosts, "127.0.0.4 api.test\n").unwrap();
-    told("the loop", "endpoint is one of our own listeners and is not used", "endpoint", endpoint(4));
-    let (refused, account) = ask();
-    assert_eq!((refused, account["outcome"].as_str()), ((alert(80), End::Fin), Some("loop")));
-
-    held.finish();
-    assert_eq!(held.rest(), (Vec::new(), End::Fin), "it has seen it all");
+    let log = router.log();
+    let changes = log.iter().filter(|line| line["message"] == "endpoint" && line["before"].is_string());
+    let story: Vec<(&str, &str)> =
+        changes.map(|line| (line["endpoint"].as_str().unwrap(), line["state"].as_str().unwrap())).collect();
+    let [killed, stopped, unready] = [killed, stopped, unready.address()].map(|endpoint| endpoint.to_string());
+    let expected = [
+        (&killed, "dead"),
+        (&stopped, "dead"),
+        (&killed, "ready"),
+        (&unready, "unready"),
+        (&stopped, "ready"),
+        (&unready, "ready"),
+    ];
+    let from_kill = story.iter().position(|change| *change == (&*killed, "dead")).unwrap();
+    assert_eq!(story[from_kill..], expected.map(|(endpoint, state)| (endpoint.as_str(), state)), "{story:?}");
 }

@@ -10,6 +10,7 @@ mod health;
 mod hello;
 mod interop;
 mod lifecycle;
+mod names;
 mod observe;
 mod readme;
 mod refusal;

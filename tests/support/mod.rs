@@ -4,6 +4,7 @@ pub mod api_server;
 pub mod backend;
 pub mod client;
 pub mod hello;
+pub mod network;
 pub mod router;
 pub mod tls;
 

@@ -1,0 +1,204 @@
+//! Names of endpoints: what a name server may say, and what ports and addresses may do.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr};
+
+use serde_json::Value;
+use socket2::{Domain, Socket, Type};
+
+use crate::support::client::{End, alert};
+use crate::support::network::{Answer, NameServer, alone};
+use crate::support::{Backend, Client, Hello, Router, eventually};
+
+const NAME: &str = "a.example";
+const PORT: u16 = 6443;
+
+fn config(listen: &str, upstream: &str) -> String {
+    format!(
+        "listen: {listen}\nadmin: 127.0.0.1:9443\nroutes:\n  - sni: {NAME}\n    upstream: {{{upstream}, slow_start: 0s}}\n"
+    )
+}
+
+fn named() -> String {
+    config("127.0.0.9:6443", &format!("endpoints: \"api.test:{PORT}\", resolve_every: 50ms, connect: {{timeout: 2s}}"))
+}
+
+/// An API server that says `here` first.
+fn serve(ip: &str) -> Backend {
+    let address = SocketAddr::new(ip.parse().unwrap(), PORT);
+    Backend::start_on(std::net::TcpListener::bind(address).unwrap(), |mut stream| {
+        let _ = stream.write_all(b"here");
+        let _ = stream.read_to_end(&mut Vec::new());
+    })
+}
+
+fn ips(ips: &[&str]) -> Answer {
+    Answer::Addresses(ips.iter().map(|ip| ip.parse().unwrap()).collect())
+}
+
+fn ask(router: &Router) -> ((Vec<u8>, End), Value) {
+    let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+    client.finish();
+    let told = client.rest();
+    (told, router.account_of(client.address()))
+}
+
+fn told(router: &Router, message: &str, key: &str, value: &str) -> Value {
+    router.wait(message, |line| line["message"] == message && line[key] == value)
+}
+
+#[test]
+#[ignore = "needs root, unshare and ip"]
+fn c01_c02_c03_c07_addresses_that_change_vanish_and_lead_to_ourselves() {
+    alone(&named(), "true", |router| {
+        let _servers = [serve("127.0.0.2"), serve("127.0.0.3")];
+        let names = NameServer::start(Answer::NoSuchName);
+        let failed = told(router, "cannot resolve; the last addresses are kept", "name", "api.test:6443");
+        assert_eq!((failed["kept"].as_u64(), failed["level"].as_str()), (Some(0), Some("WARN")));
+        let (refused, account) = ask(router);
+        assert_eq!((refused, account["outcome"].as_str()), ((alert(80), End::Fin), Some("no_endpoint")));
+        assert!(account["reason"].as_str().unwrap().contains("api.test"), "{account}");
+        let duration = account["duration_ms"].as_f64().unwrap();
+        assert!(account["connect_ms"].is_null() && duration < 1000.0, "fails fast: {account}");
+
+        names.say(ips(&["127.0.0.2"]));
+        told(router, "endpoint added", "endpoint", "127.0.0.2:6443");
+        let mut held = Client::send(router.address(), &Hello::to(NAME).record());
+        assert_eq!(held.read(4), b"here");
+
+        names.say(ips(&["127.0.0.3"]));
+        let gone = told(router, "endpoint removed; its connections stay", "endpoint", "127.0.0.2:6443");
+        assert_eq!(gone["connections"], 1);
+        assert_eq!(ask(router).1["upstream.address"], "127.0.0.3:6443");
+
+        names.say(ips(&[]));
+        router.wait("that the last is kept", |line| line["kept"] == 1);
+        assert_eq!(ask(router).1["upstream.address"], "127.0.0.3:6443");
+
+        names.say(ips(&["127.0.0.9"]));
+        told(router, "endpoint is one of our own listeners and is not used", "endpoint", "127.0.0.9:6443");
+        let (refused, account) = ask(router);
+        assert_eq!((refused, account["outcome"].as_str()), ((alert(80), End::Fin), Some("loop")));
+
+        held.finish();
+        assert_eq!(held.rest(), (Vec::new(), End::Fin), "it has seen it all");
+    });
+}
+
+#[test]
+#[ignore = "needs root, unshare and ip"]
+fn c02_c04_c06_what_a_name_server_should_not_say_changes_nothing() {
+    alone(&named(), "true", |router| {
+        let _server = serve("127.0.0.2");
+        let names = NameServer::start(ips(&["127.0.0.2"]));
+        told(router, "endpoint added", "endpoint", "127.0.0.2:6443");
+        let elsewhere: IpAddr = "127.0.0.3".parse().unwrap();
+        let strange = [
+            Answer::ServerFailure,
+            Answer::Silence,
+            Answer::Circle,
+            Answer::Forged(elsewhere),
+            Answer::CompressionLoop,
+            Answer::NoSuchName,
+        ];
+        for (number, answer) in strange.into_iter().enumerate() {
+            let what = format!("{answer:?}");
+            names.say(answer);
+            let kept = router.wait_many(&what, number + 1, |line| line["kept"] == 1).pop().unwrap();
+            assert!(kept["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{what}: {kept}");
+            let ((said, _), account) = ask(router);
+            assert_eq!((said.as_slice(), &account["upstream.address"]), (&b"here"[..], &"127.0.0.2:6443".into()));
+            assert!(account["connect_ms"].as_f64().unwrap() < 500.0, "{what}: no connection waits for it: {account}");
+            names.say(ips(&["127.0.0.2"]));
+            router.wait_many("resolved again", number + 1, |line| line["message"] == "resolved again");
+        }
+
+        names.say(Answer::Chain(12, elsewhere));
+        told(router, "endpoint added", "endpoint", "127.0.0.3:6443");
+
+        // Five hundred, by TCP, cut to what anybody has.
+        names.say(Answer::Addresses((0..500).map(|n| IpAddr::from([127, 1, n as u8, (n >> 8) as u8])).collect()));
+        eventually("many", || router.get("/metrics").1.matches("snigate_endpoint_connections{").count() == 64);
+    });
+}
+
+#[test]
+#[ignore = "needs root, unshare and ip"]
+fn c08_addresses_of_a_family_that_leads_nowhere_are_passed_over() {
+    alone(&named(), "ip addr add 2001:db8::1/128 dev lo nodad", |router| {
+        let _servers = [serve("127.0.0.2"), serve("2001:db8::1")];
+        let names = NameServer::start(ips(&["2001:db8::1"]));
+        told(router, "endpoint added", "endpoint", "[2001:db8::1]:6443");
+        assert_eq!(ask(router).1["upstream.address"], "[2001:db8::1]:6443", "AAAA only");
+
+        names.say(ips(&["127.0.0.2"]));
+        told(router, "endpoint added", "endpoint", "127.0.0.2:6443");
+        assert_eq!(ask(router).1["upstream.address"], "127.0.0.2:6443", "A only");
+
+        // There is no route to the first.
+        names.say(ips(&["2001:db8:1::1", "127.0.0.2"]));
+        told(router, "endpoint added", "endpoint", "[2001:db8:1::1]:6443");
+        for _ in 0..4 {
+            assert_eq!(ask(router).1["upstream.address"], "127.0.0.2:6443");
+        }
+    });
+}
+
+/// From a port that the kernel would not choose.
+fn client_from(port: u16, router: SocketAddr) -> Client {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], port)).into()).unwrap();
+    socket.connect(&router.into()).unwrap();
+    let mut client = Client { stream: socket.into() };
+    client.write(&Hello::to(NAME).record());
+    client
+}
+
+/// So that a close leaves no port in TIME_WAIT.
+fn take_back(client: Client) {
+    crate::support::backend::reset(client.stream);
+}
+
+#[test]
+#[ignore = "needs root, unshare and ip"]
+fn b17_without_a_free_port_the_next_endpoint_serves_until_there_is_one() {
+    let ports = "echo 40000 40004 > /proc/sys/net/ipv4/ip_local_port_range";
+    let config = config("127.0.0.1:443", "endpoints: [\"127.0.0.2:6443\", \"127.0.0.3:6443\"]");
+    alone(&config, ports, |router| {
+        let _servers = [serve("127.0.0.2"), serve("127.0.0.3")];
+        // Five ports to each of two endpoints.
+        let mut clients: Vec<Client> = (0..10).map(|n| client_from(50_000 + n, router.address())).collect();
+        for client in &mut clients {
+            assert_eq!(client.read(4), b"here");
+        }
+        let mut refused = client_from(50_100, router.address());
+        refused.finish();
+        assert_eq!(refused.rest(), (alert(80), End::Fin));
+        let account = router.account_of(refused.address());
+        assert_eq!((account["outcome"].as_str(), account["level"].as_str()), (Some("local_error"), Some("ERROR")));
+        assert!(account["reason"].as_str().unwrap().contains("cannot assign requested address"), "{account}");
+
+        let address = clients[3].address();
+        take_back(clients.swap_remove(3));
+        router.account_of(address);
+        assert_eq!(client_from(50_200, router.address()).read(4), b"here", "as soon as there is a port again");
+        assert!(router.log().iter().all(|line| line["state"] != "dead"), "this was no endpoint's fault");
+    });
+}
+
+#[test]
+#[ignore = "needs root, unshare and ip"]
+fn b19_a_connection_to_itself_is_a_refusal() {
+    // The kernel can choose no port but the one that is connected to.
+    let ports = "echo 40000 40000 > /proc/sys/net/ipv4/ip_local_port_range";
+    let config = config("127.0.0.1:443", "endpoints: \"127.0.0.1:40000\"");
+    alone(&config, ports, |router| {
+        let mut client = client_from(50_000, router.address());
+        client.finish();
+        assert_eq!(client.rest(), (alert(80), End::Fin));
+        let account = router.account_of(client.address());
+        assert_eq!(account["outcome"], "connect_refused");
+        assert!(account["reason"].as_str().unwrap().contains("connection refused"), "{account}");
+    });
+}
