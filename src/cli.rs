@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Route connections until SIGTERM or SIGINT
+    /// Route connections until SIGTERM or SIGINT; SIGHUP reloads, SIGUSR2 upgrades
     Run(Run),
     /// Say whether a configuration is valid, and what it means; binds nothing
     Check {
@@ -52,6 +52,9 @@ pub(crate) struct Run {
     /// Send all other clients, also those that ask for no name, to HOST:PORT
     #[arg(long, value_name = "HOST:PORT", requires = "listen")]
     pub(crate) default: Option<Destination>,
+    /// Look at the file all the time, and take it when it changes, as with `watch: true`
+    #[arg(long, requires = "config")]
+    pub(crate) watch: bool,
     /// What log lines look like; wins over the file
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) log_format: Option<LogFormat>,

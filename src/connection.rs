@@ -8,7 +8,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::account::{Account, ClosedBy, Counters, Facts, Outcome, RouteCounters, canonical, escape};
+use crate::account::{Account, ClosedBy, Facts, Listener, Outcome, RouteCounters, canonical, escape};
 use crate::client_hello::ClientHello;
 use crate::hello::Hello;
 use crate::refusal::{Refusal, Refuse};
@@ -17,13 +17,17 @@ use crate::roster::{Member, Order};
 use crate::route::{Client, RouteTable};
 use crate::upstream::{Connected, Upstream};
 
-/// All that a connection needs to know; it never changes.
+/// All that a connection needs to know when it arrives; it never changes.
 #[derive(Debug)]
 pub struct Snapshot {
+    /// Where it arrived, and is counted.
+    pub listener: Arc<Listener>,
+    /// The number by which routes know the listener.
+    pub number: usize,
+    /// How clients are refused there.
+    pub refuse: Refuse,
     /// Who goes where.
-    pub routes: RouteTable<Arc<Route>>,
-    /// How each listener refuses, by the number that routes and counters know it by.
-    pub refuse: Vec<Refuse>,
+    pub routes: Arc<RouteTable<Arc<Route>>>,
     /// From accept to the whole hello.
     pub hello_timeout: Duration,
     /// The largest hello, in raw bytes.
@@ -32,8 +36,6 @@ pub struct Snapshot {
     pub deadlines: Arc<Deadlines>,
     /// For the relay.
     pub engine: Engine,
-    /// Where it is counted.
-    pub counters: Arc<Counters>,
 }
 
 /// A route's target.
@@ -50,13 +52,12 @@ pub struct Route {
 pub fn serve<P: Send>(
     client: TcpStream,
     peer: SocketAddr,
-    listener: usize,
     snapshot: Arc<Snapshot>,
     mut membership: Member,
     permit: P,
 ) -> impl Future<Output = ()> + Send {
-    let (refuse, engine, deadlines) = (snapshot.refuse[listener], snapshot.engine, Arc::clone(&snapshot.deadlines));
-    let mut account = Account::open(&snapshot.counters, listener, canonical(peer));
+    let (refuse, engine, deadlines) = (snapshot.refuse, snapshot.engine, Arc::clone(&snapshot.deadlines));
+    let mut account = Account::open(&snapshot.listener, canonical(peer));
     async move {
         // Boxed, as is all that is over when bytes are relayed.
         let mut hello = Box::new(Hello::new(snapshot.hello_limit));
@@ -67,7 +68,7 @@ pub fn serve<P: Send>(
             let hello = hello.parse()?;
             account.learn(|facts| note(&hello, facts));
 
-            let asked = Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener };
+            let asked = Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener: snapshot.number };
             let unrouted = if hello.server_name.is_some() { Outcome::UnknownName } else { Outcome::NoName };
             let route = snapshot.routes.find(&asked).ok_or(unrouted)?.target;
             account.routed(&route.counters);
@@ -163,6 +164,7 @@ fn outcome_of(ending: Ending, order: Order) -> (Outcome, ClosedBy) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::account::Counters;
     use crate::roster::Roster;
 
     /// A task has 112 bytes more and is a multiple of 128: one byte here can be 128 for every idle connection.
@@ -173,18 +175,18 @@ mod tests {
         let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
         let deadlines = Deadlines { idle: Duration::MAX, half_close: Duration::MAX, stalled: Duration::MAX };
         let snapshot = Snapshot {
-            routes: RouteTable::default(),
-            refuse: vec![Refuse::Alert],
+            listener: Arc::new(Counters::new(0)).listener("api"),
+            number: 0,
+            refuse: Refuse::Alert,
+            routes: Arc::default(),
             hello_timeout: Duration::MAX,
             hello_limit: 0,
             deadlines: Arc::new(deadlines),
             engine: Engine::Auto,
-            counters: Arc::new(Counters::new(["api".into()], 0)),
         };
         let permit = Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap();
         let member = Arc::new(Roster::default()).enter();
-        let task =
-            serve(accepted.unwrap().0, client.unwrap().local_addr().unwrap(), 0, snapshot.into(), member, permit);
+        let task = serve(accepted.unwrap().0, client.unwrap().local_addr().unwrap(), snapshot.into(), member, permit);
         assert!(size_of_val(&task) <= 784, "{}", size_of_val(&task));
     }
 }

@@ -14,8 +14,10 @@
 //! 6. [`account`] counts and logs, once, what became of it. A client that cannot be served has been told why by
 //!    [`refusal`].
 //!
-//! Around that, [`config`] turns what the operator wrote into the types of the rooms above, [`server`] puts the
-//! rooms together, and [`admin`] shows the counters.
+//! Around that, [`config`] turns what the operator wrote into the types of the rooms above, [`server`] puts the rooms
+//! together, and takes them apart when the configuration changes ([`watch`]) or the process is to end; [`roster`] knows
+//! all connections that are to be told then. [`upgrade`] hands the listeners to a new process, [`systemd`] is told of
+//! all this, and [`admin`] shows the counters.
 //!
 //! # As a library
 //! [`client_hello`], [`name`] and [`route`] are pure: bytes and names in, answers out. They are all there is with
@@ -48,6 +50,12 @@ pub mod server;
 #[cfg(feature = "router")]
 mod sys;
 #[cfg(feature = "router")]
+pub mod systemd;
+#[cfg(feature = "router")]
 pub mod tcp;
 #[cfg(feature = "router")]
+pub mod upgrade;
+#[cfg(feature = "router")]
 pub mod upstream;
+#[cfg(feature = "router")]
+pub mod watch;

@@ -71,11 +71,12 @@ impl Roster {
         }
     }
 
-    /// Tells those that are connected to this endpoint; how many these are.
-    pub fn end_those_at(&self, endpoint: EndpointId, order: Order) -> usize {
+    /// Tells those that are connected to one of these endpoints, but no more of them at a time; how many were told.
+    pub fn end_those_at(&self, endpoints: &[EndpointId], order: Order, at_most: usize) -> usize {
         let mut members = self.members();
-        let those = members.present.iter_mut().filter(|(_, entry)| entry.endpoint == Some(endpoint));
-        those.filter_map(|(_, entry)| entry.sender.take()?.send(order).ok()).count()
+        let is_there = |entry: &Entry| entry.endpoint.is_some_and(|endpoint| endpoints.contains(&endpoint));
+        let those = members.present.iter_mut().filter(|(_, entry)| is_there(entry));
+        those.filter_map(|(_, entry)| entry.sender.take()?.send(order).ok()).take(at_most).count()
     }
 
     fn members(&self) -> MutexGuard<'_, Members> {
@@ -143,8 +144,8 @@ mod tests {
             member
         });
         let nowhere = roster.enter();
-        assert_eq!(roster.end_those_at(endpoints[0], Order::EndpointGone), 1);
-        assert_eq!(roster.end_those_at(endpoints[0], Order::EndpointGone), 0, "once");
+        assert_eq!(roster.end_those_at(&endpoints[..1], Order::EndpointGone, usize::MAX), 1);
+        assert_eq!(roster.end_those_at(&endpoints[..1], Order::EndpointGone, usize::MAX), 0, "once");
         let [there, elsewhere] = members;
         assert_eq!(there.await, Order::EndpointGone);
         for mut member in [elsewhere, nowhere] {

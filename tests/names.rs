@@ -67,7 +67,7 @@ fn c01_c02_c03_c07_addresses_that_change_vanish_and_lead_to_ourselves() {
         assert_eq!(held.read(4), b"here");
 
         names.say(ips(&["127.0.0.3"]));
-        let gone = told(router, "endpoint removed; its connections stay", "endpoint", "127.0.0.2:6443");
+        let gone = told(router, "endpoint removed", "endpoint", "127.0.0.2:6443");
         assert_eq!(gone["connections"], 1);
         assert_eq!(ask(router).1["upstream.address"], "127.0.0.3:6443");
 

@@ -1,8 +1,8 @@
 //! The numbers behind the metrics. Incremented here, read by the admin listener.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use prometheus_client::metrics::histogram::Histogram;
@@ -18,21 +18,66 @@ const LATENCY_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0
 /// In seconds. Requests take milliseconds, watches minutes, port-forwards and agents days.
 const LIFETIME_BUCKETS: [f64; 11] = [0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 14400.0, 43200.0, 86400.0];
 
-/// All that is counted.
+/// All that is counted. It outlives every configuration.
 #[derive(Debug)]
 pub struct Counters {
     /// Connections before they are routed, and those that never are.
     pub unrouted: Arc<RouteCounters>,
-    listeners: Box<[Box<str>]>,
+    routes: Mutex<BTreeMap<Box<str>, Arc<RouteCounters>>>,
     /// From accept to the whole hello.
     pub hello_seconds: Histogram,
     /// Which refusals may be logged.
     pub refusal_log: Arc<RefusalLog>,
+    /// Configurations that were to replace the running one.
+    pub reloads: Reloads,
     /// When this process began to count.
     pub started: SystemTime,
     accept_errors: Mutex<BTreeMap<&'static str, u64>>,
     errors_logged: OncePerSecond,
     full_logged: OncePerSecond,
+}
+
+/// Where connections arrive, and all that is counted of them.
+#[derive(Debug)]
+pub struct Listener {
+    /// In logs and metrics.
+    pub name: Box<str>,
+    /// Where they are counted.
+    pub counters: Arc<Counters>,
+}
+
+/// What became of configurations that were to replace the running one.
+#[derive(Debug, Default)]
+pub struct Reloads {
+    /// Those that did.
+    pub succeeded: AtomicU64,
+    /// Those that were refused.
+    pub failed: AtomicU64,
+    /// Whether the last one was refused.
+    pub last_failed: AtomicBool,
+    /// When the running configuration was taken, in seconds since the epoch.
+    pub last_success: AtomicU64,
+}
+
+impl Reloads {
+    /// A configuration is in use.
+    pub fn succeed(&self) {
+        self.succeeded.fetch_add(1, Relaxed);
+        self.taken();
+    }
+
+    /// The first configuration is in use.
+    pub fn taken(&self) {
+        self.last_failed.store(false, Relaxed);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.last_success.store(now.as_secs(), Relaxed);
+    }
+
+    /// A configuration was refused.
+    pub fn fail(&self) {
+        self.failed.fetch_add(1, Relaxed);
+        self.last_failed.store(true, Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -51,15 +96,15 @@ impl OncePerSecond {
 }
 
 impl Counters {
-    /// For listeners with these names. `refusals_per_second` per outcome are logged; 0: all.
+    /// `refusals_per_second` per outcome are logged; 0: all.
     #[must_use]
-    pub fn new(listeners: impl Into<Box<[Box<str>]>>, refusals_per_second: u32) -> Self {
-        let listeners = listeners.into();
+    pub fn new(refusals_per_second: u32) -> Self {
         Self {
-            unrouted: Arc::new(RouteCounters::new(UNROUTED, listeners.len())),
-            listeners,
+            unrouted: Arc::new(RouteCounters::new(UNROUTED)),
+            routes: Mutex::default(),
             hello_seconds: Histogram::new(LATENCY_BUCKETS),
             refusal_log: Arc::new(RefusalLog::new(refusals_per_second)),
+            reloads: Reloads::default(),
             started: SystemTime::now(),
             accept_errors: Mutex::default(),
             errors_logged: OncePerSecond::default(),
@@ -67,22 +112,36 @@ impl Counters {
         }
     }
 
-    /// The counters of one route.
+    /// A listener with this name.
     #[must_use]
-    pub fn new_route(&self, name: &str) -> Arc<RouteCounters> {
-        Arc::new(RouteCounters::new(name, self.listeners.len()))
+    pub fn listener(self: &Arc<Self>, name: &str) -> Arc<Listener> {
+        Arc::new(Listener { name: name.into(), counters: Arc::clone(self) })
     }
 
-    /// The name of the listener with this number.
+    /// The counters of the route with this name: the same for as long as a configuration or a connection has them.
     #[must_use]
-    pub fn listener(&self, number: usize) -> &str {
-        &self.listeners[number]
+    pub fn route(&self, name: &str) -> Arc<RouteCounters> {
+        let mut routes = self.known_routes();
+        Arc::clone(routes.entry(name.into()).or_insert_with(|| Arc::new(RouteCounters::new(name))))
     }
 
-    /// The names of all listeners, by their numbers.
+    /// The counters of all routes that a configuration or a connection has.
     #[must_use]
-    pub fn listeners(&self) -> &[Box<str>] {
-        &self.listeners
+    pub fn routes(&self) -> Vec<Arc<RouteCounters>> {
+        let mut routes = self.known_routes();
+        routes.retain(|_, route| Arc::strong_count(route) > 1);
+        routes.values().map(Arc::clone).collect()
+    }
+
+    /// From now on there are these listeners only.
+    pub fn forget_other_listeners(&self, names: &[&str]) {
+        for route in self.routes().iter().chain([&self.unrouted]) {
+            route.ended().retain(|(listener, _)| names.contains(&&**listener));
+        }
+    }
+
+    fn known_routes(&self) -> MutexGuard<'_, BTreeMap<Box<str>, Arc<RouteCounters>>> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A listener's `accept` failed. Whether that may be logged: at most once per second.
@@ -107,7 +166,8 @@ impl Counters {
 #[derive(Debug)]
 pub struct RouteCounters {
     name: Box<str>,
-    by_listener: Box<[OutcomeCounts]>,
+    /// By listener; there are few.
+    ended: Mutex<Vec<(Box<str>, OutcomeCounts)>>,
     /// Connections open now.
     pub active: AtomicI64,
     /// Bytes from clients.
@@ -121,10 +181,10 @@ pub struct RouteCounters {
 }
 
 impl RouteCounters {
-    fn new(name: &str, listeners: usize) -> Self {
+    fn new(name: &str) -> Self {
         Self {
             name: name.into(),
-            by_listener: (0..listeners).map(|_| OutcomeCounts::default()).collect(),
+            ended: Mutex::default(),
             active: AtomicI64::new(0),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
@@ -139,25 +199,36 @@ impl RouteCounters {
         &self.name
     }
 
-    /// How connections that arrived at this listener ended.
+    /// How connections ended that arrived at this listener.
     #[must_use]
-    pub fn outcomes(&self, listener: usize) -> &OutcomeCounts {
-        &self.by_listener[listener]
+    pub fn outcomes(&self, listener: &str) -> OutcomeCounts {
+        let ended = self.ended();
+        ended.iter().find(|(name, _)| **name == *listener).map_or_else(OutcomeCounts::default, |(_, counts)| *counts)
+    }
+
+    /// A connection that arrived at this listener has ended.
+    pub(super) fn count(&self, listener: &str, outcome: Outcome) {
+        let mut ended = self.ended();
+        let number = ended.iter().position(|(name, _)| **name == *listener).unwrap_or_else(|| {
+            ended.push((listener.into(), OutcomeCounts::default()));
+            ended.len() - 1
+        });
+        ended[number].1.0[outcome as usize] += 1;
+    }
+
+    fn ended(&self) -> MutexGuard<'_, Vec<(Box<str>, OutcomeCounts)>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Ended connections, by outcome.
-#[derive(Debug, Default)]
-pub struct OutcomeCounts([AtomicU64; Outcome::ALL.len()]);
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OutcomeCounts([u64; Outcome::ALL.len()]);
 
 impl OutcomeCounts {
-    pub(super) fn count(&self, outcome: Outcome) {
-        self.0[outcome as usize].fetch_add(1, Relaxed);
-    }
-
     /// How many ended like this.
     #[must_use]
     pub fn get(&self, outcome: Outcome) -> u64 {
-        self.0[outcome as usize].load(Relaxed)
+        self.0[outcome as usize]
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-pub use counters::{Counters, OutcomeCounts, RouteCounters, UNROUTED};
+pub use counters::{Counters, Listener, OutcomeCounts, Reloads, RouteCounters, UNROUTED};
 pub use outcome::{Alert, ClosedBy, Outcome, Stage};
 pub use refusal_log::RefusalLog;
 use tracing::Level;
@@ -22,9 +22,8 @@ const MAX_LOGGED_NAME: usize = 255;
 /// A connection whose task panics closes its account too, as [`Outcome::LocalError`].
 #[derive(Debug)]
 pub struct Account {
-    counters: Arc<Counters>,
+    listener: Arc<Listener>,
     route: Arc<RouteCounters>,
-    listener: usize,
     client: SocketAddr,
     opened: Instant,
     facts: Facts,
@@ -59,12 +58,12 @@ pub struct Facts {
 impl Account {
     /// Opens the account of a connection that no route has taken yet.
     #[must_use]
-    pub fn open(counters: &Arc<Counters>, listener: usize, client: SocketAddr) -> Self {
-        counters.unrouted.active.fetch_add(1, Relaxed);
+    pub fn open(listener: &Arc<Listener>, client: SocketAddr) -> Self {
+        let unrouted = &listener.counters.unrouted;
+        unrouted.active.fetch_add(1, Relaxed);
         Self {
-            counters: Arc::clone(counters),
-            route: Arc::clone(&counters.unrouted),
-            listener,
+            listener: Arc::clone(listener),
+            route: Arc::clone(unrouted),
             client,
             opened: Instant::now(),
             facts: Facts::default(),
@@ -90,7 +89,7 @@ impl Account {
     /// The hello is whole.
     pub fn hello_read(&mut self) {
         let age = self.age();
-        self.counters.hello_seconds.observe(age.as_secs_f64());
+        self.listener.counters.hello_seconds.observe(age.as_secs_f64());
         self.facts.hello = Some(age.into());
     }
 
@@ -142,7 +141,7 @@ impl Account {
     }
 
     fn may_log(&self) -> bool {
-        !self.outcome.is_refusal() || self.is_bare() || self.counters.refusal_log.admits(self.outcome)
+        !self.outcome.is_refusal() || self.is_bare() || self.listener.counters.refusal_log.admits(self.outcome)
     }
 
     fn log(&self) {
@@ -153,7 +152,7 @@ impl Account {
                     outcome = self.outcome.label(),
                     closed_by = self.closed_by.label(),
                     route = self.route.name(),
-                    listener = self.counters.listener(self.listener),
+                    listener = &*self.listener.name,
                     client.address = tracing::field::display(self.client.ip()),
                     client.port = self.client.port(),
                     server.address = self.facts.server_name.as_deref(),
@@ -192,7 +191,7 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         self.route.active.fetch_sub(1, Relaxed);
-        self.route.outcomes(self.listener).count(self.outcome);
+        self.route.count(&self.listener.name, self.outcome);
         self.route.connection_seconds.observe(self.age().as_secs_f64());
         if self.may_log() {
             self.log();
@@ -264,10 +263,10 @@ mod tests {
 
     #[tokio::test]
     async fn d24_an_account_is_closed_once_even_by_a_panic() {
-        let counters = Arc::new(Counters::new(["listener".into()], 0));
-        let route = counters.new_route("a");
+        let counters = Arc::new(Counters::new(0));
+        let (listener, route) = (counters.listener("listener"), counters.route("a"));
         for panics in [false, true] {
-            let mut account = Account::open(&counters, 0, "192.0.2.1:7".parse().unwrap());
+            let mut account = Account::open(&listener, "192.0.2.1:7".parse().unwrap());
             account.routed(&route);
             assert_eq!(route.active.load(Relaxed), 1);
             let task = tokio::spawn(async move {
@@ -277,7 +276,7 @@ mod tests {
             assert_eq!(task.await.is_err(), panics);
             assert_eq!(route.active.load(Relaxed), 0);
         }
-        let counts = |outcome| route.outcomes(0).get(outcome);
+        let counts = |outcome| route.outcomes("listener").get(outcome);
         assert_eq!((counts(Outcome::Completed), counts(Outcome::LocalError)), (1, 1));
         assert_eq!(counters.unrouted.active.load(Relaxed), 0);
     }

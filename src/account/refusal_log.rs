@@ -1,5 +1,6 @@
 //! Keeps a flood of refusals from becoming a flood of log lines.
 
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// Admits so many lines per second and outcome, and says how many it held back.
 #[derive(Debug)]
 pub struct RefusalLog {
-    per_second: u32,
+    per_second: AtomicU32,
     windows: [Mutex<Window>; Outcome::ALL.len()],
 }
 
@@ -26,12 +27,18 @@ struct Window {
 
 impl RefusalLog {
     pub(super) fn new(per_second: u32) -> Self {
-        Self { per_second, windows: Default::default() }
+        Self { per_second: per_second.into(), windows: Default::default() }
+    }
+
+    /// From now on so many.
+    pub fn admit(&self, per_second: u32) {
+        self.per_second.store(per_second, Relaxed);
     }
 
     /// Whether a refusal of this kind may be logged now.
     pub(super) fn admits(self: &Arc<Self>, outcome: Outcome) -> bool {
-        if self.per_second == 0 {
+        let per_second = self.per_second.load(Relaxed);
+        if per_second == 0 {
             return true;
         }
         let now = Instant::now();
@@ -44,7 +51,7 @@ impl RefusalLog {
                 now
             }
         };
-        if window.admitted < self.per_second {
+        if window.admitted < per_second {
             window.admitted += 1;
             return true;
         }

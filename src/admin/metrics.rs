@@ -1,6 +1,7 @@
 //! The counters in the `OpenMetrics` text format.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -14,20 +15,28 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::State as Admin;
 use crate::accept::ERROR_LABELS;
-use crate::account::{Outcome, RouteCounters, Stage, UNROUTED};
+use crate::account::{Counters, Outcome, Reloads, RouteCounters, Stage, UNROUTED};
+use crate::server::Generation;
 use crate::upstream::State;
 
 /// All metrics, with the end mark of the format.
 pub(super) fn encode(state: &Admin) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Snapshot(state.clone())));
+    let generation = state.generation.load_full();
+    let routes = state.counters.routes();
+    registry.register_collector(Box::new(Snapshot { counters: Arc::clone(&state.counters), generation, routes }));
     let mut text = String::new();
     text::encode(&mut text, &registry)?;
     Ok(text)
 }
 
 #[derive(Debug)]
-struct Snapshot(Admin);
+struct Snapshot {
+    counters: Arc<Counters>,
+    generation: Arc<Generation>,
+    /// Those of the configuration, and those that still have connections.
+    routes: Vec<Arc<RouteCounters>>,
+}
 
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -36,6 +45,7 @@ impl Collector for Snapshot {
         self.latencies(&mut encoder)?;
         self.endpoints(&mut encoder)?;
         self.accept_errors(&mut encoder)?;
+        self.reloads(&mut encoder)?;
         let build = [("version", env!("CARGO_PKG_VERSION"))];
         encoder
             .encode_descriptor("snigate_build", "The running version", None, MetricType::Info)?
@@ -46,8 +56,7 @@ impl Collector for Snapshot {
 
 impl Snapshot {
     fn routes(&self) -> impl Iterator<Item = &RouteCounters> {
-        let routed = self.0.routes.iter().map(|route| &*route.counters);
-        std::iter::once(&*self.0.counters.unrouted).chain(routed)
+        std::iter::once(&*self.counters.unrouted).chain(self.routes.iter().map(|route| &**route))
     }
 
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -59,10 +68,11 @@ impl Snapshot {
         )?;
         for route in self.routes() {
             let is_unrouted = route.name() == UNROUTED;
-            for (number, listener) in self.0.counters.listeners().iter().enumerate() {
+            for (listener, _) in &self.generation.listeners {
+                let counts = route.outcomes(listener);
                 for outcome in Outcome::ALL.into_iter().filter(|outcome| occurs(outcome.stage(), is_unrouted)) {
                     let labels = [("listener", &**listener), ("route", route.name()), ("outcome", outcome.label())];
-                    ConstCounter::new(route.outcomes(number).get(outcome)).encode(total.encode_family(&labels)?)?;
+                    ConstCounter::new(counts.get(outcome)).encode(total.encode_family(&labels)?)?;
                 }
             }
         }
@@ -93,8 +103,8 @@ impl Snapshot {
 
     fn latencies(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let hello = seconds(encoder, "snigate_hello", "From accept to the whole ClientHello")?;
-        self.0.counters.hello_seconds.encode(hello)?;
-        let routed = self.0.routes.iter().map(|route| &*route.counters);
+        self.counters.hello_seconds.encode(hello)?;
+        let routed = self.routes.iter().map(|route| &**route);
         Self::histograms(encoder, "snigate_connect", "From the route to the connected endpoint", routed, |route| {
             &route.connect_seconds
         })?;
@@ -118,8 +128,9 @@ impl Snapshot {
     }
 
     fn endpoints(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let routes = &self.generation.routes;
         let pools: Vec<_> =
-            self.0.routes.iter().map(|route| (route.counters.name(), route.upstream.endpoints(), route)).collect();
+            routes.iter().map(|route| (route.counters.name(), route.upstream.endpoints(), route)).collect();
         let each = || {
             pools.iter().flat_map(|(route, endpoints, _)| {
                 endpoints.iter().map(|endpoint| (*route, endpoint.address.to_string(), endpoint))
@@ -174,7 +185,7 @@ impl Snapshot {
     fn accept_errors(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut errors =
             encoder.encode_descriptor("snigate_accept_errors", "Failed accepts", None, MetricType::Counter)?;
-        let counts = self.0.counters.accept_errors();
+        let counts = self.counters.accept_errors();
         for error in ERROR_LABELS {
             let count = counts.get(error).copied().unwrap_or(0);
             ConstCounter::new(count).encode(errors.encode_family(&[("error", error)])?)?;
@@ -182,9 +193,30 @@ impl Snapshot {
         Ok(())
     }
 
+    fn reloads(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let Reloads { succeeded, failed, last_failed, last_success } = &self.counters.reloads;
+        let mut reloads = encoder.encode_descriptor(
+            "snigate_config_reloads",
+            "Configurations that were to replace the running one",
+            None,
+            MetricType::Counter,
+        )?;
+        for (result, count) in [("success", succeeded), ("failure", failed)] {
+            ConstCounter::new(count.load(Relaxed)).encode(reloads.encode_family(&[("result", result)])?)?;
+        }
+        let successful = i64::from(!last_failed.load(Relaxed));
+        gauge(encoder, "snigate_config_last_reload_successful", "1 unless the last one was refused", successful)?;
+        gauge(
+            encoder,
+            "snigate_config_last_reload_success_timestamp_seconds",
+            "When the running configuration was taken, since the epoch",
+            whole(last_success.load(Relaxed)),
+        )
+    }
+
     /// What every process tells Prometheus. What the kernel does not tell us is left out.
     fn process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let started = self.0.counters.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let started = self.counters.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         gauge(encoder, "process_start_time_seconds", "When the process started, since the epoch", started)?;
         let Ok(process) = procfs::process::Process::myself() else { return Ok(()) };
         if let Ok(stat) = process.stat() {

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -22,7 +23,7 @@ use tracing::{debug, warn};
 
 use crate::accept::{self, Events};
 use crate::account::Counters;
-use crate::connection::Route;
+use crate::server::Generation;
 
 /// Scrapers and probes are few; more of them wait.
 const MAX_CONNECTIONS: usize = 16;
@@ -34,16 +35,16 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// What the admin listener looks at.
 #[derive(Clone, Debug)]
 pub struct State {
-    /// All routes.
-    pub routes: Vec<Arc<Route>>,
+    /// What is configured now.
+    pub generation: Arc<ArcSwap<Generation>>,
     /// What is not counted per route.
     pub counters: Arc<Counters>,
     /// Cancelled when no more connections are accepted.
     pub draining: CancellationToken,
 }
 
-/// Serves for as long as the process runs: probes want an answer while connections drain.
-pub async fn run(socket: TcpListener, state: State) {
+/// Serves until `stop`: as a rule for as long as the process runs, because probes want an answer while connections drain.
+pub async fn run(socket: TcpListener, state: State, stop: CancellationToken) {
     let state = Arc::new(state);
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let failed = |error: &std::io::Error| warn!(reason = %error, "cannot accept on the admin listener; trying again");
@@ -51,7 +52,7 @@ pub async fn run(socket: TcpListener, state: State) {
         tokio::spawn(serve(client, permit, Arc::clone(&state)));
     };
     let events = Events { failed, full: || debug!("all admin connections are in use") };
-    accept::run(socket, permits, CancellationToken::new(), events, serve).await;
+    accept::run(socket, permits, stop, events, serve).await;
 }
 
 async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, state: Arc<State>) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use snigate::config::{Config, Listener, LogFormat, Route};
 use snigate::refusal::Refuse;
 use snigate::relay::Engine;
-use snigate::upstream::{Balance, HealthCheck, HttpCheck, Settings, TlsCheck};
+use snigate::upstream::{Balance, HealthCheck, HttpCheck, OnRemove, Settings, TlsCheck};
 
 pub(super) fn run(file: &Path) -> anyhow::Result<ExitCode> {
     let config = Config::load(file)?;
@@ -42,11 +42,13 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     let timeouts = &config.timeouts;
     writeln!(
         text,
-        "\ntimeouts   hello {}, idle {}, half_close {}, drain {}",
+        "\ntimeouts   hello {}, idle {}, half_close {}, drain {}, upgrade_drain {}, shutdown_delay {}",
         span(timeouts.hello),
         span(timeouts.idle),
         span(timeouts.half_close),
-        span(timeouts.drain)
+        span(timeouts.drain),
+        span(timeouts.upgrade_drain),
+        span(timeouts.shutdown_delay)
     )?;
     let tcp = &config.tcp;
     writeln!(
@@ -74,12 +76,14 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     };
     writeln!(text, "relay      {engine}")?;
     writeln!(text, "workers    {}", config.workers.map_or("auto".into(), |workers| workers.to_string()))?;
+    writeln!(text, "watch      {}", config.watch)?;
     writeln!(text, "admin      {}", config.admin.map_or("none".into(), |address| address.to_string()))?;
     Ok(text)
 }
 
 fn upstream(text: &mut String, upstream: &Settings) -> std::fmt::Result {
-    let Settings { destinations, balance, budget, slow_start, dead_grace, resolve_every, health_check } = upstream;
+    let Settings { destinations, balance, budget, slow_start, dead_grace, on_remove, resolve_every, health_check } =
+        upstream;
     let destinations: Vec<String> = destinations.iter().map(ToString::to_string).collect();
     let (timeout, per_try) = (span(budget.timeout), span(budget.per_try));
     writeln!(text, "    leads to  {} (within {timeout}, {per_try} per try)", destinations.join(", "))?;
@@ -89,9 +93,14 @@ fn upstream(text: &mut String, upstream: &Settings) -> std::fmt::Result {
         Balance::Random => "random",
     };
     let dead = dead_grace.map_or("keeps its connections".into(), |grace| format!("is cut after {}", span(grace)));
+    let removed = match on_remove {
+        OnRemove::Drain => "drains",
+        OnRemove::Keep => "keeps its connections",
+        OnRemove::Cut => "is cut",
+    };
     writeln!(
         text,
-        "    balances  by {balance}, slow_start {}; names every {}; who is gone {dead}",
+        "    balances  by {balance}, slow_start {}; names every {}; who is gone {dead}, who is removed {removed}",
         span(*slow_start),
         span(*resolve_every)
     )?;

@@ -35,7 +35,7 @@ impl Wrong {
 
 /// `directory` is what paths of files are relative to.
 pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Wrong> {
-    let raw::Config { listen, refuse, routes, timeouts, tcp, limits, relay, workers, admin, log } = raw;
+    let raw::Config { listen, refuse, routes, timeouts, tcp, limits, relay, workers, watch, admin, log } = raw;
     let raw::Tcp { keepalive, user_timeout } = tcp;
     let listeners = build_listeners(listen.0, refuse)?;
     let routes = build_routes(routes, &listeners, directory)?;
@@ -51,6 +51,7 @@ pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Wrong
             Some(raw::Relay::Splice) => Engine::Splice,
         },
         workers: workers.and_then(|workers| workers.0.0),
+        watch,
         admin: admin.map(|admin| build_admin(&admin.0, &listeners)).transpose()?,
         log: build_log(log),
         listeners,
@@ -158,13 +159,15 @@ fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
 }
 
 fn build_timeouts(raw: raw::Timeouts) -> Timeouts {
-    let raw::Timeouts { hello, idle, half_close, drain } = raw;
+    let raw::Timeouts { hello, idle, half_close, drain, upgrade_drain, shutdown_delay } = raw;
     let seconds = Duration::from_secs;
     Timeouts {
         hello: hello.map_or(seconds(10), |hello| hello.0.0),
         idle: idle.map_or(seconds(24 * 3600), |idle| idle.0.0),
         half_close: half_close.map_or(seconds(60), |half_close| half_close.0.0),
         drain: drain.map_or(seconds(25), |drain| drain.0.0),
+        upgrade_drain: upgrade_drain.map_or(seconds(24 * 3600), |drain| drain.0.0),
+        shutdown_delay: shutdown_delay.map_or(Duration::ZERO, |delay| delay.0.0),
     }
 }
 

@@ -44,6 +44,8 @@ pub struct Config {
     pub relay: Engine,
     /// Worker threads; `None`: as many as CPUs are allowed to this process.
     pub workers: Option<usize>,
+    /// Whether the file is looked at all the time, and taken when it changes.
+    pub watch: bool,
     /// Where the admin listener is.
     pub admin: Option<SocketAddr>,
     /// What is logged, and how.
@@ -83,8 +85,12 @@ pub struct Timeouts {
     pub idle: Duration,
     /// No byte in either direction since one side has closed.
     pub half_close: Duration,
-    /// For open connections at the end.
+    /// For open connections at the end, and for those of what a reload removes.
     pub drain: Duration,
+    /// For open connections after an upgrade, in the old process.
+    pub upgrade_drain: Duration,
+    /// From the signal to stop, when readiness goes, to the last accept.
+    pub shutdown_delay: Duration,
 }
 
 /// How much there may be.
@@ -97,7 +103,7 @@ pub struct Limits {
 }
 
 /// What is logged, and how.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Log {
     /// Text or JSON.
     pub format: LogFormat,
@@ -198,6 +204,7 @@ impl Config {
             limits: raw::Limits::default(),
             relay: None,
             workers: None,
+            watch: false,
             admin: None,
             log: raw::Log::default(),
         };

@@ -34,6 +34,8 @@ pub(super) struct Config {
     pub(super) relay: Option<Relay>,
     #[serde(default, deserialize_with = "present")]
     pub(super) workers: Option<Text<Workers>>,
+    #[serde(default)]
+    pub(super) watch: bool,
     #[serde(default, deserialize_with = "present")]
     pub(super) admin: Option<Short<Admin>>,
     #[serde(default)]
@@ -125,6 +127,8 @@ pub(super) struct Upstream {
     #[serde(default)]
     pub(super) dead: Dead,
     #[serde(default, deserialize_with = "present")]
+    pub(super) on_remove: Option<OnRemove>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) resolve_every: Option<Text<Span>>,
     #[serde(default, deserialize_with = "present")]
     pub(super) health_check: Option<HealthCheck>,
@@ -182,6 +186,14 @@ pub(super) enum Balance {
     LeastConnections,
     RoundRobin,
     Random,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum OnRemove {
+    Drain,
+    Keep,
+    Cut,
 }
 
 #[derive(Default, Deserialize)]
@@ -270,6 +282,10 @@ pub(super) struct Timeouts {
     pub(super) half_close: Option<Text<Span>>,
     #[serde(default, deserialize_with = "present")]
     pub(super) drain: Option<Text<SpanOrZero>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) upgrade_drain: Option<Text<SpanOrZero>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) shutdown_delay: Option<Text<SpanOrZero>>,
 }
 
 #[derive(Default, Deserialize)]

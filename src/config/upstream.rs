@@ -11,7 +11,7 @@ use super::{Listener, raw};
 use crate::name::NamePattern;
 use crate::upstream::health::read_roots;
 use crate::upstream::{
-    Balance, ConnectBudget, Destination, HealthCheck, HttpCheck, Settings, Thresholds, TlsCheck, leads_to,
+    Balance, ConnectBudget, Destination, HealthCheck, HttpCheck, OnRemove, Settings, Thresholds, TlsCheck, leads_to,
 };
 
 /// A route's `upstream`, found at `path`. Files are relative to the directory of the configuration.
@@ -22,7 +22,8 @@ pub(super) fn build(
     listeners: &[Listener],
     directory: &Path,
 ) -> Result<Settings, Wrong> {
-    let raw::Upstream { endpoints, dcos, balance, connect, slow_start, dead, resolve_every, health_check } = raw;
+    let raw::Upstream { endpoints, dcos, balance, connect, slow_start, dead, on_remove, resolve_every, health_check } =
+        raw;
     let destinations = match (endpoints, dcos) {
         (Some(endpoints), None) => endpoints.0.into_iter().map(|endpoint| endpoint.0).collect(),
         (None, Some(dcos)) => vec![dcos.0.0],
@@ -49,6 +50,11 @@ pub(super) fn build(
         budget: build_budget(connect, path)?,
         slow_start: slow_start.map_or(Duration::from_secs(30), |span| span.0.0),
         dead_grace: cuts.then_some(grace),
+        on_remove: match on_remove {
+            None | Some(raw::OnRemove::Drain) => OnRemove::Drain,
+            Some(raw::OnRemove::Keep) => OnRemove::Keep,
+            Some(raw::OnRemove::Cut) => OnRemove::Cut,
+        },
         resolve_every: span(resolve_every, 10),
         health_check: check.transpose()?,
     })

@@ -55,7 +55,6 @@ pub(super) fn pick(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Weak;
 
     use super::super::condition::{Finding, Thresholds};
     use super::super::endpoint::Place;
@@ -65,7 +64,7 @@ mod tests {
     const SLOW_START: Duration = Duration::from_secs(30);
 
     fn endpoints(addresses: &[&str]) -> Vec<Arc<Endpoint>> {
-        addresses.iter().map(|address| Arc::new(Endpoint::new(address.parse().unwrap(), Weak::new()))).collect()
+        addresses.iter().map(|address| Arc::new(Endpoint::new(address.parse().unwrap()))).collect()
     }
 
     fn three() -> Vec<Arc<Endpoint>> {

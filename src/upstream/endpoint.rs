@@ -30,7 +30,8 @@ pub struct Endpoint {
     pub id: EndpointId,
     /// Where it is.
     pub address: SocketAddr,
-    pool: Weak<Pool>,
+    /// Who has it now.
+    pool: Mutex<Weak<Pool>>,
     connections: AtomicUsize,
     /// A copy of the condition's, to be read on every connection's way.
     state: AtomicU8,
@@ -52,11 +53,11 @@ const NEVER: u64 = u64::MAX;
 const TRIAL_EVERY: u64 = 10_000;
 
 impl Endpoint {
-    pub(super) fn new(address: SocketAddr, pool: Weak<Pool>) -> Self {
+    pub(super) fn new(address: SocketAddr) -> Self {
         Self {
             id: EndpointId::next(),
             address,
-            pool,
+            pool: Mutex::default(),
             connections: AtomicUsize::new(0),
             state: AtomicU8::new(State::Ready as u8),
             suspect: AtomicBool::new(false),
@@ -66,6 +67,19 @@ impl Endpoint {
             trial: AtomicU64::new(NEVER),
             certificates: Mutex::default(),
             changed: Notify::new(),
+        }
+    }
+
+    /// From now on this pool has it.
+    pub(super) fn belong_to(&self, pool: &Arc<Pool>) {
+        *self.pool.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(pool);
+    }
+
+    /// A connection has found this. Where nobody has the endpoint, nobody asks any more.
+    pub(super) fn report(&self, finding: &Finding) {
+        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        if let Some(pool) = pool {
+            pool.report_of_client(self, finding);
         }
     }
 
@@ -183,20 +197,13 @@ impl Place {
     /// The first byte has come from there.
     pub fn answered(&self) {
         if self.0.is_suspect() {
-            self.report(&Finding::Ready);
+            self.0.report(&Finding::Ready);
         }
     }
 
     /// Nothing has come from there for a while, or it has closed before anything did. A connection says so once.
     pub fn did_not_answer(&self, cause: &str) {
-        self.report(&Finding::Wrong(cause.into()));
-    }
-
-    fn report(&self, finding: &Finding) {
-        // Where the pool is gone, nobody asks any more.
-        if let Some(pool) = self.0.pool.upgrade() {
-            pool.report_of_client(&self.0, finding);
-        }
+        self.0.report(&Finding::Wrong(cause.into()));
     }
 }
 

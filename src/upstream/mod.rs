@@ -40,7 +40,7 @@ use crate::roster::Roster;
 use crate::tcp::TcpOptions;
 
 /// How a route's endpoints are found, kept and reached.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// At least one; no two the same.
     pub destinations: Vec<Destination>,
@@ -52,14 +52,27 @@ pub struct Settings {
     pub slow_start: Duration,
     /// How long a dead endpoint keeps its connections; `None`: for as long as they last.
     pub dead_grace: Option<Duration>,
+    /// What becomes of the connections of an endpoint, or of all, when the configuration no longer has it.
+    pub on_remove: OnRemove,
     /// How often names are looked up.
     pub resolve_every: Duration,
     /// How endpoints are checked; `None`: only what connections find out counts.
     pub health_check: Option<HealthCheck>,
 }
 
+/// What becomes of connections to an endpoint that the configuration no longer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnRemove {
+    /// They may last for `timeouts.drain`.
+    Drain,
+    /// They stay.
+    Keep,
+    /// They are closed.
+    Cut,
+}
+
 /// How long may be spent on reaching an endpoint.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectBudget {
     /// In all, waiting for the first answer to a name included.
     pub timeout: Duration,
@@ -67,47 +80,78 @@ pub struct ConnectBudget {
     pub per_try: Duration,
 }
 
+/// All that an upstream depends on: two with the same setup do the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// The route's name, for logs.
+    pub route: Box<str>,
+    /// What its clients ask for, and certificates should cover.
+    pub names: Vec<NamePattern>,
+    /// As configured.
+    pub settings: Settings,
+    /// For the connections that are made.
+    pub tcp: TcpOptions,
+    /// Our own addresses, which are no upstreams.
+    pub listeners: Arc<[SocketAddr]>,
+}
+
 /// The endpoints of one route, for as long as the route is in use.
 #[derive(Debug)]
 pub struct Upstream {
     pool: Arc<Pool>,
-    tcp: TcpOptions,
     turn: AtomicUsize,
     resolvers: Vec<AbortHandle>,
 }
 
 impl Upstream {
-    /// Begins to resolve and to check, within a tokio runtime. `names` are what clients ask for, `listeners` our own
-    /// addresses, which are no upstreams; `roster` is told whose connections must end.
+    /// Begins to resolve and to check, within a tokio runtime; `roster` is told whose connections must end. The endpoints
+    /// of a predecessor keep what is known of them; it is retired.
     #[must_use]
-    pub fn start(
-        route: &str,
-        names: &[NamePattern],
-        settings: Settings,
-        tcp: TcpOptions,
-        listeners: Arc<[SocketAddr]>,
-        roster: Arc<Roster>,
-    ) -> Self {
-        if settings.health_check.as_ref().and_then(|check| check.tls.as_ref()).is_some_and(|tls| tls.ca_file.is_none())
-        {
+    pub fn start(setup: Setup, roster: Arc<Roster>, predecessor: Option<&Self>) -> Self {
+        let check = setup.settings.health_check.as_ref();
+        if check.and_then(|check| check.tls.as_ref()).is_some_and(|tls| tls.ca_file.is_none()) {
             warn!(
-                route,
+                route = &*setup.route,
                 "health checks believe any certificate (verify: false): whoever answers is taken for the API server"
             );
         }
-        let pool = Arc::new(Pool::new(route, names, settings, listeners, roster));
+        if let Some(predecessor) = predecessor {
+            predecessor.retire();
+        }
+        let pool = Arc::new(Pool::new(setup, roster, predecessor.map(|predecessor| &*predecessor.pool)));
         pool.begin();
+        let settings = &pool.setup.settings;
         let mut resolvers = Vec::new();
-        for (number, destination) in pool.settings.destinations.iter().enumerate() {
+        for (number, destination) in settings.destinations.iter().enumerate() {
             if let Some((host, port)) = destination.name() {
                 let told = Arc::clone(&pool);
-                let lookups = resolve::run(host.into(), port, pool.settings.resolve_every, move |answer| {
+                let lookups = resolve::run(host.into(), port, settings.resolve_every, move |answer| {
                     told.answered(number, answer);
                 });
                 resolvers.push(tokio::spawn(lookups).abort_handle());
             }
         }
-        Self { pool, tcp, turn: AtomicUsize::new(0), resolvers }
+        Self { pool, turn: AtomicUsize::new(0), resolvers }
+    }
+
+    /// What it depends on.
+    #[must_use]
+    pub fn setup(&self) -> &Setup {
+        &self.pool.setup
+    }
+
+    /// No longer resolves or checks. Connections that came before may still be made.
+    pub fn retire(&self) {
+        for resolver in &self.resolvers {
+            resolver.abort();
+        }
+        self.pool.close();
+    }
+
+    /// All endpoints that may have connections: those there are now, and those that have left.
+    #[must_use]
+    pub fn endpoints_ever(&self) -> Vec<Arc<Endpoint>> {
+        self.pool.endpoints_ever()
     }
 
     /// The endpoints there are now.
@@ -125,7 +169,7 @@ impl Upstream {
     /// Connects to the first endpoint that answers, trying every one in turn within the budget. Nothing has been sent to
     /// any of them.
     pub async fn connect(&self) -> Result<Connected, ConnectError> {
-        let Settings { balance, budget, slow_start, .. } = self.pool.settings;
+        let Settings { balance, budget, slow_start, .. } = self.pool.setup.settings;
         let deadline = Instant::now() + budget.timeout;
         let endpoints = self.pool.endpoints_by(deadline).await;
         let turn = self.turn.fetch_add(1, Relaxed);
@@ -150,7 +194,7 @@ impl Upstream {
             // Late is who had the time that he should have.
             let had_time = try_until >= begun + budget.per_try;
             if kind == Failure::Refused || (kind == Failure::TimedOut && had_time) {
-                self.pool.report_of_client(endpoint, &Finding::Gone(reason));
+                endpoint.report(&Finding::Gone(reason));
             }
             tried.push(number);
             if Instant::now() >= deadline {
@@ -170,7 +214,7 @@ impl Upstream {
 
     async fn connect_to(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        self.tcp.apply(&socket)?;
+        self.pool.setup.tcp.apply(&socket)?;
         let stream = socket.connect(address).await?;
         // The kernel may connect a port of this machine that nobody listens on to itself.
         let is_itself = address.ip().is_loopback() && stream.local_addr().is_ok_and(|local| local == address);
@@ -180,10 +224,7 @@ impl Upstream {
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        for resolver in &self.resolvers {
-            resolver.abort();
-        }
-        self.pool.close();
+        self.retire();
     }
 }
 

@@ -18,8 +18,7 @@ use super::condition::{Finding, State, Thresholds};
 use super::endpoint::{Change, Endpoint, EndpointId};
 use super::health::{self, HealthCheck};
 use super::own::Own;
-use super::{Destination, Settings, failure};
-use crate::name::NamePattern;
+use super::{Destination, Setup, failure};
 use crate::roster::{Order, Roster};
 
 /// How many refused, timed-out or unanswered connections in a row make an endpoint dead where nothing checks it.
@@ -30,11 +29,7 @@ const EXPIRES_SOON_SECONDS: i64 = 14 * 24 * 3600;
 
 #[derive(Debug)]
 pub(super) struct Pool {
-    route: Box<str>,
-    /// What clients ask for, and certificates should cover.
-    names: Box<[NamePattern]>,
-    pub(super) settings: Settings,
-    listeners: Arc<[SocketAddr]>,
+    pub(super) setup: Setup,
     roster: Arc<Roster>,
     /// In the order of the configuration.
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
@@ -61,44 +56,54 @@ struct Members {
 /// How many endpoints that have left are remembered.
 const MAX_FORMER: usize = 64;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Answer {
     addresses: Vec<SocketAddr>,
     failure: Option<String>,
 }
 
+impl Answer {
+    fn is_known(&self) -> bool {
+        !self.addresses.is_empty() || self.failure.is_some()
+    }
+}
+
 impl Pool {
-    pub(super) fn new(
-        route: &str,
-        names: &[NamePattern],
-        settings: Settings,
-        listeners: Arc<[SocketAddr]>,
-        roster: Arc<Roster>,
-    ) -> Self {
-        let known = |destination: &Destination| destination.address().into_iter().collect();
-        let answers = settings.destinations.iter();
-        let answers = answers.map(|destination| Answer { addresses: known(destination), failure: None }).collect();
-        let unanswered = settings.destinations.iter().filter(|destination| destination.name().is_some()).count();
+    /// Knows what its predecessor knew of the same names and addresses.
+    pub(super) fn new(setup: Setup, roster: Arc<Roster>, predecessor: Option<&Self>) -> Self {
+        let endpoints = predecessor.map(Self::endpoints).unwrap_or_default();
+        let (before, former) = predecessor.map(Self::known).unwrap_or_default();
+        let answer = |destination: &Destination| {
+            let known = before.iter().find(|(name, _)| name == destination);
+            let literal = || Answer { addresses: destination.address().into_iter().collect(), failure: None };
+            known.map_or_else(literal, |(_, answer)| answer.clone())
+        };
+        let answers: Vec<Answer> = setup.settings.destinations.iter().map(answer).collect();
+        let unanswered = answers.iter().filter(|answer| !answer.is_known()).count();
         Self {
-            route: route.into(),
-            names: names.into(),
-            settings,
-            listeners,
+            setup,
             roster,
-            endpoints: ArcSwap::default(),
-            members: Mutex::new(Members { answers, ..Members::default() }),
+            endpoints: ArcSwap::new(endpoints),
+            members: Mutex::new(Members { answers, former, ..Members::default() }),
             unanswered: watch::Sender::new(unanswered),
-            fails_open: AtomicBool::new(false),
+            fails_open: AtomicBool::new(predecessor.is_some_and(Self::fails_open)),
             checks: Semaphore::new(health::MAX_CHECKS_OF_A_POOL),
         }
     }
 
+    /// What has been answered for each name, and which endpoints have left.
+    fn known(&self) -> (Vec<(Destination, Answer)>, Vec<Arc<Endpoint>>) {
+        let members = self.members();
+        let answers = self.setup.settings.destinations.iter().cloned().zip(members.answers.iter().cloned());
+        (answers.collect(), members.former.clone())
+    }
+
     pub(super) fn route(&self) -> &str {
-        &self.route
+        &self.setup.route
     }
 
     pub(super) fn check(&self) -> Option<&HealthCheck> {
-        self.settings.health_check.as_ref()
+        self.setup.settings.health_check.as_ref()
     }
 
     pub(super) fn thresholds(&self) -> Thresholds {
@@ -107,7 +112,7 @@ impl Pool {
 
     /// How long a dead endpoint keeps its connections; `None`: for as long as they last.
     pub(super) fn dead_grace(&self) -> Option<Duration> {
-        self.settings.dead_grace
+        self.setup.settings.dead_grace
     }
 
     pub(super) fn fails_open(&self) -> bool {
@@ -147,7 +152,7 @@ impl Pool {
     /// Why there is no endpoint.
     pub(super) fn lookup_failures(&self) -> Vec<(String, String)> {
         let members = self.members();
-        let answers = self.settings.destinations.iter().zip(&members.answers);
+        let answers = self.setup.settings.destinations.iter().zip(&members.answers);
         let late = || "its name has not been resolved yet".to_owned();
         answers
             .filter(|(_, answer)| answer.addresses.is_empty())
@@ -155,21 +160,31 @@ impl Pool {
             .collect()
     }
 
-    /// Begins with the addresses that need no lookup.
+    /// Begins with the addresses that need no lookup, and with what the predecessor had.
     pub(super) fn begin(self: &Arc<Self>) {
-        self.assemble(&mut self.members());
+        let mut members = self.members();
+        for endpoint in &*self.endpoints() {
+            self.look_after(endpoint, &mut members);
+        }
+        self.assemble(&mut members);
+        self.look_around(&members);
+    }
+
+    pub(super) fn endpoints_ever(&self) -> Vec<Arc<Endpoint>> {
+        let members = self.members();
+        self.endpoints().iter().chain(&members.former).cloned().collect()
     }
 
     /// A name has been looked up.
     pub(super) fn answered(self: &Arc<Self>, number: usize, answer: io::Result<Vec<SocketAddr>>) {
         let mut members = self.members();
-        let destination = &self.settings.destinations[number];
+        let destination = &self.setup.settings.destinations[number];
         let known = &mut members.answers[number];
-        let is_first = known.addresses.is_empty() && known.failure.is_none();
+        let is_first = !known.is_known();
         match answer {
             Ok(addresses) => {
                 if known.failure.take().is_some() {
-                    info!(route = &*self.route, name = %destination, addresses = addresses.len(), "resolved again");
+                    info!(route = &*self.setup.route, name = %destination, addresses = addresses.len(), "resolved again");
                 }
                 known.addresses = addresses;
                 // Even if they are the same: what is our own may have changed.
@@ -179,7 +194,7 @@ impl Pool {
                 let reason = failure::plain(&error);
                 if known.failure.is_none() {
                     let kept = known.addresses.len();
-                    warn!(route = &*self.route, name = %destination, %reason, kept, "cannot resolve; the last addresses are kept");
+                    warn!(route = &*self.setup.route, name = %destination, %reason, kept, "cannot resolve; the last addresses are kept");
                 }
                 known.failure = Some(reason);
             }
@@ -197,7 +212,7 @@ impl Pool {
         let before = self.endpoints();
         let mut after: Vec<Arc<Endpoint>> = Vec::new();
         let mut loops = Vec::new();
-        let own = Own::new(&self.listeners);
+        let own = Own::new(&self.setup.listeners);
         let addresses: Vec<SocketAddr> = members.answers.iter().flat_map(|answer| &answer.addresses).copied().collect();
         for address in addresses {
             if after.iter().any(|endpoint| endpoint.address == address) || loops.contains(&address) {
@@ -205,7 +220,7 @@ impl Pool {
             }
             if own.is_led_to(address) {
                 if !members.loops.contains(&address) {
-                    warn!(route = &*self.route, endpoint = %address, "endpoint is one of our own listeners and is not used");
+                    warn!(route = &*self.setup.route, endpoint = %address, "endpoint is one of our own listeners and is not used");
                 }
                 loops.push(address);
                 continue;
@@ -216,14 +231,14 @@ impl Pool {
         members.loops = loops;
         self.endpoints.store(Arc::new(after.clone()));
         for endpoint in after.iter().filter(|endpoint| !before.iter().any(|other| other.id == endpoint.id)) {
-            info!(route = &*self.route, endpoint = %endpoint.address, state = endpoint.state().label(), "endpoint added");
+            info!(route = &*self.setup.route, endpoint = %endpoint.address, state = endpoint.state().label(), "endpoint added");
         }
         for endpoint in before.iter().filter(|endpoint| !after.iter().any(|other| other.id == endpoint.id)) {
             if let Some(caretaker) = members.caretakers.remove(&endpoint.id) {
                 caretaker.abort();
             }
             let connections = endpoint.connections();
-            info!(route = &*self.route, endpoint = %endpoint.address, connections, "endpoint removed; its connections stay");
+            info!(route = &*self.setup.route, endpoint = %endpoint.address, connections, "endpoint removed");
             if members.former.len() == MAX_FORMER {
                 members.former.remove(0);
             }
@@ -233,13 +248,15 @@ impl Pool {
 
     fn welcome(self: &Arc<Self>, address: SocketAddr, members: &mut Members) -> Arc<Endpoint> {
         let former = members.former.iter().position(|endpoint| endpoint.address == address);
-        let endpoint = former.map_or_else(
-            || Arc::new(Endpoint::new(address, Arc::downgrade(self))),
-            |number| members.former.remove(number),
-        );
-        let caretaker = tokio::spawn(health::look_after(Arc::clone(self), Arc::clone(&endpoint)));
-        members.caretakers.insert(endpoint.id, caretaker.abort_handle());
+        let endpoint = former.map_or_else(|| Arc::new(Endpoint::new(address)), |number| members.former.remove(number));
+        self.look_after(&endpoint, members);
         endpoint
+    }
+
+    fn look_after(self: &Arc<Self>, endpoint: &Arc<Endpoint>, members: &mut Members) {
+        endpoint.belong_to(self);
+        let caretaker = tokio::spawn(health::look_after(Arc::clone(self), Arc::clone(endpoint)));
+        members.caretakers.insert(endpoint.id, caretaker.abort_handle());
     }
 
     /// Nobody is looked after any more.
@@ -271,20 +288,20 @@ impl Pool {
     fn tell(&self, endpoint: &Endpoint, change: Option<Change>) {
         let Some(change) = change else { return };
         let members = self.members();
-        if !self.endpoints.load().iter().any(|member| member.id == endpoint.id) {
+        if members.is_closed || !self.endpoints.load().iter().any(|member| member.id == endpoint.id) {
             return;
         }
         let (before, connections) = (change.before.label(), endpoint.connections());
         match change.after {
             State::Ready => {
                 info!(
-                    route = &*self.route, endpoint = %endpoint.address, state = change.after.label(), before, connections,
+                    route = &*self.setup.route, endpoint = %endpoint.address, state = change.after.label(), before, connections,
                     "endpoint"
                 );
             }
             State::Unready | State::Dead => {
                 warn!(
-                    route = &*self.route, endpoint = %endpoint.address, state = change.after.label(), before, connections,
+                    route = &*self.setup.route, endpoint = %endpoint.address, state = change.after.label(), before, connections,
                     cause = &*endpoint.cause(), in_a_row = change.findings,
                     "endpoint"
                 );
@@ -303,26 +320,26 @@ impl Pool {
         }
         if none_ready {
             warn!(
-                route = &*self.route,
+                route = &*self.setup.route,
                 endpoints = endpoints.len(),
                 "no endpoint is ready; connections are tried with all of them"
             );
         } else {
-            info!(route = &*self.route, "an endpoint is ready again");
+            info!(route = &*self.setup.route, "an endpoint is ready again");
         }
     }
 
     /// Ends the connections of an endpoint that is gone.
     pub(super) fn cut(&self, endpoint: &Endpoint) {
-        let cut = self.roster.end_those_at(endpoint.id, Order::EndpointGone);
+        let cut = self.roster.end_those_at(&[endpoint.id], Order::EndpointGone, usize::MAX);
         if cut > 0 {
-            warn!(route = &*self.route, endpoint = %endpoint.address, cut, cause = &*endpoint.cause(), "connections of a dead endpoint are cut");
+            warn!(route = &*self.setup.route, endpoint = %endpoint.address, cut, cause = &*endpoint.cause(), "connections of a dead endpoint are cut");
         }
     }
 
     /// A check was shown this certificate.
     pub(super) fn shown(&self, endpoint: &Endpoint, certificate: &Certificate) {
-        let route = &*self.route;
+        let route = &*self.setup.route;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let left = certificate.expires.saturating_sub_unsigned(now.as_secs());
         let News { is_new, change, expires_soon } =
@@ -330,7 +347,7 @@ impl Pool {
         if let Some(changed) = change {
             info!(route, endpoint = %endpoint.address, changed, issuer = certificate.issuer, "certificate");
         }
-        let uncovered = self.names.iter().filter(|name| is_new && !certificate.covers(name));
+        let uncovered = self.setup.names.iter().filter(|name| is_new && !certificate.covers(name));
         let uncovered: Vec<String> = uncovered.map(ToString::to_string).collect();
         if !uncovered.is_empty() {
             warn!(

@@ -1,0 +1,137 @@
+//! How many connections the descriptors of this process are enough for.
+
+use std::sync::Arc;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::Semaphore;
+use tracing::{info, warn};
+
+use super::StartError;
+use crate::relay::{self, Engine};
+use crate::upstream::health::MAX_CHECKS;
+
+/// Descriptors for everything but connections: the admin's, health checks, name resolution, logs.
+const RESERVED_DESCRIPTORS: u64 = 61 + MAX_CHECKS as u64;
+/// Its own, the one that a successor would get, and those of a connection that it has accepted beyond the limit.
+const DESCRIPTORS_PER_LISTENER: u64 = 4;
+/// More are not faster: a pipe is only in use while bytes are in it.
+const MAX_PIPES: u64 = 64;
+const DESCRIPTORS_PER_PIPE: u64 = 2;
+/// A connection has two sockets.
+const DESCRIPTORS_PER_CONNECTION: u64 = 2;
+/// Where there is no limit to derive one from.
+const MAX_CONNECTIONS: usize = 1 << 20;
+
+/// What a configuration may use.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Share {
+    connections: usize,
+    listeners: usize,
+    pipes: u64,
+    descriptors: Option<u64>,
+}
+
+/// Raises the soft limit on descriptors to the hard one.
+pub(super) fn raise_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        warn!(%error, "cannot raise RLIMIT_NOFILE");
+    }
+}
+
+/// What so many listeners and this engine leave for connections; an error if that is less than configured.
+pub(super) fn share(configured: Option<usize>, listeners: usize, engine: Engine) -> Result<Share, StartError> {
+    let descriptors = getrlimit(Resource::Nofile).current;
+    let pipes = match engine {
+        Engine::Copy => 0,
+        Engine::Auto | Engine::Splice => descriptors.map_or(MAX_PIPES, |available| MAX_PIPES.min(available / 32)),
+    };
+    let reserved = RESERVED_DESCRIPTORS + DESCRIPTORS_PER_LISTENER * listeners as u64 + DESCRIPTORS_PER_PIPE * pipes;
+    let connections = match (configured, descriptors) {
+        (Some(wanted), Some(available)) => {
+            let needed = reserved + DESCRIPTORS_PER_CONNECTION * wanted as u64;
+            if needed > available {
+                return Err(StartError::Descriptors { wanted, needed, available });
+            }
+            wanted
+        }
+        (Some(wanted), None) => wanted,
+        (None, Some(available)) => derived(available, reserved),
+        (None, None) => MAX_CONNECTIONS,
+    };
+    Ok(Share { connections, listeners, pipes, descriptors })
+}
+
+fn derived(descriptors: u64, reserved: u64) -> usize {
+    let reserved = reserved.min(descriptors / 4);
+    let fitting = (descriptors - reserved) / DESCRIPTORS_PER_CONNECTION;
+    usize::try_from(fitting).unwrap_or(MAX_CONNECTIONS).clamp(1, MAX_CONNECTIONS)
+}
+
+/// Permits for connections.
+#[derive(Debug)]
+pub(super) struct Capacity {
+    pub(super) permits: Arc<Semaphore>,
+    total: usize,
+    connections: usize,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self { permits: Arc::new(Semaphore::new(0)), total: 0, connections: 0 }
+    }
+}
+
+impl Capacity {
+    /// From now on so much. If that is less than there was, connections are not cut: permits go as they end.
+    pub(super) fn set(&mut self, share: Share) {
+        let Share { connections, listeners, pipes, descriptors } = share;
+        relay::set_pipe_limit(usize::try_from(pipes).unwrap_or(0));
+        if connections != self.connections {
+            info!(connections, descriptors, "connection limit");
+        }
+        // Each listener holds a permit while it waits, and only one of these is for the next connection.
+        let total = connections + listeners - 1;
+        if total >= self.total {
+            self.permits.add_permits(total - self.total);
+        } else {
+            let (permits, too_many) = (Arc::clone(&self.permits), self.total - total);
+            tokio::spawn(async move {
+                for _ in 0..too_many {
+                    // Never closed.
+                    let Ok(permit) = permits.acquire().await else { return };
+                    permit.forget();
+                }
+            });
+        }
+        (self.total, self.connections) = (total, connections);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_connection_limit_follows_from_the_descriptors() {
+        for (descriptors, connections) in [(20_000, 9968), (1024, 480), (64, 24), (3, 1), (0, 1), (u64::MAX, 1 << 20)] {
+            assert_eq!(derived(descriptors, 64), connections, "{descriptors} descriptors");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lower_limit_waits_for_connections_to_end() {
+        let share = |connections| Share { connections, listeners: 1, pipes: 0, descriptors: None };
+        let mut capacity = Capacity::default();
+        capacity.set(share(3));
+        let open = Arc::clone(&capacity.permits).acquire_many_owned(3).await.unwrap();
+        capacity.set(share(1));
+        tokio::task::yield_now().await;
+        drop(open);
+        while capacity.permits.available_permits() != 1 {
+            tokio::task::yield_now().await;
+        }
+        capacity.set(share(2));
+        assert_eq!(capacity.permits.available_permits(), 2);
+    }
+}

@@ -1,0 +1,440 @@
+//! Puts the rooms together: binds, spawns, reloads, drains. The one place that sees the whole configuration.
+
+mod capacity;
+mod generation;
+mod listening;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustix::io::Errno;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+use self::capacity::{Capacity, Share};
+use self::generation::Ground;
+pub use self::generation::{Changes, Generation};
+pub use self::listening::Inherited;
+use self::listening::{Acceptor, Listening, Opened};
+use crate::accept::BindError;
+use crate::account::Counters;
+use crate::admin::{self, State};
+use crate::config::{self, Config, Limits, Log, LogFormat, Timeouts};
+use crate::connection::Snapshot;
+use crate::relay::{Deadlines, Engine};
+use crate::roster::Roster;
+use crate::tcp::TcpOptions;
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    counters: Arc<Counters>,
+    roster: Arc<Roster>,
+    connections: TaskTracker,
+    capacity: Capacity,
+    generation: Arc<ArcSwap<Generation>>,
+    listeners: Vec<(Listening, Arc<ArcSwap<Snapshot>>)>,
+    admin: Option<Listening>,
+    timeouts: Timeouts,
+    fixed: Fixed,
+    /// Readiness has gone.
+    draining: CancellationToken,
+}
+
+/// What cannot change while the process runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Fixed {
+    workers: Option<usize>,
+    format: LogFormat,
+    level: tracing::Level,
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address is not to be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The configuration asks for more than the machine allows.
+    #[error(
+        "limits.connections: {wanted} connections need {needed} file descriptors, but the hard limit of this process is {available}; raise it (LimitNOFILE=, ulimit -Hn) or leave the key out"
+    )]
+    Descriptors {
+        /// As configured.
+        wanted: usize,
+        /// For that many, and for everything else.
+        needed: u64,
+        /// `RLIMIT_NOFILE`
+        available: u64,
+    },
+}
+
+impl StartError {
+    /// Whether another configuration would help.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Bind(_) => false,
+            Self::Descriptors { .. } => true,
+        }
+    }
+}
+
+/// Why the running configuration stays.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// As at a start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// A listener that the reload would remove is in the way of one that it would add.
+    #[error(
+        "cannot listen on {wanted} while the running listener on {running} does; remove that one in a reload of its own first, or restart"
+    )]
+    InTheWay {
+        /// What the new configuration has.
+        wanted: SocketAddr,
+        /// What the running one has.
+        running: SocketAddr,
+    },
+    /// A key that is only read at the start.
+    #[error("{key} cannot change while snigate runs; restart it, or upgrade it with SIGUSR2")]
+    Fixed {
+        /// Which one.
+        key: &'static str,
+    },
+}
+
+/// All that a configuration needs and might not get.
+struct Prepared {
+    share: Share,
+    listeners: Vec<Source>,
+    admin: Option<Source>,
+}
+
+enum Source {
+    /// The running listener with this number.
+    Running(usize),
+    New(Opened),
+}
+
+/// All that has no sockets of its own.
+struct Settings {
+    engine: Engine,
+    hello: Duration,
+    hello_limit: usize,
+    deadlines: Arc<Deadlines>,
+    tcp: TcpOptions,
+}
+
+impl Server {
+    /// Binds all addresses, or takes them over from what was inherited, and begins to serve. What was inherited and is not
+    /// configured is closed. Must be called within a tokio runtime.
+    pub fn start(config: Config, inherited: Vec<Inherited>) -> Result<Self, StartError> {
+        capacity::raise_limit();
+        let counters = Arc::new(Counters::new(config.log.refusals_per_second));
+        let mut server = Self {
+            counters,
+            roster: Arc::default(),
+            connections: TaskTracker::new(),
+            capacity: Capacity::default(),
+            generation: Arc::default(),
+            listeners: Vec::new(),
+            admin: None,
+            timeouts: config.timeouts,
+            fixed: Fixed::of(&config),
+            draining: CancellationToken::new(),
+        };
+        let prepared = server.prepare(&config, inherited)?;
+        let ground = server.ground(&config, &prepared);
+        let Config { routes, .. } = &config;
+        let (generation, _, _) = generation::succeed(&Generation::default(), routes.clone(), &ground);
+        let closed = server.commit(config, prepared, Arc::new(generation));
+        debug_assert!(closed.is_empty(), "there was nothing before");
+        server.counters.reloads.taken();
+        Ok(server)
+    }
+
+    /// Takes this configuration in place of the running one, as a whole or not at all. Connections and what both
+    /// configurations have stay as they are.
+    pub async fn reload(&mut self, config: Config) -> Result<Changes, ReloadError> {
+        self.fixed.check(Fixed::of(&config))?;
+        let prepared = self.prepare(&config, Vec::new()).map_err(|error| self.in_the_way(error))?;
+
+        let ground = self.ground(&config, &prepared);
+        let before = self.generation.load_full();
+        let (old, routes) = (Arc::clone(&before), config.routes.clone());
+        // For 100,000 routes this takes long enough to be felt by connections.
+        let built = tokio::task::spawn_blocking(move || generation::succeed(&old, routes, &ground)).await;
+        let (generation, changes, removed) = match built {
+            Ok(built) => built,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        let closed = self.commit(config, prepared, Arc::new(generation));
+        for listener in closed {
+            info!(address = %listener.address, "no longer listening");
+            listener.close().await;
+        }
+        tokio::spawn(generation::end(before, removed, Arc::clone(&self.roster), self.timeouts.drain));
+        self.counters.reloads.succeed();
+        Ok(changes)
+    }
+
+    /// All that can fail, and changes nothing.
+    fn prepare(&self, config: &Config, mut inherited: Vec<Inherited>) -> Result<Prepared, StartError> {
+        let Limits { connections, hello_bytes: _ } = config.limits;
+        let share = capacity::share(connections, config.listeners.len(), config.relay)?;
+        let mut running: Vec<Option<SocketAddr>> =
+            self.listeners.iter().map(|(listening, _)| Some(listening.configured)).collect();
+        let mut listeners = Vec::new();
+        for listener in &config.listeners {
+            let known = running.iter().position(|address| *address == Some(listener.address));
+            listeners.push(if let Some(number) = known {
+                running[number] = None;
+                Source::Running(number)
+            } else {
+                Source::New(listening::open(listener.address, &mut inherited, &config.tcp)?)
+            });
+        }
+        let admin = match config.admin {
+            None => None,
+            Some(address) if self.admin.as_ref().is_some_and(|admin| admin.configured == address) => {
+                Some(Source::Running(0))
+            }
+            Some(address) => Some(Source::New(listening::open(address, &mut inherited, &config.tcp)?)),
+        };
+        for Inherited { address, socket: _ } in inherited {
+            info!(%address, "inherited, but not configured: closed");
+        }
+        Ok(Prepared { share, listeners, admin })
+    }
+
+    fn ground(&self, config: &Config, prepared: &Prepared) -> Ground {
+        let addresses = prepared.listeners.iter().map(|source| match source {
+            Source::Running(number) => self.listeners[*number].0.address,
+            Source::New(opened) => opened.address,
+        });
+        let names = config.listeners.iter().map(|listener| listener.name.as_str().into());
+        Ground {
+            tcp: config.tcp,
+            listeners: names.zip(addresses).collect(),
+            counters: Arc::clone(&self.counters),
+            roster: Arc::clone(&self.roster),
+        }
+    }
+
+    /// What cannot fail. The listeners that are no longer configured are left to be closed.
+    fn commit(&mut self, config: Config, prepared: Prepared, generation: Arc<Generation>) -> Vec<Listening> {
+        // Every key is named here, so that one that is read but not used does not compile.
+        let Config {
+            listeners,
+            routes: _,
+            timeouts,
+            tcp,
+            user_timeout,
+            limits,
+            relay,
+            workers: _,
+            watch: _,
+            admin,
+            log,
+        } = config;
+        let Timeouts { hello, idle, half_close, drain: _, upgrade_drain: _, shutdown_delay: _ } = timeouts;
+        let Limits { connections: _, hello_bytes } = limits;
+        let Log { format: _, level: _, refusals_per_second } = log;
+        let settings = Settings {
+            engine: relay,
+            hello,
+            hello_limit: hello_bytes,
+            deadlines: Arc::new(Deadlines { idle, half_close, stalled: user_timeout }),
+            tcp,
+        };
+        self.counters.refusal_log.admit(refusals_per_second);
+        let names: Vec<&str> = listeners.iter().map(|listener| listener.name.as_str()).collect();
+        self.counters.forget_other_listeners(&names);
+        self.capacity.set(prepared.share);
+        self.timeouts = timeouts;
+
+        let mut closed = self.listen(listeners, prepared.listeners, &settings, &generation);
+        self.generation.store(generation);
+        match (prepared.admin, admin) {
+            (Some(Source::New(opened)), Some(_)) => {
+                closed.extend(self.admin.take());
+                self.admin = self.listen_admin(opened);
+            }
+            (Some(Source::Running(_)), _) => {}
+            (Some(Source::New(_)) | None, _) => closed.extend(self.admin.take()),
+        }
+        closed
+    }
+
+    /// From here on connections are served as configured.
+    fn listen(
+        &mut self,
+        configured: Vec<config::Listener>,
+        sources: Vec<Source>,
+        settings: &Settings,
+        generation: &Generation,
+    ) -> Vec<Listening> {
+        let mut running: Vec<Option<_>> = std::mem::take(&mut self.listeners).into_iter().map(Some).collect();
+        let acceptor = Acceptor {
+            permits: Arc::clone(&self.capacity.permits),
+            counters: Arc::clone(&self.counters),
+            connections: self.connections.clone(),
+            roster: Arc::clone(&self.roster),
+        };
+        for (number, (config::Listener { name, address: _, refuse }, source)) in
+            configured.into_iter().zip(sources).enumerate()
+        {
+            let snapshot = Arc::new(Snapshot {
+                listener: self.counters.listener(&name),
+                number,
+                refuse,
+                routes: Arc::clone(&generation.table),
+                hello_timeout: settings.hello,
+                hello_limit: settings.hello_limit,
+                deadlines: Arc::clone(&settings.deadlines),
+                engine: settings.engine,
+            });
+            match source {
+                Source::Running(number) => {
+                    let Some((listening, current)) = running[number].take() else { continue };
+                    listening.set_options(&settings.tcp);
+                    current.store(snapshot);
+                    self.listeners.push((listening, current));
+                }
+                Source::New(opened) => {
+                    let current = Arc::new(ArcSwap::new(snapshot));
+                    let listening = acceptor.accept(opened, Arc::clone(&current));
+                    self.listeners.extend(listening.map(|listening| (listening, current)));
+                }
+            }
+        }
+        running.into_iter().flatten().map(|(listening, _)| listening).collect()
+    }
+
+    fn listen_admin(&self, mut socket: Opened) -> Option<Listening> {
+        let listener = socket.take()?;
+        info!(listener = "_admin", address = %socket.address, "listening");
+        let state = State {
+            generation: Arc::clone(&self.generation),
+            counters: Arc::clone(&self.counters),
+            draining: self.draining.clone(),
+        };
+        let stop = CancellationToken::new();
+        let acceptor = tokio::spawn(admin::run(listener, state, stop.clone()));
+        Some(Listening::new(socket, stop, acceptor))
+    }
+
+    fn in_the_way(&self, error: StartError) -> ReloadError {
+        if let StartError::Bind(BindError { address, error }) = &error
+            && Errno::from_io_error(error) == Some(Errno::ADDRINUSE)
+            && let Some((running, _)) = self.listeners.iter().find(|(running, _)| {
+                let is_any = |address: &SocketAddr| address.ip().is_unspecified();
+                running.address.port() == address.port() && (is_any(&running.address) || is_any(address))
+            })
+        {
+            return ReloadError::InTheWay { wanted: *address, running: running.address };
+        }
+        error.into()
+    }
+
+    /// Where it listens, in the order of the configuration.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().map(|(listening, _)| listening.address).collect()
+    }
+
+    /// How many connections are open.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Where reloads are counted.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How long things may take, as configured now.
+    #[must_use]
+    pub fn timeouts(&self) -> &Timeouts {
+        &self.timeouts
+    }
+
+    /// The listening sockets once more, the admin's included, each with the address that is configured for it.
+    pub fn sockets(&self) -> io::Result<Vec<(SocketAddr, OwnedFd)>> {
+        let listeners = self.listeners.iter().map(|(listening, _)| listening).chain(&self.admin);
+        listeners.map(|listening| Ok((listening.configured, listening.socket.try_clone()?.into()))).collect()
+    }
+
+    /// A successor has the sockets: this process accepts no more, not even for the admin.
+    pub async fn step_back(&mut self) {
+        self.draining.cancel();
+        if let Some(admin) = self.admin.take() {
+            admin.close().await;
+        }
+        self.accept_no_more().await;
+    }
+
+    /// Says that it is not ready, and after `timeouts.shutdown_delay` accepts no more; lets connections run for
+    /// `timeouts.drain`, then closes those that are left; how many these were.
+    pub async fn drain(&mut self) -> usize {
+        self.draining.cancel();
+        let Timeouts { shutdown_delay, drain, .. } = self.timeouts;
+        if !shutdown_delay.is_zero() {
+            info!(seconds = shutdown_delay.as_secs_f64(), "no longer ready; still accepting");
+            sleep(shutdown_delay).await;
+        }
+        let deadline = Instant::now() + drain;
+        self.accept_no_more().await;
+        self.finish(deadline).await
+    }
+
+    async fn accept_no_more(&mut self) {
+        for (listening, _) in std::mem::take(&mut self.listeners) {
+            listening.close().await;
+        }
+        self.connections.close();
+    }
+
+    /// Accepts no more; lets connections run until then, and closes those that are left; how many these were.
+    pub async fn finish(&mut self, deadline: Instant) -> usize {
+        let left = deadline.saturating_duration_since(Instant::now());
+        info!(connections = self.connections.len(), timeout_s = left.as_secs_f64().round(), "draining");
+        let mut cut = 0;
+        if timeout_at(deadline, self.connections.wait()).await.is_err() {
+            cut = self.connections.len();
+            self.roster.end_all();
+            self.connections.wait().await;
+        }
+        self.counters.refusal_log.flush();
+        info!(cut, "drained");
+        cut
+    }
+}
+
+impl Fixed {
+    fn of(config: &Config) -> Self {
+        Self { workers: config.workers, format: config.log.format, level: config.log.level }
+    }
+
+    fn check(self, new: Self) -> Result<(), ReloadError> {
+        let Self { workers, format, level } = self;
+        let changed = [
+            ("workers", workers != new.workers),
+            ("log.format", format != new.format),
+            ("log.level", level != new.level),
+        ];
+        match changed.into_iter().find(|(_, changed)| *changed) {
+            Some((key, _)) => Err(ReloadError::Fixed { key }),
+            None => Ok(()),
+        }
+    }
+}

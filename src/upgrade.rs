@@ -1,0 +1,253 @@
+//! Hands the listening sockets over to a new process of this program, so that no client is refused.
+//!
+//! The new process has one end of a pair of Unix sockets as its standard input. Through it come the listening sockets,
+//! each with the address that is configured for it; what it sends back says that it serves. If it ends or says nothing,
+//! the old process goes on as if nothing had happened: the sockets are the same open file descriptions in both.
+
+use std::ffi::OsString;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::net::sockopt::socket_acceptconn;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use crate::server::Inherited;
+
+/// Tells a process that its standard input is a predecessor.
+const MARK: &str = "SNIGATE_UPGRADE";
+
+/// For the new process to serve.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One message per socket: its address, filled up with zeros. The last one has no socket.
+const MESSAGE: usize = 64;
+
+const READY: &[u8] = b"ready";
+
+/// Why the old process goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum UpgradeError {
+    /// It did not even start.
+    #[error("cannot start {program}: {error}")]
+    Start {
+        /// As it was called.
+        program: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// It ended before it served.
+    #[error("the new process ended before it served: {0}")]
+    Ended(String),
+    /// It was too slow, and was killed.
+    #[error("the new process did not serve within {} s", PATIENCE.as_secs())]
+    Late,
+    /// What should never fail has.
+    #[error("cannot hand the listeners over: {0}")]
+    Handover(#[from] io::Error),
+}
+
+/// Starts the program again, as this process was started, and returns when it serves from these listeners; which process
+/// that is. If this future is dropped, the new process is killed.
+pub async fn start(listeners: Vec<(SocketAddr, OwnedFd)>) -> Result<u32, UpgradeError> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_read_timeout(Some(PATIENCE))?;
+    ours.set_write_timeout(Some(PATIENCE))?;
+    let mut arguments = std::env::args_os();
+    let program = arguments.next().unwrap_or_else(|| OsString::from("snigate"));
+    let mut command = Command::new(&program);
+    command.args(arguments).env(MARK, "1").stdin(Stdio::from(OwnedFd::from(theirs)));
+    for other in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"] {
+        command.env_remove(other);
+    }
+    let child = command
+        .spawn()
+        .map_err(|error| UpgradeError::Start { program: program.to_string_lossy().into_owned(), error })?;
+    let mut child = Unproven(Some(child));
+    // The parent's copy of the child's end would keep the pair open when the child has ended.
+    drop(command);
+
+    let answer = tokio::task::spawn_blocking(move || hand_over(ours, &listeners)).await.map_err(io::Error::other)?;
+    let is_late = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+    match answer {
+        Ok(true) => Ok(child.prove()),
+        Err(error) if is_late(&error) => Err(UpgradeError::Late),
+        Ok(false) | Err(_) => Err(UpgradeError::Ended(child.status().await)),
+    }
+}
+
+/// A process that is killed when this is dropped.
+struct Unproven(Option<Child>);
+
+impl Unproven {
+    /// It serves and is left alone; which process it is.
+    fn prove(mut self) -> u32 {
+        let Some(mut child) = self.0.take() else { return 0 };
+        let process = child.id().unwrap_or_default();
+        // As its parent we are told when it ends, and should listen.
+        tokio::spawn(async move {
+            let _ = child.wait().await;
+        });
+        process
+    }
+
+    /// How it has ended. It has let go of its end of the pair: if it still runs it is of no use.
+    async fn status(&mut self) -> String {
+        let Some(child) = &mut self.0 else { return String::new() };
+        match timeout(Duration::from_secs(1), child.wait()).await {
+            Ok(Ok(status)) => status.to_string(),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it closed its standard input".into(),
+        }
+    }
+}
+
+impl Drop for Unproven {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            // It may have ended by itself.
+            let _ = child.start_kill();
+        }
+    }
+}
+
+/// Whether the other side has said that it serves.
+fn hand_over(mut channel: UnixStream, listeners: &[(SocketAddr, OwnedFd)]) -> io::Result<bool> {
+    for (address, socket) in listeners {
+        send(&channel, &address.to_string(), &[socket.as_fd()])?;
+    }
+    send(&channel, "", &[])?;
+    let mut answer = [0; READY.len()];
+    match channel.read_exact(&mut answer) {
+        Ok(()) => Ok(answer == READY),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn send(channel: &UnixStream, address: &str, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut message = [0; MESSAGE];
+    message[..address.len()].copy_from_slice(address.as_bytes());
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !sockets.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(sockets)) {
+        return Err(io::Error::other("no room for a descriptor"));
+    }
+    sendmsg(channel, &[IoSlice::new(&message)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// The process that this one is to follow.
+#[derive(Debug)]
+pub struct Predecessor(UnixStream);
+
+impl Predecessor {
+    /// The predecessor, if there is one, and its listeners.
+    pub fn meet() -> io::Result<Option<(Self, Vec<Inherited>)>> {
+        if std::env::var_os(MARK).is_none() {
+            return Ok(None);
+        }
+        let channel = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+        // Somebody else has set the variable.
+        if channel.local_addr().is_err() {
+            return Ok(None);
+        }
+        channel.set_read_timeout(Some(PATIENCE))?;
+        let mut inherited = Vec::new();
+        while let Some(socket) = receive(&channel)? {
+            inherited.push(socket);
+        }
+        Ok(Some((Self(channel), inherited)))
+    }
+
+    /// Tells it that we serve, so that it stops to.
+    pub fn dismiss(mut self) -> io::Result<()> {
+        self.0.write_all(READY)
+    }
+}
+
+fn receive(channel: &UnixStream) -> io::Result<Option<Inherited>> {
+    let strange = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("from the predecessor came {what}"));
+    let mut message = [0; MESSAGE];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(
+        channel,
+        &mut [IoSliceMut::new(&mut message)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL,
+    )?;
+    if received.bytes != MESSAGE {
+        return Err(strange("less than a message"));
+    }
+    let sockets = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
+        _ => None,
+    });
+    let Some(socket) = sockets.flatten().next() else { return Ok(None) };
+    let address = message.split(|byte| *byte == 0).next().and_then(|text| str::from_utf8(text).ok()?.parse().ok());
+    let address: SocketAddr = address.ok_or_else(|| strange("no address"))?;
+    if !socket_acceptconn(&socket)? {
+        return Err(strange("a socket that does not listen"));
+    }
+    let socket = TcpListener::from(socket);
+    let bound = socket.local_addr()?;
+    if bound.ip() != address.ip() || (address.port() != 0 && bound.port() != address.port()) {
+        return Err(strange(&format!("a socket on {bound} for {address}")));
+    }
+    Ok(Some(Inherited { address, socket }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (UnixStream, UnixStream) {
+        UnixStream::pair().unwrap()
+    }
+
+    #[test]
+    fn h08_listeners_come_with_the_address_that_is_configured_for_them() {
+        let (old, new) = pair();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        send(&old, "127.0.0.1:0", &[listener.as_fd()]).unwrap();
+        send(&old, "", &[]).unwrap();
+        let inherited = receive(&new).unwrap().unwrap();
+        assert_eq!(inherited.address, "127.0.0.1:0".parse().unwrap());
+        assert_eq!(inherited.socket.local_addr().unwrap(), listener.local_addr().unwrap());
+        assert!(receive(&new).unwrap().is_none());
+    }
+
+    #[test]
+    fn h12_what_is_no_listener_for_that_address_is_refused() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let bound = listener.local_addr().unwrap();
+        let stream = std::net::TcpStream::connect(bound).unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let elsewhere = format!("127.0.0.2:{}", bound.port());
+        for (address, socket) in [
+            ("127.0.0.1:0", stream.as_fd()),
+            ("127.0.0.1:0", file.as_fd()),
+            ("127.0.0.1:1", listener.as_fd()),
+            (elsewhere.as_str(), listener.as_fd()),
+            ("garbage", listener.as_fd()),
+        ] {
+            let (old, new) = pair();
+            send(&old, address, &[socket]).unwrap();
+            assert!(receive(&new).is_err(), "{address}");
+        }
+        let (mut old, new) = pair();
+        old.write_all(b"half").unwrap();
+        drop(old);
+        assert!(receive(&new).is_err());
+    }
+}

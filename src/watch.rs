@@ -1,0 +1,165 @@
+//! Looks at a file until its content changes.
+//!
+//! It is polled: that survives renames, the `..data` link of a `ConfigMap` and file systems that tell nobody.
+
+use std::fs::{self, Metadata};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+use tracing::warn;
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(1);
+/// For so long the content must stay the same: a file that is being written is not taken half.
+const SETTLED: Duration = Duration::from_millis(500);
+
+/// A file, and what is known of it.
+#[derive(Debug)]
+pub struct Watch {
+    path: PathBuf,
+    /// Of the content that was taken last; `None`: there was none.
+    taken: Option<u64>,
+    /// As it was when the content was found to be the one that was taken.
+    unchanged: Option<Stamp>,
+    is_missing: bool,
+}
+
+/// What changes with every write, rename or link.
+type Stamp = (u64, u64, u64, i64, i64, i64, i64);
+
+fn stamp(metadata: &Metadata) -> Stamp {
+    (
+        metadata.dev(),
+        metadata.ino(),
+        metadata.size(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+        metadata.ctime(),
+        metadata.ctime_nsec(),
+    )
+}
+
+fn hash(path: &Path) -> io::Result<u64> {
+    let mut hasher = DefaultHasher::new();
+    fs::read(path)?.hash(&mut hasher);
+    Ok(hasher.finish())
+}
+
+impl Watch {
+    /// Begins with the content that the file has now, which is about to be taken.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        let taken = hash(&path).ok();
+        Self { path, taken, unchanged: None, is_missing: false }
+    }
+
+    /// The content that it has now is about to be taken.
+    pub fn take(&mut self) {
+        self.taken = hash(&self.path).ok();
+        self.unchanged = None;
+    }
+
+    /// Until the file has another content than the one that was taken last; that is then taken.
+    pub async fn changed(&mut self) {
+        loop {
+            sleep(EVERY).await;
+            match self.look().await {
+                Ok(true) => return,
+                Ok(false) => self.is_missing = false,
+                Err(reason) => {
+                    if !std::mem::replace(&mut self.is_missing, true) {
+                        warn!(file = %self.path.display(), %reason, "cannot read the watched configuration; the running one stays");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn look(&mut self) -> io::Result<bool> {
+        let now = stamp(&self.read(|path| fs::metadata(path)).await?);
+        if self.unchanged == Some(now) {
+            return Ok(false);
+        }
+        let content = self.read(hash).await?;
+        if self.taken == Some(content) {
+            self.unchanged = Some(now);
+            return Ok(false);
+        }
+        sleep(SETTLED).await;
+        let is_settled = self.read(hash).await? == content;
+        if is_settled {
+            self.taken = Some(content);
+        }
+        Ok(is_settled)
+    }
+
+    /// A file system that hangs must not hang us.
+    async fn read<T: Send + 'static>(&self, read: fn(&Path) -> io::Result<T>) -> io::Result<T> {
+        let path = self.path.clone();
+        spawn_blocking(move || read(&path)).await.map_err(io::Error::other)?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+
+    async fn changes(watch: &mut Watch) -> bool {
+        timeout(EVERY * 3, watch.changed()).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn g07_every_way_to_replace_a_file_is_seen_and_no_half_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        fs::write(path("a"), "one").unwrap();
+        symlink("a", path("..data")).unwrap();
+        symlink("..data", path("c.yaml")).unwrap();
+        let mut watch = Watch::new(path("c.yaml"));
+        assert!(!changes(&mut watch).await, "as it was when it was taken");
+
+        fs::write(path("a"), "two").unwrap();
+        assert!(changes(&mut watch).await, "written");
+        assert!(!changes(&mut watch).await, "once");
+        fs::write(path("a"), "two").unwrap();
+        assert!(!changes(&mut watch).await, "the same again");
+
+        fs::write(path("b"), "three").unwrap();
+        symlink("b", path("..new")).unwrap();
+        fs::rename(path("..new"), path("..data")).unwrap();
+        assert!(changes(&mut watch).await, "a link that leads elsewhere, as in a ConfigMap");
+
+        fs::write(path("new"), "four").unwrap();
+        fs::rename(path("new"), path("c.yaml")).unwrap();
+        assert!(changes(&mut watch).await, "another file of that name, as editors write");
+
+        fs::remove_file(path("c.yaml")).unwrap();
+        assert!(!changes(&mut watch).await, "no file is no change");
+        fs::write(path("c.yaml"), "five").unwrap();
+        assert!(changes(&mut watch).await);
+
+        fs::write(path("c.yaml"), "six").unwrap();
+        watch.take();
+        assert!(!changes(&mut watch).await, "somebody else has asked for it to be taken");
+
+        // While it grows it is left alone.
+        let grows = async {
+            for number in 0..20 {
+                fs::write(path("c.yaml"), format!("{number}")).unwrap();
+                sleep(SETTLED / 2).await;
+            }
+            Instant::now()
+        };
+        let ((), written) = tokio::join!(watch.changed(), grows);
+        assert!(written.elapsed() >= SETTLED / 2, "after the last write");
+    }
+}
