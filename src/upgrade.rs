@@ -5,6 +5,7 @@
 //! the old process goes on as if nothing had happened: the sockets are the same open file descriptions in both.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener};
@@ -18,6 +19,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
 };
+use rustix::stdio::dup2_stdin;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
@@ -80,8 +82,12 @@ pub async fn start(listeners: Vec<(SocketAddr, OwnedFd)>) -> Result<u32, Upgrade
     let is_late = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
     match answer {
         Ok(true) => Ok(child.prove()),
-        Err(error) if is_late(&error) => Err(UpgradeError::Late),
-        Ok(false) | Err(_) => Err(UpgradeError::Ended(child.status().await)),
+        Err(error) if is_late(&error) => {
+            child.end(Duration::ZERO).await;
+            Err(UpgradeError::Late)
+        }
+        // It has let go of its end of the pair: if it still runs it is of no use.
+        Ok(false) | Err(_) => Err(UpgradeError::Ended(child.end(Duration::from_secs(1)).await)),
     }
 }
 
@@ -100,13 +106,17 @@ impl Unproven {
         process
     }
 
-    /// How it has ended. It has let go of its end of the pair: if it still runs it is of no use.
-    async fn status(&mut self) -> String {
+    /// Kills it if it does not end by itself by then; how it has ended.
+    async fn end(&mut self, patience: Duration) -> String {
         let Some(child) = &mut self.0 else { return String::new() };
-        match timeout(Duration::from_secs(1), child.wait()).await {
+        match timeout(patience, child.wait()).await {
             Ok(Ok(status)) => status.to_string(),
             Ok(Err(error)) => error.to_string(),
-            Err(_) => "it closed its standard input".into(),
+            Err(_) => {
+                // Unless it has just ended.
+                let _ = child.kill().await;
+                "it closed its standard input".into()
+            }
         }
     }
 }
@@ -151,9 +161,15 @@ fn send(channel: &UnixStream, address: &str, sockets: &[BorrowedFd<'_>]) -> io::
 pub struct Predecessor(UnixStream);
 
 impl Predecessor {
+    /// Whether there seems to be one.
+    #[must_use]
+    pub fn is_there() -> bool {
+        std::env::var_os(MARK).is_some()
+    }
+
     /// The predecessor, if there is one, and its listeners.
     pub fn meet() -> io::Result<Option<(Self, Vec<Inherited>)>> {
-        if std::env::var_os(MARK).is_none() {
+        if !Self::is_there() {
             return Ok(None);
         }
         let channel = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
@@ -161,6 +177,7 @@ impl Predecessor {
         if channel.local_addr().is_err() {
             return Ok(None);
         }
+        dup2_stdin(File::open("/dev/null")?)?;
         channel.set_read_timeout(Some(PATIENCE))?;
         let mut inherited = Vec::new();
         while let Some(socket) = receive(&channel)? {
@@ -232,7 +249,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let bound = listener.local_addr().unwrap();
         let stream = std::net::TcpStream::connect(bound).unwrap();
-        let file = std::fs::File::open("/dev/null").unwrap();
+        let file = File::open("/dev/null").unwrap();
         let elsewhere = format!("127.0.0.2:{}", bound.port());
         for (address, socket) in [
             ("127.0.0.1:0", stream.as_fd()),

@@ -81,6 +81,59 @@ fn h03_a_second_signal_exits_at_once() {
 }
 
 #[test]
+fn readiness_goes_first_and_clients_are_still_served() {
+    let backend = Backend::named("served");
+    let mut router = Router::start(&config(&[(NAME, backend.address())], "timeouts: {shutdown_delay: 1s}\n"));
+    router.signal(Signal::QUIT);
+    router.wait("the delay", |line| line["message"] == "no longer ready; still accepting" && line["seconds"] == 1.0);
+    assert_eq!(router.get("/readyz").0, 503);
+    let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+    client.finish();
+    assert_eq!(client.rest().0, b"served");
+    assert_eq!(router.exit().code(), Some(0));
+
+    // It can be cut short.
+    let mut router = Router::start(&config(&[(NAME, backend.address())], "timeouts: {shutdown_delay: 1h}\n"));
+    router.signal(Signal::TERM);
+    router.wait("the delay", |line| line["message"] == "no longer ready; still accepting");
+    router.signal(Signal::TERM);
+    assert_eq!(router.exit().code(), Some(1));
+}
+
+#[test]
+fn h20_signals_that_mean_nothing_do_nothing() {
+    let backend = Backend::named("served");
+    let router = Router::routing(&[(NAME, backend.address())]);
+    for signal in [Signal::USR1, Signal::PIPE, Signal::CHILD, Signal::WINCH] {
+        router.signal(signal);
+        let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+        client.finish();
+        assert_eq!(client.rest().0, b"served");
+    }
+}
+
+#[test]
+fn h19_a_stop_of_the_process_cuts_nothing() {
+    let backend = Backend::echo();
+    let router = Router::routing(&[(NAME, backend.address())]);
+    let hello = Hello::to(NAME).record();
+    let mut held = Client::send(router.address(), &hello);
+    held.read(hello.len());
+    router.signal(Signal::STOP);
+    // In the queue of the kernel.
+    let mut queued: Vec<Client> = (0..20).map(|_| Client::send(router.address(), &hello)).collect();
+    std::thread::sleep(Duration::from_secs(2));
+    router.signal(Signal::CONT);
+    for client in queued.iter_mut().chain([&mut held]) {
+        client.write(b"there?");
+    }
+    held.read(6);
+    for client in &mut queued {
+        client.read(hello.len() + 6);
+    }
+}
+
+#[test]
 fn h04_clients_in_the_queue_at_a_stop_are_served() {
     let backend = Backend::named("served");
     let mut router = Router::routing(&[(NAME, backend.address())]);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant as Clock;
 
 use anyhow::Context as _;
-use snigate::config::{Config, ConfigError, LogFormat};
+use snigate::config::{Config, ConfigError, Log, LogFormat};
 use snigate::server::{Changes, Inherited, Server};
 use snigate::systemd::{self, Phase};
 use snigate::upgrade::{self, Predecessor, UpgradeError};
@@ -24,7 +24,15 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
     // Before the file is read: what is written while it is read is seen later.
     let watched = source.as_ref().map(|source| Watch::new(source.path.clone()));
     let mut config = match &source {
-        Some(source) => source.load()?,
+        Some(source) => match source.load() {
+            // Its log lines follow those of the predecessor.
+            Err(reason) if Predecessor::is_there() => {
+                logging::start(&Log { format: source.log_format.unwrap_or(LogFormat::Auto), ..Log::default() });
+                error!(%reason, "cannot start");
+                return Ok(ExitCode::from(EXIT_CONFIG));
+            }
+            loaded => loaded?,
+        },
         None => Config::from_arguments(listen, route, default)?,
     };
     if let Some(format) = log_format {

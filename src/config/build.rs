@@ -204,19 +204,22 @@ fn build_admin(raw: &raw::Admin, listeners: &[Listener]) -> Result<SocketAddr, W
 
 fn build_log(raw: raw::Log) -> Log {
     let raw::Log { format, level, refusals_per_second } = raw;
+    let default = Log::default();
     Log {
         format: match format {
-            None | Some(raw::LogFormat::Auto) => LogFormat::Auto,
+            None => default.format,
+            Some(raw::LogFormat::Auto) => LogFormat::Auto,
             Some(raw::LogFormat::Text) => LogFormat::Text,
             Some(raw::LogFormat::Json) => LogFormat::Json,
         },
         level: match level {
             Some(raw::LogLevel::Error) => tracing::Level::ERROR,
             Some(raw::LogLevel::Warn) => tracing::Level::WARN,
-            None | Some(raw::LogLevel::Info) => tracing::Level::INFO,
+            None => default.level,
+            Some(raw::LogLevel::Info) => tracing::Level::INFO,
             Some(raw::LogLevel::Debug) => tracing::Level::DEBUG,
             Some(raw::LogLevel::Trace) => tracing::Level::TRACE,
         },
-        refusals_per_second: refusals_per_second.map_or(50, |count| count.0.0),
+        refusals_per_second: refusals_per_second.map_or(default.refusals_per_second, |count| count.0.0),
     }
 }

@@ -113,6 +113,12 @@ pub struct Log {
     pub refusals_per_second: u32,
 }
 
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Auto, level: tracing::Level::INFO, refusals_per_second: 50 }
+    }
+}
+
 /// What a log line looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {

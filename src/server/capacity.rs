@@ -95,9 +95,11 @@ impl Capacity {
         if total >= self.total {
             self.permits.add_permits(total - self.total);
         } else {
-            let (permits, too_many) = (Arc::clone(&self.permits), self.total - total);
+            let too_many = self.total - total;
+            let in_use = too_many - self.permits.forget_permits(too_many);
+            let permits = Arc::clone(&self.permits);
             tokio::spawn(async move {
-                for _ in 0..too_many {
+                for _ in 0..in_use {
                     // Never closed.
                     let Ok(permit) = permits.acquire().await else { return };
                     permit.forget();

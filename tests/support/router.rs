@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -18,6 +18,13 @@ pub fn snigate() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_snigate"));
     command.env_remove("RUST_LOG").stdin(Stdio::null());
     command
+}
+
+impl Lines {
+    /// Also for the cleaning up after a test that has failed here.
+    fn read(&self) -> MutexGuard<'_, (Vec<String>, bool)> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A running `snigate run`, killed when it is dropped.
@@ -56,16 +63,23 @@ impl Router {
         Self::start(&config(routes, ""))
     }
 
-    pub fn spawn(mut command: Command, config: PathBuf, directory: TempDir) -> Self {
-        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    pub fn spawn(command: Command, config: PathBuf, directory: TempDir) -> Self {
+        Self::spawn_with(command, config, directory, Stdio::null())
+    }
+
+    /// With this standard output.
+    pub fn spawn_with(mut command: Command, config: PathBuf, directory: TempDir, stdout: Stdio) -> Self {
+        let mut child = command.stderr(Stdio::piped()).stdout(stdout).spawn().unwrap();
+        // It holds what was given to the child.
+        drop(command);
         let lines = Arc::new(Lines::default());
         let (stderr, writer) = (child.stderr.take().unwrap(), Arc::clone(&lines));
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines() {
-                writer.all.lock().unwrap().0.push(line.unwrap());
+                writer.read().0.push(line.unwrap());
                 writer.changed.notify_all();
             }
-            writer.all.lock().unwrap().1 = true;
+            writer.read().1 = true;
             writer.changed.notify_all();
         });
         Self { child, lines, config, _directory: directory }
@@ -73,7 +87,7 @@ impl Router {
 
     /// All log lines so far. Each must be one JSON object.
     pub fn log(&self) -> Vec<Value> {
-        let lines = self.lines.all.lock().unwrap();
+        let lines = self.lines.read();
         lines
             .0
             .iter()
@@ -88,7 +102,7 @@ impl Router {
 
     pub fn wait_many(&self, what: &str, count: usize, is_so: impl Fn(&Value) -> bool) -> Vec<Value> {
         let deadline = Instant::now() + PATIENCE;
-        let mut lines = self.lines.all.lock().unwrap();
+        let mut lines = self.lines.read();
         let mut found = Vec::new();
         let mut read = 0;
         loop {
@@ -148,6 +162,27 @@ impl Router {
         value.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
     }
 
+    /// Writes this configuration and asks for it to be taken; what was logged of that.
+    pub fn reload(&self, config: &str) -> Value {
+        std::fs::write(&self.config, config).unwrap();
+        self.reload_as_it_is()
+    }
+
+    pub fn reload_as_it_is(&self) -> Value {
+        let is_told = |line: &Value| line["message"].as_str().is_some_and(|message| message.contains("reloaded"));
+        let before = self.log().iter().filter(|line| is_told(line)).count();
+        self.signal(Signal::HUP);
+        self.wait_many("the reload", before + 1, is_told).pop().unwrap()
+    }
+
+    /// The processes that have taken over, the last one at the end.
+    pub fn successors(&self) -> Vec<Pid> {
+        let lines = self.lines.read();
+        let log = lines.0.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let upgraded = log.filter_map(|line| line["process"].as_i64());
+        upgraded.map(|process| Pid::from_raw(process as i32).unwrap()).collect()
+    }
+
     pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
@@ -173,6 +208,9 @@ impl Drop for Router {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        for successor in self.successors() {
+            let _ = kill_process(successor, Signal::KILL);
+        }
     }
 }
 

@@ -1,0 +1,407 @@
+//! Configurations that take the place of the running one.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::symlink;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::backend::closed;
+use crate::support::client::{End, alert};
+use crate::support::router::config;
+use crate::support::{Backend, Client, Hello, Router, eventually, snigate};
+
+const NAME: &str = "a.example";
+const OTHER: &str = "b.example";
+
+/// What a client that asks for this name gets, and what is logged of it.
+fn ask(router: SocketAddr, name: &str) -> (Vec<u8>, End) {
+    let mut client = Client::send(router, &Hello::to(name).record());
+    client.finish();
+    client.rest()
+}
+
+fn answered(by: &str) -> (Vec<u8>, End) {
+    (by.as_bytes().to_vec(), End::Fin)
+}
+
+fn connections(router: &Router, route: &str) -> f64 {
+    router.metric(&format!("snigate_connections_active{{route=\"{route}\"}}"))
+}
+
+#[test]
+fn g01_g02_g15_a_bad_file_changes_nothing_and_a_good_one_after_it_is_taken() {
+    let (first, second) = (Backend::named("first"), Backend::named("second"));
+    let router = Router::routing(&[(NAME, first.address())]);
+    let held = Client::connect(router.address());
+    let good = config(&[(NAME, second.address())], "");
+    let bad = [
+        ("", "empty"),
+        ("listen: [", "did not find"),
+        ("listen: 127.0.0.1:0\nroutes: []\n", "an empty list"),
+        (&good.replace("sni", "snii"), "unknown key `snii`"),
+        (&good.replace("upstream:", "upstraem:"), "unknown key `upstraem`"),
+        (&format!("{good}timeouts: {{drain: 10}}\n"), "timeouts.drain"),
+        (&format!("{good}limits: {{connections: 9999999}}\n"), "file descriptors"),
+        (&good.replace("127.0.0.1:0\nadmin", "192.0.2.1:1\nadmin"), "no interface of this machine has that address"),
+        (&format!("{good}  - {{sni: {NAME}, upstream: \"h:1\"}}\n"), "neither is more specific"),
+    ];
+    for (number, (text, reason)) in bad.iter().enumerate() {
+        let told = router.reload(text);
+        assert_eq!(
+            (told["level"].as_str(), told["message"].as_str()),
+            (Some("ERROR"), Some("not reloaded; the running configuration stays"))
+        );
+        let told = told["reason"].as_str().unwrap();
+        assert!(told.starts_with(router.config.to_str().unwrap()) && told.contains(reason), "{told}");
+        assert_eq!(ask(router.address(), NAME), answered("first"));
+        assert_eq!(router.metric("snigate_config_reloads_total{result=\"failure\"}"), (number + 1) as f64);
+        assert_eq!(router.metric("snigate_config_last_reload_successful"), 0.0);
+        // What can be said without binding anything is said by `check`, in the same words.
+        let check = snigate().arg("check").arg(&router.config).output().unwrap();
+        if !check.status.success() {
+            assert!(String::from_utf8(check.stderr).unwrap().contains(told));
+        }
+    }
+    std::fs::remove_file(&router.config).unwrap();
+    assert!(router.reload_as_it_is()["reason"].as_str().unwrap().contains("cannot read the configuration"));
+
+    let told = router.reload(&good);
+    assert_eq!((told["message"].as_str(), told["changed"].as_u64()), (Some("reloaded"), Some(1)));
+    assert_eq!(ask(router.address(), NAME), answered("second"));
+    assert_eq!(router.metric("snigate_config_reloads_total{result=\"success\"}"), 1.0);
+    assert_eq!(router.metric("snigate_config_last_reload_successful"), 1.0);
+    assert!(router.metric("snigate_config_last_reload_success_timestamp_seconds") > 1.7e9);
+    drop(held);
+}
+
+#[test]
+fn g02_of_a_storm_of_signals_the_last_content_wins() {
+    let backends = [Backend::named("even"), Backend::named("odd")];
+    let router = Router::routing(&[(NAME, backends[0].address())]);
+    for number in 1..=200 {
+        let routes = [(NAME, backends[number % 2].address()), (OTHER, backends[0].address())];
+        let text = config(&routes[..1 + usize::from(number == 200)], "");
+        // Never half a file.
+        std::fs::write(router.config.with_extension("new"), text).unwrap();
+        std::fs::rename(router.config.with_extension("new"), &router.config).unwrap();
+        for _ in 0..5 {
+            router.signal(Signal::HUP);
+        }
+        assert!(["even", "odd"].map(answered).contains(&ask(router.address(), NAME)));
+    }
+    router.wait("the last content", |line| line["message"] == "reloaded" && line["routes"] == 2);
+    assert_eq!(ask(router.address(), OTHER), answered("even"));
+    let log = router.log();
+    assert!(log.iter().all(|line| line["level"] != "ERROR"), "{log:?}");
+    assert!(log.iter().filter(|line| line["message"] == "reloaded").count() <= 1000);
+}
+
+/// Listeners by name, all routes to one upstream.
+fn listening(addresses: &[(&str, SocketAddr)], upstream: SocketAddr, more: &str) -> String {
+    let listener = |(name, address): &(&str, SocketAddr)| format!("  - {{name: {name}, address: \"{address}\"}}\n");
+    let listeners: String = addresses.iter().map(listener).collect();
+    format!("listen:\n{listeners}admin: 127.0.0.1:0\nroutes:\n  - sni: {NAME}\n    upstream: \"{upstream}\"\n{more}")
+}
+
+#[test]
+fn g09_listeners_come_and_go_without_their_connections() {
+    let (backend, held) = Backend::held();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    // Addresses that no other test has.
+    let [goes, comes] = ["127.9.0.1:6443", "127.9.0.2:6443"].map(|address| address.parse().unwrap());
+    let [stays, goes, comes] = [("stays", any), ("goes", goes), ("comes", comes)];
+    let router = Router::start(&listening(&[stays, goes], backend.address(), ""));
+    let stays_at = router.address_of(|name| name == "stays");
+    let hello = Hello::to(NAME).record();
+    let open = |address| (Client::send(address, &hello), held.recv().unwrap());
+    let (mut clients, mut upstreams): (Vec<Client>, Vec<TcpStream>) = [stays_at, goes.1].map(open).into_iter().unzip();
+
+    // The whole or nothing: one of the two new addresses is taken.
+    let taken = TcpListener::bind(any).unwrap();
+    let told =
+        router.reload(&listening(&[stays, comes, ("taken", taken.local_addr().unwrap())], backend.address(), ""));
+    assert!(told["reason"].as_str().unwrap().contains("another process listens there"), "{told}");
+    assert!(TcpStream::connect(comes.1).is_err() && TcpStream::connect(goes.1).is_ok());
+
+    assert_eq!(router.reload(&listening(&[stays, comes], backend.address(), ""))["listeners"], 2);
+    eventually("closed", || TcpStream::connect(goes.1).is_err());
+    for address in [comes.1, stays_at] {
+        let (client, upstream) = open(address);
+        clients.push(client);
+        upstreams.push(upstream);
+    }
+    assert_eq!(router.address_of(|name| name == "comes"), comes.1);
+    for (client, mut upstream) in clients.iter_mut().zip(upstreams) {
+        std::io::Write::write_all(&mut upstream, b"still here").unwrap();
+        assert_eq!(client.read(10), b"still here");
+        drop(upstream);
+        client.finish_if_open();
+        client.rest();
+        assert!(
+            ["stays", "goes", "comes"].contains(&router.account_of(client.address())["listener"].as_str().unwrap())
+        );
+    }
+    let series = |name: &str| {
+        let (_, text) = router.get("/metrics");
+        text.contains(&format!("snigate_connections_total{{listener=\"{name}\","))
+    };
+    assert!(series("stays") && series("comes") && !series("goes"));
+
+    // A wider address of the same port cannot be bound while the narrow one is.
+    let wide: SocketAddr = format!("0.0.0.0:{}", comes.1.port()).parse().unwrap();
+    let told = router.reload(&listening(&[stays, ("wide", wide)], backend.address(), ""));
+    assert!(told["reason"].as_str().unwrap().contains("remove that one in a reload of its own first"), "{told}");
+
+    // Another name for the same address is no other listener.
+    assert_eq!(router.reload(&listening(&[("renamed", stays.1), comes], backend.address(), ""))["message"], "reloaded");
+    let mut client = Client::send(stays_at, &hello);
+    drop(held.recv().unwrap());
+    client.rest();
+    assert_eq!(router.account_of(client.address())["listener"], "renamed");
+}
+
+#[test]
+fn the_admin_listener_moves() {
+    let backend = Backend::named("served");
+    let router = Router::routing(&[(NAME, backend.address())]);
+    let (before, after) = (router.admin(), closed());
+    let text = config(&[(NAME, backend.address())], "").replace("admin: 127.0.0.1:0", &format!("admin: {after}"));
+    assert_eq!(router.reload(&text)["message"], "reloaded");
+    eventually("closed", || TcpStream::connect(before).is_err());
+    assert!(TcpStream::connect(after).is_ok());
+    router.reload(&text.replace(&format!("admin: {after}\n"), ""));
+    eventually("closed, too", || TcpStream::connect(after).is_err());
+    assert_eq!(ask(router.address(), NAME), answered("served"));
+}
+
+#[test]
+fn g10_a_hello_that_arrived_before_goes_where_it_would_have_gone() {
+    let (old, new) = (Backend::named("old"), Backend::named("new"));
+    let router = Router::routing(&[(NAME, old.address())]);
+    let hello = Hello::to(NAME).record();
+    let mut client = Client::send(router.address(), &hello[..20]);
+    eventually("accepted", || connections(&router, "_none") == 1.0);
+    router.reload(&config(&[(NAME, new.address())], ""));
+    client.write(&hello[20..]);
+    client.finish();
+    assert_eq!(client.rest(), answered("old"));
+    assert_eq!(ask(router.address(), NAME), answered("new"));
+}
+
+/// Two routes, one of which goes: what becomes of its connection.
+fn removed(policy: &str, is_cut: bool) {
+    let (backend, held) = Backend::held();
+    let text = |policy: &str| {
+        format!(
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\ntimeouts: {{drain: 300ms}}\nroutes:\n  - {{sni: {OTHER}, upstream: \"{}\"}}\n{policy}",
+            backend.address()
+        )
+    };
+    let leaving =
+        format!("  - {{sni: {NAME}, upstream: {{endpoints: \"{}\", on_remove: {policy}}}}}\n", backend.address());
+    let router = Router::start(&text(&leaving));
+    let mut clients: Vec<Client> =
+        [NAME, OTHER].map(|name| Client::send(router.address(), &Hello::to(name).record())).into();
+    let _upstreams: Vec<TcpStream> = (0..2).map(|_| held.recv().unwrap()).collect();
+    eventually("both", || connections(&router, NAME) + connections(&router, OTHER) == 2.0);
+
+    assert_eq!(router.reload(&text(""))["removed"], 1);
+    assert_eq!(ask(router.address(), NAME), (alert(112), End::Fin), "no new ones");
+    assert_eq!(connections(&router, OTHER), 1.0);
+    if is_cut {
+        clients[0].rest();
+        let account = router.account_of(clients[0].address());
+        assert_eq!((account["outcome"].as_str(), account["route"].as_str()), (Some("drained"), Some(NAME)));
+        router.wait("that it was cut", |line| {
+            line["message"] == "connections of what was removed have ended" && line["cut"] == 1
+        });
+        eventually("the series is gone", || !router.get("/metrics").1.contains(&format!("route=\"{NAME}\"")));
+    } else {
+        // Longer than the drain would have been.
+        clients[0].stream.set_read_timeout(Some(Duration::from_millis(600))).unwrap();
+        let waited = std::io::Read::read(&mut clients[0].stream, &mut [0]).unwrap_err();
+        assert_eq!(waited.kind(), std::io::ErrorKind::WouldBlock, "still open");
+        assert_eq!(connections(&router, NAME), 1.0, "and still counted");
+    }
+    clients[1].finish();
+    assert_eq!(connections(&router, OTHER), 1.0);
+}
+
+#[test]
+fn g11_connections_of_a_removed_route_are_drained() {
+    removed("drain", true);
+}
+
+#[test]
+fn g11_connections_of_a_removed_route_are_kept_if_the_operator_wants() {
+    removed("keep", false);
+}
+
+#[test]
+fn g11_connections_of_a_removed_route_are_cut_if_the_operator_wants() {
+    removed("cut", true);
+}
+
+/// A route to these, with a check that sees nothing wrong in a listener.
+fn pool(endpoints: &[SocketAddr], more: &str) -> String {
+    let endpoints: Vec<String> = endpoints.iter().map(|address| format!("\"{address}\"")).collect();
+    let check = "health_check: {interval: 100ms, fall: 2, rise: 2}";
+    format!(
+        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\ntimeouts: {{drain: 200ms}}\nroutes:\n  - sni: {NAME}\n    upstream: {{endpoints: [{}], {check}{more}}}\n",
+        endpoints.join(", ")
+    )
+}
+
+#[test]
+fn endpoints_that_stay_keep_health_and_connections_and_those_that_go_are_drained() {
+    let (first, held) = Backend::held();
+    let (second, also_held) = Backend::held();
+    let dead = closed();
+    let router = Router::start(&pool(&[first.address(), second.address(), dead], ""));
+    let state = |endpoint: SocketAddr, state: &str| {
+        router.metric(&format!("snigate_endpoint_state{{route=\"{NAME}\",endpoint=\"{endpoint}\",state=\"{state}\"}}"))
+    };
+    eventually("dead", || state(dead, "dead") == 1.0);
+    let hello = Hello::to(NAME).record();
+    let is_ours = |stream: &TcpStream| {
+        // A check sends nothing.
+        let mut byte = [0];
+        stream.peek(&mut byte).is_ok_and(|length| length == 1)
+    };
+    let mut clients: Vec<Client> = (0..4).map(|_| Client::send(router.address(), &hello)).collect();
+    let at = |held: &std::sync::mpsc::Receiver<TcpStream>| -> Vec<TcpStream> {
+        std::iter::repeat_with(|| held.recv().unwrap()).filter(is_ours).take(2).collect()
+    };
+    let (mut stay, _go) = (at(&held), at(&also_held));
+    let open = |endpoint: SocketAddr| {
+        router.metric(&format!("snigate_endpoint_connections{{route=\"{NAME}\",endpoint=\"{endpoint}\"}}"))
+    };
+    eventually("two each", || open(first.address()) >= 2.0 && open(second.address()) >= 2.0);
+
+    let told = router.reload(&pool(&[first.address(), dead], ", slow_start: 7s"));
+    assert_eq!((told["changed"].as_u64(), told["removed"].as_u64()), (Some(1), Some(0)));
+    assert_eq!(state(dead, "dead"), 1.0, "what was known is known");
+    assert_eq!(open(first.address()), 2.0, "what was counted is counted");
+    let ended = router.wait_many("two ends", 2, |line: &Value| line["outcome"] == "drained");
+    assert!(ended.iter().all(|line| line["upstream.address"] == second.address().to_string()));
+    for upstream in &mut stay {
+        std::io::Write::write_all(upstream, b"x").unwrap();
+    }
+    for client in &mut clients {
+        if ended.iter().any(|line| line["client.port"] == client.address().port()) {
+            client.rest();
+        } else {
+            assert_eq!(client.read(1), b"x");
+        }
+    }
+    assert_eq!(open(first.address()), 2.0);
+    let log = router.log();
+    let deaths = log.iter().filter(|line| line["message"] == "endpoint" && line["state"] == "dead").count();
+    assert_eq!(deaths, 1, "it did not die again");
+}
+
+#[test]
+fn g12_what_is_read_at_the_start_only_is_refused_by_name() {
+    let backend = Backend::named("served");
+    let routes = [(NAME, backend.address())];
+    let router = Router::routing(&routes);
+    for (key, more) in
+        [("workers", "workers: 3\n"), ("log.format", "log: {format: text}\n"), ("log.level", "log: {level: warn}\n")]
+    {
+        let told = router.reload(&config(&routes, more));
+        let reason = told["reason"].as_str().unwrap();
+        assert!(
+            reason
+                .ends_with(&format!("{key} cannot change while snigate runs; restart it, or upgrade it with SIGUSR2"))
+        );
+    }
+    // All else can.
+    let more = "timeouts: {hello: 1s, idle: 1h}\ntcp: {keepalive: {idle: 7s}}\nlimits: {connections: 7}\nrelay: copy\nrefuse: close\nlog: {refusals_per_second: 1}\n";
+    assert_eq!(router.reload(&config(&routes, more))["message"], "reloaded");
+    assert_eq!(ask(router.address(), "unknown.example"), answered(""), "closed, and no alert");
+    router.wait("the new limit", |line| line["message"] == "connection limit" && line["connections"] == 7);
+    let held: Vec<Client> = (0..7).map(|_| Client::connect(router.address())).collect();
+    router.wait("that it is reached", |line| {
+        line["message"].as_str().is_some_and(|message| message.contains("limits.connections is reached"))
+    });
+    drop(held);
+    assert_eq!(ask(router.address(), NAME), answered("served"));
+}
+
+#[test]
+fn g07_a_watched_file_is_taken_however_it_is_replaced() {
+    let backends = [Backend::named("first"), Backend::named("second"), Backend::named("third")];
+    let text = |number: usize, more: &str| config(&[(NAME, backends[number].address())], more);
+    let directory = TempDir::new().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    // As a ConfigMap is mounted.
+    for (number, version) in ["..1", "..2"].into_iter().enumerate() {
+        std::fs::create_dir(path(version)).unwrap();
+        std::fs::write(path(version).join("snigate.yaml"), text(number, "")).unwrap();
+    }
+    symlink("..1", path("..data")).unwrap();
+    symlink("..data/snigate.yaml", path("snigate.yaml")).unwrap();
+    let mut command = snigate();
+    command.args(["run", "--watch", "-c"]).arg(path("snigate.yaml"));
+    let config_file = path("snigate.yaml");
+    let router = Router::spawn(command, config_file.clone(), directory);
+    assert_eq!(ask(router.address(), NAME), answered("first"));
+
+    let directory = config_file.parent().unwrap();
+    symlink("..2", directory.join("..new")).unwrap();
+    std::fs::rename(directory.join("..new"), directory.join("..data")).unwrap();
+    router.wait("the second", |line| line["message"] == "reloaded");
+    assert_eq!(ask(router.address(), NAME), answered("second"));
+
+    std::fs::write(directory.join("edited"), "listen: nonsense\n").unwrap();
+    std::fs::rename(directory.join("edited"), &config_file).unwrap();
+    router.wait("the refusal", |line| line["message"] == "not reloaded; the running configuration stays");
+    std::fs::write(&config_file, text(2, "watch: true\n")).unwrap();
+    router.wait_many("the third", 2, |line| line["message"] == "reloaded");
+    assert_eq!(ask(router.address(), NAME), answered("third"));
+}
+
+#[test]
+fn without_a_file_there_is_nothing_to_reload() {
+    let backend = Backend::named("served");
+    let mut command = snigate();
+    command.args(["run", "--listen", "127.0.0.1:0", "--default", &backend.address().to_string()]);
+    let directory = TempDir::new().unwrap();
+    let router = Router::spawn(command, directory.path().into(), directory);
+    assert_eq!(ask(router.address(), NAME), answered("served"));
+    router.signal(Signal::HUP);
+    router.wait("why not", |line| {
+        line["message"].as_str().is_some_and(|told| told.contains("there is no file to reload"))
+    });
+    assert_eq!(ask(router.address(), NAME), answered("served"));
+}
+
+#[test]
+fn g08_a_thousand_routes_a_hundred_times_leave_memory_and_descriptors_flat() {
+    let backend = Backend::named("served");
+    let names: Vec<String> = (0..1000).map(|number| format!("n{number}.example")).collect();
+    let text = |skipped: usize| {
+        let routes: Vec<(&str, SocketAddr)> = names
+            .iter()
+            .enumerate()
+            .filter(|(number, _)| *number != skipped)
+            .map(|(_, name)| (name.as_str(), backend.address()))
+            .collect();
+        config(&routes, "timeouts: {drain: 0s}\n")
+    };
+    let router = Router::start(&text(1000));
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", router.pid())).unwrap().count();
+    let mut memory = Vec::new();
+    for round in 0..100 {
+        assert_eq!(router.reload(&text(round))["message"], "reloaded");
+        memory.push(router.metric("process_resident_memory_bytes"));
+    }
+    let before = descriptors();
+    assert!(before < 40, "{before} descriptors");
+    let (early, late) = (memory[20], memory[99]);
+    assert!(late < early * 1.3, "{early} B after 20 reloads, {late} B after 100");
+    assert_eq!(ask(router.address(), "n5.example"), answered("served"));
+}

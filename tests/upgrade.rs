@@ -1,0 +1,243 @@
+//! A new binary in place of the running one.
+
+use std::fs::{self, Permissions};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::client::{End, rest};
+use crate::support::router::config;
+use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually};
+
+const NAME: &str = "a.example";
+
+/// A router that was started as a link beside its configuration, so that something else can take the binary's place.
+fn linked(config: &str) -> (Router, PathBuf) {
+    let directory = TempDir::new().unwrap();
+    let (path, binary) = (directory.path().join("snigate.yaml"), directory.path().join("snigate"));
+    fs::write(&path, config).unwrap();
+    symlink(env!("CARGO_BIN_EXE_snigate"), &binary).unwrap();
+    let mut command = Command::new(&binary);
+    command.env_remove("RUST_LOG").stdin(Stdio::null()).arg("run").arg("-c").arg(&path);
+    let router = Router::spawn(command, path, directory);
+    router.wait("that it serves", |line| line["message"] == "listening" && line["listener"] == "_admin");
+    (router, binary)
+}
+
+fn upgrade(router: &Router) -> Pid {
+    router.signal(Signal::USR2);
+    let upgraded = router.wait("the upgrade", |line| line["message"] == "upgraded; the new process serves");
+    Pid::from_raw(upgraded["process"].as_i64().unwrap() as i32).unwrap()
+}
+
+fn is_not_upgraded(router: &Router, reason: &str) {
+    let before = refusals(router).len();
+    router.signal(Signal::USR2);
+    eventually("the refusal", || refusals(router).len() > before);
+    let told = refusals(router).pop().unwrap();
+    assert!(told["reason"].as_str().unwrap().contains(reason), "{told}");
+    assert_eq!(told["level"], "ERROR");
+}
+
+fn refusals(router: &Router) -> Vec<Value> {
+    router.log().into_iter().filter(|line| line["message"] == "not upgraded; this process goes on").collect()
+}
+
+fn is_served(address: SocketAddr) -> bool {
+    let mut client = Client::send(address, &Hello::to(NAME).record());
+    client.finish();
+    client.rest() == (b"served".to_vec(), End::Fin)
+}
+
+/// Listening sockets and all others of this process.
+fn sockets(process: Pid) -> usize {
+    let links = fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+    links.filter(|link| is_socket(&link.as_ref().unwrap().path())).count()
+}
+
+fn is_socket(link: &Path) -> bool {
+    fs::read_link(link).is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
+}
+
+#[test]
+fn h08_an_upgrade_refuses_nobody_and_lets_streams_finish() {
+    let served = Backend::named("served");
+    let (backend, held) = Backend::held();
+    let text = config(&[(NAME, served.address()), ("held.example", backend.address())], "");
+    let (mut router, _) = linked(&text);
+    let address = router.address();
+    let mut stream = Client::send(address, &Hello::to("held.example").record());
+    let mut upstream = held.recv_timeout(PATIENCE).unwrap();
+    let sockets_before = sockets(router.pid());
+
+    // Clients come all the time, until told to stop.
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let clients = std::thread::spawn(move || {
+        let mut count = 0;
+        while stopped.try_recv().is_err() {
+            assert!(is_served(address), "client {count}");
+            count += 1;
+        }
+        count
+    });
+    let old = router.pid();
+    let new = upgrade(&router);
+    router.wait("the old process is done", |line| line["message"] == "draining" && line["connections"] != 0);
+    let at_the_upgrade = served.accepted();
+    eventually("more clients", || served.accepted() > at_the_upgrade + 100);
+    stop.send(()).unwrap();
+    let count = clients.join().unwrap();
+    assert_eq!(served.accepted(), count);
+    assert_ne!(new, old);
+
+    // The admin listener is the new process's, too.
+    let uptime = router.metric("process_start_time_seconds");
+    assert!(uptime > 0.0 && router.get("/readyz").0 == 200);
+    eventually("what the stream has, it does not", || sockets(new) == sockets_before - 2);
+
+    // Both directions of the old stream work, and then the old process has nothing left to do.
+    std::io::Write::write_all(&mut upstream, b"down").unwrap();
+    assert_eq!(stream.read(4), b"down");
+    stream.finish();
+    drop(rest(&mut upstream));
+    drop(upstream);
+    stream.rest();
+    assert_eq!(router.exit().code(), Some(0));
+    assert!(is_served(address));
+    kill_process(new, Signal::TERM).unwrap();
+    eventually("the new one ends, too", || test_kill_process(new).is_err());
+}
+
+#[test]
+fn h08_an_upgrade_takes_the_new_binary_and_the_new_configuration() {
+    let (first, second) = (Backend::named("first"), Backend::named("served"));
+    let (mut router, binary) = linked(&config(&[(NAME, first.address())], ""));
+    let address = router.address();
+    // Another inode under the same name, as a package manager leaves it.
+    let copy = binary.with_extension("new");
+    symlink(env!("CARGO_BIN_EXE_snigate"), &copy).unwrap();
+    fs::rename(&copy, &binary).unwrap();
+    // One listener goes, another comes; what cannot change by a reload can.
+    let text = config(&[(NAME, second.address())], "workers: 2\n")
+        .replace("listen: 127.0.0.1:0", "listen: [127.0.0.1:0, {name: other, address: \"127.0.0.2:0\"}]");
+    fs::write(&router.config, text).unwrap();
+    upgrade(&router);
+    assert_eq!(router.exit().code(), Some(0), "nothing was open");
+    assert!(is_served(address));
+    assert!(is_served(router.address_of(|name| name == "other")));
+}
+
+#[test]
+fn h09_a_new_binary_that_does_not_serve_changes_nothing() {
+    let served = Backend::named("served");
+    let text = config(&[(NAME, served.address())], "");
+    let (router, binary) = linked(&text);
+    let address = router.address();
+    let sockets_before = sockets(router.pid());
+    let replace = |content: Option<&str>, mode: u32| {
+        fs::remove_file(&binary).unwrap();
+        if let Some(content) = content {
+            fs::write(&binary, content).unwrap();
+            fs::set_permissions(&binary, Permissions::from_mode(mode)).unwrap();
+        }
+    };
+    replace(Some("#!/bin/sh\nexit 0\n"), 0o755);
+    is_not_upgraded(&router, "the new process ended before it served: exit status: 0");
+    replace(Some("#!/bin/sh\nkill -SEGV $$\n"), 0o755);
+    is_not_upgraded(&router, "signal: 11");
+    replace(Some("#!/bin/sh\nexec <&-; sleep 60\n"), 0o755);
+    is_not_upgraded(&router, "it closed its standard input");
+    replace(Some("#!/bin/sh\necho garbage >&0; exec sleep 60 <&-\n"), 0o755);
+    is_not_upgraded(&router, "ended before it served");
+    replace(Some("\x7fELF, but no more"), 0o755);
+    is_not_upgraded(&router, "cannot start");
+    replace(Some("#!/bin/sh\nexit 0\n"), 0o644);
+    is_not_upgraded(&router, "Permission denied");
+    fs::remove_file(&binary).unwrap();
+    symlink("nowhere", &binary).unwrap();
+    is_not_upgraded(&router, "cannot start");
+
+    fs::remove_file(&binary).unwrap();
+    symlink(env!("CARGO_BIN_EXE_snigate"), &binary).unwrap();
+    fs::write(&router.config, "listen: nonsense\n").unwrap();
+    is_not_upgraded(&router, "exit status: 78");
+    router.wait("why", |line| {
+        line["message"] == "cannot start" && line["reason"].as_str().is_some_and(|reason| reason.contains("nonsense"))
+    });
+    assert!(is_served(address));
+    eventually("nothing is left over", || sockets(router.pid()) == sockets_before);
+
+    fs::write(&router.config, text).unwrap();
+    upgrade(&router);
+    assert!(is_served(address));
+}
+
+#[test]
+fn h09_a_new_binary_that_hangs_is_killed() {
+    let served = Backend::named("served");
+    let (router, binary) = linked(&config(&[(NAME, served.address())], ""));
+    fs::remove_file(&binary).unwrap();
+    fs::write(&binary, "#!/bin/sh\necho $$ > hangs\nexec sleep 300\n".replace("hangs", &hangs(&binary))).unwrap();
+    fs::set_permissions(&binary, Permissions::from_mode(0o755)).unwrap();
+    router.signal(Signal::USR2);
+    eventually("it hangs", || fs::read_to_string(hangs(&binary)).is_ok_and(|text| text.ends_with('\n')));
+    assert!(is_served(router.address()));
+    router.signal(Signal::USR2);
+    router.wait("that one is enough", |line| line["message"] == "an upgrade is under way; ignored");
+    let begun = Instant::now();
+    while refusals(&router).is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(refusals(&router)[0]["reason"].as_str().unwrap().contains("did not serve within 30 s"));
+    eventually("it is gone", || test_kill_process(hanging(&binary)).is_err());
+    assert!(is_served(router.address()));
+}
+
+fn hangs(binary: &Path) -> String {
+    binary.with_extension("pid").display().to_string()
+}
+
+fn hanging(binary: &Path) -> Pid {
+    Pid::from_raw(fs::read_to_string(hangs(binary)).unwrap().trim().parse().unwrap()).unwrap()
+}
+
+#[test]
+fn h10_a_stop_ends_an_upgrade_that_is_under_way() {
+    let served = Backend::named("served");
+    let (mut router, binary) = linked(&config(&[(NAME, served.address())], ""));
+    fs::remove_file(&binary).unwrap();
+    fs::write(&binary, "#!/bin/sh\necho $$ > hangs\nexec sleep 300\n".replace("hangs", &hangs(&binary))).unwrap();
+    fs::set_permissions(&binary, Permissions::from_mode(0o755)).unwrap();
+    router.signal(Signal::USR2);
+    eventually("it hangs", || fs::read_to_string(hangs(&binary)).is_ok_and(|text| text.ends_with('\n')));
+    router.signal(Signal::TERM);
+    assert_eq!(router.exit().code(), Some(0));
+    eventually("no orphan", || test_kill_process(hanging(&binary)).is_err());
+}
+
+#[test]
+fn h10_who_drains_does_not_upgrade_and_a_stop_after_an_upgrade_drains() {
+    let (backend, held) = Backend::held();
+    let text = config(&[(NAME, backend.address())], "timeouts: {drain: 300ms}\n");
+    let (mut router, _) = linked(&text);
+    let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+    let _upstream = held.recv_timeout(PATIENCE).unwrap();
+    let new = upgrade(&router);
+    router.wait("a long drain", |line| line["message"] == "draining" && line["timeout_s"] == 86400.0);
+    for ignored in [Signal::USR2, Signal::HUP] {
+        router.signal(ignored);
+    }
+    router.wait_many("neither", 2, |line| line["message"] == "stopping; ignored");
+    router.signal(Signal::TERM);
+    client.rest();
+    assert_eq!(router.exit().code(), Some(0));
+    router.wait("one was cut", |line| line["message"] == "drained" && line["cut"] == 1);
+    assert!(TcpStream::connect(router.address()).is_ok() && test_kill_process(new).is_ok(), "the new one serves");
+}
