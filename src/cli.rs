@@ -28,6 +28,8 @@ pub(crate) enum Command {
     },
     /// Say which route a client would take, and why
     Explain(Explain),
+    /// Say what a reload to a configuration would do to a running instance; changes nothing
+    Plan(Plan),
     /// Show it at work: two throwaway clusters behind one address, and clients that reach them
     #[cfg(feature = "demo")]
     Demo(Demo),
@@ -81,6 +83,20 @@ pub(crate) struct Explain {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("running").required(true).args(["admin", "from"]))]
+pub(crate) struct Plan {
+    /// The new configuration
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// The admin listener of the running instance
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) admin: Option<SocketAddr>,
+    /// The configuration that is running, where there is no admin listener: without counts of connections
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from: Option<PathBuf>,
 }
 
 #[cfg(feature = "demo")]

@@ -45,6 +45,8 @@ pub struct Route {
     pub upstream: Upstream,
     /// Where it is counted.
     pub counters: Arc<RouteCounters>,
+    /// Of its configuration.
+    pub digest: u64,
 }
 
 /// Serves one accepted connection until it has ended, or its `membership` says that it must, and only then drops its

@@ -31,7 +31,7 @@ struct Candidate<T> {
 }
 
 /// What a client must satisfy besides its name.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Matchers {
     /// It offers one of these application protocols; `None`: whatever it offers.
     pub alpn: Option<Box<[Box<[u8]>]>>,

@@ -12,6 +12,7 @@ mod interop;
 mod lifecycle;
 mod names;
 mod observe;
+mod plan;
 mod readme;
 mod refusal;
 mod relay;

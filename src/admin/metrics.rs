@@ -68,7 +68,8 @@ impl Snapshot {
         )?;
         for route in self.routes() {
             let is_unrouted = route.name() == UNROUTED;
-            for (listener, _) in &self.generation.listeners {
+            for listener in &self.generation.listeners {
+                let listener = &listener.name;
                 let counts = route.outcomes(listener);
                 for outcome in Outcome::ALL.into_iter().filter(|outcome| occurs(outcome.stage(), is_unrouted)) {
                     let labels = [("listener", &**listener), ("route", route.name()), ("outcome", outcome.label())];

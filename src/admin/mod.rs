@@ -1,6 +1,7 @@
 //! The admin listener: looks, and changes nothing.
 
 mod metrics;
+mod status;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -39,6 +40,8 @@ pub struct State {
     pub generation: Arc<ArcSwap<Generation>>,
     /// What is not counted per route.
     pub counters: Arc<Counters>,
+    /// What no reload changes, by key.
+    pub fixed: [(&'static str, String); 3],
     /// Cancelled when no more connections are accepted.
     pub draining: CancellationToken,
 }
@@ -71,6 +74,7 @@ async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, state: Arc<State
 }
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
@@ -83,11 +87,12 @@ fn answer(request: &Request<Incoming>, state: &State) -> Response<Full<Bytes>> {
             Ok(text) => respond(StatusCode::OK, OPEN_METRICS, text),
             Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
         },
+        "/api/status" => respond(StatusCode::OK, JSON, format!("{:#}\n", status::of(state))),
         "/readyz" | "/healthz" if state.draining.is_cancelled() => {
             respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n")
         }
         "/livez" | "/readyz" | "/healthz" => respond(StatusCode::OK, TEXT, "ok\n"),
-        _ => respond(StatusCode::NOT_FOUND, TEXT, "try /metrics, /livez or /readyz\n"),
+        _ => respond(StatusCode::NOT_FOUND, TEXT, "try /metrics, /api/status, /livez or /readyz\n"),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use snigate::config::{Config, Listener, LogFormat, Route};
+use snigate::config::{Config, Listener, Route};
 use snigate::refusal::Refuse;
 use snigate::relay::Engine;
 use snigate::upstream::{Balance, HealthCheck, HttpCheck, OnRemove, Settings, TlsCheck};
@@ -62,13 +62,8 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     let connections = config.limits.connections.map_or("as descriptors allow".into(), |limit| limit.to_string());
     writeln!(text, "limits     connections {connections}, hello_bytes {}", config.limits.hello_bytes)?;
     let log = &config.log;
-    let format = match log.format {
-        LogFormat::Auto => "auto",
-        LogFormat::Text => "text",
-        LogFormat::Json => "json",
-    };
     let level = log.level.as_str().to_lowercase();
-    writeln!(text, "log        format {format}, level {level}, refusals_per_second {}", log.refusals_per_second)?;
+    writeln!(text, "log        format {}, level {level}, refusals_per_second {}", log.format, log.refusals_per_second)?;
     let engine = match config.relay {
         Engine::Auto => "auto",
         Engine::Copy => "copy",
@@ -94,7 +89,7 @@ fn upstream(text: &mut String, upstream: &Settings) -> std::fmt::Result {
     };
     let dead = dead_grace.map_or("keeps its connections".into(), |grace| format!("is cut after {}", span(grace)));
     let removed = match on_remove {
-        OnRemove::Drain => "drains",
+        OnRemove::Drain => "is drained",
         OnRemove::Keep => "keeps its connections",
         OnRemove::Cut => "is cut",
     };

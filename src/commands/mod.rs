@@ -4,6 +4,7 @@ mod check;
 #[cfg(feature = "demo")]
 mod demo;
 mod explain;
+mod plan;
 mod run;
 
 use std::process::ExitCode;
@@ -15,6 +16,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Run(options) => run::run(options),
         Command::Check { file } => check::run(&file),
         Command::Explain(options) => explain::run(&options),
+        Command::Plan(options) => plan::run(&options),
         #[cfg(feature = "demo")]
         Command::Demo(options) => demo::run(&options),
     }

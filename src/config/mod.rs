@@ -8,6 +8,7 @@ mod yaml;
 
 use std::fmt;
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -64,7 +65,7 @@ pub struct Listener {
 }
 
 /// Which clients go where.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Route {
     /// In logs and metrics.
     pub name: String,
@@ -74,6 +75,16 @@ pub struct Route {
     pub matchers: Matchers,
     /// Where it leads.
     pub upstream: Settings,
+}
+
+impl Route {
+    /// A number that another configuration of the same route has, too, in another process of the same version.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
+    }
 }
 
 /// How long things may take.
@@ -128,6 +139,16 @@ pub enum LogFormat {
     Text,
     /// One object per line.
     Json,
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
 }
 
 /// A position in the file, both from 1.

@@ -22,8 +22,19 @@ pub struct Generation {
     pub(super) table: Arc<RouteTable<Arc<Route>>>,
     /// In the order of the configuration.
     pub routes: Vec<Arc<Route>>,
-    /// Names of listeners and where they are, in the order of the configuration.
-    pub listeners: Vec<(Box<str>, SocketAddr)>,
+    /// In the order of the configuration.
+    pub listeners: Vec<At>,
+}
+
+/// Where a listener is.
+#[derive(Clone, Debug)]
+pub struct At {
+    /// Its name.
+    pub name: Box<str>,
+    /// As configured.
+    pub configured: SocketAddr,
+    /// With the port that the kernel has chosen, if it was to.
+    pub address: SocketAddr,
 }
 
 /// How two generations differ, in routes.
@@ -31,7 +42,7 @@ pub struct Generation {
 pub struct Changes {
     /// Those that were not there before.
     pub added: usize,
-    /// Those with another upstream than before.
+    /// Those that are not as they were.
     pub changed: usize,
     /// Those that are no longer there.
     pub removed: usize,
@@ -52,8 +63,7 @@ pub(super) struct Removed {
 #[derive(Clone, Debug)]
 pub(super) struct Ground {
     pub(super) tcp: TcpOptions,
-    /// As configured, and where they are.
-    pub(super) listeners: Vec<(Box<str>, SocketAddr)>,
+    pub(super) listeners: Vec<At>,
     pub(super) counters: Arc<Counters>,
     pub(super) roster: Arc<Roster>,
 }
@@ -67,14 +77,16 @@ pub(super) fn succeed(
 ) -> (Generation, Changes, Vec<Removed>) {
     let mut known: HashMap<&str, &Arc<Route>> =
         before.routes.iter().map(|route| (route.counters.name(), route)).collect();
-    let mut addresses: Vec<SocketAddr> = ground.listeners.iter().map(|(_, address)| *address).collect();
+    let mut addresses: Vec<SocketAddr> = ground.listeners.iter().map(|listener| listener.address).collect();
     addresses.sort();
     let addresses: Arc<[SocketAddr]> = addresses.into();
     let mut table = RouteTable::default();
     let mut changes = Changes::default();
     let mut removed = Vec::new();
     let mut after = Vec::with_capacity(routes.len());
-    for config::Route { name, patterns, matchers, upstream } in routes {
+    for route in routes {
+        let digest = route.digest();
+        let config::Route { name, patterns, matchers, upstream } = route;
         let setup = Setup {
             route: name.as_str().into(),
             names: patterns,
@@ -85,7 +97,7 @@ pub(super) fn succeed(
         let names = setup.names.clone();
         let policy = setup.settings.on_remove;
         let route = match known.remove(&*name) {
-            Some(route) if *route.upstream.setup() == setup => {
+            Some(route) if route.digest == digest && *route.upstream.setup() == setup => {
                 changes.unchanged += 1;
                 Arc::clone(route)
             }
@@ -93,7 +105,7 @@ pub(super) fn succeed(
                 let old = predecessor.map(|route| &route.upstream);
                 let before = old.map(Upstream::endpoints).unwrap_or_default();
                 let upstream = Upstream::start(setup, Arc::clone(&ground.roster), old);
-                let route = Arc::new(Route { upstream, counters: ground.counters.route(&name) });
+                let route = Arc::new(Route { upstream, counters: ground.counters.route(&name), digest });
                 let has = |endpoint: &EndpointId| route.upstream.endpoints().iter().any(|now| now.id == *endpoint);
                 let endpoints: Vec<_> = before.iter().filter(|endpoint| !has(&endpoint.id)).cloned().collect();
                 if !endpoints.is_empty() {

@@ -19,13 +19,13 @@ use tracing::info;
 
 use self::capacity::{Capacity, Share};
 use self::generation::Ground;
-pub use self::generation::{Changes, Generation};
+pub use self::generation::{At, Changes, Generation};
 pub use self::listening::Inherited;
 use self::listening::{Acceptor, Listening, Opened};
 use crate::accept::BindError;
 use crate::account::Counters;
 use crate::admin::{self, State};
-use crate::config::{self, Config, Limits, Log, LogFormat, Timeouts};
+use crate::config::{self, Config, Limits, Log, Timeouts};
 use crate::connection::Snapshot;
 use crate::relay::{Deadlines, Engine};
 use crate::roster::Roster;
@@ -47,12 +47,15 @@ pub struct Server {
     draining: CancellationToken,
 }
 
-/// What cannot change while the process runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Fixed {
-    workers: Option<usize>,
-    format: LogFormat,
-    level: tracing::Level,
+/// What cannot change while the process runs, by key.
+type Fixed = [(&'static str, String); 3];
+
+/// What cannot change while the process runs, by key.
+#[must_use]
+pub fn fixed(config: &Config) -> Fixed {
+    let Config { workers, log: Log { format, level, refusals_per_second: _ }, .. } = config;
+    let workers = workers.map_or_else(|| "auto".into(), |workers| workers.to_string());
+    [("workers", workers), ("log.format", format.to_string()), ("log.level", level.as_str().to_lowercase())]
 }
 
 /// Why a server did not start.
@@ -103,10 +106,16 @@ pub enum ReloadError {
         running: SocketAddr,
     },
     /// A key that is only read at the start.
-    #[error("{key} cannot change while snigate runs; restart it, or upgrade it with SIGUSR2")]
+    #[error(
+        "{key} cannot change from {running} to {wanted} while snigate runs; restart it, or upgrade it with SIGUSR2"
+    )]
     Fixed {
         /// Which one.
         key: &'static str,
+        /// What it is.
+        running: String,
+        /// What it should become.
+        wanted: String,
     },
 }
 
@@ -147,7 +156,7 @@ impl Server {
             listeners: Vec::new(),
             admin: None,
             timeouts: config.timeouts,
-            fixed: Fixed::of(&config),
+            fixed: fixed(&config),
             draining: CancellationToken::new(),
         };
         let prepared = server.prepare(&config, inherited)?;
@@ -163,7 +172,11 @@ impl Server {
     /// Takes this configuration in place of the running one, as a whole or not at all. Connections and what both
     /// configurations have stay as they are.
     pub async fn reload(&mut self, config: Config) -> Result<Changes, ReloadError> {
-        self.fixed.check(Fixed::of(&config))?;
+        if let Some(((key, running), (_, wanted))) =
+            self.fixed.iter().zip(&fixed(&config)).find(|(running, wanted)| running != wanted)
+        {
+            return Err(ReloadError::Fixed { key, running: running.clone(), wanted: wanted.clone() });
+        }
         let prepared = self.prepare(&config, Vec::new()).map_err(|error| self.in_the_way(error))?;
 
         let ground = self.ground(&config, &prepared);
@@ -219,10 +232,14 @@ impl Server {
             Source::Running(number) => self.listeners[*number].0.address,
             Source::New(opened) => opened.address,
         });
-        let names = config.listeners.iter().map(|listener| listener.name.as_str().into());
+        let listeners = config.listeners.iter().zip(addresses).map(|(listener, address)| At {
+            name: listener.name.as_str().into(),
+            configured: listener.address,
+            address,
+        });
         Ground {
             tcp: config.tcp,
-            listeners: names.zip(addresses).collect(),
+            listeners: listeners.collect(),
             counters: Arc::clone(&self.counters),
             roster: Arc::clone(&self.roster),
         }
@@ -324,6 +341,7 @@ impl Server {
         let state = State {
             generation: Arc::clone(&self.generation),
             counters: Arc::clone(&self.counters),
+            fixed: self.fixed.clone(),
             draining: self.draining.clone(),
         };
         let stop = CancellationToken::new();
@@ -417,24 +435,5 @@ impl Server {
         self.counters.refusal_log.flush();
         info!(cut, "drained");
         cut
-    }
-}
-
-impl Fixed {
-    fn of(config: &Config) -> Self {
-        Self { workers: config.workers, format: config.log.format, level: config.log.level }
-    }
-
-    fn check(self, new: Self) -> Result<(), ReloadError> {
-        let Self { workers, format, level } = self;
-        let changed = [
-            ("workers", workers != new.workers),
-            ("log.format", format != new.format),
-            ("log.level", level != new.level),
-        ];
-        match changed.into_iter().find(|(_, changed)| *changed) {
-            Some((key, _)) => Err(ReloadError::Fixed { key }),
-            None => Ok(()),
-        }
     }
 }

@@ -8,7 +8,7 @@ use super::endpoint::Endpoint;
 
 /// How endpoints share new connections. None remembers a client: one that reconnects, because its API server asked it
 /// to, can land elsewhere.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Balance {
     /// Where there are the fewest; equals take turns.
     #[default]

@@ -42,7 +42,7 @@ pub enum Finding {
 }
 
 /// How many findings in a row change the state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Thresholds {
     /// To be ready, or at least alive, again.
     pub rise: u32,

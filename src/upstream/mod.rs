@@ -40,7 +40,7 @@ use crate::roster::Roster;
 use crate::tcp::TcpOptions;
 
 /// How a route's endpoints are found, kept and reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
     /// At least one; no two the same.
     pub destinations: Vec<Destination>,
@@ -61,7 +61,7 @@ pub struct Settings {
 }
 
 /// What becomes of connections to an endpoint that the configuration no longer has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OnRemove {
     /// They may last for `timeouts.drain`.
     Drain,
@@ -71,8 +71,20 @@ pub enum OnRemove {
     Cut,
 }
 
+impl OnRemove {
+    /// As it is configured.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::Keep => "keep",
+            Self::Cut => "cut",
+        }
+    }
+}
+
 /// How long may be spent on reaching an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConnectBudget {
     /// In all, waiting for the first answer to a name included.
     pub timeout: Duration,
@@ -146,6 +158,12 @@ impl Upstream {
             resolver.abort();
         }
         self.pool.close();
+    }
+
+    /// The destinations, each with the addresses that it stands for now.
+    #[must_use]
+    pub fn destinations(&self) -> Vec<(&Destination, Vec<SocketAddr>)> {
+        self.pool.destinations()
     }
 
     /// All endpoints that may have connections: those there are now, and those that have left.

@@ -160,6 +160,12 @@ impl Pool {
             .collect()
     }
 
+    pub(super) fn destinations(&self) -> Vec<(&Destination, Vec<SocketAddr>)> {
+        let members = self.members();
+        let addresses = members.answers.iter().map(|answer| answer.addresses.clone());
+        self.setup.settings.destinations.iter().zip(addresses).collect()
+    }
+
     /// Begins with the addresses that need no lookup, and with what the predecessor had.
     pub(super) fn begin(self: &Arc<Self>) {
         let mut members = self.members();

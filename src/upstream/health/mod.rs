@@ -18,7 +18,7 @@ use super::jittered;
 use super::pool::Pool;
 
 /// How an endpoint is asked whether it is ready. Without `tls`: whether it can be connected to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HealthCheck {
     /// From one to the next, give or take a tenth.
     pub interval: Duration,
@@ -33,7 +33,7 @@ pub struct HealthCheck {
 }
 
 /// Whether the other end of TLS is who it should be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TlsCheck {
     /// The certificates that are trusted, as PEM; `None`: all, nothing is verified.
     pub ca_file: Option<PathBuf>,
@@ -46,7 +46,7 @@ pub struct TlsCheck {
 }
 
 /// What is asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HttpCheck {
     /// `/readyz`
     pub path: hyper::Uri,

@@ -1,0 +1,143 @@
+//! What a reload would do, said beforehand.
+
+use std::net::{SocketAddr, TcpStream};
+
+use serde_json::Value;
+
+use crate::support::backend::closed;
+use crate::support::{Backend, Client, Hello, Router, eventually, snigate};
+
+/// One listener, and routes with these upstreams.
+fn text(routes: &[(&str, String)], more: &str) -> String {
+    let routes: String =
+        routes.iter().map(|(name, upstream)| format!("  - {{sni: {name}, upstream: {upstream}}}\n")).collect();
+    format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n{routes}{more}")
+}
+
+fn endpoints(addresses: &[SocketAddr]) -> String {
+    format!("{{endpoints: {:?}}}", addresses.iter().map(ToString::to_string).collect::<Vec<_>>())
+}
+
+fn plan(new: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("new.yaml");
+    std::fs::write(&path, new).unwrap();
+    let output = snigate().args(["plan", "-c"]).arg(&path).args(arguments).output().unwrap();
+    let told = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    (output.status.code(), told.replace(path.to_str().unwrap(), "new.yaml"))
+}
+
+#[test]
+fn what_is_said_is_what_happens() {
+    let (backend, held) = Backend::held();
+    let (second, also_held) = Backend::held();
+    let (one, two) = (backend.address(), second.address());
+    let before = [
+        ("stays.example", endpoints(&[one])),
+        ("goes.example", endpoints(&[one])),
+        ("keeps.example", format!("{{endpoints: \"{one}\", on_remove: keep}}")),
+        ("changes.example", endpoints(&[one, two])),
+    ];
+    let router = Router::start(&text(&before, "timeouts: {drain: 1s}\n"));
+    let admin = router.admin().to_string();
+    let open = |name: &str, count: usize| -> Vec<Client> {
+        (0..count).map(|_| Client::send(router.address(), &Hello::to(name).record())).collect()
+    };
+    let mut clients = open("goes.example", 3);
+    clients.extend(open("keeps.example", 1));
+    clients.extend(open("stays.example", 1));
+    clients.extend(open("changes.example", 4));
+    let _upstreams: Vec<TcpStream> =
+        (0..7).map(|_| held.recv().unwrap()).chain((0..2).map(|_| also_held.recv().unwrap())).collect();
+    let active = |name: &str| router.metric(&format!("snigate_connections_active{{route=\"{name}\"}}"));
+    eventually("all", || active("changes.example") == 4.0 && active("goes.example") == 3.0);
+
+    let three = closed();
+    let after = [
+        ("stays.example", endpoints(&[one])),
+        ("changes.example", endpoints(&[one, three])),
+        ("comes.example", endpoints(&[one])),
+    ];
+    let new = text(&after, "timeouts: {drain: 1s}\n");
+    let (code, told) = plan(&new, &["--admin", &admin]);
+    assert_eq!(
+        told,
+        format!(
+            "A reload to new.yaml would change this.
+
+listeners
+    127.0.0.1:0  stays
+
+routes
+  ~ changes.example
+      - {two}  2 open: closed after 1s
+      + {three}
+  + comes.example
+  - goes.example  3 open: closed after 1s
+  - keeps.example  1 open: kept
+    1 unchanged
+
+connections that would be closed: 5
+"
+        )
+    );
+    assert_eq!(code, Some(0));
+    assert_eq!(active("goes.example"), 3.0, "nothing has changed");
+
+    let (_, from) = plan(&new, &["--from", router.config.to_str().unwrap()]);
+    let mut uncounted = told.replace("\nconnections that would be closed: 5\n", "");
+    for counted in ["1 open", "2 open", "3 open"] {
+        uncounted = uncounted.replace(counted, "open connections");
+    }
+    assert_eq!(from, uncounted);
+
+    router.reload(&new);
+    router.wait_many("five were closed", 5, |line| line["outcome"] == "drained");
+    assert_eq!((active("stays.example"), active("keeps.example"), active("changes.example")), (1.0, 1.0, 2.0));
+    let (_, told) = plan(&new, &["--admin", &admin]);
+    assert!(told.ends_with("    3 unchanged\n\nconnections that would be closed: 0\n"), "{told}");
+}
+
+#[test]
+fn listeners_and_refusals_are_told() {
+    let route = [("a.example", "\"127.0.0.1:1\"".to_owned())];
+    let router = Router::start(&text(&route, ""));
+    let admin = router.admin().to_string();
+    let new = text(&route, "workers: 2\n").replace("127.0.0.1:0\nadmin", "127.0.0.2:6443\nadmin");
+    let (code, told) = plan(&new, &["--admin", &admin]);
+    assert!(told.contains("would be refused: workers cannot change from auto to 2 while snigate runs."), "{told}");
+    assert!(told.contains("  + 127.0.0.2:6443  begins to listen\n  - 127.0.0.1:0  serves its queue"), "{told}");
+    assert_eq!(code, Some(0));
+
+    let (code, told) = plan("listen: nonsense\n", &["--admin", &admin]);
+    assert!(told.contains("new.yaml:1:9: listen: ") && code == Some(78), "{told}");
+    let nobody = closed().to_string();
+    let (code, told) = plan(&new, &["--admin", &nobody]);
+    assert!(told.starts_with(&format!("snigate: cannot ask the admin listener at {nobody}: ")), "{told}");
+    assert_eq!(code, Some(1));
+    let (code, told) = plan(&new, &["--admin", &router.address().to_string()]);
+    assert!(code == Some(1) && told.contains("cannot ask"), "{told}");
+    assert_eq!(plan(&new, &[]).0, Some(2));
+}
+
+#[test]
+fn the_status_tells_what_runs() {
+    let backend = Backend::named("served");
+    let router = Router::start(&text(&[("a.example", endpoints(&[backend.address(), closed()]))], ""));
+    let (status, body) = router.get("/api/status");
+    let value: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, value["version"].as_str()), (200, Some(env!("CARGO_PKG_VERSION"))));
+    assert_eq!(
+        (value["draining"].as_bool(), value["config"]["last_reload_successful"].as_bool()),
+        (Some(false), Some(true))
+    );
+    assert_eq!(value["listeners"][0]["address"], router.address().to_string());
+    let route = &value["routes"][0];
+    assert_eq!((route["name"].as_str(), route["sni"][0].as_str()), (Some("a.example"), Some("a.example")));
+    assert_eq!(route["upstream"].as_array().unwrap().len(), 2);
+    let endpoint = &route["upstream"][0]["endpoints"][0];
+    assert_eq!(
+        (endpoint["address"].as_str(), endpoint["state"].as_str()),
+        (Some(&*backend.address().to_string()), Some("ready"))
+    );
+}
