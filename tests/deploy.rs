@@ -61,6 +61,48 @@ fn two_clusters_are_told_apart_by_either_name() {
     }
 }
 
+/// The values of this key in a unit.
+fn values<'u>(unit: &'u str, key: &str) -> Vec<&'u str> {
+    unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect()
+}
+
+#[test]
+fn the_units_start_reload_and_pass_sockets_as_snigate_expects() {
+    let unit = include_str!("../deploy/systemd/snigate.service");
+    for (key, value) in [
+        ("Type", "notify"),
+        ("NotifyAccess", "all"),
+        ("ExecReload", "/bin/kill -HUP $MAINPID"),
+        ("RestartPreventExitStatus", "78"),
+    ] {
+        assert_eq!(values(unit, key), [value]);
+    }
+    // The command line, with a file that is there.
+    let start = values(unit, "ExecStart")[0];
+    let cluster = tls::serve(&tls::Authority::new(), "a.example", false);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    std::fs::write(&path, crate::support::router::config(&[("a.example", cluster.address())], "")).unwrap();
+    let arguments: Vec<String> = start
+        .split(' ')
+        .skip(1)
+        .map(|argument| argument.replace("/etc/snigate/snigate.yaml", path.to_str().unwrap()))
+        .collect();
+    assert!(start.starts_with("/usr/bin/snigate ") && arguments.contains(&path.display().to_string()), "{start}");
+    let mut command = snigate();
+    command.args(arguments);
+    let router = Router::spawn(command, path, directory);
+    router.address();
+    // It stops before systemd kills it: 25 s is the default of `timeouts.drain`.
+    assert!(values(unit, "TimeoutStopSec")[0].parse::<u64>().unwrap() > 25);
+
+    let socket = include_str!("../deploy/systemd/snigate.socket");
+    assert_eq!(values(socket, "ListenStream"), ["[::]:6443"]);
+    for example in ["one-cluster.yaml", "two-clusters.yaml"] {
+        assert!(self::example(example).contains("listen: \"[::]:6443\""), "the same address");
+    }
+}
+
 #[test]
 fn the_demo_shows_what_it_promises() {
     let output = snigate().args(["demo", "--once"]).output().unwrap();

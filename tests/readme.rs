@@ -26,12 +26,14 @@ fn the_configuration_is_valid_and_its_commands_work() {
     let typed: Vec<Vec<&str>> =
         commands.iter().map(|line| line.split('#').next().unwrap().split_whitespace().skip(1).collect()).collect();
     let run = |arguments: &[&str]| snigate().args(arguments).current_dir(directory.path()).output().unwrap();
-    assert_eq!(typed.iter().map(|arguments| arguments[0]).collect::<Vec<_>>(), ["check", "run", "explain"]);
+    assert_eq!(typed.iter().map(|arguments| arguments[0]).collect::<Vec<_>>(), ["check", "run", "explain", "plan"]);
 
     let checked = run(&typed[0]);
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
     let explained = String::from_utf8(run(&typed[2]).stdout).unwrap();
     assert!(explained.contains("leads to  dev-api.internal:6443"), "{explained}");
+    let planned = run(&["plan", "-c", typed[3][2], "--from", "snigate.yaml"]);
+    assert!(String::from_utf8(planned.stdout).unwrap().contains("2 unchanged"));
     assert_eq!(typed[1], ["run", "-c", "snigate.yaml"], "runs in other tests, on ports that are free");
 }
 
