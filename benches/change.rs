@@ -712,12 +712,15 @@ stream {{
     }
 
     fn kill(&mut self) {
-        if let Some(group) = self.group.take() {
+        if let Some(group) = self.group {
             // Unless it has ended by itself.
             let _ = kill_process_group(group, Signal::KILL);
         }
         if let Some(mut child) = self.child.take() {
             let _ = child.wait();
+        }
+        while self.group.is_some() && self.processes() > 0 {
+            std::thread::sleep(Duration::from_millis(1));
         }
         let _ = fs::remove_file(self.path("pid"));
     }

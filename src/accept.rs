@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::tcp::TcpOptions;
@@ -102,20 +102,29 @@ pub async fn run(
             }
         }
     }
-    serve_queue(listener, &permits, serve);
+    serve_queue(listener, &permits, serve).await;
 }
+
+/// For those in the queue to get a permit, when there is none left.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Closing a listening socket resets those that wait in its queue, so they are accepted first: at most a full queue, so
 /// that clients who keep coming cannot keep it open.
-fn serve_queue(
+async fn serve_queue(
     listener: TcpListener,
     permits: &Arc<Semaphore>,
     serve: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) {
     let Ok(listener) = listener.into_std() else { return };
+    let deadline = Instant::now() + QUEUE_PATIENCE;
     for _ in 0..BACKLOG {
-        let Ok(permit) = Arc::clone(permits).try_acquire_owned() else { return };
-        let Ok((client, peer)) = listener.accept() else { return };
+        let (client, peer) = match listener.accept() {
+            Ok(accepted) => accepted,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            // This client has gone, or there is no room for it; the next one may be served.
+            Err(_) => continue,
+        };
+        let Ok(Ok(permit)) = timeout_at(deadline, Arc::clone(permits).acquire_owned()).await else { return };
         if client.set_nonblocking(true).is_err() {
             continue;
         }

@@ -1,5 +1,6 @@
 //! All open connections, so that they can be told to end.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,6 +39,13 @@ struct Entry {
     endpoint: Option<EndpointId>,
 }
 
+impl Entry {
+    /// Whether it can be told to end, and is connected to such an endpoint.
+    fn is_at(&self, is_one: impl FnOnce(EndpointId) -> bool) -> bool {
+        self.sender.is_some() && self.endpoint.is_some_and(is_one)
+    }
+}
+
 /// One connection's entry; it leaves when this is dropped.
 #[derive(Debug)]
 pub struct Member {
@@ -71,12 +79,32 @@ impl Roster {
         }
     }
 
-    /// Tells those that are connected to one of these endpoints, but no more of them at a time; how many were told.
-    pub fn end_those_at(&self, endpoints: &[EndpointId], order: Order, at_most: usize) -> usize {
+    /// Tells those that are connected to this endpoint; how many these are.
+    pub fn end_those_at(&self, endpoint: EndpointId, order: Order) -> usize {
         let mut members = self.members();
-        let is_there = |entry: &Entry| entry.endpoint.is_some_and(|endpoint| endpoints.contains(&endpoint));
-        let those = members.present.iter_mut().filter(|(_, entry)| is_there(entry));
-        those.filter_map(|(_, entry)| entry.sender.take()?.send(order).ok()).take(at_most).count()
+        let those = members.present.iter_mut().filter(|(_, entry)| entry.is_at(|at| at == endpoint));
+        those.filter_map(|(_, entry)| entry.sender.take()?.send(order).ok()).count()
+    }
+
+    /// The numbers of those that are connected to one of these endpoints and have not been told to end.
+    #[must_use]
+    pub fn those_at(&self, endpoints: &HashSet<EndpointId>) -> Vec<usize> {
+        let members = self.members();
+        let those = members.present.iter().filter(|(_, entry)| entry.is_at(|at| endpoints.contains(&at)));
+        those.map(|(number, _)| number).collect()
+    }
+
+    /// Tells those of these numbers that are still connected to one of these endpoints; how many these are.
+    pub fn end(&self, numbers: &[usize], endpoints: &HashSet<EndpointId>, order: Order) -> usize {
+        let mut members = self.members();
+        let tell = |number: &usize| {
+            let entry = members.present.get_mut(*number)?;
+            if !entry.is_at(|at| endpoints.contains(&at)) {
+                return None;
+            }
+            entry.sender.take()?.send(order).ok()
+        };
+        numbers.iter().filter_map(tell).count()
     }
 
     fn members(&self) -> MutexGuard<'_, Members> {
@@ -144,8 +172,8 @@ mod tests {
             member
         });
         let nowhere = roster.enter();
-        assert_eq!(roster.end_those_at(&endpoints[..1], Order::EndpointGone, usize::MAX), 1);
-        assert_eq!(roster.end_those_at(&endpoints[..1], Order::EndpointGone, usize::MAX), 0, "once");
+        assert_eq!(roster.end_those_at(endpoints[0], Order::EndpointGone), 1);
+        assert_eq!(roster.end_those_at(endpoints[0], Order::EndpointGone), 0, "once");
         let [there, elsewhere] = members;
         assert_eq!(there.await, Order::EndpointGone);
         for mut member in [elsewhere, nowhere] {

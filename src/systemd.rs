@@ -1,28 +1,77 @@
 //! What systemd is told, and the sockets that it passes on. Without systemd nothing happens here.
 
 use std::io;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use listenfd::ListenFd;
 use sd_notify::{NotifyState, notify, watchdog_enabled};
 use socket2::SockRef;
+use tokio::task::AbortHandle;
 use tokio::time::interval;
 use tracing::debug;
 
 use crate::server::Inherited;
 
-/// What this process is about.
+/// What systemd is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// It serves, and is the main process of the unit: after an upgrade, too.
+    /// It serves, and is the main process of the unit.
     Serving,
     /// It takes a new configuration.
     Reloading,
     /// It ends.
     Stopping,
+    /// Another process serves, and is the main process from now on.
+    SucceededBy(u32),
+    /// It is alive.
+    Alive,
 }
 
-/// Tells systemd.
-pub fn tell(phase: Phase) {
+/// Where to tell systemd. What it is told, a thread of its own sends: the socket may be full.
+#[derive(Clone, Debug)]
+pub struct Manager(Option<SyncSender<Phase>>);
+
+/// More than that is not worth to be told late.
+const MAX_UNSENT: usize = 16;
+
+impl Manager {
+    /// If there is one.
+    #[must_use]
+    pub fn find() -> Self {
+        if std::env::var_os("NOTIFY_SOCKET").is_none() {
+            return Self(None);
+        }
+        let (sender, phases) = sync_channel(MAX_UNSENT);
+        let send_all = move || phases.iter().for_each(send);
+        let thread = std::thread::Builder::new().name("systemd".into()).spawn(send_all);
+        Self(thread.ok().map(|_| sender))
+    }
+
+    /// Tells it, sooner or later; not at all if it does not listen.
+    pub fn tell(&self, phase: Phase) {
+        if self.0.as_ref().is_some_and(|sender| sender.try_send(phase).is_err()) {
+            debug!(?phase, "systemd does not listen");
+        }
+    }
+
+    /// Tells it that we are alive, twice as often as it asks for (`WatchdogSec=`), for as long as the runtime works and this
+    /// is not aborted.
+    #[must_use]
+    pub fn keep_telling(&self) -> Option<AbortHandle> {
+        let within = watchdog_enabled()?;
+        let manager = self.clone();
+        let telling = tokio::spawn(async move {
+            let mut turn = interval(within / 2);
+            loop {
+                turn.tick().await;
+                manager.tell(Phase::Alive);
+            }
+        });
+        Some(telling.abort_handle())
+    }
+}
+
+fn send(phase: Phase) {
     let told = match phase {
         Phase::Serving => notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]),
         Phase::Reloading => {
@@ -31,22 +80,12 @@ pub fn tell(phase: Phase) {
             now.and_then(|now| notify(&[NotifyState::Reloading, now]))
         }
         Phase::Stopping => notify(&[NotifyState::Stopping]),
+        Phase::SucceededBy(process) => notify(&[NotifyState::MainPid(process), NotifyState::Ready]),
+        Phase::Alive => notify(&[NotifyState::Watchdog]),
     };
     if let Err(reason) = told {
         debug!(%reason, "cannot tell systemd");
     }
-}
-
-/// Tells systemd that we are alive, twice as often as it asks for (`WatchdogSec=`), for as long as the runtime works.
-pub fn keep_telling() {
-    let Some(within) = watchdog_enabled() else { return };
-    tokio::spawn(async move {
-        let mut turn = interval(within / 2);
-        loop {
-            turn.tick().await;
-            let _ = notify(&[NotifyState::Watchdog]);
-        }
-    });
 }
 
 /// The sockets of a socket unit (`LISTEN_FDS`).

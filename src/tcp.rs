@@ -21,6 +21,12 @@ pub struct TcpOptions {
     pub keepalive_count: u32,
 }
 
+impl Default for TcpOptions {
+    fn default() -> Self {
+        Self { keepalive_idle: Duration::from_secs(30), keepalive_interval: Duration::from_secs(5), keepalive_count: 3 }
+    }
+}
+
 impl TcpOptions {
     /// Sets them, and `TCP_NODELAY`. What a listener accepts inherits all of them (Linux).
     ///

@@ -1,8 +1,8 @@
 //! Hands the listening sockets over to a new process of this program, so that no client is refused.
 //!
-//! The new process has one end of a pair of Unix sockets as its standard input. Through it come the listening sockets,
-//! each with the address that is configured for it; what it sends back says that it serves. If it ends or says nothing,
-//! the old process goes on as if nothing had happened: the sockets are the same open file descriptions in both.
+//! The new process has one end of a pair of Unix sockets as its standard input. It greets, is sent the listening sockets,
+//! each with the address that is configured for it, and says when it serves. If it ends or says nothing, the old process
+//! goes on as if nothing had happened: the sockets are the same open file descriptions in both.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -22,6 +22,7 @@ use rustix::net::{
 use rustix::stdio::dup2_stdin;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
+use tracing::warn;
 
 use crate::server::Inherited;
 
@@ -34,7 +35,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// One message per socket: its address, filled up with zeros. The last one has no socket.
 const MESSAGE: usize = 64;
 
+/// Who does not say so gets no sockets.
+const GREETING: &[u8] = b"hello";
 const READY: &[u8] = b"ready";
+
+/// A new process that ends so soon after it has said that it serves does not.
+const PROOF: Duration = Duration::from_millis(500);
 
 /// Why the old process goes on.
 #[derive(Debug, thiserror::Error)]
@@ -47,9 +53,12 @@ pub enum UpgradeError {
         /// Why.
         error: io::Error,
     },
-    /// It ended before it served.
+    /// It ended before it served, or right after.
     #[error("the new process ended before it served: {0}")]
     Ended(String),
+    /// Everything in a container ends with its first process.
+    #[error("this is the first process of its container, which would end with it: replace the container instead")]
+    First,
     /// It was too slow, and was killed.
     #[error("the new process did not serve within {} s", PATIENCE.as_secs())]
     Late,
@@ -61,6 +70,9 @@ pub enum UpgradeError {
 /// Starts the program again, as this process was started, and returns when it serves from these listeners; which process
 /// that is. If this future is dropped, the new process is killed.
 pub async fn start(listeners: Vec<(SocketAddr, OwnedFd)>) -> Result<u32, UpgradeError> {
+    if std::process::id() == 1 {
+        return Err(UpgradeError::First);
+    }
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_read_timeout(Some(PATIENCE))?;
     ours.set_write_timeout(Some(PATIENCE))?;
@@ -81,7 +93,7 @@ pub async fn start(listeners: Vec<(SocketAddr, OwnedFd)>) -> Result<u32, Upgrade
     let answer = tokio::task::spawn_blocking(move || hand_over(ours, &listeners)).await.map_err(io::Error::other)?;
     let is_late = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
     match answer {
-        Ok(true) => Ok(child.prove()),
+        Ok(true) => child.prove().await.map_err(UpgradeError::Ended),
         Err(error) if is_late(&error) => {
             child.end(Duration::ZERO).await;
             Err(UpgradeError::Late)
@@ -95,15 +107,22 @@ pub async fn start(listeners: Vec<(SocketAddr, OwnedFd)>) -> Result<u32, Upgrade
 struct Unproven(Option<Child>);
 
 impl Unproven {
-    /// It serves and is left alone; which process it is.
-    fn prove(mut self) -> u32 {
-        let Some(mut child) = self.0.take() else { return 0 };
+    /// It serves and is left alone, if it does not end at once; which process it is.
+    async fn prove(mut self) -> Result<u32, String> {
+        let Some(child) = &mut self.0 else { return Err(String::new()) };
         let process = child.id().unwrap_or_default();
-        // As its parent we are told when it ends, and should listen.
-        tokio::spawn(async move {
-            let _ = child.wait().await;
-        });
-        process
+        if let Ok(ended) = timeout(PROOF, child.wait()).await {
+            return Err(ended.map_or_else(|error| error.to_string(), |status| status.to_string()));
+        }
+        if let Some(mut child) = self.0.take() {
+            tokio::spawn(async move {
+                // As its parent we are told when it ends: later than this it has served, and been told to.
+                if let Ok(status) = child.wait().await {
+                    warn!(process, %status, "the process that took over has ended");
+                }
+            });
+        }
+        Ok(process)
     }
 
     /// Kills it if it does not end by itself by then; how it has ended.
@@ -132,13 +151,20 @@ impl Drop for Unproven {
 
 /// Whether the other side has said that it serves.
 fn hand_over(mut channel: UnixStream, listeners: &[(SocketAddr, OwnedFd)]) -> io::Result<bool> {
+    if !is_told(&mut channel, GREETING)? {
+        return Ok(false);
+    }
     for (address, socket) in listeners {
         send(&channel, &address.to_string(), &[socket.as_fd()])?;
     }
     send(&channel, "", &[])?;
-    let mut answer = [0; READY.len()];
-    match channel.read_exact(&mut answer) {
-        Ok(()) => Ok(answer == READY),
+    is_told(&mut channel, READY)
+}
+
+fn is_told(channel: &mut UnixStream, expected: &[u8]) -> io::Result<bool> {
+    let mut told = vec![0; expected.len()];
+    match channel.read_exact(&mut told) {
+        Ok(()) => Ok(told == expected),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         Err(error) => Err(error),
     }
@@ -179,6 +205,7 @@ impl Predecessor {
         }
         dup2_stdin(File::open("/dev/null")?)?;
         channel.set_read_timeout(Some(PATIENCE))?;
+        (&channel).write_all(GREETING)?;
         let mut inherited = Vec::new();
         while let Some(socket) = receive(&channel)? {
             inherited.push(socket);
@@ -210,9 +237,13 @@ fn receive(channel: &UnixStream) -> io::Result<Option<Inherited>> {
         RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
         _ => None,
     });
-    let Some(socket) = sockets.flatten().next() else { return Ok(None) };
+    let socket = sockets.flatten().next();
+    if message == [0; MESSAGE] {
+        return Ok(None);
+    }
     let address = message.split(|byte| *byte == 0).next().and_then(|text| str::from_utf8(text).ok()?.parse().ok());
     let address: SocketAddr = address.ok_or_else(|| strange("no address"))?;
+    let socket = socket.ok_or_else(|| strange(&format!("no socket for {address}")))?;
     if !socket_acceptconn(&socket)? {
         return Err(strange("a socket that does not listen"));
     }
@@ -262,6 +293,9 @@ mod tests {
             send(&old, address, &[socket]).unwrap();
             assert!(receive(&new).is_err(), "{address}");
         }
+        let (old, new) = pair();
+        send(&old, "127.0.0.1:0", &[]).unwrap();
+        assert!(receive(&new).is_err(), "no socket");
         let (mut old, new) = pair();
         old.write_all(b"half").unwrap();
         drop(old);

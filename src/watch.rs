@@ -13,6 +13,8 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::warn;
 
+use crate::config;
+
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(1);
 /// For so long the content must stay the same: a file that is being written is not taken half.
@@ -23,10 +25,24 @@ const SETTLED: Duration = Duration::from_millis(500);
 pub struct Watch {
     path: PathBuf,
     /// Of the content that was taken last; `None`: there was none.
-    taken: Option<u64>,
+    taken: Option<Digest>,
     /// As it was when the content was found to be the one that was taken.
     unchanged: Option<Stamp>,
     is_missing: bool,
+}
+
+/// Stands for a content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digest(u64);
+
+impl Digest {
+    /// Of this content.
+    #[must_use]
+    pub fn of(content: &[u8]) -> Self {
+        let mut hasher = DefaultHasher::new();
+        content.hash(&mut hasher);
+        Self(hasher.finish())
+    }
 }
 
 /// What changes with every write, rename or link.
@@ -44,27 +60,24 @@ fn stamp(metadata: &Metadata) -> Stamp {
     )
 }
 
-fn hash(path: &Path) -> io::Result<u64> {
-    let mut hasher = DefaultHasher::new();
-    fs::read(path)?.hash(&mut hasher);
-    Ok(hasher.finish())
+fn digest(path: &Path) -> io::Result<Digest> {
+    config::read(path).map(|content| Digest::of(&content)).map_err(io::Error::other)
 }
 
 impl Watch {
-    /// Begins with the content that the file has now, which is about to be taken.
+    /// This content has been taken, if there was one.
     #[must_use]
-    pub fn new(path: PathBuf) -> Self {
-        let taken = hash(&path).ok();
+    pub fn new(path: PathBuf, taken: Option<Digest>) -> Self {
         Self { path, taken, unchanged: None, is_missing: false }
     }
 
-    /// The content that it has now is about to be taken.
-    pub fn take(&mut self) {
-        self.taken = hash(&self.path).ok();
+    /// Another one has been taken.
+    pub fn has_taken(&mut self, content: Option<Digest>) {
+        self.taken = content;
         self.unchanged = None;
     }
 
-    /// Until the file has another content than the one that was taken last; that is then taken.
+    /// Until the file has another content than the one that was taken last.
     pub async fn changed(&mut self) {
         loop {
             sleep(EVERY).await;
@@ -85,16 +98,13 @@ impl Watch {
         if self.unchanged == Some(now) {
             return Ok(false);
         }
-        let content = self.read(hash).await?;
+        let content = self.read(digest).await?;
         if self.taken == Some(content) {
             self.unchanged = Some(now);
             return Ok(false);
         }
         sleep(SETTLED).await;
-        let is_settled = self.read(hash).await? == content;
-        if is_settled {
-            self.taken = Some(content);
-        }
+        let is_settled = self.read(digest).await? == content;
         Ok(is_settled)
     }
 
@@ -114,7 +124,11 @@ mod tests {
     use super::*;
 
     async fn changes(watch: &mut Watch) -> bool {
-        timeout(EVERY * 3, watch.changed()).await.is_ok()
+        let has_changed = timeout(EVERY * 3, watch.changed()).await.is_ok();
+        if has_changed {
+            watch.has_taken(digest(&watch.path).ok());
+        }
+        has_changed
     }
 
     #[tokio::test(start_paused = true)]
@@ -124,7 +138,7 @@ mod tests {
         fs::write(path("a"), "one").unwrap();
         symlink("a", path("..data")).unwrap();
         symlink("..data", path("c.yaml")).unwrap();
-        let mut watch = Watch::new(path("c.yaml"));
+        let mut watch = Watch::new(path("c.yaml"), digest(&path("c.yaml")).ok());
         assert!(!changes(&mut watch).await, "as it was when it was taken");
 
         fs::write(path("a"), "two").unwrap();
@@ -148,7 +162,7 @@ mod tests {
         assert!(changes(&mut watch).await);
 
         fs::write(path("c.yaml"), "six").unwrap();
-        watch.take();
+        watch.has_taken(Some(Digest::of(b"six")));
         assert!(!changes(&mut watch).await, "somebody else has asked for it to be taken");
 
         // While it grows it is left alone.

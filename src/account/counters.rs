@@ -23,7 +23,8 @@ const LIFETIME_BUCKETS: [f64; 11] = [0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 
 pub struct Counters {
     /// Connections before they are routed, and those that never are.
     pub unrouted: Arc<RouteCounters>,
-    routes: Mutex<BTreeMap<Box<str>, Arc<RouteCounters>>>,
+    routes: Mutex<BTreeMap<Box<str>, Used<Arc<RouteCounters>>>>,
+    listeners: Mutex<Vec<Used<Box<str>>>>,
     /// From accept to the whole hello.
     pub hello_seconds: Histogram,
     /// Which refusals may be logged.
@@ -80,6 +81,29 @@ impl Reloads {
     }
 }
 
+/// How long what was removed is still shown: longer than from one scrape to the next.
+const SHOWN_AFTER_USE: Duration = Duration::from_secs(300);
+
+/// Something, and when it was seen in use last.
+#[derive(Debug)]
+struct Used<T> {
+    what: T,
+    last: Instant,
+}
+
+impl<T> Used<T> {
+    fn new(what: T) -> Self {
+        Self { what, last: Instant::now() }
+    }
+
+    fn is_worth_showing(&mut self, is_used: bool) -> bool {
+        if is_used {
+            self.last = Instant::now();
+        }
+        self.last.elapsed() < SHOWN_AFTER_USE
+    }
+}
+
 #[derive(Debug, Default)]
 struct OncePerSecond(Mutex<Option<Instant>>);
 
@@ -102,6 +126,7 @@ impl Counters {
         Self {
             unrouted: Arc::new(RouteCounters::new(UNROUTED)),
             routes: Mutex::default(),
+            listeners: Mutex::default(),
             hello_seconds: Histogram::new(LATENCY_BUCKETS),
             refusal_log: Arc::new(RefusalLog::new(refusals_per_second)),
             reloads: Reloads::default(),
@@ -118,30 +143,62 @@ impl Counters {
         Arc::new(Listener { name: name.into(), counters: Arc::clone(self) })
     }
 
-    /// The counters of the route with this name: the same for as long as a configuration or a connection has them.
+    /// The counters of the route with this name: the same for as long as a configuration or a connection has them, and for
+    /// some minutes more.
     #[must_use]
     pub fn route(&self, name: &str) -> Arc<RouteCounters> {
         let mut routes = self.known_routes();
-        Arc::clone(routes.entry(name.into()).or_insert_with(|| Arc::new(RouteCounters::new(name))))
+        let route = routes.entry(name.into()).or_insert_with(|| Used::new(Arc::new(RouteCounters::new(name))));
+        Arc::clone(&route.what)
     }
 
-    /// The counters of all routes that a configuration or a connection has.
+    /// The counters of all routes that a configuration or a connection has, or had some minutes ago: what was removed has
+    /// ended in the eyes of a scraper, too.
     #[must_use]
     pub fn routes(&self) -> Vec<Arc<RouteCounters>> {
         let mut routes = self.known_routes();
-        routes.retain(|_, route| Arc::strong_count(route) > 1);
-        routes.values().map(Arc::clone).collect()
+        routes.retain(|_, route| {
+            let is_used = Arc::strong_count(&route.what) > 1;
+            route.is_worth_showing(is_used)
+        });
+        routes.values().map(|route| Arc::clone(&route.what)).collect()
     }
 
-    /// From now on there are these listeners only.
-    pub fn forget_other_listeners(&self, names: &[&str]) {
-        for route in self.routes().iter().chain([&self.unrouted]) {
-            route.ended().retain(|(listener, _)| names.contains(&&**listener));
+    /// The names of all listeners that there are, or were some minutes ago.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<Box<str>> {
+        self.known_listeners().iter().map(|listener| listener.what.clone()).collect()
+    }
+
+    /// From now on there are these listeners.
+    pub fn there_are(&self, names: &[Box<str>]) {
+        let mut listeners = self.known_listeners();
+        for name in names {
+            if !listeners.iter().any(|listener| listener.what == *name) {
+                listeners.push(Used::new(name.clone()));
+            }
+        }
+        let before = listeners.len();
+        listeners.retain_mut(|listener| {
+            let is_used = names.contains(&listener.what);
+            listener.is_worth_showing(is_used)
+        });
+        let has_forgotten = listeners.len() < before;
+        drop(listeners);
+        if has_forgotten {
+            let shown = self.listeners();
+            for route in self.routes().iter().chain([&self.unrouted]) {
+                route.ended().retain(|(listener, _)| shown.contains(listener));
+            }
         }
     }
 
-    fn known_routes(&self) -> MutexGuard<'_, BTreeMap<Box<str>, Arc<RouteCounters>>> {
+    fn known_routes(&self) -> MutexGuard<'_, BTreeMap<Box<str>, Used<Arc<RouteCounters>>>> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known_listeners(&self) -> MutexGuard<'_, Vec<Used<Box<str>>>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A listener's `accept` failed. Whether that may be logged: at most once per second.

@@ -23,8 +23,9 @@ use crate::upstream::State;
 pub(super) fn encode(state: &Admin) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
     let generation = state.generation.load_full();
-    let routes = state.counters.routes();
-    registry.register_collector(Box::new(Snapshot { counters: Arc::clone(&state.counters), generation, routes }));
+    let (routes, listeners) = (state.counters.routes(), state.counters.listeners());
+    let counters = Arc::clone(&state.counters);
+    registry.register_collector(Box::new(Snapshot { counters, generation, routes, listeners }));
     let mut text = String::new();
     text::encode(&mut text, &registry)?;
     Ok(text)
@@ -34,8 +35,10 @@ pub(super) fn encode(state: &Admin) -> Result<String, fmt::Error> {
 struct Snapshot {
     counters: Arc<Counters>,
     generation: Arc<Generation>,
-    /// Those of the configuration, and those that still have connections.
+    /// Those of the configuration, and those that have been removed lately.
     routes: Vec<Arc<RouteCounters>>,
+    /// The same of listeners, by name.
+    listeners: Vec<Box<str>>,
 }
 
 impl Collector for Snapshot {
@@ -68,8 +71,7 @@ impl Snapshot {
         )?;
         for route in self.routes() {
             let is_unrouted = route.name() == UNROUTED;
-            for listener in &self.generation.listeners {
-                let listener = &listener.name;
+            for listener in &self.listeners {
                 let counts = route.outcomes(listener);
                 for outcome in Outcome::ALL.into_iter().filter(|outcome| occurs(outcome.stage(), is_unrouted)) {
                     let labels = [("listener", &**listener), ("route", route.name()), ("outcome", outcome.label())];

@@ -5,6 +5,7 @@ mod status;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,14 +52,15 @@ pub async fn run(socket: TcpListener, state: State, stop: CancellationToken) {
     let state = Arc::new(state);
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let failed = |error: &std::io::Error| warn!(reason = %error, "cannot accept on the admin listener; trying again");
+    let stopped = stop.clone();
     let serve = move |client, _: SocketAddr, permit| {
-        tokio::spawn(serve(client, permit, Arc::clone(&state)));
+        tokio::spawn(serve(client, permit, Arc::clone(&state), stopped.clone()));
     };
     let events = Events { failed, full: || debug!("all admin connections are in use") };
     accept::run(socket, permits, stop, events, serve).await;
 }
 
-async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, state: Arc<State>) {
+async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, state: Arc<State>, stop: CancellationToken) {
     let service = service_fn(|request| {
         let response = answer(&request, &state);
         async { Ok::<_, Infallible>(response) }
@@ -67,7 +69,16 @@ async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, state: Arc<State
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .serve_connection(TokioIo::new(client), service);
-    if let Ok(Err(error)) = timeout(CONNECTION_TIMEOUT, connection).await {
+    let mut connection = pin!(connection);
+    let served = async {
+        tokio::select! {
+            result = connection.as_mut() => return result,
+            // Who has asked gets its answer; what it asks next, it asks somebody else.
+            () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await
+    };
+    if let Ok(Err(error)) = timeout(CONNECTION_TIMEOUT, served).await {
         debug!(reason = %error, "admin connection");
     }
     drop(permit);

@@ -2,17 +2,18 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant as Clock;
+use std::time::{Duration, Instant as Clock};
 
 use anyhow::Context as _;
-use snigate::config::{Config, ConfigError, Log, LogFormat};
+use rustix::process::{Pid, kill_process};
+use snigate::config::{self, Config, ConfigError, Log, LogFormat};
 use snigate::server::{Changes, Inherited, Server};
-use snigate::systemd::{self, Phase};
+use snigate::systemd::{self, Manager, Phase};
 use snigate::upgrade::{self, Predecessor, UpgradeError};
-use snigate::watch::Watch;
+use snigate::watch::{Digest, Watch};
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
 use crate::cli::Run;
@@ -20,30 +21,35 @@ use crate::{EXIT_CONFIG, logging};
 
 pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
     let Run { config, listen, route, default, watch, log_format } = options;
-    let source = config.map(|path| Source { path, watch, log_format: log_format.map(Into::into) });
-    // Before the file is read: what is written while it is read is seen later.
-    let watched = source.as_ref().map(|source| Watch::new(source.path.clone()));
-    let mut config = match &source {
-        Some(source) => match source.load() {
-            // Its log lines follow those of the predecessor.
-            Err(reason) if Predecessor::is_there() => {
-                logging::start(&Log { format: source.log_format.unwrap_or(LogFormat::Auto), ..Log::default() });
-                error!(%reason, "cannot start");
-                return Ok(ExitCode::from(EXIT_CONFIG));
-            }
-            loaded => loaded?,
-        },
-        None => Config::from_arguments(listen, route, default)?,
+    let log_format = log_format.map(Into::into);
+    let source = config.map(|path| Source { path, watch, log_format });
+    let loaded = match &source {
+        Some(source) => source.load(),
+        None => Loaded { digest: None, config: Config::from_arguments(listen, route, default) },
     };
-    if let Some(format) = log_format {
-        config.log.format = format.into();
-    }
+    let mut config = match loaded.config {
+        // Its log lines follow those of the predecessor.
+        Err(reason) if Predecessor::is_there() => {
+            logging::start(&Log { format: log_format.unwrap_or(LogFormat::Auto), ..Log::default() });
+            error!(%reason, "cannot start");
+            return Ok(ExitCode::from(EXIT_CONFIG));
+        }
+        config => config?,
+    };
+    config.log.format = log_format.unwrap_or(config.log.format);
     logging::start(&config.log);
+    let file = source.map(|source| (Watch::new(source.path.clone(), loaded.digest), source));
+    Ok(start(config, file).unwrap_or_else(|reason| {
+        error!(reason = format!("{reason:#}"), "cannot start");
+        ExitCode::FAILURE
+    }))
+}
+
+fn start(config: Config, file: Option<(Watch, Source)>) -> anyhow::Result<ExitCode> {
     let (predecessor, inherited) = match Predecessor::meet()? {
         Some((predecessor, inherited)) => (Some(predecessor), inherited),
         None => (None, systemd::sockets()?),
     };
-
     let mut builder = if config.workers == Some(1) {
         runtime::Builder::new_current_thread()
     } else {
@@ -53,7 +59,6 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
         builder.worker_threads(workers);
     }
     let runtime = builder.enable_all().build()?;
-    let file = source.zip(watched);
     let result = runtime.block_on(serve(config, file, predecessor, inherited));
     // A name that is still being resolved must not hold up the exit.
     runtime.shutdown_background();
@@ -70,18 +75,31 @@ struct Source {
     log_format: Option<LogFormat>,
 }
 
+/// What a file said, and what stands for it.
+struct Loaded {
+    digest: Option<Digest>,
+    config: Result<Config, ConfigError>,
+}
+
 impl Source {
-    fn load(&self) -> Result<Config, ConfigError> {
-        let mut config = Config::load(&self.path)?;
-        config.watch |= self.watch;
-        config.log.format = self.log_format.unwrap_or(config.log.format);
-        Ok(config)
+    fn load(&self) -> Loaded {
+        let content = match config::read(&self.path) {
+            Ok(content) => content,
+            Err(error) => return Loaded { digest: None, config: Err(error) },
+        };
+        let with_options = |mut config: Config| {
+            config.watch |= self.watch;
+            config.log.format = self.log_format.unwrap_or(config.log.format);
+            config
+        };
+        let config = Config::of_file(&self.path, &content).map(with_options);
+        Loaded { digest: Some(Digest::of(&content)), config }
     }
 }
 
 async fn serve(
     config: Config,
-    mut file: Option<(Source, Watch)>,
+    mut file: Option<(Watch, Source)>,
     predecessor: Option<Predecessor>,
     inherited: Vec<Inherited>,
 ) -> anyhow::Result<ExitCode> {
@@ -100,84 +118,117 @@ async fn serve(
             return Ok(ExitCode::from(if reason.is_configuration() { EXIT_CONFIG } else { 1 }));
         }
     };
-    systemd::tell(Phase::Serving);
-    systemd::keep_telling();
-    if let Some(predecessor) = predecessor {
-        predecessor.dismiss()?;
+    let manager = Manager::find();
+    let watchdog = manager.keep_telling();
+    match predecessor.map(Predecessor::dismiss) {
+        None => manager.tell(Phase::Serving),
+        // It tells the service manager who serves now.
+        Some(Ok(())) => {}
+        Some(Err(reason)) => warn!(%reason, "the predecessor is gone"),
     }
-    Ok(match change(&mut server, &mut signals, file.as_mut(), watches).await {
+    Ok(match change(&mut server, &mut signals, file.as_mut(), watches, &manager).await {
         Ending::Stop(signal) => {
             info!(signal, "stopping; once more to exit at once");
-            systemd::tell(Phase::Stopping);
+            manager.tell(Phase::Stopping);
             stop(&mut server, signals).await
         }
-        Ending::Upgraded => step_back(&mut server, signals).await,
+        Ending::Upgraded(process) => {
+            manager.tell(Phase::SucceededBy(process));
+            if let Some(watchdog) = watchdog {
+                watchdog.abort();
+            }
+            step_back(&mut server, signals).await
+        }
     })
 }
 
 /// Why this process serves no more.
 enum Ending {
     Stop(&'static str),
-    /// Another process serves in its place.
-    Upgraded,
+    /// This process serves in its place.
+    Upgraded(u32),
+}
+
+/// After a reload that failed the watched file is tried again: what it needs may be there by then.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
+
+/// What makes us reload.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trigger {
+    New,
+    /// Nothing new; what has failed is tried again.
+    Again,
 }
 
 /// Takes new configurations, until something ends that.
 async fn change(
     server: &mut Server,
     signals: &mut Signals,
-    mut file: Option<&mut (Source, Watch)>,
+    mut file: Option<&mut (Watch, Source)>,
     mut watches: bool,
+    manager: &Manager,
 ) -> Ending {
+    let mut failure: Option<String> = None;
     loop {
+        let has_failed = failure.is_some();
         let changed = async {
             match &mut file {
-                Some((_, watch)) if watches => watch.changed().await,
+                Some((watch, _)) if watches => {
+                    tokio::select! {
+                        () = watch.changed() => Trigger::New,
+                        () = sleep(TRY_AGAIN), if has_failed => Trigger::Again,
+                    }
+                }
                 _ => std::future::pending().await,
             }
         };
-        let asked = tokio::select! {
-            asked = signals.next() => Some(asked),
-            () = changed => None,
+        let (asked, trigger) = tokio::select! {
+            asked = signals.next() => (asked, Trigger::New),
+            trigger = changed => (Asked::Reload, trigger),
         };
-        match (asked, &mut file) {
-            (Some(Asked::Stop(signal)), _) => return Ending::Stop(signal),
-            (Some(Asked::Upgrade), _) => {
+        match asked {
+            Asked::Stop(signal) => return Ending::Stop(signal),
+            Asked::Upgrade => {
                 if let Some(ending) = upgrade(server, signals).await {
                     return ending;
                 }
             }
-            (Some(Asked::Reload) | None, None) => {
-                warn!("there is no file to reload: snigate was started without one");
-            }
-            (asked @ (Some(Asked::Reload) | None), Some((source, watch))) => {
-                if asked.is_some() {
-                    watch.take();
-                }
-                systemd::tell(Phase::Reloading);
-                match reload(server, source).await {
-                    Ok(new) => watches = new,
+            Asked::Reload => {
+                manager.tell(Phase::Reloading);
+                let reloaded = tokio::select! {
+                    reloaded = reload(server, file.as_deref_mut()) => reloaded,
+                    signal = signals.stop() => return Ending::Stop(signal),
+                };
+                match reloaded {
+                    Ok(new) => (watches, failure) = (new, None),
                     Err(reason) => {
+                        let reason = format!("{reason:#}");
                         server.counters().reloads.fail();
-                        error!(reason = format!("{reason:#}"), "not reloaded; the running configuration stays");
+                        if trigger == Trigger::New || failure.as_ref() != Some(&reason) {
+                            error!(reason, "not reloaded; the running configuration stays");
+                        }
+                        failure = Some(reason);
                     }
                 }
-                systemd::tell(Phase::Serving);
+                manager.tell(Phase::Serving);
             }
         }
     }
 }
 
 /// Takes what the file says now, if it is valid; whether the file is to be watched.
-async fn reload(server: &mut Server, source: &Source) -> anyhow::Result<bool> {
+async fn reload(server: &mut Server, file: Option<&mut (Watch, Source)>) -> anyhow::Result<bool> {
+    let (watch, source) = file.context("there is no file: snigate was started without one")?;
     let begun = Clock::now();
     let from = source.clone();
     // For 100,000 routes this takes a while.
-    let config = tokio::task::spawn_blocking(move || from.load()).await??;
+    let loaded = tokio::task::spawn_blocking(move || from.load()).await?;
+    watch.has_taken(loaded.digest);
+    let config = loaded.config?;
     let (listeners, routes, watches) = (config.listeners.len(), config.routes.len(), config.watch);
     let reloaded = server.reload(config).await;
     let Changes { added, changed, removed, unchanged } = reloaded.with_context(|| source.path.display().to_string())?;
-    let took_ms = begun.elapsed().as_millis();
+    let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     info!(listeners, routes, added, changed, removed, unchanged, took_ms, "reloaded");
     Ok(watches)
 }
@@ -189,24 +240,31 @@ async fn upgrade(server: &mut Server, signals: &mut Signals) -> Option<Ending> {
         let sockets = server.sockets().map_err(UpgradeError::from)?;
         upgrade::start(sockets).await
     };
-    tokio::pin!(starting);
-    loop {
-        tokio::select! {
-            result = &mut starting => match result {
-                Ok(process) => {
-                    info!(process, "upgraded; the new process serves");
-                    return Some(Ending::Upgraded);
-                }
-                Err(reason) => {
-                    error!(%reason, "not upgraded; this process goes on");
-                    return None;
-                }
-            },
-            asked = signals.next() => match asked {
-                Asked::Stop(signal) => return Some(Ending::Stop(signal)),
-                Asked::Reload | Asked::Upgrade => warn!("an upgrade is under way; ignored"),
-            },
+    let started = tokio::select! {
+        started = starting => started,
+        signal = signals.stop() => return Some(Ending::Stop(signal)),
+    };
+    signals.forget_upgrade();
+    match started {
+        Ok(process) => {
+            info!(process, "upgraded; the new process serves");
+            if signals.forget_reload() {
+                // It may have read the file before it was changed.
+                send_reload(process);
+            }
+            Some(Ending::Upgraded(process))
         }
+        Err(reason) => {
+            error!(%reason, "not upgraded; this process goes on");
+            None
+        }
+    }
+}
+
+fn send_reload(process: u32) {
+    let process = i32::try_from(process).ok().and_then(Pid::from_raw);
+    if let Some(Err(reason)) = process.map(|process| kill_process(process, rustix::process::Signal::HUP)) {
+        warn!(%reason, "cannot ask the new process to reload");
     }
 }
 
@@ -255,6 +313,9 @@ struct Signals {
     hang_up: Signal,
     user1: Signal,
     user2: Signal,
+    /// Asked for while something else was under way.
+    reload: bool,
+    upgrade: bool,
 }
 
 impl Signals {
@@ -266,10 +327,22 @@ impl Signals {
             hang_up: signal(SignalKind::hangup())?,
             user1: signal(SignalKind::user_defined1())?,
             user2: signal(SignalKind::user_defined2())?,
+            reload: false,
+            upgrade: false,
         })
     }
 
     async fn next(&mut self) -> Asked {
+        if self.forget_reload() {
+            return Asked::Reload;
+        }
+        if self.forget_upgrade() {
+            return Asked::Upgrade;
+        }
+        self.receive().await
+    }
+
+    async fn receive(&mut self) -> Asked {
         loop {
             return tokio::select! {
                 _ = self.terminate.recv() => Asked::Stop("SIGTERM"),
@@ -286,12 +359,24 @@ impl Signals {
         }
     }
 
+    /// Waits for a signal to stop, and remembers what else was asked for.
     async fn stop(&mut self) -> &'static str {
         loop {
-            match self.next().await {
+            match self.receive().await {
                 Asked::Stop(signal) => return signal,
-                Asked::Reload | Asked::Upgrade => warn!("stopping; ignored"),
+                Asked::Reload => self.reload = true,
+                Asked::Upgrade => self.upgrade = true,
             }
         }
+    }
+
+    /// Whether a reload was asked for in the meantime.
+    fn forget_reload(&mut self) -> bool {
+        std::mem::take(&mut self.reload)
+    }
+
+    /// Whether an upgrade was asked for in the meantime.
+    fn forget_upgrade(&mut self) -> bool {
+        std::mem::take(&mut self.upgrade)
     }
 }

@@ -173,10 +173,11 @@ fn build_timeouts(raw: raw::Timeouts) -> Timeouts {
 
 fn build_keepalive(raw: &raw::Keepalive) -> TcpOptions {
     let raw::Keepalive { idle, interval, count } = raw;
+    let default = TcpOptions::default();
     TcpOptions {
-        keepalive_idle: idle.as_ref().map_or(Duration::from_secs(30), |idle| idle.0.0),
-        keepalive_interval: interval.as_ref().map_or(Duration::from_secs(5), |interval| interval.0.0),
-        keepalive_count: count.as_ref().map_or(3, |count| count.0.0),
+        keepalive_idle: idle.as_ref().map_or(default.keepalive_idle, |idle| idle.0.0),
+        keepalive_interval: interval.as_ref().map_or(default.keepalive_interval, |interval| interval.0.0),
+        keepalive_count: count.as_ref().map_or(default.keepalive_count, |count| count.0.0),
     }
 }
 

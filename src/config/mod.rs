@@ -186,13 +186,17 @@ impl fmt::Display for ConfigError {
 impl Config {
     /// Reads a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let in_file = |error: YamlError| ConfigError {
+        Self::of_file(path, &read(path)?)
+    }
+
+    /// Reads what has been [`read`] from this file.
+    pub fn of_file(path: &Path, bytes: &[u8]) -> Result<Self, ConfigError> {
+        let directory = path.parent().unwrap_or(Path::new(""));
+        Self::parse(bytes, directory).map_err(|YamlError { position, message }| ConfigError {
             file: Some(path.to_owned()),
-            position: error.position,
-            message: error.message,
-        };
-        let bytes = read(path).map_err(|message| in_file(YamlError { position: None, message }))?;
-        Self::parse(&bytes, path.parent().unwrap_or(Path::new(""))).map_err(in_file)
+            position,
+            message,
+        })
     }
 
     /// Reads the contents of a file. The files that it names are looked for in the current directory.
@@ -254,17 +258,18 @@ impl Config {
     }
 }
 
-/// Reads a regular file of bounded size.
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let cannot = |error: std::io::Error| format!("cannot read the configuration: {error}");
+/// The bytes of a configuration: of a regular file, and not too many.
+pub fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    let refused = |message: String| ConfigError { file: Some(path.to_owned()), position: None, message };
+    let cannot = |error: std::io::Error| refused(format!("cannot read the configuration: {error}"));
     let metadata = std::fs::metadata(path).map_err(cannot)?;
     if !metadata.is_file() {
-        return Err("cannot read the configuration: not a regular file".into());
+        return Err(refused("cannot read the configuration: not a regular file".into()));
     }
     let mut bytes = Vec::new();
     File::open(path).and_then(|file| file.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes)).map_err(cannot)?;
     if bytes.len() as u64 > MAX_FILE_SIZE {
-        return Err(format!("the configuration is larger than {} MiB", MAX_FILE_SIZE >> 20));
+        return Err(refused(format!("the configuration is larger than {} MiB", MAX_FILE_SIZE >> 20)));
     }
     Ok(bytes)
 }

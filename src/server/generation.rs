@@ -1,6 +1,6 @@
 //! The routes of one configuration, and what becomes of those of the one before.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -13,8 +13,7 @@ use crate::config;
 use crate::connection::Route;
 use crate::roster::{Order, Roster};
 use crate::route::RouteTable;
-use crate::tcp::TcpOptions;
-use crate::upstream::{Endpoint, EndpointId, OnRemove, Setup, Upstream};
+use crate::upstream::{Endpoint, EndpointId, OnRemove, Setup, Surroundings, Upstream};
 
 /// The routes of one configuration.
 #[derive(Debug, Default)]
@@ -24,6 +23,8 @@ pub struct Generation {
     pub routes: Vec<Arc<Route>>,
     /// In the order of the configuration.
     pub listeners: Vec<At>,
+    /// Those that are no longer configured, by name, for as long as their connections are drained.
+    leaving: HashMap<Box<str>, Weak<Route>>,
 }
 
 /// Where a listener is.
@@ -55,17 +56,8 @@ pub struct Changes {
 pub(super) struct Removed {
     endpoints: Vec<Arc<Endpoint>>,
     policy: OnRemove,
-    /// Where they may turn up again, under a name.
-    route: Option<Arc<Route>>,
-}
-
-/// What a generation needs besides its routes.
-#[derive(Clone, Debug)]
-pub(super) struct Ground {
-    pub(super) tcp: TcpOptions,
-    pub(super) listeners: Vec<At>,
-    pub(super) counters: Arc<Counters>,
-    pub(super) roster: Arc<Roster>,
+    /// The whole route, if it was removed: should it come back, it is known.
+    _route: Option<Arc<Route>>,
 }
 
 /// Begins to look after the routes; those that are as they were stay the same. From here on nothing can fail. For many
@@ -73,13 +65,18 @@ pub(super) struct Ground {
 pub(super) fn succeed(
     before: &Generation,
     routes: Vec<config::Route>,
-    ground: &Ground,
+    listeners: Vec<At>,
+    counters: &Counters,
+    surroundings: &Arc<Surroundings>,
 ) -> (Generation, Changes, Vec<Removed>) {
     let mut known: HashMap<&str, &Arc<Route>> =
         before.routes.iter().map(|route| (route.counters.name(), route)).collect();
-    let mut addresses: Vec<SocketAddr> = ground.listeners.iter().map(|listener| listener.address).collect();
-    addresses.sort();
-    let addresses: Arc<[SocketAddr]> = addresses.into();
+    let mut leaving: HashMap<Box<str>, Arc<Route>> =
+        before.leaving.iter().filter_map(|(name, route)| Some((name.clone(), route.upgrade()?))).collect();
+    let addresses: Vec<SocketAddr> = listeners.iter().map(|listener| listener.address).collect();
+    counters.there_are(&listeners.iter().map(|listener| listener.name.clone()).collect::<Vec<_>>());
+    let have_moved = **surroundings.listeners.load() != addresses;
+    surroundings.listeners.store(Arc::new(addresses));
     let mut table = RouteTable::default();
     let mut changes = Changes::default();
     let mut removed = Vec::new();
@@ -87,30 +84,27 @@ pub(super) fn succeed(
     for route in routes {
         let digest = route.digest();
         let config::Route { name, patterns, matchers, upstream } = route;
-        let setup = Setup {
-            route: name.as_str().into(),
-            names: patterns,
-            settings: upstream,
-            tcp: ground.tcp,
-            listeners: Arc::clone(&addresses),
-        };
+        let setup = Setup { route: name.as_str().into(), names: patterns, settings: upstream };
         let names = setup.names.clone();
         let policy = setup.settings.on_remove;
         let route = match known.remove(&*name) {
             Some(route) if route.digest == digest && *route.upstream.setup() == setup => {
                 changes.unchanged += 1;
+                if have_moved {
+                    route.upstream.look_again();
+                }
                 Arc::clone(route)
             }
             predecessor => {
-                let old = predecessor.map(|route| &route.upstream);
+                let left = leaving.remove(&*name);
+                let old = predecessor.or(left.as_ref()).map(|route| &route.upstream);
                 let before = old.map(Upstream::endpoints).unwrap_or_default();
-                let upstream = Upstream::start(setup, Arc::clone(&ground.roster), old);
-                let route = Arc::new(Route { upstream, counters: ground.counters.route(&name), digest });
-                let has = |endpoint: &EndpointId| route.upstream.endpoints().iter().any(|now| now.id == *endpoint);
-                let endpoints: Vec<_> = before.iter().filter(|endpoint| !has(&endpoint.id)).cloned().collect();
+                let upstream = Upstream::start(setup, surroundings, old);
+                let endpoints: Vec<_> = before.iter().filter(|endpoint| !endpoint.is_present()).cloned().collect();
                 if !endpoints.is_empty() {
-                    removed.push(Removed { endpoints, policy, route: Some(Arc::clone(&route)) });
+                    removed.push(Removed { endpoints, policy, _route: None });
                 }
+                let route = Arc::new(Route { upstream, counters: counters.route(&name), digest });
                 if predecessor.is_some() {
                     changes.changed += 1;
                 } else {
@@ -124,24 +118,32 @@ pub(super) fn succeed(
         after.push(route);
     }
     changes.removed = known.len();
-    for route in known.into_values() {
-        route.upstream.retire();
+    for (name, route) in known {
+        route.upstream.remove();
         let policy = route.upstream.setup().settings.on_remove;
-        removed.push(Removed { endpoints: route.upstream.endpoints_ever(), policy, route: None });
+        let endpoints = route.upstream.endpoints_ever();
+        removed.push(Removed { endpoints, policy, _route: Some(Arc::clone(route)) });
+        leaving.insert(name.into(), Arc::clone(route));
     }
-    let listeners = ground.listeners.clone();
-    (Generation { table: Arc::new(table), routes: after, listeners }, changes, removed)
+    let leaving = leaving.into_iter().map(|(name, route)| (name, Arc::downgrade(&route))).collect();
+    (Generation { table: Arc::new(table), routes: after, listeners, leaving }, changes, removed)
 }
 
-/// How many connections are told to end at a time, and how long after the next: thousands of clients must not come back
-/// in one instant.
+/// How many connections are told to end at a time, and how long before the next, more or less: thousands of clients must
+/// not come back in one instant.
 const AT_A_TIME: usize = 10;
 const PAUSE: Duration = Duration::from_millis(10);
-/// Between looks at who is still on the way.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Between looks at who is still there or on the way.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Ends the connections of what was removed, and the old generation when no connection needs it any more.
-pub(super) async fn end(before: Arc<Generation>, removed: Vec<Removed>, roster: Arc<Roster>, drain: Duration) {
+pub(super) async fn end(
+    before: Arc<Generation>,
+    removed: Vec<Removed>,
+    surroundings: Arc<Surroundings>,
+    drain: Duration,
+) {
+    let roster = &surroundings.roster;
     let (cut, rest): (Vec<_>, Vec<_>) = removed.into_iter().partition(|removed| removed.policy == OnRemove::Cut);
     let drained = rest.into_iter().filter(|removed| removed.policy == OnRemove::Drain).collect();
     let (now, table) = (Instant::now(), Arc::downgrade(&before.table));
@@ -153,8 +155,8 @@ pub(super) async fn end(before: Arc<Generation>, removed: Vec<Removed>, roster: 
         let _ = tokio::task::spawn_blocking(move || drop(before)).await;
     };
     tokio::join!(
-        end_connections(&table, cut, &roster, now, "connections of what was removed are cut"),
-        end_connections(&table, drained, &roster, now + drain, "connections of what was removed are drained"),
+        end_connections(&table, cut, roster, now, "connections of what was removed are cut"),
+        end_connections(&table, drained, roster, now + drain, "connections of what was removed are drained"),
         forget,
     );
 }
@@ -162,47 +164,52 @@ pub(super) async fn end(before: Arc<Generation>, removed: Vec<Removed>, roster: 
 /// `table` is there for as long as a connection is on its way through it.
 async fn end_connections(
     table: &Weak<RouteTable<Arc<Route>>>,
-    removed: Vec<Removed>,
+    mut removed: Vec<Removed>,
     roster: &Roster,
     deadline: Instant,
     message: &'static str,
 ) {
-    if removed.is_empty() {
-        return;
-    }
-    let open = |removed: &Removed| removed.endpoints.iter().map(|endpoint| endpoint.connections()).sum::<usize>();
-    let connections: usize = removed.iter().map(open).sum();
+    let connections: usize = removed.iter().flat_map(Removed::gone).map(|endpoint| endpoint.connections()).sum();
     if connections > 0 {
-        let within = deadline.saturating_duration_since(Instant::now());
-        info!(connections, within_s = within.as_secs_f64(), "{message}");
+        let within_s = deadline.saturating_duration_since(Instant::now()).as_secs_f64().round();
+        info!(connections, within_s, "{message}");
     }
-    sleep_until(deadline).await;
     let mut ended = 0;
     loop {
-        // Last of all those that were still on the way when the rest was told.
-        let was_in_use = table.strong_count() > 0;
-        let ids: Vec<EndpointId> = removed.iter().flat_map(Removed::gone).collect();
-        let told = if ids.is_empty() { 0 } else { roster.end_those_at(&ids, Order::Drain, AT_A_TIME) };
-        ended += told;
-        if told > 0 {
-            sleep(PAUSE).await;
-        } else if was_in_use {
-            sleep(LOOK_AGAIN).await;
-        } else {
+        // Who was still on the way when this was asked is there by the next round.
+        let may_grow = table.strong_count() > 0;
+        let now = Instant::now();
+        if now >= deadline {
+            ended += end_those_at(&removed, roster).await;
+        }
+        removed.retain(|removed| may_grow || removed.gone().next().is_some());
+        if removed.is_empty() {
             break;
         }
+        // To the moment, if that is what it is waited for.
+        let next = now + LOOK_AGAIN;
+        sleep_until(if now < deadline { next.min(deadline) } else { next }).await;
     }
     if ended > 0 {
         info!(cut = ended, "connections of what was removed have ended");
     }
 }
 
+async fn end_those_at(removed: &[Removed], roster: &Roster) -> usize {
+    let endpoints: HashSet<EndpointId> = removed.iter().flat_map(Removed::gone).map(|endpoint| endpoint.id).collect();
+    let mut members = if endpoints.is_empty() { Vec::new() } else { roster.those_at(&endpoints) };
+    fastrand::shuffle(&mut members);
+    let mut ended = 0;
+    for some in members.chunks(AT_A_TIME) {
+        ended += roster.end(some, &endpoints, Order::Drain);
+        sleep(PAUSE.mul_f64(2.0 * fastrand::f64())).await;
+    }
+    ended
+}
+
 impl Removed {
-    /// Those that have connections and have not turned up again.
-    fn gone(&self) -> impl Iterator<Item = EndpointId> {
-        let now = self.route.as_ref().map(|route| route.upstream.endpoints()).unwrap_or_default();
-        let has = move |endpoint: &EndpointId| now.iter().any(|now| now.id == *endpoint);
-        let open = self.endpoints.iter().filter(|endpoint| endpoint.connections() > 0);
-        open.map(|endpoint| endpoint.id).filter(move |endpoint| !has(endpoint))
+    /// Those that have connections and have not come back.
+    fn gone(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.endpoints.iter().filter(|endpoint| !endpoint.is_present() && endpoint.connections() > 0)
     }
 }

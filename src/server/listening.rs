@@ -9,7 +9,7 @@ use socket2::{SockRef, Socket};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
@@ -37,21 +37,21 @@ pub(super) struct Listening {
     pub(super) address: SocketAddr,
     /// The acceptor's socket once more, for its options and for a successor.
     pub(super) socket: Socket,
-    stop: CancellationToken,
+    /// Dropped, it stops the acceptor.
+    stop: DropGuard,
     acceptor: JoinHandle<()>,
 }
 
 impl Listening {
     pub(super) fn new(socket: Opened, stop: CancellationToken, acceptor: JoinHandle<()>) -> Self {
         let Opened { configured, address, socket, listener: _ } = socket;
-        Self { configured, address, socket, stop, acceptor }
+        Self { configured, address, socket, stop: stop.drop_guard(), acceptor }
     }
 
     /// Accepts no more, serves who is in the queue and closes.
     pub(super) async fn close(self) {
         let Self { socket, stop, acceptor, .. } = self;
-        drop(socket);
-        stop.cancel();
+        drop((socket, stop));
         // A panic of the loop has been logged; there is nothing left to wait for.
         let _ = acceptor.await;
     }
@@ -91,9 +91,9 @@ pub(super) fn open(
     options: &TcpOptions,
 ) -> Result<Opened, BindError> {
     let known = inherited.iter().position(|socket| socket.address == address);
+    // Its options are left alone as long as it is not certain that this process will serve from it.
     let take_over = |socket: StdTcpListener| {
         socket.set_nonblocking(true)?;
-        options.apply(&socket)?;
         TcpListener::from_std(socket)
     };
     let listener = match known {

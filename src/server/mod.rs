@@ -5,6 +5,7 @@ mod generation;
 mod listening;
 
 use std::io;
+use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -18,7 +19,6 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use self::capacity::{Capacity, Share};
-use self::generation::Ground;
 pub use self::generation::{At, Changes, Generation};
 pub use self::listening::Inherited;
 use self::listening::{Acceptor, Listening, Opened};
@@ -28,14 +28,14 @@ use crate::admin::{self, State};
 use crate::config::{self, Config, Limits, Log, Timeouts};
 use crate::connection::Snapshot;
 use crate::relay::{Deadlines, Engine};
-use crate::roster::Roster;
 use crate::tcp::TcpOptions;
+use crate::upstream::Surroundings;
 
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
     counters: Arc<Counters>,
-    roster: Arc<Roster>,
+    surroundings: Arc<Surroundings>,
     connections: TaskTracker,
     capacity: Capacity,
     generation: Arc<ArcSwap<Generation>>,
@@ -144,12 +144,12 @@ struct Settings {
 impl Server {
     /// Binds all addresses, or takes them over from what was inherited, and begins to serve. What was inherited and is not
     /// configured is closed. Must be called within a tokio runtime.
-    pub fn start(config: Config, inherited: Vec<Inherited>) -> Result<Self, StartError> {
+    pub fn start(mut config: Config, inherited: Vec<Inherited>) -> Result<Self, StartError> {
         capacity::raise_limit();
         let counters = Arc::new(Counters::new(config.log.refusals_per_second));
         let mut server = Self {
             counters,
-            roster: Arc::default(),
+            surroundings: Arc::default(),
             connections: TaskTracker::new(),
             capacity: Capacity::default(),
             generation: Arc::default(),
@@ -160,9 +160,11 @@ impl Server {
             draining: CancellationToken::new(),
         };
         let prepared = server.prepare(&config, inherited)?;
-        let ground = server.ground(&config, &prepared);
-        let Config { routes, .. } = &config;
-        let (generation, _, _) = generation::succeed(&Generation::default(), routes.clone(), &ground);
+        let at = server.at(&config, &prepared);
+        server.surroundings.tcp.store(Arc::new(config.tcp));
+        let routes = mem::take(&mut config.routes);
+        let (generation, _, _) =
+            generation::succeed(&Generation::default(), routes, at, &server.counters, &server.surroundings);
         let closed = server.commit(config, prepared, Arc::new(generation));
         debug_assert!(closed.is_empty(), "there was nothing before");
         server.counters.reloads.taken();
@@ -171,7 +173,7 @@ impl Server {
 
     /// Takes this configuration in place of the running one, as a whole or not at all. Connections and what both
     /// configurations have stay as they are.
-    pub async fn reload(&mut self, config: Config) -> Result<Changes, ReloadError> {
+    pub async fn reload(&mut self, mut config: Config) -> Result<Changes, ReloadError> {
         if let Some(((key, running), (_, wanted))) =
             self.fixed.iter().zip(&fixed(&config)).find(|(running, wanted)| running != wanted)
         {
@@ -179,11 +181,14 @@ impl Server {
         }
         let prepared = self.prepare(&config, Vec::new()).map_err(|error| self.in_the_way(error))?;
 
-        let ground = self.ground(&config, &prepared);
+        let at = self.at(&config, &prepared);
+        self.surroundings.tcp.store(Arc::new(config.tcp));
         let before = self.generation.load_full();
-        let (old, routes) = (Arc::clone(&before), config.routes.clone());
+        let (old, routes) = (Arc::clone(&before), mem::take(&mut config.routes));
+        let (counters, surroundings) = (Arc::clone(&self.counters), Arc::clone(&self.surroundings));
         // For 100,000 routes this takes long enough to be felt by connections.
-        let built = tokio::task::spawn_blocking(move || generation::succeed(&old, routes, &ground)).await;
+        let succeed = move || generation::succeed(&old, routes, at, &counters, &surroundings);
+        let built = tokio::task::spawn_blocking(succeed).await;
         let (generation, changes, removed) = match built {
             Ok(built) => built,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
@@ -193,7 +198,7 @@ impl Server {
             info!(address = %listener.address, "no longer listening");
             listener.close().await;
         }
-        tokio::spawn(generation::end(before, removed, Arc::clone(&self.roster), self.timeouts.drain));
+        tokio::spawn(generation::end(before, removed, Arc::clone(&self.surroundings), self.timeouts.drain));
         self.counters.reloads.succeed();
         Ok(changes)
     }
@@ -227,22 +232,18 @@ impl Server {
         Ok(Prepared { share, listeners, admin })
     }
 
-    fn ground(&self, config: &Config, prepared: &Prepared) -> Ground {
+    /// Where the listeners will be.
+    fn at(&self, config: &Config, prepared: &Prepared) -> Vec<At> {
         let addresses = prepared.listeners.iter().map(|source| match source {
             Source::Running(number) => self.listeners[*number].0.address,
             Source::New(opened) => opened.address,
         });
-        let listeners = config.listeners.iter().zip(addresses).map(|(listener, address)| At {
+        let at = |(listener, address): (&config::Listener, _)| At {
             name: listener.name.as_str().into(),
             configured: listener.address,
             address,
-        });
-        Ground {
-            tcp: config.tcp,
-            listeners: listeners.collect(),
-            counters: Arc::clone(&self.counters),
-            roster: Arc::clone(&self.roster),
-        }
+        };
+        config.listeners.iter().zip(addresses).map(at).collect()
     }
 
     /// What cannot fail. The listeners that are no longer configured are left to be closed.
@@ -272,8 +273,6 @@ impl Server {
             tcp,
         };
         self.counters.refusal_log.admit(refusals_per_second);
-        let names: Vec<&str> = listeners.iter().map(|listener| listener.name.as_str()).collect();
-        self.counters.forget_other_listeners(&names);
         self.capacity.set(prepared.share);
         self.timeouts = timeouts;
 
@@ -298,12 +297,12 @@ impl Server {
         settings: &Settings,
         generation: &Generation,
     ) -> Vec<Listening> {
-        let mut running: Vec<Option<_>> = std::mem::take(&mut self.listeners).into_iter().map(Some).collect();
+        let mut running: Vec<Option<_>> = mem::take(&mut self.listeners).into_iter().map(Some).collect();
         let acceptor = Acceptor {
             permits: Arc::clone(&self.capacity.permits),
             counters: Arc::clone(&self.counters),
             connections: self.connections.clone(),
-            roster: Arc::clone(&self.roster),
+            roster: Arc::clone(&self.surroundings.roster),
         };
         for (number, (config::Listener { name, address: _, refuse }, source)) in
             configured.into_iter().zip(sources).enumerate()
@@ -327,8 +326,10 @@ impl Server {
                 }
                 Source::New(opened) => {
                     let current = Arc::new(ArcSwap::new(snapshot));
-                    let listening = acceptor.accept(opened, Arc::clone(&current));
-                    self.listeners.extend(listening.map(|listening| (listening, current)));
+                    if let Some(listening) = acceptor.accept(opened, Arc::clone(&current)) {
+                        listening.set_options(&settings.tcp);
+                        self.listeners.push((listening, current));
+                    }
                 }
             }
         }
@@ -349,17 +350,20 @@ impl Server {
         Some(Listening::new(socket, stop, acceptor))
     }
 
+    /// What keeps us from listening may be ourselves.
     fn in_the_way(&self, error: StartError) -> ReloadError {
-        if let StartError::Bind(BindError { address, error }) = &error
-            && Errno::from_io_error(error) == Some(Errno::ADDRINUSE)
-            && let Some((running, _)) = self.listeners.iter().find(|(running, _)| {
-                let is_any = |address: &SocketAddr| address.ip().is_unspecified();
-                running.address.port() == address.port() && (is_any(&running.address) || is_any(address))
-            })
-        {
-            return ReloadError::InTheWay { wanted: *address, running: running.address };
+        let StartError::Bind(BindError { address, error: reason }) = &error else { return error.into() };
+        let is_any = |address: &SocketAddr| address.ip().is_unspecified();
+        let overlaps = |running: &SocketAddr| {
+            running.port() == address.port() && (running == address || is_any(running) || is_any(address))
+        };
+        let listeners = self.listeners.iter().map(|(listening, _)| listening).chain(&self.admin);
+        match listeners.map(|listening| listening.address).find(overlaps) {
+            Some(running) if Errno::from_io_error(reason) == Some(Errno::ADDRINUSE) => {
+                ReloadError::InTheWay { wanted: *address, running }
+            }
+            _ => error.into(),
         }
-        error.into()
     }
 
     /// Where it listens, in the order of the configuration.
@@ -416,7 +420,7 @@ impl Server {
     }
 
     async fn accept_no_more(&mut self) {
-        for (listening, _) in std::mem::take(&mut self.listeners) {
+        for (listening, _) in mem::take(&mut self.listeners) {
             listening.close().await;
         }
         self.connections.close();
@@ -429,7 +433,7 @@ impl Server {
         let mut cut = 0;
         if timeout_at(deadline, self.connections.wait()).await.is_err() {
             cut = self.connections.len();
-            self.roster.end_all();
+            self.surroundings.roster.end_all();
             self.connections.wait().await;
         }
         self.counters.refusal_log.flush();

@@ -36,6 +36,8 @@ pub struct Endpoint {
     /// A copy of the condition's, to be read on every connection's way.
     state: AtomicU8,
     suspect: AtomicBool,
+    /// Whether a pool has it.
+    is_present: AtomicBool,
     /// Milliseconds from `born` to when it became ready again.
     recovered: AtomicU64,
     born: Instant,
@@ -61,6 +63,7 @@ impl Endpoint {
             connections: AtomicUsize::new(0),
             state: AtomicU8::new(State::Ready as u8),
             suspect: AtomicBool::new(false),
+            is_present: AtomicBool::new(true),
             recovered: AtomicU64::new(NEVER),
             born: Instant::now(),
             condition: Mutex::default(),
@@ -73,6 +76,18 @@ impl Endpoint {
     /// From now on this pool has it.
     pub(super) fn belong_to(&self, pool: &Arc<Pool>) {
         *self.pool.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(pool);
+        self.is_present.store(true, Relaxed);
+    }
+
+    /// It is no longer one of the pool's.
+    pub(super) fn leave(&self) {
+        self.is_present.store(false, Relaxed);
+    }
+
+    /// Whether new connections may go there, as far as the configuration and names say.
+    #[must_use]
+    pub fn is_present(&self) -> bool {
+        self.is_present.load(Relaxed)
     }
 
     /// A connection has found this. Where nobody has the endpoint, nobody asks any more.

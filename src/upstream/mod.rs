@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
@@ -92,7 +93,7 @@ pub struct ConnectBudget {
     pub per_try: Duration,
 }
 
-/// All that an upstream depends on: two with the same setup do the same.
+/// What a route says of its upstream: two with the same setup do the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setup {
     /// The route's name, for logs.
@@ -101,10 +102,17 @@ pub struct Setup {
     pub names: Vec<NamePattern>,
     /// As configured.
     pub settings: Settings,
+}
+
+/// What all upstreams have in common, as it is now.
+#[derive(Debug, Default)]
+pub struct Surroundings {
     /// For the connections that are made.
-    pub tcp: TcpOptions,
+    pub tcp: ArcSwap<TcpOptions>,
     /// Our own addresses, which are no upstreams.
-    pub listeners: Arc<[SocketAddr]>,
+    pub listeners: ArcSwap<Vec<SocketAddr>>,
+    /// Told whose connections must end.
+    pub roster: Arc<Roster>,
 }
 
 /// The endpoints of one route, for as long as the route is in use.
@@ -116,10 +124,10 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Begins to resolve and to check, within a tokio runtime; `roster` is told whose connections must end. The endpoints
-    /// of a predecessor keep what is known of them; it is retired.
+    /// Begins to resolve and to check, within a tokio runtime. The endpoints of a predecessor keep what is known of them;
+    /// it is retired.
     #[must_use]
-    pub fn start(setup: Setup, roster: Arc<Roster>, predecessor: Option<&Self>) -> Self {
+    pub fn start(setup: Setup, surroundings: &Arc<Surroundings>, predecessor: Option<&Self>) -> Self {
         let check = setup.settings.health_check.as_ref();
         if check.and_then(|check| check.tls.as_ref()).is_some_and(|tls| tls.ca_file.is_none()) {
             warn!(
@@ -130,7 +138,8 @@ impl Upstream {
         if let Some(predecessor) = predecessor {
             predecessor.retire();
         }
-        let pool = Arc::new(Pool::new(setup, roster, predecessor.map(|predecessor| &*predecessor.pool)));
+        let pool =
+            Arc::new(Pool::new(setup, Arc::clone(surroundings), predecessor.map(|predecessor| &*predecessor.pool)));
         pool.begin();
         let settings = &pool.setup.settings;
         let mut resolvers = Vec::new();
@@ -138,7 +147,7 @@ impl Upstream {
             if let Some((host, port)) = destination.name() {
                 let told = Arc::clone(&pool);
                 let lookups = resolve::run(host.into(), port, settings.resolve_every, move |answer| {
-                    told.answered(number, answer);
+                    told.answered(number, answer)
                 });
                 resolvers.push(tokio::spawn(lookups).abort_handle());
             }
@@ -152,12 +161,20 @@ impl Upstream {
         &self.pool.setup
     }
 
-    /// No longer resolves or checks. Connections that came before may still be made.
+    /// The surroundings have changed.
+    pub fn look_again(&self) {
+        self.pool.look_again();
+    }
+
+    /// No longer resolves or checks. Connections that came before may still be made, also those that wait for the first
+    /// answer to a name.
     pub fn retire(&self) {
-        for resolver in &self.resolvers {
-            resolver.abort();
-        }
         self.pool.close();
+    }
+
+    /// The same, and no other upstream has its endpoints.
+    pub fn remove(&self) {
+        self.pool.remove();
     }
 
     /// The destinations, each with the addresses that it stands for now.
@@ -232,7 +249,7 @@ impl Upstream {
 
     async fn connect_to(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        self.pool.setup.tcp.apply(&socket)?;
+        self.pool.surroundings.tcp.load().apply(&socket)?;
         let stream = socket.connect(address).await?;
         // The kernel may connect a port of this machine that nobody listens on to itself.
         let is_itself = address.ip().is_loopback() && stream.local_addr().is_ok_and(|local| local == address);
@@ -243,6 +260,9 @@ impl Upstream {
 impl Drop for Upstream {
     fn drop(&mut self) {
         self.retire();
+        for resolver in &self.resolvers {
+            resolver.abort();
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,8 +19,8 @@ use super::condition::{Finding, State, Thresholds};
 use super::endpoint::{Change, Endpoint, EndpointId};
 use super::health::{self, HealthCheck};
 use super::own::Own;
-use super::{Destination, Setup, failure};
-use crate::roster::{Order, Roster};
+use super::{Destination, Setup, Surroundings, failure};
+use crate::roster::Order;
 
 /// How many refused, timed-out or unanswered connections in a row make an endpoint dead where nothing checks it.
 const UNCHECKED: Thresholds = Thresholds { rise: 1, fall: 3 };
@@ -30,7 +31,7 @@ const EXPIRES_SOON_SECONDS: i64 = 14 * 24 * 3600;
 #[derive(Debug)]
 pub(super) struct Pool {
     pub(super) setup: Setup,
-    roster: Arc<Roster>,
+    pub(super) surroundings: Arc<Surroundings>,
     /// In the order of the configuration.
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
     members: Mutex<Members>,
@@ -70,7 +71,7 @@ impl Answer {
 
 impl Pool {
     /// Knows what its predecessor knew of the same names and addresses.
-    pub(super) fn new(setup: Setup, roster: Arc<Roster>, predecessor: Option<&Self>) -> Self {
+    pub(super) fn new(setup: Setup, surroundings: Arc<Surroundings>, predecessor: Option<&Self>) -> Self {
         let endpoints = predecessor.map(Self::endpoints).unwrap_or_default();
         let (before, former) = predecessor.map(Self::known).unwrap_or_default();
         let answer = |destination: &Destination| {
@@ -82,7 +83,7 @@ impl Pool {
         let unanswered = answers.iter().filter(|answer| !answer.is_known()).count();
         Self {
             setup,
-            roster,
+            surroundings,
             endpoints: ArcSwap::new(endpoints),
             members: Mutex::new(Members { answers, former, ..Members::default() }),
             unanswered: watch::Sender::new(unanswered),
@@ -181,8 +182,15 @@ impl Pool {
         self.endpoints().iter().chain(&members.former).cloned().collect()
     }
 
-    /// A name has been looked up.
-    pub(super) fn answered(self: &Arc<Self>, number: usize, answer: io::Result<Vec<SocketAddr>>) {
+    /// Our own addresses may have changed.
+    pub(super) fn look_again(self: &Arc<Self>) {
+        let mut members = self.members();
+        self.assemble(&mut members);
+        self.look_around(&members);
+    }
+
+    /// A name has been looked up. In a pool that is closed the first answer is all that is wanted, for who waits for it.
+    pub(super) fn answered(self: &Arc<Self>, number: usize, answer: io::Result<Vec<SocketAddr>>) -> ControlFlow<()> {
         let mut members = self.members();
         let destination = &self.setup.settings.destinations[number];
         let known = &mut members.answers[number];
@@ -206,19 +214,22 @@ impl Pool {
             }
         }
         self.look_around(&members);
+        let goes_on = if members.is_closed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         drop(members);
         self.unanswered.send_modify(|unanswered| *unanswered -= usize::from(is_first));
+        goes_on
     }
 
     /// Who is still there keeps its state and its connections. Who is not gets no new ones.
     fn assemble(self: &Arc<Self>, members: &mut Members) {
-        if members.is_closed {
+        let before = self.endpoints();
+        if members.is_closed && !before.is_empty() {
             return;
         }
-        let before = self.endpoints();
+        let listeners = self.surroundings.listeners.load();
         let mut after: Vec<Arc<Endpoint>> = Vec::new();
         let mut loops = Vec::new();
-        let own = Own::new(&self.setup.listeners);
+        let own = Own::new(&listeners);
         let addresses: Vec<SocketAddr> = members.answers.iter().flat_map(|answer| &answer.addresses).copied().collect();
         for address in addresses {
             if after.iter().any(|endpoint| endpoint.address == address) || loops.contains(&address) {
@@ -245,8 +256,10 @@ impl Pool {
             }
             let connections = endpoint.connections();
             info!(route = &*self.setup.route, endpoint = %endpoint.address, connections, "endpoint removed");
+            endpoint.leave();
             if members.former.len() == MAX_FORMER {
-                members.former.remove(0);
+                let idle = members.former.iter().position(|endpoint| endpoint.connections() == 0);
+                members.former.remove(idle.unwrap_or(0));
             }
             members.former.push(Arc::clone(endpoint));
         }
@@ -260,6 +273,9 @@ impl Pool {
     }
 
     fn look_after(self: &Arc<Self>, endpoint: &Arc<Endpoint>, members: &mut Members) {
+        if members.is_closed {
+            return;
+        }
         endpoint.belong_to(self);
         let caretaker = tokio::spawn(health::look_after(Arc::clone(self), Arc::clone(endpoint)));
         members.caretakers.insert(endpoint.id, caretaker.abort_handle());
@@ -271,6 +287,14 @@ impl Pool {
         members.is_closed = true;
         for (_, caretaker) in members.caretakers.drain() {
             caretaker.abort();
+        }
+    }
+
+    /// Nobody is looked after any more, and nobody else has the endpoints.
+    pub(super) fn remove(&self) {
+        self.close();
+        for endpoint in &*self.endpoints() {
+            endpoint.leave();
         }
     }
 
@@ -337,7 +361,7 @@ impl Pool {
 
     /// Ends the connections of an endpoint that is gone.
     pub(super) fn cut(&self, endpoint: &Endpoint) {
-        let cut = self.roster.end_those_at(&[endpoint.id], Order::EndpointGone, usize::MAX);
+        let cut = self.surroundings.roster.end_those_at(endpoint.id, Order::EndpointGone);
         if cut > 0 {
             warn!(route = &*self.setup.route, endpoint = %endpoint.address, cut, cause = &*endpoint.cause(), "connections of a dead endpoint are cut");
         }

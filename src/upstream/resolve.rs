@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -23,15 +24,21 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// all threads.
 const MAX_LOOKUPS: usize = 32;
 
-/// Looks a name up for as long as it runs, and tells of every answer: what is new about it is for the listener to see.
-pub(super) async fn run(host: Box<str>, port: u16, every: Duration, answered: impl Fn(io::Result<Vec<SocketAddr>>)) {
+/// Looks a name up and tells of every answer, until who is told wants no more. What is new about an answer is for it to
+/// see.
+pub(super) async fn run(
+    host: Box<str>,
+    port: u16,
+    every: Duration,
+    answered: impl Fn(io::Result<Vec<SocketAddr>>) -> ControlFlow<()>,
+) {
     run_with(|| system(host.clone(), port), every, answered).await;
 }
 
 async fn run_with<F: Future<Output = io::Result<Vec<SocketAddr>>>>(
     lookup: impl Fn() -> F,
     every: Duration,
-    answered: impl Fn(io::Result<Vec<SocketAddr>>),
+    answered: impl Fn(io::Result<Vec<SocketAddr>>) -> ControlFlow<()>,
 ) {
     loop {
         let mut lookup = pin!(lookup());
@@ -39,10 +46,13 @@ async fn run_with<F: Future<Output = io::Result<Vec<SocketAddr>>>>(
         let answer = loop {
             match timeout(PATIENCE, &mut lookup).await {
                 Ok(answer) => break answer,
-                Err(_) => answered(Err(late())),
+                Err(_) if answered(Err(late())).is_break() => return,
+                Err(_) => {}
             }
         };
-        answered(answer.and_then(tidy));
+        if answered(answer.and_then(tidy)).is_break() {
+            return;
+        }
         sleep(jittered(every)).await;
     }
 }
@@ -88,6 +98,7 @@ mod tests {
         let note = |answer: io::Result<Vec<SocketAddr>>| {
             let answer = answer.map(|addresses| addresses.len()).map_err(|error| error.to_string());
             told.lock().unwrap().push((start.elapsed().as_secs(), answer));
+            ControlFlow::Continue(())
         };
         let _ = timeout(Duration::from_secs(25), run_with(lookup, Duration::from_secs(10), note)).await;
         told.into_inner().unwrap()
