@@ -408,3 +408,89 @@ fn g08_a_thousand_routes_a_hundred_times_leave_memory_and_descriptors_flat() {
     assert!(late < early * 1.3, "{early} B after 20 reloads, {late} B after 100");
     assert_eq!(ask(router.address(), "n5.example"), answered("served"));
 }
+
+#[test]
+fn g11_what_comes_back_before_it_is_drained_keeps_its_connections() {
+    let (first, held) = Backend::held();
+    let (second, also_held) = Backend::held();
+    let pool = |addresses: &[SocketAddr]| {
+        format!("{{endpoints: {:?}}}", addresses.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let text = |routes: &[(&str, &[SocketAddr])]| {
+        let routes: String = routes
+            .iter()
+            .map(|(name, addresses)| format!("  - {{sni: {name}, upstream: {}}}\n", pool(addresses)))
+            .collect();
+        format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\ntimeouts: {{drain: 1s}}\nroutes:\n{routes}")
+    };
+    let (one, both): (&[_], &[_]) = (&[first.address()], &[first.address(), second.address()]);
+    let router = Router::start(&text(&[(NAME, both), (OTHER, one), ("last.example", one)]));
+    let mut clients: Vec<Client> = [NAME, NAME, OTHER, "last.example"]
+        .map(|name| Client::send(router.address(), &Hello::to(name).record()))
+        .into();
+    let mut upstreams = vec![also_held.recv().unwrap()];
+    upstreams.extend((0..3).map(|_| held.recv().unwrap()));
+
+    // An endpoint and a route go, and come back; one more route goes, whose end tells that the time of all is over.
+    router.reload(&text(&[(NAME, one), ("last.example", one)]));
+    assert_eq!(router.reload(&text(&[(NAME, both), (OTHER, one), ("last.example", one)]))["added"], 1);
+    router.reload(&text(&[(NAME, both), (OTHER, one)]));
+    clients[3].rest();
+    router.wait("the end", |line| line["message"] == "connections of what was removed have ended");
+    for upstream in &mut upstreams {
+        let _ = std::io::Write::write_all(upstream, b"x");
+    }
+    for client in &mut clients[..3] {
+        assert_eq!(client.read(1), b"x");
+    }
+    assert_eq!(router.log().iter().filter(|line| line["outcome"] == "drained").count(), 1);
+}
+
+#[test]
+fn g05_a_pipe_in_place_of_the_file_holds_nothing_up() {
+    let backend = Backend::named("served");
+    let mut router = Router::start(&config(&[(NAME, backend.address())], "workers: 1\n"));
+    std::fs::remove_file(&router.config).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&router.config).status().unwrap().success());
+    let told = router.reload_as_it_is();
+    assert!(told["reason"].as_str().unwrap().ends_with("not a regular file"), "{told}");
+    assert_eq!(ask(router.address(), NAME), answered("served"));
+    let output = snigate().args(["run", "-c"]).arg(&router.config).output().unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    router.signal(Signal::TERM);
+    assert_eq!(router.exit().code(), Some(0));
+}
+
+#[test]
+fn limits_go_down_and_up_under_connections() {
+    let backend = Backend::echo();
+    let text = |limit: usize| config(&[(NAME, backend.address())], &format!("limits: {{connections: {limit}}}\n"));
+    let router = Router::start(&text(20));
+    let hello = Hello::to(NAME).record();
+    let open = || {
+        let mut client = Client::send(router.address(), &hello);
+        client.read(hello.len());
+        client
+    };
+    let mut clients: Vec<Client> = (0..20).map(|_| open()).collect();
+    for limit in [5, 12, 3, 8] {
+        assert_eq!(router.reload(&text(limit))["message"], "reloaded");
+    }
+    // None of those that are open is cut. When they have ended, there is room for eight.
+    for client in &mut clients {
+        client.write(b"there?");
+        client.read(6);
+    }
+    for client in clients.drain(..) {
+        client.finish();
+    }
+    eventually("all have ended", || connections(&router, NAME) == 0.0);
+    clients.extend((0..8).map(|_| open()));
+    let mut waits = Client::send(router.address(), &hello);
+    router.wait("that the limit is reached", |line| {
+        line["message"].as_str().is_some_and(|message| message.contains("limits.connections is reached"))
+    });
+    assert_eq!(connections(&router, NAME), 8.0);
+    clients.pop().unwrap().finish();
+    assert_eq!(waits.read(hello.len()), hello);
+}

@@ -71,6 +71,58 @@ fn h13_the_watchdog_is_fed() {
 }
 
 #[test]
+fn h13_after_an_upgrade_only_the_new_process_feeds_the_watchdog() {
+    let (backend, held) = Backend::held();
+    let text = config(&[(NAME, backend.address())], "");
+    let (router, manager) = under_a_manager(TempDir::new().unwrap(), &text, |command| {
+        command.env("WATCHDOG_USEC", "100000");
+    });
+    let _client = Client::send(router.address(), &Hello::to(NAME).record());
+    let _upstream = held.recv_timeout(PATIENCE).unwrap();
+    router.signal(Signal::USR2);
+    while !told(&manager).contains("MAINPID") {}
+    router.wait("the upgrade", |line| line["process"].is_number());
+    router.wait("a drain", |line| line["message"] == "draining");
+    let new = router.successors().pop().unwrap();
+    while told(&manager) != "WATCHDOG=1\n" {}
+    rustix::process::kill_process(new, Signal::STOP).unwrap();
+    manager.set_read_timeout(Some(std::time::Duration::from_millis(500))).unwrap();
+    // What was on the way, and then nothing.
+    while manager.recv(&mut [0; 64]).is_ok() {}
+    assert!(rustix::process::test_kill_process(router.pid()).is_ok(), "the old one is still there");
+}
+
+#[test]
+fn a_manager_that_does_not_listen_holds_nothing_up() {
+    let backend = Backend::named("served");
+    let text = config(&[(NAME, backend.address())], "workers: 1\n");
+    let (mut router, manager) = under_a_manager(TempDir::new().unwrap(), &text, |command| {
+        command.env("WATCHDOG_USEC", "1000");
+    });
+    router.address();
+    // Its queue is full when no more is told.
+    let mut before = 0;
+    loop {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let queued = queued(&manager);
+        if queued > 0 && queued == before {
+            break;
+        }
+        before = queued;
+    }
+    let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+    client.finish();
+    assert_eq!(client.rest().0, b"served");
+    router.signal(Signal::TERM);
+    assert_eq!(router.exit().code(), Some(0));
+}
+
+/// Bytes that have been told and not been listened to.
+fn queued(manager: &UnixDatagram) -> u64 {
+    rustix::io::ioctl_fionread(manager).unwrap()
+}
+
+#[test]
 fn sockets_of_a_socket_unit_are_served_and_others_are_closed() {
     let backend = Backend::named("served");
     let [socket, unused] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());

@@ -244,3 +244,36 @@ fn h10_who_drains_does_not_upgrade_and_a_stop_after_an_upgrade_drains() {
     router.wait("one was cut", |line| line["message"] == "drained" && line["cut"] == 1);
     assert!(TcpStream::connect(router.address()).is_ok() && test_kill_process(new).is_ok(), "the new one serves");
 }
+
+#[test]
+fn a_reload_that_is_asked_for_during_an_upgrade_is_not_forgotten() {
+    let (first, second) = (Backend::named("first"), Backend::named("served"));
+    let (router, binary) = linked(&config(&[(NAME, first.address())], ""));
+    let go = binary.with_extension("go");
+    fs::remove_file(&binary).unwrap();
+    fs::write(&binary, format!("#!/bin/sh\nuntil [ -e {} ]; do sleep 0.05; done\nexit 1\n", go.display())).unwrap();
+    fs::set_permissions(&binary, Permissions::from_mode(0o755)).unwrap();
+    router.signal(Signal::USR2);
+    router.wait("it waits", |line| line["message"] == "upgrading");
+    fs::write(&router.config, config(&[(NAME, second.address())], "")).unwrap();
+    router.signal(Signal::HUP);
+    fs::write(&go, "").unwrap();
+    router.wait("the refusal", |line| line["message"] == "not upgraded; this process goes on");
+    router.wait("and then the reload", |line| line["message"] == "reloaded");
+    assert!(is_served(router.address()));
+}
+
+#[test]
+fn who_keeps_a_connection_to_the_old_admin_listener_is_sent_away() {
+    let backend = Backend::named("served");
+    let (held_backend, held) = Backend::held();
+    let (router, _) = linked(&config(&[(NAME, backend.address()), ("held.example", held_backend.address())], ""));
+    let _stream = Client::send(router.address(), &Hello::to("held.example").record());
+    let _upstream = held.recv_timeout(PATIENCE).unwrap();
+    let mut scraper = Client::send(router.admin(), b"GET /livez HTTP/1.1\r\nhost: admin\r\n\r\n");
+    assert!(String::from_utf8(scraper.read(15)).unwrap().ends_with("200 OK"));
+    upgrade(&router);
+    let (rest, end) = scraper.rest();
+    assert!(end == End::Fin && rest.ends_with(b"ok\n"), "its answer, and no 503 after it");
+    assert_eq!(router.get("/readyz").0, 200);
+}
