@@ -2,12 +2,14 @@
 
 use std::io;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Duration;
 
 use listenfd::ListenFd;
 use sd_notify::{NotifyState, notify, watchdog_enabled};
 use socket2::SockRef;
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
-use tokio::time::interval;
+use tokio::time::{interval, timeout};
 use tracing::debug;
 
 use crate::server::Inherited;
@@ -29,10 +31,13 @@ pub enum Phase {
 
 /// Where to tell systemd. What it is told, a thread of its own sends: the socket may be full.
 #[derive(Clone, Debug)]
-pub struct Manager(Option<SyncSender<Phase>>);
+pub struct Manager(Option<SyncSender<(Phase, oneshot::Sender<()>)>>);
 
 /// More than that is not worth to be told late.
 const MAX_UNSENT: usize = 16;
+
+/// For it to be told what it must know before this process may end.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Manager {
     /// If there is one.
@@ -41,17 +46,38 @@ impl Manager {
         if std::env::var_os("NOTIFY_SOCKET").is_none() {
             return Self(None);
         }
-        let (sender, phases) = sync_channel(MAX_UNSENT);
-        let send_all = move || phases.iter().for_each(send);
+        let (sender, phases) = sync_channel::<(Phase, oneshot::Sender<()>)>(MAX_UNSENT);
+        let send_all = move || {
+            for (phase, sent) in phases {
+                send(phase);
+                // Where nobody waits for it, it is dropped.
+                let _ = sent.send(());
+            }
+        };
         let thread = std::thread::Builder::new().name("systemd".into()).spawn(send_all);
         Self(thread.ok().map(|_| sender))
     }
 
     /// Tells it, sooner or later; not at all if it does not listen.
     pub fn tell(&self, phase: Phase) {
-        if self.0.as_ref().is_some_and(|sender| sender.try_send(phase).is_err()) {
-            debug!(?phase, "systemd does not listen");
+        drop(self.send(phase));
+    }
+
+    /// Tells it, and waits until it is told, but not for long.
+    pub async fn tell_now(&self, phase: Phase) {
+        if let Some(sent) = self.send(phase) {
+            // Late or not: there is nothing to be done about it.
+            let _ = timeout(PATIENCE, sent).await;
         }
+    }
+
+    fn send(&self, phase: Phase) -> Option<oneshot::Receiver<()>> {
+        let (sent, is_sent) = oneshot::channel();
+        if self.0.as_ref()?.try_send((phase, sent)).is_err() {
+            debug!(?phase, "systemd does not listen");
+            return None;
+        }
+        Some(is_sent)
     }
 
     /// Tells it that we are alive, twice as often as it asks for (`WatchdogSec=`), for as long as the runtime works and this

@@ -115,7 +115,7 @@ fn h08_an_upgrade_refuses_nobody_and_lets_streams_finish() {
 }
 
 #[test]
-fn h08_an_upgrade_takes_the_new_binary_and_the_new_configuration() {
+fn h11_an_upgrade_takes_the_new_binary_and_the_new_configuration() {
     let (first, second) = (Backend::named("first"), Backend::named("served"));
     let (mut router, binary) = linked(&config(&[(NAME, first.address())], ""));
     let address = router.address();

@@ -129,11 +129,11 @@ async fn serve(
     Ok(match change(&mut server, &mut signals, file.as_mut(), watches, &manager).await {
         Ending::Stop(signal) => {
             info!(signal, "stopping; once more to exit at once");
-            manager.tell(Phase::Stopping);
+            manager.tell_now(Phase::Stopping).await;
             stop(&mut server, signals).await
         }
         Ending::Upgraded(process) => {
-            manager.tell(Phase::SucceededBy(process));
+            manager.tell_now(Phase::SucceededBy(process)).await;
             if let Some(watchdog) = watchdog {
                 watchdog.abort();
             }

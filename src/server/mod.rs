@@ -259,7 +259,7 @@ impl Server {
             relay,
             workers: _,
             watch: _,
-            admin,
+            admin: _,
             log,
         } = config;
         let Timeouts { hello, idle, half_close, drain: _, upgrade_drain: _, shutdown_delay: _ } = timeouts;
@@ -278,13 +278,11 @@ impl Server {
 
         let mut closed = self.listen(listeners, prepared.listeners, &settings, &generation);
         self.generation.store(generation);
-        match (prepared.admin, admin) {
-            (Some(Source::New(opened)), Some(_)) => {
-                closed.extend(self.admin.take());
-                self.admin = self.listen_admin(opened);
-            }
-            (Some(Source::Running(_)), _) => {}
-            (Some(Source::New(_)) | None, _) => closed.extend(self.admin.take()),
+        if !matches!(prepared.admin, Some(Source::Running(_))) {
+            closed.extend(self.admin.take());
+        }
+        if let Some(Source::New(opened)) = prepared.admin {
+            self.admin = self.listen_admin(opened);
         }
         closed
     }
