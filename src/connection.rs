@@ -15,6 +15,7 @@ use crate::refusal::{Refusal, Refuse};
 use crate::relay::{self, Deadlines, Ending, Engine, Event, Side};
 use crate::roster::{Member, Order};
 use crate::route::{Client, RouteTable};
+use crate::server_hello::Answer;
 use crate::upstream::{Connected, Upstream};
 
 /// All that a connection needs to know when it arrives; it never changes.
@@ -102,12 +103,12 @@ pub fn serve<P: Send>(
         membership.reached(place.endpoint().id);
         // A stream of days must not keep an old configuration alive.
         drop(snapshot);
-        let happens = |event| match event {
+        let happens = |event: Event<'_>| match event {
             Event::Delivered(Side::Client, bytes) => account.received(bytes),
-            Event::Delivered(Side::Upstream, bytes) => {
-                if account.sent(bytes) {
-                    place.answered();
-                }
+            Event::Delivered(Side::Upstream, bytes) => account.sent(bytes),
+            Event::Answered(bytes) => {
+                place.answered();
+                account.learn(|facts| facts.answer = Answer::parse(bytes));
             }
             Event::Unanswered => {
                 if account.complains() {

@@ -10,7 +10,8 @@
 //!    ClientHello or found that there is none.
 //! 3. [`route`] finds the most specific route for the [`name`].
 //! 4. [`upstream`] connects to one of the route's endpoints.
-//! 5. [`relay`] moves bytes between the two sockets until both sides are done.
+//! 5. [`relay`] moves bytes between the two sockets until both sides are done. What the API server answers first is told by
+//!    [`server_hello`].
 //! 6. [`account`] counts and logs, once, what became of it. A client that cannot be served has been told why by
 //!    [`refusal`].
 //!
@@ -20,7 +21,7 @@
 //! all this, and [`admin`] shows the counters.
 //!
 //! # As a library
-//! [`client_hello`], [`name`] and [`route`] are pure: bytes and names in, answers out. They are all there is with
+//! [`client_hello`], [`server_hello`], [`name`] and [`route`] are pure: bytes and names in, answers out. They are all there is with
 //! `default-features = false`. Feature `router` (default) brings everything that does I/O, feature `demo` (default)
 //! the `demo` command with its throwaway certificates.
 
@@ -47,6 +48,7 @@ pub mod roster;
 pub mod route;
 #[cfg(feature = "router")]
 pub mod server;
+pub mod server_hello;
 #[cfg(feature = "router")]
 mod sys;
 #[cfg(feature = "router")]

@@ -13,7 +13,9 @@ use snigate::config::ConfigError;
 const EXIT_CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
-    match commands::run(cli::Arguments::parse()) {
+    let result = commands::run(cli::Arguments::parse());
+    logging::finish();
+    match result {
         Ok(code) => code,
         Err(error) => {
             complain(&error);

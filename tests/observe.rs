@@ -1,7 +1,14 @@
 //! Log lines and metrics.
 
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::Stdio;
+
+use crate::support::backend::closed;
+use crate::support::client::alert;
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, Router, eventually};
+use crate::support::tls::{self, Authority};
+use crate::support::{Backend, Client, Hello, Router, eventually, snigate};
 
 const NAME: &str = "a.example";
 
@@ -142,4 +149,95 @@ fn the_admin_listener_only_answers_what_it_has() {
     assert_eq!(router.get("/nothing").0, 404);
     let mut post = Client::send(router.admin(), b"POST /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
     assert!(post.rest().0.starts_with(b"HTTP/1.1 405 "));
+}
+
+#[test]
+fn e12_a_log_that_nobody_reads_holds_nothing_up() {
+    let backend = Backend::named("served");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    let text = format!("{}log: {{refusals_per_second: 0}}\n", config(&[(NAME, backend.address())], ""))
+        .replace("listen: 127.0.0.1:0", "listen: 127.9.1.1:6443")
+        .replace("admin: 127.0.0.1:0", "admin: {address: \"127.9.1.1:9443\", allow_remote: true}");
+    std::fs::write(&path, text).unwrap();
+    let mut child = snigate().args(["run", "-c"]).arg(&path).stderr(Stdio::piped()).spawn().unwrap();
+    let (address, admin): (SocketAddr, SocketAddr) =
+        ("127.9.1.1:6443".parse().unwrap(), "127.9.1.1:9443".parse().unwrap());
+    eventually("it listens", || std::net::TcpStream::connect(admin).is_ok());
+    let lost = || {
+        let mut client = Client::send(admin, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let text = String::from_utf8(client.rest().0).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("snigate_log_lines_lost_total "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    // A pipe holds 64 KiB, and some thousand lines wait.
+    let mut refused = 0;
+    while lost() == 0 {
+        for _ in 0..500 {
+            let mut client = Client::send(address, b"GET / HTTP/1.1\r\n\r\n");
+            client.finish_if_open();
+            client.rest();
+        }
+        refused += 500;
+        assert!(refused < 20_000, "no line is lost");
+    }
+    let mut client = Client::send(address, &Hello::to(NAME).record());
+    client.finish();
+    assert_eq!(client.rest().0, b"served");
+
+    // As soon as somebody reads, it is told.
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let told = lines.find(|line| line.contains("log lines were lost")).unwrap();
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert!(told["lost"].as_u64().unwrap() > 0 && told["level"] == "WARN", "{told}");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+    assert!(lines.any(|line| line.contains("\"drained\"")), "to the last line");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn what_the_server_answers_first_is_told() {
+    let authority = Authority::new();
+    let server = tls::serve(&authority, NAME, false);
+    let refuses = Backend::start(|mut stream| {
+        let _ = std::io::Read::read(&mut stream, &mut [0; 4096]);
+        let _ = std::io::Write::write_all(&mut stream, &alert(40));
+    });
+    let routes = [(NAME, server.address()), ("refused.example", refuses.address())];
+    for engine in ["auto", "copy", "splice"] {
+        let router = Router::start(&config(&routes, &format!("relay: {engine}\n")));
+        tls::get(router.address(), &authority, NAME, None).unwrap();
+        let account = router.wait("its end", |line| line["route"] == NAME && line["outcome"].is_string());
+        assert_eq!(account["tls.established.version"], "1.3");
+        assert!(account["tls.alert"].is_null(), "{account}");
+
+        let mut client = Client::send(router.address(), &Hello::to("refused.example").record());
+        assert_eq!(client.rest().0, alert(40));
+        client.finish_if_open();
+        let account = router.account_of(client.address());
+        assert_eq!(account["tls.alert"], "handshake_failure");
+        assert!(account["tls.established.version"].is_null(), "{account}");
+    }
+}
+
+#[test]
+fn the_last_refusals_are_remembered_with_their_reasons() {
+    let router = Router::start(&config(&[(NAME, closed())], "log: {refusals_per_second: 0}\n"));
+    for name in ["first.example", NAME] {
+        serve_one(&router, &Hello::to(name));
+    }
+    for number in 0..300 {
+        serve_one(&router, &Hello::to(&format!("n{number}.example")));
+        if number == 0 {
+            let refusals: serde_json::Value = serde_json::from_str(&router.get("/api/refusals").1).unwrap();
+            let told = |number: usize, key: &str| refusals[number][key].as_str().unwrap_or("").to_owned();
+            assert_eq!((told(0, "server_name"), told(0, "outcome")), ("n0.example".into(), "unknown_name".into()));
+            assert_eq!((told(1, "route"), told(1, "outcome")), (NAME.into(), "connect_refused".into()));
+            assert!(told(1, "reason").contains("connection refused"), "{refusals}");
+            assert!(told(2, "client").starts_with("127.0.0.1:") && told(2, "time").ends_with('Z'), "{refusals}");
+            assert_eq!(told(2, "listener"), "127.0.0.1:0");
+        }
+    }
+    let refusals: serde_json::Value = serde_json::from_str(&router.get("/api/refusals").1).unwrap();
+    assert_eq!((refusals.as_array().unwrap().len(), &refusals[0]["server_name"]), (256, &"n299.example".into()));
 }

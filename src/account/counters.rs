@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use prometheus_client::metrics::histogram::Histogram;
 
-use super::{Outcome, RefusalLog};
+use super::{Outcome, RefusalLog, Refusals};
 
 /// The route of connections that have none.
 pub const UNROUTED: &str = "_none";
@@ -31,6 +31,10 @@ pub struct Counters {
     pub refusal_log: Arc<RefusalLog>,
     /// Configurations that were to replace the running one.
     pub reloads: Reloads,
+    /// Clients that were not served, the last ones.
+    pub refusals: Refusals,
+    /// Log lines that nobody took.
+    pub log_lines_lost: AtomicU64,
     /// When this process began to count.
     pub started: SystemTime,
     accept_errors: Mutex<BTreeMap<&'static str, u64>>,
@@ -130,6 +134,8 @@ impl Counters {
             hello_seconds: Histogram::new(LATENCY_BUCKETS),
             refusal_log: Arc::new(RefusalLog::new(refusals_per_second)),
             reloads: Reloads::default(),
+            refusals: Refusals::default(),
+            log_lines_lost: AtomicU64::new(0),
             started: SystemTime::now(),
             accept_errors: Mutex::default(),
             errors_logged: OncePerSecond::default(),
@@ -159,7 +165,9 @@ impl Counters {
         let mut routes = self.known_routes();
         routes.retain(|_, route| {
             let is_used = Arc::strong_count(&route.what) > 1;
-            route.is_worth_showing(is_used)
+            let is_recent = route.is_worth_showing(is_used);
+            // What nothing has been counted of is not missed.
+            is_used || (is_recent && !route.what.ended().is_empty())
         });
         routes.values().map(|route| Arc::clone(&route.what)).collect()
     }

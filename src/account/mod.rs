@@ -3,16 +3,21 @@
 mod counters;
 mod outcome;
 mod refusal_log;
+mod refusals;
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 pub use counters::{Counters, Listener, OutcomeCounts, Reloads, RouteCounters, UNROUTED};
 pub use outcome::{Alert, ClosedBy, Outcome, Stage};
 pub use refusal_log::RefusalLog;
+pub use refusals::{Refusals, Refused};
 use tracing::Level;
+
+use crate::server_hello::{Answer, alert_name};
 
 /// The longest server name in a log line, in bytes; longer ones (all invalid) are cut.
 const MAX_LOGGED_NAME: usize = 255;
@@ -43,6 +48,8 @@ pub struct Facts {
     pub next_protocol: Option<Box<str>>,
     /// `tls.protocol.version`: the highest the client offers.
     pub protocol_version: Option<u16>,
+    /// `tls.established.version`, or `tls.alert`: what the upstream has answered first.
+    pub answer: Option<Answer>,
     /// `upstream.address`
     pub upstream: Option<SocketAddr>,
     /// `upstream.local.address`: who we are to the API server, as in its audit log.
@@ -116,12 +123,10 @@ impl Account {
         self.route.received.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// Bytes went to the client; whether these are the first.
-    pub fn sent(&mut self, bytes: usize) -> bool {
-        let is_first = self.sent == 0;
+    /// Bytes went to the client.
+    pub fn sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;
         self.route.sent.fetch_add(bytes as u64, Relaxed);
-        is_first
     }
 
     /// Whether nothing has gone to the client, and this is the first time that it is asked.
@@ -138,6 +143,18 @@ impl Account {
     /// What connects and leaves without a word is a balancer's health check.
     fn is_bare(&self) -> bool {
         self.outcome == Outcome::ClientGone && self.received == 0
+    }
+
+    fn refused(&self) -> Refused {
+        Refused {
+            at: SystemTime::now(),
+            client: self.client,
+            listener: self.listener.name.clone(),
+            route: self.route.name().into(),
+            server_name: self.facts.server_name.clone(),
+            outcome: self.outcome,
+            reason: self.facts.reason.clone(),
+        }
     }
 
     fn may_log(&self) -> bool {
@@ -158,6 +175,8 @@ impl Account {
                     server.address = self.facts.server_name.as_deref(),
                     tls.next_protocol = self.facts.next_protocol.as_deref(),
                     tls.protocol.version = self.facts.protocol_version.map(version),
+                    tls.established.version = self.facts.answer.and_then(established).map(version),
+                    tls.alert = self.facts.answer.and_then(refused).map(tracing::field::display),
                     upstream.address = self.facts.upstream.map(tracing::field::display),
                     upstream.local.address = self.facts.upstream_local.map(tracing::field::display),
                     bytes.received = self.received,
@@ -193,8 +212,27 @@ impl Drop for Account {
         self.route.active.fetch_sub(1, Relaxed);
         self.route.count(&self.listener.name, self.outcome);
         self.route.connection_seconds.observe(self.age().as_secs_f64());
+        if self.outcome.is_refusal() && !self.is_bare() {
+            self.listener.counters.refusals.note(self.refused());
+        }
         if self.may_log() {
             self.log();
+        }
+    }
+}
+
+fn established(answer: Answer) -> Option<u16> {
+    match answer {
+        Answer::Hello(version) | Answer::Retry(version) => Some(version),
+        Answer::Alert(_) => None,
+    }
+}
+
+fn refused(answer: Answer) -> Option<Cow<'static, str>> {
+    match answer {
+        Answer::Hello(_) | Answer::Retry(_) => None,
+        Answer::Alert(description) => {
+            Some(alert_name(description).map_or_else(|| description.to_string().into(), Cow::from))
         }
     }
 }

@@ -49,6 +49,7 @@ impl Collector for Snapshot {
         self.endpoints(&mut encoder)?;
         self.accept_errors(&mut encoder)?;
         self.reloads(&mut encoder)?;
+        self.log(&mut encoder)?;
         let build = [("version", env!("CARGO_PKG_VERSION"))];
         encoder
             .encode_descriptor("snigate_build", "The running version", None, MetricType::Info)?
@@ -215,6 +216,16 @@ impl Snapshot {
             "When the running configuration was taken, since the epoch",
             whole(last_success.load(Relaxed)),
         )
+    }
+
+    fn log(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let lost = encoder.encode_descriptor(
+            "snigate_log_lines_lost",
+            "Log lines that were not read fast enough",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(self.counters.log_lines_lost.load(Relaxed)).encode(lost)
     }
 
     /// What every process tells Prometheus. What the kernel does not tell us is left out.

@@ -99,11 +99,12 @@ fn answer(request: &Request<Incoming>, state: &State) -> Response<Full<Bytes>> {
             Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
         },
         "/api/status" => respond(StatusCode::OK, JSON, format!("{:#}\n", status::of(state))),
+        "/api/refusals" => respond(StatusCode::OK, JSON, format!("{:#}\n", status::refusals(state))),
         "/readyz" | "/healthz" if state.draining.is_cancelled() => {
             respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n")
         }
         "/livez" | "/readyz" | "/healthz" => respond(StatusCode::OK, TEXT, "ok\n"),
-        _ => respond(StatusCode::NOT_FOUND, TEXT, "try /metrics, /api/status, /livez or /readyz\n"),
+        _ => respond(StatusCode::NOT_FOUND, TEXT, "try /metrics, /api/status, /api/refusals, /livez or /readyz\n"),
     }
 }
 

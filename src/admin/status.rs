@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde_json::{Map, Value, json};
 
 use super::State;
+use crate::account::Refused;
 use crate::connection::Route;
 use crate::server::At;
 
@@ -26,6 +27,23 @@ pub(super) fn of(state: &State) -> Value {
         "listeners": generation.listeners.iter().map(listener).collect::<Vec<_>>(),
         "routes": generation.routes.iter().map(|target| route(target)).collect::<Vec<_>>(),
     })
+}
+
+/// The last clients that were not served, the last one first.
+pub(super) fn refusals(state: &State) -> Value {
+    let refusal = |refused: &Refused| {
+        let Refused { at, client, listener, route, server_name, outcome, reason } = refused;
+        json!({
+            "time": humantime::format_rfc3339_millis(*at).to_string(),
+            "client": client.to_string(),
+            "listener": listener,
+            "route": route,
+            "server_name": server_name,
+            "outcome": outcome.label(),
+            "reason": reason,
+        })
+    };
+    state.counters.refusals.last().iter().map(refusal).collect()
 }
 
 fn route(route: &Route) -> Value {

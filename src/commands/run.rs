@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use anyhow::Context as _;
@@ -17,6 +18,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
 use crate::cli::Run;
+use crate::logging::Losses;
 use crate::{EXIT_CONFIG, logging};
 
 pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
@@ -37,15 +39,15 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
         config => config?,
     };
     config.log.format = log_format.unwrap_or(config.log.format);
-    logging::start(&config.log);
+    let losses = logging::start(&config.log);
     let file = source.map(|source| (Watch::new(source.path.clone(), loaded.digest), source));
-    Ok(start(config, file).unwrap_or_else(|reason| {
+    Ok(start(config, file, losses).unwrap_or_else(|reason| {
         error!(reason = format!("{reason:#}"), "cannot start");
         ExitCode::FAILURE
     }))
 }
 
-fn start(config: Config, file: Option<(Watch, Source)>) -> anyhow::Result<ExitCode> {
+fn start(config: Config, file: Option<(Watch, Source)>, losses: Losses) -> anyhow::Result<ExitCode> {
     let (predecessor, inherited) = match Predecessor::meet()? {
         Some((predecessor, inherited)) => (Some(predecessor), inherited),
         None => (None, systemd::sockets()?),
@@ -59,7 +61,7 @@ fn start(config: Config, file: Option<(Watch, Source)>) -> anyhow::Result<ExitCo
         builder.worker_threads(workers);
     }
     let runtime = builder.enable_all().build()?;
-    let result = runtime.block_on(serve(config, file, predecessor, inherited));
+    let result = runtime.block_on(serve(config, file, losses, predecessor, inherited));
     // A name that is still being resolved must not hold up the exit.
     runtime.shutdown_background();
     result
@@ -100,6 +102,7 @@ impl Source {
 async fn serve(
     config: Config,
     mut file: Option<(Watch, Source)>,
+    losses: Losses,
     predecessor: Option<Predecessor>,
     inherited: Vec<Inherited>,
 ) -> anyhow::Result<ExitCode> {
@@ -118,6 +121,7 @@ async fn serve(
             return Ok(ExitCode::from(if reason.is_configuration() { EXIT_CONFIG } else { 1 }));
         }
     };
+    losses.tell(Arc::clone(server.counters()));
     let manager = Manager::find();
     let watchdog = manager.keep_telling();
     match predecessor.map(Predecessor::dismiss) {
@@ -294,7 +298,8 @@ async fn step_back(server: &mut Server, mut signals: Signals) -> ExitCode {
 
 fn exit_at_once(signal: &str, cut: usize) -> ! {
     warn!(signal, cut, "exiting at once");
-    // Without waiting for anything, not even for the tasks to be dropped.
+    logging::finish();
+    // Without waiting for anything else, not even for the tasks to be dropped.
     std::process::exit(1)
 }
 

@@ -25,6 +25,8 @@ const SPLICE_LENGTH: usize = 1 << 20;
 pub(super) struct Flow {
     state: State,
     engine: Engine,
+    /// Whether something has been read. The first bytes are always copied: they are looked at.
+    has_begun: bool,
     /// How much has come in a row in large reads; it stays at the most.
     streak: u32,
 }
@@ -44,6 +46,15 @@ enum State {
     Broken,
 }
 
+/// What a direction tells of the bytes it moves.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Piece<'a> {
+    /// The first that were read.
+    First(&'a [u8]),
+    /// So many were handed on.
+    Delivered(usize),
+}
+
 /// What stopped a direction before its FIN.
 #[derive(Debug)]
 pub(super) enum Fault {
@@ -57,7 +68,7 @@ impl Flow {
     /// A direction that begins with these bytes.
     pub(super) fn new(engine: Engine, bytes: Vec<u8>) -> Self {
         let state = if bytes.is_empty() { State::Open } else { State::holding(bytes) };
-        Self { state, engine, streak: 0 }
+        Self { state, engine, has_begun: false, streak: 0 }
     }
 
     /// Whether nothing will be moved any more.
@@ -96,17 +107,17 @@ impl Flow {
         cx: &mut Context<'_>,
         from: &TcpStream,
         to: &TcpStream,
-        mut delivered: impl FnMut(usize),
+        tell: &mut impl FnMut(Piece<'_>),
     ) -> Poll<Result<(), Fault>> {
         loop {
             let length = match &mut self.state {
                 State::Open => match self.pipe() {
                     Some(pipe) => ready!(self.poll_splice(cx, from, pipe))?,
-                    None => Some(ready!(self.poll_copy(cx, from, to, &mut delivered))?),
+                    None => Some(ready!(self.poll_copy(cx, from, to, tell))?),
                 },
                 State::Holding { bytes, start, since } => {
                     ready!(to.poll_write_ready(cx)).map_err(Fault::Destination)?;
-                    let written = write(to, &bytes[*start..], &mut delivered).map_err(Fault::Destination)?;
+                    let written = write(to, &bytes[*start..], tell).map_err(Fault::Destination)?;
                     if written > 0 {
                         *start += written;
                         *since = Instant::now();
@@ -117,7 +128,7 @@ impl Flow {
                     None
                 }
                 State::Piped { pipe, since } => {
-                    ready!(poll_empty(cx, pipe, since, to, &mut delivered)).map_err(Fault::Destination)?;
+                    ready!(poll_empty(cx, pipe, since, to, tell)).map_err(Fault::Destination)?;
                     self.state = if pipe.held == 0 {
                         State::Open
                     } else {
@@ -145,7 +156,7 @@ impl Flow {
         let wanted = match self.engine {
             Engine::Auto => self.streak >= BULK,
             Engine::Copy => false,
-            Engine::Splice => true,
+            Engine::Splice => self.has_begun,
         };
         if wanted { Pipe::take() } else { None }
     }
@@ -156,12 +167,15 @@ impl Flow {
         cx: &mut Context<'_>,
         from: &TcpStream,
         to: &TcpStream,
-        delivered: &mut impl FnMut(usize),
+        tell: &mut impl FnMut(Piece<'_>),
     ) -> Poll<Result<usize, Fault>> {
         with_scratch(|scratch| {
             let length = ready!(poll_read(cx, from, scratch)).map_err(Fault::Source)?;
             let bytes = &scratch[..length];
-            let written = write(to, bytes, delivered).map_err(Fault::Destination)?;
+            if length > 0 && !std::mem::replace(&mut self.has_begun, true) {
+                tell(Piece::First(bytes));
+            }
+            let written = write(to, bytes, tell).map_err(Fault::Destination)?;
             if written < length {
                 self.state = State::holding(&bytes[written..]);
             }
@@ -211,7 +225,7 @@ fn poll_empty(
     pipe: &mut Pipe,
     since: &mut Instant,
     to: &TcpStream,
-    delivered: &mut impl FnMut(usize),
+    tell: &mut impl FnMut(Piece<'_>),
 ) -> Poll<io::Result<()>> {
     let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
     while pipe.held > 0 {
@@ -220,7 +234,7 @@ fn poll_empty(
             Ok(length) => {
                 pipe.held -= length;
                 *since = Instant::now();
-                delivered(length);
+                tell(Piece::Delivered(length));
             }
             Err(error) if is_transient(&error) => ready!(to.poll_write_ready(cx))?,
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => break,
@@ -241,13 +255,13 @@ fn poll_read(cx: &mut Context<'_>, from: &TcpStream, buffer: &mut [u8]) -> Poll<
 }
 
 /// Writes until all is written or the socket is full; how much that was.
-fn write(to: &TcpStream, bytes: &[u8], delivered: &mut impl FnMut(usize)) -> io::Result<usize> {
+fn write(to: &TcpStream, bytes: &[u8], tell: &mut impl FnMut(Piece<'_>)) -> io::Result<usize> {
     let mut written = 0;
     while written < bytes.len() {
         match to.try_io(Interest::WRITABLE, || Ok(send(to, &bytes[written..], SendFlags::NOSIGNAL)?)) {
             Ok(length) => {
                 written += length;
-                delivered(length);
+                tell(Piece::Delivered(length));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

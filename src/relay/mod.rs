@@ -17,7 +17,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use flow::{Fault, Flow};
+use flow::{Fault, Flow, Piece};
 pub use pipe::set_limit as set_pipe_limit;
 use socket2::SockRef;
 use tokio::io::Interest;
@@ -39,9 +39,11 @@ pub struct Deadlines {
 
 /// What happens while a connection is relayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum Event<'a> {
     /// So many bytes from this side were handed to the other side's kernel.
     Delivered(Side, usize),
+    /// The first bytes of the upstream have come, as many as came at once.
+    Answered(&'a [u8]),
     /// The upstream was sent bytes ten seconds ago, and has not sent one yet.
     Unanswered,
 }
@@ -96,7 +98,7 @@ pub fn copy_bidirectional<'a>(
     hello: Vec<u8>,
     deadlines: &'a Deadlines,
     mut stop: impl Future + Unpin,
-    happens: impl FnMut(Event),
+    happens: impl FnMut(Event<'_>),
 ) -> impl Future<Output = Ending> {
     // Outside of the future, and with it the arguments that are not needed any more.
     let mut relay = Relay::new(client, upstream, engine, hello, deadlines, happens);
@@ -161,7 +163,7 @@ const MAX_SILENCE: Duration = Duration::from_secs(30);
 /// How often that is looked at, while bytes go.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-impl<'a, E: FnMut(Event)> Relay<'a, E> {
+impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
     fn new(
         client: &'a TcpStream,
         upstream: &'a TcpStream,
@@ -204,10 +206,15 @@ impl<'a, E: FnMut(Event)> Relay<'a, E> {
             Side::Upstream => (&mut self.down, self.upstream, self.client),
         };
         let mut moved = false;
-        let end = flow.poll(cx, source, destination, |bytes| {
-            moved = true;
-            (self.happens)(Event::Delivered(from, bytes));
-        });
+        let mut tell = |piece: Piece<'_>| match piece {
+            Piece::First(bytes) if from == Side::Upstream => (self.happens)(Event::Answered(bytes)),
+            Piece::First(_) => {}
+            Piece::Delivered(length) => {
+                moved = true;
+                (self.happens)(Event::Delivered(from, length));
+            }
+        };
+        let end = flow.poll(cx, source, destination, &mut tell);
         if moved || end.is_ready() {
             self.last_activity = Instant::now();
         }

@@ -66,9 +66,9 @@ pub(super) async fn relay_and_close(
     stop: impl Future<Output = ()>,
     mut delivered: impl FnMut(Side, usize),
 ) -> Ending {
-    let happens = |event| match event {
+    let happens = |event: Event<'_>| match event {
         Event::Delivered(from, bytes) => delivered(from, bytes),
-        Event::Unanswered => {}
+        Event::Answered(_) | Event::Unanswered => {}
     };
     copy_bidirectional(&client, &upstream, engine, hello, &deadlines, pin!(stop), happens).await
 }

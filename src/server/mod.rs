@@ -378,7 +378,7 @@ impl Server {
 
     /// Where reloads are counted.
     #[must_use]
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
 
