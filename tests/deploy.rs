@@ -117,3 +117,48 @@ fn the_demo_shows_what_it_promises() {
         assert!(table.contains(told), "{told}\nin\n{table}");
     }
 }
+
+/// Every name of ours in this text, without the suffixes of histograms.
+fn metrics_in(text: &str) -> Vec<String> {
+    let is_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    let words = text.split(|letter: char| !is_name(letter));
+    let names = words.filter(|word| word.starts_with("snigate_") || word.starts_with("process_"));
+    names.map(|name| name.trim_end_matches("_bucket").to_owned()).collect()
+}
+
+#[test]
+fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
+    let (authority, directory) = (tls::Authority::new(), tempfile::tempdir().unwrap());
+    let server = crate::support::api_server::ApiServer::start(&authority, "kubernetes");
+    let ca = authority.write(directory.path(), "ca.pem");
+    let router = Router::start(&format!(
+        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n  - sni: a.example\n    upstream: {{endpoints: \"{}\", health_check: {{interval: 100ms, tls: {{ca_file: {}}}}}}}\n",
+        server.address(),
+        ca.display()
+    ));
+    let uncovered = "snigate_endpoint_certificate_uncovered_names";
+    crate::support::eventually("a check", || {
+        router.get("/metrics").1.lines().any(|line| line.starts_with(&format!("{uncovered}{{")))
+    });
+    let (_, metrics) = router.get("/metrics");
+    let series = metrics.lines().find(|line| line.starts_with(&format!("{uncovered}{{"))).unwrap();
+    assert!(series.ends_with(" 1"), "{series}");
+    let dashboard = include_str!("../deploy/grafana/dashboard.json");
+    assert!(serde_json::from_str::<serde_json::Value>(dashboard).is_ok());
+    let alerts = include_str!("../deploy/grafana/alerts.yaml");
+    for text in [dashboard, alerts] {
+        let names = metrics_in(text);
+        assert!(names.len() >= 8);
+        for name in names {
+            let is_there = metrics.lines().any(|line| {
+                line.strip_prefix(&*name)
+                    .is_some_and(|rest| rest.starts_with(['{', ' ']) || rest.starts_with("_bucket{"))
+            });
+            assert!(is_there, "{name} in\n{metrics}");
+        }
+    }
+    // Outcomes that alerts name are outcomes.
+    for outcome in alerts.split("outcome=~\"").skip(1).flat_map(|rest| rest.split('"').next().unwrap().split('|')) {
+        assert!(metrics.contains(&format!("outcome=\"{outcome}\"")), "{outcome}");
+    }
+}

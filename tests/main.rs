@@ -12,6 +12,7 @@ mod interop;
 mod lifecycle;
 mod names;
 mod observe;
+mod page;
 mod plan;
 mod readme;
 mod refusal;

@@ -33,6 +33,8 @@ pub struct Counters {
     pub reloads: Reloads,
     /// Clients that were not served, the last ones.
     pub refusals: Refusals,
+    /// How many connections may be open at once.
+    pub connections_limit: AtomicU64,
     /// Log lines that nobody took.
     pub log_lines_lost: AtomicU64,
     /// When this process began to count.
@@ -135,6 +137,7 @@ impl Counters {
             refusal_log: Arc::new(RefusalLog::new(refusals_per_second)),
             reloads: Reloads::default(),
             refusals: Refusals::default(),
+            connections_limit: AtomicU64::new(0),
             log_lines_lost: AtomicU64::new(0),
             started: SystemTime::now(),
             accept_errors: Mutex::default(),
@@ -269,6 +272,12 @@ impl RouteCounters {
     pub fn outcomes(&self, listener: &str) -> OutcomeCounts {
         let ended = self.ended();
         ended.iter().find(|(name, _)| **name == *listener).map_or_else(OutcomeCounts::default, |(_, counts)| *counts)
+    }
+
+    /// How many connections have ended, wherever they arrived.
+    #[must_use]
+    pub fn ended_in_all(&self) -> u64 {
+        self.ended().iter().flat_map(|(_, counts)| counts.0).sum()
     }
 
     /// A connection that arrived at this listener has ended.

@@ -86,7 +86,8 @@ impl Snapshot {
             let labels = [("route", route.name())];
             ConstGauge::new(route.active.load(Relaxed)).encode(active.encode_family(&labels)?)?;
         }
-        Ok(())
+        let limit = whole(self.counters.connections_limit.load(Relaxed));
+        gauge(encoder, "snigate_connections_limit", "How many connections may be open at once", limit)
     }
 
     fn bytes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -136,8 +137,8 @@ impl Snapshot {
         let pools: Vec<_> =
             routes.iter().map(|route| (route.counters.name(), route.upstream.endpoints(), route)).collect();
         let each = || {
-            pools.iter().flat_map(|(route, endpoints, _)| {
-                endpoints.iter().map(|endpoint| (*route, endpoint.address.to_string(), endpoint))
+            pools.iter().flat_map(|(route, endpoints, target)| {
+                endpoints.iter().map(|endpoint| (*route, endpoint.address.to_string(), endpoint, *target))
             })
         };
         let mut states = encoder.encode_descriptor(
@@ -146,7 +147,7 @@ impl Snapshot {
             None,
             MetricType::Gauge,
         )?;
-        for (route, address, endpoint) in each() {
+        for (route, address, endpoint, _) in each() {
             for state in State::ALL {
                 let labels = [("route", route), ("endpoint", &*address), ("state", state.label())];
                 ConstGauge::new(i64::from(endpoint.state() == state)).encode(states.encode_family(&labels)?)?;
@@ -158,7 +159,7 @@ impl Snapshot {
             None,
             MetricType::Gauge,
         )?;
-        for (route, address, endpoint) in each() {
+        for (route, address, endpoint, _) in each() {
             let labels = [("route", route), ("endpoint", &*address)];
             ConstGauge::new(whole(endpoint.connections() as u64)).encode(connections.encode_family(&labels)?)?;
         }
@@ -168,10 +169,23 @@ impl Snapshot {
             None,
             MetricType::Gauge,
         )?;
-        for (route, address, endpoint) in each() {
+        for (route, address, endpoint, _) in each() {
             let Some(certificate) = endpoint.certificate() else { continue };
             let labels = [("route", route), ("endpoint", &*address)];
             ConstGauge::new(certificate.expires).encode(expiry.encode_family(&labels)?)?;
+        }
+        let mut uncovered = encoder.encode_descriptor(
+            "snigate_endpoint_certificate_uncovered_names",
+            "How many of the route's names that certificate does not cover",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (route, address, endpoint, target) in each() {
+            let Some(certificate) = endpoint.certificate() else { continue };
+            let names = target.upstream.setup().names.iter();
+            let count = names.filter(|name| !certificate.covers(name)).count();
+            let labels = [("route", route), ("endpoint", &*address)];
+            ConstGauge::new(whole(count as u64)).encode(uncovered.encode_family(&labels)?)?;
         }
         let mut open = encoder.encode_descriptor(
             "snigate_route_failing_open",

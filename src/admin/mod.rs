@@ -10,16 +10,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http_body_util::Full;
+use http_body_util::channel::Channel;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::task::spawn_blocking;
+use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -29,6 +32,10 @@ use crate::server::Generation;
 
 /// Scrapers and probes are few; more of them wait.
 const MAX_CONNECTIONS: usize = 16;
+/// People who look at the page.
+pub const MAX_VIEWERS: usize = 8;
+/// What they see is never older.
+const EVENT_EVERY: Duration = Duration::from_secs(2);
 /// For a request's head, and between two requests.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a whole connection, so that a slow reader cannot hold one of the few.
@@ -41,6 +48,8 @@ pub struct State {
     pub generation: Arc<ArcSwap<Generation>>,
     /// What is not counted per route.
     pub counters: Arc<Counters>,
+    /// Places for those who look at the page.
+    pub viewers: Arc<Semaphore>,
     /// What no reload changes, by key.
     pub fixed: [(&'static str, String); 3],
     /// Cancelled when no more connections are accepted.
@@ -86,10 +95,20 @@ async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, state: Arc<State
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+const CSS: HeaderValue = HeaderValue::from_static("text/css; charset=utf-8");
+const JAVASCRIPT: HeaderValue = HeaderValue::from_static("text/javascript; charset=utf-8");
+const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
+/// The page needs nothing from elsewhere, and nothing that a client has sent is ever run.
+const OUR_OWN: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+);
 const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
-fn answer(request: &Request<Incoming>, state: &State) -> Response<Full<Bytes>> {
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+fn answer(request: &Request<Incoming>, state: &Arc<State>) -> Response<Body> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
     }
@@ -98,19 +117,56 @@ fn answer(request: &Request<Incoming>, state: &State) -> Response<Full<Bytes>> {
             Ok(text) => respond(StatusCode::OK, OPEN_METRICS, text),
             Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
         },
-        "/api/status" => respond(StatusCode::OK, JSON, format!("{:#}\n", status::of(state))),
-        "/api/refusals" => respond(StatusCode::OK, JSON, format!("{:#}\n", status::refusals(state))),
+        "/" => respond(StatusCode::OK, HTML, include_str!("page/index.html")),
+        "/page.css" => respond(StatusCode::OK, CSS, include_str!("page/page.css")),
+        "/page.js" => respond(StatusCode::OK, JAVASCRIPT, include_str!("page/page.js")),
+        "/api/events" => events(state),
+        "/api/status" => respond(StatusCode::OK, JSON, format!("{:#}\n", status::of(state, usize::MAX))),
+        "/api/refusals" => respond(StatusCode::OK, JSON, format!("{:#}\n", status::refusals(state, usize::MAX))),
         "/readyz" | "/healthz" if state.draining.is_cancelled() => {
             respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n")
         }
         "/livez" | "/readyz" | "/healthz" => respond(StatusCode::OK, TEXT, "ok\n"),
-        _ => respond(StatusCode::NOT_FOUND, TEXT, "try /metrics, /api/status, /api/refusals, /livez or /readyz\n"),
+        _ => respond(StatusCode::NOT_FOUND, TEXT, "try /, /metrics, /api/status, /api/refusals, /livez or /readyz\n"),
     }
 }
 
-fn respond(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+fn respond(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Full::new(body.into()).boxed_unsync());
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, content_type);
+    headers.insert(CONTENT_SECURITY_POLICY, OUR_OWN);
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// What the page shows, again and again, for as long as the connection lasts.
+fn events(state: &Arc<State>) -> Response<Body> {
+    let Ok(place) = Arc::clone(&state.viewers).try_acquire_owned() else {
+        return respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "too many look at the page already\n");
+    };
+    let (mut sender, body) = Channel::new(1);
+    let state = Arc::clone(state);
+    tokio::spawn(async move {
+        let _place = place;
+        let mut turn = interval(EVENT_EVERY);
+        loop {
+            turn.tick().await;
+            let state = Arc::clone(&state);
+            // For many routes this takes a while.
+            let Ok(event) = spawn_blocking(move || format!("retry: 1000\ndata: {}\n\n", status::event(&state))).await
+            else {
+                return;
+            };
+            // It has gone, or its connection has lasted long enough.
+            if sender.send_data(event.into()).await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut response = respond(StatusCode::OK, EVENTS, "");
+    *response.body_mut() = body.boxed_unsync();
     response
 }

@@ -1,15 +1,19 @@
 //! What runs now, as JSON.
 
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 
 use super::State;
 use crate::account::Refused;
 use crate::connection::Route;
+use crate::name::NamePattern;
 use crate::server::At;
+use crate::upstream::Certificate;
 
-pub(super) fn of(state: &State) -> Value {
+/// With so many routes at most.
+pub(super) fn of(state: &State, max_routes: usize) -> Value {
     let generation = state.generation.load_full();
     let listener =
         |at: &At| json!({"name": at.name, "configured": at.configured.to_string(), "address": at.address.to_string()});
@@ -25,12 +29,24 @@ pub(super) fn of(state: &State) -> Value {
             "fixed": fixed,
         },
         "listeners": generation.listeners.iter().map(listener).collect::<Vec<_>>(),
-        "routes": generation.routes.iter().map(|target| route(target)).collect::<Vec<_>>(),
+        "routes_total": generation.routes.len(),
+        "routes": generation.routes.iter().take(max_routes).map(|target| route(target)).collect::<Vec<_>>(),
+    })
+}
+
+/// What the page shows.
+pub(super) fn event(state: &State) -> Value {
+    const ROUTES: usize = 1000;
+    const REFUSALS: usize = 20;
+    json!({
+        "time": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+        "status": of(state, ROUTES),
+        "refusals": refusals(state, REFUSALS),
     })
 }
 
 /// The last clients that were not served, the last one first.
-pub(super) fn refusals(state: &State) -> Value {
+pub(super) fn refusals(state: &State, most: usize) -> Value {
     let refusal = |refused: &Refused| {
         let Refused { at, client, listener, route, server_name, outcome, reason } = refused;
         json!({
@@ -43,11 +59,12 @@ pub(super) fn refusals(state: &State) -> Value {
             "reason": reason,
         })
     };
-    state.counters.refusals.last().iter().map(refusal).collect()
+    state.counters.refusals.last().iter().take(most).map(refusal).collect()
 }
 
 fn route(route: &Route) -> Value {
     let setup = route.upstream.setup();
+    let active = route.counters.active.load(Relaxed);
     let endpoints = route.upstream.endpoints();
     let endpoint = |address| {
         let endpoint = endpoints.iter().find(|endpoint| endpoint.address == address)?;
@@ -56,6 +73,7 @@ fn route(route: &Route) -> Value {
             "state": endpoint.state().label(),
             "cause": endpoint.cause(),
             "connections": endpoint.connections(),
+            "certificate": endpoint.certificate().map(|certificate| certificate_of(&certificate, &setup.names)),
         }))
     };
     let destinations = route.upstream.destinations().into_iter().map(|(destination, addresses)| {
@@ -67,9 +85,23 @@ fn route(route: &Route) -> Value {
         "sni": setup.names.iter().map(ToString::to_string).collect::<Vec<_>>(),
         // A number of 64 bits is too large for some readers of JSON.
         "digest": format!("{:016x}", route.digest),
-        "connections": route.counters.active.load(Relaxed),
+        "connections": active,
+        "accepted": route.counters.ended_in_all() + u64::try_from(active).unwrap_or(0),
+        "bytes_received": route.counters.received.load(Relaxed),
+        "bytes_sent": route.counters.sent.load(Relaxed),
         "failing_open": route.upstream.fails_open(),
         "on_remove": setup.settings.on_remove.label(),
         "upstream": destinations.collect::<Vec<_>>(),
+    })
+}
+
+/// The certificate that the last check was shown, and which of these names it does not cover.
+fn certificate_of(certificate: &Certificate, names: &[NamePattern]) -> Value {
+    let not_covered = names.iter().filter(|name| !certificate.covers(name)).map(ToString::to_string);
+    json!({
+        "expires_timestamp_seconds": certificate.expires,
+        "issuer": certificate.issuer,
+        "names": certificate.names,
+        "not_covered": not_covered.collect::<Vec<_>>(),
     })
 }

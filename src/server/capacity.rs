@@ -73,7 +73,7 @@ fn derived(descriptors: u64, reserved: u64) -> usize {
 pub(super) struct Capacity {
     pub(super) permits: Arc<Semaphore>,
     total: usize,
-    connections: usize,
+    pub(super) connections: usize,
 }
 
 impl Default for Capacity {

@@ -9,10 +9,12 @@ use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustix::io::Errno;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -274,6 +276,7 @@ impl Server {
         };
         self.counters.refusal_log.admit(refusals_per_second);
         self.capacity.set(prepared.share);
+        self.counters.connections_limit.store(self.capacity.connections as u64, Relaxed);
         self.timeouts = timeouts;
 
         let mut closed = self.listen(listeners, prepared.listeners, &settings, &generation);
@@ -340,6 +343,7 @@ impl Server {
         let state = State {
             generation: Arc::clone(&self.generation),
             counters: Arc::clone(&self.counters),
+            viewers: Arc::new(Semaphore::new(admin::MAX_VIEWERS)),
             fixed: self.fixed.clone(),
             draining: self.draining.clone(),
         };

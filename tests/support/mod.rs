@@ -2,6 +2,7 @@
 
 pub mod api_server;
 pub mod backend;
+pub mod browser;
 pub mod client;
 pub mod hello;
 pub mod network;

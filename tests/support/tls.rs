@@ -42,6 +42,14 @@ impl Authority {
         })
     }
 
+    /// One that expires so many days from now.
+    pub fn issue_for_days(&self, name: &str, days: u64) -> Issued {
+        let day = std::time::Duration::from_secs(24 * 3600);
+        self.issue_with(name, |parameters| {
+            parameters.not_after = (std::time::SystemTime::now() + day * u32::try_from(days).unwrap()).into();
+        })
+    }
+
     fn issue_with(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Issued {
         let mut parameters = CertificateParams::new([name.to_owned()]).unwrap();
         parameters.distinguished_name.push(DnType::CommonName, name);

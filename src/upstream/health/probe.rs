@@ -123,6 +123,9 @@ async fn handshake(
 
 /// rustls explains itself at length; the first sentence will do.
 fn said(error: &io::Error) -> String {
+    if error.raw_os_error().is_some() {
+        return failure::plain(error);
+    }
     let text = error.to_string();
     text.split("; ").next().unwrap_or(&text).to_owned()
 }

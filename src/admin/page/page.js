@@ -1,0 +1,237 @@
+"use strict";
+
+// How many samples a sparkline has: at least a minute, at most 15, one every two seconds.
+const MIN_SAMPLES = 30;
+const MAX_SAMPLES = 450;
+const SOON = 14 * 24 * 3600;
+
+const byId = (id) => document.getElementById(id);
+const rows = new Map();
+let last = null;
+
+function make(name, text, className) {
+  const element = document.createElement(name);
+  if (text !== undefined) element.textContent = text;
+  if (className) element.className = className;
+  return element;
+}
+
+function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+function plural(count, one, many) {
+  return `${count} ${count === 1 ? one : many}`;
+}
+
+function size(bytes) {
+  const units = ["B", "kB", "MB", "GB"];
+  let unit = 0;
+  while (bytes >= 1000 && unit < units.length - 1) {
+    bytes /= 1000;
+    unit += 1;
+  }
+  return `${unit === 0 ? Math.round(bytes) : bytes.toFixed(1)} ${units[unit]}`;
+}
+
+function span(seconds) {
+  const days = Math.floor(seconds / 86400);
+  const hours = Math.floor((seconds % 86400) / 3600);
+  const minutes = Math.floor((seconds % 3600) / 60);
+  if (days > 0) return `${days} d ${hours} h`;
+  if (hours > 0) return `${hours} h ${minutes} min`;
+  return minutes > 0 ? `${minutes} min` : `${seconds} s`;
+}
+
+class Sparkline {
+  constructor() {
+    const space = "http://www.w3.org/2000/svg";
+    this.samples = [];
+    this.line = document.createElementNS(space, "polyline");
+    this.element = document.createElementNS(space, "svg");
+    this.element.setAttribute("preserveAspectRatio", "none");
+    this.element.setAttribute("aria-hidden", "true");
+    this.element.append(this.line);
+  }
+
+  add(value) {
+    this.samples.push(value);
+    if (this.samples.length > MAX_SAMPLES) this.samples.shift();
+    const top = Math.max(...this.samples, 1e-9);
+    const width = Math.max(this.samples.length, MIN_SAMPLES) - 1;
+    this.element.setAttribute("viewBox", `0 0 ${width} 20`);
+    const from = width + 1 - this.samples.length;
+    const points = this.samples.map((sample, number) => `${from + number},${(19 - (18 * sample) / top).toFixed(1)}`);
+    this.line.setAttribute("points", points.join(" "));
+  }
+}
+
+class Row {
+  constructor() {
+    this.element = make("tr");
+    this.head = make("th");
+    this.head.scope = "row";
+    this.name = make("span");
+    this.sni = make("small");
+    this.head.append(this.name, this.sni);
+    this.endpoints = make("ul", undefined, "endpoints");
+    this.failing = make("span", "no endpoint is ready: connections are tried with all", "open");
+    const endpoints = make("td");
+    endpoints.append(this.endpoints, this.failing);
+    this.open = this.number("Open");
+    this.fresh = this.number("New per second", new Sparkline());
+    this.bytes = this.number("Bytes per second", new Sparkline());
+    this.element.append(this.head, endpoints, this.open.cell, this.fresh.cell, this.bytes.cell);
+    this.shown = "";
+  }
+
+  number(label, sparkline) {
+    const cell = make("td", undefined, "number");
+    cell.dataset.label = label;
+    const text = make("span");
+    cell.append(text);
+    if (sparkline) cell.append(sparkline.element);
+    return { cell, text, sparkline };
+  }
+
+  show(route, before, seconds) {
+    setText(this.name, route.name);
+    const names = route.sni.length === 0 ? "every other name, and none" : route.sni.join(", ");
+    setText(this.sni, names === route.name ? "" : names);
+    const endpoints = route.upstream.flatMap((destination) =>
+      destination.endpoints.length > 0
+        ? destination.endpoints
+        : [{ address: destination.destination, state: "dead", cause: "has no address" }],
+    );
+    const shown = JSON.stringify(endpoints.map(({ address, state, cause }) => [address, state, cause]));
+    if (shown !== this.shown) {
+      this.shown = shown;
+      this.endpoints.replaceChildren(
+        ...endpoints.map(({ address, state, cause }) => {
+          const why = state === "ready" ? "" : ` ${state}${cause ? `: ${cause}` : ""}`;
+          return make("li", `${address}${why}`, state);
+        }),
+      );
+    }
+    this.failing.hidden = !route.failing_open;
+    setText(this.open.text, String(route.connections));
+    if (before && seconds > 0) {
+      const rate = (key) => Math.max(0, (route[key] - before[key]) / seconds);
+      const fresh = rate("accepted");
+      const bytes = rate("bytes_received") + rate("bytes_sent");
+      setText(this.fresh.text, fresh.toFixed(1));
+      setText(this.bytes.text, size(bytes));
+      this.fresh.sparkline.add(fresh);
+      this.bytes.sparkline.add(bytes);
+    }
+  }
+}
+
+function verdict(status) {
+  const endpoints = status.routes.flatMap((route) => route.upstream.flatMap((one) => one.endpoints));
+  const count = (state) => endpoints.filter((endpoint) => endpoint.state === state).length;
+  const failing = status.routes.filter((route) => route.failing_open).length;
+  const nowhere = status.routes.filter((route) => route.upstream.every((one) => one.endpoints.length === 0)).length;
+  const troubles = [];
+  if (status.draining) troubles.push("stopping: no new connections");
+  if (failing > 0) troubles.push(`${plural(failing, "route has", "routes have")} no ready endpoint`);
+  if (nowhere > 0) troubles.push(`${plural(nowhere, "route has", "routes have")} no address`);
+  if (count("dead") > 0) troubles.push(`${plural(count("dead"), "endpoint is", "endpoints are")} dead`);
+  if (count("unready") > 0) troubles.push(`${plural(count("unready"), "endpoint is", "endpoints are")} unready`);
+  if (!status.config.last_reload_successful) troubles.push("the last reload was refused");
+  const all = `${plural(status.routes_total, "route", "routes")}, ${plural(endpoints.length, "endpoint", "endpoints")}`;
+  const line = byId("verdict");
+  setText(line, troubles.length === 0 ? `All is well: ${all}.` : `${troubles.join("; ")}. (${all})`);
+  line.className = troubles.length === 0 ? "well" : "unwell";
+  document.title = troubles.length === 0 ? "snigate" : `(!) ${troubles[0]} – snigate`;
+}
+
+function facts(status) {
+  setText(byId("version"), status.version);
+  const taken = new Date(status.config.last_success_timestamp_seconds * 1000).toISOString().replace(".000", "");
+  const listeners = status.listeners.map((listener) => listener.address).join(", ");
+  setText(byId("facts"), `Up ${span(status.uptime_seconds)}, listening on ${listeners}; configuration of ${taken}.`);
+}
+
+function routes(status, seconds) {
+  const before = new Map(last ? last.routes.map((route) => [route.name, route]) : []);
+  const body = byId("routes").tBodies[0];
+  const names = new Set(status.routes.map((route) => route.name));
+  for (const [name, row] of rows) {
+    if (!names.has(name)) {
+      row.element.remove();
+      rows.delete(name);
+    }
+  }
+  status.routes.forEach((route, number) => {
+    let row = rows.get(route.name);
+    if (!row) {
+      row = new Row();
+      rows.set(route.name, row);
+    }
+    if (body.rows[number] !== row.element) body.insertBefore(row.element, body.rows[number] || null);
+    row.show(route, before.get(route.name), seconds);
+  });
+  byId("no-routes").hidden = status.routes.length > 0;
+  byId("routes").hidden = status.routes.length === 0;
+  const note = byId("routes-note");
+  note.hidden = status.routes_total <= status.routes.length;
+  setText(note, `The first ${status.routes.length} of ${status.routes_total}; api/status has all.`);
+}
+
+function certificates(status, now) {
+  const lines = [];
+  for (const route of status.routes) {
+    for (const endpoint of route.upstream.flatMap((one) => one.endpoints)) {
+      const certificate = endpoint.certificate;
+      if (!certificate) continue;
+      const left = certificate.expires_timestamp_seconds - now;
+      if (left <= 0) lines.push(`${route.name}, ${endpoint.address}: expired ${span(Math.floor(-left))} ago`);
+      else if (left < SOON) lines.push(`${route.name}, ${endpoint.address}: expires in ${span(Math.floor(left))}`);
+      if (certificate.not_covered.length > 0) {
+        const names = certificate.not_covered.join(", ");
+        lines.push(`${route.name}, ${endpoint.address}: does not cover ${names}; clients that verify need tls-server-name`);
+      }
+    }
+  }
+  byId("certificates").replaceChildren(...lines.map((line) => make("li", line)));
+  byId("no-certificates").hidden = lines.length > 0;
+}
+
+function refusals(list) {
+  const row = (refusal) => {
+    const element = make("tr");
+    const time = refusal.time.replace("T", " ").replace(/\.\d+Z$/, " UTC");
+    const whole = (text) => make("td", text, "whole");
+    element.append(whole(time), whole(refusal.client), make("td", refusal.server_name || "no name"));
+    element.append(whole(refusal.outcome), make("td", refusal.reason || ""));
+    return element;
+  };
+  byId("refusals").tBodies[0].replaceChildren(...list.map(row));
+  byId("refusals").hidden = list.length === 0;
+  byId("no-refusals").hidden = list.length > 0;
+}
+
+const events = new EventSource("api/events");
+
+events.onmessage = (event) => {
+  const { time, status, refusals: list } = JSON.parse(event.data);
+  const now = Date.parse(time) / 1000;
+  const seconds = last ? now - last.now : 0;
+  verdict(status);
+  facts(status);
+  routes(status, seconds);
+  certificates(status, now);
+  refusals(list);
+  last = { now, routes: status.routes };
+};
+
+events.onerror = () => {
+  // The connection is made anew once a minute; only what lasts is told.
+  setTimeout(() => {
+    if (events.readyState !== EventSource.OPEN) {
+      setText(byId("verdict"), "No connection to snigate.");
+      byId("verdict").className = "unwell";
+    }
+  }, 5000);
+};

@@ -1,0 +1,168 @@
+//! The status page, in a browser.
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+
+use tempfile::TempDir;
+
+use crate::support::api_server::{ApiServer, Mood};
+use crate::support::browser::Browser;
+use crate::support::router::config;
+use crate::support::tls::{Authority, get};
+use crate::support::{Backend, Client, Hello, Router, eventually};
+
+const NAME: &str = "dev.example.com";
+const OTHER: &str = "prod.example.com";
+
+fn text(browser: &Browser, id: &str) -> String {
+    browser.eval(&format!("document.getElementById('{id}').innerText")).as_str().unwrap().to_owned()
+}
+
+/// Where somebody wants to look at it, it is left there.
+fn keep(browser: &Browser, name: &str) {
+    let picture = browser.screenshot();
+    assert!(picture.starts_with(b"\x89PNG"));
+    if let Some(directory) = std::env::var_os("SNIGATE_SCREENSHOTS") {
+        std::fs::write(std::path::Path::new(&directory).join(name), picture).unwrap();
+    }
+}
+
+/// Two checked routes: one with three API servers, one whose certificate neither lasts nor covers its name.
+fn clusters(directory: &TempDir) -> (Authority, Vec<ApiServer>, Router) {
+    let authority = Authority::new();
+    let ca = authority.write(directory.path(), "ca.pem");
+    let mut servers: Vec<ApiServer> = (0..3).map(|_| ApiServer::start(&authority, NAME)).collect();
+    servers.push(ApiServer::start(&authority, "kubernetes"));
+    servers[3].show(&authority.issue_for_days("kubernetes", 5));
+    let list = |servers: &[ApiServer]| {
+        format!("{:?}", servers.iter().map(|one| one.address().to_string()).collect::<Vec<_>>())
+    };
+    let check = format!(
+        "health_check: {{interval: 200ms, rise: 1, fall: 2, tls: {{ca_file: {}}}, http: {{}}}}, slow_start: 0s",
+        ca.display()
+    );
+    let router = Router::start(&format!(
+        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n  - {{sni: {NAME}, upstream: {{endpoints: {}, {check}}}}}\n  - {{sni: {OTHER}, upstream: {{endpoints: {}, {check}}}}}\n",
+        list(&servers[..3]),
+        list(&servers[3..])
+    ));
+    (authority, servers, router)
+}
+
+#[test]
+#[ignore = "needs chromedriver"]
+fn what_dies_turns_red_without_a_reload_of_the_page() {
+    let directory = TempDir::new().unwrap();
+    let (authority, servers, router) = clusters(&directory);
+    let browser = Browser::start(1100, 920, false);
+    browser.open(&format!("http://{}/", router.admin()));
+    eventually("it is shown", || text(&browser, "verdict").starts_with("All is well: 2 routes, 4 endpoints"));
+    browser.eval("window.stays = true");
+    eventually("the certificate is seen", || {
+        text(&browser, "certificates").contains("does not cover prod.example.com")
+    });
+    assert!(text(&browser, "certificates").contains("expires in 4 d 23 h"), "{}", text(&browser, "certificates"));
+
+    // Some traffic, and clients that are refused: also one that would like to be part of the page.
+    for _ in 0..20 {
+        get(router.address(), &authority, NAME, None).unwrap();
+    }
+    for name in [&b"unknown.example.com"[..], b"<img src=x onerror=alert(1)>"] {
+        let mut client = Client::send(router.address(), &Hello::new().server_name(name).record());
+        client.finish();
+        client.rest();
+    }
+    servers[0].be(Mood::Status(500, "[-]etcd failed: reason withheld"));
+    servers[1].be(Mood::Reset);
+    eventually("the troubles are told", || {
+        text(&browser, "verdict") == "1 endpoint is dead; 1 endpoint is unready. (2 routes, 4 endpoints)"
+    });
+    let red = browser.eval("[...document.querySelectorAll('#routes li.dead')].map((one) => [one.innerText, getComputedStyle(one).backgroundColor])");
+    assert!(red[0][0].as_str().unwrap().starts_with(&format!("{} dead: ", servers[1].address())), "{red}");
+    assert_eq!(red[0][1], "rgb(179, 38, 30)");
+    eventually("the refusals are told", || text(&browser, "refusals").contains("unknown_name"));
+    let refusals = text(&browser, "refusals");
+    assert!(refusals.contains("<img src=x onerror=alert(1)>") && refusals.contains("malformed"), "{refusals}");
+    eventually("lines are drawn", || {
+        browser.eval("document.querySelectorAll('polyline')[1].getAttribute('points').split(' ').length").as_u64()
+            > Some(3)
+    });
+    keep(&browser, "status-light.png");
+
+    servers[0].be(Mood::Status(200, "ok"));
+    servers[1].be(Mood::Status(200, "ok"));
+    eventually("all is well again", || text(&browser, "verdict").starts_with("All is well"));
+    assert_eq!(browser.eval("window.stays"), true, "the page was never loaded again");
+    assert_eq!(browser.complaints(), Vec::<serde_json::Value>::new());
+}
+
+#[test]
+#[ignore = "needs chromedriver"]
+fn a_reload_changes_what_is_shown_from_one_route_to_five_hundred() {
+    let backend = Backend::named("served");
+    let names: Vec<String> = (0..500).map(|number| format!("cluster{number:03}.example.com")).collect();
+    let routes: Vec<(&str, SocketAddr)> = names.iter().map(|name| (name.as_str(), backend.address())).collect();
+    let router = Router::start(&config(&routes[..1], ""));
+    let browser = Browser::start(390, 844, true);
+    browser.open(&format!("http://{}/", router.admin()));
+    eventually("one", || text(&browser, "verdict") == "All is well: 1 route, 1 endpoint.");
+    assert_eq!(browser.eval("matchMedia('(prefers-color-scheme: dark)').matches"), true);
+    keep(&browser, "status-phone-dark.png");
+    router.reload(&config(&routes, ""));
+    eventually("all", || text(&browser, "verdict") == "All is well: 500 routes, 500 endpoints.");
+    assert_eq!(browser.eval("document.querySelectorAll('#routes tbody tr').length"), 500);
+    let is_too_wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth";
+    assert_eq!(browser.eval(is_too_wide), false, "at the width of a phone");
+    router.reload(&config(&routes[..3], "nonsense: 1\n"));
+    eventually("the refusal", || text(&browser, "verdict").starts_with("the last reload was refused. (500 routes"));
+    router.reload(&config(&routes[..3], ""));
+    eventually("three", || text(&browser, "verdict") == "All is well: 3 routes, 3 endpoints.");
+    assert_eq!(browser.complaints(), Vec::<serde_json::Value>::new());
+}
+
+#[test]
+fn the_page_comes_alone_and_is_never_run_with_what_clients_sent() {
+    let backend = Backend::named("served");
+    let router = Router::routing(&[(NAME, backend.address())]);
+    for (path, kind) in [("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")] {
+        let mut client = Client::send(
+            router.admin(),
+            format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").as_bytes(),
+        );
+        let response = String::from_utf8(client.rest().0).unwrap();
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200") && head.contains(&format!("content-type: {kind}")), "{head}");
+        assert!(head.contains("content-security-policy: default-src 'none'; script-src 'self'"), "{head}");
+        assert!(!body.contains("http://") || path == "/page.js", "nothing from elsewhere");
+        assert!(!body.contains("innerHTML"));
+    }
+}
+
+#[test]
+fn viewers_and_scrapers_do_not_keep_each_other_out() {
+    let backend = Backend::named("served");
+    let router = Router::routing(&[(NAME, backend.address())]);
+    let view = || {
+        let mut client = Client::send(router.admin(), b"GET /api/events HTTP/1.1\r\nhost: admin\r\n\r\n");
+        let status = String::from_utf8(client.read(12)).unwrap();
+        (client, status)
+    };
+    // They never read on.
+    let viewers: Vec<(Client, String)> = (0..8).map(|_| view()).collect();
+    assert!(viewers.iter().all(|(_, status)| status == "HTTP/1.1 200"));
+    assert_eq!(view().1, "HTTP/1.1 503");
+    for _ in 0..50 {
+        assert_eq!(router.get("/livez").0, 200);
+    }
+    drop(viewers);
+    eventually("their places are free", || view().1 == "HTTP/1.1 200");
+    let (mut client, _) = view();
+    let mut seen = String::new();
+    while seen.matches("data: {").count() < 2 {
+        let mut bytes = [0; 65536];
+        let length = client.stream.read(&mut bytes).unwrap();
+        seen.push_str(&String::from_utf8_lossy(&bytes[..length]));
+    }
+    assert!(seen.contains("\"accepted\":0") && seen.contains(NAME), "{seen}");
+    client.stream.flush().unwrap();
+}
