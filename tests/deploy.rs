@@ -5,6 +5,8 @@ use std::path::Path;
 
 use crate::support::{Router, snigate, tls};
 
+const README: &str = include_str!("../README.md");
+
 fn example(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples").join(name);
     let output = snigate().arg("check").arg(&path).output().unwrap();
@@ -123,7 +125,7 @@ fn metrics_in(text: &str) -> Vec<String> {
     let is_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
     let words = text.split(|letter: char| !is_name(letter));
     let names = words.filter(|word| word.starts_with("snigate_") || word.starts_with("process_"));
-    names.map(|name| name.trim_end_matches("_bucket").to_owned()).collect()
+    names.filter(|name| !name.ends_with('_')).map(|name| name.trim_end_matches("_bucket").to_owned()).collect()
 }
 
 #[test]
@@ -146,7 +148,17 @@ fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
     let dashboard = include_str!("../deploy/grafana/dashboard.json");
     assert!(serde_json::from_str::<serde_json::Value>(dashboard).is_ok());
     let alerts = include_str!("../deploy/grafana/alerts.yaml");
-    for text in [dashboard, alerts] {
+    // And the README names all there are.
+    for line in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE snigate_")) {
+        let (name, kind) = line.split_once(' ').unwrap();
+        let suffix = match kind {
+            "counter" => "_total",
+            "info" => "_info",
+            _ => "",
+        };
+        assert!(README.contains(&format!("`snigate_{name}{suffix}")), "{name}{suffix} is not in the README");
+    }
+    for text in [dashboard, alerts, README] {
         let names = metrics_in(text);
         assert!(names.len() >= 8);
         for name in names {

@@ -101,6 +101,9 @@ fn c02_c04_c06_what_a_name_server_should_not_say_changes_nothing() {
             Answer::CompressionLoop,
             Answer::NoSuchName,
         ];
+        // It may have been asked before the name server was there.
+        let is_resolved = |line: &Value| line["message"] == "resolved again";
+        let before = router.log().iter().filter(|line| is_resolved(line)).count();
         for (number, answer) in strange.into_iter().enumerate() {
             let what = format!("{answer:?}");
             names.say(answer);
@@ -110,7 +113,7 @@ fn c02_c04_c06_what_a_name_server_should_not_say_changes_nothing() {
             assert_eq!((said.as_slice(), &account["upstream.address"]), (&b"here"[..], &"127.0.0.2:6443".into()));
             assert!(account["connect_ms"].as_f64().unwrap() < 500.0, "{what}: no connection waits for it: {account}");
             names.say(ips(&["127.0.0.2"]));
-            router.wait_many("resolved again", number + 1, |line| line["message"] == "resolved again");
+            router.wait_many("resolved again", before + number + 1, is_resolved);
         }
 
         names.say(Answer::Chain(12, elsewhere));
@@ -163,12 +166,13 @@ fn take_back(client: Client) {
 #[test]
 #[ignore = "needs root, unshare and ip"]
 fn b17_without_a_free_port_the_next_endpoint_serves_until_there_is_one() {
-    let ports = "echo 40000 40004 > /proc/sys/net/ipv4/ip_local_port_range";
+    // An even number: of an odd one the kernel does not always look at all.
+    let ports = "echo 40000 40003 > /proc/sys/net/ipv4/ip_local_port_range";
     let config = config("127.0.0.1:443", "endpoints: [\"127.0.0.2:6443\", \"127.0.0.3:6443\"]");
     alone(&config, ports, |router| {
         let _servers = [serve("127.0.0.2"), serve("127.0.0.3")];
-        // Five ports to each of two endpoints.
-        let mut clients: Vec<Client> = (0..10).map(|n| client_from(50_000 + n, router.address())).collect();
+        // Four ports to each of two endpoints.
+        let mut clients: Vec<Client> = (0..8).map(|n| client_from(50_000 + n, router.address())).collect();
         for client in &mut clients {
             assert_eq!(client.read(4), b"here");
         }

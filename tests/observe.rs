@@ -241,3 +241,58 @@ fn the_last_refusals_are_remembered_with_their_reasons() {
     let refusals: serde_json::Value = serde_json::from_str(&router.get("/api/refusals").1).unwrap();
     assert_eq!((refusals.as_array().unwrap().len(), &refusals[0]["server_name"]), (256, &"n299.example".into()));
 }
+
+#[test]
+fn e11_z8_names_that_clients_make_up_add_no_series() {
+    let backend = Backend::named("served");
+    let router = Router::routing(&[(NAME, backend.address()), ("*.any.example", backend.address())]);
+    let ask = |name: &str| {
+        let mut client = Client::send(router.address(), &Hello::to(name).record());
+        client.finish();
+        client.rest();
+    };
+    let series = || router.get("/metrics").1.lines().filter(|line| !line.starts_with('#')).count();
+    ask("first.unknown.example");
+    ask("first.any.example");
+    let before = series();
+    for number in 0..2000 {
+        ask(&format!("n{number}.unknown.example"));
+        ask(&format!("n{number}.any.example"));
+    }
+    assert_eq!(series(), before);
+    let unknown = "snigate_connections_total{listener=\"127.0.0.1:0\",route=\"_none\",outcome=\"unknown_name\"}";
+    eventually("all are counted", || router.metric(unknown) == 2001.0);
+}
+
+#[test]
+fn e13_scrapers_that_are_slow_or_many_hurt_nobody() {
+    let backend = Backend::named("served");
+    let router = Router::routing(&[(NAME, backend.address())]);
+    let many: Vec<_> = (0..40)
+        .map(|_| {
+            let admin = router.admin();
+            std::thread::spawn(move || {
+                for _ in 0..25 {
+                    let request = b"GET /metrics HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n";
+                    let (response, _) = Client::send(admin, request).rest();
+                    assert!(response.starts_with(b"HTTP/1.1 200") && response.ends_with(b"# EOF\n"));
+                }
+            })
+        })
+        .collect();
+    for _ in 0..100 {
+        assert_eq!(serve_one(&router, &Hello::to(NAME))["outcome"], "completed");
+    }
+    many.into_iter().for_each(|scraper| scraper.join().unwrap());
+
+    // As many as there are places, each with half a request.
+    let slow: Vec<Client> = (0..16).map(|_| Client::send(router.admin(), b"GET /metrics HTTP/1.1\r\nx: ")).collect();
+    assert_eq!(serve_one(&router, &Hello::to(NAME))["outcome"], "completed");
+    // They are sent away in time for who waits.
+    assert_eq!(router.get("/livez").0, 200);
+    drop(slow);
+    let huge = [b"GET /".to_vec(), vec![b'x'; 1 << 20]].concat();
+    let mut client = Client::connect(router.admin());
+    let _ = std::io::Write::write_all(&mut client.stream, &huge);
+    assert_eq!(router.get("/livez").0, 200);
+}

@@ -13,6 +13,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use tokio::runtime::Handle;
+
 use super::State as Admin;
 use crate::accept::ERROR_LABELS;
 use crate::account::{Counters, Outcome, Reloads, RouteCounters, Stage, UNROUTED};
@@ -25,7 +27,13 @@ pub(super) fn encode(state: &Admin) -> Result<String, fmt::Error> {
     let generation = state.generation.load_full();
     let (routes, listeners) = (state.counters.routes(), state.counters.listeners());
     let counters = Arc::clone(&state.counters);
-    registry.register_collector(Box::new(Snapshot { counters, generation, routes, listeners }));
+    registry.register_collector(Box::new(Snapshot {
+        counters,
+        generation,
+        routes,
+        listeners,
+        runtime: RuntimeNumbers::now(),
+    }));
     let mut text = String::new();
     text::encode(&mut text, &registry)?;
     Ok(text)
@@ -39,6 +47,22 @@ struct Snapshot {
     routes: Vec<Arc<RouteCounters>>,
     /// The same of listeners, by name.
     listeners: Vec<Box<str>>,
+    runtime: RuntimeNumbers,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct RuntimeNumbers {
+    workers: usize,
+    tasks: usize,
+    queued: usize,
+}
+
+impl RuntimeNumbers {
+    /// Within a tokio runtime.
+    fn now() -> Self {
+        let metrics = Handle::current().metrics();
+        Self { workers: metrics.num_workers(), tasks: metrics.num_alive_tasks(), queued: metrics.global_queue_depth() }
+    }
 }
 
 impl Collector for Snapshot {
@@ -50,6 +74,7 @@ impl Collector for Snapshot {
         self.accept_errors(&mut encoder)?;
         self.reloads(&mut encoder)?;
         self.log(&mut encoder)?;
+        self.runtime(&mut encoder)?;
         let build = [("version", env!("CARGO_PKG_VERSION"))];
         encoder
             .encode_descriptor("snigate_build", "The running version", None, MetricType::Info)?
@@ -240,6 +265,19 @@ impl Snapshot {
             MetricType::Counter,
         )?;
         ConstCounter::new(self.counters.log_lines_lost.load(Relaxed)).encode(lost)
+    }
+
+    /// What the runtime that does all the work tells of itself.
+    fn runtime(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let RuntimeNumbers { workers, tasks, queued } = self.runtime;
+        gauge(encoder, "snigate_runtime_workers", "Threads that serve connections", whole(workers as u64))?;
+        gauge(
+            encoder,
+            "snigate_runtime_tasks",
+            "Tasks: one per connection, and some per endpoint",
+            whole(tasks as u64),
+        )?;
+        gauge(encoder, "snigate_runtime_queued_tasks", "Tasks that wait for a thread", whole(queued as u64))
     }
 
     /// What every process tells Prometheus. What the kernel does not tell us is left out.
