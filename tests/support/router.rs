@@ -111,11 +111,11 @@ impl Router {
                 if is_so(&line) {
                     found.push(line);
                 }
+                if found.len() >= count {
+                    return found;
+                }
             }
             read = lines.0.len();
-            if found.len() >= count {
-                return found;
-            }
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(!left.is_zero() && !lines.1, "no log line for {what}:\n{}", lines.0.join("\n"));
             lines = self.lines.changed.wait_timeout(lines, left).unwrap().0;
