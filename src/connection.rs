@@ -125,6 +125,9 @@ pub fn serve<P: Send>(
         drop((client, connected, permit));
         let (outcome, closed_by) = outcome_of(ending, membership.order());
         account.end(outcome, closed_by);
+        if ending == Ending::Stopped && membership.order() == Order::Removed {
+            account.learn(|facts| facts.reason = Some("a reload has removed its route or endpoint".into()));
+        }
     }
 }
 
@@ -158,7 +161,7 @@ fn outcome_of(ending: Ending, order: Order) -> (Outcome, ClosedBy) {
         Ending::IdleTimeout => (Outcome::IdleTimeout, ClosedBy::Us),
         Ending::HalfCloseTimeout => (Outcome::HalfCloseTimeout, ClosedBy::Us),
         Ending::Stopped => match order {
-            Order::Drain => (Outcome::Drained, ClosedBy::Us),
+            Order::Drain | Order::Removed => (Outcome::Drained, ClosedBy::Us),
             Order::EndpointGone => (Outcome::CutEndpoint, ClosedBy::Us),
         },
     }

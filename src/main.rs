@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.is::<ConfigError>() { EXIT_CONFIG } else { 1 }
+    if error.is::<ConfigError>() || error.is::<commands::Refused>() { EXIT_CONFIG } else { 1 }
 }
 
 #[expect(clippy::print_stderr, reason = "errors of the command line go to the terminal, not into the log")]

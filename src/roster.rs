@@ -16,6 +16,8 @@ use crate::upstream::EndpointId;
 pub enum Order {
     /// This process ends.
     Drain,
+    /// A reload has removed its route or endpoint.
+    Removed,
     /// Its endpoint is gone.
     EndpointGone,
 }

@@ -63,7 +63,7 @@ fn what_is_said_is_what_happens() {
     assert_eq!(
         told,
         format!(
-            "A reload to new.yaml would change this.
+            "What a reload to new.yaml would change, timeouts, limits and other settings left aside:
 
 listeners
     127.0.0.1:0  stays
@@ -105,9 +105,19 @@ fn listeners_and_refusals_are_told() {
     let admin = router.admin().to_string();
     let new = text(&route, "workers: 2\n").replace("127.0.0.1:0\nadmin", "127.0.0.2:6443\nadmin");
     let (code, told) = plan(&new, &["--admin", &admin]);
-    assert!(told.contains("would be refused: workers cannot change from auto to 2 while snigate runs."), "{told}");
+    assert!(
+        told.starts_with("snigate: a reload to new.yaml would be refused: workers cannot change from auto to 2"),
+        "{told}"
+    );
+    assert_eq!(code, Some(78), "so that `plan && kill -HUP` does not");
+    let (code, told) = plan(&new.replace("workers: 2\n", ""), &["--admin", &admin]);
     assert!(told.contains("  + 127.0.0.2:6443  begins to listen\n  - 127.0.0.1:0  serves its queue"), "{told}");
     assert_eq!(code, Some(0));
+    let listening = |address: &str| new.replace("workers: 2\n", "").replace("127.0.0.2:6443", address);
+    let running = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(running.path(), listening("127.0.0.2:6443")).unwrap();
+    let (code, told) = plan(&listening("0.0.0.0:6443"), &["--from", running.path().to_str().unwrap()]);
+    assert!(code == Some(78) && told.contains("while the running listener on 127.0.0.2:6443 does"), "{told}");
 
     let (code, told) = plan("listen: nonsense\n", &["--admin", &admin]);
     assert!(told.contains("new.yaml:1:9: listen: ") && code == Some(78), "{told}");

@@ -237,7 +237,7 @@ fn h10_who_drains_does_not_upgrade_and_a_stop_after_an_upgrade_drains() {
     for ignored in [Signal::USR2, Signal::HUP] {
         router.signal(ignored);
     }
-    // Neither of them does anything.
+    router.wait_many("neither", 2, |line| line["message"] == "this process only drains; the signal is ignored");
     router.signal(Signal::TERM);
     client.rest();
     assert_eq!(router.exit().code(), Some(0));
@@ -257,6 +257,7 @@ fn a_reload_that_is_asked_for_during_an_upgrade_is_not_forgotten() {
     router.wait("it waits", |line| line["message"] == "upgrading");
     fs::write(&router.config, config(&[(NAME, second.address())], "")).unwrap();
     router.signal(Signal::HUP);
+    router.wait("that it waits", |line| line["message"] == "the reload waits until the upgrade is decided");
     fs::write(&go, "").unwrap();
     router.wait("the refusal", |line| line["message"] == "not upgraded; this process goes on");
     router.wait("and then the reload", |line| line["message"] == "reloaded");

@@ -64,6 +64,7 @@ pub struct Reloads {
     pub last_failed: AtomicBool,
     /// When the running configuration was taken, in seconds since the epoch.
     pub last_success: AtomicU64,
+    last_error: Mutex<Option<Box<str>>>,
 }
 
 impl Reloads {
@@ -76,14 +77,26 @@ impl Reloads {
     /// The first configuration is in use.
     pub fn taken(&self) {
         self.last_failed.store(false, Relaxed);
+        *self.error() = None;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.last_success.store(now.as_secs(), Relaxed);
     }
 
     /// A configuration was refused.
-    pub fn fail(&self) {
+    pub fn fail(&self, reason: &str) {
         self.failed.fetch_add(1, Relaxed);
         self.last_failed.store(true, Relaxed);
+        *self.error() = Some(reason.into());
+    }
+
+    /// Why the last one was refused, if it was.
+    #[must_use]
+    pub fn last_error(&self) -> Option<Box<str>> {
+        self.error().clone()
+    }
+
+    fn error(&self) -> MutexGuard<'_, Option<Box<str>>> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

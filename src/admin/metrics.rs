@@ -237,7 +237,7 @@ impl Snapshot {
     }
 
     fn reloads(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let Reloads { succeeded, failed, last_failed, last_success } = &self.counters.reloads;
+        let Reloads { succeeded, failed, last_failed, last_success, .. } = &self.counters.reloads;
         let mut reloads = encoder.encode_descriptor(
             "snigate_config_reloads",
             "Configurations that were to replace the running one",

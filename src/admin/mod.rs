@@ -127,7 +127,11 @@ fn answer(request: &Request<Incoming>, state: &Arc<State>) -> Response<Body> {
             respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n")
         }
         "/livez" | "/readyz" | "/healthz" => respond(StatusCode::OK, TEXT, "ok\n"),
-        _ => respond(StatusCode::NOT_FOUND, TEXT, "try /, /metrics, /api/status, /api/refusals, /livez or /readyz\n"),
+        _ => respond(
+            StatusCode::NOT_FOUND,
+            TEXT,
+            "try /, /metrics, /api/status, /api/refusals, /api/events, /livez or /readyz\n",
+        ),
     }
 }
 

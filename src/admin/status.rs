@@ -21,10 +21,13 @@ pub(super) fn of(state: &State, max_routes: usize) -> Value {
     let fixed: Map<String, Value> = state.fixed.iter().map(|(key, value)| ((*key).into(), json!(value))).collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "host": rustix::system::uname().nodename().to_string_lossy(),
+        "process": std::process::id(),
         "uptime_seconds": state.counters.started.elapsed().unwrap_or_default().as_secs(),
         "draining": state.draining.is_cancelled(),
         "config": {
             "last_reload_successful": !reloads.last_failed.load(Relaxed),
+            "last_error": reloads.last_error(),
             "last_success_timestamp_seconds": reloads.last_success.load(Relaxed),
             "fixed": fixed,
         },

@@ -11,6 +11,11 @@ use std::process::ExitCode;
 
 use crate::cli::{Arguments, Command};
 
+/// A configuration is valid and would not be taken all the same.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Refused(String);
+
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Run(options) => run::run(options),

@@ -16,10 +16,11 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use snigate::config::{Config, Route};
-use snigate::server::fixed;
+use snigate::server::{fixed, overlap};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::Refused;
 use crate::cli::Plan;
 
 /// For the admin listener to answer.
@@ -40,6 +41,9 @@ pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
         (None, Some(from)) => Running::of_config(&Config::load(from)?),
         (None, None) => unreachable!("one of them is required"),
     };
+    if let Some(refusal) = refusal(&running, &new) {
+        anyhow::bail!(Refused(format!("a reload to {} would be refused: {refusal}", options.config.display())));
+    }
     std::io::stdout().write_all(describe(&options.config, &running, &new)?.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -122,17 +126,35 @@ fn digest(route: &Route) -> String {
     format!("{:016x}", route.digest())
 }
 
+/// What the running instance would say, as far as that can be known here.
+fn refusal(running: &Running, new: &Config) -> Option<String> {
+    let new_fixed = fixed(new);
+    let is_fixed = running.fixed.iter().find_map(|(key, running)| {
+        let (_, wanted) = new_fixed.iter().find(|(known, wanted)| known == key && wanted != running)?;
+        Some(format!(
+            "{key} cannot change from {running} to {wanted} while snigate runs; restart it, or upgrade it with SIGUSR2"
+        ))
+    });
+    let addresses = || running.listeners.keys().filter_map(|address| address.parse::<SocketAddr>().ok());
+    let is_new = |wanted: &SocketAddr| addresses().all(|running| running != *wanted);
+    let in_the_way = || {
+        new.listeners.iter().map(|listener| listener.address).filter(is_new).find_map(|wanted| {
+            let running = addresses().find(|running| overlap(wanted, *running))?;
+            Some(format!(
+                "cannot listen on {wanted} while the running listener on {running} does; remove that one in a reload of its own first"
+            ))
+        })
+    };
+    is_fixed.or_else(in_the_way)
+}
+
 fn describe(file: &Path, running: &Running, new: &Config) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
-    let new_fixed = fixed(new);
-    let refusal = running.fixed.iter().find_map(|(key, running)| {
-        let (_, wanted) = new_fixed.iter().find(|(known, wanted)| known == key && wanted != running)?;
-        Some(format!("{key} cannot change from {running} to {wanted} while snigate runs"))
-    });
-    match refusal {
-        Some(refusal) => writeln!(text, "A reload to {} would be refused: {refusal}.", file.display())?,
-        None => writeln!(text, "A reload to {} would change this.", file.display())?,
-    }
+    writeln!(
+        text,
+        "What a reload to {} would change, timeouts, limits and other settings left aside:",
+        file.display()
+    )?;
 
     writeln!(text, "\nlisteners")?;
     for listener in &new.listeners {

@@ -109,6 +109,7 @@ async fn serve(
     let mut signals = Signals::new()?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
+        pid = std::process::id(),
         listeners = config.listeners.len(),
         routes = config.routes.len(),
         "starting"
@@ -159,7 +160,8 @@ const TRY_AGAIN: Duration = Duration::from_secs(30);
 /// What makes us reload.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Trigger {
-    New,
+    Signal,
+    Watch,
     /// Nothing new; what has failed is tried again.
     Again,
 }
@@ -179,7 +181,7 @@ async fn change(
             match &mut file {
                 Some((watch, _)) if watches => {
                     tokio::select! {
-                        () = watch.changed() => Trigger::New,
+                        () = watch.changed() => Trigger::Watch,
                         () = sleep(TRY_AGAIN), if has_failed => Trigger::Again,
                     }
                 }
@@ -187,7 +189,7 @@ async fn change(
             }
         };
         let (asked, trigger) = tokio::select! {
-            asked = signals.next() => (asked, Trigger::New),
+            asked = signals.next() => (asked, Trigger::Signal),
             trigger = changed => (Asked::Reload, trigger),
         };
         match asked {
@@ -200,15 +202,15 @@ async fn change(
             Asked::Reload => {
                 manager.tell(Phase::Reloading);
                 let reloaded = tokio::select! {
-                    reloaded = reload(server, file.as_deref_mut()) => reloaded,
-                    signal = signals.stop() => return Ending::Stop(signal),
+                    reloaded = reload(server, file.as_deref_mut(), trigger) => reloaded,
+                    signal = signals.stop(Busy::Reloading) => return Ending::Stop(signal),
                 };
                 match reloaded {
                     Ok(new) => (watches, failure) = (new, None),
                     Err(reason) => {
                         let reason = format!("{reason:#}");
-                        server.counters().reloads.fail();
-                        if trigger == Trigger::New || failure.as_ref() != Some(&reason) {
+                        server.counters().reloads.fail(&reason);
+                        if trigger != Trigger::Again || failure.as_ref() != Some(&reason) {
                             error!(reason, "not reloaded; the running configuration stays");
                         }
                         failure = Some(reason);
@@ -221,7 +223,7 @@ async fn change(
 }
 
 /// Takes what the file says now, if it is valid; whether the file is to be watched.
-async fn reload(server: &mut Server, file: Option<&mut (Watch, Source)>) -> anyhow::Result<bool> {
+async fn reload(server: &mut Server, file: Option<&mut (Watch, Source)>, trigger: Trigger) -> anyhow::Result<bool> {
     let (watch, source) = file.context("there is no file: snigate was started without one")?;
     let begun = Clock::now();
     let from = source.clone();
@@ -233,7 +235,12 @@ async fn reload(server: &mut Server, file: Option<&mut (Watch, Source)>) -> anyh
     let reloaded = server.reload(config).await;
     let Changes { added, changed, removed, unchanged } = reloaded.with_context(|| source.path.display().to_string())?;
     let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    info!(listeners, routes, added, changed, removed, unchanged, took_ms, "reloaded");
+    let by = match trigger {
+        Trigger::Signal => "SIGHUP",
+        Trigger::Watch | Trigger::Again => "watch",
+    };
+    let file = source.path.display().to_string();
+    info!(file, by, listeners, routes, added, changed, removed, unchanged, took_ms, "reloaded");
     Ok(watches)
 }
 
@@ -246,9 +253,11 @@ async fn upgrade(server: &mut Server, signals: &mut Signals) -> Option<Ending> {
     };
     let started = tokio::select! {
         started = starting => started,
-        signal = signals.stop() => return Some(Ending::Stop(signal)),
+        signal = signals.stop(Busy::Upgrading) => {
+            info!("the upgrade is given up");
+            return Some(Ending::Stop(signal));
+        }
     };
-    signals.forget_upgrade();
     match started {
         Ok(process) => {
             info!(process, "upgraded; the new process serves");
@@ -275,7 +284,7 @@ fn send_reload(process: u32) {
 async fn stop(server: &mut Server, mut signals: Signals) -> ExitCode {
     tokio::select! {
         _ = server.drain() => ExitCode::SUCCESS,
-        signal = signals.stop() => exit_at_once(signal, server.connections()),
+        signal = signals.stop(Busy::Draining) => exit_at_once(signal, server.connections()),
     }
 }
 
@@ -285,14 +294,14 @@ async fn step_back(server: &mut Server, mut signals: Signals) -> ExitCode {
     let deadline = Instant::now() + server.timeouts().upgrade_drain;
     let sooner = tokio::select! {
         _ = server.finish(deadline) => return ExitCode::SUCCESS,
-        signal = signals.stop() => {
+        signal = signals.stop(Busy::Draining) => {
             info!(signal, "stopping; once more to exit at once");
             deadline.min(Instant::now() + server.timeouts().drain)
         }
     };
     tokio::select! {
         _ = server.finish(sooner) => ExitCode::SUCCESS,
-        signal = signals.stop() => exit_at_once(signal, server.connections()),
+        signal = signals.stop(Busy::Draining) => exit_at_once(signal, server.connections()),
     }
 }
 
@@ -309,6 +318,14 @@ enum Asked {
     Stop(&'static str),
     Reload,
     Upgrade,
+}
+
+/// What is under way while a signal comes.
+#[derive(Clone, Copy)]
+enum Busy {
+    Reloading,
+    Upgrading,
+    Draining,
 }
 
 struct Signals {
@@ -365,12 +382,18 @@ impl Signals {
     }
 
     /// Waits for a signal to stop, and remembers what else was asked for.
-    async fn stop(&mut self) -> &'static str {
+    async fn stop(&mut self, busy: Busy) -> &'static str {
         loop {
-            match self.receive().await {
-                Asked::Stop(signal) => return signal,
-                Asked::Reload => self.reload = true,
-                Asked::Upgrade => self.upgrade = true,
+            match (self.receive().await, busy) {
+                (Asked::Stop(signal), _) => return signal,
+                (_, Busy::Draining) => warn!("this process only drains; the signal is ignored"),
+                (Asked::Upgrade, Busy::Upgrading) => warn!("an upgrade is under way; another one is ignored"),
+                (Asked::Reload, Busy::Upgrading) => {
+                    info!("the reload waits until the upgrade is decided");
+                    self.reload = true;
+                }
+                (Asked::Reload, Busy::Reloading) => self.reload = true,
+                (Asked::Upgrade, Busy::Reloading) => self.upgrade = true,
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -60,6 +61,9 @@ pub(super) struct Removed {
     _route: Option<Arc<Route>>,
 }
 
+/// The log names so many routes per reload.
+const MAX_NAMED: usize = 50;
+
 /// Begins to look after the routes; those that are as they were stay the same. From here on nothing can fail. For many
 /// routes this takes a while. Must be called within a tokio runtime.
 pub(super) fn succeed(
@@ -107,6 +111,9 @@ pub(super) fn succeed(
                 let route = Arc::new(Route { upstream, counters: counters.route(&name), digest });
                 if predecessor.is_some() {
                     changes.changed += 1;
+                    if changes.changed <= MAX_NAMED {
+                        info!(route = &*name, "route changed");
+                    }
                 } else {
                     changes.added += 1;
                 }
@@ -121,6 +128,10 @@ pub(super) fn succeed(
     for (name, route) in known {
         route.upstream.remove();
         let policy = route.upstream.setup().settings.on_remove;
+        if removed.len() < MAX_NAMED {
+            let connections = route.counters.active.load(Relaxed);
+            info!(route = name, connections, on_remove = policy.label(), "route removed");
+        }
         let endpoints = route.upstream.endpoints_ever();
         removed.push(Removed { endpoints, policy, _route: Some(Arc::clone(route)) });
         leaving.insert(name.into(), Arc::clone(route));
@@ -145,7 +156,11 @@ pub(super) async fn end(
 ) {
     let roster = &surroundings.roster;
     let (cut, rest): (Vec<_>, Vec<_>) = removed.into_iter().partition(|removed| removed.policy == OnRemove::Cut);
-    let drained = rest.into_iter().filter(|removed| removed.policy == OnRemove::Drain).collect();
+    let (drained, kept): (Vec<_>, Vec<_>) = rest.into_iter().partition(|removed| removed.policy == OnRemove::Drain);
+    let connections: usize = kept.iter().flat_map(Removed::gone).map(|endpoint| endpoint.connections()).sum();
+    if connections > 0 {
+        info!(connections, "connections of what was removed are kept");
+    }
     let (now, table) = (Instant::now(), Arc::downgrade(&before.table));
     let forget = async {
         while Arc::strong_count(&before.table) > 1 {
@@ -201,7 +216,7 @@ async fn end_those_at(removed: &[Removed], roster: &Roster) -> usize {
     fastrand::shuffle(&mut members);
     let mut ended = 0;
     for some in members.chunks(AT_A_TIME) {
-        ended += roster.end(some, &endpoints, Order::Drain);
+        ended += roster.end(some, &endpoints, Order::Removed);
         sleep(PAUSE.mul_f64(2.0 * fastrand::f64())).await;
     }
     ended

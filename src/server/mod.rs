@@ -49,6 +49,13 @@ pub struct Server {
     draining: CancellationToken,
 }
 
+/// Whether one of the two cannot be listened on while the other is.
+#[must_use]
+pub fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_any = |address: SocketAddr| address.ip().is_unspecified();
+    one.port() == other.port() && one.port() != 0 && (one == other || is_any(one) || is_any(other))
+}
+
 /// What cannot change while the process runs, by key.
 type Fixed = [(&'static str, String); 3];
 
@@ -355,12 +362,8 @@ impl Server {
     /// What keeps us from listening may be ourselves.
     fn in_the_way(&self, error: StartError) -> ReloadError {
         let StartError::Bind(BindError { address, error: reason }) = &error else { return error.into() };
-        let is_any = |address: &SocketAddr| address.ip().is_unspecified();
-        let overlaps = |running: &SocketAddr| {
-            running.port() == address.port() && (running == address || is_any(running) || is_any(address))
-        };
         let listeners = self.listeners.iter().map(|(listening, _)| listening).chain(&self.admin);
-        match listeners.map(|listening| listening.address).find(overlaps) {
+        match listeners.map(|listening| listening.address).find(|running| overlap(*address, *running)) {
             Some(running) if Errno::from_io_error(reason) == Some(Errno::ADDRINUSE) => {
                 ReloadError::InTheWay { wanted: *address, running }
             }
@@ -431,7 +434,8 @@ impl Server {
     /// Accepts no more; lets connections run until then, and closes those that are left; how many these were.
     pub async fn finish(&mut self, deadline: Instant) -> usize {
         let left = deadline.saturating_duration_since(Instant::now());
-        info!(connections = self.connections.len(), timeout_s = left.as_secs_f64().round(), "draining");
+        let pid = std::process::id();
+        info!(connections = self.connections.len(), timeout_s = left.as_secs_f64().round(), pid, "draining");
         let mut cut = 0;
         if timeout_at(deadline, self.connections.wait()).await.is_err() {
             cut = self.connections.len();
@@ -439,7 +443,7 @@ impl Server {
             self.connections.wait().await;
         }
         self.counters.refusal_log.flush();
-        info!(cut, "drained");
+        info!(cut, pid, "drained");
         cut
     }
 }

@@ -385,8 +385,10 @@ impl Pool {
                 "certificate does not cover the route's names: clients that verify it need tls-server-name"
             );
         }
-        if expires_soon {
-            warn!(route, endpoint = %endpoint.address, hours_left = left / 3600, "certificate expires soon, or has expired");
+        if expires_soon && left > 0 {
+            warn!(route, endpoint = %endpoint.address, hours_left = left / 3600, "certificate expires soon");
+        } else if expires_soon {
+            warn!(route, endpoint = %endpoint.address, hours_ago = -left / 3600, "certificate has expired");
         }
     }
 

@@ -139,15 +139,19 @@ function verdict(status) {
   if (count("dead") > 0) troubles.push(`${plural(count("dead"), "endpoint is", "endpoints are")} dead`);
   if (count("unready") > 0) troubles.push(`${plural(count("unready"), "endpoint is", "endpoints are")} unready`);
   if (!status.config.last_reload_successful) troubles.push("the last reload was refused");
+  const error = byId("error");
+  error.hidden = !status.config.last_error;
+  setText(error, status.config.last_error || "");
   const all = `${plural(status.routes_total, "route", "routes")}, ${plural(endpoints.length, "endpoint", "endpoints")}`;
   const line = byId("verdict");
   setText(line, troubles.length === 0 ? `All is well: ${all}.` : `${troubles.join("; ")}. (${all})`);
   line.className = troubles.length === 0 ? "well" : "unwell";
-  document.title = troubles.length === 0 ? "snigate" : `(!) ${troubles[0]} – snigate`;
+  const title = `snigate on ${status.host}`;
+  document.title = troubles.length === 0 ? title : `(!) ${troubles[0]} – ${title}`;
 }
 
 function facts(status) {
-  setText(byId("version"), status.version);
+  setText(byId("version"), `${status.version} on ${status.host}, process ${status.process}`);
   const taken = new Date(status.config.last_success_timestamp_seconds * 1000).toISOString().replace(".000", "");
   const listeners = status.listeners.map((listener) => listener.address).join(", ");
   setText(byId("facts"), `Up ${span(status.uptime_seconds)}, listening on ${listeners}; configuration of ${taken}.`);

@@ -127,6 +127,9 @@ fn said(error: &io::Error) -> String {
         return failure::plain(error);
     }
     let text = error.to_string();
+    if text.contains("CaUsedAsEndEntity") {
+        return "the certificate is that of a CA (self-signed?), and no server certificate signed by `ca_file`".into();
+    }
     text.split("; ").next().unwrap_or(&text).to_owned()
 }
 
