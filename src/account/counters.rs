@@ -194,8 +194,10 @@ impl Counters {
         self.known_listeners().iter().map(|listener| listener.what.clone()).collect()
     }
 
-    /// From now on there are these listeners.
+    /// From now on there are these listeners. Routes that nobody has any more are forgotten, too: it may be that nobody
+    /// scrapes.
     pub fn there_are(&self, names: &[Box<str>]) {
+        drop(self.routes());
         let mut listeners = self.known_listeners();
         for name in names {
             if !listeners.iter().any(|listener| listener.what == *name) {
