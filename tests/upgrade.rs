@@ -184,11 +184,7 @@ fn h09_a_new_binary_that_does_not_serve_changes_nothing() {
 fn h09_a_new_binary_that_hangs_is_killed() {
     let served = Backend::named("served");
     let (router, binary) = linked(&config(&[(NAME, served.address())], ""));
-    fs::remove_file(&binary).unwrap();
-    fs::write(&binary, "#!/bin/sh\necho $$ > hangs\nexec sleep 300\n".replace("hangs", &hangs(&binary))).unwrap();
-    fs::set_permissions(&binary, Permissions::from_mode(0o755)).unwrap();
-    router.signal(Signal::USR2);
-    eventually("it hangs", || fs::read_to_string(hangs(&binary)).is_ok_and(|text| text.ends_with('\n')));
+    upgrade_to_what_hangs(&router, &binary);
     assert!(is_served(router.address()));
     router.signal(Signal::USR2);
     let begun = Instant::now();
@@ -203,6 +199,20 @@ fn h09_a_new_binary_that_hangs_is_killed() {
     assert_eq!(upgrades, 1, "one at a time");
 }
 
+/// Puts a script in the place of the binary.
+fn install(binary: &Path, script: &str) {
+    fs::remove_file(binary).unwrap();
+    fs::write(binary, script).unwrap();
+    fs::set_permissions(binary, Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Begins an upgrade to a binary that neither serves nor ends.
+fn upgrade_to_what_hangs(router: &Router, binary: &Path) {
+    install(binary, &format!("#!/bin/sh\necho $$ > {}\nexec sleep 300\n", hangs(binary)));
+    router.signal(Signal::USR2);
+    eventually("it hangs", || fs::read_to_string(hangs(binary)).is_ok_and(|text| text.ends_with('\n')));
+}
+
 fn hangs(binary: &Path) -> String {
     binary.with_extension("pid").display().to_string()
 }
@@ -215,11 +225,7 @@ fn hanging(binary: &Path) -> Pid {
 fn h10_a_stop_ends_an_upgrade_that_is_under_way() {
     let served = Backend::named("served");
     let (mut router, binary) = linked(&config(&[(NAME, served.address())], ""));
-    fs::remove_file(&binary).unwrap();
-    fs::write(&binary, "#!/bin/sh\necho $$ > hangs\nexec sleep 300\n".replace("hangs", &hangs(&binary))).unwrap();
-    fs::set_permissions(&binary, Permissions::from_mode(0o755)).unwrap();
-    router.signal(Signal::USR2);
-    eventually("it hangs", || fs::read_to_string(hangs(&binary)).is_ok_and(|text| text.ends_with('\n')));
+    upgrade_to_what_hangs(&router, &binary);
     router.signal(Signal::TERM);
     assert_eq!(router.exit().code(), Some(0));
     eventually("no orphan", || test_kill_process(hanging(&binary)).is_err());
@@ -250,9 +256,7 @@ fn a_reload_that_is_asked_for_during_an_upgrade_is_not_forgotten() {
     let (first, second) = (Backend::named("first"), Backend::named("served"));
     let (router, binary) = linked(&config(&[(NAME, first.address())], ""));
     let go = binary.with_extension("go");
-    fs::remove_file(&binary).unwrap();
-    fs::write(&binary, format!("#!/bin/sh\nuntil [ -e {} ]; do sleep 0.05; done\nexit 1\n", go.display())).unwrap();
-    fs::set_permissions(&binary, Permissions::from_mode(0o755)).unwrap();
+    install(&binary, &format!("#!/bin/sh\nuntil [ -e {} ]; do sleep 0.05; done\nexit 1\n", go.display()));
     router.signal(Signal::USR2);
     router.wait("it waits", |line| line["message"] == "upgrading");
     fs::write(&router.config, config(&[(NAME, second.address())], "")).unwrap();

@@ -207,8 +207,7 @@ impl Snapshot {
         )?;
         for (route, address, endpoint, target) in each() {
             let Some(certificate) = endpoint.certificate() else { continue };
-            let names = target.upstream.setup().names.iter();
-            let count = names.filter(|name| !certificate.covers(name)).count();
+            let count = certificate.not_covered(&target.upstream.setup().names).count();
             let labels = [("route", route), ("endpoint", &*address)];
             ConstGauge::new(whole(count as u64)).encode(uncovered.encode_family(&labels)?)?;
         }

@@ -28,7 +28,7 @@ use tracing::{debug, warn};
 
 use crate::accept::{self, Events};
 use crate::account::Counters;
-use crate::server::Generation;
+use crate::server::{Fixed, Generation};
 
 /// Scrapers and probes are few; more of them wait.
 const MAX_CONNECTIONS: usize = 16;
@@ -51,7 +51,7 @@ pub struct State {
     /// Places for those who look at the page.
     pub viewers: Arc<Semaphore>,
     /// What no reload changes, by key.
-    pub fixed: [(&'static str, String); 3],
+    pub fixed: Fixed,
     /// Cancelled when no more connections are accepted.
     pub draining: CancellationToken,
 }

@@ -100,7 +100,7 @@ fn route(route: &Route) -> Value {
 
 /// The certificate that the last check was shown, and which of these names it does not cover.
 fn certificate_of(certificate: &Certificate, names: &[NamePattern]) -> Value {
-    let not_covered = names.iter().filter(|name| !certificate.covers(name)).map(ToString::to_string);
+    let not_covered = certificate.not_covered(names).map(ToString::to_string);
     json!({
         "expires_timestamp_seconds": certificate.expires,
         "issuer": certificate.issuer,

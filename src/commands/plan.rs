@@ -15,8 +15,8 @@ use hyper::client::conn::http1;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use snigate::config::{Config, Route};
-use snigate::server::{fixed, overlap};
+use snigate::config::{Config, Route, overlap};
+use snigate::server::{ReloadError, fixed};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -66,7 +66,7 @@ struct Running {
     listeners: BTreeMap<String, String>,
     routes: BTreeMap<String, RunningRoute>,
     /// What no reload changes, by key.
-    fixed: Vec<(String, String)>,
+    fixed: BTreeMap<String, String>,
 }
 
 struct RunningRoute {
@@ -127,22 +127,17 @@ fn digest(route: &Route) -> String {
 }
 
 /// What the running instance would say, as far as that can be known here.
-fn refusal(running: &Running, new: &Config) -> Option<String> {
-    let new_fixed = fixed(new);
-    let is_fixed = running.fixed.iter().find_map(|(key, running)| {
-        let (_, wanted) = new_fixed.iter().find(|(known, wanted)| known == key && wanted != running)?;
-        Some(format!(
-            "{key} cannot change from {running} to {wanted} while snigate runs; restart it, or upgrade it with SIGUSR2"
-        ))
+fn refusal(running: &Running, new: &Config) -> Option<ReloadError> {
+    let is_fixed = fixed(new).into_iter().find_map(|(key, wanted)| {
+        let running = running.fixed.get(key).filter(|running| **running != wanted)?.clone();
+        Some(ReloadError::Fixed { key, running, wanted })
     });
-    let addresses = || running.listeners.keys().filter_map(|address| address.parse::<SocketAddr>().ok());
+    let addresses = || running.listeners.keys().filter_map(|address| address.parse().ok());
     let is_new = |wanted: &SocketAddr| addresses().all(|running| running != *wanted);
     let in_the_way = || {
         new.listeners.iter().map(|listener| listener.address).filter(is_new).find_map(|wanted| {
             let running = addresses().find(|running| overlap(wanted, *running))?;
-            Some(format!(
-                "cannot listen on {wanted} while the running listener on {running} does; remove that one in a reload of its own first"
-            ))
+            Some(ReloadError::InTheWay { wanted, running })
         })
     };
     is_fixed.or_else(in_the_way)

@@ -149,8 +149,9 @@ fn build_route(raw: raw::Route, path: &str, listeners: &[Listener], directory: &
     Ok(Route { name, patterns, matchers, upstream })
 }
 
-/// Whether the kernel would refuse the second of the two: `[::]` takes the IPv4 addresses, too.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+/// Whether the kernel would refuse to listen on the second of the two: `[::]` takes the IPv4 addresses, too.
+#[must_use]
+pub fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let covers = |one: SocketAddr, other: SocketAddr| {
         one.ip().is_unspecified() && (one.is_ipv6() || other.ip().to_canonical().is_ipv4())
     };

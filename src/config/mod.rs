@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use self::build::overlap;
 use self::text::{OneOrMany, Short, Text};
 use self::yaml::{Place, YamlError};
 use crate::name::NamePattern;

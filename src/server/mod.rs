@@ -49,15 +49,8 @@ pub struct Server {
     draining: CancellationToken,
 }
 
-/// Whether one of the two cannot be listened on while the other is.
-#[must_use]
-pub fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    let is_any = |address: SocketAddr| address.ip().is_unspecified();
-    one.port() == other.port() && one.port() != 0 && (one == other || is_any(one) || is_any(other))
-}
-
 /// What cannot change while the process runs, by key.
-type Fixed = [(&'static str, String); 3];
+pub type Fixed = [(&'static str, String); 3];
 
 /// What cannot change while the process runs, by key.
 #[must_use]
@@ -363,7 +356,7 @@ impl Server {
     fn in_the_way(&self, error: StartError) -> ReloadError {
         let StartError::Bind(BindError { address, error: reason }) = &error else { return error.into() };
         let listeners = self.listeners.iter().map(|(listening, _)| listening).chain(&self.admin);
-        match listeners.map(|listening| listening.address).find(|running| overlap(*address, *running)) {
+        match listeners.map(|listening| listening.address).find(|running| config::overlap(*address, *running)) {
             Some(running) if Errno::from_io_error(reason) == Some(Errno::ADDRINUSE) => {
                 ReloadError::InTheWay { wanted: *address, running }
             }

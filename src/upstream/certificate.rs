@@ -63,6 +63,11 @@ impl Certificate {
         })
     }
 
+    /// Those of these names that it does not cover.
+    pub fn not_covered<'n>(&self, names: &'n [NamePattern]) -> impl Iterator<Item = &'n NamePattern> {
+        names.iter().filter(|name| !self.covers(name))
+    }
+
     fn is_same(&self, other: &Self) -> bool {
         self.key == other.key && self.expires == other.expires
     }

@@ -377,8 +377,8 @@ impl Pool {
         if let Some(changed) = change {
             info!(route, endpoint = %endpoint.address, changed, issuer = certificate.issuer, "certificate");
         }
-        let uncovered = self.setup.names.iter().filter(|name| is_new && !certificate.covers(name));
-        let uncovered: Vec<String> = uncovered.map(ToString::to_string).collect();
+        let names = if is_new { &self.setup.names[..] } else { &[] };
+        let uncovered: Vec<String> = certificate.not_covered(names).map(ToString::to_string).collect();
         if !uncovered.is_empty() {
             warn!(
                 route, endpoint = %endpoint.address, not_covered = uncovered.join(", "), covered = certificate.names.join(", "),
