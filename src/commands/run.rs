@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
 use crate::cli::Run;
-use crate::logging::Losses;
+use crate::logging::Logging;
 use crate::{EXIT_CONFIG, logging};
 
 pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
@@ -39,15 +39,15 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
         config => config?,
     };
     config.log.format = log_format.unwrap_or(config.log.format);
-    let losses = logging::start(&config.log);
+    let logging = logging::start(&config.log);
     let file = source.map(|source| (Watch::new(source.path.clone(), loaded.digest), source));
-    Ok(start(config, file, losses).unwrap_or_else(|reason| {
+    Ok(start(config, file, logging).unwrap_or_else(|reason| {
         error!(reason = format!("{reason:#}"), "cannot start");
         ExitCode::FAILURE
     }))
 }
 
-fn start(config: Config, file: Option<(Watch, Source)>, losses: Losses) -> anyhow::Result<ExitCode> {
+fn start(config: Config, file: Option<(Watch, Source)>, logging: Logging) -> anyhow::Result<ExitCode> {
     let (predecessor, inherited) = match Predecessor::meet()? {
         Some((predecessor, inherited)) => (Some(predecessor), inherited),
         None => (None, systemd::sockets()?),
@@ -61,7 +61,7 @@ fn start(config: Config, file: Option<(Watch, Source)>, losses: Losses) -> anyho
         builder.worker_threads(workers);
     }
     let runtime = builder.enable_all().build()?;
-    let result = runtime.block_on(serve(config, file, losses, predecessor, inherited));
+    let result = runtime.block_on(serve(config, file, logging, predecessor, inherited));
     // A name that is still being resolved must not hold up the exit.
     runtime.shutdown_background();
     result
@@ -102,7 +102,7 @@ impl Source {
 async fn serve(
     config: Config,
     mut file: Option<(Watch, Source)>,
-    losses: Losses,
+    logging: Logging,
     predecessor: Option<Predecessor>,
     inherited: Vec<Inherited>,
 ) -> anyhow::Result<ExitCode> {
@@ -122,7 +122,7 @@ async fn serve(
             return Ok(ExitCode::from(if reason.is_configuration() { EXIT_CONFIG } else { 1 }));
         }
     };
-    losses.tell(Arc::clone(server.counters()));
+    logging.tell_losses(Arc::clone(server.counters()));
     let manager = Manager::find();
     let watchdog = manager.keep_telling();
     match predecessor.map(Predecessor::dismiss) {
@@ -131,7 +131,7 @@ async fn serve(
         Some(Ok(())) => {}
         Some(Err(reason)) => warn!(%reason, "the predecessor is gone"),
     }
-    Ok(match change(&mut server, &mut signals, file.as_mut(), watches, &manager).await {
+    Ok(match change(&mut server, &mut signals, file.as_mut(), watches, &manager, &logging).await {
         Ending::Stop(signal) => {
             info!(signal, "stopping; once more to exit at once");
             manager.tell_now(Phase::Stopping).await;
@@ -173,6 +173,7 @@ async fn change(
     mut file: Option<&mut (Watch, Source)>,
     mut watches: bool,
     manager: &Manager,
+    logging: &Logging,
 ) -> Ending {
     let mut failure: Option<String> = None;
     loop {
@@ -202,7 +203,7 @@ async fn change(
             Asked::Reload => {
                 manager.tell(Phase::Reloading);
                 let reloaded = tokio::select! {
-                    reloaded = reload(server, file.as_deref_mut(), trigger) => reloaded,
+                    reloaded = reload(server, file.as_deref_mut(), trigger, logging) => reloaded,
                     signal = signals.stop(Busy::Reloading) => return Ending::Stop(signal),
                 };
                 match reloaded {
@@ -223,7 +224,12 @@ async fn change(
 }
 
 /// Takes what the file says now, if it is valid; whether the file is to be watched.
-async fn reload(server: &mut Server, file: Option<&mut (Watch, Source)>, trigger: Trigger) -> anyhow::Result<bool> {
+async fn reload(
+    server: &mut Server,
+    file: Option<&mut (Watch, Source)>,
+    trigger: Trigger,
+    logging: &Logging,
+) -> anyhow::Result<bool> {
     let (watch, source) = file.context("there is no file: snigate was started without one")?;
     let begun = Clock::now();
     let from = source.clone();
@@ -232,8 +238,10 @@ async fn reload(server: &mut Server, file: Option<&mut (Watch, Source)>, trigger
     watch.has_taken(loaded.digest);
     let config = loaded.config?;
     let (listeners, routes, watches) = (config.listeners.len(), config.routes.len(), config.watch);
+    let level = config.log.level;
     let reloaded = server.reload(config).await;
     let Changes { added, changed, removed, unchanged } = reloaded.with_context(|| source.path.display().to_string())?;
+    logging.set_level(level);
     let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let by = match trigger {
         Trigger::Signal => "SIGHUP",

@@ -50,14 +50,14 @@ pub struct Server {
 }
 
 /// What cannot change while the process runs, by key.
-pub type Fixed = [(&'static str, String); 3];
+pub type Fixed = [(&'static str, String); 2];
 
 /// What cannot change while the process runs, by key.
 #[must_use]
 pub fn fixed(config: &Config) -> Fixed {
-    let Config { workers, log: Log { format, level, refusals_per_second: _ }, .. } = config;
+    let Config { workers, log: Log { format, level: _, refusals_per_second: _ }, .. } = config;
     let workers = workers.map_or_else(|| "auto".into(), |workers| workers.to_string());
-    [("workers", workers), ("log.format", format.to_string()), ("log.level", level.as_str().to_lowercase())]
+    [("workers", workers), ("log.format", format.to_string())]
 }
 
 /// Why a server did not start.

@@ -1,0 +1,207 @@
+//! What a log line looks like: one JSON object, or a sentence for people.
+
+use std::fmt::{Debug, Write as _};
+use std::io::Write as _;
+use std::time::SystemTime;
+
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level};
+
+/// Every field, for machines.
+pub(super) fn json(line: &mut Vec<u8>, event: &Event<'_>) {
+    let start = line.len();
+    let mut serializer = serde_json::Serializer::new(&mut *line);
+    let written = serializer.serialize_map(None).and_then(|map| {
+        let mut fields = Fields { map, result: Ok(()) };
+        fields.put("timestamp", &format_args!("{}", humantime::format_rfc3339_micros(SystemTime::now())));
+        fields.put("level", event.metadata().level().as_str());
+        event.record(&mut fields);
+        fields.result.and_then(|()| fields.map.end())
+    });
+    if written.is_err() {
+        line.truncate(start);
+    }
+}
+
+struct Fields<M: SerializeMap> {
+    map: M,
+    result: Result<(), M::Error>,
+}
+
+impl<M: SerializeMap> Fields<M> {
+    fn put(&mut self, name: &str, value: &(impl Serialize + ?Sized)) {
+        if self.result.is_ok() {
+            self.result = self.map.serialize_entry(name, value);
+        }
+    }
+}
+
+impl<M: SerializeMap> Visit for Fields<M> {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field.name(), &value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field.name(), &value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field.name(), &value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field.name(), &value);
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field.name(), value);
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.put(field.name(), &format_args!("{value:?}"));
+    }
+}
+
+/// What matters, for people.
+pub(super) fn text(line: &mut Vec<u8>, event: &Event<'_>, is_colored: bool) {
+    let mut told = Told::default();
+    event.record(&mut told);
+    let level = *event.metadata().level();
+    let time = humantime::format_rfc3339_millis(SystemTime::now());
+    let (dim, colored, plain) = if is_colored { ("\x1b[2m", color(level), "\x1b[0m") } else { ("", "", "") };
+    let rest = if told.has("outcome") && told.has("client.address") { told.connection() } else { told.anything() };
+    // Into memory: this cannot fail.
+    let _ = write!(line, "{dim}{time}{plain} {colored}{level:>5}{plain} ");
+    for character in rest.chars() {
+        let _ = if character.is_control() {
+            write!(line, "{}", character.escape_debug())
+        } else {
+            write!(line, "{character}")
+        };
+    }
+}
+
+fn color(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "\x1b[31m",
+        Level::WARN => "\x1b[33m",
+        Level::INFO => "\x1b[32m",
+        _ => "\x1b[34m",
+    }
+}
+
+/// The fields of an event, in order.
+#[derive(Default)]
+struct Told(Vec<(&'static str, Value)>);
+
+impl Told {
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    fn str(&self, name: &str) -> Option<&str> {
+        self.get(name)?.as_str()
+    }
+
+    fn number(&self, name: &str) -> f64 {
+        self.get(name).and_then(Value::as_f64).unwrap_or_default()
+    }
+
+    /// The message, and what is known.
+    fn anything(&self) -> String {
+        let mut text = self.str("message").unwrap_or_default().to_owned();
+        for (name, value) in self.0.iter().filter(|(name, _)| *name != "message") {
+            let _ = match value {
+                Value::String(plain) if !plain.is_empty() && !plain.contains([' ', '"', '=']) => {
+                    write!(text, " {name}={plain}")
+                }
+                other => write!(text, " {name}={other}"),
+            };
+        }
+        text
+    }
+
+    /// The story of one.
+    fn connection(&self) -> String {
+        let mut text = self.str("message").unwrap_or_default().to_owned();
+        let client = (self.str("client.address").unwrap_or_default(), self.number("client.port"));
+        let _ = match client {
+            (ip, port) if ip.contains(':') => write!(text, " [{ip}]:{port}"),
+            (ip, port) => write!(text, " {ip}:{port}"),
+        };
+        let name = self.str("server.address");
+        let _ = write!(text, " -> {}", name.unwrap_or("(no name)"));
+        if let Some(route) = self.str("route").filter(|route| Some(*route) != name && !route.starts_with('_')) {
+            let _ = write!(text, " (route {route})");
+        }
+        if let Some(upstream) = self.str("upstream.address") {
+            let _ = write!(text, " -> {upstream}");
+        }
+        let outcome = self.str("outcome").unwrap_or_default();
+        let _ = write!(text, ": {outcome}, closed by {}", self.str("closed_by").unwrap_or_default());
+        let _ = write!(text, " after {}", span(self.number("duration_ms")));
+        if self.has("upstream.address") {
+            let (up, down) = (self.number("bytes.received"), self.number("bytes.sent"));
+            let _ = write!(text, ", {} up, {} down", size(up), size(down));
+        }
+        if let Some(alert) = self.str("tls.alert") {
+            let _ = write!(text, ", the API server said {alert}");
+        }
+        if let Some(reason) = self.str("reason") {
+            let _ = write!(text, "; {reason}");
+        }
+        text
+    }
+}
+
+impl Visit for Told {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.0.push((field.name(), value.into()));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.0.push((field.name(), value.into()));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.0.push((field.name(), value.into()));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.0.push((field.name(), value.into()));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.push((field.name(), value.into()));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.push((field.name(), format!("{value:?}").into()));
+    }
+}
+
+fn span(milliseconds: f64) -> String {
+    let seconds = milliseconds / 1e3;
+    match seconds {
+        0.0..1.0 => format!("{milliseconds:.1} ms"),
+        1.0..120.0 => format!("{seconds:.1} s"),
+        120.0..7200.0 => format!("{:.0} min", seconds / 60.0),
+        _ => format!("{:.1} h", seconds / 3600.0),
+    }
+}
+
+fn size(bytes: f64) -> String {
+    match bytes {
+        0.0..1e3 => format!("{bytes} B"),
+        1e3..1e6 => format!("{:.1} kB", bytes / 1e3),
+        1e6..1e9 => format!("{:.1} MB", bytes / 1e6),
+        _ => format!("{:.1} GB", bytes / 1e9),
+    }
+}

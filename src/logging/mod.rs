@@ -1,0 +1,149 @@
+//! Log lines on standard error, written by a thread of their own: who reads them may be slow, or may have stopped.
+
+mod line;
+
+use std::cell::Cell;
+use std::io::{self, BufWriter, IsTerminal, Stderr, Write, stderr};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use snigate::account::Counters;
+use snigate::config::{Log, LogFormat};
+use tokio::time::interval;
+use tracing::{Event, Level, Subscriber, error, warn};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
+
+/// So many lines may wait to be written; more are lost, and counted.
+const MAX_UNWRITTEN: usize = 4096;
+
+/// Dropped, it writes what waits, but does not wait for long itself.
+static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
+
+/// Begins to log. `RUST_LOG` wins over the configured level.
+pub(crate) fn start(log: &Log) -> Logging {
+    let (filter, ignored) = match std::env::var("RUST_LOG") {
+        Ok(wanted) if !wanted.is_empty() => match EnvFilter::try_new(&wanted) {
+            Ok(filter) => (Some(filter), None),
+            Err(error) => (None, Some(error)),
+        },
+        _ => (None, None),
+    };
+    let is_configurable = filter.is_none();
+    let (filter, level) = reload::Layer::new(filter.unwrap_or_else(|| at(log.level)));
+    let is_terminal = stderr().is_terminal();
+    let as_json = match log.format {
+        LogFormat::Auto => !is_terminal,
+        LogFormat::Text => false,
+        LogFormat::Json => true,
+    };
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let shape = if as_json { Shape::Json } else { Shape::Text { is_colored: is_terminal && !no_color } };
+    let lines = NonBlockingBuilder::default().buffered_lines_limit(MAX_UNWRITTEN).thread_name("log");
+    let (writer, guard) = lines.finish(Paced(BufWriter::new(stderr())));
+    *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+    let lost = writer.error_counter();
+    tracing_subscriber::registry().with(filter).with(Lines { writer, shape }).init();
+    if let Some(reason) = ignored {
+        warn!(%reason, "RUST_LOG is ignored");
+    }
+    std::panic::set_hook(Box::new(|panic| {
+        error!(%panic, "panicked");
+    }));
+    Logging { lost, level: is_configurable.then_some(level) }
+}
+
+fn at(level: Level) -> EnvFilter {
+    EnvFilter::new(format!("warn,snigate={level}"))
+}
+
+/// Writes what waits. Lines after this are lost.
+pub(crate) fn finish() {
+    drop(WRITER.lock().unwrap_or_else(PoisonError::into_inner).take());
+}
+
+/// Makes a line of each event.
+struct Lines {
+    writer: NonBlocking,
+    shape: Shape,
+}
+
+#[derive(Clone, Copy)]
+enum Shape {
+    Json,
+    Text { is_colored: bool },
+}
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        thread_local! {
+            static LINE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+        }
+        let mut line = LINE.take();
+        match self.shape {
+            Shape::Json => line::json(&mut line, event),
+            Shape::Text { is_colored } => line::text(&mut line, event, is_colored),
+        }
+        line.push(b'\n');
+        // It counts what it cannot take.
+        let _ = self.writer.clone().write(&line);
+        line.clear();
+        LINE.set(line);
+    }
+}
+
+/// Writes the first line at once, and the ones after it together: waking the thread for each would cost more than the lines.
+struct Paced(BufWriter<Stderr>);
+
+/// Between writes.
+const PACE: Duration = Duration::from_millis(10);
+
+impl Write for Paced {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()?;
+        thread::sleep(PACE);
+        Ok(())
+    }
+}
+
+/// What is logged, and what could not be.
+pub(crate) struct Logging {
+    lost: ErrorCounter,
+    /// `None`: `RUST_LOG` has decided.
+    level: Option<reload::Handle<EnvFilter, Registry>>,
+}
+
+impl Logging {
+    /// From now on no less than this is logged, unless `RUST_LOG` says otherwise.
+    pub(crate) fn set_level(&self, level: Level) {
+        if let Some(Err(reason)) = self.level.as_ref().map(|handle| handle.reload(at(level))) {
+            warn!(%reason, "cannot change log.level");
+        }
+    }
+
+    /// Counts lost lines, and says how many there were as soon as somebody reads again. Within a tokio runtime.
+    pub(crate) fn tell_losses(&self, counters: Arc<Counters>) {
+        let losses = self.lost.clone();
+        tokio::spawn(async move {
+            let mut turn = interval(Duration::from_secs(1));
+            let mut told = 0;
+            loop {
+                turn.tick().await;
+                let lost = losses.dropped_lines();
+                counters.log_lines_lost.store(lost as u64, Relaxed);
+                if lost > told {
+                    warn!(lost = lost - told, "log lines were lost: they were not read fast enough");
+                    told = lost;
+                }
+            }
+        });
+    }
+}
