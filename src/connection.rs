@@ -72,8 +72,7 @@ pub fn serve<P: Send>(
             account.learn(|facts| note(&hello, facts));
 
             let asked = Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener: snapshot.number };
-            let unrouted = if hello.server_name.is_some() { Outcome::UnknownName } else { Outcome::NoName };
-            let route = snapshot.routes.find(&asked).ok_or(unrouted)?.target;
+            let route = snapshot.routes.find(&asked).ok_or_else(|| unrouted(&asked, &snapshot.routes))?.target;
             account.routed(&route.counters);
 
             let start = Instant::now();
@@ -108,7 +107,7 @@ pub fn serve<P: Send>(
             Event::Delivered(Side::Upstream, bytes) => account.sent(bytes),
             Event::Answered(bytes) => {
                 place.answered();
-                account.learn(|facts| facts.answer = Answer::parse(bytes));
+                account.answered(Answer::parse(bytes));
             }
             Event::Unanswered => {
                 if account.complains() {
@@ -139,6 +138,18 @@ fn note(hello: &ClientHello<'_>, facts: &mut Facts) {
         escape(&protocols.join(&b','))
     });
     facts.protocol_version = Some(hello.highest_version());
+}
+
+/// Why no route takes it.
+fn unrouted(client: &Client<'_>, routes: &RouteTable<Arc<Route>>) -> Refusal {
+    let (outcome, reason) = match client.server_name {
+        Some(name) if routes.knows(name) => {
+            (Outcome::UnknownName, "the routes that have the name do not take its `alpn` or `listener`")
+        }
+        Some(_) => (Outcome::UnknownName, "no route has the name"),
+        None => (Outcome::NoName, "it sent no server name, and there is no route without `sni`"),
+    };
+    Refusal { outcome, reason: Some(reason.into()), server_name: None }
 }
 
 /// Until the client resets the connection. A FIN is no reset: it may still want the answer.

@@ -161,6 +161,14 @@ impl<T> RouteTable<T> {
             .or_else(|| first(&self.catch_all, client, MatchedBy::CatchAll))
     }
 
+    /// Whether a route has this name, for whatever clients.
+    #[must_use]
+    pub fn knows(&self, name: ServerName<'_>) -> bool {
+        let mut buffer = [0; MAX_LENGTH];
+        let name = name.fold(&mut buffer);
+        self.exact.contains_key(name) || parents(name).any(|parent| self.suffix.contains_key(parent))
+    }
+
     fn find_by_name(&self, name: &ServerName<'_>, client: &Client<'_>) -> Option<Match<'_, T>> {
         let mut buffer = [0; MAX_LENGTH];
         let name = name.fold(&mut buffer);
@@ -269,6 +277,8 @@ mod tests {
 
         let other = Client { server_name: ServerName::parse(b"b.example").ok(), ..client };
         assert_eq!(table.find(&other), Some(Match { target: &2, by: MatchedBy::Suffix("example") }));
+        assert!(table.knows(ServerName::parse(b"c.example").unwrap()), "for clients of listener 7");
+        assert!(!table.knows(ServerName::parse(b"example").unwrap()));
         assert_eq!(table.find(&Client { listener: 1, ..other }), Some(Match { target: &3, by: MatchedBy::CatchAll }));
     }
 

@@ -7,6 +7,14 @@ use crate::support::{Router, snigate, tls};
 
 const README: &str = include_str!("../README.md");
 
+#[test]
+#[ignore = "needs promtool"]
+fn prometheus_takes_the_alert_rules() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/grafana/alerts.yaml");
+    let output = std::process::Command::new("promtool").args(["check", "rules"]).arg(path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 fn example(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples").join(name);
     let output = snigate().arg("check").arg(&path).output().unwrap();

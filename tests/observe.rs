@@ -1,8 +1,8 @@
 //! Log lines and metrics.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::support::backend::closed;
 use crate::support::client::alert;
@@ -41,7 +41,7 @@ fn a_connection_is_one_line_with_all_fields() {
         assert_eq!(account[field], value, "{field} in {account}");
     }
     assert_eq!((&account["bytes.received"], &account["bytes.sent"]), (&hello.record().len().into(), &4.into()));
-    for field in ["duration_ms", "hello_ms", "connect_ms"] {
+    for field in ["duration_ms", "hello_ms", "connect_ms", "answer_ms"] {
         assert!(account[field].as_f64().is_some_and(|value| value > 0.0), "{field} in {account}");
     }
     assert!(account["upstream.local.address"].as_str().unwrap().starts_with("127.0.0.1:"));
@@ -118,6 +118,7 @@ fn metrics_tell_what_happened() {
         "snigate_bytes_total{route=\"a.example\",direction=\"sent\"} 4".into(),
         "snigate_hello_seconds_count 2".into(),
         "snigate_connect_seconds_count{route=\"a.example\"} 1".into(),
+        "snigate_answer_seconds_count{route=\"a.example\"} 1".into(),
         "snigate_connection_seconds_count{route=\"a.example\"} 1".into(),
         format!("snigate_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")),
     ] {
@@ -127,6 +128,89 @@ fn metrics_tell_what_happened() {
         assert!(router.metric(name) > 0.0, "{name}");
     }
     assert!(router.metric("process_cpu_seconds_total") >= 0.0);
+}
+
+#[test]
+#[ignore = "needs python3-prometheus-client"]
+fn another_reader_of_openmetrics_understands_the_metrics() {
+    let router = Router::routing(&[(NAME, Backend::named("four").address())]);
+    serve_one(&router, &Hello::to(NAME));
+    let read = "import sys
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
+for family in parse(sys.stdin.read()):
+    print(family.name, family.type, family.unit, len(family.samples))";
+    let mut python = Command::new("/usr/bin/python3");
+    let mut child = python.args(["-c", read]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(router.get("/metrics").1.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success());
+    for family in ["snigate_connections counter", "snigate_answer_seconds histogram seconds", "snigate_build info"] {
+        assert!(told.lines().any(|line| line.starts_with(family)), "{family} in\n{told}");
+    }
+}
+
+#[test]
+fn clients_that_no_route_takes_are_told_apart() {
+    let backend = Backend::named("served");
+    let router = Router::start(&format!(
+        "listen: 127.0.0.1:0\nroutes:\n  - {{sni: {NAME}, alpn: h2, upstream: \"{}\"}}\n",
+        backend.address()
+    ));
+    for (hello, outcome, reason) in [
+        (Hello::to("b.example"), "unknown_name", "no route has the name"),
+        (Hello::to(NAME), "unknown_name", "the routes that have the name do not take its `alpn` or `listener`"),
+        (Hello::new(), "no_name", "it sent no server name, and there is no route without `sni`"),
+    ] {
+        let account = serve_one(&router, &hello);
+        assert_eq!((account["outcome"].as_str(), account["reason"].as_str()), (Some(outcome), Some(reason)));
+    }
+}
+
+#[test]
+fn text_lines_are_sentences() {
+    let backend = Backend::named("four");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    let routes = [(NAME, backend.address()), ("dead.example", closed())];
+    std::fs::write(
+        &path,
+        config(&routes, "log: {format: text}\n").replace("127.0.0.1:0\nadmin", "127.9.1.2:6443\nadmin"),
+    )
+    .unwrap();
+    let mut command = snigate();
+    command.args(["run", "-c"]).arg(&path);
+    let router = Router::spawn(command, path, directory);
+    let address: SocketAddr = "127.9.1.2:6443".parse().unwrap();
+    let listening = router.wait_line("that it listens", |line| line.contains("listening"));
+    assert!(listening.ends_with("Z  INFO listening listener=127.9.1.2:6443 address=127.9.1.2:6443"), "{listening}");
+    let told = |hello: Hello| {
+        let mut client = Client::send(address, &hello.record());
+        client.finish();
+        client.rest();
+        let from = client.address().to_string();
+        let line = router.wait_line("the client", |line| line.contains(&from));
+        let (_, line) = line.split_once("Z ").unwrap();
+        // How long it took is another time each time.
+        let (begin, end) = line.split_once(" after ").unwrap();
+        let (_, end) = end.split_once(" ms").unwrap();
+        format!("{}{end}", begin.replace(&from, "CLIENT"))
+    };
+    let upstream = backend.address();
+    let received = Hello::to(NAME).record().len();
+    assert_eq!(
+        told(Hello::to(NAME)),
+        format!(
+            " INFO connection CLIENT -> {NAME} -> {upstream}: completed, closed by client, {received} B up, 4 B down"
+        )
+    );
+    let refused = told(Hello::to("dead.example"));
+    assert!(refused.starts_with(" WARN refused CLIENT -> dead.example: connect_refused, closed by us; "), "{refused}");
+    assert!(refused.ends_with(": connection refused"), "{refused}");
+    assert_eq!(
+        told(Hello::new().server_name(b"\x1b[31m\n")),
+        " INFO refused CLIENT -> \\x1b[31m\\n: malformed, closed by us; the name has a character other than letters, digits, '-', '_' and '.'"
+    );
 }
 
 #[test]
@@ -201,7 +285,7 @@ fn what_the_server_answers_first_is_told() {
     let server = tls::serve(&authority, NAME, false);
     let refuses = Backend::start(|mut stream| {
         let _ = std::io::Read::read(&mut stream, &mut [0; 4096]);
-        let _ = std::io::Write::write_all(&mut stream, &alert(40));
+        let _ = stream.write_all(&alert(40));
     });
     let routes = [(NAME, server.address()), ("refused.example", refuses.address())];
     for engine in ["auto", "copy", "splice"] {
@@ -293,6 +377,6 @@ fn e13_scrapers_that_are_slow_or_many_hurt_nobody() {
     drop(slow);
     let huge = [b"GET /".to_vec(), vec![b'x'; 1 << 20]].concat();
     let mut client = Client::connect(router.admin());
-    let _ = std::io::Write::write_all(&mut client.stream, &huge);
+    let _ = client.stream.write_all(&huge);
     assert_eq!(router.get("/livez").0, 200);
 }

@@ -57,6 +57,7 @@ fn what_dies_turns_red_without_a_reload_of_the_page() {
     let browser = Browser::start(1100, 920, false);
     browser.open(&format!("http://{}/", router.admin()));
     eventually("it is shown", || text(&browser, "verdict").starts_with("All is well: 2 routes, 4 endpoints"));
+    eventually("all are known", || browser.eval("document.querySelectorAll('li.unknown').length") == 0);
     browser.eval("window.stays = true");
     eventually("the certificate is seen", || {
         text(&browser, "certificates").contains("does not cover prod.example.com")
@@ -83,10 +84,13 @@ fn what_dies_turns_red_without_a_reload_of_the_page() {
     eventually("the refusals are told", || text(&browser, "refusals").contains("unknown_name"));
     let refusals = text(&browser, "refusals");
     assert!(refusals.contains("<img src=x onerror=alert(1)>") && refusals.contains("malformed"), "{refusals}");
-    eventually("lines are drawn", || {
-        browser.eval("document.querySelectorAll('polyline')[1].getAttribute('points').split(' ').length").as_u64()
-            > Some(3)
-    });
+    let new_per_second = "document.querySelectorAll('polyline')[0].getAttribute('points')";
+    let rises = || browser.eval(new_per_second).as_str().unwrap().contains(",1.0");
+    eventually("lines are drawn", rises);
+    browser.open(&format!("http://{}/", router.admin()));
+    browser.eval("window.stays = true");
+    eventually("who comes later sees what was before", rises);
+    eventually("and everything else", || text(&browser, "refusals").contains("unknown_name"));
     keep(&browser, "status-light.png");
 
     servers[0].be(Mood::Status(200, "ok"));
@@ -106,6 +110,7 @@ fn a_reload_changes_what_is_shown_from_one_route_to_five_hundred() {
     let browser = Browser::start(390, 844, true);
     browser.open(&format!("http://{}/", router.admin()));
     eventually("one", || text(&browser, "verdict") == "All is well: 1 route, 1 endpoint.");
+    assert!(text(&browser, "routes").contains("not contacted yet"), "nothing checks it, and nobody has asked for it");
     assert_eq!(browser.eval("matchMedia('(prefers-color-scheme: dark)').matches"), true);
     keep(&browser, "status-phone-dark.png");
     router.reload(&config(&routes, ""));
@@ -164,5 +169,9 @@ fn viewers_and_scrapers_do_not_keep_each_other_out() {
         seen.push_str(&String::from_utf8_lossy(&bytes[..length]));
     }
     assert!(seen.contains("\"accepted\":0") && seen.contains(NAME), "{seen}");
+    assert!(seen.contains("event: history\n"), "{seen}");
+    let history: serde_json::Value = serde_json::from_str(&router.get("/api/history").1).unwrap();
+    assert_eq!(history["step_seconds"], 5);
+    assert_eq!(history["routes"][NAME]["new_per_second"][0], 0.0);
     client.stream.flush().unwrap();
 }

@@ -302,7 +302,7 @@ fn endpoints_that_stay_keep_health_and_connections_and_those_that_go_are_drained
     }
     assert_eq!(open(first.address()), 2.0);
     let log = router.log();
-    let deaths = log.iter().filter(|line| line["message"] == "endpoint" && line["state"] == "dead").count();
+    let deaths = log.iter().filter(|line| line["message"] == "endpoint is dead").count();
     assert_eq!(deaths, 1, "it did not die again");
 }
 
@@ -311,9 +311,7 @@ fn g12_what_is_read_at_the_start_only_is_refused_by_name() {
     let backend = Backend::named("served");
     let routes = [(NAME, backend.address())];
     let router = Router::routing(&routes);
-    for (key, more) in
-        [("workers", "workers: 3\n"), ("log.format", "log: {format: text}\n"), ("log.level", "log: {level: warn}\n")]
-    {
+    for (key, more) in [("workers", "workers: 3\n"), ("log.format", "log: {format: text}\n")] {
         let told = router.reload(&config(&routes, more));
         let reason = told["reason"].as_str().unwrap();
         assert!(reason.contains(&format!("{key} cannot change from ")), "{reason}");
@@ -330,6 +328,35 @@ fn g12_what_is_read_at_the_start_only_is_refused_by_name() {
     });
     drop(held);
     assert_eq!(ask(router.address(), NAME), answered("served"));
+}
+
+#[test]
+fn a_reload_changes_the_level_of_the_log() {
+    let backend = Backend::named("served");
+    let routes = [(NAME, backend.address()), ("dead.example", closed())];
+    let router = Router::routing(&routes);
+    let bare = || {
+        let client = Client::connect(router.address());
+        client.finish();
+        client.address().port()
+    };
+    let unseen = bare();
+    router.reload(&config(&routes, "log: {level: debug}\n"));
+    let seen = bare();
+    assert_eq!(router.wait("a bare connect", |line| line["client.port"] == seen)["level"], "DEBUG");
+    assert!(!router.log().iter().any(|line| line["client.port"] == unseen));
+
+    std::fs::write(&router.config, config(&routes, "log: {level: warn}\n")).unwrap();
+    router.signal(Signal::HUP);
+    let mut warnings = 0;
+    eventually("only warnings are left", || {
+        ask(router.address(), NAME);
+        ask(router.address(), "dead.example");
+        warnings += 1;
+        router.wait_many("the warning", warnings, |line| line["outcome"] == "connect_refused");
+        let log = router.log();
+        log.iter().rev().take(2).all(|line| line["level"] == "WARN")
+    });
 }
 
 #[test]

@@ -259,6 +259,12 @@ pub struct RouteCounters {
     pub sent: AtomicU64,
     /// From the route to the connected endpoint.
     pub connect_seconds: Histogram,
+    /// From the connected endpoint, which is sent the hello at once, to its first bytes.
+    pub answer_seconds: Histogram,
+    /// The same once more, for means: so many, and microseconds in all.
+    pub answers: AtomicU64,
+    /// See `answers`.
+    pub answer_micros: AtomicU64,
     /// From accept to the end.
     pub connection_seconds: Histogram,
 }
@@ -272,6 +278,9 @@ impl RouteCounters {
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             connect_seconds: Histogram::new(LATENCY_BUCKETS),
+            answer_seconds: Histogram::new(LATENCY_BUCKETS),
+            answers: AtomicU64::new(0),
+            answer_micros: AtomicU64::new(0),
             connection_seconds: Histogram::new(LIFETIME_BUCKETS),
         }
     }
@@ -280,6 +289,13 @@ impl RouteCounters {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// An endpoint has answered its first bytes after this time.
+    pub(super) fn answered(&self, took: Duration) {
+        self.answer_seconds.observe(took.as_secs_f64());
+        self.answers.fetch_add(1, Relaxed);
+        self.answer_micros.fetch_add(took.as_micros().try_into().unwrap_or(u64::MAX), Relaxed);
     }
 
     /// How connections ended that arrived at this listener.

@@ -58,6 +58,8 @@ pub struct Facts {
     pub hello: Option<Micros>,
     /// `connect_ms`: from the route to the connected endpoint.
     pub connect: Option<Micros>,
+    /// `answer_ms`: from the connected endpoint to its first bytes.
+    pub answer_took: Option<Micros>,
     /// `reason`: what was wrong, in words; of a connection that was served, with the endpoints tried before.
     pub reason: Option<Box<str>>,
 }
@@ -115,6 +117,15 @@ impl Account {
         if tracing::enabled!(Level::INFO) {
             self.facts.upstream_local = local();
         }
+    }
+
+    /// The first bytes of the endpoint have come.
+    pub fn answered(&mut self, answer: Option<Answer>) {
+        let before = [self.facts.hello, self.facts.connect].into_iter().flatten().map(Duration::from).sum();
+        let took = self.age().saturating_sub(before);
+        self.route.answered(took);
+        self.facts.answer = answer;
+        self.facts.answer_took = Some(took.into());
     }
 
     /// Bytes came from the client.
@@ -184,6 +195,7 @@ impl Account {
                     duration_ms = milliseconds(self.age()),
                     hello_ms = self.facts.hello.map(Micros::milliseconds),
                     connect_ms = self.facts.connect.map(Micros::milliseconds),
+                    answer_ms = self.facts.answer_took.map(Micros::milliseconds),
                     reason = self.facts.reason.as_deref(),
                     $message
                 )
@@ -247,6 +259,12 @@ impl From<Duration> for Micros {
     }
 }
 
+impl From<Micros> for Duration {
+    fn from(micros: Micros) -> Self {
+        Self::from_micros(micros.0.into())
+    }
+}
+
 impl Micros {
     fn milliseconds(self) -> f64 {
         f64::from(self.0) / 1e3
@@ -297,6 +315,29 @@ mod tests {
     fn e02_mapped_addresses_become_ipv4() {
         assert_eq!(canonical("[::ffff:192.0.2.1]:7".parse().unwrap()), "192.0.2.1:7".parse().unwrap());
         assert_eq!(canonical("[2001:db8::1]:7".parse().unwrap()), "[2001:db8::1]:7".parse().unwrap());
+    }
+
+    /// With `SNIGATE_NAMES` as many names as that.
+    #[tokio::test]
+    async fn z8_names_that_clients_make_up_take_no_memory() {
+        let names = std::env::var("SNIGATE_NAMES").map_or(100_000, |names| names.parse().unwrap());
+        let counters = Arc::new(Counters::new(50));
+        let listener = counters.listener("listener");
+        let resident = || procfs::process::Process::myself().unwrap().stat().unwrap().rss * procfs::page_size();
+        let mut before = 0;
+        for number in 0..names {
+            let mut account = Account::open(&listener, "192.0.2.1:7".parse().unwrap());
+            account.learn(|facts| facts.server_name = Some(escape(format!("n{number}.unknown.example").as_bytes())));
+            account.end(Outcome::UnknownName, ClosedBy::Us);
+            drop(account);
+            if number == names / 10 {
+                before = resident();
+            }
+        }
+        let growth = resident().saturating_sub(before);
+        assert!(growth < 1 << 20, "{growth} bytes more");
+        assert!(counters.routes().is_empty());
+        assert_eq!(counters.unrouted.outcomes("listener").get(Outcome::UnknownName), names);
     }
 
     #[tokio::test]

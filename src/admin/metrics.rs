@@ -138,6 +138,14 @@ impl Snapshot {
         Self::histograms(encoder, "snigate_connect", "From the route to the connected endpoint", routed, |route| {
             &route.connect_seconds
         })?;
+        let routed = self.routes.iter().map(|route| &**route);
+        Self::histograms(
+            encoder,
+            "snigate_answer",
+            "From the connected endpoint to its first bytes",
+            routed,
+            |route| &route.answer_seconds,
+        )?;
         Self::histograms(encoder, "snigate_connection", "From accept to the end", self.routes(), |route| {
             &route.connection_seconds
         })

@@ -1,5 +1,6 @@
 //! The admin listener: looks, and changes nothing.
 
+mod history;
 mod metrics;
 mod status;
 
@@ -22,9 +23,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
-use tokio::time::{interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+
+pub use self::history::History;
+use self::history::Totals;
 
 use crate::accept::{self, Events};
 use crate::account::Counters;
@@ -34,6 +38,8 @@ use crate::server::{Fixed, Generation};
 const MAX_CONNECTIONS: usize = 16;
 /// People who look at the page.
 pub const MAX_VIEWERS: usize = 8;
+/// How many routes the page shows.
+const MAX_ROUTES_SHOWN: usize = 1000;
 /// What they see is never older.
 const EVENT_EVERY: Duration = Duration::from_secs(2);
 /// For a request's head, and between two requests.
@@ -48,6 +54,8 @@ pub struct State {
     pub generation: Arc<ArcSwap<Generation>>,
     /// What is not counted per route.
     pub counters: Arc<Counters>,
+    /// What it was like before.
+    pub history: Arc<History>,
     /// Places for those who look at the page.
     pub viewers: Arc<Semaphore>,
     /// What no reload changes, by key.
@@ -60,6 +68,7 @@ pub struct State {
 pub async fn run(socket: TcpListener, state: State, stop: CancellationToken) {
     let state = Arc::new(state);
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let historian = tokio::spawn(remember(Arc::clone(&state)));
     let failed = |error: &std::io::Error| warn!(reason = %error, "cannot accept on the admin listener; trying again");
     let stopped = stop.clone();
     let serve = move |client, _: SocketAddr, permit| {
@@ -67,6 +76,18 @@ pub async fn run(socket: TcpListener, state: State, stop: CancellationToken) {
     };
     let events = Events { failed, full: || debug!("all admin connections are in use") };
     accept::run(socket, permits, stop, events, serve).await;
+    historian.abort();
+}
+
+async fn remember(state: Arc<State>) {
+    let mut turn = interval(history::STEP);
+    turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        turn.tick().await;
+        let generation = state.generation.load_full();
+        let routes = generation.routes.iter().take(MAX_ROUTES_SHOWN);
+        state.history.take(routes.map(|route| (route.counters.name(), Totals::of(&route.counters))));
+    }
 }
 
 async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, state: Arc<State>, stop: CancellationToken) {
@@ -122,6 +143,7 @@ fn answer(request: &Request<Incoming>, state: &Arc<State>) -> Response<Body> {
         "/page.js" => respond(StatusCode::OK, JAVASCRIPT, include_str!("page/page.js")),
         "/api/events" => events(state),
         "/api/status" => respond(StatusCode::OK, JSON, format!("{:#}\n", status::of(state, usize::MAX))),
+        "/api/history" => respond(StatusCode::OK, JSON, format!("{}\n", state.history.since(0).0)),
         "/api/refusals" => respond(StatusCode::OK, JSON, format!("{:#}\n", status::refusals(state, usize::MAX))),
         "/readyz" | "/healthz" if state.draining.is_cancelled() => {
             respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n")
@@ -130,7 +152,7 @@ fn answer(request: &Request<Incoming>, state: &Arc<State>) -> Response<Body> {
         _ => respond(
             StatusCode::NOT_FOUND,
             TEXT,
-            "try /, /metrics, /api/status, /api/refusals, /api/events, /livez or /readyz\n",
+            "try /, /metrics, /api/status, /api/history, /api/refusals, /api/events, /livez or /readyz\n",
         ),
     }
 }
@@ -156,14 +178,19 @@ fn events(state: &Arc<State>) -> Response<Body> {
     tokio::spawn(async move {
         let _place = place;
         let mut turn = interval(EVENT_EVERY);
+        let mut seen = 0;
         loop {
             turn.tick().await;
             let state = Arc::clone(&state);
             // For many routes this takes a while.
-            let Ok(event) = spawn_blocking(move || format!("retry: 1000\ndata: {}\n\n", status::event(&state))).await
-            else {
-                return;
+            let event = move || {
+                let (steps, taken) = state.history.since(seen);
+                let name = if seen == 0 { "history" } else { "steps" };
+                let status = status::event(&state);
+                (format!("retry: 1000\ndata: {status}\n\nevent: {name}\ndata: {steps}\n\n"), taken)
             };
+            let Ok((event, taken)) = spawn_blocking(event).await else { return };
+            seen = taken;
             // It has gone, or its connection has lasted long enough.
             if sender.send_data(event.into()).await.is_err() {
                 return;

@@ -5,12 +5,13 @@ use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 
-use super::State;
+use super::history::Totals;
+use super::{MAX_ROUTES_SHOWN, State};
 use crate::account::Refused;
 use crate::connection::Route;
 use crate::name::NamePattern;
 use crate::server::At;
-use crate::upstream::Certificate;
+use crate::upstream::{Certificate, LastCheck};
 
 /// With so many routes at most.
 pub(super) fn of(state: &State, max_routes: usize) -> Value {
@@ -39,11 +40,10 @@ pub(super) fn of(state: &State, max_routes: usize) -> Value {
 
 /// What the page shows.
 pub(super) fn event(state: &State) -> Value {
-    const ROUTES: usize = 1000;
     const REFUSALS: usize = 20;
     json!({
         "time": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-        "status": of(state, ROUTES),
+        "status": of(state, MAX_ROUTES_SHOWN),
         "refusals": refusals(state, REFUSALS),
     })
 }
@@ -68,6 +68,7 @@ pub(super) fn refusals(state: &State, most: usize) -> Value {
 fn route(route: &Route) -> Value {
     let setup = route.upstream.setup();
     let active = route.counters.active.load(Relaxed);
+    let Totals { accepted, bytes: _, answers, answer_micros } = Totals::of(&route.counters);
     let endpoints = route.upstream.endpoints();
     let endpoint = |address| {
         let endpoint = endpoints.iter().find(|endpoint| endpoint.address == address)?;
@@ -75,6 +76,8 @@ fn route(route: &Route) -> Value {
             "address": endpoint.address.to_string(),
             "state": endpoint.state().label(),
             "cause": endpoint.cause(),
+            "known": endpoint.is_known(),
+            "last_check": endpoint.last_check().map(last_check),
             "connections": endpoint.connections(),
             "certificate": endpoint.certificate().map(|certificate| certificate_of(&certificate, &setup.names)),
         }))
@@ -89,13 +92,20 @@ fn route(route: &Route) -> Value {
         // A number of 64 bits is too large for some readers of JSON.
         "digest": format!("{:016x}", route.digest),
         "connections": active,
-        "accepted": route.counters.ended_in_all() + u64::try_from(active).unwrap_or(0),
+        "accepted": accepted,
+        "answers": answers,
+        "answer_micros": answer_micros,
         "bytes_received": route.counters.received.load(Relaxed),
         "bytes_sent": route.counters.sent.load(Relaxed),
         "failing_open": route.upstream.fails_open(),
         "on_remove": setup.settings.on_remove.label(),
         "upstream": destinations.collect::<Vec<_>>(),
     })
+}
+
+fn last_check(check: LastCheck) -> Value {
+    let LastCheck { at, took } = check;
+    json!({"time": humantime::format_rfc3339_millis(at).to_string(), "seconds": took.as_secs_f64()})
 }
 
 /// The certificate that the last check was shown, and which of these names it does not cover.

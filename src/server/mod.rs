@@ -343,6 +343,7 @@ impl Server {
         let state = State {
             generation: Arc::clone(&self.generation),
             counters: Arc::clone(&self.counters),
+            history: Arc::default(),
             viewers: Arc::new(Semaphore::new(admin::MAX_VIEWERS)),
             fixed: self.fixed.clone(),
             draining: self.draining.clone(),

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -45,6 +45,9 @@ pub struct Endpoint {
     /// Milliseconds from `born` to when a connection may try it although it is dead.
     trial: AtomicU64,
     certificates: Mutex<Certificates>,
+    /// Whether anything is known of it.
+    is_known: AtomicBool,
+    last_check: Mutex<Option<LastCheck>>,
     /// Wakes who looks after it when its state has changed.
     pub(super) changed: Notify,
 }
@@ -69,6 +72,8 @@ impl Endpoint {
             condition: Mutex::default(),
             trial: AtomicU64::new(NEVER),
             certificates: Mutex::default(),
+            is_known: AtomicBool::new(false),
+            last_check: Mutex::default(),
             changed: Notify::new(),
         }
     }
@@ -121,6 +126,30 @@ impl Endpoint {
     #[must_use]
     pub fn certificate(&self) -> Option<Certificate> {
         self.certificates().last().cloned()
+    }
+
+    /// Whether a check or a connection has had to do with it: until then it counts as ready.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.is_known.load(Relaxed)
+    }
+
+    /// The last check, if there was one.
+    #[must_use]
+    pub fn last_check(&self) -> Option<LastCheck> {
+        *self.last_check.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn was_checked(&self, took: Duration) {
+        let check = LastCheck { at: SystemTime::now(), took };
+        *self.last_check.lock().unwrap_or_else(PoisonError::into_inner) = Some(check);
+        self.is_known.store(true, Relaxed);
+    }
+
+    pub(super) fn was_tried(&self) {
+        if !self.is_known() {
+            self.is_known.store(true, Relaxed);
+        }
     }
 
     pub(super) fn certificates(&self) -> MutexGuard<'_, Certificates> {
@@ -182,6 +211,15 @@ impl Endpoint {
         let since = self.born.elapsed().saturating_sub(Duration::from_millis(recovered));
         (since.as_secs_f64() / slow_start.as_secs_f64()).clamp(0.1, 1.0)
     }
+}
+
+/// A check that has ended, whatever it has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastCheck {
+    /// When it ended.
+    pub at: SystemTime,
+    /// From connecting to the answer.
+    pub took: Duration,
 }
 
 /// A change of state.

@@ -31,7 +31,7 @@ pub use self::balance::Balance;
 pub use self::certificate::Certificate;
 pub use self::condition::{Finding, State, Thresholds};
 pub use self::destination::Destination;
-pub use self::endpoint::{Endpoint, EndpointId, Place};
+pub use self::endpoint::{Endpoint, EndpointId, LastCheck, Place};
 pub use self::failure::{ConnectError, Failure};
 pub use self::health::{HealthCheck, HttpCheck, TlsCheck};
 pub use self::own::leads_to;
@@ -219,12 +219,14 @@ impl Upstream {
             let try_until = deadline.min(begun + budget.per_try);
             let (kind, reason) = match timeout_at(try_until, self.connect_to(endpoint.address)).await {
                 Ok(Ok(stream)) => {
+                    endpoint.was_tried();
                     let passed_over = (failure.tries > 0).then_some(failure);
                     return Ok(Connected { stream, place, passed_over });
                 }
                 Ok(Err(error)) => (Failure::of(&error), failure::plain(&error)),
                 Err(_) => (Failure::TimedOut, "no answer in time".into()),
             };
+            endpoint.was_tried();
             failure.or(kind, &endpoint.address, &reason);
             // Late is who had the time that he should have.
             let had_time = try_until >= begun + budget.per_try;

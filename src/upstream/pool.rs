@@ -321,20 +321,13 @@ impl Pool {
         if members.is_closed || !self.endpoints.load().iter().any(|member| member.id == endpoint.id) {
             return;
         }
-        let (before, connections) = (change.before.label(), endpoint.connections());
+        let (route, address) = (&*self.setup.route, endpoint.address);
+        let (before, state, connections) = (change.before.label(), change.after.label(), endpoint.connections());
         match change.after {
-            State::Ready => {
-                info!(
-                    route = &*self.setup.route, endpoint = %endpoint.address, state = change.after.label(), before, connections,
-                    "endpoint"
-                );
-            }
+            State::Ready => info!(route, endpoint = %address, state, before, connections, "endpoint is {state}"),
             State::Unready | State::Dead => {
-                warn!(
-                    route = &*self.setup.route, endpoint = %endpoint.address, state = change.after.label(), before, connections,
-                    cause = &*endpoint.cause(), in_a_row = change.findings,
-                    "endpoint"
-                );
+                let (cause, in_a_row) = (&*endpoint.cause(), change.findings);
+                warn!(route, endpoint = %address, state, before, connections, cause, in_a_row, "endpoint is {state}");
             }
         }
         self.look_around(&members);

@@ -101,16 +101,25 @@ impl Router {
     }
 
     pub fn wait_many(&self, what: &str, count: usize, is_so: impl Fn(&Value) -> bool) -> Vec<Value> {
+        self.wait_lines(what, count, |line| {
+            let line = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            is_so(&line).then_some(line)
+        })
+    }
+
+    /// The first line, of whatever format, that is so, now or later.
+    pub fn wait_line(&self, what: &str, is_so: impl Fn(&str) -> bool) -> String {
+        self.wait_lines(what, 1, |line| is_so(line).then(|| line.to_owned())).remove(0)
+    }
+
+    fn wait_lines<T>(&self, what: &str, count: usize, take: impl Fn(&str) -> Option<T>) -> Vec<T> {
         let deadline = Instant::now() + PATIENCE;
         let mut lines = self.lines.read();
         let mut found = Vec::new();
         let mut read = 0;
         loop {
             for line in &lines.0[read..] {
-                let line = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-                if is_so(&line) {
-                    found.push(line);
-                }
+                found.extend(take(line));
                 if found.len() >= count {
                     return found;
                 }

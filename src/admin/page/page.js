@@ -1,8 +1,7 @@
 "use strict";
 
-// How many samples a sparkline has: at least a minute, at most 15, one every two seconds.
-const MIN_SAMPLES = 30;
-const MAX_SAMPLES = 450;
+// How many steps of five seconds a sparkline has: a quarter of an hour.
+const STEPS = 180;
 const SOON = 14 * 24 * 3600;
 
 const byId = (id) => document.getElementById(id);
@@ -34,6 +33,11 @@ function size(bytes) {
   return `${unit === 0 ? Math.round(bytes) : bytes.toFixed(1)} ${units[unit]}`;
 }
 
+function milliseconds(value) {
+  if (value < 10) return `${value.toFixed(1)} ms`;
+  return value < 1000 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(1)} s`;
+}
+
 function span(seconds) {
   const days = Math.floor(seconds / 86400);
   const hours = Math.floor((seconds % 86400) / 3600);
@@ -51,17 +55,20 @@ class Sparkline {
     this.element = document.createElementNS(space, "svg");
     this.element.setAttribute("preserveAspectRatio", "none");
     this.element.setAttribute("aria-hidden", "true");
+    this.element.setAttribute("viewBox", `0 0 ${STEPS - 1} 20`);
     this.element.append(this.line);
   }
 
-  add(value) {
-    this.samples.push(value);
-    if (this.samples.length > MAX_SAMPLES) this.samples.shift();
+  // Where nothing is known the line goes on from before.
+  add(samples, isAll) {
+    this.samples = (isAll ? samples : this.samples.concat(samples)).slice(-STEPS);
     const top = Math.max(...this.samples, 1e-9);
-    const width = Math.max(this.samples.length, MIN_SAMPLES) - 1;
-    this.element.setAttribute("viewBox", `0 0 ${width} 20`);
-    const from = width + 1 - this.samples.length;
-    const points = this.samples.map((sample, number) => `${from + number},${(19 - (18 * sample) / top).toFixed(1)}`);
+    const from = STEPS - this.samples.length;
+    let last = 0;
+    const points = this.samples.map((sample, number) => {
+      last = sample ?? last;
+      return `${from + number},${(19 - (18 * last) / top).toFixed(1)}`;
+    });
     this.line.setAttribute("points", points.join(" "));
   }
 }
@@ -81,7 +88,8 @@ class Row {
     this.open = this.number("Open");
     this.fresh = this.number("New per second", new Sparkline());
     this.bytes = this.number("Bytes per second", new Sparkline());
-    this.element.append(this.head, endpoints, this.open.cell, this.fresh.cell, this.bytes.cell);
+    this.answer = this.number("First answer", new Sparkline());
+    this.element.append(this.head, endpoints, this.open.cell, this.fresh.cell, this.bytes.cell, this.answer.cell);
     this.shown = "";
   }
 
@@ -103,11 +111,12 @@ class Row {
         ? destination.endpoints
         : [{ address: destination.destination, state: "dead", cause: "has no address" }],
     );
-    const shown = JSON.stringify(endpoints.map(({ address, state, cause }) => [address, state, cause]));
+    const shown = JSON.stringify(endpoints.map(({ address, state, cause, known }) => [address, state, cause, known]));
     if (shown !== this.shown) {
       this.shown = shown;
       this.endpoints.replaceChildren(
-        ...endpoints.map(({ address, state, cause }) => {
+        ...endpoints.map(({ address, state, cause, known }) => {
+          if (known === false) return make("li", `${address} not contacted yet`, "unknown");
           const why = state === "ready" ? "" : ` ${state}${cause ? `: ${cause}` : ""}`;
           return make("li", `${address}${why}`, state);
         }),
@@ -121,9 +130,17 @@ class Row {
       const bytes = rate("bytes_received") + rate("bytes_sent");
       setText(this.fresh.text, fresh.toFixed(1));
       setText(this.bytes.text, size(bytes));
-      this.fresh.sparkline.add(fresh);
-      this.bytes.sparkline.add(bytes);
+      const answers = route.answers - before.answers;
+      if (answers > 0) setText(this.answer.text, milliseconds((route.answer_micros - before.answer_micros) / answers / 1e3));
     }
+  }
+
+  remember(steps, isAll) {
+    this.fresh.sparkline.add(steps.new_per_second, isAll);
+    this.bytes.sparkline.add(steps.bytes_per_second, isAll);
+    this.answer.sparkline.add(steps.answer_milliseconds, isAll);
+    const answer = steps.answer_milliseconds.findLast((one) => one !== null);
+    if (answer !== undefined) setText(this.answer.text, milliseconds(answer));
   }
 }
 
@@ -229,6 +246,15 @@ events.onmessage = (event) => {
   refusals(list);
   last = { now, routes: status.routes };
 };
+
+for (const name of ["history", "steps"]) {
+  events.addEventListener(name, (event) => {
+    for (const [route, steps] of Object.entries(JSON.parse(event.data).routes)) {
+      const row = rows.get(route);
+      if (row) row.remember(steps, name === "history");
+    }
+  });
+}
 
 events.onerror = () => {
   // The connection is made anew once a minute; only what lasts is told.

@@ -106,7 +106,11 @@ async fn ask(pool: &Pool, endpoint: &Endpoint, check: &HealthCheck, note: &mut O
     // One pool that hangs cannot take the places of all.
     let Ok(_own) = pool.checks.acquire().await else { return };
     let Ok(_permit) = CHECKS.acquire().await else { return };
+    let begun = Instant::now();
     let probe::Answer { finding, certificate, note: new_note } = probe::run(endpoint.address, check).await;
+    if finding.is_ok() {
+        endpoint.was_checked(begun.elapsed());
+    }
     if let Some(certificate) = certificate {
         pool.shown(endpoint, &certificate);
     }

@@ -1,0 +1,149 @@
+//! What the last quarter of an hour was like, in steps: for who looks at the page after something has happened.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
+
+use crate::account::RouteCounters;
+
+/// Of each step.
+pub(super) const STEP: Duration = Duration::from_secs(5);
+/// A quarter of an hour.
+const MAX_STEPS: usize = 180;
+
+/// The steps of each route that the page shows.
+#[derive(Debug, Default)]
+pub struct History(Mutex<Steps>);
+
+#[derive(Debug, Default)]
+struct Steps {
+    taken: u64,
+    last: Option<Instant>,
+    routes: HashMap<Box<str>, Line>,
+}
+
+#[derive(Debug)]
+struct Line {
+    last: Totals,
+    steps: VecDeque<Step>,
+}
+
+/// What has been counted since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Totals {
+    pub(super) accepted: u64,
+    pub(super) bytes: u64,
+    pub(super) answers: u64,
+    pub(super) answer_micros: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Step {
+    new_per_second: f64,
+    bytes_per_second: f64,
+    /// The mean.
+    answer_milliseconds: Option<f64>,
+}
+
+impl Totals {
+    pub(super) fn of(route: &RouteCounters) -> Self {
+        Self {
+            accepted: route.ended_in_all() + u64::try_from(route.active.load(Relaxed)).unwrap_or(0),
+            bytes: route.received.load(Relaxed) + route.sent.load(Relaxed),
+            answers: route.answers.load(Relaxed),
+            answer_micros: route.answer_micros.load(Relaxed),
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "differences of counters in five seconds")]
+    fn since(&self, before: &Self, seconds: f64) -> Step {
+        let answers = self.answers.saturating_sub(before.answers);
+        let took = self.answer_micros.saturating_sub(before.answer_micros) as f64 / answers as f64;
+        Step {
+            new_per_second: rounded(self.accepted.saturating_sub(before.accepted) as f64 / seconds),
+            bytes_per_second: rounded(self.bytes.saturating_sub(before.bytes) as f64 / seconds),
+            answer_milliseconds: (answers > 0).then(|| rounded(took / 1e3)),
+        }
+    }
+}
+
+/// To what a small picture can show.
+fn rounded(value: f64) -> f64 {
+    if value >= 100.0 { value.round() } else { (value * 100.0).round() / 100.0 }
+}
+
+impl History {
+    /// Takes the next step; routes that are not among these are forgotten.
+    pub(super) fn take<'r>(&self, routes: impl Iterator<Item = (&'r str, Totals)>) {
+        let now = Instant::now();
+        let mut steps = self.steps();
+        let seconds = steps.last.map_or(STEP, |last| now - last).as_secs_f64();
+        let mut before = std::mem::take(&mut steps.routes);
+        for (name, totals) in routes {
+            let mut line = before.remove(name).unwrap_or_else(|| Line { last: totals, steps: VecDeque::new() });
+            if line.steps.len() == MAX_STEPS {
+                line.steps.pop_front();
+            }
+            let step = totals.since(&line.last, seconds);
+            line.steps.push_back(step);
+            line.last = totals;
+            steps.routes.insert(name.into(), line);
+        }
+        steps.last = Some(now);
+        steps.taken += 1;
+    }
+
+    /// The steps after the first so many, the latest at the end, and how many there were in all.
+    pub(super) fn since(&self, seen: u64) -> (Value, u64) {
+        let steps = self.steps();
+        let new = usize::try_from(steps.taken.saturating_sub(seen)).unwrap_or(usize::MAX);
+        let lines = steps.routes.iter().map(|(name, line)| {
+            let known = line.steps.len();
+            let each = || line.steps.iter().skip(known.saturating_sub(new));
+            let line = json!({
+                "new_per_second": each().map(|step| step.new_per_second).collect::<Vec<_>>(),
+                "bytes_per_second": each().map(|step| step.bytes_per_second).collect::<Vec<_>>(),
+                "answer_milliseconds": each().map(|step| step.answer_milliseconds).collect::<Vec<_>>(),
+            });
+            (name.to_string(), line)
+        });
+        (json!({"step_seconds": STEP.as_secs(), "routes": lines.collect::<Map<_, _>>()}), steps.taken)
+    }
+
+    fn steps(&self) -> MutexGuard<'_, Steps> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quarter_of_an_hour_is_kept_of_the_routes_there_are() {
+        let history = History::default();
+        for number in 0..200 {
+            let totals = Totals {
+                accepted: 10 * number,
+                bytes: 5000 * number,
+                answers: number / 2,
+                answer_micros: 4000 * (number / 2),
+            };
+            let gone = (number < 199).then_some(("gone", totals));
+            history.take([("a", totals)].into_iter().chain(gone));
+            tokio::time::advance(STEP).await;
+        }
+        let (all, taken) = history.since(0);
+        assert!(all["routes"]["gone"].is_null());
+        let a = &all["routes"]["a"];
+        assert_eq!(a["new_per_second"].as_array().unwrap().len(), MAX_STEPS);
+        assert_eq!((&a["new_per_second"][0], &a["bytes_per_second"][179]), (&json!(2.0), &json!(1000.0)));
+        assert_eq!((&a["answer_milliseconds"][178], &a["answer_milliseconds"][179]), (&json!(4.0), &Value::Null));
+        let (last, _) = history.since(taken - 1);
+        assert_eq!(last["routes"]["a"]["new_per_second"], json!([2.0]));
+    }
+}
