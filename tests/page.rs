@@ -85,7 +85,7 @@ fn what_dies_turns_red_without_a_reload_of_the_page() {
     let refusals = text(&browser, "refusals");
     assert!(refusals.contains("<img src=x onerror=alert(1)>") && refusals.contains("malformed"), "{refusals}");
     let new_per_second = "document.querySelectorAll('polyline')[0].getAttribute('points')";
-    let rises = || browser.eval(new_per_second).as_str().unwrap().contains(",1.0");
+    let rises = || browser.eval(new_per_second).as_str().is_some_and(|points| points.contains(",1.0"));
     eventually("lines are drawn", rises);
     browser.open(&format!("http://{}/", router.admin()));
     browser.eval("window.stays = true");

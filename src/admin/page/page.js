@@ -1,7 +1,8 @@
 "use strict";
 
-// How many steps of five seconds a sparkline has: a quarter of an hour.
-const STEPS = 180;
+// How many steps of five seconds a sparkline has: at least two minutes, at most a quarter of an hour.
+const MIN_STEPS = 24;
+const MAX_STEPS = 180;
 const SOON = 14 * 24 * 3600;
 
 const byId = (id) => document.getElementById(id);
@@ -55,15 +56,16 @@ class Sparkline {
     this.element = document.createElementNS(space, "svg");
     this.element.setAttribute("preserveAspectRatio", "none");
     this.element.setAttribute("aria-hidden", "true");
-    this.element.setAttribute("viewBox", `0 0 ${STEPS - 1} 20`);
     this.element.append(this.line);
   }
 
   // Where nothing is known the line goes on from before.
   add(samples, isAll) {
-    this.samples = (isAll ? samples : this.samples.concat(samples)).slice(-STEPS);
+    this.samples = (isAll ? samples : this.samples.concat(samples)).slice(-MAX_STEPS);
     const top = Math.max(...this.samples, 1e-9);
-    const from = STEPS - this.samples.length;
+    const width = Math.max(this.samples.length, MIN_STEPS) - 1;
+    this.element.setAttribute("viewBox", `0 0 ${width} 20`);
+    const from = width + 1 - this.samples.length;
     let last = 0;
     const points = this.samples.map((sample, number) => {
       last = sample ?? last;
@@ -139,6 +141,10 @@ class Row {
     this.fresh.sparkline.add(steps.new_per_second, isAll);
     this.bytes.sparkline.add(steps.bytes_per_second, isAll);
     this.answer.sparkline.add(steps.answer_milliseconds, isAll);
+    if (isAll) {
+      setText(this.fresh.text, (steps.new_per_second.at(-1) ?? 0).toFixed(1));
+      setText(this.bytes.text, size(steps.bytes_per_second.at(-1) ?? 0));
+    }
     const answer = steps.answer_milliseconds.findLast((one) => one !== null);
     if (answer !== undefined) setText(this.answer.text, milliseconds(answer));
   }
