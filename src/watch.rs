@@ -3,7 +3,6 @@
 //! It is polled: that survives renames, the `..data` link of a `ConfigMap` and file systems that tell nobody.
 
 use std::fs::{self, Metadata};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -39,9 +38,7 @@ impl Digest {
     /// Of this content.
     #[must_use]
     pub fn of(content: &[u8]) -> Self {
-        let mut hasher = DefaultHasher::new();
-        content.hash(&mut hasher);
-        Self(hasher.finish())
+        Self(config::digest(content))
     }
 }
 

@@ -150,4 +150,14 @@ fn the_status_tells_what_runs() {
         (endpoint["address"].as_str(), endpoint["state"].as_str()),
         (Some(&*backend.address().to_string()), Some("ready"))
     );
+    assert_eq!((&endpoint["known"], &endpoint["last_check"]), (&false.into(), &Value::Null));
+    let digest = |router: &Router| {
+        let status: Value = serde_json::from_str(&router.get("/api/status").1).unwrap();
+        status["config"]["digest"].as_str().unwrap().to_owned()
+    };
+    let (first, content) = (digest(&router), std::fs::read_to_string(&router.config).unwrap());
+    router.reload(&format!("{content}# another content\n"));
+    assert_ne!(digest(&router), first);
+    router.reload(&content);
+    assert_eq!(digest(&router), first);
 }

@@ -64,6 +64,8 @@ pub struct Reloads {
     pub last_failed: AtomicBool,
     /// When the running configuration was taken, in seconds since the epoch.
     pub last_success: AtomicU64,
+    /// Of the content of the running configuration; 0: it came from no file.
+    pub digest: AtomicU64,
     last_error: Mutex<Option<Box<str>>>,
 }
 

@@ -29,6 +29,7 @@ pub(super) fn of(state: &State, max_routes: usize) -> Value {
         "config": {
             "last_reload_successful": !reloads.last_failed.load(Relaxed),
             "last_error": reloads.last_error(),
+            "digest": format!("{:016x}", reloads.digest.load(Relaxed)),
             "last_success_timestamp_seconds": reloads.last_success.load(Relaxed),
             "fixed": fixed,
         },

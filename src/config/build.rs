@@ -40,6 +40,7 @@ pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Wrong
     let listeners = build_listeners(listen.0, refuse)?;
     let routes = build_routes(routes, &listeners, directory)?;
     Ok(Config {
+        digest: None,
         routes,
         timeouts: build_timeouts(timeouts),
         tcp: build_keepalive(&keepalive),

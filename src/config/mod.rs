@@ -30,6 +30,8 @@ const MAX_FILE_SIZE: u64 = 32 * 1024 * 1024;
 /// A valid configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Of the file's content, if there is a file.
+    pub digest: Option<u64>,
     /// At least one; no two with the same name or address.
     pub listeners: Vec<Listener>,
     /// At least one; no two with the same name, and none that takes another's clients at equal rank.
@@ -249,7 +251,8 @@ impl Config {
 
     fn parse(bytes: &[u8], directory: &Path) -> Result<Self, YamlError> {
         let raw = yaml::parse(bytes)?;
-        build::config(raw, directory).map_err(|wrong| {
+        let with_digest = |config| Self { digest: Some(digest(bytes)), ..config };
+        build::config(raw, directory).map(with_digest).map_err(|wrong| {
             let text = yaml::decode(bytes).unwrap_or_default();
             let locate = |path: &str| yaml::locate(text, &Place::value(path));
             let first = wrong.first.and_then(|path| locate(&path));
@@ -257,6 +260,14 @@ impl Config {
             YamlError { position: locate(&wrong.path), message: format!("{}: {}{first}", wrong.path, wrong.message) }
         })
     }
+}
+
+/// A number that stands for a content, in another process of the same version, too.
+#[must_use]
+pub fn digest(content: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    content.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The bytes of a configuration: of a regular file, and not too many.

@@ -252,6 +252,7 @@ impl Server {
     fn commit(&mut self, config: Config, prepared: Prepared, generation: Arc<Generation>) -> Vec<Listening> {
         // Every key is named here, so that one that is read but not used does not compile.
         let Config {
+            digest,
             listeners,
             routes: _,
             timeouts,
@@ -275,6 +276,7 @@ impl Server {
             tcp,
         };
         self.counters.refusal_log.admit(refusals_per_second);
+        self.counters.reloads.digest.store(digest.unwrap_or(0), Relaxed);
         self.capacity.set(prepared.share);
         self.counters.connections_limit.store(self.capacity.connections as u64, Relaxed);
         self.timeouts = timeouts;
