@@ -1,6 +1,6 @@
-//! The story of a connection: read hello → route → connect → relay → account.
+//! The story of a connection: admit → read hello → route → admit → connect → relay → account.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::account::{Account, ClosedBy, Facts, Listener, Outcome, RouteCounters, canonical, escape};
+use crate::admission::{Seat, SourceLimits, Sources, Table};
 use crate::client_hello::ClientHello;
 use crate::hello::Hello;
 use crate::refusal::{Refusal, Refuse};
@@ -27,6 +28,12 @@ pub struct Snapshot {
     pub number: usize,
     /// How clients are refused there.
     pub refuse: Refuse,
+    /// From where clients may come.
+    pub sources: Sources,
+    /// And how many.
+    pub source_limits: SourceLimits,
+    /// What they have.
+    pub source_table: Arc<Table>,
     /// Who goes where.
     pub routes: Arc<RouteTable<Arc<Route>>>,
     /// From accept to the whole hello.
@@ -39,15 +46,47 @@ pub struct Snapshot {
     pub engine: Engine,
 }
 
+impl Snapshot {
+    /// Whether a client may come in at all.
+    fn admit(&self, client: IpAddr) -> Result<Option<Box<Seat>>, Refusal> {
+        if !self.sources.admit(client) {
+            return Err(Refusal::because(Outcome::Denied, "its address is not allowed at this listener"));
+        }
+        let seat = self.source_table.enter(client, &self.source_limits);
+        // Small in the task of each connection, whether there is a limit or not.
+        seat.map(|seat| seat.map(Box::new)).map_err(|excess| Refusal::because(Outcome::OverLimit, excess.to_string()))
+    }
+}
+
 /// A route's target.
 #[derive(Debug)]
 pub struct Route {
+    /// From where its clients may come.
+    pub sources: Sources,
+    /// How many connections it may have.
+    pub max_connections: Option<u32>,
     /// Where it leads.
     pub upstream: Upstream,
     /// Where it is counted.
     pub counters: Arc<RouteCounters>,
     /// Of its configuration.
     pub digest: u64,
+}
+
+impl Route {
+    /// Whether it serves this client, which makes so many connections.
+    fn admit(&self, client: IpAddr, connections: i64) -> Result<(), Refusal> {
+        if !self.sources.admit(client) {
+            return Err(Refusal::because(Outcome::Denied, "its address is not allowed for this route"));
+        }
+        match self.max_connections {
+            Some(limit) if connections > limit.into() => Err(Refusal::because(
+                Outcome::OverLimit,
+                format!("the route has its {limit} connections already (max_connections)"),
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Serves one accepted connection until it has ended, or its `membership` says that it must, and only then drops its
@@ -65,6 +104,7 @@ pub fn serve<P: Send>(
         // Boxed, as is all that is over when bytes are relayed.
         let mut hello = Box::new(Hello::new(snapshot.hello_limit));
         let way = Box::pin(async {
+            let seat = snapshot.admit(account.source())?;
             let deadline = Instant::now() + snapshot.hello_timeout;
             hello.read(&client, deadline).await?;
             account.hello_read();
@@ -73,7 +113,8 @@ pub fn serve<P: Send>(
 
             let asked = Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener: snapshot.number };
             let route = snapshot.routes.find(&asked).ok_or_else(|| unrouted(&asked, &snapshot.routes))?.target;
-            account.routed(&route.counters);
+            let connections = account.routed(&route.counters);
+            route.admit(account.source(), connections)?;
 
             let start = Instant::now();
             let Connected { stream: upstream, place, passed_over } = tokio::select! {
@@ -82,13 +123,13 @@ pub fn serve<P: Send>(
             };
             account.connected(start.elapsed(), place.endpoint().address, || upstream.local_addr().ok());
             account.learn(|facts| facts.reason = passed_over.map(|failure| failure.to_string().into()));
-            Ok::<_, Refusal>((upstream, place))
+            Ok::<_, Refusal>((upstream, place, seat))
         });
         let connected = tokio::select! {
             result = way => result,
             _ = &mut membership => Err(Outcome::Drained.into()),
         };
-        let (upstream, place) = match &connected {
+        let (upstream, place, _) = match &connected {
             Ok(connected) => connected,
             Err(refusal) => {
                 account.received(hello.received());
@@ -149,7 +190,7 @@ fn unrouted(client: &Client<'_>, routes: &RouteTable<Arc<Route>>) -> Refusal {
         Some(_) => (Outcome::UnknownName, "no route has the name"),
         None => (Outcome::NoName, "it sent no server name, and there is no route without `sni`"),
     };
-    Refusal { outcome, reason: Some(reason.into()), server_name: None }
+    Refusal::because(outcome, reason)
 }
 
 /// Until the client resets the connection. A FIN is no reset: it may still want the answer.
@@ -195,6 +236,9 @@ mod tests {
             listener: Arc::new(Counters::new(0)).listener("api"),
             number: 0,
             refuse: Refuse::Alert,
+            sources: Sources::default(),
+            source_limits: SourceLimits::default(),
+            source_table: Arc::default(),
             routes: Arc::default(),
             hello_timeout: Duration::MAX,
             hello_limit: 0,

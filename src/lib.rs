@@ -31,6 +31,8 @@ pub mod accept;
 pub mod account;
 #[cfg(feature = "router")]
 pub mod admin;
+#[cfg(feature = "router")]
+pub mod admission;
 pub mod client_hello;
 #[cfg(feature = "router")]
 pub mod config;

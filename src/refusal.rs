@@ -42,6 +42,12 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// With this to say.
+    #[must_use]
+    pub fn because(outcome: Outcome, reason: impl Into<Box<str>>) -> Self {
+        Self { outcome, reason: Some(reason.into()), server_name: None }
+    }
+
     /// Who ended the connection.
     #[must_use]
     pub fn closed_by(&self) -> ClosedBy {

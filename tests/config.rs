@@ -50,13 +50,16 @@ fn with(lines: &str) -> String {
 fn g15_what_check_accepts_runs() {
     let everything = "listen:
   - 127.0.0.1:0
-  - {name: inside, address: \"[::1]:0\", refuse: close}
+  - {name: inside, address: \"[::1]:0\", refuse: close, allow: [\"::1\", \"2001:db8::/32\"], deny: 192.0.2.1}
 refuse: reset
 routes:
   - name: one
     sni: [a.example, \"*.a.example\"]
     alpn: [h2]
     listener: [inside]
+    allow: 10.0.0.0/8
+    deny: [10.1.0.0/16]
+    max_connections: 5000
     upstream: {endpoints: [127.0.0.1:1, \"b.example:6443\", \"[::1]:2\"], connect: {timeout: 10s, per_try: 3s}}
   - upstream:
       dcos: {service: dev/kubernetes01, port: 6443}
@@ -74,7 +77,7 @@ routes:
         http: {path: /readyz, unauthorized: failed}
 timeouts: {hello: 10s, idle: 24h, half_close: 60s, drain: 0s}
 tcp: {keepalive: {idle: 30s, interval: 5s, count: 3}, user_timeout: 15m}
-limits: {connections: 100, hello_bytes: 16KiB}
+limits: {connections: 100, hello_bytes: 16KiB, per_source: 1000, new_per_source: 50/s}
 relay: splice
 workers: 2
 admin: {address: 127.0.0.1:0, allow_remote: true}
@@ -93,13 +96,15 @@ log: {format: json, level: debug, refusals_per_second: 0}
     let output = String::from_utf8(check(&path).stdout).unwrap();
     for told in [
         "127.0.0.1:0, refusing with a reset",
-        "inside on [::1]:0, refusing with a close",
+        "inside on [::1]:0, refusing with a close, open to 2 ranges of addresses, not from 1 range of addresses",
+        "open to   1 range of addresses, not from 1 range of addresses, at most 5000 at a time",
+        "open to   anywhere",
         "a.example, *.a.example; offering h2; at inside",
         "127.0.0.1:1, b.example:6443, [::1]:2 (within 10s, 3s per try)",
         "every other name, and clients that send none",
         "hello 10s, idle 1day, half_close 1m, drain 0s",
         "keepalive 30s then 3 times every 5s, user_timeout 15m",
-        "connections 100, hello_bytes 16384",
+        "connections 100, per_source 1000, new_per_source 50 per 1s, hello_bytes 16384",
         "relay      splice",
         "format json, level debug, refusals_per_second 0",
     ] {
@@ -155,7 +160,7 @@ fn g04_unknown_keys_are_refused_with_the_nearest_one() {
     );
     refused(&with("tcp: {xyz: 1}"), ":5:7: tcp: unknown key `xyz`; expected one of keepalive, user_timeout");
     // Keys that this version does not have are unknown, not ignored.
-    for key in ["sandbox: auto", "limits: {per_source: 5}"] {
+    for key in ["sandbox: auto", "limits: {buffers: 5}"] {
         assert!(complaint(with(key).as_bytes()).contains("unknown key"), "{key}");
     }
 }
@@ -182,6 +187,26 @@ fn g04_wrong_values_are_refused_with_what_was_expected() {
         &with("log: {level: loud}"),
         ":5:14: log.level: `loud`: expected one of `error`, `warn`, `info`, `debug`, `trace`",
     );
+    for value in ["0/s", "50", "50/d", "-1/s", "1.5/s", "2000000/s"] {
+        let told = complaint(with(&format!("limits: {{new_per_source: {value}}}")).as_bytes());
+        assert!(
+            told.ends_with("expected a rate from 1/h to 1000000/s, such as 50/s, 300/m or 1000/h"),
+            "{value}: {told}"
+        );
+    }
+    for (value, reason) in [
+        ("10.0.0.1/8", "`10.0.0.1/8`: it has bits beyond its length; perhaps 10.0.0.0/8 is meant; "),
+        ("10.0.0.0/33", "`10.0.0.0/33`: "),
+        ("example.com", "`example.com`: "),
+        ("\"fe80::1%eth0\"", "`fe80::1%eth0`: "),
+        ("[]", "an empty list; "),
+    ] {
+        let listen = format!("listen: [{{address: \"127.0.0.1:0\", allow: {value}}}]");
+        let told = complaint(with("").replace("listen: 127.0.0.1:0", &listen).as_bytes());
+        let expected =
+            format!("allow: {reason}expected a network such as 192.0.2.0/24 or \"2001:db8::/32\", or an address");
+        assert!(told.ends_with(&expected), "{value}: {told}");
+    }
     refused(&with("workers: 0"), ":5:10: workers: `0`: out of range; expected auto, or a whole number from 1 to 1024");
     refused(
         &with("tcp: {keepalive: {idle: 1500ms}}"),

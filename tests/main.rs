@@ -2,6 +2,7 @@
 
 #![allow(clippy::pedantic, clippy::unwrap_used, unreachable_pub, reason = "test code")]
 
+mod admission;
 mod config;
 mod deploy;
 mod explain;

@@ -84,6 +84,12 @@ impl Account {
         }
     }
 
+    /// The client's address, in its canonical form.
+    #[must_use]
+    pub fn source(&self) -> IpAddr {
+        self.client.ip()
+    }
+
     /// Since the connection was accepted.
     #[must_use]
     pub fn age(&self) -> Duration {
@@ -102,11 +108,12 @@ impl Account {
         self.facts.hello = Some(age.into());
     }
 
-    /// A route has taken the connection.
-    pub fn routed(&mut self, route: &Arc<RouteCounters>) {
+    /// A route has taken the connection; how many it has now.
+    pub fn routed(&mut self, route: &Arc<RouteCounters>) -> i64 {
         self.route.active.fetch_sub(1, Relaxed);
-        route.active.fetch_add(1, Relaxed);
+        let before = route.active.fetch_add(1, Relaxed);
         self.route = Arc::clone(route);
+        before + 1
     }
 
     /// An endpoint has answered.

@@ -34,6 +34,10 @@ pub enum Outcome {
     HelloTimeout,
     /// The hello is larger than `limits.hello_bytes`.
     HelloTooLarge,
+    /// The client's address is not allowed here.
+    Denied,
+    /// The route, or the client's source, has as many connections as it may.
+    OverLimit,
     /// No address to connect to: the endpoints' names do not resolve.
     NoEndpoint,
     /// Every endpoint refused, or could not be reached.
@@ -54,6 +58,8 @@ pub enum Outcome {
 pub enum Alert {
     /// The hello could not be read.
     DecodeError = 50,
+    /// It may not come in.
+    AccessDenied = 49,
     /// We cannot serve it now.
     InternalError = 80,
     /// We do not know the name.
@@ -92,7 +98,7 @@ impl ClosedBy {
 
 impl Outcome {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Completed,
         Self::ClientReset,
         Self::UpstreamReset,
@@ -107,6 +113,8 @@ impl Outcome {
         Self::NotTls,
         Self::HelloTimeout,
         Self::HelloTooLarge,
+        Self::Denied,
+        Self::OverLimit,
         Self::NoEndpoint,
         Self::ConnectRefused,
         Self::ConnectTimeout,
@@ -133,6 +141,8 @@ impl Outcome {
             Self::NotTls => "not_tls",
             Self::HelloTimeout => "hello_timeout",
             Self::HelloTooLarge => "hello_too_large",
+            Self::Denied => "denied",
+            Self::OverLimit => "over_limit",
             Self::NoEndpoint => "no_endpoint",
             Self::ConnectRefused => "connect_refused",
             Self::ConnectTimeout => "connect_timeout",
@@ -160,6 +170,8 @@ impl Outcome {
             | Self::NotTls
             | Self::HelloTimeout
             | Self::HelloTooLarge
+            | Self::Denied
+            | Self::OverLimit
             | Self::ClientGone => Level::INFO,
             Self::NoEndpoint | Self::ConnectRefused | Self::ConnectTimeout | Self::Loop => Level::WARN,
             Self::LocalError => Level::ERROR,
@@ -172,8 +184,10 @@ impl Outcome {
         match self {
             Self::UnknownName | Self::NoName => Some(Alert::UnrecognizedName),
             Self::Malformed => Some(Alert::DecodeError),
+            Self::Denied => Some(Alert::AccessDenied),
             Self::HelloTimeout
             | Self::HelloTooLarge
+            | Self::OverLimit
             | Self::NoEndpoint
             | Self::ConnectRefused
             | Self::ConnectTimeout
@@ -202,7 +216,7 @@ impl Outcome {
             | Self::NotTls
             | Self::HelloTimeout
             | Self::HelloTooLarge => Stage::BeforeRoute,
-            Self::ClientGone | Self::LocalError | Self::Drained => Stage::Any,
+            Self::ClientGone | Self::LocalError | Self::Drained | Self::Denied | Self::OverLimit => Stage::Any,
             Self::NoEndpoint | Self::ConnectRefused | Self::ConnectTimeout | Self::Loop => Stage::Connect,
             Self::Completed
             | Self::ClientReset

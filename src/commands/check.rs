@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use snigate::admission::SourceLimits;
 use snigate::config::{Config, Listener, Route};
 use snigate::refusal::Refuse;
 use snigate::relay::Engine;
@@ -22,20 +23,22 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     writeln!(text, "{} is valid.", file.display())?;
 
     writeln!(text, "\nlisteners")?;
-    for Listener { name, address, refuse } in &config.listeners {
+    for Listener { name, address, refuse, sources } in &config.listeners {
         let refuse = match refuse {
             Refuse::Alert => "a TLS alert",
             Refuse::Close => "a close",
             Refuse::Reset => "a reset",
         };
         let name = if *name == address.to_string() { String::new() } else { format!("{name} on ") };
-        writeln!(text, "  {name}{address}, refusing with {refuse}")?;
+        writeln!(text, "  {name}{address}, refusing with {refuse}, open to {sources}")?;
     }
 
     writeln!(text, "\nroutes")?;
     for route in &config.routes {
         writeln!(text, "  {}", route.name)?;
         writeln!(text, "    takes     {}", takes(route, &config.listeners))?;
+        let most = route.max_connections.map_or(String::new(), |most| format!(", at most {most} at a time"));
+        writeln!(text, "    open to   {}{most}", route.sources)?;
         upstream(&mut text, &route.upstream)?;
     }
 
@@ -60,7 +63,14 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
         span(config.user_timeout)
     )?;
     let connections = config.limits.connections.map_or("as descriptors allow".into(), |limit| limit.to_string());
-    writeln!(text, "limits     connections {connections}, hello_bytes {}", config.limits.hello_bytes)?;
+    let SourceLimits { concurrent, new } = config.limits.source;
+    let concurrent = concurrent.map_or("any number".into(), |limit| limit.to_string());
+    let new = new.map_or("any number".into(), |rate| rate.to_string());
+    writeln!(
+        text,
+        "limits     connections {connections}, per_source {concurrent}, new_per_source {new}, hello_bytes {}",
+        config.limits.hello_bytes
+    )?;
     let log = &config.log;
     let level = log.level.as_str().to_lowercase();
     writeln!(text, "log        format {}, level {level}, refusals_per_second {}", log.format, log.refusals_per_second)?;

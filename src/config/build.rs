@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use super::text::{self, Short, Text};
+use super::text::{self, OneOrMany, Short, Text};
 use super::{Config, Limits, Listener, Log, LogFormat, Route, Timeouts, raw, upstream};
 use crate::account::UNROUTED;
+use crate::admission::{SourceLimits, Sources};
 use crate::client_hello::DEFAULT_LIMIT;
 use crate::name::NamePattern;
 use crate::refusal::Refuse;
@@ -65,7 +66,7 @@ fn build_listeners(listen: Vec<Short<raw::Listener>>, default: Option<raw::Refus
     }
     let mut listeners: Vec<Listener> = Vec::new();
     for (number, Short(listener)) in listen.into_iter().enumerate() {
-        let raw::Listener { name, address: Text(address), refuse } = listener;
+        let raw::Listener { name, address: Text(address), refuse, allow, deny } = listener;
         let name = name.map_or_else(|| address.to_string(), |name| name.0.0);
         let path = format!("listen[{number}]");
         if let Some(other) = listeners.iter().position(|other| other.name == name) {
@@ -87,7 +88,7 @@ fn build_listeners(listen: Vec<Short<raw::Listener>>, default: Option<raw::Refus
             Some(raw::Refuse::Close) => Refuse::Close,
             Some(raw::Refuse::Reset) => Refuse::Reset,
         };
-        listeners.push(Listener { name, address, refuse });
+        listeners.push(Listener { name, address, refuse, sources: build_sources(allow, deny) });
     }
     Ok(listeners)
 }
@@ -121,7 +122,7 @@ fn build_routes(raw_routes: Vec<raw::Route>, listeners: &[Listener], directory: 
 }
 
 fn build_route(raw: raw::Route, path: &str, listeners: &[Listener], directory: &Path) -> Result<Route, Wrong> {
-    let raw::Route { name, sni, alpn, listener, upstream: Short(upstream) } = raw;
+    let raw::Route { name, sni, alpn, listener, allow, deny, max_connections, upstream: Short(upstream) } = raw;
     let patterns: Vec<NamePattern> = sni.map_or_else(Vec::new, |sni| sni.0.into_iter().map(|text| text.0).collect());
     let name = match (name, patterns.first()) {
         (Some(Text(name)), _) => name.0,
@@ -147,7 +148,16 @@ fn build_route(raw: raw::Route, path: &str, listeners: &[Listener], directory: &
     };
 
     let upstream = upstream::build(upstream, &format!("{path}.upstream"), &patterns, listeners, directory)?;
-    Ok(Route { name, patterns, matchers, upstream })
+    let max_connections = max_connections.map(|count| count.0.0);
+    Ok(Route { name, patterns, matchers, sources: build_sources(allow, deny), max_connections, upstream })
+}
+
+type List = Option<OneOrMany<Text<text::Network>>>;
+
+fn build_sources(allow: List, deny: List) -> Sources {
+    let networks =
+        |list: List| list.map(|list| list.0.into_iter().map(|Text(text::Network(network))| network).collect());
+    Sources { allow: networks(allow), deny: networks(deny) }
 }
 
 /// Whether the kernel would refuse to listen on the second of the two: `[::]` takes the IPv4 addresses, too.
@@ -184,10 +194,14 @@ fn build_keepalive(raw: &raw::Keepalive) -> TcpOptions {
 }
 
 fn build_limits(raw: raw::Limits) -> Limits {
-    let raw::Limits { connections, hello_bytes } = raw;
+    let raw::Limits { connections, hello_bytes, per_source, new_per_source } = raw;
     Limits {
         connections: connections.map(|connections| connections.0.0 as usize),
         hello_bytes: hello_bytes.map_or(DEFAULT_LIMIT, |size| size.0.0),
+        source: SourceLimits {
+            concurrent: per_source.map(|count| count.0.0),
+            new: new_per_source.map(|rate| rate.0.0),
+        },
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 pub use self::build::overlap;
 use self::text::{OneOrMany, Short, Text};
 use self::yaml::{Place, YamlError};
+use crate::admission::{SourceLimits, Sources};
 use crate::name::NamePattern;
 use crate::refusal::Refuse;
 use crate::relay::Engine;
@@ -65,6 +66,8 @@ pub struct Listener {
     pub address: SocketAddr,
     /// How clients are refused here.
     pub refuse: Refuse,
+    /// From where they may come.
+    pub sources: Sources,
 }
 
 /// Which clients go where.
@@ -76,6 +79,10 @@ pub struct Route {
     pub patterns: Vec<NamePattern>,
     /// What else a client must satisfy.
     pub matchers: Matchers,
+    /// From where its clients may come.
+    pub sources: Sources,
+    /// How many connections it may have; `None`: any number.
+    pub max_connections: Option<u32>,
     /// Where it leads.
     pub upstream: Settings,
 }
@@ -114,6 +121,8 @@ pub struct Limits {
     pub connections: Option<usize>,
     /// Raw bytes of a hello.
     pub hello_bytes: usize,
+    /// What one source may have.
+    pub source: SourceLimits,
 }
 
 /// What is logged, and how.
@@ -217,15 +226,15 @@ impl Config {
         routes: Vec<(NamePattern, Destination)>,
         default: Option<Destination>,
     ) -> Result<Self, ConfigError> {
-        let listen = listen
-            .into_iter()
-            .map(|address| Short(raw::Listener { name: None, address: Text(address), refuse: None }))
-            .collect();
+        let listen = listen.into_iter().map(|address| Short(raw::Listener::at(address))).collect();
         let route = |sni: Option<NamePattern>, endpoint| raw::Route {
             name: None,
             sni: sni.map(|sni| OneOrMany(vec![Text(sni)])),
             alpn: None,
             listener: None,
+            allow: None,
+            deny: None,
+            max_connections: None,
             upstream: Short(raw::Upstream::of(vec![Text(endpoint)])),
         };
         let routes = routes.into_iter().map(|(sni, endpoint)| route(Some(sni), endpoint));

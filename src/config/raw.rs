@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use serde::Deserialize;
 
 use super::text::{
-    AdminAddress, CheckName, Count, FilePath, HelloSize, Label, OneOrMany, Protocol, RequestPath, Seconds, Service,
-    Short, Shorthand, Span, SpanOrZero, Text, UserTimeout, Workers,
+    AdminAddress, CheckName, Count, FilePath, HelloSize, Label, Network, NewRate, OneOrMany, Protocol, RequestPath,
+    Seconds, Service, Short, Shorthand, Span, SpanOrZero, Text, UserTimeout, Workers,
 };
 use crate::name::NamePattern;
 use crate::upstream::Destination;
@@ -78,6 +78,17 @@ pub(super) struct Listener {
     pub(super) address: Text<SocketAddr>,
     #[serde(default, deserialize_with = "present")]
     pub(super) refuse: Option<Refuse>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) allow: Option<OneOrMany<Text<Network>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) deny: Option<OneOrMany<Text<Network>>>,
+}
+
+impl Listener {
+    /// Only an address, all else as it is by default.
+    pub(super) fn at(address: SocketAddr) -> Self {
+        Self { name: None, address: Text(address), refuse: None, allow: None, deny: None }
+    }
 }
 
 impl Shorthand for Listener {
@@ -85,7 +96,7 @@ impl Shorthand for Listener {
     type Text = SocketAddr;
 
     fn from_text(address: SocketAddr) -> Self {
-        Self { name: None, address: Text(address), refuse: None }
+        Self::at(address)
     }
 }
 
@@ -108,6 +119,12 @@ pub(super) struct Route {
     pub(super) alpn: Option<OneOrMany<Text<Protocol>>>,
     #[serde(default, deserialize_with = "present")]
     pub(super) listener: Option<OneOrMany<Text<Label>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) allow: Option<OneOrMany<Text<Network>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) deny: Option<OneOrMany<Text<Network>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) max_connections: Option<Text<Count<1, 10_000_000>>>,
     pub(super) upstream: Short<Upstream>,
 }
 
@@ -315,6 +332,10 @@ pub(super) struct Limits {
     pub(super) connections: Option<Text<Count<1, 10_000_000>>>,
     #[serde(default, deserialize_with = "present")]
     pub(super) hello_bytes: Option<Text<HelloSize>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) per_source: Option<Text<Count<1, 10_000_000>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) new_per_source: Option<Text<NewRate>>,
 }
 
 #[derive(Clone, Copy, Deserialize)]

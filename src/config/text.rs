@@ -2,14 +2,16 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::{IpNet, Ipv4Net};
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
+use crate::admission::Rate;
 use crate::name::NamePattern;
 use crate::upstream::Destination;
 
@@ -361,6 +363,51 @@ impl Written for HelloSize {
     fn read_number(bytes: u64) -> Option<Result<Self, String>> {
         let fitting = usize::try_from(bytes).ok().filter(|bytes| (1024..=65536).contains(bytes));
         Some(fitting.map(Self).ok_or_else(|| "out of range".into()))
+    }
+}
+
+/// Addresses of clients. IPv4 written as IPv6 becomes IPv4, as clients do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Network(pub(super) IpNet);
+
+impl Written for Network {
+    const EXPECTED: &'static str = "a network such as 192.0.2.0/24 or \"2001:db8::/32\", or an address";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let net = match text.parse::<IpAddr>() {
+            Ok(address) => IpNet::from(address),
+            Err(_) => from_str(text)?,
+        };
+        if net.addr() != net.network() {
+            return Err(format!("it has bits beyond its length; perhaps {} is meant", net.trunc()));
+        }
+        let canonical = match net {
+            IpNet::V6(v6) if v6.prefix_len() >= 96 => {
+                v6.network().to_ipv4_mapped().and_then(|v4| Ipv4Net::new(v4, v6.prefix_len() - 96).ok()).map(IpNet::V4)
+            }
+            _ => None,
+        };
+        Ok(Self(canonical.unwrap_or(net)))
+    }
+}
+
+/// How fast new connections may come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewRate(pub(super) Rate);
+
+impl Written for NewRate {
+    const EXPECTED: &'static str = "a rate from 1/h to 1000000/s, such as 50/s, 300/m or 1000/h";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let (count, unit) = text.split_once('/').ok_or("")?;
+        let per = match unit.trim() {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            _ => return Err(String::new()),
+        };
+        let count = count.trim().parse().ok().filter(|count| (1..=1_000_000).contains(count)).ok_or("")?;
+        Ok(Self(Rate { count, per: Duration::from_secs(per) }))
     }
 }
 

@@ -87,7 +87,7 @@ pub(super) fn succeed(
     let mut after = Vec::with_capacity(routes.len());
     for route in routes {
         let digest = route.digest();
-        let config::Route { name, patterns, matchers, upstream } = route;
+        let config::Route { name, patterns, matchers, sources, max_connections, upstream } = route;
         let setup = Setup { route: name.as_str().into(), names: patterns, settings: upstream };
         let names = setup.names.clone();
         let policy = setup.settings.on_remove;
@@ -108,7 +108,8 @@ pub(super) fn succeed(
                 if !endpoints.is_empty() {
                     removed.push(Removed { endpoints, policy, _route: None });
                 }
-                let route = Arc::new(Route { upstream, counters: counters.route(&name), digest });
+                let route =
+                    Arc::new(Route { sources, max_connections, upstream, counters: counters.route(&name), digest });
                 if predecessor.is_some() {
                     changes.changed += 1;
                     if changes.changed <= MAX_NAMED {

@@ -27,6 +27,7 @@ use self::listening::{Acceptor, Listening, Opened};
 use crate::accept::BindError;
 use crate::account::Counters;
 use crate::admin::{self, State};
+use crate::admission::{SourceLimits, Table};
 use crate::config::{self, Config, Limits, Log, Timeouts};
 use crate::connection::Snapshot;
 use crate::relay::{Deadlines, Engine};
@@ -40,6 +41,7 @@ pub struct Server {
     surroundings: Arc<Surroundings>,
     connections: TaskTracker,
     capacity: Capacity,
+    source_table: Arc<Table>,
     generation: Arc<ArcSwap<Generation>>,
     listeners: Vec<(Listening, Arc<ArcSwap<Snapshot>>)>,
     admin: Option<Listening>,
@@ -139,6 +141,7 @@ struct Settings {
     engine: Engine,
     hello: Duration,
     hello_limit: usize,
+    source_limits: SourceLimits,
     deadlines: Arc<Deadlines>,
     tcp: TcpOptions,
 }
@@ -154,6 +157,7 @@ impl Server {
             surroundings: Arc::default(),
             connections: TaskTracker::new(),
             capacity: Capacity::default(),
+            source_table: Arc::default(),
             generation: Arc::default(),
             listeners: Vec::new(),
             admin: None,
@@ -207,7 +211,7 @@ impl Server {
 
     /// All that can fail, and changes nothing.
     fn prepare(&self, config: &Config, mut inherited: Vec<Inherited>) -> Result<Prepared, StartError> {
-        let Limits { connections, hello_bytes: _ } = config.limits;
+        let Limits { connections, hello_bytes: _, source: _ } = config.limits;
         let share = capacity::share(connections, config.listeners.len(), config.relay)?;
         let mut running: Vec<Option<SocketAddr>> =
             self.listeners.iter().map(|(listening, _)| Some(listening.configured)).collect();
@@ -266,12 +270,13 @@ impl Server {
             log,
         } = config;
         let Timeouts { hello, idle, half_close, drain: _, upgrade_drain: _, shutdown_delay: _ } = timeouts;
-        let Limits { connections: _, hello_bytes } = limits;
+        let Limits { connections: _, hello_bytes, source } = limits;
         let Log { format: _, level: _, refusals_per_second } = log;
         let settings = Settings {
             engine: relay,
             hello,
             hello_limit: hello_bytes,
+            source_limits: source,
             deadlines: Arc::new(Deadlines { idle, half_close, stalled: user_timeout }),
             tcp,
         };
@@ -307,13 +312,16 @@ impl Server {
             connections: self.connections.clone(),
             roster: Arc::clone(&self.surroundings.roster),
         };
-        for (number, (config::Listener { name, address: _, refuse }, source)) in
+        for (number, (config::Listener { name, address: _, refuse, sources }, source)) in
             configured.into_iter().zip(sources).enumerate()
         {
             let snapshot = Arc::new(Snapshot {
                 listener: self.counters.listener(&name),
                 number,
                 refuse,
+                sources,
+                source_limits: settings.source_limits,
+                source_table: Arc::clone(&self.source_table),
                 routes: Arc::clone(&generation.table),
                 hello_timeout: settings.hello,
                 hello_limit: settings.hello_limit,
