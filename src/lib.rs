@@ -49,6 +49,8 @@ pub mod relay;
 pub mod roster;
 pub mod route;
 #[cfg(feature = "router")]
+pub mod sandbox;
+#[cfg(feature = "router")]
 pub mod server;
 pub mod server_hello;
 #[cfg(feature = "router")]

@@ -79,6 +79,7 @@ timeouts: {hello: 10s, idle: 24h, half_close: 60s, drain: 0s}
 tcp: {keepalive: {idle: 30s, interval: 5s, count: 3}, user_timeout: 15m}
 limits: {connections: 100, hello_bytes: 16KiB, per_source: 1000, new_per_source: 50/s}
 relay: splice
+sandbox: require
 workers: 2
 admin: {address: 127.0.0.1:0, allow_remote: true}
 log: {format: json, level: debug, refusals_per_second: 0}
@@ -160,7 +161,7 @@ fn g04_unknown_keys_are_refused_with_the_nearest_one() {
     );
     refused(&with("tcp: {xyz: 1}"), ":5:7: tcp: unknown key `xyz`; expected one of keepalive, user_timeout");
     // Keys that this version does not have are unknown, not ignored.
-    for key in ["sandbox: auto", "limits: {buffers: 5}"] {
+    for key in ["sandboxes: auto", "limits: {buffers: 5}"] {
         assert!(complaint(with(key).as_bytes()).contains("unknown key"), "{key}");
     }
 }

@@ -20,6 +20,7 @@ mod refusal;
 mod relay;
 mod reload;
 mod routing;
+mod sandbox;
 mod support;
 mod systemd;
 mod upgrade;

@@ -56,6 +56,20 @@ fn the_pool_is_valid() {
 }
 
 #[test]
+fn the_lists_of_who_may_come_in_are_valid() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    std::fs::write(&path, blocks("yaml")[2]).unwrap();
+    let checked = snigate().arg("check").arg(path).output().unwrap();
+    let told = String::from_utf8(checked.stdout).unwrap();
+    for line in
+        ["open to anywhere, not from 1 range", "2 ranges of addresses, not from 1 range of addresses, at most 5000"]
+    {
+        assert!(told.contains(line), "{line}\nin\n{told}");
+    }
+}
+
+#[test]
 fn the_form_without_a_file_works() {
     let line = README.lines().find(|line| line.starts_with("Without a file: `")).unwrap();
     let command = line.split('`').nth(1).unwrap();

@@ -183,7 +183,7 @@ fn h09_a_new_binary_that_does_not_serve_changes_nothing() {
 #[test]
 fn h09_a_new_binary_that_hangs_is_killed() {
     let served = Backend::named("served");
-    let (router, binary) = linked(&config(&[(NAME, served.address())], ""));
+    let (router, binary) = linked(&config(&[(NAME, served.address())], UNBOUND));
     upgrade_to_what_hangs(&router, &binary);
     assert!(is_served(router.address()));
     router.signal(Signal::USR2);
@@ -198,6 +198,9 @@ fn h09_a_new_binary_that_hangs_is_killed() {
     let upgrades = router.log().iter().filter(|line| line["message"] == "upgrading").count();
     assert_eq!(upgrades, 1, "one at a time");
 }
+
+/// The scripts that stand for a new binary write files.
+const UNBOUND: &str = "sandbox: off\n";
 
 /// Puts a script in the place of the binary.
 fn install(binary: &Path, script: &str) {
@@ -224,7 +227,7 @@ fn hanging(binary: &Path) -> Pid {
 #[test]
 fn h10_a_stop_ends_an_upgrade_that_is_under_way() {
     let served = Backend::named("served");
-    let (mut router, binary) = linked(&config(&[(NAME, served.address())], ""));
+    let (mut router, binary) = linked(&config(&[(NAME, served.address())], UNBOUND));
     upgrade_to_what_hangs(&router, &binary);
     router.signal(Signal::TERM);
     assert_eq!(router.exit().code(), Some(0));

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -15,7 +16,9 @@ use http_body_util::channel::Channel;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{
+    CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -91,8 +94,13 @@ async fn remember(state: Arc<State>) {
 }
 
 async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, state: Arc<State>, stop: CancellationToken) {
+    let has_answered = AtomicBool::new(false);
     let service = service_fn(|request| {
-        let response = answer(&request, &state);
+        let mut response = answer(&request, &state);
+        has_answered.store(true, Relaxed);
+        if stop.is_cancelled() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         async { Ok::<_, Infallible>(response) }
     });
     let connection = http1::Builder::new()
@@ -103,8 +111,12 @@ async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, state: Arc<State
     let served = async {
         tokio::select! {
             result = connection.as_mut() => return result,
-            // Who has asked gets its answer; what it asks next, it asks somebody else.
-            () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+            // Who has asked gets its answer; what it asks next, it asks somebody else. Who has just come gets one.
+            () = stop.cancelled() => {
+                if has_answered.load(Relaxed) {
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
         }
         connection.await
     };

@@ -81,6 +81,7 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     };
     writeln!(text, "relay      {engine}")?;
     writeln!(text, "workers    {}", config.workers.map_or("auto".into(), |workers| workers.to_string()))?;
+    writeln!(text, "sandbox    {}", config.sandbox.label())?;
     writeln!(text, "watch      {}", config.watch)?;
     writeln!(text, "admin      {}", config.admin.map_or("none".into(), |address| address.to_string()))?;
     Ok(text)

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant as Clock};
 use anyhow::Context as _;
 use rustix::process::{Pid, kill_process};
 use snigate::config::{self, Config, ConfigError, Log, LogFormat};
+use snigate::sandbox::{self, Entered, Sandbox};
 use snigate::server::{Changes, Inherited, Server};
 use snigate::systemd::{self, Manager, Phase};
 use snigate::upgrade::{self, Predecessor, UpgradeError};
@@ -39,7 +40,21 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
         config => config?,
     };
     config.log.format = log_format.unwrap_or(config.log.format);
+    // Before there is a thread.
+    let wanted = config.sandbox;
+    let entered = if wanted == Sandbox::Off { Entered::default() } else { sandbox::enter() };
+    if let Some(source) = source.as_ref().filter(|_| entered.had_more) {
+        // What cannot be read any more could not be read by a reload either.
+        config = source.load().config?;
+    }
     let logging = logging::start(&config.log);
+    for reason in &entered.shortcomings {
+        warn!(reason, "the sandbox is not complete");
+    }
+    if wanted == Sandbox::Require && !entered.shortcomings.is_empty() {
+        error!(reason = "sandbox: require", "cannot start");
+        return Ok(ExitCode::FAILURE);
+    }
     let file = source.map(|source| (Watch::new(source.path.clone(), loaded.digest), source));
     Ok(start(config, file, logging).unwrap_or_else(|reason| {
         error!(reason = format!("{reason:#}"), "cannot start");

@@ -14,6 +14,7 @@ use crate::name::NamePattern;
 use crate::refusal::Refuse;
 use crate::relay::Engine;
 use crate::route::{Matchers, RouteTable};
+use crate::sandbox::Sandbox;
 use crate::tcp::TcpOptions;
 
 /// What is wrong with a well-formed file.
@@ -36,7 +37,7 @@ impl Wrong {
 
 /// `directory` is what paths of files are relative to.
 pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Wrong> {
-    let raw::Config { listen, refuse, routes, timeouts, tcp, limits, relay, workers, watch, admin, log } = raw;
+    let raw::Config { listen, refuse, routes, timeouts, tcp, limits, relay, workers, watch, admin, sandbox, log } = raw;
     let raw::Tcp { keepalive, user_timeout } = tcp;
     let listeners = build_listeners(listen.0, refuse)?;
     let routes = build_routes(routes, &listeners, directory)?;
@@ -55,6 +56,11 @@ pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Wrong
         workers: workers.and_then(|workers| workers.0.0),
         watch,
         admin: admin.map(|admin| build_admin(&admin.0, &listeners)).transpose()?,
+        sandbox: match sandbox {
+            None | Some(raw::Sandbox::Auto) => Sandbox::Auto,
+            Some(raw::Sandbox::Require) => Sandbox::Require,
+            Some(raw::Sandbox::Off) => Sandbox::Off,
+        },
         log: build_log(log),
         listeners,
     })

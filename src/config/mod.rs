@@ -22,6 +22,7 @@ use crate::name::NamePattern;
 use crate::refusal::Refuse;
 use crate::relay::Engine;
 use crate::route::Matchers;
+use crate::sandbox::Sandbox;
 use crate::tcp::TcpOptions;
 use crate::upstream::{Destination, Settings};
 
@@ -53,6 +54,8 @@ pub struct Config {
     pub watch: bool,
     /// Where the admin listener is.
     pub admin: Option<SocketAddr>,
+    /// What the process gives up.
+    pub sandbox: Sandbox,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -249,6 +252,7 @@ impl Config {
             workers: None,
             watch: false,
             admin: None,
+            sandbox: None,
             log: raw::Log::default(),
         };
         build::config(raw, Path::new("")).map_err(|wrong| ConfigError {

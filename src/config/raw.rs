@@ -38,8 +38,18 @@ pub(super) struct Config {
     pub(super) watch: bool,
     #[serde(default, deserialize_with = "present")]
     pub(super) admin: Option<Short<Admin>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) sandbox: Option<Sandbox>,
     #[serde(default)]
     pub(super) log: Log,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Sandbox {
+    Auto,
+    Require,
+    Off,
 }
 
 /// An address, or a list of addresses and maps.

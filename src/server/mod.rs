@@ -52,14 +52,14 @@ pub struct Server {
 }
 
 /// What cannot change while the process runs, by key.
-pub type Fixed = [(&'static str, String); 2];
+pub type Fixed = [(&'static str, String); 3];
 
 /// What cannot change while the process runs, by key.
 #[must_use]
 pub fn fixed(config: &Config) -> Fixed {
-    let Config { workers, log: Log { format, level: _, refusals_per_second: _ }, .. } = config;
+    let Config { workers, sandbox, log: Log { format, level: _, refusals_per_second: _ }, .. } = config;
     let workers = workers.map_or_else(|| "auto".into(), |workers| workers.to_string());
-    [("workers", workers), ("log.format", format.to_string())]
+    [("workers", workers), ("log.format", format.to_string()), ("sandbox", sandbox.label().into())]
 }
 
 /// Why a server did not start.
@@ -267,6 +267,7 @@ impl Server {
             workers: _,
             watch: _,
             admin: _,
+            sandbox: _,
             log,
         } = config;
         let Timeouts { hello, idle, half_close, drain: _, upgrade_drain: _, shutdown_delay: _ } = timeouts;

@@ -1,0 +1,91 @@
+//! What the running process may still do.
+
+use std::fs;
+use std::path::Path;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::support::router::config;
+use crate::support::{Backend, Client, Hello, Router, eventually, snigate};
+
+const NAME: &str = "a.example";
+
+fn is_served(address: std::net::SocketAddr) -> bool {
+    let mut client = Client::send(address, &Hello::to(NAME).record());
+    client.finish_if_open();
+    client.rest().0 == b"served"
+}
+
+#[test]
+fn no_thread_has_more_than_it_needs() {
+    let backend = Backend::named("served");
+    let router = Router::routing(&[(NAME, backend.address())]);
+    assert!(is_served(router.address()));
+    let process = Path::new("/proc").join(router.pid().as_raw_nonzero().to_string());
+    let threads: Vec<_> = fs::read_dir(process.join("task")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(threads.len() > 2, "{threads:?}");
+    for thread in threads {
+        let status = fs::read_to_string(thread.join("status")).unwrap();
+        let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned();
+        assert_eq!(value("NoNewPrivs:"), "1", "{status}");
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+            let capabilities = u64::from_str_radix(&value(set), 16).unwrap();
+            assert_eq!(capabilities & !(1 << 10), 0, "only CAP_NET_BIND_SERVICE: {set} in {status}");
+        }
+    }
+    let limits = fs::read_to_string(process.join("limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+}
+
+/// Whether a binary that takes over can write a file; it is started by the process that is asked.
+fn can_write(sandbox: &str) -> bool {
+    let backend = Backend::named("served");
+    let directory = TempDir::new().unwrap();
+    let (binary, path, written) =
+        (directory.path().join("snigate"), directory.path().join("snigate.yaml"), directory.path().join("written"));
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_snigate"), &binary).unwrap();
+    let text = format!("sandbox: {sandbox}\n");
+    fs::write(&path, config(&[(NAME, backend.address())], &text)).unwrap();
+    let mut command = snigate();
+    command = {
+        let mut linked = std::process::Command::new(&binary);
+        linked
+            .envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))))
+            .stdin(std::process::Stdio::null());
+        linked.args(["run", "-c"]).arg(&path);
+        linked
+    };
+    let router = Router::spawn(command, path, directory);
+    router.wait("that it listens", |line| line["message"] == "listening");
+    fs::remove_file(&binary).unwrap();
+    let script = format!("#!/bin/sh\nexec 2>/dev/null\necho x > {}\nexit 3\n", written.display());
+    fs::write(&binary, script).unwrap();
+    fs::set_permissions(&binary, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    router.signal(Signal::USR2);
+    router.wait("that it was no snigate", |line| {
+        line["message"].as_str().is_some_and(|message| message.starts_with("not upgraded"))
+    });
+    assert!(is_served(router.address()));
+    written.exists()
+}
+
+#[test]
+fn it_cannot_write_files_nor_can_what_it_starts() {
+    assert!(can_write("off"), "otherwise this test would see nothing");
+    assert!(!can_write("auto"));
+}
+
+#[test]
+fn a_reload_still_reads_files_and_listens_on_low_ports() {
+    let backend = Backend::named("served");
+    let routes = [(NAME, backend.address())];
+    let router = Router::routing(&routes);
+    let listen = "listen: [127.0.0.1:0, {name: low, address: 127.9.3.1:443}]";
+    router.reload(&config(&routes, "").replace("listen: 127.0.0.1:0", listen));
+    let low = router.address_of(|name| name == "low");
+    eventually("it is served there", || is_served(low));
+    let told = router.reload(&config(&routes, "sandbox: off\n"));
+    assert!(told["reason"].as_str().unwrap().contains("sandbox cannot change from auto to off"), "{told}");
+}
