@@ -89,7 +89,10 @@ fn drop_capabilities() -> io::Result<()> {
     }
     let kept = had.permitted & KEPT;
     clear_ambient_capability_set()?;
-    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: kept })?;
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: kept };
+    if had != sets {
+        set_capabilities(None, sets)?;
+    }
     if kept == KEPT {
         // The binary of an upgrade has it, too, whatever its file says.
         configure_capability_in_ambient_set(KEPT, true)?;

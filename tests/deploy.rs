@@ -15,6 +15,16 @@ fn prometheus_takes_the_alert_rules() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+#[test]
+#[ignore = "needs systemd-analyze"]
+fn the_unit_leaves_little_to_who_takes_the_process_over() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/systemd/snigate.service");
+    let mut command = std::process::Command::new("systemd-analyze");
+    let output =
+        command.args(["security", "--offline=true", "--threshold=16", "--no-pager"]).arg(path).output().unwrap();
+    assert!(output.status.success(), "more than 1.6:\n{}", String::from_utf8_lossy(&output.stdout));
+}
+
 fn example(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples").join(name);
     let output = snigate().arg("check").arg(&path).output().unwrap();
