@@ -185,6 +185,12 @@ impl<'a> Alpn<'a> {
         Ok(Self(list))
     }
 
+    /// The `ProtocolNameList` without its length.
+    #[must_use]
+    pub fn as_list(&self) -> &'a [u8] {
+        self.0
+    }
+
     /// The names of the protocols, `h2` for example. They are the client's bytes: escape them before showing them.
     pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let mut rest = Cursor(self.0);

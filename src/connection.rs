@@ -4,14 +4,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::SendFlags;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::account::{Account, ClosedBy, Facts, Listener, Outcome, RouteCounters, canonical, escape};
-use crate::admission::{Seat, SourceLimits, Sources, Table};
+use crate::admission::{Networks, Seat, SourceLimits, Sources, Table};
 use crate::client_hello::ClientHello;
 use crate::hello::Hello;
+use crate::proxy_protocol::{self, Named};
 use crate::refusal::{Refusal, Refuse};
 use crate::relay::{self, Deadlines, Ending, Engine, Event, Side};
 use crate::roster::{Member, Order};
@@ -28,6 +30,8 @@ pub struct Snapshot {
     pub number: usize,
     /// How clients are refused there.
     pub refuse: Refuse,
+    /// Who may connect there, and must name the client in a PROXY header; `None`: clients connect themselves.
+    pub balancers: Option<Networks>,
     /// From where clients may come.
     pub sources: Sources,
     /// And how many.
@@ -104,8 +108,14 @@ pub fn serve<P: Send>(
         // Boxed, as is all that is over when bytes are relayed.
         let mut hello = Box::new(Hello::new(snapshot.hello_limit));
         let way = Box::pin(async {
-            let seat = snapshot.admit(account.source())?;
             let deadline = Instant::now() + snapshot.hello_timeout;
+            let named = if let Some(balancers) = &snapshot.balancers {
+                let named = introduce(&client, balancers, &mut hello, account.source(), deadline).await?;
+                named.inspect(|named| account.speaks_for(named.source))
+            } else {
+                None
+            };
+            let seat = snapshot.admit(account.source())?;
             hello.read(&client, deadline).await?;
             account.hello_read();
             let hello = hello.parse()?;
@@ -123,6 +133,9 @@ pub fn serve<P: Send>(
             };
             account.connected(start.elapsed(), place.endpoint().address, || upstream.local_addr().ok());
             account.learn(|facts| facts.reason = passed_over.map(|failure| failure.to_string().into()));
+            if let Some(version) = route.upstream.setup().settings.proxy_protocol {
+                announce(&upstream, version, &client, account.client(), named, &asked)?;
+            }
             Ok::<_, Refusal>((upstream, place, seat))
         });
         let connected = tokio::select! {
@@ -168,6 +181,43 @@ pub fn serve<P: Send>(
         if ending == Ending::Stopped && membership.order() == Order::Removed {
             account.learn(|facts| facts.reason = Some("a reload has removed its route or endpoint".into()));
         }
+    }
+}
+
+/// Whom the balancer that has connected speaks for, if it does not speak for itself.
+async fn introduce(
+    client: &TcpStream,
+    balancers: &Networks,
+    hello: &mut Hello,
+    peer: IpAddr,
+    deadline: Instant,
+) -> Result<Option<Named>, Refusal> {
+    if !balancers.contains(peer) {
+        return Err(Refusal::because(Outcome::ProxyHeader, "it is none of those in accept_proxy"));
+    }
+    Ok(hello.read_proxy_header(client, deadline).await?)
+}
+
+/// Tells the endpoint who the client is, before anything that the client has said.
+fn announce(
+    upstream: &TcpStream,
+    version: proxy_protocol::Version,
+    client: &TcpStream,
+    source: SocketAddr,
+    named: Option<Named>,
+    asked: &Client<'_>,
+) -> Result<(), Refusal> {
+    let arrived_at = named.map(|named| named.destination).or_else(|| client.local_addr().ok());
+    let header = arrived_at.map(|destination| {
+        let named = Named { source, destination: canonical(destination) };
+        let alpn = asked.alpn.map_or(&[][..], |alpn| alpn.as_list());
+        proxy_protocol::Client { named, server_name: asked.server_name, alpn }
+    });
+    let header = proxy_protocol::header(version, header.as_ref());
+    // It travels with the hello, which follows at once; both fit into the empty buffer of a new connection.
+    match rustix::net::send(upstream, &header, SendFlags::MORE | SendFlags::NOSIGNAL) {
+        Ok(sent) if sent == header.len() => Ok(()),
+        _ => Err(Refusal::because(Outcome::ConnectRefused, "the endpoint did not take the PROXY header")),
     }
 }
 
@@ -236,6 +286,7 @@ mod tests {
             listener: Arc::new(Counters::new(0)).listener("api"),
             number: 0,
             refuse: Refuse::Alert,
+            balancers: None,
             sources: Sources::default(),
             source_limits: SourceLimits::default(),
             source_table: Arc::default(),

@@ -1,4 +1,4 @@
-//! Reads a hello from a socket.
+//! Reads a hello from a socket, and the PROXY header that may come before it.
 
 use std::io;
 
@@ -6,6 +6,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use crate::client_hello::{ClientHello, Framing, Invalid, Progress, Reason};
+use crate::proxy_protocol::{self, Named};
 use crate::tcp::{is_transient, try_read, with_scratch};
 
 /// A hello as far as it has been received, and what came right behind it.
@@ -25,6 +26,8 @@ pub enum HelloError {
     TimedOut,
     /// It is none.
     Invalid(Reason),
+    /// No header comes before it, where one should.
+    ProxyHeader(proxy_protocol::Invalid),
 }
 
 impl Hello {
@@ -34,29 +37,52 @@ impl Hello {
         Self { framing: Framing::new(limit), received: Vec::new(), limit }
     }
 
+    /// Reads the PROXY header that comes before the hello; whom it names.
+    pub async fn read_proxy_header(
+        &mut self,
+        client: &TcpStream,
+        deadline: Instant,
+    ) -> Result<Option<Named>, HelloError> {
+        let read = async {
+            loop {
+                if let Some(header) = proxy_protocol::parse(&self.received).map_err(HelloError::ProxyHeader)? {
+                    // What came right behind it is of the hello.
+                    self.received.drain(..header.length);
+                    return Ok(header.named);
+                }
+                self.read_more(client, proxy_protocol::MAX_LENGTH).await?;
+            }
+        };
+        timeout_at(deadline, read).await.unwrap_or(Err(HelloError::TimedOut))
+    }
+
     /// Reads until the hello is whole. The deadline is absolute: progress does not extend it.
     pub async fn read(&mut self, client: &TcpStream, deadline: Instant) -> Result<(), HelloError> {
         timeout_at(deadline, self.read_whole(client)).await.unwrap_or(Err(HelloError::TimedOut))
     }
 
     async fn read_whole(&mut self, client: &TcpStream) -> Result<(), HelloError> {
+        while self.framing.advance(&self.received).map_err(HelloError::Invalid)? == Progress::Incomplete {
+            self.read_more(client, self.limit).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads once, when there is something to read, until there are so many bytes at most.
+    async fn read_more(&mut self, client: &TcpStream, limit: usize) -> Result<(), HelloError> {
         loop {
-            match self.read_once(client) {
+            match self.read_once(client, limit) {
                 Ok(0) => return Err(HelloError::Gone),
-                Ok(_) => match self.framing.advance(&self.received) {
-                    Ok(Progress::Complete) => return Ok(()),
-                    Ok(Progress::Incomplete) => {}
-                    Err(reason) => return Err(HelloError::Invalid(reason)),
-                },
+                Ok(_) => return Ok(()),
                 Err(error) if is_transient(&error) => client.readable().await.map_err(|_| HelloError::Gone)?,
                 Err(_) => return Err(HelloError::Gone),
             }
         }
     }
 
-    fn read_once(&mut self, client: &TcpStream) -> io::Result<usize> {
+    fn read_once(&mut self, client: &TcpStream, limit: usize) -> io::Result<usize> {
         with_scratch(|scratch| {
-            let room = scratch.len().min(self.limit - self.received.len());
+            let room = scratch.len().min(limit - self.received.len());
             let room = &mut scratch[..room];
             let length = try_read(client, room.len(), || rustix::io::read(client, &mut *room))?;
             self.received.extend_from_slice(&room[..length]);

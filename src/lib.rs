@@ -42,6 +42,8 @@ pub mod connection;
 pub mod hello;
 pub mod name;
 #[cfg(feature = "router")]
+pub mod proxy_protocol;
+#[cfg(feature = "router")]
 pub mod refusal;
 #[cfg(feature = "router")]
 pub mod relay;

@@ -109,6 +109,7 @@ impl From<HelloError> for Refusal {
             HelloError::Gone => Outcome::ClientGone.into(),
             HelloError::TimedOut => Outcome::HelloTimeout.into(),
             HelloError::Invalid(reason) => Invalid::from(reason).into(),
+            HelloError::ProxyHeader(reason) => Self::because(Outcome::ProxyHeader, reason.to_string()),
         }
     }
 }

@@ -1,25 +1,12 @@
 //! Who may come in, and how many at a time.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use socket2::{Domain, Socket, Type};
-
-use crate::support::client::{End, alert};
+use crate::support::client::{End, alert, client_from};
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually};
+use crate::support::{Backend, Client, Hello, Router, eventually};
 
 const NAME: &str = "a.example";
-
-/// A client with this address.
-fn client_from(address: &str, to: SocketAddr) -> Client {
-    let address: IpAddr = address.parse().unwrap();
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::new(address, 0).into()).unwrap();
-    socket.connect(&to.into()).unwrap();
-    let stream: std::net::TcpStream = socket.into();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    Client { stream }
-}
 
 /// What a client with this address gets.
 fn ask_from(address: &str, to: SocketAddr) -> (Vec<u8>, End) {

@@ -15,6 +15,7 @@ mod names;
 mod observe;
 mod page;
 mod plan;
+mod proxy;
 mod readme;
 mod refusal;
 mod relay;

@@ -7,6 +7,7 @@ mod refusals;
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
@@ -42,6 +43,8 @@ pub struct Account {
 /// What is learned of a connection on its way, each with the log field it becomes.
 #[derive(Debug, Default)]
 pub struct Facts {
+    /// `network.peer.address`: who has connected, where a PROXY header has named the client.
+    pub peer: Option<Box<IpAddr>>,
     /// `server.address`, escaped.
     pub server_name: Option<Box<str>>,
     /// `tls.next_protocol`: what the client offers, escaped.
@@ -84,10 +87,22 @@ impl Account {
         }
     }
 
+    /// The client, in its canonical form.
+    #[must_use]
+    pub fn client(&self) -> SocketAddr {
+        self.client
+    }
+
     /// The client's address, in its canonical form.
     #[must_use]
     pub fn source(&self) -> IpAddr {
         self.client.ip()
+    }
+
+    /// Who has connected speaks for this client.
+    pub fn speaks_for(&mut self, client: SocketAddr) {
+        self.facts.peer = Some(Box::new(self.client.ip()));
+        self.client = canonical(client);
     }
 
     /// Since the connection was accepted.
@@ -190,6 +205,7 @@ impl Account {
                     listener = &*self.listener.name,
                     client.address = tracing::field::display(self.client.ip()),
                     client.port = self.client.port(),
+                    network.peer.address = self.facts.peer.as_deref().map(tracing::field::display),
                     server.address = self.facts.server_name.as_deref(),
                     tls.next_protocol = self.facts.next_protocol.as_deref(),
                     tls.protocol.version = self.facts.protocol_version.map(version),
@@ -256,25 +272,26 @@ fn refused(answer: Answer) -> Option<Cow<'static, str>> {
     }
 }
 
-/// A short time to the microsecond; an hour at most. Every connection has some of these for as long as it lasts.
+/// A short time to the microsecond, from one to an hour. Every connection has some of these for as long as it lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Micros(u32);
+pub struct Micros(NonZeroU32);
 
 impl From<Duration> for Micros {
     fn from(duration: Duration) -> Self {
-        Self(duration.as_micros().try_into().unwrap_or(u32::MAX))
+        let micros = duration.as_micros().try_into().unwrap_or(u32::MAX);
+        Self(NonZeroU32::new(micros).unwrap_or(NonZeroU32::MIN))
     }
 }
 
 impl From<Micros> for Duration {
     fn from(micros: Micros) -> Self {
-        Self::from_micros(micros.0.into())
+        Self::from_micros(micros.0.get().into())
     }
 }
 
 impl Micros {
     fn milliseconds(self) -> f64 {
-        f64::from(self.0) / 1e3
+        f64::from(self.0.get()) / 1e3
     }
 }
 

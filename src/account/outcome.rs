@@ -34,6 +34,8 @@ pub enum Outcome {
     HelloTimeout,
     /// The hello is larger than `limits.hello_bytes`.
     HelloTooLarge,
+    /// Where a PROXY header must come first there was none, a wrong one, or it came from somebody who may not send one.
+    ProxyHeader,
     /// The client's address is not allowed here.
     Denied,
     /// The route, or the client's source, has as many connections as it may.
@@ -98,7 +100,7 @@ impl ClosedBy {
 
 impl Outcome {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Completed,
         Self::ClientReset,
         Self::UpstreamReset,
@@ -113,6 +115,7 @@ impl Outcome {
         Self::NotTls,
         Self::HelloTimeout,
         Self::HelloTooLarge,
+        Self::ProxyHeader,
         Self::Denied,
         Self::OverLimit,
         Self::NoEndpoint,
@@ -141,6 +144,7 @@ impl Outcome {
             Self::NotTls => "not_tls",
             Self::HelloTimeout => "hello_timeout",
             Self::HelloTooLarge => "hello_too_large",
+            Self::ProxyHeader => "proxy_header",
             Self::Denied => "denied",
             Self::OverLimit => "over_limit",
             Self::NoEndpoint => "no_endpoint",
@@ -170,6 +174,7 @@ impl Outcome {
             | Self::NotTls
             | Self::HelloTimeout
             | Self::HelloTooLarge
+            | Self::ProxyHeader
             | Self::Denied
             | Self::OverLimit
             | Self::ClientGone => Level::INFO,
@@ -202,6 +207,7 @@ impl Outcome {
             | Self::Drained
             | Self::CutEndpoint
             | Self::NotTls
+            | Self::ProxyHeader
             | Self::ClientGone => None,
         }
     }
@@ -215,7 +221,8 @@ impl Outcome {
             | Self::Malformed
             | Self::NotTls
             | Self::HelloTimeout
-            | Self::HelloTooLarge => Stage::BeforeRoute,
+            | Self::HelloTooLarge
+            | Self::ProxyHeader => Stage::BeforeRoute,
             Self::ClientGone | Self::LocalError | Self::Drained | Self::Denied | Self::OverLimit => Stage::Any,
             Self::NoEndpoint | Self::ConnectRefused | Self::ConnectTimeout | Self::Loop => Stage::Connect,
             Self::Completed

@@ -23,14 +23,15 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     writeln!(text, "{} is valid.", file.display())?;
 
     writeln!(text, "\nlisteners")?;
-    for Listener { name, address, refuse, sources } in &config.listeners {
+    for Listener { name, address, refuse, balancers, sources } in &config.listeners {
         let refuse = match refuse {
             Refuse::Alert => "a TLS alert",
             Refuse::Close => "a close",
             Refuse::Reset => "a reset",
         };
         let name = if *name == address.to_string() { String::new() } else { format!("{name} on ") };
-        writeln!(text, "  {name}{address}, refusing with {refuse}, open to {sources}")?;
+        let named = balancers.as_ref().map_or(String::new(), |from| format!(", named in PROXY headers from {from}"));
+        writeln!(text, "  {name}{address}, refusing with {refuse}, open to {sources}{named}")?;
     }
 
     writeln!(text, "\nroutes")?;
@@ -88,11 +89,21 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
 }
 
 fn upstream(text: &mut String, upstream: &Settings) -> std::fmt::Result {
-    let Settings { destinations, balance, budget, slow_start, dead_grace, on_remove, resolve_every, health_check } =
-        upstream;
+    let Settings {
+        destinations,
+        balance,
+        budget,
+        slow_start,
+        dead_grace,
+        on_remove,
+        resolve_every,
+        proxy_protocol,
+        health_check,
+    } = upstream;
     let destinations: Vec<String> = destinations.iter().map(ToString::to_string).collect();
     let (timeout, per_try) = (span(budget.timeout), span(budget.per_try));
-    writeln!(text, "    leads to  {} (within {timeout}, {per_try} per try)", destinations.join(", "))?;
+    let header = proxy_protocol.map_or(String::new(), |version| format!(", PROXY header {}", version.label()));
+    writeln!(text, "    leads to  {} (within {timeout}, {per_try} per try{header})", destinations.join(", "))?;
     let balance = match balance {
         Balance::LeastConnections => "least_connections",
         Balance::RoundRobin => "round_robin",

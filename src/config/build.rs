@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::text::{self, OneOrMany, Short, Text};
 use super::{Config, Limits, Listener, Log, LogFormat, Route, Timeouts, raw, upstream};
 use crate::account::UNROUTED;
-use crate::admission::{SourceLimits, Sources};
+use crate::admission::{Networks, SourceLimits, Sources};
 use crate::client_hello::DEFAULT_LIMIT;
 use crate::name::NamePattern;
 use crate::refusal::Refuse;
@@ -72,7 +72,7 @@ fn build_listeners(listen: Vec<Short<raw::Listener>>, default: Option<raw::Refus
     }
     let mut listeners: Vec<Listener> = Vec::new();
     for (number, Short(listener)) in listen.into_iter().enumerate() {
-        let raw::Listener { name, address: Text(address), refuse, allow, deny } = listener;
+        let raw::Listener { name, address: Text(address), refuse, allow, deny, accept_proxy } = listener;
         let name = name.map_or_else(|| address.to_string(), |name| name.0.0);
         let path = format!("listen[{number}]");
         if let Some(other) = listeners.iter().position(|other| other.name == name) {
@@ -94,7 +94,8 @@ fn build_listeners(listen: Vec<Short<raw::Listener>>, default: Option<raw::Refus
             Some(raw::Refuse::Close) => Refuse::Close,
             Some(raw::Refuse::Reset) => Refuse::Reset,
         };
-        listeners.push(Listener { name, address, refuse, sources: build_sources(allow, deny) });
+        let balancers = accept_proxy.map(|raw::AcceptProxy { from }| networks(from));
+        listeners.push(Listener { name, address, refuse, balancers, sources: build_sources(allow, deny) });
     }
     Ok(listeners)
 }
@@ -158,12 +159,14 @@ fn build_route(raw: raw::Route, path: &str, listeners: &[Listener], directory: &
     Ok(Route { name, patterns, matchers, sources: build_sources(allow, deny), max_connections, upstream })
 }
 
-type List = Option<OneOrMany<Text<text::Network>>>;
+type List = OneOrMany<Text<text::Network>>;
 
-fn build_sources(allow: List, deny: List) -> Sources {
-    let networks =
-        |list: List| list.map(|list| list.0.into_iter().map(|Text(text::Network(network))| network).collect());
-    Sources { allow: networks(allow), deny: networks(deny) }
+fn build_sources(allow: Option<List>, deny: Option<List>) -> Sources {
+    Sources { allow: allow.map(networks), deny: deny.map(networks) }
+}
+
+fn networks(list: List) -> Networks {
+    list.0.into_iter().map(|Text(text::Network(network))| network).collect()
 }
 
 /// Whether the kernel would refuse to listen on the second of the two: `[::]` takes the IPv4 addresses, too.

@@ -17,7 +17,7 @@ use std::time::Duration;
 pub use self::build::overlap;
 use self::text::{OneOrMany, Short, Text};
 use self::yaml::{Place, YamlError};
-use crate::admission::{SourceLimits, Sources};
+use crate::admission::{Networks, SourceLimits, Sources};
 use crate::name::NamePattern;
 use crate::refusal::Refuse;
 use crate::relay::Engine;
@@ -69,6 +69,8 @@ pub struct Listener {
     pub address: SocketAddr,
     /// How clients are refused here.
     pub refuse: Refuse,
+    /// Who connects here in place of clients, and names them in PROXY headers; `None`: clients connect themselves.
+    pub balancers: Option<Networks>,
     /// From where they may come.
     pub sources: Sources,
 }

@@ -92,12 +92,20 @@ pub(super) struct Listener {
     pub(super) allow: Option<OneOrMany<Text<Network>>>,
     #[serde(default, deserialize_with = "present")]
     pub(super) deny: Option<OneOrMany<Text<Network>>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) accept_proxy: Option<AcceptProxy>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AcceptProxy {
+    pub(super) from: OneOrMany<Text<Network>>,
 }
 
 impl Listener {
     /// Only an address, all else as it is by default.
     pub(super) fn at(address: SocketAddr) -> Self {
-        Self { name: None, address: Text(address), refuse: None, allow: None, deny: None }
+        Self { name: None, address: Text(address), refuse: None, allow: None, deny: None, accept_proxy: None }
     }
 }
 
@@ -158,6 +166,8 @@ pub(super) struct Upstream {
     #[serde(default, deserialize_with = "present")]
     pub(super) resolve_every: Option<Text<Span>>,
     #[serde(default, deserialize_with = "present")]
+    pub(super) proxy_protocol: Option<ProxyProtocol>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) health_check: Option<HealthCheck>,
 }
 
@@ -213,6 +223,13 @@ pub(super) enum Balance {
     LeastConnections,
     RoundRobin,
     Random,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ProxyProtocol {
+    V1,
+    V2,
 }
 
 #[derive(Clone, Copy, Deserialize)]

@@ -9,6 +9,7 @@ use super::build::Wrong;
 use super::text::{CheckName, FilePath, OneOrMany, RequestPath, Span, Text};
 use super::{Listener, raw};
 use crate::name::NamePattern;
+use crate::proxy_protocol::Version;
 use crate::upstream::health::read_roots;
 use crate::upstream::{
     Balance, ConnectBudget, Destination, HealthCheck, HttpCheck, OnRemove, Settings, Thresholds, TlsCheck, leads_to,
@@ -22,8 +23,18 @@ pub(super) fn build(
     listeners: &[Listener],
     directory: &Path,
 ) -> Result<Settings, Wrong> {
-    let raw::Upstream { endpoints, dcos, balance, connect, slow_start, dead, on_remove, resolve_every, health_check } =
-        raw;
+    let raw::Upstream {
+        endpoints,
+        dcos,
+        balance,
+        connect,
+        slow_start,
+        dead,
+        on_remove,
+        resolve_every,
+        proxy_protocol,
+        health_check,
+    } = raw;
     let destinations = match (endpoints, dcos) {
         (Some(endpoints), None) => endpoints.0.into_iter().map(|endpoint| endpoint.0).collect(),
         (None, Some(dcos)) => vec![dcos.0.0],
@@ -56,6 +67,10 @@ pub(super) fn build(
             Some(raw::OnRemove::Cut) => OnRemove::Cut,
         },
         resolve_every: span(resolve_every, 10),
+        proxy_protocol: proxy_protocol.map(|version| match version {
+            raw::ProxyProtocol::V1 => Version::V1,
+            raw::ProxyProtocol::V2 => Version::V2,
+        }),
         health_check: check.transpose()?,
     })
 }

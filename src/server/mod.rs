@@ -313,13 +313,14 @@ impl Server {
             connections: self.connections.clone(),
             roster: Arc::clone(&self.surroundings.roster),
         };
-        for (number, (config::Listener { name, address: _, refuse, sources }, source)) in
+        for (number, (config::Listener { name, address: _, refuse, balancers, sources }, source)) in
             configured.into_iter().zip(sources).enumerate()
         {
             let snapshot = Arc::new(Snapshot {
                 listener: self.counters.listener(&name),
                 number,
                 refuse,
+                balancers,
                 sources,
                 source_limits: settings.source_limits,
                 source_table: Arc::clone(&self.source_table),

@@ -37,6 +37,7 @@ pub use self::health::{HealthCheck, HttpCheck, TlsCheck};
 pub use self::own::leads_to;
 use self::pool::Pool;
 use crate::name::NamePattern;
+use crate::proxy_protocol;
 use crate::roster::Roster;
 use crate::tcp::TcpOptions;
 
@@ -57,6 +58,8 @@ pub struct Settings {
     pub on_remove: OnRemove,
     /// How often names are looked up.
     pub resolve_every: Duration,
+    /// How endpoints are told who the client is, if they expect that.
+    pub proxy_protocol: Option<proxy_protocol::Version>,
     /// How endpoints are checked; `None`: only what connections find out counts.
     pub health_check: Option<HealthCheck>,
 }

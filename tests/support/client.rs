@@ -1,7 +1,9 @@
 //! A client that sends what it is told.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+
+use socket2::{Domain, Socket, Type};
 
 use super::PATIENCE;
 
@@ -12,6 +14,17 @@ pub fn alert(description: u8) -> Vec<u8> {
 
 pub struct Client {
     pub stream: TcpStream,
+}
+
+/// A client with this address.
+pub fn client_from(address: &str, to: SocketAddr) -> Client {
+    let address: IpAddr = address.parse().unwrap();
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::new(address, 0).into()).unwrap();
+    socket.connect(&to.into()).unwrap();
+    let stream: TcpStream = socket.into();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    Client { stream }
 }
 
 /// How a stream ended.

@@ -107,7 +107,8 @@ async fn ask(pool: &Pool, endpoint: &Endpoint, check: &HealthCheck, note: &mut O
     let Ok(_own) = pool.checks.acquire().await else { return };
     let Ok(_permit) = CHECKS.acquire().await else { return };
     let begun = Instant::now();
-    let probe::Answer { finding, certificate, note: new_note } = probe::run(endpoint.address, check).await;
+    let header = pool.setup.settings.proxy_protocol;
+    let probe::Answer { finding, certificate, note: new_note } = probe::run(endpoint.address, check, header).await;
     if finding.is_ok() {
         endpoint.was_checked(begun.elapsed());
     }

@@ -16,6 +16,7 @@ use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -26,7 +27,7 @@ use super::super::condition::Finding;
 use super::super::failure::{self, Failure};
 use super::verifier::Verifier;
 use super::{HealthCheck, HttpCheck, TlsCheck};
-use crate::relay;
+use crate::{proxy_protocol, relay};
 
 /// The most of an answer that is read: `/readyz` names the checks that failed.
 const MAX_ANSWER: usize = 16 * 1024;
@@ -40,11 +41,11 @@ pub(super) struct Answer {
     pub(super) note: Option<&'static str>,
 }
 
-/// Asks once. All of it has one deadline.
-pub(super) async fn run(address: SocketAddr, check: &HealthCheck) -> Answer {
+/// Asks once. All of it has one deadline. `header`: how the endpoint wants to be told who is there, if it does.
+pub(super) async fn run(address: SocketAddr, check: &HealthCheck, header: Option<proxy_protocol::Version>) -> Answer {
     let mut answer = Answer { finding: Ok(Finding::Ready), certificate: None, note: None };
     let mut is_connected = false;
-    let result = timeout(check.timeout, ask(address, check, &mut answer, &mut is_connected)).await;
+    let result = timeout(check.timeout, ask(address, check, header, &mut answer, &mut is_connected)).await;
     let late = |_| {
         let within = humantime::format_duration(check.timeout);
         Err(Ok(if is_connected {
@@ -65,17 +66,22 @@ type End = Result<Finding, String>;
 async fn ask(
     address: SocketAddr,
     check: &HealthCheck,
+    header: Option<proxy_protocol::Version>,
     answer: &mut Answer,
     is_connected: &mut bool,
 ) -> Result<(), End> {
     let credentials = credentials(check).await?;
-    let stream = TcpStream::connect(address).await.map_err(|error| match Failure::of(&error) {
+    let mut stream = TcpStream::connect(address).await.map_err(|error| match Failure::of(&error) {
         Failure::Local => Err(error.to_string()),
         _ => Ok(Finding::Gone(format!("connect: {}", failure::plain(&error)))),
     })?;
     *is_connected = true;
     // Checks are many: their ends should not wait in TIME_WAIT.
     relay::reset_on_close(&stream);
+    if let Some(version) = header {
+        let sent = stream.write_all(&proxy_protocol::header(version, None)).await;
+        sent.map_err(|error| Ok(Finding::Wrong(format!("PROXY header: {}", failure::plain(&error)))))?;
+    }
     let (Some(tls), Some(credentials)) = (&check.tls, credentials) else { return Ok(()) };
     let stream = handshake(address, stream, tls, credentials.config, &credentials.verifier, answer).await?;
     match &check.http {
