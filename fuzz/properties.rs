@@ -6,6 +6,7 @@ use rustls::server::Acceptor;
 use snigate::client_hello::{DEFAULT_LIMIT, Framing, Parsed, Progress};
 use snigate::config::Config;
 use snigate::name::{NamePattern, ServerName};
+use snigate::proxy_protocol::{self, Version};
 
 /// RFC 8446, section 5.1.
 const MAX_RECORD_LENGTH: usize = 1 << 14;
@@ -119,6 +120,22 @@ pub fn name(bytes: &[u8]) {
         let wildcard = NamePattern::parse(&format!("*.{parent}")).unwrap();
         assert!(wildcard.matches(&name));
         assert!(!wildcard.matches(&ServerName::parse(parent.as_bytes()).unwrap()), "the apex");
+    }
+}
+
+/// A PROXY header is whole at its last byte and not before, whatever follows it, and what it names can be written again.
+pub fn proxy_header(received: &[u8]) {
+    let Ok(Some(header)) = proxy_protocol::parse(received) else { return };
+    assert!(header.length <= received.len().min(proxy_protocol::MAX_LENGTH));
+    assert_eq!(proxy_protocol::parse(&received[..header.length]), Ok(Some(header)));
+    for length in 0..header.length {
+        assert_eq!(proxy_protocol::parse(&received[..length]), Ok(None), "{length}");
+    }
+    for version in [Version::V1, Version::V2] {
+        let client = header.named.map(|named| proxy_protocol::Client { named, server_name: None, alpn: b"" });
+        let written = proxy_protocol::header(version, client.as_ref());
+        let again = proxy_protocol::parse(&written).unwrap().unwrap();
+        assert_eq!((again.named, again.length), (header.named, written.len()));
     }
 }
 

@@ -97,7 +97,8 @@ pub async fn run(
             }
             Err(error) => {
                 (events.failed)(&error);
-                sleep(back_off).await;
+                // Not at the same moments as everybody else who waits for the machine to have room.
+                sleep(back_off.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
                 back_off = (back_off * 2).min(MAX_BACK_OFF);
             }
         }

@@ -104,6 +104,7 @@ pub fn serve<P: Send>(
 ) -> impl Future<Output = ()> + Send {
     let (refuse, engine, deadlines) = (snapshot.refuse, snapshot.engine, Arc::clone(&snapshot.deadlines));
     let mut account = Account::open(&snapshot.listener, canonical(peer));
+    let waiting = membership.wait();
     async move {
         // Boxed, as is all that is over when bytes are relayed.
         let mut hello = Box::new(Hello::new(snapshot.hello_limit));
@@ -117,6 +118,7 @@ pub fn serve<P: Send>(
             };
             let seat = snapshot.admit(account.source())?;
             hello.read(&client, deadline).await?;
+            drop(waiting);
             account.hello_read();
             let hello = hello.parse()?;
             account.learn(|facts| note(&hello, facts));
@@ -140,13 +142,19 @@ pub fn serve<P: Send>(
         });
         let connected = tokio::select! {
             result = way => result,
-            _ = &mut membership => Err(Outcome::Drained.into()),
+            order = &mut membership => Err(refusal_of(order)),
         };
         let (upstream, place, _) = match &connected {
             Ok(connected) => connected,
             Err(refusal) => {
                 account.received(hello.received());
-                Box::pin(refusal.deliver(client, refuse)).await;
+                let refuse = if membership.order() == Order::Crowded { Refuse::Reset } else { refuse };
+                let lingering = membership.wait();
+                tokio::select! {
+                    () = Box::pin(refusal.deliver(client, refuse)) => {}
+                    _ = &mut membership => {}
+                }
+                drop(lingering);
                 account.end(refusal.outcome, refusal.closed_by());
                 account.learn(|facts| refusal.note(facts));
                 return;
@@ -178,8 +186,8 @@ pub fn serve<P: Send>(
         drop((client, connected, permit));
         let (outcome, closed_by) = outcome_of(ending, membership.order());
         account.end(outcome, closed_by);
-        if ending == Ending::Stopped && membership.order() == Order::Removed {
-            account.learn(|facts| facts.reason = Some("a reload has removed its route or endpoint".into()));
+        if let Some(reason) = reason_of(ending, membership.order()) {
+            account.learn(|facts| facts.reason = Some(reason.into()));
         }
     }
 }
@@ -262,10 +270,29 @@ fn outcome_of(ending: Ending, order: Order) -> (Outcome, ClosedBy) {
         Ending::Dead(side) => (Outcome::PeerDead, by(side)),
         Ending::IdleTimeout => (Outcome::IdleTimeout, ClosedBy::Us),
         Ending::HalfCloseTimeout => (Outcome::HalfCloseTimeout, ClosedBy::Us),
+        Ending::NoRoom => (Outcome::OverLimit, ClosedBy::Us),
         Ending::Stopped => match order {
-            Order::Drain | Order::Removed => (Outcome::Drained, ClosedBy::Us),
+            Order::Drain | Order::Removed | Order::Crowded => (Outcome::Drained, ClosedBy::Us),
             Order::EndpointGone => (Outcome::CutEndpoint, ClosedBy::Us),
         },
+    }
+}
+
+fn reason_of(ending: Ending, order: Order) -> Option<&'static str> {
+    match (ending, order) {
+        (Ending::NoRoom, _) => Some("a side does not read, and too many bytes are held already (limits.held_bytes)"),
+        (Ending::Stopped, Order::Removed) => Some("a reload has removed its route or endpoint"),
+        _ => None,
+    }
+}
+
+/// Of a connection that has reached no endpoint yet.
+fn refusal_of(order: Order) -> Refusal {
+    match order {
+        Order::Drain | Order::Removed | Order::EndpointGone => Outcome::Drained.into(),
+        Order::Crowded => {
+            Refusal::because(Outcome::OverLimit, "of too many clients that have sent no hello it had waited longest")
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use crate::client_hello::{ClientHello, Framing, Invalid, Progress, Reason};
+use crate::held::Charge;
 use crate::proxy_protocol::{self, Named};
 use crate::tcp::{is_transient, try_read, with_scratch};
 
@@ -15,7 +16,11 @@ pub struct Hello {
     framing: Framing,
     received: Vec<u8>,
     limit: usize,
+    charge: Charge,
 }
+
+/// So much of every hello may be held; more only as long as there is room. Most hellos are smaller.
+const ALWAYS_HELD: usize = 2048;
 
 /// Why a hello did not come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,13 +33,15 @@ pub enum HelloError {
     Invalid(Reason),
     /// No header comes before it, where one should.
     ProxyHeader(proxy_protocol::Invalid),
+    /// It is large and slow, and there is no room for more of such.
+    NoRoom,
 }
 
 impl Hello {
     /// A hello of at most `limit` raw bytes.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { framing: Framing::new(limit), received: Vec::new(), limit }
+        Self { framing: Framing::new(limit), received: Vec::new(), limit, charge: Charge::default() }
     }
 
     /// Reads the PROXY header that comes before the hello; whom it names.
@@ -74,10 +81,20 @@ impl Hello {
             match self.read_once(client, limit) {
                 Ok(0) => return Err(HelloError::Gone),
                 Ok(_) => return Ok(()),
-                Err(error) if is_transient(&error) => client.readable().await.map_err(|_| HelloError::Gone)?,
+                Err(error) if is_transient(&error) => {
+                    self.hold()?;
+                    client.readable().await.map_err(|_| HelloError::Gone)?;
+                }
                 Err(_) => return Err(HelloError::Gone),
             }
         }
+    }
+
+    /// What has come must wait for the rest.
+    fn hold(&mut self) -> Result<(), HelloError> {
+        let wanted = self.received.len().saturating_sub(ALWAYS_HELD);
+        let more = wanted.saturating_sub(self.charge.bytes());
+        if more > 0 { self.charge.add(more).map_err(|_| HelloError::NoRoom) } else { Ok(()) }
     }
 
     fn read_once(&mut self, client: &TcpStream, limit: usize) -> io::Result<usize> {

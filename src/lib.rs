@@ -39,6 +39,8 @@ pub mod config;
 #[cfg(feature = "router")]
 pub mod connection;
 #[cfg(feature = "router")]
+pub mod held;
+#[cfg(feature = "router")]
 pub mod hello;
 pub mod name;
 #[cfg(feature = "router")]

@@ -109,6 +109,10 @@ impl From<HelloError> for Refusal {
             HelloError::Gone => Outcome::ClientGone.into(),
             HelloError::TimedOut => Outcome::HelloTimeout.into(),
             HelloError::Invalid(reason) => Invalid::from(reason).into(),
+            HelloError::NoRoom => Self::because(
+                Outcome::OverLimit,
+                "its hello is large and slow, and too many bytes are held already (limits.held_bytes)",
+            ),
             HelloError::ProxyHeader(reason) => Self::because(Outcome::ProxyHeader, reason.to_string()),
         }
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use snigate::client_hello::{Framing, Parsed};
 use snigate::config::Config;
 use snigate::name::ServerName;
+use snigate::proxy_protocol;
 
 #[path = "../fuzz/properties.rs"]
 mod properties;
@@ -39,7 +40,7 @@ fn hellos_are_what_they_are_called() {
 }
 
 #[test]
-fn names_and_configurations_are_what_they_are_called() {
+fn names_headers_and_configurations_are_what_they_are_called() {
     for (name, bytes) in seeds("name") {
         let shape = if ServerName::parse(&bytes).is_ok() { "good" } else { "bad" };
         assert!(name.starts_with(shape), "{name} is {shape}");
@@ -49,5 +50,14 @@ fn names_and_configurations_are_what_they_are_called() {
         let shape = if Config::from_yaml(&bytes).is_ok() { "valid" } else { "refused" };
         assert!(name.starts_with(shape), "{name} is {shape}");
         properties::config(&bytes);
+    }
+    for (name, bytes) in seeds("proxy_header") {
+        let shape = match proxy_protocol::parse(&bytes) {
+            Ok(Some(_)) => "good",
+            Ok(None) => "incomplete",
+            Err(_) => "bad",
+        };
+        assert!(name.starts_with(shape), "{name} is {shape}");
+        properties::proxy_header(&bytes);
     }
 }

@@ -2,10 +2,12 @@
 
 #![allow(clippy::pedantic, clippy::unwrap_used, unreachable_pub, reason = "test code")]
 
+mod abuse;
 mod admission;
 mod config;
 mod deploy;
 mod explain;
+mod faults;
 mod fuzz_seeds;
 mod health;
 mod hello;

@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use super::State as Admin;
 use crate::accept::ERROR_LABELS;
 use crate::account::{Counters, Outcome, Reloads, RouteCounters, Stage, UNROUTED};
+use crate::held;
 use crate::server::Generation;
 use crate::upstream::State;
 
@@ -111,6 +112,10 @@ impl Snapshot {
             let labels = [("route", route.name())];
             ConstGauge::new(route.active.load(Relaxed)).encode(active.encode_family(&labels)?)?;
         }
+        let bytes = whole(held::bytes() as u64);
+        gauge(encoder, "snigate_held_bytes", "Bytes held for peers that do not take them", bytes)?;
+        let limit = whole(held::limit() as u64);
+        gauge(encoder, "snigate_held_bytes_limit", "How many bytes may be held", limit)?;
         let limit = whole(self.counters.connections_limit.load(Relaxed));
         gauge(encoder, "snigate_connections_limit", "How many connections may be open at once", limit)
     }

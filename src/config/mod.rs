@@ -126,6 +126,8 @@ pub struct Limits {
     pub connections: Option<usize>,
     /// Raw bytes of a hello.
     pub hello_bytes: usize,
+    /// Bytes that may be held for peers that do not take them, of all connections together; `None`: as memory allows.
+    pub held_bytes: Option<usize>,
     /// What one source may have.
     pub source: SourceLimits,
 }

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use serde::Deserialize;
 
 use super::text::{
-    AdminAddress, CheckName, Count, FilePath, HelloSize, Label, Network, NewRate, OneOrMany, Protocol, RequestPath,
-    Seconds, Service, Short, Shorthand, Span, SpanOrZero, Text, UserTimeout, Workers,
+    AdminAddress, CheckName, Count, FilePath, HeldSize, HelloSize, Label, Network, NewRate, OneOrMany, Protocol,
+    RequestPath, Seconds, Service, Short, Shorthand, Span, SpanOrZero, Text, UserTimeout, Workers,
 };
 use crate::name::NamePattern;
 use crate::upstream::Destination;
@@ -359,6 +359,8 @@ pub(super) struct Limits {
     pub(super) connections: Option<Text<Count<1, 10_000_000>>>,
     #[serde(default, deserialize_with = "present")]
     pub(super) hello_bytes: Option<Text<HelloSize>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) held_bytes: Option<Text<HeldSize>>,
     #[serde(default, deserialize_with = "present")]
     pub(super) per_source: Option<Text<Count<1, 10_000_000>>>,
     #[serde(default, deserialize_with = "present")]

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -356,14 +357,40 @@ impl Written for HelloSize {
     const EXPECTED: &'static str = "a size from 1KiB to 64KiB, such as 16KiB";
 
     fn read(text: &str) -> Result<Self, String> {
-        let kibibytes: u64 = text.strip_suffix("KiB").and_then(|number| number.trim_end().parse().ok()).ok_or("")?;
-        kibibytes.checked_mul(1024).and_then(Self::read_number).ok_or("out of range")?
+        size(text).and_then(|bytes| Self::read_number(bytes).ok_or("")?)
     }
 
     fn read_number(bytes: u64) -> Option<Result<Self, String>> {
-        let fitting = usize::try_from(bytes).ok().filter(|bytes| (1024..=65536).contains(bytes));
-        Some(fitting.map(Self).ok_or_else(|| "out of range".into()))
+        Some(size_within(bytes, 1 << 10..=1 << 16).map(Self))
     }
+}
+
+/// How much may be held in all.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeldSize(pub(super) usize);
+
+impl Written for HeldSize {
+    const EXPECTED: &'static str = "a size from 1MiB to 1024GiB, such as 256MiB";
+
+    fn read(text: &str) -> Result<Self, String> {
+        size(text).and_then(|bytes| Self::read_number(bytes).ok_or("")?)
+    }
+
+    fn read_number(bytes: u64) -> Option<Result<Self, String>> {
+        Some(size_within(bytes, 1 << 20..=1 << 40).map(Self))
+    }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+    let read = units.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?.trim_end(), *bytes)));
+    let (number, unit) = read.ok_or("")?;
+    let number: u64 = number.parse().map_err(|_| "")?;
+    number.checked_mul(unit).ok_or_else(|| "out of range".into())
+}
+
+fn size_within(bytes: u64, range: RangeInclusive<u64>) -> Result<usize, String> {
+    usize::try_from(bytes).ok().filter(|_| range.contains(&bytes)).ok_or_else(|| "out of range".into())
 }
 
 /// Addresses of clients. IPv4 written as IPv6 becomes IPv4, as clients do.

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::Engine;
 use super::pipe::Pipe;
+use crate::held::Held;
 use crate::tcp::{is_transient, try_read, with_scratch};
 
 /// A direction is bulk when so much has come in a row, in reads of at least [`BULK_READ`].
@@ -37,7 +38,7 @@ enum State {
     Open,
     /// These bytes, from `start` on, are waiting for room; nothing more is read. The last of those before them was taken
     /// at `since`.
-    Holding { bytes: Box<[u8]>, start: usize, since: Instant },
+    Holding { bytes: Held, start: usize, since: Instant },
     /// The same, for the bytes in the pipe.
     Piped { pipe: Pipe, since: Instant },
     /// The FIN has been passed on, after everything before it.
@@ -62,12 +63,14 @@ pub(super) enum Fault {
     Source(io::Error),
     /// The side written to is gone. It may have sent bytes before.
     Destination(io::Error),
+    /// The side written to does not take what has been read, and there is no room to hold it.
+    NoRoom,
 }
 
 impl Flow {
     /// A direction that begins with these bytes.
     pub(super) fn new(engine: Engine, bytes: Vec<u8>) -> Self {
-        let state = if bytes.is_empty() { State::Open } else { State::holding(bytes) };
+        let state = if bytes.is_empty() { State::Open } else { State::holding(Held::of(bytes)) };
         Self { state, engine, has_begun: false, streak: 0 }
     }
 
@@ -134,7 +137,7 @@ impl Flow {
                     } else {
                         // Not a socket that splices after all.
                         self.engine = Engine::Copy;
-                        State::holding(pipe.drain().map_err(Fault::Source)?)
+                        State::holding(Held::of(pipe.drain().map_err(Fault::Source)?))
                     };
                     None
                 }
@@ -177,7 +180,7 @@ impl Flow {
             }
             let written = write(to, bytes, tell).map_err(Fault::Destination)?;
             if written < length {
-                self.state = State::holding(&bytes[written..]);
+                self.state = State::holding(Held::copy(&bytes[written..]).map_err(|_| Fault::NoRoom)?);
             }
             Poll::Ready(Ok(length))
         })
@@ -214,8 +217,8 @@ impl Flow {
 }
 
 impl State {
-    fn holding(bytes: impl Into<Box<[u8]>>) -> Self {
-        Self::Holding { bytes: bytes.into(), start: 0, since: Instant::now() }
+    fn holding(bytes: Held) -> Self {
+        Self::Holding { bytes, start: 0, since: Instant::now() }
     }
 }
 

@@ -3,6 +3,7 @@
 mod capacity;
 mod generation;
 mod listening;
+mod memory;
 
 use std::io;
 use std::mem;
@@ -30,6 +31,7 @@ use crate::admin::{self, State};
 use crate::admission::{SourceLimits, Table};
 use crate::config::{self, Config, Limits, Log, Timeouts};
 use crate::connection::Snapshot;
+use crate::held;
 use crate::relay::{Deadlines, Engine};
 use crate::tcp::TcpOptions;
 use crate::upstream::Surroundings;
@@ -211,7 +213,7 @@ impl Server {
 
     /// All that can fail, and changes nothing.
     fn prepare(&self, config: &Config, mut inherited: Vec<Inherited>) -> Result<Prepared, StartError> {
-        let Limits { connections, hello_bytes: _, source: _ } = config.limits;
+        let Limits { connections, hello_bytes: _, held_bytes: _, source: _ } = config.limits;
         let share = capacity::share(connections, config.listeners.len(), config.relay)?;
         let mut running: Vec<Option<SocketAddr>> =
             self.listeners.iter().map(|(listening, _)| Some(listening.configured)).collect();
@@ -271,7 +273,7 @@ impl Server {
             log,
         } = config;
         let Timeouts { hello, idle, half_close, drain: _, upgrade_drain: _, shutdown_delay: _ } = timeouts;
-        let Limits { connections: _, hello_bytes, source } = limits;
+        let Limits { connections: _, hello_bytes, held_bytes, source } = limits;
         let Log { format: _, level: _, refusals_per_second } = log;
         let settings = Settings {
             engine: relay,
@@ -283,7 +285,10 @@ impl Server {
         };
         self.counters.refusal_log.admit(refusals_per_second);
         self.counters.reloads.digest.store(digest.unwrap_or(0), Relaxed);
+        held::set_limit(held_bytes.unwrap_or_else(memory::held_bytes));
         self.capacity.set(prepared.share);
+        // Whoever connects and says nothing leaves room for those who do.
+        self.surroundings.roster.let_wait((self.capacity.connections / 2).max(1));
         self.counters.connections_limit.store(self.capacity.connections as u64, Relaxed);
         self.timeouts = timeouts;
 

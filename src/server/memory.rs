@@ -1,0 +1,69 @@
+//! How much memory this process may use.
+
+use std::fs::read_to_string;
+use std::path::Path;
+
+use rustix::system::sysinfo;
+
+/// Of what there is, this part may be held for peers that do not take it.
+const SHARE: u64 = 4;
+/// Less than this is no limit worth having: 64 KiB each for a hundred slow readers.
+const MIN_HELD: u64 = 8 * 1024 * 1024;
+
+/// How many bytes may be held where it is not configured.
+pub(super) fn held_bytes() -> usize {
+    let own = read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let available = cgroup_limit(Path::new("/sys/fs/cgroup"), &own).unwrap_or(u64::MAX).min(total());
+    usize::try_from((available / SHARE).max(MIN_HELD)).unwrap_or(usize::MAX)
+}
+
+fn total() -> u64 {
+    let info = sysinfo();
+    (info.totalram as u64).saturating_mul(info.mem_unit.into())
+}
+
+/// The lowest limit of the groups that this process is in, `own` as in `/proc/self/cgroup` (cgroups(7)).
+fn cgroup_limit(root: &Path, own: &str) -> Option<u64> {
+    let groups = own.lines().filter_map(|line| {
+        let (_, line) = line.split_once(':')?;
+        let (controllers, path) = line.split_once(':')?;
+        if controllers.is_empty() {
+            Some((root.to_owned(), "memory.max", path))
+        } else if controllers.split(',').any(|controller| controller == "memory") {
+            Some((root.join("memory"), "memory.limit_in_bytes", path))
+        } else {
+            None
+        }
+    });
+    let limits = groups.flat_map(|(root, file, path)| {
+        // In a container the path may be the one that others see; its own group is at the root then.
+        let ancestors = Path::new(path.trim_start_matches('/')).ancestors();
+        ancestors.filter_map(move |group| read_to_string(root.join(group).join(file)).ok()?.trim().parse().ok())
+    });
+    limits.min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f10_the_lowest_limit_of_all_groups_counts() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let write = |file: &str, text: &str| {
+            std::fs::create_dir_all(root.join(file).parent().unwrap()).unwrap();
+            std::fs::write(root.join(file), text).unwrap();
+        };
+        assert_eq!(cgroup_limit(root, "0::/a/b\n"), None);
+        write("a/memory.max", "134217728\n");
+        write("a/b/memory.max", "max\n");
+        assert_eq!(cgroup_limit(root, "0::/a/b\n"), Some(128 << 20));
+        write("memory.max", "1000\n");
+        assert_eq!(cgroup_limit(root, "0::/not/here\n"), Some(1000), "in a container");
+        write("memory/c/memory.limit_in_bytes", "67108864\n");
+        assert_eq!(cgroup_limit(root, "9:cpu,cpuacct:/\n4:memory:/c/d\n"), Some(64 << 20));
+        assert_eq!(cgroup_limit(root, "nonsense"), None);
+        assert!(held_bytes() >= 8 << 20);
+    }
+}

@@ -1,0 +1,202 @@
+//! Clients that take what they can: stalled hellos, readers that do not read, more than there is room for.
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
+
+use crate::support::client::{End, alert};
+use crate::support::router::config;
+use crate::support::{Backend, Client, Hello, Router, eventually, pattern};
+
+const NAME: &str = "a.example";
+const OVER_LIMIT: u8 = 80;
+
+fn serves(address: SocketAddr) -> bool {
+    let mut client = Client::send(address, &Hello::to(NAME).record());
+    client.finish_if_open();
+    client.rest().0 == b"served"
+}
+
+fn resident(router: &Router) -> f64 {
+    router.metric("process_resident_memory_bytes")
+}
+
+/// With `SNIGATE_STALLED` as many stalled clients as that.
+#[test]
+fn a16_z9_stalled_hellos_leave_room_for_everybody_else() {
+    let stalled = std::env::var("SNIGATE_STALLED").map_or(1000, |number| number.parse().unwrap());
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let backend = Backend::named("served");
+    let connections = (stalled * 2 / 5).min(9000);
+    let more = format!("limits: {{connections: {connections}}}\nlog: {{refusals_per_second: 10}}\n");
+    let router = Router::start(&config(&[(NAME, backend.address())], &more));
+    let before = resident(&router);
+    let begun = Instant::now();
+    let mut clients = Vec::new();
+    let mut slowest = Duration::ZERO;
+    let mut served = 0;
+    for number in 0..stalled {
+        // All of them begin a hello, half of them a large one.
+        let hello = Hello::to(NAME).padded_to(if number % 2 == 0 { 600 } else { 12_000 }).record();
+        let mut client = Client::connect(router.address());
+        let _ = client.stream.write_all(&hello[..hello.len() - 1]);
+        clients.push(client);
+        if number % 20 == 0 {
+            let asked = Instant::now();
+            assert!(serves(router.address()), "after {number}");
+            (served, slowest) = (served + 1, slowest.max(asked.elapsed()));
+        }
+    }
+    let active = router.metric("snigate_connections_active{route=\"_none\"}");
+    assert!(active <= f64::from(connections / 2) + 64.0, "{active}");
+    let growth = resident(&router) - before;
+    eprintln!(
+        "{stalled} stalled, {served} of {served} others served, the slowest in {slowest:?}, within {:?}; {growth} bytes more",
+        begun.elapsed()
+    );
+    assert!(growth < f64::from(connections) * 40_000.0, "{growth}");
+    let shed = router.wait("who made room", |line| line["outcome"] == "over_limit");
+    assert_eq!(shed["reason"], "of too many clients that have sent no hello it had waited longest");
+    // Those that came last still wait.
+    let mut last = clients.pop().unwrap();
+    last.stream.set_nonblocking(true).unwrap();
+    assert_eq!(last.stream.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    assert_eq!(clients[0].rest().1, End::Reset, "and those that came first do not");
+}
+
+#[test]
+fn f10_what_waits_for_the_rest_of_a_hello_is_bounded() {
+    let backend = Backend::named("served");
+    let router = Router::start(&config(&[(NAME, backend.address())], "limits: {held_bytes: 1MiB}\n"));
+    assert_eq!(router.metric("snigate_held_bytes_limit"), f64::from(1 << 20));
+    let hello = Hello::to(NAME).padded_to(15_000).record();
+    let mut clients: Vec<Client> =
+        (0..200).map(|_| Client::send(router.address(), &hello[..hello.len() - 1])).collect();
+    let refused = "snigate_connections_total{listener=\"127.0.0.1:0\",route=\"_none\",outcome=\"over_limit\"}";
+    eventually("those for whom there is no room are refused", || router.metric(refused) > 100.0);
+    let held = router.metric("snigate_held_bytes");
+    assert!(held > 900_000.0 && held <= f64::from(1 << 20), "{held}");
+    assert_eq!(clients.last_mut().unwrap().rest().0, alert(OVER_LIMIT), "the last to come");
+    let account = router.wait("why", |line| line["outcome"] == "over_limit");
+    assert_eq!(
+        account["reason"],
+        "its hello is large and slow, and too many bytes are held already (limits.held_bytes)"
+    );
+    // Hellos as clients send them have room, also in two segments.
+    let hello = Hello::to(NAME).padded_to(1900).record();
+    for _ in 0..20 {
+        let mut client = Client::send(router.address(), &hello[..1400]);
+        eventually("the first segment is read", || router.metric("snigate_connections_active{route=\"_none\"}") > 0.0);
+        client.write(&hello[1400..]);
+        client.finish();
+        assert_eq!(client.rest().0, b"served");
+    }
+    // The first ones are still welcome.
+    let rest = &hello_tail();
+    clients[0].write(rest);
+    clients[0].finish();
+    assert_eq!(clients[0].rest().0, b"served");
+    drop(clients);
+    eventually("all is given back", || router.metric("snigate_held_bytes") == 0.0);
+}
+
+/// The last byte of the hello above: of its padding.
+fn hello_tail() -> [u8; 1] {
+    [*Hello::to(NAME).padded_to(15_000).record().last().unwrap()]
+}
+
+#[test]
+fn d07_readers_that_do_not_read_are_bounded_together() {
+    const SIZE: usize = 24 << 20;
+    let bytes = pattern(SIZE);
+    let sent = bytes.clone();
+    let backend = Backend::start(move |mut stream| {
+        let _ = stream.read(&mut [0; 65536]);
+        let _ = stream.write_all(&sent);
+    });
+    let router = Router::start(&config(&[(NAME, backend.address())], "relay: copy\nlimits: {held_bytes: 1MiB}\n"));
+    let hello = Hello::to(NAME).record();
+    let held = || router.metric("snigate_held_bytes");
+    let mut first = Client::send(router.address(), &hello);
+    eventually("it is held for", || held() > 0.0);
+    let others: Vec<Client> = (0..60).map(|_| Client::send(router.address(), &hello)).collect();
+    let account = router.wait("who is let go", |line| line["outcome"] == "over_limit");
+    assert_eq!(account["reason"], "a side does not read, and too many bytes are held already (limits.held_bytes)");
+    assert_eq!((account["route"].as_str(), account["message"].as_str()), (Some(NAME), Some("connection")));
+    assert!(held() <= f64::from(1 << 20), "{}", held());
+    // Whoever was there before them loses nothing.
+    let mut received = vec![0; SIZE];
+    first.stream.read_exact(&mut received).unwrap();
+    assert!(received == bytes);
+    first.finish_if_open();
+    drop(others);
+    eventually("all is given back", || held() == 0.0);
+}
+
+/// The kernel has no descriptor for us, and later it has: how long until a client is served is printed.
+#[test]
+fn z4_f03_descriptors_that_run_out_and_come_back() {
+    let backend = Backend::named("served");
+    let router = Router::routing(&[(NAME, backend.address())]);
+    assert!(serves(router.address()));
+    let set = |current: u64| {
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        prlimit(Some(router.pid()), Resource::Nofile, Rlimit { current: Some(current), maximum }).unwrap();
+    };
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", router.pid().as_raw_nonzero())).unwrap().count();
+    let before = descriptors();
+    let mut recoveries = Vec::new();
+    for _ in 0..10 {
+        set(4);
+        // Accepted by the kernel only.
+        let waiting: Vec<Client> = (0..20).map(|_| Client::send(router.address(), &Hello::to(NAME).record())).collect();
+        router.wait("that it cannot", |line| line["message"] == "cannot accept; trying again");
+        let cpu = |pid: Pid| {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap();
+            let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+            fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+        };
+        let spent = cpu(router.pid());
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(cpu(router.pid()) - spent <= 5, "it does not spin: ticks of 10 ms in 200 ms");
+        let raised = Instant::now();
+        set(10_000);
+        for mut client in waiting {
+            client.finish_if_open();
+            assert_eq!(client.rest().0, b"served");
+            recoveries.push(raised.elapsed());
+            break;
+        }
+        assert!(serves(router.address()));
+    }
+    recoveries.sort();
+    eprintln!("served again after {:?} (median), {:?} (most)", recoveries[5], recoveries[9]);
+    eventually("no descriptor is lost", || descriptors() <= before + 2);
+    assert!(router.metric("snigate_accept_errors_total{error=\"EMFILE\"}") >= 10.0);
+    let told = router.log().iter().filter(|line| line["message"] == "cannot accept; trying again").count();
+    assert!(told <= 20, "once a second at most: {told}");
+}
+
+#[test]
+fn f07_connects_that_are_reset_leave_nothing() {
+    let backend = Backend::named("served");
+    let router = Router::routing(&[(NAME, backend.address())]);
+    let hello = Hello::to(NAME).record();
+    for number in 0..3000 {
+        let client = Client::connect(router.address());
+        let socket = socket2::SockRef::from(&client.stream);
+        socket.set_linger(Some(Duration::ZERO)).unwrap();
+        if number % 3 > 0 {
+            let _ = (&client.stream).write_all(&hello[..hello.len() - number % 2]);
+        }
+    }
+    assert!(serves(router.address()));
+    eventually("all have gone", || {
+        router.metric("snigate_connections_active{route=\"_none\"}") == 0.0
+            && router.metric("snigate_connections_active{route=\"a.example\"}") == 0.0
+    });
+    assert!(router.log().iter().all(|line| line["level"] != "WARN" && line["level"] != "ERROR"), "{:?}", router.log());
+}
