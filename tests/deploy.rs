@@ -1,11 +1,31 @@
 //! What is shipped beside the binary works as it is written.
 
+mod marathon;
+
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::support::{Router, snigate, tls};
 
 const README: &str = include_str!("../README.md");
+
+/// Where this is in `deploy/`.
+fn deployed(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(path)
+}
+
+/// The fenced blocks of this kind.
+fn blocks<'t>(text: &'t str, kind: &str) -> Vec<&'t str> {
+    let fence = format!("```{kind}\n");
+    let blocks: Vec<_> = text.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(!blocks.is_empty(), "{kind}");
+    blocks
+}
+
+/// A span of a configuration, as `25s`.
+fn seconds(span: &serde_json::Value) -> u64 {
+    span.as_str().unwrap().strip_suffix('s').unwrap().parse().unwrap()
+}
 
 #[test]
 #[ignore = "needs promtool"]
