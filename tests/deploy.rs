@@ -1,5 +1,6 @@
 //! What is shipped beside the binary works as it is written.
 
+mod container;
 mod marathon;
 
 use std::net::SocketAddr;
