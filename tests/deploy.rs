@@ -1,6 +1,8 @@
 //! What is shipped beside the binary works as it is written.
 
 mod container;
+mod debian;
+mod kubernetes;
 mod marathon;
 
 use std::net::SocketAddr;

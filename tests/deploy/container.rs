@@ -106,8 +106,9 @@ fn the_image_needs_nothing_but_what_it_has() {
         assert!(status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1")), "{status}");
 
         inside(router.pid(), || {
-            let _servers = [("127.0.0.2", "hosts.test"), ("127.0.0.3", "dns.test")]
-                .map(|(address, name)| ApiServer::start_on(TcpListener::bind((address, 6443)).unwrap(), &authority, name));
+            let _servers = [("127.0.0.2", "hosts.test"), ("127.0.0.3", "dns.test")].map(|(address, name)| {
+                ApiServer::start_on(TcpListener::bind((address, 6443)).unwrap(), &authority, name)
+            });
             let _names = NameServer::start(Answer::Addresses(vec!["127.0.0.3".parse().unwrap()]));
             router.wait("a name from DNS", |line| {
                 line["message"] == "endpoint added" && line["endpoint"] == "127.0.0.3:6443"
