@@ -18,7 +18,7 @@ const CONTAINERFILE: &str = include_str!("../../deploy/container/Containerfile")
 const README: &str = include_str!("../../deploy/container/README.md");
 
 /// What follows this instruction, each time.
-fn instructions<'c>(name: &'c str) -> impl Iterator<Item = &'c str> {
+fn instructions(name: &str) -> impl Iterator<Item = &str> {
     CONTAINERFILE.lines().filter_map(move |line| line.strip_prefix(name)?.strip_prefix(' '))
 }
 
@@ -120,7 +120,9 @@ fn the_image_needs_nothing_but_what_it_has() {
             let checked = "snigate_endpoint_certificate_expiry_timestamp_seconds{route=\"hosts.test\"";
             eventually("a verified check", || router.get("/metrics").1.contains(checked));
             assert_eq!(router.get("/readyz").0, 200);
+            assert_eq!(router.get("/metrics").1.contains("process_open_fds"), !mounts.is_empty());
         });
+        assert!(router.log().iter().all(|line| line["message"] != "the sandbox is not complete"), "{:?}", router.log());
         kill_process(process, Signal::TERM).unwrap();
         assert_eq!(router.exit().code(), Some(0));
     }
