@@ -32,6 +32,28 @@ fn seconds(span: &serde_json::Value) -> u64 {
 }
 
 #[test]
+fn links_between_these_pages_lead_somewhere() {
+    let mut links = 0;
+    for page in ["ha.md", "container/README.md", "kubernetes/README.md", "marathon/README.md", "systemd/README.md"] {
+        let (path, text) = (deployed(page), std::fs::read_to_string(deployed(page)).unwrap());
+        for link in text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = path.parent().unwrap().join(file);
+            assert!(target.exists(), "{page}: {link}");
+            let is_letter = |letter: &char| letter.is_ascii_alphanumeric() || *letter == ' ';
+            let is_heading = |line: &str| {
+                let title: String = line.trim_start_matches('#').trim().chars().filter(is_letter).collect();
+                line.starts_with('#') && title.to_lowercase().replace(' ', "-") == heading
+            };
+            let leads = heading.is_empty() || std::fs::read_to_string(target).unwrap().lines().any(is_heading);
+            assert!(leads, "{page}: {link}");
+            links += 1;
+        }
+    }
+    assert!(links > 10, "{links}");
+}
+
+#[test]
 #[ignore = "needs promtool"]
 fn prometheus_takes_the_alert_rules() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/grafana/alerts.yaml");
