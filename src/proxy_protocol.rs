@@ -287,7 +287,7 @@ mod tests {
             (&binary(0x21, 0x11, &[&V4[..], b"\x05\0\x03id"].concat()), Invalid::Malformed),
             (&binary(0x21, 0x11, &[&V4[..], b"\x02\0\x01\xff"].concat()), Invalid::Malformed),
             (&binary(0x21, 0x11, &[&V4[..], b"\x03\0\x04\0\0\0\0"].concat()), Invalid::Checksum),
-            (&binary(0x21, 0x11, &[7; 65535]), Invalid::TooLong),
+            (&binary(0x21, 0x11, &vec![7; 65535]), Invalid::TooLong),
         ] {
             assert_eq!(parse(bytes), Err(reason), "{}", bytes.escape_ascii());
         }

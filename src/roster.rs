@@ -281,7 +281,7 @@ mod tests {
         let fourth = members[3].wait();
         assert!(is_told(&mut members[1]) && members[1].order() == Order::Crowded);
         assert!(!is_told(&mut members[1]), "once");
-        let _again = members[0].wait();
+        let again = members[0].wait();
         assert!(is_told(&mut members[2]) && !is_told(&mut members[3]));
         drop((second, third, fourth));
         assert_eq!(roster.members().waiting, 1);
@@ -290,7 +290,7 @@ mod tests {
         }
         assert!(roster.members().queue.len() < 100, "what is over is forgotten");
         drop(members.remove(0));
-        drop(_again);
+        drop(again);
         assert_eq!(roster.members().waiting, 0);
     }
 

@@ -225,6 +225,15 @@ mod tests {
         table.find(&Client { server_name, alpn: None, listener: 0 }).map(|found| *found.target)
     }
 
+    /// Names come from clients: they must not be able to choose ones that fall into one bucket.
+    #[test]
+    fn f15_names_are_hashed_with_a_key_of_the_process() {
+        fn is_keyed<K, V>(_: &HashMap<K, V, std::hash::RandomState>) {}
+        let table = RouteTable::<u8>::default();
+        is_keyed(&table.exact);
+        is_keyed(&table.suffix);
+    }
+
     #[test]
     fn e14_the_most_specific_name_wins_in_any_order() {
         let mut routes: Vec<(&[&str], Matchers)> = vec![

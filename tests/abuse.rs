@@ -25,7 +25,7 @@ fn resident(router: &Router) -> f64 {
 
 /// With `SNIGATE_STALLED` as many stalled clients as that.
 #[test]
-fn a16_z9_stalled_hellos_leave_room_for_everybody_else() {
+fn a16_f09_z9_stalled_hellos_leave_room_for_everybody_else() {
     let stalled = std::env::var("SNIGATE_STALLED").map_or(1000, |number| number.parse().unwrap());
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
@@ -164,12 +164,10 @@ fn z4_f03_descriptors_that_run_out_and_come_back() {
         assert!(cpu(router.pid()) - spent <= 5, "it does not spin: ticks of 10 ms in 200 ms");
         let raised = Instant::now();
         set(10_000);
-        for mut client in waiting {
-            client.finish_if_open();
-            assert_eq!(client.rest().0, b"served");
-            recoveries.push(raised.elapsed());
-            break;
-        }
+        let mut first = waiting.into_iter().next().unwrap();
+        first.finish_if_open();
+        assert_eq!(first.rest().0, b"served");
+        recoveries.push(raised.elapsed());
         assert!(serves(router.address()));
     }
     recoveries.sort();
@@ -199,4 +197,58 @@ fn f07_connects_that_are_reset_leave_nothing() {
             && router.metric("snigate_connections_active{route=\"a.example\"}") == 0.0
     });
     assert!(router.log().iter().all(|line| line["level"] != "WARN" && line["level"] != "ERROR"), "{:?}", router.log());
+}
+
+#[test]
+fn b16_two_instances_that_lead_to_each_other_are_bounded() {
+    let config = |listen: &str, upstream: &str| {
+        format!(
+            "listen: {listen}\nadmin: 127.0.0.1:0\nlimits: {{per_source: 20}}\nroutes:\n  - {{sni: {NAME}, upstream: \"{upstream}\"}}\n"
+        )
+    };
+    let (one, other) = ("127.9.4.1:6443", "127.9.4.2:6443");
+    let (first, second) = (Router::start(&config(one, other)), Router::start(&config(other, one)));
+    for _ in 0..5 {
+        let mut client = Client::send(first.address(), &Hello::to(NAME).record());
+        // From the last in the circle, by way of all others.
+        assert_eq!(client.rest().0, alert(OVER_LIMIT));
+    }
+    for router in [&first, &second] {
+        eventually("all have ended", || router.metric("snigate_connections_active{route=\"a.example\"}") == 0.0);
+        let ended: f64 = ["completed", "over_limit", "client_reset", "upstream_reset"]
+            .iter()
+            .map(|outcome| {
+                let listener = router.address();
+                let route = |route: &str| {
+                    router.metric(&format!(
+                        "snigate_connections_total{{listener=\"{listener}\",route=\"{route}\",outcome=\"{outcome}\"}}"
+                    ))
+                };
+                route(NAME) + if *outcome == "over_limit" { route("_none") } else { 0.0 }
+            })
+            .sum();
+        assert!(ended <= 5.0 * 22.0, "{ended}");
+    }
+}
+
+#[test]
+fn f13_a_log_that_cannot_be_written_stops_nothing() {
+    let backend = Backend::named("served");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    let text = config(&[(NAME, backend.address())], "").replace("listen: 127.0.0.1:0", "listen: 127.9.4.3:6443");
+    std::fs::write(&path, text).unwrap();
+    // A disk that is full, and nothing at all.
+    for redirection in ["2>/dev/full", "2>&-"] {
+        let mut command = std::process::Command::new("sh");
+        let run = format!("exec {} run -c {} {redirection}", env!("CARGO_BIN_EXE_snigate"), path.display());
+        let mut child = command.args(["-c", &run]).spawn().unwrap();
+        let address: SocketAddr = "127.9.4.3:6443".parse().unwrap();
+        eventually("it listens", || std::net::TcpStream::connect(address).is_ok());
+        for _ in 0..20 {
+            assert!(serves(address), "{redirection}");
+        }
+        rustix::process::kill_process(Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{redirection}");
+    }
 }

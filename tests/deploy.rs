@@ -1,11 +1,57 @@
 //! What is shipped beside the binary works as it is written.
 
+mod container;
+mod debian;
+mod ha;
+mod kubernetes;
+mod marathon;
+
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::support::{Router, snigate, tls};
 
 const README: &str = include_str!("../README.md");
+
+/// Where this is in `deploy/`.
+fn deployed(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(path)
+}
+
+/// The fenced blocks of this kind.
+fn blocks<'t>(text: &'t str, kind: &str) -> Vec<&'t str> {
+    let fence = format!("```{kind}\n");
+    let blocks: Vec<_> = text.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(!blocks.is_empty(), "{kind}");
+    blocks
+}
+
+/// A span of a configuration, as `25s`.
+fn seconds(span: &serde_json::Value) -> u64 {
+    span.as_str().unwrap().strip_suffix('s').unwrap().parse().unwrap()
+}
+
+#[test]
+fn links_between_these_pages_lead_somewhere() {
+    let mut links = 0;
+    for page in ["ha.md", "container/README.md", "kubernetes/README.md", "marathon/README.md", "systemd/README.md"] {
+        let (path, text) = (deployed(page), std::fs::read_to_string(deployed(page)).unwrap());
+        for link in text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = path.parent().unwrap().join(file);
+            assert!(target.exists(), "{page}: {link}");
+            let is_letter = |letter: &char| letter.is_ascii_alphanumeric() || *letter == ' ';
+            let is_heading = |line: &str| {
+                let title: String = line.trim_start_matches('#').trim().chars().filter(is_letter).collect();
+                line.starts_with('#') && title.to_lowercase().replace(' ', "-") == heading
+            };
+            let leads = heading.is_empty() || std::fs::read_to_string(target).unwrap().lines().any(is_heading);
+            assert!(leads, "{page}: {link}");
+            links += 1;
+        }
+    }
+    assert!(links > 10, "{links}");
+}
 
 #[test]
 #[ignore = "needs promtool"]

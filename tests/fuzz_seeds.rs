@@ -23,7 +23,7 @@ fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn hellos_are_what_they_are_called() {
+fn a27_hellos_are_what_they_are_called_and_name_whom_rustls_sees() {
     for (name, bytes) in seeds("client_hello") {
         let mut framing = Framing::default();
         let shape = match framing.parse(&bytes) {

@@ -451,7 +451,7 @@ impl Drop for Process {
 
 #[test]
 #[ignore = "needs openssl"]
-fn b03_b09_b10_endpoints_are_killed_stopped_made_unready_and_brought_back() {
+fn b03_b07_b09_b10_endpoints_are_killed_stopped_made_unready_and_brought_back() {
     let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
     authority.issue(NAME).write(directory.path(), "server");
     for (file, content) in [("readyz", "ok"), ("version", "of openssl")] {

@@ -1,6 +1,6 @@
 //! The binary, through real sockets. Tests are named after the fault they cover.
 
-#![allow(clippy::pedantic, clippy::unwrap_used, unreachable_pub, reason = "test code")]
+#![allow(clippy::pedantic, clippy::unwrap_used, clippy::print_stderr, unreachable_pub, reason = "test code")]
 
 mod abuse;
 mod admission;
@@ -24,6 +24,7 @@ mod relay;
 mod reload;
 mod routing;
 mod sandbox;
+mod scenarios;
 mod support;
 mod systemd;
 mod upgrade;

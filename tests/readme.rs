@@ -70,6 +70,18 @@ fn the_lists_of_who_may_come_in_are_valid() {
 }
 
 #[test]
+fn the_balancers_are_valid() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    std::fs::write(&path, blocks("yaml")[3]).unwrap();
+    let checked = snigate().arg("check").arg(path).output().unwrap();
+    let told = String::from_utf8(checked.stdout).unwrap();
+    for line in ["named in PROXY headers from 1 range of addresses", "(within 10s, 3s per try, PROXY header v2)"] {
+        assert!(told.contains(line), "{line}\nin\n{told}");
+    }
+}
+
+#[test]
 fn the_form_without_a_file_works() {
     let line = README.lines().find(|line| line.starts_with("Without a file: `")).unwrap();
     let command = line.split('`').nth(1).unwrap();

@@ -214,3 +214,40 @@ fn d13_system_calls_that_fail_in_mid_stream_lose_nothing() {
         }
     }
 }
+
+#[test]
+fn d10_small_buffers_deliver_the_same() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    socket2::SockRef::from(&listener).set_recv_buffer_size(1024).unwrap();
+    socket2::SockRef::from(&listener).set_send_buffer_size(2048).unwrap();
+    let bytes = pattern(25_000);
+    let backend = Backend::start_on(listener, |mut stream| {
+        let mut received = Vec::new();
+        let _ = stream.read_to_end(&mut received);
+        let _ = stream.write_all(&received);
+    });
+    for engine in ["auto", "copy", "splice"] {
+        let router = Router::start(&config(&[(NAME, backend.address())], &format!("relay: {engine}\n")));
+        let sent = [Hello::to(NAME).record(), bytes.clone()].concat();
+        let mut client = Client::connect(router.address());
+        socket2::SockRef::from(&client.stream).set_recv_buffer_size(1024).unwrap();
+        socket2::SockRef::from(&client.stream).set_send_buffer_size(2048).unwrap();
+        client.write(&sent);
+        client.finish();
+        assert!(client.rest() == (sent, End::Fin), "{engine}");
+    }
+}
+
+#[test]
+fn d18_urgent_bytes_do_no_harm() {
+    let (backend, held) = Backend::held();
+    let router = Router::routing(&[(NAME, backend.address())]);
+    let (client, mut upstream) = connected(&router, &held);
+    let socket = socket2::SockRef::from(&client.stream);
+    assert_eq!(socket.send(b"before").unwrap(), 6);
+    assert_eq!(socket.send_out_of_band(b"!").unwrap(), 1);
+    assert_eq!(socket.send(b"after").unwrap(), 5);
+    client.finish();
+    // It is no part of the stream, as for any server that does not ask for it.
+    assert_eq!(rest(&mut upstream), (b"beforeafter".to_vec(), End::Fin));
+}

@@ -1,7 +1,7 @@
 //! A stand-in for an API server: TLS, `/readyz`, and every way to be unwell.
 
 use std::io::Read;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
@@ -32,11 +32,15 @@ pub struct ApiServer {
 impl ApiServer {
     /// Ready, with a certificate for this name.
     pub fn start(authority: &Authority, name: &str) -> Self {
+        Self::start_on(TcpListener::bind("127.0.0.1:0").unwrap(), authority, name)
+    }
+
+    pub fn start_on(listener: TcpListener, authority: &Authority, name: &str) -> Self {
         let mood = Arc::new(Mutex::new(Mood::Status(200, "ok")));
         let config = Arc::new(Mutex::new(server_config(&authority.issue(name), None)));
         let requests = Arc::new(Mutex::new(Vec::new()));
         let (told, shown, heard) = (Arc::clone(&mood), Arc::clone(&config), Arc::clone(&requests));
-        let backend = Backend::start(move |stream| {
+        let backend = Backend::start_on(listener, move |stream| {
             let mood = told.lock().unwrap().clone();
             let config = Arc::clone(&shown.lock().unwrap());
             match mood {

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+use rustix::process::Pid;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
@@ -29,11 +30,16 @@ pub fn alone(config: &str, setup: &str, test: impl FnOnce(&Router) + Send) {
     command.arg(env!("CARGO_BIN_EXE_snigate")).current_dir(directory.path()).env_remove("RUST_LOG");
     let router = Router::spawn(command, path, directory);
     router.wait("that it listens", |line| line["message"] == "listening" && line["listener"] == "_admin");
-    let network = File::open(format!("/proc/{}/ns/net", router.pid())).unwrap();
+    inside(router.pid(), || test(&router));
+}
+
+/// Runs the test in the network of this process.
+pub fn inside(process: Pid, test: impl FnOnce() + Send) {
+    let network = File::open(format!("/proc/{process}/ns/net")).unwrap();
     std::thread::scope(|scope| {
         let moved = scope.spawn(|| {
             move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-            test(&router);
+            test();
         });
         if let Err(panic) = moved.join() {
             std::panic::resume_unwind(panic);

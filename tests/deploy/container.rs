@@ -1,0 +1,129 @@
+//! The image, put together by hand where there is no container engine: what its `Containerfile` copies, and what every
+//! engine adds. `scratch` has no files, so whatever the binary needs beyond that is missing here as it would be there.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::blocks;
+use crate::support::api_server::ApiServer;
+use crate::support::network::{Answer, NameServer, inside};
+use crate::support::{Router, eventually, tls};
+
+const CONTAINERFILE: &str = include_str!("../../deploy/container/Containerfile");
+const README: &str = include_str!("../../deploy/container/README.md");
+
+/// What follows this instruction, each time.
+fn instructions(name: &str) -> impl Iterator<Item = &str> {
+    CONTAINERFILE.lines().filter_map(move |line| line.strip_prefix(name)?.strip_prefix(' '))
+}
+
+/// The arguments of this instruction.
+fn arguments(name: &str) -> Vec<String> {
+    serde_json::from_str(instructions(name).next().unwrap()).unwrap()
+}
+
+/// Builds the binary as the README says, and lays out the image's files.
+fn image() -> TempDir {
+    let root = TempDir::new().unwrap();
+    let build = blocks(README, "sh")[0];
+    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let built = Command::new("sh").args(["-ec", build]).current_dir(project).output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    assert_eq!(instructions("FROM").collect::<Vec<_>>(), ["scratch"]);
+    for copy in instructions("COPY") {
+        let (from, to) = copy.split_once(' ').unwrap();
+        let to = root.path().join(to.trim_start_matches('/'));
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(project.join("target/image").join(from), to).unwrap();
+    }
+    let context = blocks(README, "sh")[1].split_whitespace().next_back().unwrap();
+    assert_eq!(context, "target/image", "what the image is built from");
+    root
+}
+
+/// As the image says, as the first process of its own container: a read-only root, no other process, no network but a
+/// loopback. `mounts` is a shell command for what is mounted below the root, if anything.
+fn run(root: &TempDir, mounts: &str) -> Router {
+    let config = root.path().join("etc/snigate/snigate.yaml");
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec"]).arg(format!(
+        "ip link set lo up; mount --bind . .; cd \"$PWD\"; {mounts}
+         mount -o remount,bind,ro .; user=$1; shift; exec chroot --userspec=$user . \"$@\""
+    ));
+    command.arg("sh").arg(instructions("USER").next().unwrap()).args(arguments("ENTRYPOINT")).args(arguments("CMD"));
+    // Engines set no other variables.
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir(root.path());
+    Router::spawn(command, config, TempDir::new().unwrap())
+}
+
+/// The first process of the container, as it is called outside.
+fn first_process(router: &Router) -> Pid {
+    let unshare = router.pid();
+    let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).unwrap();
+    Pid::from_raw(children.trim().parse().unwrap()).unwrap()
+}
+
+const CONFIG: &str = "
+listen: 127.0.0.1:6443
+admin: 127.0.0.1:9443
+routes:
+  - sni: hosts.test
+    upstream: {endpoints: \"hosts.test:6443\", health_check: {interval: 100ms, tls: {ca_file: ca.pem, server_name: hosts.test}, http: {}}}
+  - sni: dns.test
+    upstream: {endpoints: \"dns.test:6443\", resolve_every: 100ms}
+";
+
+#[test]
+#[ignore = "needs root, unshare and ip"]
+fn the_image_needs_nothing_but_what_it_has() {
+    let root = image();
+    let authority = tls::Authority::new();
+    let etc = root.path().join("etc");
+    fs::create_dir_all(etc.join("snigate")).unwrap();
+    for directory in ["dev", "proc"] {
+        fs::create_dir(root.path().join(directory)).unwrap();
+    }
+    fs::write(etc.join("snigate/snigate.yaml"), CONFIG).unwrap();
+    authority.write(&etc.join("snigate"), "ca.pem");
+    // What an engine adds. There is no nsswitch.conf.
+    fs::write(etc.join("hosts"), "127.0.0.2 hosts.test\n").unwrap();
+    fs::write(etc.join("resolv.conf"), "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n").unwrap();
+    let opened = Command::new("chmod").args(["-R", "a+rX"]).arg(root.path()).status().unwrap();
+    assert!(opened.success());
+
+    // First without /proc and /dev, which every engine mounts: what would be read there is not needed to serve.
+    for mounts in ["", "mount -t proc proc proc; mount --bind /dev dev;"] {
+        let mut router = run(&root, mounts);
+        router.wait("that it listens", |line| line["message"] == "listening" && line["listener"] == "_admin");
+        let process = first_process(&router);
+        let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+        assert!(status.contains("\nUid:\t65532\t65532\t65532\t65532\n"), "{status}");
+        assert!(status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1")), "{status}");
+
+        inside(router.pid(), || {
+            let _servers = [("127.0.0.2", "hosts.test"), ("127.0.0.3", "dns.test")].map(|(address, name)| {
+                ApiServer::start_on(TcpListener::bind((address, 6443)).unwrap(), &authority, name)
+            });
+            let _names = NameServer::start(Answer::Addresses(vec!["127.0.0.3".parse().unwrap()]));
+            router.wait("a name from DNS", |line| {
+                line["message"] == "endpoint added" && line["endpoint"] == "127.0.0.3:6443"
+            });
+            for name in ["hosts.test", "dns.test"] {
+                let answer = tls::get("127.0.0.1:6443".parse().unwrap(), &authority, name, None);
+                assert_eq!(answer.as_deref(), Ok("ok"), "{name} {:?}", router.log());
+            }
+            let checked = "snigate_endpoint_certificate_expiry_timestamp_seconds{route=\"hosts.test\"";
+            eventually("a verified check", || router.get("/metrics").1.contains(checked));
+            assert_eq!(router.get("/readyz").0, 200);
+            assert_eq!(router.get("/metrics").1.contains("process_open_fds"), !mounts.is_empty());
+        });
+        assert!(router.log().iter().all(|line| line["message"] != "the sandbox is not complete"), "{:?}", router.log());
+        kill_process(process, Signal::TERM).unwrap();
+        assert_eq!(router.exit().code(), Some(0));
+    }
+}
