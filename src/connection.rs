@@ -104,8 +104,8 @@ pub fn serve<P: Send>(
 ) -> impl Future<Output = ()> + Send {
     let (refuse, engine, deadlines) = (snapshot.refuse, snapshot.engine, Arc::clone(&snapshot.deadlines));
     let mut account = Account::open(&snapshot.listener, canonical(peer));
-    let waiting = membership.wait();
     async move {
+        let waiting = membership.wait();
         // Boxed, as is all that is over when bytes are relayed.
         let mut hello = Box::new(Hello::new(snapshot.hello_limit));
         let way = Box::pin(async {
