@@ -25,6 +25,7 @@ mod reload;
 mod routing;
 mod sandbox;
 mod scenarios;
+mod soak;
 mod support;
 mod systemd;
 mod upgrade;

@@ -1,0 +1,116 @@
+//! Everything at once, for as long as `SNIGATE_SOAK` says in seconds (3 otherwise): nothing is lost, nothing grows.
+//! `SNIGATE_SOAK=3600 cargo test --release --test main z11 -- --nocapture`
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crate::support::backend::closed;
+use crate::support::client::alert;
+use crate::support::router::config;
+use crate::support::{Backend, Client, Hello, Router, eventually, pattern};
+
+const NAME: &str = "a.example";
+const FAULTY: &str = "faulty.example";
+const DEAD: &str = "dead.example";
+const IDLE: &str = "idle.example";
+const IDLE_STREAMS: usize = 100;
+
+#[derive(Default)]
+struct Made {
+    connections: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// One client of some kind; whether it got what it should.
+fn one(router: &Router, number: u64, made: &Made) -> bool {
+    let hello = |name: &str| Hello::to(name).record();
+    let connect = |bytes: &[u8]| {
+        made.connections.fetch_add(1, Relaxed);
+        Client::send(router.address(), bytes)
+    };
+    match number % 8 {
+        0..4 => {
+            let sent = [hello(NAME), pattern((number % 50) as usize * 3000)].concat();
+            made.bytes.fetch_add(sent.len() as u64, Relaxed);
+            let mut client = connect(&[]);
+            let mut writer = client.stream.try_clone().unwrap();
+            let bytes = sent.clone();
+            let writing = std::thread::spawn(move || {
+                std::io::Write::write_all(&mut writer, &bytes).unwrap();
+                writer.shutdown(std::net::Shutdown::Write).unwrap();
+            });
+            let received = client.rest().0;
+            writing.join().unwrap();
+            received == sent
+        }
+        4 => connect(&hello("unknown.example")).rest().0 == alert(112),
+        5 => connect(&hello(DEAD)).rest().0 == alert(80),
+        // Gone before its hello is whole.
+        6 => {
+            drop(connect(&hello(NAME)[..40]));
+            true
+        }
+        // Reset in the middle.
+        _ => {
+            let client = connect(&[hello(FAULTY), pattern(200_000)].concat());
+            socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap();
+            true
+        }
+    }
+}
+
+#[test]
+fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
+    let duration = Duration::from_secs(std::env::var("SNIGATE_SOAK").map_or(3, |text| text.parse().unwrap()));
+    let (backend, faulty) = (Backend::echo(), Backend::echo());
+    let routes = [(NAME, backend.address()), (FAULTY, faulty.address()), (DEAD, closed()), (IDLE, backend.address())];
+    let router = Router::start(&config(&routes, "log: {level: error}\n"));
+    let made = Made::default();
+    let hello = Hello::to(IDLE).record();
+    let mut idle: Vec<Client> = (0..IDLE_STREAMS).map(|_| Client::send(router.address(), &hello)).collect();
+    for client in &mut idle {
+        assert_eq!(client.read(hello.len()), hello);
+    }
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", router.pid().as_raw_nonzero())).unwrap().count();
+    let mut samples = Vec::new();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for worker in 0..4 {
+            let (router, made, stop) = (&router, &made, &stop);
+            scope.spawn(move || {
+                let mut number = worker;
+                while !stop.load(Relaxed) {
+                    assert!(one(router, number, made), "client {number}");
+                    number += 5;
+                }
+            });
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < duration {
+            std::thread::sleep(Duration::from_secs(1));
+            samples.push((router.metric("process_resident_memory_bytes"), descriptors()));
+        }
+        stop.store(true, Relaxed);
+    });
+    let made_connections = made.connections.load(Relaxed) + IDLE_STREAMS as u64;
+    let sum = |name: &str| -> f64 {
+        let (_, text) = router.get("/metrics");
+        let values = text.lines().filter(|line| line.starts_with(&format!("{name}{{")));
+        values.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    };
+    eventually("all that is left is idle", || sum("snigate_connections_active") == IDLE_STREAMS as f64);
+    assert_eq!(sum("snigate_connections_total") as u64 + IDLE_STREAMS as u64, made_connections, "each is counted once");
+    for direction in ["received", "sent"] {
+        let bytes = router.metric(&format!("snigate_bytes_total{{route=\"{NAME}\",direction=\"{direction}\"}}"));
+        assert_eq!(bytes as u64, made.bytes.load(Relaxed), "{direction}");
+    }
+    for client in &mut idle {
+        client.write(b"still");
+        assert_eq!(client.read(5), b"still", "it has been idle all the time");
+    }
+    let (first, last) = (samples[samples.len() / 4], samples[samples.len() - 1]);
+    eprintln!("{made_connections} connections; memory {first:?}, later {last:?} (bytes, descriptors)");
+    assert!(last.0 < first.0 + 8e6, "memory: {first:?}, later {last:?}");
+    drop(idle);
+    eventually("descriptors are given back", || descriptors() < 40);
+}
