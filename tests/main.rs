@@ -9,6 +9,7 @@ mod explain;
 mod fuzz_seeds;
 mod health;
 mod hello;
+mod import;
 mod interop;
 mod lifecycle;
 mod names;
