@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Explain(Explain),
     /// Say what a reload to a configuration would do to a running instance; changes nothing
     Plan(Plan),
+    /// Translate the configuration of another proxy; what cannot be carried over stands in comments, with the reason
+    Import(Import),
     /// Show it at work: two throwaway clusters behind one address, and clients that reach them
     #[cfg(feature = "demo")]
     Demo(Demo),
@@ -97,6 +99,23 @@ pub(crate) struct Plan {
     /// The configuration that is running, where there is no admin listener: without counts of connections
     #[arg(long, value_name = "FILE")]
     pub(crate) from: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// Whose configuration it is
+    #[arg(value_enum)]
+    pub(crate) from: ImportFrom,
+    /// The configuration; - for standard input
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ImportFrom {
+    /// TLS that ends at the proxy, or passes through
+    Haproxy,
+    /// The stream module, with `ssl_preread`
+    Nginx,
 }
 
 #[cfg(feature = "demo")]

@@ -11,6 +11,7 @@ mod faults;
 mod fuzz_seeds;
 mod health;
 mod hello;
+mod import;
 mod interop;
 mod lifecycle;
 mod names;

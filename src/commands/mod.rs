@@ -4,6 +4,7 @@ mod check;
 #[cfg(feature = "demo")]
 mod demo;
 mod explain;
+mod import;
 mod plan;
 mod run;
 
@@ -22,6 +23,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Check { file } => check::run(&file),
         Command::Explain(options) => explain::run(&options),
         Command::Plan(options) => plan::run(&options),
+        Command::Import(options) => import::run(&options),
         #[cfg(feature = "demo")]
         Command::Demo(options) => demo::run(&options),
     }

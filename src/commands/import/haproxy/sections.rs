@@ -1,0 +1,135 @@
+//! The syntax: sections, of lines, of words.
+
+use std::ops::RangeInclusive;
+
+use crate::commands::import::ledger::{Ledger, Place};
+
+pub(super) struct Section {
+    pub(super) kind: String,
+    pub(super) name: String,
+    /// The line that it begins with.
+    pub(super) header: Line,
+    pub(super) lines: Vec<Line>,
+    /// The section of defaults that holds for it, by number.
+    pub(super) defaults: Option<usize>,
+}
+
+impl Section {
+    pub(super) fn range(&self) -> RangeInclusive<usize> {
+        self.header.number..=self.lines.last().unwrap_or(&self.header).number
+    }
+
+    pub(super) fn is_disabled(&self) -> bool {
+        self.lines.iter().any(|line| line.words == ["disabled"])
+    }
+}
+
+pub(super) struct Line {
+    pub(super) number: usize,
+    pub(super) words: Vec<String>,
+}
+
+impl Line {
+    pub(super) fn place(&self) -> Place {
+        Place::line(self.number)
+    }
+
+    pub(super) fn words(&self) -> Vec<&str> {
+        self.words.iter().map(String::as_str).collect()
+    }
+}
+
+const KINDS: [&str; 20] = [
+    "global",
+    "defaults",
+    "frontend",
+    "backend",
+    "listen",
+    "peers",
+    "resolvers",
+    "userlist",
+    "mailers",
+    "cache",
+    "program",
+    "http-errors",
+    "ring",
+    "log-forward",
+    "fcgi-app",
+    "crt-store",
+    "traces",
+    "log-profile",
+    "acme",
+    "healthcheck",
+];
+
+/// Lines that cannot be read are noted.
+pub(super) fn read(source: &str, ledger: &mut Ledger) -> Vec<Section> {
+    let mut sections: Vec<Section> = Vec::new();
+    let mut latest_defaults = None;
+    for (index, text) in source.lines().enumerate() {
+        let number = index + 1;
+        let words = match words(text) {
+            Ok(words) => words,
+            Err(reason) => {
+                ledger.note(&Place::line(number), reason);
+                continue;
+            }
+        };
+        let Some(first) = words.first() else { continue };
+        if KINDS.contains(&first.as_str()) {
+            let from = words.iter().position(|word| word == "from").and_then(|at| words.get(at + 1));
+            let named = |name: &String| sections.iter().position(|one| one.kind == "defaults" && one.name == *name);
+            let defaults = from.and_then(named).or(latest_defaults);
+            if first == "defaults" {
+                latest_defaults = Some(sections.len());
+            }
+            let (kind, name) = (first.clone(), words.get(1).cloned().unwrap_or_default());
+            sections.push(Section { kind, name, header: Line { number, words }, lines: Vec::new(), defaults });
+        } else if let Some(section) = sections.last_mut() {
+            section.lines.push(Line { number, words });
+        } else {
+            ledger.note(&Place::line(number), "it stands before the first section");
+        }
+    }
+    sections
+}
+
+/// Quotes keep spaces together, a backslash keeps a character as it is, `#` begins a comment.
+fn words(text: &str) -> Result<Vec<String>, &'static str> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '#' => break,
+            _ if character.is_ascii_whitespace() => words.extend(word.take()),
+            '\\' => word.get_or_insert_default().extend(characters.next()),
+            '\'' | '"' => {
+                let word = word.get_or_insert_default();
+                loop {
+                    match characters.next().ok_or("a quote is not closed")? {
+                        end if end == character => break,
+                        '\\' if character == '"' => word.extend(characters.next()),
+                        inside => word.push(inside),
+                    }
+                }
+            }
+            _ => word.get_or_insert_default().push(character),
+        }
+    }
+    words.extend(word);
+    Ok(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::words;
+
+    #[test]
+    fn words_are_split_as_haproxy_does() {
+        assert_eq!(words("  a b\\ c \"d # e\" 'f\"'g # h").unwrap(), ["a", "b c", "d # e", "f\"g"]);
+        assert_eq!(words("a\\# \"\" x\r").unwrap(), ["a#", "", "x"]);
+        assert!(words("a \"b").is_err() && words("'").is_err());
+        assert!(words(" # a \"b").unwrap().is_empty());
+    }
+}

@@ -1,0 +1,189 @@
+//! What has become of each line of the source: nothing goes without a word.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fmt::Write as _;
+use std::ops::RangeInclusive;
+use std::rc::Rc;
+
+/// More of a line than this is not repeated.
+const SHOWN: usize = 100;
+const WIDTH: usize = 116;
+
+/// Where something stands.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Place {
+    /// `None`: the source itself.
+    file: Option<Rc<str>>,
+    first: usize,
+    last: usize,
+}
+
+impl Place {
+    pub(super) fn line(number: usize) -> Self {
+        Self { file: None, first: number, last: number }
+    }
+
+    pub(super) fn lines(range: &RangeInclusive<usize>) -> Self {
+        Self { file: None, first: *range.start(), last: *range.end() }
+    }
+
+    /// In a file that the source names.
+    pub(super) fn elsewhere(file: &Rc<str>, number: usize) -> Self {
+        Self { file: Some(Rc::clone(file)), first: number, last: number }
+    }
+
+    fn of(&self) -> RangeInclusive<usize> {
+        self.first..=self.last
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(file) = &self.file {
+            write!(f, "{}, ", printable(file))?;
+        }
+        if self.first == self.last {
+            write!(f, "line {}", self.first)
+        } else {
+            write!(f, "lines {}-{}", self.first, self.last)
+        }
+    }
+}
+
+pub(super) struct Ledger {
+    lines: Vec<String>,
+    carried: BTreeSet<usize>,
+    noted: HashSet<usize>,
+    notes: Vec<(Place, String)>,
+    known: HashSet<(Place, String)>,
+}
+
+impl Ledger {
+    pub(super) fn new(source: &str) -> Self {
+        let lines = source.lines().map(|line| shortened(line.trim())).collect();
+        let (carried, noted, known) = (BTreeSet::new(), HashSet::new(), HashSet::new());
+        Self { lines, carried, noted, notes: Vec::new(), known }
+    }
+
+    /// It is represented in the result.
+    pub(super) fn carry(&mut self, place: &Place) {
+        if place.file.is_none() {
+            self.carried.extend(place.of());
+        }
+    }
+
+    /// It is not, or not entirely, or means something else there.
+    pub(super) fn note(&mut self, place: &Place, reason: impl Into<String>) {
+        let reason = reason.into();
+        if self.known.insert((place.clone(), reason.clone())) {
+            if place.file.is_none() {
+                self.noted.extend(place.of());
+            }
+            self.notes.push((place.clone(), reason));
+        }
+    }
+
+    pub(super) fn is_carried(&self, line: usize) -> bool {
+        self.carried.contains(&line)
+    }
+
+    /// Lines with something in them of which nothing has been said.
+    pub(super) fn unseen(&self, range: RangeInclusive<usize>) -> Vec<usize> {
+        let says_something = |number: &usize| {
+            let text = number.checked_sub(1).and_then(|index| self.lines.get(index));
+            text.is_some_and(|text| !text.is_empty() && !text.starts_with('#'))
+        };
+        let is_new = |number: &usize| !self.carried.contains(number) && !self.noted.contains(number);
+        range.filter(says_something).filter(is_new).collect()
+    }
+
+    pub(super) fn all(&self) -> RangeInclusive<usize> {
+        1..=self.lines.len()
+    }
+
+    /// The notes alone, for an error: at most so many.
+    pub(super) fn first_notes(&self, count: usize) -> String {
+        let mut text = String::new();
+        for (place, reason) in self.notes.iter().take(count) {
+            let _ = write!(text, "\n  {place}: {}: {}", self.text(place), printable(reason));
+        }
+        text
+    }
+
+    /// As comments.
+    pub(super) fn write(mut self, text: &mut String, has_catch_all: bool) {
+        let _ = writeln!(text, "\n# Lines that are carried over: {}.", ranges(&self.carried));
+        if self.notes.is_empty() {
+            return;
+        }
+        text.push_str("#\n# What is not, or not entirely, or means something else here:\n");
+        if has_catch_all {
+            text.push_str(
+                "# (A name whose rule is left out goes to a route without `sni`, if its listener has one.)\n",
+            );
+        }
+        let mut notes = std::mem::take(&mut self.notes);
+        // Stable: what was found first about a line stands first.
+        notes.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let mut before = None;
+        for (place, reason) in &notes {
+            if before.replace(place) != Some(place) {
+                let line = format!("# {place}: {}", self.text(place));
+                let _ = writeln!(text, "#\n{}", line.trim_end());
+            }
+            wrapped(text, &printable(reason));
+        }
+    }
+
+    fn text(&self, place: &Place) -> &str {
+        match &place.file {
+            None => place.first.checked_sub(1).and_then(|index| self.lines.get(index)).map_or("", String::as_str),
+            Some(_) => "",
+        }
+    }
+}
+
+/// Control characters and other kinds of line ends would end the comment.
+pub(super) fn printable(text: &str) -> String {
+    let stands = |character: char| character == ' ' || character.is_ascii_graphic() || character.is_alphanumeric();
+    text.chars().map(|character| if stands(character) { character } else { '?' }).collect()
+}
+
+fn shortened(line: &str) -> String {
+    match line.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}...", printable(&line[..end])),
+        None => printable(line),
+    }
+}
+
+fn ranges(numbers: &BTreeSet<usize>) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == *number => *last = *number,
+            _ => runs.push((*number, *number)),
+        }
+    }
+    let run = |(first, last): &(usize, usize)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    runs.iter().map(run).collect::<Vec<_>>().join(", ")
+}
+
+fn wrapped(text: &mut String, reason: &str) {
+    const INDENT: &str = "#     ";
+    let mut column = 0;
+    for word in reason.split(' ') {
+        let length = word.chars().count();
+        if column == 0 || column + 1 + length > WIDTH - INDENT.len() {
+            text.push_str(if column == 0 { INDENT } else { "\n#     " });
+            column = 0;
+        } else {
+            text.push(' ');
+            column += 1;
+        }
+        text.push_str(word);
+        column += length;
+    }
+    text.push('\n');
+}

@@ -1,0 +1,101 @@
+//! `snigate import`
+
+mod draft;
+mod haproxy;
+mod ledger;
+mod nginx;
+mod routes;
+mod values;
+mod yaml;
+
+use std::fs::File;
+use std::io::{Read, Write as _, stdin, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use snigate::config::Config;
+
+use self::draft::Draft;
+use self::ledger::{Ledger, printable};
+use self::yaml::CaFiles;
+use crate::cli::{Import, ImportFrom};
+
+/// As large as a configuration may be.
+const MAX_SIZE: u64 = 32 * 1024 * 1024;
+/// How many reasons are told when nothing comes of a file.
+const TOLD: usize = 20;
+
+pub(super) fn run(options: &Import) -> anyhow::Result<ExitCode> {
+    let path = &options.file;
+    let is_stdin = path.as_os_str() == "-";
+    let name = if is_stdin { "standard input".into() } else { path.file_name().unwrap_or_default().to_string_lossy() };
+    let cannot =
+        || format!("cannot read {}", if is_stdin { "standard input".into() } else { path.display().to_string() });
+    let source = if is_stdin { text(stdin()) } else { File::open(path).and_then(text) }.with_context(cannot)?;
+    let files = Files { directory: if is_stdin { PathBuf::new() } else { path.parent().unwrap_or(path).into() } };
+    let text = translate(options.from, &source, &printable(&name), &files)?;
+    stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn translate(from: ImportFrom, source: &str, name: &str, files: &Files) -> anyhow::Result<String> {
+    let mut ledger = Ledger::new(source);
+    let mut draft = Draft::default();
+    let (kind, routes) = match from {
+        ImportFrom::Haproxy => ("haproxy", haproxy::translate(source, files, &mut draft, &mut ledger)),
+        ImportFrom::Nginx => ("nginx", nginx::translate(source, &mut draft, &mut ledger)),
+    };
+    if routes.is_empty() {
+        bail!("no route could be made of {name}{}", ledger.first_notes(TOLD));
+    }
+    let mut without_files = String::new();
+    yaml::write(&mut without_files, &draft, &routes, CaFiles::LeftOut)?;
+    Config::from_yaml(without_files.as_bytes()).map_err(|error| {
+        anyhow::anyhow!("what was made of {name} is not valid, which is a fault of `import`: {error}")
+    })?;
+
+    let mut text = format!(
+        "# Made by `snigate import {kind}` of {name}. Read it before it is used: what could not be carried over, or
+# means something else here, stands at the end. Where the source says nothing, snigate's defaults hold.
+#
+#   snigate check FILE
+#   snigate explain -c FILE --sni NAME
+
+"
+    );
+    yaml::write(&mut text, &draft, &routes, CaFiles::Named)?;
+    ledger.write(&mut text, routes.iter().any(|route| route.names.is_empty()));
+    if text.len() as u64 > MAX_SIZE {
+        bail!("what was made of {name} is larger than {} MiB", MAX_SIZE >> 20);
+    }
+    Ok(text)
+}
+
+/// Files that the source names.
+struct Files {
+    directory: PathBuf,
+}
+
+impl Files {
+    fn read(&self, path: &str) -> Result<String, String> {
+        let path = self.directory.join(path);
+        // A pipe in its place could keep us waiting.
+        let is_file = std::fs::metadata(&path).map_err(|error| error.to_string())?.is_file();
+        if !is_file {
+            return Err("not a regular file".into());
+        }
+        File::open(path).and_then(text).map_err(|error| error.to_string())
+    }
+}
+
+/// Bytes that are not UTF-8 may stand in comments.
+fn text(from: impl Read) -> std::io::Result<String> {
+    let mut bytes = Vec::new();
+    from.take(MAX_SIZE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_SIZE {
+        return Err(std::io::Error::other(format!("larger than {} MiB", MAX_SIZE >> 20)));
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(&text).into())
+}

@@ -1,0 +1,106 @@
+//! nginx's stream module: servers that listen, maps from names, and upstreams.
+
+mod names;
+mod reasons;
+mod server;
+mod syntax;
+mod upstream;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use self::server::Inherited;
+use self::syntax::Directive;
+use super::draft::Draft;
+use super::ledger::{Ledger, Place};
+use super::routes::{self, Order, Route};
+
+/// What stands in the streams, by name.
+#[derive(Default)]
+struct Stream<'a> {
+    upstreams: BTreeMap<&'a str, &'a Directive>,
+    /// By variable.
+    maps: BTreeMap<&'a str, &'a Directive>,
+    servers: Vec<&'a Directive>,
+    inherited: Inherited<'a>,
+    /// Upstreams and maps that something leads to.
+    used: BTreeSet<&'a str>,
+}
+
+pub(super) fn translate(source: &str, draft: &mut Draft, ledger: &mut Ledger) -> Vec<Route> {
+    let all = syntax::read(source, ledger);
+    let is =
+        |name: &'static str| move |directive: &&Directive| directive.words.first().is_some_and(|word| word == name);
+    // A file that another one includes within its stream.
+    let is_bare =
+        !all.iter().any(|one| is("stream")(&one) || is("http")(&one)) && all.iter().any(|one| is("server")(&one));
+    let mut stream = Stream::default();
+    for directive in &all {
+        if is_bare {
+            stream.add(directive, ledger);
+        } else if is("stream")(&directive) {
+            directive.inside().iter().for_each(|inner| stream.add(inner, ledger));
+        } else if directive.block.is_some() {
+            let reason = match directive.words.first().map_or("", String::as_str) {
+                "events" => "`events`: not needed: connections and workers are as many as this process may have".into(),
+                name => format!("`{name}`: only streams are translated"),
+            };
+            ledger.note(&Place::lines(&directive.range()), reason);
+        } else {
+            ledger.note(&directive.place(), reasons::of(&directive.words()));
+        }
+    }
+
+    for server in std::mem::take(&mut stream.servers) {
+        server::read(server, &mut stream, draft, ledger);
+    }
+    for (name, directive) in stream.upstreams.iter().chain(&stream.maps) {
+        if !stream.used.contains(name) {
+            ledger.note(
+                &Place::lines(&directive.range()),
+                format!("`{name}`: no server that is carried over leads to it"),
+            );
+        }
+    }
+
+    let routes = routes::make(draft, Order::MostSpecific, ledger);
+    for directive in all.iter().filter(is("stream")) {
+        directive.frame().iter().for_each(|place| ledger.carry(place));
+    }
+    for number in ledger.unseen(ledger.all()) {
+        ledger.note(&Place::line(number), "nothing of it is carried over");
+    }
+    routes
+}
+
+impl<'a> Stream<'a> {
+    fn add(&mut self, directive: &'a Directive, ledger: &mut Ledger) {
+        match directive.words()[..] {
+            ["upstream", name] if directive.block.is_some() => {
+                if self.upstreams.insert(name, directive).is_some() {
+                    ledger.note(
+                        &directive.place(),
+                        format!("there is another upstream `{name}`, and the last one stands"),
+                    );
+                }
+            }
+            ["map", source, variable] if directive.block.is_some() => {
+                if !matches!(source, "$ssl_preread_server_name" | "${ssl_preread_server_name}") {
+                    let reason =
+                        format!("`{source}`: only the name asked for leads somewhere; see `alpn` and `listener`, too");
+                    ledger.note(&Place::lines(&directive.range()), reason);
+                } else if self.maps.insert(variable, directive).is_some() {
+                    ledger.note(
+                        &directive.place(),
+                        format!("there is another map to `{variable}`, and the last one stands"),
+                    );
+                }
+            }
+            ["server"] if directive.block.is_some() => self.servers.push(directive),
+            _ if directive.block.is_some() => {
+                let reason = format!("`{}`: without a counterpart", directive.words.join(" "));
+                ledger.note(&Place::lines(&directive.range()), reason);
+            }
+            _ => self.inherited.add(directive, ledger),
+        }
+    }
+}

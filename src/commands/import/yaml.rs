@@ -1,0 +1,228 @@
+//! Writes a configuration for people.
+
+use std::fmt::Write as _;
+
+use snigate::name::NamePattern;
+
+use super::draft::{Check, Draft, Frontend, Sources, TlsCheck, Upstream};
+use super::routes::Route;
+use super::values::span;
+
+/// Whether CA files are named, or left out so that the rest can be checked without them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum CaFiles {
+    Named,
+    LeftOut,
+}
+
+pub(super) fn write(text: &mut String, draft: &Draft, routes: &[Route], ca_files: CaFiles) -> std::fmt::Result {
+    let listeners = Listener::all(&draft.frontends);
+    write_listeners(text, &listeners)?;
+    if draft.frontends.iter().any(|frontend| frontend.ended_tls) {
+        text.push_str(
+            "
+# TLS ended at the proxy before. It does not end here, so clients see the API server's own certificate: they need its
+# CA, and where it does not carry the name they connect to, they set `tls-server-name` to one that it carries. That is
+# then the name they ask for, so it must stand in `sni`, too. Names that may be needed stand there as comments.",
+        );
+    }
+    text.push_str("\nroutes:");
+    for (number, route) in routes.iter().enumerate() {
+        text.push_str(if number == 0 { "\n" } else { "\n\n" });
+        let upstream = &draft.upstreams[&route.upstream];
+        let at = (draft.frontends.len() > 1).then(|| {
+            let names = listeners.iter().filter(|listener| listener.frontend == route.frontend);
+            names.map(|listener| scalar(&listener.name)).collect::<Vec<_>>()
+        });
+        write_route(text, route, at.as_deref())?;
+        write_upstream(text, upstream, ca_files)?;
+    }
+    text.push('\n');
+    let timeouts = draft.timeouts.named().map(|(key, all)| (key, all.last()));
+    if timeouts.iter().any(|(_, longest)| longest.is_some()) {
+        text.push_str("\ntimeouts:\n");
+        for (key, longest) in timeouts.into_iter().filter_map(|(key, longest)| Some((key, longest?))) {
+            writeln!(text, "  {key}: {}", span(longest.0))?;
+        }
+    }
+    Ok(())
+}
+
+struct Listener<'a> {
+    name: String,
+    address: String,
+    frontend: usize,
+    sources: &'a Sources,
+}
+
+impl<'a> Listener<'a> {
+    fn all(frontends: &'a [Frontend]) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        for (number, frontend) in frontends.iter().enumerate() {
+            for address in &frontend.addresses {
+                let is_free = |name: &String| all.iter().all(|listener| listener.name != *name);
+                let numbered = (2..).map(|number| format!("{}-{number}", frontend.name));
+                let name = std::iter::once(frontend.name.clone()).chain(numbered).find(is_free);
+                let (name, address) = (name.unwrap_or_default(), address.to_string());
+                all.push(Self { name, address, frontend: number, sources: &frontend.sources });
+            }
+        }
+        all
+    }
+}
+
+fn write_listeners(text: &mut String, listeners: &[Listener<'_>]) -> std::fmt::Result {
+    if let [Listener { address, sources, .. }] = listeners
+        && sources.is_empty()
+    {
+        return writeln!(text, "listen: {}", scalar(address));
+    }
+    text.push_str("listen:\n");
+    for Listener { name, address, sources, .. } in listeners {
+        writeln!(text, "  - name: {}\n    address: {}", scalar(name), scalar(address))?;
+        write_sources(text, sources)?;
+    }
+    Ok(())
+}
+
+fn write_sources(text: &mut String, sources: &Sources) -> std::fmt::Result {
+    for (key, networks) in [("allow", &sources.allow), ("deny", &sources.deny)] {
+        if !networks.is_empty() {
+            let networks: Vec<String> = networks.iter().map(|network| scalar(&network.to_string())).collect();
+            writeln!(text, "    {key}: [{}]", networks.join(", "))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_route(text: &mut String, route: &Route, at: Option<&[String]>) -> std::fmt::Result {
+    let Route { name, names, aliases, sources, .. } = route;
+    writeln!(text, "  - name: {}", scalar(name))?;
+    let written = |name: &NamePattern| scalar(&name.to_string());
+    match &names[..] {
+        [] => {}
+        [name] if aliases.is_empty() => writeln!(text, "    sni: {}", written(name))?,
+        names => {
+            text.push_str("    sni:\n");
+            names.iter().try_for_each(|name| writeln!(text, "      - {}", written(name)))?;
+            aliases.iter().try_for_each(|name| writeln!(text, "      # - {}", written(name)))?;
+        }
+    }
+    match at {
+        None => {}
+        Some([name]) => writeln!(text, "    listener: {name}")?,
+        Some(names) => writeln!(text, "    listener: [{}]", names.join(", "))?,
+    }
+    write_sources(text, sources)
+}
+
+/// Without the last line's end.
+fn write_upstream(text: &mut String, upstream: &Upstream, ca_files: CaFiles) -> std::fmt::Result {
+    let Upstream { endpoints, backups, balance, connect_timeout, slow_start, proxy_protocol, check, places: _ } =
+        upstream;
+    let mut more = String::new();
+    if let Some(balance) = balance {
+        write!(more, "\n      balance: {balance}")?;
+    }
+    if let Some(timeout) = connect_timeout {
+        write!(more, "\n      connect: {{timeout: {}}}", span(*timeout))?;
+    }
+    if let Some(slow_start) = slow_start {
+        write!(more, "\n      slow_start: {}", span(*slow_start))?;
+    }
+    if let Some(version) = proxy_protocol {
+        write!(more, "\n      # proxy_protocol: {version}")?;
+    }
+    if let Some(check) = check {
+        write_check(&mut more, check, ca_files)?;
+    }
+    let destination = |text: &dyn ToString| scalar(&text.to_string());
+    if let [(endpoint, _)] = &endpoints[..]
+        && more.is_empty()
+        && backups.is_empty()
+    {
+        return write!(text, "    upstream: {}", destination(endpoint));
+    }
+    text.push_str("    upstream:\n      endpoints:");
+    endpoints.iter().try_for_each(|(endpoint, _)| write!(text, "\n        - {}", destination(endpoint)))?;
+    backups.iter().try_for_each(|backup| write!(text, "\n        # - {} # a backup", destination(backup)))?;
+    text.push_str(&more);
+    Ok(())
+}
+
+fn write_check(text: &mut String, check: &Check, ca_files: CaFiles) -> std::fmt::Result {
+    let Check { interval, timeout, rise, fall, tls, path } = check;
+    let tls = tls.as_ref().map(|tls| match (tls, ca_files) {
+        (TlsCheck::Unverified, _) | (_, CaFiles::LeftOut) => "{verify: false}".to_owned(),
+        (TlsCheck::Verified { ca_file, server_name: None }, _) => format!("{{ca_file: {}}}", scalar(ca_file)),
+        (TlsCheck::Verified { ca_file, server_name: Some(name) }, _) => {
+            format!("{{ca_file: {}, server_name: {}}}", scalar(ca_file), scalar(name))
+        }
+    });
+    let values = [
+        ("interval", interval.map(span)),
+        ("timeout", timeout.map(span)),
+        ("rise", rise.map(|rise| rise.to_string())),
+        ("fall", fall.map(|fall| fall.to_string())),
+        ("tls", tls),
+        ("http", path.as_ref().map(|path| format!("{{path: {}}}", scalar(path)))),
+    ];
+    if values.iter().all(|(_, value)| value.is_none()) {
+        return text.write_str("\n      health_check: {}");
+    }
+    text.push_str("\n      health_check:");
+    for (key, value) in values {
+        if let Some(value) = value {
+            write!(text, "\n        {key}: {value}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Text that YAML reads as this text, also within brackets.
+fn scalar(text: &str) -> String {
+    let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_./:@".contains(character);
+    let begins_well = text.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '/');
+    if begins_well && text.chars().all(is_plain) && !text.ends_with(':') && !is_another_type(text) {
+        return text.into();
+    }
+    let mut quoted = String::from("\"");
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            ' '..='~' => quoted.push(character),
+            _ => {
+                let _ = write!(quoted, "\\U{:08X}", u32::from(character));
+            }
+        }
+    }
+    quoted + "\""
+}
+
+fn is_another_type(text: &str) -> bool {
+    let words = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
+    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || b"_:".contains(&byte));
+    let has_base = ["0x", "0o", "0b"].iter().any(|base| text.starts_with(base));
+    words.iter().any(|word| text.eq_ignore_ascii_case(word))
+        || text.parse::<f64>().is_ok()
+        || is_number(text)
+        || has_base
+}
+
+#[cfg(test)]
+mod tests {
+    use super::scalar;
+
+    #[test]
+    fn text_is_quoted_where_yaml_would_read_something_else() {
+        for plain in ["a.example.com", "10.0.0.1:6443", "10.0.0.0/8", "/etc/ca.pem", "fe-2", "24h"] {
+            assert_eq!(scalar(plain), plain);
+        }
+        for quoted in
+            ["*.a", "[::]:6443", "::/0", "a: b", "a b", "12", "1e3", "0x1f", "true", "Off", "", "-", "a#", "a:"]
+        {
+            assert_eq!(scalar(quoted), format!("\"{quoted}\""));
+        }
+        assert_eq!(scalar("a\"\\\n"), "\"a\\\"\\\\\\U0000000A\"");
+    }
+}
