@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::support::backend::closed;
 use crate::support::client::alert;
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, Router, eventually, pattern};
+use crate::support::{Backend, Client, Hello, Router, eventually, pattern, snigate};
 
 const NAME: &str = "a.example";
 const FAULTY: &str = "faulty.example";
@@ -64,7 +64,14 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
     let duration = Duration::from_secs(std::env::var("SNIGATE_SOAK").map_or(3, |text| text.parse().unwrap()));
     let (backend, faulty) = (Backend::echo(), Backend::echo());
     let routes = [(NAME, backend.address()), (FAULTY, faulty.address()), (DEAD, closed()), (IDLE, backend.address())];
-    let router = Router::start(&config(&routes, "log: {level: error}\n"));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    std::fs::write(&path, config(&routes, "")).unwrap();
+    let mut command = snigate();
+    // A line for each of them would fill the memory of the test.
+    command.args(["run", "-c"]).arg(&path).env("RUST_LOG", "warn,snigate::server=info");
+    let router = Router::spawn(command, path, directory);
+    router.wait_many("that it listens", 2, |line| line["message"] == "listening");
     let made = Made::default();
     let hello = Hello::to(IDLE).record();
     let mut idle: Vec<Client> = (0..IDLE_STREAMS).map(|_| Client::send(router.address(), &hello)).collect();
