@@ -357,6 +357,7 @@ routes:
         - "[2001:db8::1]:6443"
       connect: {timeout: 5s}
       slow_start: 10s
+      proxy_protocol: v2
       health_check:
         interval: 3s
         fall: 3
@@ -420,7 +421,6 @@ timeouts:
     ] {
         assert!(imported.note(place).contains(expected), "{place}: {expected} in {}", imported.note(place));
     }
-    assert!(imported.text.contains("\n      # proxy_protocol: v2\n"));
     assert!(imported.note("hosts.map, line 5").contains("there is no backend `nobody`"));
     assert!(imported.note("hosts.map, line 6").contains('*'));
     assert!(imported.note("hosts.map, line 7").contains("a2.example.com is taken already (line 32)"));
@@ -446,6 +446,7 @@ routes:
         - api.one.example:6443
       balance: least_connections
       connect: {timeout: 1s}
+      proxy_protocol: v1
   - name: up2
     sni: "*.b.example.com"
     listener: port-443
@@ -453,6 +454,7 @@ routes:
       endpoints:
         - api.two.example:6443
       connect: {timeout: 1s}
+      proxy_protocol: v1
   - name: up3
     sni:
       - c.example.com
@@ -462,6 +464,7 @@ routes:
       endpoints:
         - 10.0.0.3:6443
       connect: {timeout: 1s}
+      proxy_protocol: v1
   - name: 10.0.0.9:6443
     sni: d.example.com
     listener: port-443
@@ -469,6 +472,7 @@ routes:
       endpoints:
         - 10.0.0.9:6443
       connect: {timeout: 1s}
+      proxy_protocol: v1
   - name: rest
     listener: port-443
     upstream:
@@ -476,6 +480,7 @@ routes:
         - 10.0.0.4:6443
       balance: random
       connect: {timeout: 1s}
+      proxy_protocol: v1
   - name: up1-2
     listener: port-8443
     upstream:
@@ -500,7 +505,6 @@ timeouts:
         ("line 21", "a Unix socket"),
         ("line 24", "no client is tied"),
         ("line 26", "no server that is carried over leads to it"),
-        ("line 35", "proxy_protocol: v1"),
         ("line 41", "TCP only"),
         ("line 43", "`frobnicate`"),
         ("lines 46-48", "only streams"),
@@ -635,7 +639,7 @@ fn haproxy_by_small_cases() {
         ),
         (" server s 10.0.0.1:2 check rise 999 inter 1x", "`999`: no number from 1 to 127"),
         (" server s 10.0.0.1:2 check inter 2s\n timeout check 3s", "longer than the `interval`"),
-        (" server s 10.0.0.1:2 check send-proxy", "# proxy_protocol: v1"),
+        (" server s 10.0.0.1:2 check send-proxy", "proxy_protocol: v1"),
         (" server s 10.0.0.1:2 check port 8080 fall", "`fall`: not understood"),
         (" server s 10.0.0.1:2\n balance uri\n retries 3\n option redispatch", "`uri`: no client is tied"),
     ] {

@@ -131,7 +131,7 @@ fn write_upstream(text: &mut String, upstream: &Upstream, ca_files: CaFiles) -> 
         write!(more, "\n      slow_start: {}", span(*slow_start))?;
     }
     if let Some(version) = proxy_protocol {
-        write!(more, "\n      # proxy_protocol: {version}")?;
+        write!(more, "\n      proxy_protocol: {version}")?;
     }
     if let Some(check) = check {
         write_check(&mut more, check, ca_files)?;

@@ -114,7 +114,7 @@ impl Parameters {
             "send-proxy" => self.proxy_protocol = Some("v1"),
             "send-proxy-v2" | "send-proxy-v2-ssl" | "send-proxy-v2-ssl-cn" => self.proxy_protocol = Some("v2"),
             "no-send-proxy" | "no-send-proxy-v2" => self.proxy_protocol = None,
-            "check-send-proxy" => ledger.note(place, "`check-send-proxy`: without a counterpart"),
+            "check-send-proxy" => ledger.note(place, "not needed: checks send a header where connections do"),
             "backup" => self.unused = Some("`backup`: all endpoints are used alike, so it stands there as a comment"),
             "disabled" => self.unused = Some("`disabled`: it was not used"),
             "enabled" | "no-backup" => self.unused = None,
@@ -150,14 +150,7 @@ impl Parameters {
         }
         upstream.endpoints.push((destination, place.clone()));
         upstream.slow_start = upstream.slow_start.or(self.slow_start);
-        if let Some(version) = self.proxy_protocol {
-            let reason = format!(
-                "`send-proxy`: it stands there as the comment `proxy_protocol: {version}`; kube-apiserver does not \
-                understand such headers"
-            );
-            ledger.note(place, reason);
-            upstream.proxy_protocol = Some(version);
-        }
+        upstream.proxy_protocol = upstream.proxy_protocol.or(self.proxy_protocol);
         if is_behind_tls && !self.ssl {
             ledger.note(
                 place,

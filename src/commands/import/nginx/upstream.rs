@@ -68,12 +68,8 @@ impl Inherited<'_> {
         if let Some(directive) = self.proxy_protocol {
             if directive.words[1] == "on" {
                 upstream.proxy_protocol = Some("v1");
-                let reason = "`proxy_protocol`: it stands there as the comment `proxy_protocol: v1`; kube-apiserver \
-                    does not understand such headers";
-                ledger.note(&directive.place(), reason);
-            } else {
-                upstream.places.insert(directive.place());
             }
+            upstream.places.insert(directive.place());
         }
     }
 }
