@@ -14,6 +14,7 @@ mod hello;
 mod import;
 mod interop;
 mod lifecycle;
+mod migrating;
 mod names;
 mod observe;
 mod page;
