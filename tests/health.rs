@@ -11,7 +11,7 @@ use socket2::{SockFilter, Socket};
 use tempfile::TempDir;
 
 use crate::support::api_server::{ApiServer, Mood};
-use crate::support::backend::{black_hole, closed};
+use crate::support::backend::{black_hole, free};
 use crate::support::client::{End, alert};
 use crate::support::tls::{Authority, get};
 use crate::support::{Backend, Client, Hello, Router, eventually};
@@ -247,7 +247,7 @@ fn b10_without_a_ready_endpoint_all_are_tried_and_none_is_cut() {
         let _ = stream.write_all(b"here");
         let _ = stream.read_to_end(&mut Vec::new());
     });
-    let dead = closed();
+    let dead = free();
     let router = router(
         &[only.address(), dead],
         "dead: {grace: 1ms}\n      connect: {per_try: 200ms}\n      health_check: {interval: 100ms, fall: 1, rise: 1}",
@@ -277,7 +277,7 @@ fn b10_without_a_ready_endpoint_all_are_tried_and_none_is_cut() {
 #[test]
 fn b09_refused_connects_count_without_a_check_and_are_forgiven() {
     let good = Backend::named("there");
-    let bad = closed();
+    let bad = free();
     let router = router(&[bad, good.address()], "balance: round_robin");
     for _ in 0..6 {
         assert_eq!(reached(&router), good.address().to_string());
@@ -334,7 +334,7 @@ fn b05_an_endpoint_that_closes_at_once_is_no_success() {
 
 #[test]
 fn b15_a_name_that_leads_to_ourselves_is_a_loop() {
-    let port = closed().port();
+    let port = free().port();
     let router = Router::start(&format!(
         "listen: 127.0.0.1:{port}\nadmin: 127.0.0.1:0\nroutes: [{{upstream: \"localhost:{port}\"}}]\n"
     ));
@@ -457,7 +457,7 @@ fn b03_b07_b09_b10_endpoints_are_killed_stopped_made_unready_and_brought_back() 
     for (file, content) in [("readyz", "ok"), ("version", "of openssl")] {
         std::fs::write(directory.path().join(file), content).unwrap();
     }
-    let [killed, stopped] = [closed(), closed()];
+    let [killed, stopped] = [free(), free()];
     let unready = ApiServer::start(&authority, NAME);
     let first = openssl_server(killed, &directory);
     let second = openssl_server(stopped, &directory);

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-use crate::support::backend::closed;
+use crate::support::backend::free;
 use crate::support::tls::Authority;
 use crate::support::{Backend, Client, Hello, Router, eventually, snigate};
 
@@ -750,7 +750,7 @@ upstream one {{ server {}; }} server {{ listen 127.0.0.1:6443; ssl_preread on; p
 fn the_others_lead_to_the_same_backends() {
     let backends = ["one", "two", "rest"].map(Backend::named);
     let [one, two, rest] = backends.each_ref().map(Backend::address);
-    let port = closed().port();
+    let port = free().port();
     let haproxy = format!(
         "defaults\n mode tcp\n timeout connect 5s\n timeout client 5s\n timeout server 5s
 frontend f\n bind 127.0.0.1:{port}\n tcp-request inspect-delay 5s

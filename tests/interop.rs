@@ -7,7 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-use crate::support::backend::closed;
+use crate::support::backend::{closed, free};
 use crate::support::tls::{self, Authority};
 use crate::support::{Router, eventually};
 
@@ -56,7 +56,7 @@ struct OpensslServer {
 
 impl OpensslServer {
     fn start(files: &Files, arguments: &[&str]) -> Self {
-        let address = closed();
+        let address = free();
         let child = Command::new("openssl")
             .args(["s_server", "-quiet", "-accept", &address.to_string()])
             .args(["-cert".as_ref(), files.certificate.as_os_str(), "-key".as_ref(), files.key.as_os_str()])

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use serde_json::Value;
 
-use crate::support::backend::closed;
+use crate::support::backend::{closed, free};
 use crate::support::{Backend, Client, Hello, Router, eventually, snigate};
 
 /// One listener, and routes with these upstreams.
@@ -52,7 +52,7 @@ fn what_is_said_is_what_happens() {
     let active = |name: &str| router.metric(&format!("snigate_connections_active{{route=\"{name}\"}}"));
     eventually("all", || active("changes.example") == 4.0 && active("goes.example") == 3.0);
 
-    let three = closed();
+    let three = free();
     let after = [
         ("stays.example", endpoints(&[one])),
         ("changes.example", endpoints(&[one, three])),

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::backend::closed;
+use crate::support::backend::{closed, free};
 use crate::support::client::{End, alert};
 use crate::support::router::config;
 use crate::support::{Backend, Client, Hello, Router, eventually, snigate};
@@ -167,7 +167,7 @@ fn g09_listeners_come_and_go_without_their_connections() {
 fn the_admin_listener_moves() {
     let backend = Backend::named("served");
     let router = Router::routing(&[(NAME, backend.address())]);
-    let (before, after) = (router.admin(), closed());
+    let (before, after) = (router.admin(), free());
     let text = config(&[(NAME, backend.address())], "").replace("admin: 127.0.0.1:0", &format!("admin: {after}"));
     assert_eq!(router.reload(&text)["message"], "reloaded");
     eventually("closed", || TcpStream::connect(before).is_err());
@@ -262,7 +262,7 @@ fn pool(endpoints: &[SocketAddr], more: &str) -> String {
 fn endpoints_that_stay_keep_health_and_connections_and_those_that_go_are_drained() {
     let (first, held) = Backend::held();
     let (second, also_held) = Backend::held();
-    let dead = closed();
+    let dead = free();
     let router = Router::start(&pool(&[first.address(), second.address(), dead], ""));
     let state = |endpoint: SocketAddr, state: &str| {
         router.metric(&format!("snigate_endpoint_state{{route=\"{NAME}\",endpoint=\"{endpoint}\",state=\"{state}\"}}"))
@@ -308,7 +308,7 @@ fn endpoints_that_stay_keep_health_and_connections_and_those_that_go_are_drained
 
 #[test]
 fn g12_what_is_read_at_the_start_only_is_refused_by_name() {
-    let backend = Backend::named("served");
+    let backend = Backend::echo();
     let routes = [(NAME, backend.address())];
     let router = Router::routing(&routes);
     for (key, more) in [("workers", "workers: 3\n"), ("log.format", "log: {format: text}\n")] {
@@ -322,12 +322,18 @@ fn g12_what_is_read_at_the_start_only_is_refused_by_name() {
     assert_eq!(router.reload(&config(&routes, more))["message"], "reloaded");
     assert_eq!(ask(router.address(), "unknown.example"), answered(""), "closed, and no alert");
     router.wait("the new limit", |line| line["message"] == "connection limit" && line["connections"] == 7);
-    let held: Vec<Client> = (0..7).map(|_| Client::connect(router.address())).collect();
+    let hello = Hello::to(NAME).record();
+    let connected = || {
+        let mut client = Client::send(router.address(), &hello);
+        assert_eq!(client.read(hello.len()), hello);
+        client
+    };
+    let held: Vec<Client> = (0..7).map(|_| connected()).collect();
     router.wait("that it is reached", |line| {
         line["message"].as_str().is_some_and(|message| message.contains("limits.connections is reached"))
     });
     drop(held);
-    assert_eq!(ask(router.address(), NAME), answered("served"));
+    connected();
 }
 
 #[test]

@@ -105,8 +105,13 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
         let values = text.lines().filter(|line| line.starts_with(&format!("{name}{{")));
         values.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     };
-    eventually("all that is left is idle", || sum("snigate_connections_active") == IDLE_STREAMS as f64);
-    assert_eq!(sum("snigate_connections_total") as u64 + IDLE_STREAMS as u64, made_connections, "each is counted once");
+    // Some may still be in the kernel's queue.
+    eventually("all are accepted, and what is left is idle", || {
+        let ended = sum("snigate_connections_total") as u64;
+        assert!(ended + IDLE_STREAMS as u64 <= made_connections, "none is counted twice");
+        ended + IDLE_STREAMS as u64 == made_connections
+            && sum("snigate_connections_active") as usize == IDLE_STREAMS
+    });
     for direction in ["received", "sent"] {
         let bytes = router.metric(&format!("snigate_bytes_total{{route=\"{NAME}\",direction=\"{direction}\"}}"));
         assert_eq!(bytes as u64, made.bytes.load(Relaxed), "{direction}");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, channel};
 
-use socket2::{SockFilter, Socket};
+use socket2::{Domain, SockFilter, Socket, Type};
 
 use super::PATIENCE;
 
@@ -76,8 +76,17 @@ impl Backend {
     }
 }
 
-/// An address where nobody listens.
+/// An address where nobody listens, nor will: it is taken.
 pub fn closed() -> SocketAddr {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    std::mem::forget(socket);
+    address
+}
+
+/// An address where nobody listens yet.
+pub fn free() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
