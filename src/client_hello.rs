@@ -403,6 +403,14 @@ mod tests {
     }
 
     #[test]
+    fn a08_session_ids_have_at_most_32_bytes() {
+        for length in 0..=40 {
+            let hello = Hello { session_id: vec![7; length], ..Hello::to("a.example") };
+            assert_eq!(ClientHello::parse(&hello.message()).is_ok(), length <= 32, "{length}");
+        }
+    }
+
+    #[test]
     fn a_name_is_read_wherever_it_stands() {
         let last = Hello::to("a.example");
         let first = Hello::new().first_extension(sample::SERVER_NAME, server_name_list(&[(0, b"A.Example.")]));
