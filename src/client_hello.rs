@@ -403,6 +403,23 @@ mod tests {
     }
 
     #[test]
+    fn a21_grease_is_no_version() {
+        let highest = |first: u16| {
+            let versions = [first.to_be_bytes(), [3, 3]].concat();
+            let message =
+                Hello { extensions: None, ..Hello::new() }.extension(43, [&[4][..], &versions].concat()).message();
+            ClientHello::parse(&message).unwrap().highest_version()
+        };
+        for nibble in 0..16 {
+            let byte = nibble << 4 | 0x0a;
+            assert_eq!(highest(byte << 8 | byte), 0x0303);
+        }
+        for other in [0x0a1a, 0x1a0a, 0x0b0b, 0xaaab, 0x0304] {
+            assert_eq!(highest(other), other, "{other:#06x}");
+        }
+    }
+
+    #[test]
     fn a08_session_ids_have_at_most_32_bytes() {
         for length in 0..=40 {
             let hello = Hello { session_id: vec![7; length], ..Hello::to("a.example") };

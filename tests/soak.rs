@@ -109,8 +109,7 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
     eventually("all are accepted, and what is left is idle", || {
         let ended = sum("snigate_connections_total") as u64;
         assert!(ended + IDLE_STREAMS as u64 <= made_connections, "none is counted twice");
-        ended + IDLE_STREAMS as u64 == made_connections
-            && sum("snigate_connections_active") as usize == IDLE_STREAMS
+        ended + IDLE_STREAMS as u64 == made_connections && sum("snigate_connections_active") as usize == IDLE_STREAMS
     });
     for direction in ["received", "sent"] {
         let bytes = router.metric(&format!("snigate_bytes_total{{route=\"{NAME}\",direction=\"{direction}\"}}"));
