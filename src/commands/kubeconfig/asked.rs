@@ -46,8 +46,8 @@ impl<'c> Clients<'c> {
         if let Some(name) = wanted {
             if !self.lead_here(Some(name)) {
                 bail!(
-                    "clients that ask for `{name}` {}; add it to `sni` of the route `{route}`, or expected {}",
-                    self.fate(Some(name)),
+                    "clients that ask for `{name}` {}; expected {}, or `{name}` added to `sni` of the route `{route}`",
+                    self.fate(wanted),
                     self.names()
                 );
             }
