@@ -60,9 +60,7 @@ impl<'c> Clients<'c> {
             return Ok(None);
         }
         if let Some(name) = carried.iter().find(|name| self.lead_here(Some(name))) {
-            notes.push(format!(
-                "`tls-server-name` is a name that the certificate is known to carry and the route `{route}` has."
-            ));
+            notes.push("`tls-server-name`: the certificate carries it, or it would not be verified already.".into());
             return Ok(Some(name.clone()));
         }
         if let Some(name) = carried.first() {
@@ -90,7 +88,7 @@ impl<'c> Clients<'c> {
         Ok(Some(name.into()))
     }
 
-    /// With what they could verify there.
+    /// If they ask for this name, or for none.
     fn lead_here(&self, name: Option<&str>) -> bool {
         self.led_to(name).is_some_and(|route| route.name == self.route.name)
     }

@@ -5,6 +5,7 @@ mod existing;
 mod server;
 mod trust;
 
+use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -42,17 +43,20 @@ pub(super) fn run(options: &Kubeconfig) -> anyhow::Result<ExitCode> {
     let mut place: Mapping = [("server".into(), server.to_string().into())].into_iter().collect();
     place.extend(name.map(|name| ("tls-server-name".into(), name.into())));
     place.extend(trust.entry());
-    let document = match existing {
-        Some(existing) => existing.rewrite(place, &mut notes)?,
-        None => {
-            notes.push("It has no credentials: add a user, or rewrite a kubeconfig that has one with --from.".into());
-            new(cluster.unwrap_or(&route.name), place)
-        }
+    let document = if let Some(existing) = existing {
+        existing.rewrite(place, &mut notes)?
+    } else {
+        notes.push("It has no credentials: add a user, or rewrite a kubeconfig that has one with --from.".into());
+        new(cluster.unwrap_or(&route.name), place)
     };
     // What the operator has named may hold what ends a comment.
     let ends_line = |character: char| character.is_control() || "\u{2028}\u{2029}".contains(character);
-    let notes: String = notes.iter().map(|note| format!("# {}\n", note.replace(ends_line, " "))).collect();
-    std::io::stdout().write_all((notes + &yaml::document(&document)?).as_bytes())?;
+    let mut text = String::new();
+    for note in notes {
+        writeln!(text, "# {}", note.replace(ends_line, " "))?;
+    }
+    text.push_str(&yaml::document(&document)?);
+    std::io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
