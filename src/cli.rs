@@ -5,8 +5,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use snigate::config;
-use snigate::name::NamePattern;
+use snigate::name::{NamePattern, ServerName};
 use snigate::upstream::Destination;
+
+use crate::commands::Server;
 
 /// One address for the Kubernetes APIs of many clusters: routes TLS connections by the name their client asks for,
 /// without terminating TLS.
@@ -32,6 +34,8 @@ pub(crate) enum Command {
     Plan(Plan),
     /// Translate the configuration of another proxy; what cannot be carried over stands in comments, with the reason
     Import(Import),
+    /// Print a kubeconfig that leads to a cluster through the router
+    Kubeconfig(Kubeconfig),
     /// Show it at work: two throwaway clusters behind one address, and clients that reach them
     #[cfg(feature = "demo")]
     Demo(Demo),
@@ -118,6 +122,35 @@ pub(crate) enum ImportFrom {
     Nginx,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Kubeconfig {
+    /// The route, or a name in its `sni`
+    #[arg(value_name = "NAME")]
+    pub(crate) route: String,
+    /// The configuration
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// How clients reach the router; unless given, by the route's first exact name and its listener's port
+    #[arg(long, value_name = "URL")]
+    pub(crate) server: Option<Server>,
+    /// Rewrite this kubeconfig: all but where one of its clusters is stays as it is; - for standard input
+    #[arg(long, value_name = "KUBECONFIG")]
+    pub(crate) from: Option<PathBuf>,
+    /// What the cluster is called; unless given, as the route is, and with --from the one of its current context
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cluster: Option<String>,
+    /// The cluster's CA; unless given, the `ca_file` of the route's health check
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure_skip_tls_verify")]
+    pub(crate) ca: Option<PathBuf>,
+    /// The name that kubectl asks for and verifies in place of the URL's; unless given, one that is known to do where
+    /// the URL's does not
+    #[arg(long, value_name = "NAME", value_parser = server_name)]
+    pub(crate) tls_server_name: Option<String>,
+    /// Have kubectl believe any certificate
+    #[arg(long)]
+    pub(crate) insecure_skip_tls_verify: bool,
+}
+
 #[cfg(feature = "demo")]
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
@@ -153,4 +186,8 @@ fn route(text: &str) -> Result<(NamePattern, Destination), String> {
     let (name, endpoint) = text.split_once('=').ok_or("expected NAME=HOST:PORT")?;
     let name = NamePattern::parse(name).map_err(|error| error.to_string())?;
     Ok((name, endpoint.parse()?))
+}
+
+fn server_name(text: &str) -> Result<String, String> {
+    ServerName::parse(text.as_bytes()).map(|name| name.to_string()).map_err(|error| error.to_string())
 }

@@ -13,6 +13,7 @@ mod health;
 mod hello;
 mod import;
 mod interop;
+mod kubeconfig;
 mod lifecycle;
 mod migrating;
 mod names;

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use snigate::client_hello::{Alpn, ClientHello, Framing, Parsed, SupportedVersions};
 use snigate::config::Config;
 use snigate::name::ServerName;
-use snigate::route::{Client, MatchedBy, RouteTable};
+use snigate::route::{Client, MatchedBy};
 
+use super::route_table;
 use crate::cli::Explain;
 
 /// No hello is longer, whatever the configuration says.
@@ -121,11 +122,7 @@ fn describe(hello: &ClientHello<'_>) -> Explanation {
 
 impl Explanation {
     fn find_route(&mut self, config: &Config, client: &Client<'_>) {
-        let mut table = RouteTable::default();
-        for (number, route) in config.routes.iter().enumerate() {
-            // The configuration is valid, so there are no conflicts.
-            let _ = table.insert(&route.patterns, &route.matchers, &number);
-        }
+        let table = route_table(config);
         let Some(found) = table.find(client) else {
             self.reason = Some(match client.server_name {
                 Some(_) => "no route has the name, and none takes all names".into(),

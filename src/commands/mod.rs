@@ -5,11 +5,17 @@ mod check;
 mod demo;
 mod explain;
 mod import;
+mod kubeconfig;
 mod plan;
 mod run;
+mod yaml;
 
 use std::process::ExitCode;
 
+use snigate::config::Config;
+use snigate::route::RouteTable;
+
+pub(crate) use self::kubeconfig::Server;
 use crate::cli::{Arguments, Command};
 
 /// A configuration is valid and would not be taken all the same.
@@ -24,7 +30,18 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Explain(options) => explain::run(&options),
         Command::Plan(options) => plan::run(&options),
         Command::Import(options) => import::run(&options),
+        Command::Kubeconfig(options) => kubeconfig::run(&options),
         #[cfg(feature = "demo")]
         Command::Demo(options) => demo::run(&options),
     }
+}
+
+/// Leads to the numbers of routes.
+fn route_table(config: &Config) -> RouteTable<usize> {
+    let mut table = RouteTable::default();
+    for (number, route) in config.routes.iter().enumerate() {
+        // The configuration is valid, so there are no conflicts.
+        let _ = table.insert(&route.patterns, &route.matchers, &number);
+    }
+    table
 }

@@ -7,6 +7,7 @@ use snigate::name::NamePattern;
 use super::draft::{Check, Draft, Frontend, Sources, TlsCheck, Upstream};
 use super::routes::Route;
 use super::values::span;
+use crate::commands::yaml::scalar;
 
 /// Whether CA files are named, or left out so that the rest can be checked without them.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -177,52 +178,4 @@ fn write_check(text: &mut String, check: &Check, ca_files: CaFiles) -> std::fmt:
         }
     }
     Ok(())
-}
-
-/// Text that YAML reads as this text, also within brackets.
-fn scalar(text: &str) -> String {
-    let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_./:@".contains(character);
-    let begins_well = text.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '/');
-    if begins_well && text.chars().all(is_plain) && !text.ends_with(':') && !is_another_type(text) {
-        return text.into();
-    }
-    let mut quoted = String::from("\"");
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => quoted.extend(['\\', character]),
-            ' '..='~' => quoted.push(character),
-            _ => {
-                let _ = write!(quoted, "\\U{:08X}", u32::from(character));
-            }
-        }
-    }
-    quoted + "\""
-}
-
-fn is_another_type(text: &str) -> bool {
-    let words = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
-    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || b"_:".contains(&byte));
-    let has_base = ["0x", "0o", "0b"].iter().any(|base| text.starts_with(base));
-    words.iter().any(|word| text.eq_ignore_ascii_case(word))
-        || text.parse::<f64>().is_ok()
-        || is_number(text)
-        || has_base
-}
-
-#[cfg(test)]
-mod tests {
-    use super::scalar;
-
-    #[test]
-    fn text_is_quoted_where_yaml_would_read_something_else() {
-        for plain in ["a.example.com", "10.0.0.1:6443", "10.0.0.0/8", "/etc/ca.pem", "fe-2", "24h"] {
-            assert_eq!(scalar(plain), plain);
-        }
-        for quoted in
-            ["*.a", "[::]:6443", "::/0", "a: b", "a b", "12", "1e3", "0x1f", "true", "Off", "", "-", "a#", "a:"]
-        {
-            assert_eq!(scalar(quoted), format!("\"{quoted}\""));
-        }
-        assert_eq!(scalar("a\"\\\n"), "\"a\\\"\\\\\\U0000000A\"");
-    }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
@@ -133,6 +133,11 @@ async fn ask(pool: &Pool, endpoint: &Endpoint, check: &HealthCheck, note: &mut O
 /// Whether a file has certificates that can be trusted: what is wrong with it, otherwise.
 pub fn read_roots(path: &Path) -> Result<(), String> {
     probe::read_roots(path).map(drop)
+}
+
+/// The certificates in a PEM file, at least one: what is wrong with it, otherwise.
+pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    probe::read_certificates(path)
 }
 
 #[cfg(test)]

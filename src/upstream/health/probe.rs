@@ -175,7 +175,7 @@ fn client(tls: &TlsCheck) -> Result<(ClientConfig, Arc<Verifier>), String> {
     Ok((config, verifier))
 }
 
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let in_file = |error: &rustls::pki_types::pem::Error| format!("{}: {}", path.display(), pem(error));
     let certificates: Result<Vec<_>, _> =
         CertificateDer::pem_file_iter(path).map_err(|error| in_file(&error))?.collect();

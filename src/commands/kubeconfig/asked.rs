@@ -1,0 +1,119 @@
+//! Which name kubectl has to ask for, so that it is led to the route and can verify who answers.
+
+use anyhow::{Context, bail};
+use snigate::client_hello::Alpn;
+use snigate::config::{Config, Route};
+use snigate::name::ServerName;
+use snigate::route::{Client, RouteTable};
+
+use super::exact_names;
+use super::server::Server;
+use crate::commands::route_table;
+
+/// What kubectl offers.
+const ALPN: &[u8] = b"\x02h2\x08http/1.1";
+
+/// Clients that come to the router for one route.
+pub(super) struct Clients<'c> {
+    config: &'c Config,
+    table: RouteTable<usize>,
+    route: &'c Route,
+    listener: usize,
+}
+
+impl<'c> Clients<'c> {
+    pub(super) fn of(config: &'c Config, route: &'c Route, server: &Server) -> Self {
+        let numbers: Vec<usize> = match &route.matchers.listeners {
+            Some(numbers) => numbers.to_vec(),
+            None => (0..config.listeners.len()).collect(),
+        };
+        // A balancer in front may have a port of its own.
+        let same_port = numbers.iter().find(|number| config.listeners[**number].address.port() == server.port);
+        let listener = same_port.or(numbers.first()).copied().unwrap_or(0);
+        Self { config, table: route_table(config), route, listener }
+    }
+
+    /// The `tls-server-name` they need. `wanted`: by the operator; `carried`: those that the certificate is known to
+    /// carry, the best first, none where nobody verifies it.
+    pub(super) fn tls_server_name(
+        &self,
+        server: &Server,
+        wanted: Option<&str>,
+        carried: &[String],
+        notes: &mut Vec<String>,
+    ) -> anyhow::Result<Option<String>> {
+        let route = &self.route.name;
+        if let Some(name) = wanted {
+            if !self.lead_here(Some(name)) {
+                bail!(
+                    "clients that ask for `{name}` {}; expected {}, or `{name}` added to `sni` of the route `{route}`",
+                    self.fate(wanted),
+                    self.names()
+                );
+            }
+            return Ok(Some(name.into()));
+        }
+        let host = server.name.as_deref();
+        let host_leads_here = self.lead_here(host);
+        let is_carried = host.is_some_and(|host| carried.iter().any(|name| name == host));
+        if host_leads_here && (is_carried || carried.is_empty()) {
+            return Ok(None);
+        }
+        if let Some(name) = carried.iter().find(|name| self.lead_here(Some(name))) {
+            notes.push("`tls-server-name`: the certificate carries it, or it would not be verified already.".into());
+            return Ok(Some(name.clone()));
+        }
+        if let Some(name) = carried.first() {
+            notes.push(format!(
+                "The certificate is known to carry `{name}`, which does not lead to the route `{route}`. Should kubectl \
+                 find it not valid for the name in use, add `{name}` to the route's `sni`, and make this again."
+            ));
+        }
+        if host_leads_here {
+            return Ok(None);
+        }
+        let name = exact_names(self.route).find(|name| self.lead_here(Some(name)));
+        let name = name.with_context(|| {
+            format!(
+                "clients of {server} ask for {}, and {}; expected another --server, or --tls-server-name NAME where NAME is {}",
+                host.map_or("no name".into(), |host| format!("`{host}`")),
+                self.fate(host),
+                self.names()
+            )
+        })?;
+        notes.push(match host {
+            Some(host) => format!("`tls-server-name` leads to the route `{route}`, which `{host}` does not."),
+            None => "`tls-server-name` is there as kubectl asks for no name where the server is an address.".into(),
+        });
+        Ok(Some(name.into()))
+    }
+
+    /// If they ask for this name, or for none.
+    fn lead_here(&self, name: Option<&str>) -> bool {
+        self.led_to(name).is_some_and(|route| route.name == self.route.name)
+    }
+
+    fn led_to(&self, name: Option<&str>) -> Option<&Route> {
+        let server_name = name.map(|name| ServerName::parse(name.as_bytes())).transpose().ok()?;
+        let client = Client { server_name, alpn: Alpn::from_list(ALPN).ok(), listener: self.listener };
+        self.table.find(&client).map(|found| &self.config.routes[*found.target])
+    }
+
+    fn fate(&self, name: Option<&str>) -> String {
+        match self.led_to(name) {
+            Some(route) => format!("are led to the route `{}`", route.name),
+            None => "are refused".into(),
+        }
+    }
+
+    /// What the route has.
+    fn names(&self) -> String {
+        match &self.route.patterns[..] {
+            [] => "one that no other route has".into(),
+            patterns => {
+                let patterns: Vec<String> = patterns.iter().map(ToString::to_string).collect();
+                format!("one of {}", patterns.join(", "))
+            }
+        }
+    }
+}

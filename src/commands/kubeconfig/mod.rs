@@ -1,0 +1,113 @@
+//! `snigate kubeconfig`
+
+mod asked;
+mod existing;
+mod server;
+mod trust;
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use rustls::pki_types::ServerName;
+use serde_yaml::{Mapping, Value};
+use snigate::config::{Config, Route};
+use snigate::name::NamePattern;
+
+use self::asked::Clients;
+use self::existing::Existing;
+pub(crate) use self::server::Server;
+use self::trust::Trust;
+use super::yaml;
+use crate::cli::Kubeconfig;
+
+/// How many routes are named to who names none of them.
+const TOLD: usize = 20;
+
+pub(super) fn run(options: &Kubeconfig) -> anyhow::Result<ExitCode> {
+    let config = Config::load(&options.config)?;
+    let route = find_route(&config, &options.route)?;
+    let cluster = options.cluster.as_deref();
+    let existing = options.from.as_ref().map(|path| Existing::read(path, cluster)).transpose()?;
+    let server = options.server.clone().map_or_else(|| Server::of_route(&config, route), Ok)?;
+    let trust = Trust::choose(options, route, existing.as_ref())?;
+    let carried = match trust {
+        Trust::Anyone => Vec::new(),
+        Trust::Authority(_) | Trust::System => known_names(route, existing.as_ref()),
+    };
+    let mut notes = vec![format!("Made by `snigate kubeconfig`: to the route `{}` through the router.", route.name)];
+    let wanted = options.tls_server_name.as_deref();
+    let name = Clients::of(&config, route, &server).tls_server_name(&server, wanted, &carried, &mut notes)?;
+
+    let mut place: Mapping = [("server".into(), server.to_string().into())].into_iter().collect();
+    place.extend(name.map(|name| ("tls-server-name".into(), name.into())));
+    place.extend(trust.entry());
+    let document = if let Some(existing) = existing {
+        existing.rewrite(place, &mut notes)?
+    } else {
+        notes.push("It has no credentials: add a user, or rewrite a kubeconfig that has one with --from.".into());
+        new(cluster.unwrap_or(&route.name), place)
+    };
+    // What the operator has named may hold what ends a comment.
+    let ends_line = |character: char| character.is_control() || "\u{2028}\u{2029}".contains(character);
+    let mut text = String::new();
+    for note in notes {
+        writeln!(text, "# {}", note.replace(ends_line, " "))?;
+    }
+    text.push_str(&yaml::document(&document)?);
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn find_route<'c>(config: &'c Config, name: &str) -> anyhow::Result<&'c Route> {
+    if let Some(route) = config.routes.iter().find(|route| route.name == name) {
+        return Ok(route);
+    }
+    let pattern = NamePattern::parse(name).ok();
+    let has_it = |route: &&Route| pattern.as_ref().is_some_and(|pattern| route.patterns.contains(pattern));
+    match &config.routes.iter().filter(has_it).collect::<Vec<_>>()[..] {
+        [route] => Ok(route),
+        [] => bail!("no route is named `{name}` or has it in `sni`; expected one of {}", names(config.routes.iter())),
+        several => bail!("several routes have `{name}` in `sni`; expected one of {}", names(several.iter().copied())),
+    }
+}
+
+fn names<'c>(routes: impl ExactSizeIterator<Item = &'c Route>) -> String {
+    let more = routes.len().saturating_sub(TOLD);
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    routes.take(TOLD).map(|route| &*route.name).collect::<Vec<_>>().join(", ") + &more
+}
+
+fn exact_names(route: &Route) -> impl Iterator<Item = &str> {
+    route.patterns.iter().filter_map(|pattern| match pattern {
+        NamePattern::Exact(name) => Some(&**name),
+        NamePattern::Suffix(_) => None,
+    })
+}
+
+/// Those that the API server's certificate carries, as somebody verifies them already.
+fn known_names(route: &Route, existing: Option<&Existing>) -> Vec<String> {
+    let check = route.upstream.health_check.as_ref().and_then(|check| check.tls.as_ref()?.verified_name.as_ref());
+    let checked = check.and_then(|name| match name {
+        ServerName::DnsName(name) => Some(name.as_ref().to_ascii_lowercase()),
+        _ => None,
+    });
+    existing.and_then(Existing::verified_name).into_iter().chain(checked).collect()
+}
+
+fn new(name: &str, place: Mapping) -> Mapping {
+    let map = |entries: Vec<(&str, Value)>| -> Mapping {
+        entries.into_iter().map(|(key, value)| (key.into(), value)).collect()
+    };
+    let entry = |kind: &str, value: Mapping| {
+        Value::Sequence(vec![map(vec![("name", name.into()), (kind, value.into())]).into()])
+    };
+    map(vec![
+        ("apiVersion", "v1".into()),
+        ("kind", "Config".into()),
+        ("clusters", entry("cluster", place)),
+        ("contexts", entry("context", map(vec![("cluster", name.into()), ("user", "".into())]))),
+        ("current-context", name.into()),
+    ])
+}
