@@ -26,7 +26,10 @@ fn the_configuration_is_valid_and_its_commands_work() {
     let typed: Vec<Vec<&str>> =
         commands.iter().map(|line| line.split('#').next().unwrap().split_whitespace().skip(1).collect()).collect();
     let run = |arguments: &[&str]| snigate().args(arguments).current_dir(directory.path()).output().unwrap();
-    assert_eq!(typed.iter().map(|arguments| arguments[0]).collect::<Vec<_>>(), ["check", "run", "explain", "plan"]);
+    assert_eq!(
+        typed.iter().map(|arguments| arguments[0]).collect::<Vec<_>>(),
+        ["check", "run", "explain", "plan", "kubeconfig"]
+    );
 
     let checked = run(&typed[0]);
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
@@ -35,6 +38,10 @@ fn the_configuration_is_valid_and_its_commands_work() {
     let planned = run(&["plan", "-c", typed[3][2], "--from", "snigate.yaml"]);
     assert!(String::from_utf8(planned.stdout).unwrap().contains("2 unchanged"));
     assert_eq!(typed[1], ["run", "-c", "snigate.yaml"], "runs in other tests, on ports that are free");
+    Authority::new().write(directory.path(), "dev-ca.pem");
+    let redirection = typed[4].iter().position(|word| *word == ">").unwrap();
+    let kubeconfig = String::from_utf8(run(&typed[4][..redirection]).stdout).unwrap();
+    assert!(kubeconfig.contains("server: https://dev.example.com:6443"), "{kubeconfig}");
 }
 
 #[test]
