@@ -132,7 +132,7 @@ pub fn proxy_header(received: &[u8]) {
         assert_eq!(proxy_protocol::parse(&received[..length]), Ok(None), "{length}");
     }
     for version in [Version::V1, Version::V2] {
-        let client = header.named.map(|named| proxy_protocol::Client { named, server_name: None, alpn: b"" });
+        let client = header.named.map(|named| proxy_protocol::Client { named, server_name: None, alpn: None });
         let written = proxy_protocol::header(version, client.as_ref());
         let again = proxy_protocol::parse(&written).unwrap().unwrap();
         assert_eq!((again.named, again.length), (header.named, written.len()));

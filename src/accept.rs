@@ -21,6 +21,9 @@ const BACKLOG: i32 = 4096;
 const MIN_BACK_OFF: Duration = Duration::from_millis(10);
 const MAX_BACK_OFF: Duration = Duration::from_millis(100);
 
+/// How often it is told that there is no permit.
+const FULL_AGAIN: Duration = Duration::from_millis(100);
+
 /// An address could not be listened on.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {error}{}", hint(.error))]
@@ -62,7 +65,7 @@ pub fn bind(address: SocketAddr, options: &TcpOptions) -> Result<TcpListener, Bi
 pub struct Events<F, G> {
     /// `accept` failed.
     pub failed: F,
-    /// All permits are taken.
+    /// All permits are taken, and somebody may be waiting.
     pub full: G,
 }
 
@@ -79,13 +82,7 @@ pub async fn run(
 ) {
     let mut back_off = MIN_BACK_OFF;
     while !stop.is_cancelled() {
-        if permits.available_permits() == 0 {
-            (events.full)();
-        }
-        let permit = tokio::select! {
-            Ok(permit) = Arc::clone(&permits).acquire_owned() => permit,
-            () = stop.cancelled() => break,
-        };
+        let Some(permit) = permit(&permits, &stop, &events.full).await else { break };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,
@@ -104,6 +101,20 @@ pub async fn run(
         }
     }
     serve_queue(listener, &permits, serve).await;
+}
+
+/// A permit, or nothing when it is to stop. While there is none, that is told again and again.
+async fn permit(permits: &Arc<Semaphore>, stop: &CancellationToken, full: &impl Fn()) -> Option<OwnedSemaphorePermit> {
+    loop {
+        if permits.available_permits() == 0 {
+            full();
+        }
+        tokio::select! {
+            Ok(permit) = Arc::clone(permits).acquire_owned() => return Some(permit),
+            () = stop.cancelled() => return None,
+            () = sleep(FULL_AGAIN) => {}
+        }
+    }
 }
 
 /// For those in the queue to get a permit, when there is none left.

@@ -16,7 +16,7 @@ use crate::hello::Hello;
 use crate::proxy_protocol::{self, Named};
 use crate::refusal::{Refusal, Refuse};
 use crate::relay::{self, Deadlines, Ending, Engine, Event, Side};
-use crate::roster::{Member, Order};
+use crate::roster::{Member, Order, Wait};
 use crate::route::{Client, RouteTable};
 use crate::server_hello::Answer;
 use crate::upstream::{Connected, Upstream};
@@ -105,7 +105,7 @@ pub fn serve<P: Send>(
     let (refuse, engine, deadlines) = (snapshot.refuse, snapshot.engine, Arc::clone(&snapshot.deadlines));
     let mut account = Account::open(&snapshot.listener, canonical(peer));
     async move {
-        let waiting = membership.wait();
+        let waiting = membership.wait(Wait::Hello);
         // Boxed, as is all that is over when bytes are relayed.
         let mut hello = Box::new(Hello::new(snapshot.hello_limit));
         let way = Box::pin(async {
@@ -147,9 +147,10 @@ pub fn serve<P: Send>(
         let (upstream, place, _) = match &connected {
             Ok(connected) => connected,
             Err(refusal) => {
-                account.received(hello.received());
+                account.refused(hello.received());
+                drop(hello);
                 let refuse = if membership.order() == Order::Crowded { Refuse::Reset } else { refuse };
-                let lingering = membership.wait();
+                let lingering = membership.wait(Wait::Leave);
                 tokio::select! {
                     () = Box::pin(refusal.deliver(client, refuse)) => {}
                     _ = &mut membership => {}
@@ -186,8 +187,8 @@ pub fn serve<P: Send>(
         drop((client, connected, permit));
         let (outcome, closed_by) = outcome_of(ending, membership.order());
         account.end(outcome, closed_by);
-        if let Some(reason) = reason_of(ending, membership.order()) {
-            account.learn(|facts| facts.reason = Some(reason.into()));
+        if ending == Ending::Stopped && membership.order() == Order::Removed {
+            account.learn(|facts| facts.reason = Some("a reload has removed its route or endpoint".into()));
         }
     }
 }
@@ -218,7 +219,7 @@ fn announce(
     let arrived_at = named.map(|named| named.destination).or_else(|| client.local_addr().ok());
     let header = arrived_at.map(|destination| {
         let named = Named { source, destination: canonical(destination) };
-        let alpn = asked.alpn.map_or(&[][..], |alpn| alpn.as_list());
+        let alpn = asked.alpn.map(|alpn| alpn.as_list());
         proxy_protocol::Client { named, server_name: asked.server_name, alpn }
     });
     let header = proxy_protocol::header(version, header.as_ref());
@@ -270,19 +271,11 @@ fn outcome_of(ending: Ending, order: Order) -> (Outcome, ClosedBy) {
         Ending::Dead(side) => (Outcome::PeerDead, by(side)),
         Ending::IdleTimeout => (Outcome::IdleTimeout, ClosedBy::Us),
         Ending::HalfCloseTimeout => (Outcome::HalfCloseTimeout, ClosedBy::Us),
-        Ending::NoRoom => (Outcome::OverLimit, ClosedBy::Us),
         Ending::Stopped => match order {
-            Order::Drain | Order::Removed | Order::Crowded => (Outcome::Drained, ClosedBy::Us),
+            Order::Drain | Order::Removed => (Outcome::Drained, ClosedBy::Us),
             Order::EndpointGone => (Outcome::CutEndpoint, ClosedBy::Us),
+            Order::Crowded => (Outcome::OverLimit, ClosedBy::Us),
         },
-    }
-}
-
-fn reason_of(ending: Ending, order: Order) -> Option<&'static str> {
-    match (ending, order) {
-        (Ending::NoRoom, _) => Some("a side does not read, and too many bytes are held already (limits.held_bytes)"),
-        (Ending::Stopped, Order::Removed) => Some("a reload has removed its route or endpoint"),
-        _ => None,
     }
 }
 
@@ -290,9 +283,10 @@ fn reason_of(ending: Ending, order: Order) -> Option<&'static str> {
 fn refusal_of(order: Order) -> Refusal {
     match order {
         Order::Drain | Order::Removed | Order::EndpointGone => Outcome::Drained.into(),
-        Order::Crowded => {
-            Refusal::because(Outcome::OverLimit, "of too many clients that have sent no hello it had waited longest")
-        }
+        Order::Crowded => Refusal::because(
+            Outcome::OverLimit,
+            "limits.connections is reached, and of those who have sent no hello it had waited longest",
+        ),
     }
 }
 

@@ -1,18 +1,19 @@
 //! Bytes that wait in our memory, for the rest of a hello or for a peer that does not take them, and how many of all
-//! connections together may. When there are too many, who wants to hold more is let go: those who came before stay.
+//! connections together should. When there are more, large hellos are refused, and less is read for slow readers.
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+// Of the process, as its memory is.
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static LIMIT: AtomicUsize = AtomicUsize::new(usize::MAX);
 
-/// How many bytes may be held.
+/// How many bytes should be held at the most.
 pub fn set_limit(bytes: usize) {
     LIMIT.store(bytes, Relaxed);
 }
 
-/// How many bytes may be held.
+/// How many bytes should be held at the most.
 #[must_use]
 pub fn limit() -> usize {
     LIMIT.load(Relaxed)
@@ -24,6 +25,11 @@ pub fn bytes() -> usize {
     HELD.load(Relaxed)
 }
 
+/// Whether so many more may be held.
+pub(crate) fn has_room_for(more: usize) -> bool {
+    bytes().saturating_add(more) <= limit()
+}
+
 /// There is no room for more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Full;
@@ -33,18 +39,18 @@ pub(crate) struct Full;
 pub(crate) struct Charge(usize);
 
 impl Charge {
-    pub(crate) fn bytes(&self) -> usize {
-        self.0
+    pub(crate) fn is_none(&self) -> bool {
+        self.0 == 0
     }
 
-    /// Some more, if there is room for them.
-    pub(crate) fn add(&mut self, bytes: usize) -> Result<(), Full> {
-        let before = HELD.fetch_add(bytes, Relaxed);
-        if before.saturating_add(bytes) > limit() {
-            HELD.fetch_sub(bytes, Relaxed);
-            return Err(Full);
+    /// From now on it is so many, if there is room for them.
+    pub(crate) fn grow_to(&mut self, bytes: usize) -> Result<(), Full> {
+        let more = bytes.saturating_sub(self.0);
+        let fits = |held: usize| held.checked_add(more).filter(|held| *held <= limit());
+        if more > 0 {
+            HELD.fetch_update(Relaxed, Relaxed, fits).map_err(|_| Full)?;
+            self.0 += more;
         }
-        self.0 += bytes;
         Ok(())
     }
 }
@@ -60,15 +66,6 @@ impl Drop for Charge {
 pub(crate) struct Held(Box<[u8]>);
 
 impl Held {
-    /// A copy of these bytes, if there is room for them.
-    pub(crate) fn copy(bytes: &[u8]) -> Result<Self, Full> {
-        let mut charge = Charge::default();
-        charge.add(bytes.len())?;
-        std::mem::forget(charge);
-        Ok(Self(bytes.into()))
-    }
-
-    /// These bytes, which are there already.
     pub(crate) fn of(bytes: impl Into<Box<[u8]>>) -> Self {
         let bytes = bytes.into();
         HELD.fetch_add(bytes.len(), Relaxed);

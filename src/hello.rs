@@ -19,7 +19,7 @@ pub struct Hello {
     charge: Charge,
 }
 
-/// So much of every hello may be held; more only as long as there is room. Most hellos are smaller.
+/// So much memory every hello may have; more only as long as there is room. Most hellos are smaller.
 const ALWAYS_HELD: usize = 2048;
 
 /// Why a hello did not come.
@@ -33,7 +33,7 @@ pub enum HelloError {
     Invalid(Reason),
     /// No header comes before it, where one should.
     ProxyHeader(proxy_protocol::Invalid),
-    /// It is large and slow, and there is no room for more of such.
+    /// It is large, and there is no room for more of such.
     NoRoom,
 }
 
@@ -72,7 +72,8 @@ impl Hello {
         while self.framing.advance(&self.received).map_err(HelloError::Invalid)? == Progress::Incomplete {
             self.read_more(client, self.limit).await?;
         }
-        Ok(())
+        // For as long as an endpoint is dialled. Who has waited with a large one is not refused at its end.
+        if self.charge.is_none() { self.hold() } else { Ok(()) }
     }
 
     /// Reads once, when there is something to read, until there are so many bytes at most.
@@ -90,11 +91,10 @@ impl Hello {
         }
     }
 
-    /// What has come must wait for the rest.
+    /// What has come must wait.
     fn hold(&mut self) -> Result<(), HelloError> {
-        let wanted = self.received.len().saturating_sub(ALWAYS_HELD);
-        let more = wanted.saturating_sub(self.charge.bytes());
-        if more > 0 { self.charge.add(more).map_err(|_| HelloError::NoRoom) } else { Ok(()) }
+        let memory = self.received.capacity() + self.framing.copied();
+        self.charge.grow_to(memory.saturating_sub(ALWAYS_HELD)).map_err(|_| HelloError::NoRoom)
     }
 
     fn read_once(&mut self, client: &TcpStream, limit: usize) -> io::Result<usize> {
@@ -102,6 +102,11 @@ impl Hello {
             let room = scratch.len().min(limit - self.received.len());
             let room = &mut scratch[..room];
             let length = try_read(client, room.len(), || rustix::io::read(client, &mut *room))?;
+            let known = self.received.len();
+            if known > 0 && known + length <= ALWAYS_HELD {
+                // The second segment of an ordinary hello: no more than it may have.
+                self.received.reserve_exact(ALWAYS_HELD - known);
+            }
             self.received.extend_from_slice(&room[..length]);
             Ok(length)
         })

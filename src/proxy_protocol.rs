@@ -180,7 +180,7 @@ pub struct Client<'a> {
     /// What it asks for.
     pub server_name: Option<ServerName<'a>>,
     /// What it offers: a `ProtocolNameList` without its length (RFC 7301, section 3.1).
-    pub alpn: &'a [u8],
+    pub alpn: Option<&'a [u8]>,
 }
 
 /// More protocols than this are not passed on.
@@ -195,8 +195,10 @@ pub fn header(version: Version, client: Option<&Client<'_>>) -> Vec<u8> {
         Version::V1 => address.map_or_else(ProxyHeader::with_local, ProxyHeader::with_address).encode_v1(&mut bytes),
         Version::V2 => {
             let name = client.and_then(|client| client.server_name).map(|name| Tlv::Authority(name.to_string().into()));
-            let alpn = client.map(|client| client.alpn).filter(|alpn| (1..=MAX_ALPN).contains(&alpn.len()));
-            let tlvs = name.into_iter().chain(alpn.map(|alpn| Tlv::Alpn(alpn.into())));
+            let alpn = client.and_then(|client| client.alpn).filter(|list| list.len() <= MAX_ALPN);
+            // A copy of the extension, as section 2.2.1 has it: what will be chosen is not known yet.
+            let extension = |list: &[u8]| [&u16::try_from(list.len()).unwrap_or(0).to_be_bytes(), list].concat();
+            let tlvs = name.into_iter().chain(alpn.map(|list| Tlv::Alpn(extension(list).into())));
             ProxyHeader::with_tlvs(address, tlvs).encode_v2(&mut bytes)
         }
     };
@@ -311,21 +313,21 @@ mod tests {
     fn e08_what_is_written_is_read() {
         for version in [Version::V1, Version::V2] {
             for named in [named("192.0.2.1:1", "192.0.2.2:2"), named("[2001:db8::1]:1", "[2001:db8::2]:2")] {
-                let client = Client { named, server_name: ServerName::parse(b"a.example").ok(), alpn: b"\x02h2" };
+                let client = Client { named, server_name: ServerName::parse(b"a.example").ok(), alpn: Some(b"\x02h2") };
                 let bytes = header(version, Some(&client));
                 assert_eq!(parse(&bytes), Ok(Some(Header { named: Some(named), length: bytes.len() })));
             }
             let own = header(version, None);
             assert_eq!(parse(&own), Ok(Some(Header { named: None, length: own.len() })));
-            let mixed = Client { named: named("192.0.2.1:1", "[::1]:2"), server_name: None, alpn: b"" };
+            let mixed = Client { named: named("192.0.2.1:1", "[::1]:2"), server_name: None, alpn: None };
             assert_eq!(header(version, Some(&mixed)), own);
         }
         let client = Client {
             named: named("192.0.2.1:4660", "198.51.100.2:443"),
             server_name: ServerName::parse(b"A.example.").ok(),
-            alpn: b"\x02h2\x08http/1.1",
+            alpn: Some(b"\x02h2\x08http/1.1"),
         };
-        let tlvs = b"\x02\0\x09a.example\x01\0\x0c\x02h2\x08http/1.1";
+        let tlvs = b"\x02\0\x09a.example\x01\0\x0e\0\x0c\x02h2\x08http/1.1";
         assert_eq!(header(Version::V2, Some(&client)), binary(0x21, 0x11, &[&V4[..], tlvs].concat()));
         assert_eq!(header(Version::V1, Some(&client)), b"PROXY TCP4 192.0.2.1 198.51.100.2 4660 443\r\n");
     }

@@ -65,7 +65,8 @@ impl Refusal {
     /// Tells the client and closes.
     pub async fn deliver(&self, client: TcpStream, how: Refuse) {
         match how {
-            _ if self.outcome == Outcome::ClientGone => {}
+            // Who sends no PROXY header where one must be is not worth a place.
+            _ if matches!(self.outcome, Outcome::ClientGone | Outcome::ProxyHeader) => {}
             Refuse::Reset => relay::reset_on_close(&client),
             Refuse::Alert => {
                 if let Some(alert) = self.outcome.alert() {
@@ -111,7 +112,7 @@ impl From<HelloError> for Refusal {
             HelloError::Invalid(reason) => Invalid::from(reason).into(),
             HelloError::NoRoom => Self::because(
                 Outcome::OverLimit,
-                "its hello is large and slow, and too many bytes are held already (limits.held_bytes)",
+                "its hello is large, and too many bytes are held already (limits.held_bytes)",
             ),
             HelloError::ProxyHeader(reason) => Self::because(Outcome::ProxyHeader, reason.to_string()),
         }

@@ -5,9 +5,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use slab::Slab;
 use tokio::sync::oneshot::{self, Receiver, Sender};
+use tokio::time::Instant;
 
 use crate::upstream::EndpointId;
 
@@ -20,9 +22,12 @@ pub enum Order {
     Removed,
     /// Its endpoint is gone.
     EndpointGone,
-    /// Too many wait like it, and it has waited longest.
+    /// There is no place for others, and it only waits.
     Crowded,
 }
+
+/// So long a hello is awaited although there is no place for others: a round trip of anybody.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Who is here. Until it is told to end, this costs a connection no lock per poll, and some 80 bytes.
 #[derive(Debug, Default)]
@@ -30,16 +35,14 @@ pub struct Roster {
     members: Mutex<Members>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Members {
     present: Slab<Entry>,
     closed: bool,
-    /// Those that wait and, until they are found in it, some that no longer do; who came last is at the end.
-    queue: VecDeque<(u32, u64)>,
-    waiting: usize,
-    most_waiting: usize,
-    /// Who has begun to wait so far.
-    turns: u64,
+    /// Those whose hello is awaited.
+    expected: Queue,
+    /// Those that have been refused, and have not gone yet.
+    leaving: Queue,
 }
 
 #[derive(Debug)]
@@ -51,61 +54,84 @@ struct Entry {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// It has not said what it wants, or does not go; since this turn.
-    Waiting(u64),
+    /// Waiting in one of the queues.
+    Waiting(Wait, Instant),
     OnTheWay,
     At(EndpointId),
 }
 
-impl Default for Members {
-    fn default() -> Self {
-        Self {
-            present: Slab::new(),
-            closed: false,
-            queue: VecDeque::new(),
-            waiting: 0,
-            most_waiting: usize::MAX,
-            turns: 0,
-        }
-    }
+/// What a connection waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// For its client's hello.
+    Hello,
+    /// For its client to go.
+    Leave,
+}
+
+/// Who waits, and since when; who came last is at the end.
+#[derive(Debug, Default)]
+struct Queue {
+    /// And some that wait no more, until they are found in it.
+    entries: VecDeque<(u32, Instant)>,
+    waiting: usize,
 }
 
 impl Members {
-    fn wait(&mut self, number: u32) -> Option<u64> {
-        let entry = self.present.get_mut(number as usize)?;
-        self.turns += 1;
-        let turn = self.turns;
-        entry.stage = Stage::Waiting(turn);
-        self.waiting += 1;
-        if self.queue.len() > 2 * self.waiting + 64 {
-            let present = &self.present;
-            self.queue.retain(|(number, turn)| waits(present, *number, *turn));
+    fn queue(&mut self, wait: Wait) -> (&mut Slab<Entry>, &mut Queue) {
+        match wait {
+            Wait::Hello => (&mut self.present, &mut self.expected),
+            Wait::Leave => (&mut self.present, &mut self.leaving),
         }
-        self.queue.push_back((number, turn));
-        while self.waiting > self.most_waiting
-            && let Some((number, turn)) = self.queue.pop_front()
-        {
-            self.wait_no_more(number, turn, Some(Order::Crowded));
-        }
-        Some(turn)
     }
 
-    fn wait_no_more(&mut self, number: u32, turn: u64, order: Option<Order>) {
-        let Some(entry) = self.present.get_mut(number as usize) else { return };
-        if entry.stage != Stage::Waiting(turn) {
-            return;
+    fn begin(&mut self, number: u32, wait: Wait) -> Instant {
+        let since = Instant::now();
+        let (present, queue) = self.queue(wait);
+        if let Some(entry) = present.get_mut(number as usize) {
+            debug_assert!(!matches!(entry.stage, Stage::Waiting(..)), "it waits for one thing at a time");
+            entry.stage = Stage::Waiting(wait, since);
+            queue.waiting += 1;
+            if queue.entries.len() > 2 * queue.waiting + 64 {
+                queue.entries.retain(|(number, since)| waits(present, *number, wait, *since));
+            }
+            queue.entries.push_back((number, since));
         }
-        entry.stage = Stage::OnTheWay;
-        self.waiting -= 1;
-        if let Some((sender, order)) = order.and_then(|order| Some((entry.sender.take()?, order))) {
-            // It has just gone, otherwise.
-            let _ = sender.send(order);
+        since
+    }
+
+    fn end(&mut self, number: u32, wait: Wait, since: Instant) -> bool {
+        let (present, queue) = self.queue(wait);
+        let is_there = waits(present, number, wait, since);
+        if is_there {
+            queue.waiting -= 1;
+            present[number as usize].stage = Stage::OnTheWay;
+        }
+        is_there
+    }
+
+    /// Tells whoever has waited longest to go; whether there was somebody who has waited for so long.
+    fn dismiss(&mut self, wait: Wait, at_least: Duration) -> bool {
+        loop {
+            let Some((number, since)) = self.queue(wait).1.entries.front().copied() else { return false };
+            let (present, queue) = self.queue(wait);
+            if waits(present, number, wait, since) && since.elapsed() < at_least {
+                return false;
+            }
+            queue.entries.pop_front();
+            if !self.end(number, wait, since) {
+                continue;
+            }
+            // It has been told something else already, otherwise.
+            if let Some(sender) = self.present[number as usize].sender.take() {
+                return sender.send(Order::Crowded).is_ok();
+            }
         }
     }
 }
 
-fn waits(present: &Slab<Entry>, number: u32, turn: u64) -> bool {
-    present.get(number as usize).is_some_and(|entry| entry.stage == Stage::Waiting(turn))
+fn waits(present: &Slab<Entry>, number: u32, wait: Wait, since: Instant) -> bool {
+    present.get(number as usize).is_some_and(|entry| entry.stage == Stage::Waiting(wait, since))
 }
 
 impl Entry {
@@ -138,9 +164,12 @@ impl Roster {
         Member { told, order: None, number, roster: Arc::clone(self) }
     }
 
-    /// From now on so many may wait; when there are more, those that have waited longest are told to end.
-    pub fn let_wait(&self, most: usize) {
-        self.members().most_waiting = most;
+    /// There is no place for another one: whoever was refused and has not gone, or whose hello has been awaited longest, is
+    /// told to end. A hello is awaited for a second at least, unless more than `most` are.
+    pub fn make_room(&self, most: usize) {
+        let mut members = self.members();
+        let patience = if members.expected.waiting > most { Duration::ZERO } else { PATIENCE };
+        let _ = members.dismiss(Wait::Leave, Duration::ZERO) || members.dismiss(Wait::Hello, patience);
     }
 
     /// Tells all that are here, and all that will come, to end.
@@ -195,9 +224,9 @@ impl Member {
 
     /// From now on, until what is returned is dropped, the connection waits for its client.
     #[must_use]
-    pub fn wait(&self) -> Waiting {
-        let turn = self.roster.members().wait(self.number).unwrap_or(0);
-        Waiting { turn, number: self.number, roster: Arc::clone(&self.roster) }
+    pub fn wait(&self, wait: Wait) -> Waiting {
+        let since = self.roster.members().begin(self.number, wait);
+        Waiting { wait, since, number: self.number, roster: Arc::clone(&self.roster) }
     }
 
     /// The connection has reached this endpoint.
@@ -211,14 +240,15 @@ impl Member {
 /// A connection waits for its client, for as long as it has this.
 #[derive(Debug)]
 pub struct Waiting {
-    turn: u64,
+    wait: Wait,
+    since: Instant,
     number: u32,
     roster: Arc<Roster>,
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.roster.members().wait_no_more(self.number, self.turn, None);
+        self.roster.members().end(self.number, self.wait, self.since);
     }
 }
 
@@ -239,9 +269,8 @@ impl Future for Member {
 impl Drop for Member {
     fn drop(&mut self) {
         let mut members = self.roster.members();
-        let gone = members.present.try_remove(self.number as usize);
-        if gone.is_some_and(|entry| matches!(entry.stage, Stage::Waiting(_))) {
-            members.waiting -= 1;
+        if let Some(Entry { stage: Stage::Waiting(wait, _), .. }) = members.present.try_remove(self.number as usize) {
+            members.queue(wait).1.waiting -= 1;
         }
     }
 }
@@ -264,34 +293,41 @@ mod tests {
         assert!(roster.members().present.is_empty());
     }
 
-    #[tokio::test]
+    fn is_told(member: &mut Member) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        Pin::new(member).poll(&mut cx).is_ready()
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a16_who_has_waited_longest_makes_room() {
         let roster = Arc::new(Roster::default());
-        roster.let_wait(2);
-        let is_told = |member: &mut Member| {
-            let mut cx = Context::from_waker(std::task::Waker::noop());
-            Pin::new(member).poll(&mut cx).is_ready()
-        };
-        let mut members: Vec<Member> = (0..5).map(|_| roster.enter()).collect();
-        let first = members[0].wait();
-        let second = members[1].wait();
+        let mut members: Vec<Member> = (0..6).map(|_| roster.enter()).collect();
+        let first = members[0].wait(Wait::Hello);
+        let _second = members[1].wait(Wait::Hello);
         drop(first);
-        let third = members[2].wait();
-        assert!(!members.iter_mut().any(is_told), "the first has said what it wants");
-        let fourth = members[3].wait();
-        assert!(is_told(&mut members[1]) && members[1].order() == Order::Crowded);
+        let _third = members[2].wait(Wait::Hello);
+        roster.make_room(2);
+        assert!(!members.iter_mut().any(is_told), "they have come just now");
+        roster.make_room(1);
+        assert!(is_told(&mut members[1]) && members[1].order() == Order::Crowded, "two are too many");
         assert!(!is_told(&mut members[1]), "once");
-        let again = members[0].wait();
-        assert!(is_told(&mut members[2]) && !is_told(&mut members[3]));
-        drop((second, third, fourth));
-        assert_eq!(roster.members().waiting, 1);
+        tokio::time::advance(PATIENCE).await;
+        let _fourth = members[3].wait(Wait::Hello);
+        let _refused = members[4].wait(Wait::Leave);
+        roster.make_room(9);
+        assert!(is_told(&mut members[4]), "who was refused goes first");
+        roster.make_room(9);
+        assert!(is_told(&mut members[2]) && !is_told(&mut members[3]), "then who has waited a second");
+        roster.make_room(9);
+        assert!(!is_told(&mut members[3]));
         for _ in 0..1000 {
-            drop(members[4].wait());
+            tokio::time::advance(Duration::from_micros(1)).await;
+            drop(members[5].wait(Wait::Hello));
         }
-        assert!(roster.members().queue.len() < 100, "what is over is forgotten");
-        drop(members.remove(0));
-        drop(again);
-        assert_eq!(roster.members().waiting, 0);
+        assert!(roster.members().expected.entries.len() < 100, "what is over is forgotten");
+        members.clear();
+        let members = roster.members();
+        assert_eq!((members.expected.waiting, members.leaving.waiting), (0, 0));
     }
 
     #[tokio::test]
@@ -309,8 +345,7 @@ mod tests {
         let [there, elsewhere] = members;
         assert_eq!(there.await, Order::EndpointGone);
         for mut member in [elsewhere, nowhere] {
-            let mut cx = Context::from_waker(std::task::Waker::noop());
-            assert!(Pin::new(&mut member).poll(&mut cx).is_pending());
+            assert!(!is_told(&mut member));
         }
     }
 }

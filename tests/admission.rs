@@ -101,6 +101,13 @@ fn b22_a_route_has_no_more_connections_than_it_may() {
     router.reload(&text(3));
     let third = connect();
     assert_eq!(Client::send(router.address(), &hello).rest().0, alert(OVER_LIMIT));
+    // Those that are refused and do not go take no place either.
+    let refused = || {
+        let mut client = Client::send(router.address(), &hello);
+        assert_eq!(client.read(7), alert(OVER_LIMIT));
+        client
+    };
+    let lingering = [refused(), refused(), refused()];
     drop(held);
     eventually("their places are free", || {
         Client::send(router.address(), &hello)
@@ -110,6 +117,7 @@ fn b22_a_route_has_no_more_connections_than_it_may() {
     });
     drop(third);
     connect();
+    drop(lingering);
 }
 
 #[test]

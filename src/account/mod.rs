@@ -38,6 +38,7 @@ pub struct Account {
     outcome: Outcome,
     closed_by: ClosedBy,
     has_complained: bool,
+    is_counted: bool,
 }
 
 /// What is learned of a connection on its way, each with the log field it becomes.
@@ -84,6 +85,7 @@ impl Account {
             outcome: Outcome::LocalError,
             closed_by: ClosedBy::Us,
             has_complained: false,
+            is_counted: true,
         }
     }
 
@@ -150,6 +152,14 @@ impl Account {
         self.facts.answer_took = Some(took.into());
     }
 
+    /// It is not served, after so many bytes, and takes no place of others while it leaves.
+    pub fn refused(&mut self, received: usize) {
+        self.received(received);
+        if std::mem::take(&mut self.is_counted) {
+            self.route.active.fetch_sub(1, Relaxed);
+        }
+    }
+
     /// Bytes came from the client.
     pub fn received(&mut self, bytes: usize) {
         self.received += bytes as u64;
@@ -178,7 +188,7 @@ impl Account {
         self.outcome == Outcome::ClientGone && self.received == 0
     }
 
-    fn refused(&self) -> Refused {
+    fn refusal(&self) -> Refused {
         Refused {
             at: SystemTime::now(),
             client: self.client,
@@ -244,11 +254,13 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        self.route.active.fetch_sub(1, Relaxed);
+        if self.is_counted {
+            self.route.active.fetch_sub(1, Relaxed);
+        }
         self.route.count(&self.listener.name, self.outcome);
         self.route.connection_seconds.observe(self.age().as_secs_f64());
         if self.outcome.is_refusal() && !self.is_bare() {
-            self.listener.counters.refusals.note(self.refused());
+            self.listener.counters.refusals.note(self.refusal());
         }
         if self.may_log() {
             self.log();

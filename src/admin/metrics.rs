@@ -113,7 +113,12 @@ impl Snapshot {
             ConstGauge::new(route.active.load(Relaxed)).encode(active.encode_family(&labels)?)?;
         }
         let bytes = whole(held::bytes() as u64);
-        gauge(encoder, "snigate_held_bytes", "Bytes held for peers that do not take them", bytes)?;
+        gauge(
+            encoder,
+            "snigate_held_bytes",
+            "Bytes held for the rest of hellos and for peers that do not take them",
+            bytes,
+        )?;
         let limit = whole(held::limit() as u64);
         gauge(encoder, "snigate_held_bytes_limit", "How many bytes may be held", limit)?;
         let limit = whole(self.counters.connections_limit.load(Relaxed));

@@ -115,6 +115,12 @@ impl Framing {
         }
     }
 
+    /// How many bytes of memory it has for what it has copied together.
+    #[must_use]
+    pub fn copied(&self) -> usize {
+        self.fragments.capacity()
+    }
+
     /// How many of the received bytes the hello took, once it is complete. What follows them (early data, say) is
     /// not looked at.
     #[must_use]

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::Engine;
 use super::pipe::Pipe;
-use crate::held::Held;
+use crate::held::{self, Held};
 use crate::tcp::{is_transient, try_read, with_scratch};
 
 /// A direction is bulk when so much has come in a row, in reads of at least [`BULK_READ`].
@@ -20,6 +20,9 @@ const BULK_READ: usize = 16 * 1024;
 
 /// More than fits into a pipe.
 const SPLICE_LENGTH: usize = 1 << 20;
+
+/// How much is read at a time while too many bytes are held already, by all connections together.
+const SMALL_READ: usize = 4096;
 
 /// One direction of a relay.
 #[derive(Debug)]
@@ -63,8 +66,6 @@ pub(super) enum Fault {
     Source(io::Error),
     /// The side written to is gone. It may have sent bytes before.
     Destination(io::Error),
-    /// The side written to does not take what has been read, and there is no room to hold it.
-    NoRoom,
 }
 
 impl Flow {
@@ -173,6 +174,9 @@ impl Flow {
         tell: &mut impl FnMut(Piece<'_>),
     ) -> Poll<Result<usize, Fault>> {
         with_scratch(|scratch| {
+            // What is not taken must be held. Where there is no room for much, less is read at a time.
+            let room = if held::has_room_for(scratch.len()) { scratch.len() } else { SMALL_READ };
+            let scratch = &mut scratch[..room];
             let length = ready!(poll_read(cx, from, scratch)).map_err(Fault::Source)?;
             let bytes = &scratch[..length];
             if length > 0 && !std::mem::replace(&mut self.has_begun, true) {
@@ -180,7 +184,7 @@ impl Flow {
             }
             let written = write(to, bytes, tell).map_err(Fault::Destination)?;
             if written < length {
-                self.state = State::holding(Held::copy(&bytes[written..]).map_err(|_| Fault::NoRoom)?);
+                self.state = State::holding(Held::of(&bytes[written..]));
             }
             Poll::Ready(Ok(length))
         })

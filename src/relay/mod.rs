@@ -3,8 +3,8 @@
 //! Every byte is delivered in order, both ways. A FIN is passed on after all bytes before it; a reset is passed on as
 //! a reset, after what had been received before it; an error in one direction does not discard what the other still
 //! holds. An idle connection holds no buffer: bytes pass through one per worker thread, and only what a slow
-//! reader has not taken is kept, at most 64 KiB per direction, during which nothing more is read for it. All connections
-//! together may keep so much ([`held`](crate::held)); who would keep more is reset.
+//! reader has not taken is kept, at most 64 KiB per direction, during which nothing more is read for it. When all connections
+//! together keep too much ([`held`](crate::held)), it is 4 KiB for those that come to it then.
 //!
 //! A direction that proves to be bulk is moved by splice(2), through a pipe that it has only while bytes are in it. What
 //! is in a pipe for a slow reader is the kernel's and at most 256 KiB of pages.
@@ -83,8 +83,6 @@ pub enum Ending {
     IdleTimeout,
     /// [`Deadlines::half_close`] has passed.
     HalfCloseTimeout,
-    /// A side does not take what was read for it, and there is no room to hold it.
-    NoRoom,
     /// `stop` was ready.
     Stopped,
 }
@@ -125,11 +123,6 @@ pub fn copy_bidirectional<'a>(
                 _ = stop => {}
             }
             reset_on_close(survivor);
-        }
-        if ending == Ending::NoRoom {
-            // Nor may it stay in the kernel's memory.
-            reset_on_close(relay.client);
-            reset_on_close(relay.upstream);
         }
         ending
     }
@@ -249,7 +242,6 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
                 flow.give_up();
                 self.fault.get_or_insert(fault(from.other(), &error));
             }
-            Poll::Ready(Err(Fault::NoRoom)) => self.end(Ending::NoRoom),
         }
     }
 
@@ -269,11 +261,7 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
 
     /// The side is gone, and all it sent has been read.
     fn lose(&mut self, side: Side, error: &io::Error) {
-        self.end(fault(side, error));
-    }
-
-    fn end(&mut self, ending: Ending) {
-        self.fault.get_or_insert(ending);
+        self.fault.get_or_insert(fault(side, error));
         self.up.give_up();
         self.down.give_up();
     }

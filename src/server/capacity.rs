@@ -1,4 +1,4 @@
-//! How many connections the descriptors of this process are enough for.
+//! How many connections the descriptors of this process are enough for, and its memory.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
-use super::StartError;
+use super::{StartError, memory};
 use crate::relay::{self, Engine};
 use crate::upstream::health::MAX_CHECKS;
 
@@ -56,8 +56,8 @@ pub(super) fn share(configured: Option<usize>, listeners: usize, engine: Engine)
             wanted
         }
         (Some(wanted), None) => wanted,
-        (None, Some(available)) => derived(available, reserved),
-        (None, None) => MAX_CONNECTIONS,
+        (None, Some(available)) => derived(available, reserved).min(memory::connections()).max(1),
+        (None, None) => MAX_CONNECTIONS.min(memory::connections()).max(1),
     };
     Ok(Share { connections, listeners, pipes, descriptors })
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use arc_swap::ArcSwap;
 use socket2::{SockRef, Socket};
@@ -118,7 +119,7 @@ impl Acceptor {
         let listener = socket.take()?;
         info!(listener = &*snapshot.load().listener.name, address = %socket.address, "listening");
         let Self { permits, counters, connections, roster } = self.clone();
-        let failures = Arc::clone(&counters);
+        let (failures, members) = (Arc::clone(&counters), Arc::clone(&roster));
         let failed = move |error: &io::Error| {
             let label = accept::error_label(error);
             if failures.accept_error(label) {
@@ -133,6 +134,9 @@ impl Acceptor {
             if counters.full() {
                 warn!("limits.connections is reached; new clients wait");
             }
+            // Whoever connects and says nothing leaves room for those who do.
+            let limit = usize::try_from(counters.connections_limit.load(Relaxed)).unwrap_or(usize::MAX);
+            members.make_room(limit / 2);
         };
         let events = accept::Events { failed, full };
         let stop = CancellationToken::new();

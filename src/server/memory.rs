@@ -10,11 +10,22 @@ const SHARE: u64 = 4;
 /// Less than this is no limit worth having: 64 KiB each for a hundred slow readers.
 const MIN_HELD: u64 = 8 * 1024 * 1024;
 
+/// An idle connection has half of this, most of it the kernel's; one that a client stalls in its hello no more.
+const PER_CONNECTION: u64 = 16 * 1024;
+
 /// How many bytes may be held where it is not configured.
 pub(super) fn held_bytes() -> usize {
+    usize::try_from((available() / SHARE).max(MIN_HELD)).unwrap_or(usize::MAX)
+}
+
+/// How many connections there is memory for.
+pub(super) fn connections() -> usize {
+    usize::try_from(available() / PER_CONNECTION).unwrap_or(usize::MAX)
+}
+
+fn available() -> u64 {
     let own = read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let available = cgroup_limit(Path::new("/sys/fs/cgroup"), &own).unwrap_or(u64::MAX).min(total());
-    usize::try_from((available / SHARE).max(MIN_HELD)).unwrap_or(usize::MAX)
+    cgroup_limit(Path::new("/sys/fs/cgroup"), &own).unwrap_or(u64::MAX).min(total())
 }
 
 fn total() -> u64 {

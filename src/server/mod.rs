@@ -287,8 +287,6 @@ impl Server {
         self.counters.reloads.digest.store(digest.unwrap_or(0), Relaxed);
         held::set_limit(held_bytes.unwrap_or_else(memory::held_bytes));
         self.capacity.set(prepared.share);
-        // Whoever connects and says nothing leaves room for those who do.
-        self.surroundings.roster.let_wait((self.capacity.connections / 2).max(1));
         self.counters.connections_limit.store(self.capacity.connections as u64, Relaxed);
         self.timeouts = timeouts;
 
