@@ -1,6 +1,7 @@
 //! `snigate doctor`
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use tempfile::TempDir;
 use crate::support::api_server::{ApiServer, Mood};
 use crate::support::backend::closed;
 use crate::support::tls::Authority;
-use crate::support::{Router, snigate};
+use crate::support::{Backend, Router, snigate};
 
 const NAME: &str = "localhost";
 
@@ -22,6 +23,7 @@ struct Case {
     listen: SocketAddr,
     names: &'static str,
     http: &'static str,
+    timeout: &'static str,
     more: String,
 }
 
@@ -35,7 +37,16 @@ impl Case {
         let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
         authority.write(directory.path(), "ca.pem");
         let server = ApiServer::start(&authority, NAME);
-        Self { authority, server, directory, listen: closed(), names: NAME, http: "", more: String::new() }
+        Self {
+            authority,
+            server,
+            directory,
+            listen: closed(),
+            names: NAME,
+            http: "",
+            timeout: "4s",
+            more: String::new(),
+        }
     }
 
     /// Before a running one with the same routes.
@@ -52,9 +63,9 @@ impl Case {
 
     fn config_at(&self, listen: &str) -> String {
         let ca = self.directory.path().join("ca.pem");
-        let Self { server, names, http, more, .. } = self;
+        let Self { server, names, http, timeout, more, .. } = self;
         format!(
-            "listen: {listen}\nroutes:\n  - name: dev\n    sni: [{names}]\n    upstream:\n      endpoints: \"{}\"\n      health_check: {{tls: {{ca_file: {}}}, http: {{{http}}}}}\n{more}",
+            "listen: {listen}\nroutes:\n  - name: dev\n    sni: [{names}]\n    upstream:\n      endpoints: \"{}\"\n      health_check: {{timeout: {timeout}, tls: {{ca_file: {}}}, http: {{{http}}}}}\n{more}",
             server.address(),
             ca.display(),
         )
@@ -165,13 +176,18 @@ fn a_name_that_is_not_covered_is_told_with_its_cures() {
 
 #[test]
 fn an_end_that_is_near_or_past_is_told() {
-    let case = Case::new();
+    let (case, _router) = Case::running();
     case.server.show(&case.authority.issue_for_days(NAME, 3));
     let told = case.doctor(&[]);
     told.is_well();
     assert!(told.says("expiry", "note").starts_with("the certificate expires on "), "{:#}", told.document);
     case.server.show(&case.authority.issue_expired(NAME));
-    assert_eq!(case.doctor(&[]).failure(), ("expiry", "the certificate has expired on 2021-01-01"));
+    let told = case.doctor(&[]);
+    assert_eq!(told.failure(), ("expiry", "the certificate has expired on 2021-01-01"));
+    assert!(told.says("through", "note").contains("which is not believed"), "{:#}", told.document);
+    case.server.show(&case.authority.issue_from(NAME, 4000));
+    let says = "the certificate is not valid before 4000-01-01: is a clock wrong?";
+    assert_eq!(case.doctor(&[]).failure(), ("expiry", says));
 }
 
 #[test]
@@ -180,6 +196,46 @@ fn a_closed_port_is_told() {
     let config = case.config().replace(&case.server.address().to_string(), &closed().to_string());
     let told = doctor(case.directory.path(), &config, &[]);
     assert_eq!(told.failure(), ("connect", "cannot be reached: connection refused"));
+}
+
+#[test]
+fn what_is_not_tls_is_told() {
+    let mut case = Case::new();
+    let talker = Backend::start(|mut stream| drop(stream.write_all(b"220 mail.example ESMTP\r\n")));
+    for (server, says) in [
+        (talker.address(), "what answers is not TLS"),
+        (Backend::start(drop).address(), "closes the connection instead of speaking TLS"),
+    ] {
+        let config = case.config().replace(&case.server.address().to_string(), &server.to_string());
+        assert_eq!(doctor(case.directory.path(), &config, &[]).failure(), ("tls", says));
+    }
+    case.server.be(Mood::Hang);
+    case.timeout = "200ms";
+    let says = "accepts connections, but does not speak TLS: no answer within 200ms";
+    assert_eq!(case.doctor(&[]).failure(), ("tls", says));
+}
+
+#[test]
+fn what_takes_the_route_is_asked_for() {
+    let case = Case::new();
+    for (own, others) in [
+        ("sni: [localhost]", ""),
+        ("sni: localhost\n    alpn: h2", "sni: localhost"),
+        ("sni: \"*.a.example\"", "sni: [a.example, \"*.example\"]"),
+        ("max_connections: 10", "sni: [localhost, \"*.example\"]"),
+    ] {
+        let other = closed();
+        let others = if others.is_empty() {
+            String::new()
+        } else {
+            format!("  - {{name: other, {others}, upstream: \"{other}\"}}\n")
+        };
+        let config = |listen: &str| case.config_at(listen).replace("sni: [localhost]", own) + &others;
+        let router = Router::start(&config("127.0.0.1:0"));
+        let told = doctor(case.directory.path(), &config(&router.address().to_string()), &["dev"]);
+        told.is_well();
+        assert_eq!(told.says("through", "ok"), "the same certificate as there; /readyz 200");
+    }
 }
 
 #[test]

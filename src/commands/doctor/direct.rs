@@ -61,8 +61,7 @@ pub(super) async fn examine(visit: Arc<Visit>, address: SocketAddr) -> (Vec<Chec
             Some(_) if certificate.as_ref().is_some_and(|one| now < one.begins || one.expires < now) => {}
             Some(reason) => checks.push(Check::new(Mark::Failed, "chain", address, reason).since(begun)),
             None => {
-                let says = format!("TLS fails: {}", said(error));
-                checks.push(Check::new(Mark::Failed, "tls", address, says).since(begun));
+                checks.push(Check::new(Mark::Failed, "tls", address, failed(error)).since(begun));
             }
         },
     }
@@ -101,16 +100,12 @@ fn session(stream: &TlsStream<TcpStream>) -> String {
 
 fn chain(visit: &Visit, address: SocketAddr, certificate: Option<&Certificate>) -> Check {
     let issuer = certificate.map_or("?", |certificate| &certificate.issuer);
-    match &visit.tls.ca_file {
-        Some(ca) => {
-            Check::new(Mark::Ok, "chain", address, format!("verifies against {}, issued by {issuer}", called(ca)))
-        }
-        None => {
-            let says =
-                format!("issued by {issuer}; not verified, because there is no `health_check.tls.ca_file`, nor --ca");
-            Check::new(Mark::Note, "chain", address, says)
-        }
-    }
+    let Some(ca) = &visit.tls.ca_file else {
+        let says =
+            format!("issued by {issuer}; not verified, because there is no `health_check.tls.ca_file`, nor --ca");
+        return Check::new(Mark::Note, "chain", address, says);
+    };
+    Check::new(Mark::Ok, "chain", address, format!("verifies against {}, issued by {issuer}", called(ca)))
 }
 
 /// Why the certificate was not believed, if that is what went wrong.
@@ -135,18 +130,30 @@ pub(super) fn untrusted(error: &io::Error, visit: &Visit, certificate: Option<&C
     })
 }
 
+/// Why there is no TLS, whoever was asked.
+pub(super) fn failed(error: &io::Error) -> String {
+    match error.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(rustls::Error::InvalidMessage(_)) => "what answers is not TLS".into(),
+        Some(rustls::Error::AlertReceived(alert)) => format!("TLS is refused with the alert {alert:?}"),
+        _ if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+            "closes the connection instead of speaking TLS".into()
+        }
+        _ => format!("TLS fails: {}", said(error)),
+    }
+}
+
 /// Whether clients that ask for the route's names will believe it.
 fn names(wanted: &[NamePattern], address: SocketAddr, certificate: &Certificate) -> Option<Check> {
     let first = wanted.first()?;
     let missing: Vec<&NamePattern> = certificate.not_covered(wanted).collect();
-    let is_exact = |name: &&&NamePattern| matches!(name, NamePattern::Exact(_));
+    let is_exact = |name: &NamePattern| matches!(name, NamePattern::Exact(_));
     let carried = carried(certificate);
     if missing.is_empty() {
         return Some(Check::new(Mark::Ok, "names", address, format!("the certificate is for {carried}")));
     }
     // Who has an alias for `tls-server-name` in `sni` knows that the other names are not covered.
-    let has_alias = wanted.iter().any(|name| is_exact(&&name) && certificate.covers(name));
-    let is_failure = missing.iter().any(|name| is_exact(&name)) && !has_alias;
+    let has_alias = wanted.iter().any(|name| is_exact(name) && certificate.covers(name));
+    let is_failure = missing.iter().any(|name| is_exact(name)) && !has_alias;
     let alias = certificate.names.iter().find(|name| NamePattern::parse(name).is_ok() && !name.starts_with("*."));
     let alias = alias.map_or("NAME", |name| name);
     let listed: Vec<String> = missing.iter().take(MAX_NAMES).map(ToString::to_string).collect();

@@ -1,6 +1,7 @@
 //! `snigate doctor`: every step from a client to its API servers.
 
 mod direct;
+mod entrance;
 mod report;
 mod through;
 mod visit;

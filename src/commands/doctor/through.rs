@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use rustls::AlertDescription;
 use rustls::pki_types::ServerName;
-use snigate::upstream::health::{Handshake, read_token, request, said};
+use snigate::upstream::health::{Handshake, read_token, request};
 use snigate::upstream::{Certificate, Finding};
 use tokio::time::timeout;
 
-use super::direct::untrusted;
+use super::direct::{failed, untrusted};
 use super::report::{Check, Mark};
 use super::visit::{Visit, late};
 
@@ -27,28 +27,28 @@ pub(super) async fn examine(visit: Arc<Visit>, door: SocketAddr, shown: Arc<Vec<
 }
 
 async fn ask(visit: &Visit, door: SocketAddr, shown: &[Certificate]) -> (Mark, String) {
-    let failed = |says: String| (Mark::Failed, says);
+    let wrong = |says: String| (Mark::Failed, says);
     let client = match visit.client().await {
         Ok(client) => client.offering(offer(visit)),
-        Err(reason) => return failed(reason),
+        Err(reason) => return wrong(reason),
     };
     let stream = match visit.connect(door).await {
         Ok(stream) => stream,
-        Err(reason) => return failed(format!("does not accept connections any more: {reason}")),
+        Err(reason) => return wrong(format!("does not accept connections any more: {reason}")),
     };
     let local = stream.local_addr();
     let name = visit.asked_name.clone().unwrap_or_else(|| ServerName::from(door.ip()));
     let host = name.to_str().into_owned();
     let Handshake { certificate, stream } = client.handshake(name, stream).await;
+    let is_same = certificate.as_ref().is_some_and(|certificate| shown.iter().any(|one| one.is_same(certificate)));
     let stream = match stream {
         Ok(stream) => stream,
         Err(error) => {
             let is_admitted = local.is_ok_and(|local| visit.admits(door, local));
-            return refused(&error, visit, certificate.as_ref(), is_admitted);
+            return refused(&error, visit, certificate.as_ref(), is_same, is_admitted);
         }
     };
 
-    let is_same = certificate.is_some_and(|certificate| shown.iter().any(|one| one.is_same(&certificate)));
     let what = match (is_same, &visit.tls.ca_file) {
         (true, _) => "the same certificate as there",
         (false, Some(_)) => "another certificate than the endpoints show, of the same CA",
@@ -59,7 +59,7 @@ async fn ask(visit: &Visit, door: SocketAddr, shown: &[Certificate]) -> (Mark, S
             );
         }
         (false, None) => {
-            return failed(
+            return wrong(
                 "another certificate than the endpoints show: does the running snigate have another configuration?"
                     .into(),
             );
@@ -72,7 +72,7 @@ async fn ask(visit: &Visit, door: SocketAddr, shown: &[Certificate]) -> (Mark, S
     let mark = if is_same { Mark::Ok } else { Mark::Note };
     let token = match visit.http.token_file.as_deref().map(read_token).transpose() {
         Ok(token) => token,
-        Err(reason) => return failed(reason),
+        Err(reason) => return wrong(reason),
     };
     match request(stream, &host, &visit.http, token).await {
         Ok(None) => (mark, format!("{what}; {} 200", visit.http.path)),
@@ -96,9 +96,19 @@ fn offer(visit: &Visit) -> Vec<Vec<u8>> {
     }
 }
 
-fn refused(error: &io::Error, visit: &Visit, certificate: Option<&Certificate>, is_admitted: bool) -> (Mark, String) {
+fn refused(
+    error: &io::Error,
+    visit: &Visit,
+    certificate: Option<&Certificate>,
+    is_same: bool,
+    is_admitted: bool,
+) -> (Mark, String) {
     if let Some(reason) = untrusted(error, visit, certificate) {
-        return (Mark::Failed, reason);
+        return if is_same {
+            (Mark::Note, "the same certificate as there, which is not believed, so nothing was asked".into())
+        } else {
+            (Mark::Failed, reason)
+        };
     }
     let alert = error.get_ref().and_then(|error| match error.downcast_ref() {
         Some(rustls::Error::AlertReceived(alert)) => Some(*alert),
@@ -119,11 +129,10 @@ fn refused(error: &io::Error, visit: &Visit, certificate: Option<&Certificate>, 
         Some(AlertDescription::InternalError) => {
             "the running snigate reaches no endpoint of the route, or is at one of its limits (internal_error): its log says which".into()
         }
-        Some(alert) => format!("TLS is refused: {alert:?}"),
         None if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
             format!("closed without a word: has the running snigate a route for {name}? (`refuse` says how it refuses)")
         }
-        None => format!("TLS fails: {}", said(error)),
+        _ => failed(error),
     };
     (Mark::Failed, says)
 }

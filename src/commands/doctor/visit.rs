@@ -1,7 +1,7 @@
 //! One route, from the names that clients ask for to what answers them.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinError;
 use tokio::time::timeout;
 
+use super::entrance::{Door, door, given_door, name_leads_here};
 use super::report::{Check, Mark, Report};
 use super::{all, direct, through};
 
@@ -46,7 +47,8 @@ impl Here {
         }
     }
 
-    fn has(&self, address: IpAddr) -> bool {
+    /// Whether it is an address of this machine.
+    pub(super) fn has(&self, address: IpAddr) -> bool {
         address.is_loopback() || self.addresses.contains(&address.to_canonical())
     }
 }
@@ -187,80 +189,6 @@ pub(super) fn late(within: Duration) -> String {
     format!("no answer within {}", humantime::format_duration(within))
 }
 
-/// Where a client may connect to.
-struct Door {
-    check: Check,
-    /// `None`: the way through it is not to be tried.
-    open: Option<SocketAddr>,
-}
-
-async fn given_door(visit: Arc<Visit>, address: SocketAddr) -> Door {
-    let begun = Instant::now();
-    match visit.connect(address).await {
-        Ok(_) => Door {
-            check: Check::new(Mark::Ok, "listener", address, "accepts connections").since(begun),
-            open: Some(address),
-        },
-        Err(reason) => Door {
-            check: Check::new(Mark::Failed, "listener", address, format!("does not accept connections: {reason}"))
-                .since(begun),
-            open: None,
-        },
-    }
-}
-
-async fn door(visit: Arc<Visit>, number: usize) -> Door {
-    let Listener { name, address, balancers, .. } = &visit.here.listeners[number];
-    if address.port() == 0 {
-        let says = "the kernel chooses its port, so the way through it is not checked; where is it? (--through)";
-        return Door { check: Check::new(Mark::Note, "listener", name, says), open: None };
-    }
-    let mut target = *address;
-    if target.ip().is_unspecified() {
-        // [::] takes IPv4, too.
-        target.set_ip(Ipv4Addr::LOCALHOST.into());
-    }
-    let begun = Instant::now();
-    let (mark, says, open) = match visit.connect(target).await {
-        Ok(_) if balancers.is_some() => {
-            let says = "accepts connections, but only of balancers that name the client (`accept_proxy`), so the way through it is not checked; where is one? (--through)";
-            (Mark::Note, says.into(), None)
-        }
-        Ok(_) => (Mark::Ok, "accepts connections".into(), Some(target)),
-        Err(reason) => {
-            let says = format!("snigate does not run here, so the way through it is not checked: {reason}");
-            (Mark::Note, says, None)
-        }
-    };
-    Door { check: Check::new(mark, "listener", address, says).since(begun), open }
-}
-
-async fn name_leads_here(here: Arc<Here>, name: String) -> Check {
-    let begun = Instant::now();
-    let (mark, says) = match lookup(&name, 0).await {
-        Err(error) => {
-            (Mark::Note, format!("does not resolve, so clients have to find it another way: {}", unresolved(&error)))
-        }
-        Ok(addresses) => {
-            let ips: Vec<IpAddr> = addresses.iter().map(SocketAddr::ip).collect();
-            let elsewhere: Vec<IpAddr> = ips.iter().copied().filter(|ip| !here.has(*ip)).collect();
-            let resolves = format!("resolves to {}", list(&ips));
-            if elsewhere.is_empty() {
-                (Mark::Ok, format!("{resolves}: this machine"))
-            } else if here.through.is_some_and(|through| elsewhere == [through.ip()]) {
-                (Mark::Ok, format!("{resolves}: where --through leads"))
-            } else {
-                let what = if elsewhere.len() == 1 { "is not an address" } else { "are no addresses" };
-                (
-                    Mark::Note,
-                    format!("{resolves}; {} {what} of this machine, which is fine behind a balancer", list(&elsewhere)),
-                )
-            }
-        }
-    };
-    Check::new(mark, "dns", name, says).since(begun)
-}
-
 /// The addresses of a destination; an address needs no check.
 async fn resolve(destination: Destination) -> (Option<Check>, Vec<SocketAddr>) {
     let begun = Instant::now();
@@ -276,11 +204,11 @@ async fn resolve(destination: Destination) -> (Option<Check>, Vec<SocketAddr>) {
 }
 
 /// What the resolver says, without how it was asked.
-fn unresolved(error: &io::Error) -> String {
+pub(super) fn unresolved(error: &io::Error) -> String {
     plain(error).trim_start_matches("failed to lookup address information: ").to_owned()
 }
 
-fn list(addresses: &[IpAddr]) -> String {
+pub(super) fn list(addresses: &[IpAddr]) -> String {
     let listed: Vec<String> = addresses.iter().take(MAX_LISTED).map(ToString::to_string).collect();
     match addresses.len().saturating_sub(MAX_LISTED) {
         0 => listed.join(", "),
