@@ -130,7 +130,7 @@ fn what_is_well_is_said_end_to_end() {
     assert_eq!(told.says("names", "ok"), "the certificate is for localhost");
     assert!(told.says("expiry", "ok").starts_with("the certificate is valid until "));
     assert_eq!(told.says("ready", "ok"), "/readyz 200");
-    assert_eq!(told.says("through", "ok"), "the same certificate as there; /readyz 200");
+    assert_eq!(told.says("through", "ok"), "the certificate of an endpoint; /readyz 200");
     for check in told.checks() {
         let is_timed = !matches!(check["step"].as_str().unwrap(), "chain" | "names" | "expiry");
         assert_eq!(check["took_ms"].is_u64(), is_timed, "{check}");
@@ -172,6 +172,14 @@ fn a_name_that_is_not_covered_is_told_with_its_cures() {
     assert!(told.says("names", "note").contains("set `tls-server-name: kubernetes` in kubeconfigs"));
     case.names = "localhost, kubernetes, \"*.localhost\"";
     assert!(case.doctor(&[]).says("names", "note").starts_with("the certificate is not for localhost, *.localhost,"));
+}
+
+#[test]
+fn a_name_that_the_check_wants_is_told() {
+    let case = Case::new();
+    let config = case.config().replace("ca.pem}", "ca.pem, server_name: kubernetes}");
+    let says = "the certificate is not for kubernetes (`health_check.tls.server_name`), but for localhost";
+    assert_eq!(doctor(case.directory.path(), &config, &[]).failure(), ("chain", says));
 }
 
 #[test]
@@ -234,7 +242,7 @@ fn what_takes_the_route_is_asked_for() {
         let router = Router::start(&config("127.0.0.1:0"));
         let told = doctor(case.directory.path(), &config(&router.address().to_string()), &["dev"]);
         told.is_well();
-        assert_eq!(told.says("through", "ok"), "the same certificate as there; /readyz 200");
+        assert_eq!(told.says("through", "ok"), "the certificate of an endpoint; /readyz 200");
     }
 }
 
@@ -244,7 +252,7 @@ fn a_cluster_that_is_not_ready_is_told() {
     case.server.be(Mood::Status(500, "[+]ping ok\n[-]etcd failed: reason withheld\nreadyz check failed"));
     let told = case.doctor(&[]);
     assert_eq!(told.failure(), ("ready", "not ready: /readyz 500: etcd"));
-    assert_eq!(told.says("through", "note"), "the same certificate as there; not ready: /readyz 500: etcd");
+    assert_eq!(told.says("through", "note"), "the certificate of an endpoint; not ready: /readyz 500: etcd");
 }
 
 #[test]
@@ -290,9 +298,11 @@ fn a_snigate_with_an_older_configuration_is_told() {
     let told = case.doctor(&["--through", &router.address().to_string()]);
     let expected = "the running snigate has no route for localhost (unrecognized_name): was it reloaded?";
     assert_eq!(told.failure(), ("through", expected));
-    let router = Router::start(&older.replace("routes:", "refuse: close\nroutes:"));
-    let told = case.doctor(&["--through", &router.address().to_string()]);
-    assert!(told.failure().1.starts_with("closed without a word: "), "{:#}", told.document);
+    for refuse in ["close", "reset"] {
+        let router = Router::start(&older.replace("routes:", &format!("refuse: {refuse}\nroutes:")));
+        let told = case.doctor(&["--through", &router.address().to_string()]);
+        assert!(told.failure().1.starts_with("closed without a word: "), "{:#}", told.document);
+    }
 }
 
 #[test]
@@ -325,7 +335,7 @@ fn without_a_ca_nothing_is_verified_and_another_certificate_is_seen() {
     let other = ApiServer::start(&Authority::new(), NAME);
     let told = doctor(case.directory.path(), &route(&other), &[]);
     let (step, says) = told.failure();
-    assert!(step == "through" && says.starts_with("another certificate than the endpoints show"), "{says}");
+    assert!(step == "through" && says.starts_with("a certificate that no endpoint has shown: "), "{says}");
 }
 
 #[test]

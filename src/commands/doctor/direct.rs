@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,7 +17,6 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
-use super::called;
 use super::report::{Check, Mark};
 use super::visit::{Visit, late};
 
@@ -105,13 +105,13 @@ fn chain(visit: &Visit, address: SocketAddr, certificate: Option<&Certificate>) 
             format!("issued by {issuer}; not verified, because there is no `health_check.tls.ca_file`, nor --ca");
         return Check::new(Mark::Note, "chain", address, says);
     };
-    Check::new(Mark::Ok, "chain", address, format!("verifies against {}, issued by {issuer}", called(ca)))
+    Check::new(Mark::Ok, "chain", address, format!("verifies against {}, issued by {issuer}", ca.display()))
 }
 
 /// Why the certificate was not believed, if that is what went wrong.
 pub(super) fn untrusted(error: &io::Error, visit: &Visit, certificate: Option<&Certificate>) -> Option<String> {
     let rustls::Error::InvalidCertificate(reason) = error.get_ref()?.downcast_ref()? else { return None };
-    let ca = visit.tls.ca_file.as_deref().map_or("`ca_file`".into(), called);
+    let ca = visit.tls.ca_file.as_deref().unwrap_or(Path::new("`ca_file`")).display();
     let issuer = certificate.map_or("?", |certificate| &certificate.issuer);
     Some(match reason {
         CertificateError::UnknownIssuer => format!("the certificate was issued by {issuer}, which is not in {ca}"),
@@ -135,16 +135,22 @@ pub(super) fn failed(error: &io::Error) -> String {
     match error.get_ref().and_then(|error| error.downcast_ref()) {
         Some(rustls::Error::InvalidMessage(_)) => "what answers is not TLS".into(),
         Some(rustls::Error::AlertReceived(alert)) => format!("TLS is refused with the alert {alert:?}"),
-        _ if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
-            "closes the connection instead of speaking TLS".into()
-        }
+        _ if is_end(error) => "closes the connection instead of speaking TLS".into(),
         _ => format!("TLS fails: {}", said(error)),
     }
 }
 
+/// Whether the other end has left.
+pub(super) fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
 /// Whether clients that ask for the route's names will believe it.
 fn names(wanted: &[NamePattern], address: SocketAddr, certificate: &Certificate) -> Option<Check> {
-    let first = wanted.first()?;
+    if wanted.is_empty() {
+        return None;
+    }
     let missing: Vec<&NamePattern> = certificate.not_covered(wanted).collect();
     let is_exact = |name: &NamePattern| matches!(name, NamePattern::Exact(_));
     let carried = carried(certificate);
@@ -165,7 +171,7 @@ fn names(wanted: &[NamePattern], address: SocketAddr, certificate: &Certificate)
     let says = format!(
         "the certificate is not for {}, but for {carried}: add {} as a SAN to the API server's certificate, or set `tls-server-name: {alias}` in kubeconfigs{in_sni}",
         listed.join(", "),
-        if missing.len() == 1 { missing.first().unwrap_or(&first).to_string() } else { "them".into() },
+        if listed.len() == 1 { &listed[0] } else { "them" },
     );
     Some(Check::new(if is_failure { Mark::Failed } else { Mark::Note }, "names", address, says))
 }

@@ -17,21 +17,17 @@ pub(super) struct Door {
     pub(super) open: Option<SocketAddr>,
 }
 
+/// The one of `--through`.
 pub(super) async fn given_door(visit: Arc<Visit>, address: SocketAddr) -> Door {
     let begun = Instant::now();
-    match visit.connect(address).await {
-        Ok(_) => Door {
-            check: Check::new(Mark::Ok, "listener", address, "accepts connections").since(begun),
-            open: Some(address),
-        },
-        Err(reason) => Door {
-            check: Check::new(Mark::Failed, "listener", address, format!("does not accept connections: {reason}"))
-                .since(begun),
-            open: None,
-        },
-    }
+    let (mark, says, open) = match visit.connect(address).await {
+        Ok(_) => (Mark::Ok, "accepts connections".into(), Some(address)),
+        Err(reason) => (Mark::Failed, format!("does not accept connections: {reason}"), None),
+    };
+    Door { check: Check::new(mark, "listener", address, says).since(begun), open }
 }
 
+/// A listener, on this machine.
 pub(super) async fn door(visit: Arc<Visit>, number: usize) -> Door {
     let Listener { name, address, balancers, .. } = &visit.here.listeners[number];
     if address.port() == 0 {
@@ -58,6 +54,7 @@ pub(super) async fn door(visit: Arc<Visit>, number: usize) -> Door {
     Door { check: Check::new(mark, "listener", address, says).since(begun), open }
 }
 
+/// Whether clients that look the name up come here.
 pub(super) async fn name_leads_here(here: Arc<Here>, name: String) -> Check {
     let begun = Instant::now();
     let (mark, says) = match lookup(&name, 0).await {
@@ -74,10 +71,8 @@ pub(super) async fn name_leads_here(here: Arc<Here>, name: String) -> Check {
                 (Mark::Ok, format!("{resolves}: where --through leads"))
             } else {
                 let what = if elsewhere.len() == 1 { "is not an address" } else { "are no addresses" };
-                (
-                    Mark::Note,
-                    format!("{resolves}; {} {what} of this machine, which is fine behind a balancer", list(&elsewhere)),
-                )
+                let elsewhere = list(&elsewhere);
+                (Mark::Note, format!("{resolves}; {elsewhere} {what} of this machine, which is fine behind a balancer"))
             }
         }
     };

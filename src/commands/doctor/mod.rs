@@ -8,7 +8,6 @@ mod visit;
 
 use std::future::Future;
 use std::io::Write as _;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -102,9 +101,4 @@ where
         results.push(task.await?);
     }
     Ok(results)
-}
-
-/// How a file is called where it is spoken of.
-fn called(path: &Path) -> String {
-    path.display().to_string()
 }

@@ -11,7 +11,7 @@ use snigate::upstream::health::{Handshake, read_token, request};
 use snigate::upstream::{Certificate, Finding};
 use tokio::time::timeout;
 
-use super::direct::{failed, untrusted};
+use super::direct::{failed, is_end, untrusted};
 use super::report::{Check, Mark};
 use super::visit::{Visit, late};
 
@@ -49,27 +49,22 @@ async fn ask(visit: &Visit, door: SocketAddr, shown: &[Certificate]) -> (Mark, S
         }
     };
 
-    let what = match (is_same, &visit.tls.ca_file) {
-        (true, _) => "the same certificate as there",
-        (false, Some(_)) => "another certificate than the endpoints show, of the same CA",
+    let (mark, what) = match (is_same, &visit.tls.ca_file) {
+        (true, _) => (Mark::Ok, "the certificate of an endpoint"),
+        (false, Some(_)) if shown.is_empty() => (Mark::Ok, "a certificate that verifies"),
+        (false, Some(_)) => (Mark::Note, "a certificate that verifies, but that no endpoint has shown"),
         (false, None) if shown.is_empty() => {
-            return (
-                Mark::Note,
-                "answers; no endpoint has shown its certificate, so whose answer it is cannot be told".into(),
-            );
+            return (Mark::Note, "answers, but no endpoint has shown its certificate: whose answer is it?".into());
         }
         (false, None) => {
-            return wrong(
-                "another certificate than the endpoints show: does the running snigate have another configuration?"
-                    .into(),
-            );
+            let says = "a certificate that no endpoint has shown: does the running snigate have another configuration?";
+            return wrong(says.into());
         }
     };
     let (_, session) = stream.get_ref();
     if let Some(other) = session.alpn_protocol().filter(|protocol| *protocol != HTTP) {
-        return (Mark::Ok, format!("{what}; nothing was asked, since the route is for {}", other.escape_ascii()));
+        return (mark, format!("{what}; nothing was asked, since the route is for {}", other.escape_ascii()));
     }
-    let mark = if is_same { Mark::Ok } else { Mark::Note };
     let token = match visit.http.token_file.as_deref().map(read_token).transpose() {
         Ok(token) => token,
         Err(reason) => return wrong(reason),
@@ -105,7 +100,7 @@ fn refused(
 ) -> (Mark, String) {
     if let Some(reason) = untrusted(error, visit, certificate) {
         return if is_same {
-            (Mark::Note, "the same certificate as there, which is not believed, so nothing was asked".into())
+            (Mark::Note, "the certificate of an endpoint, which is not believed, so nothing was asked".into())
         } else {
             (Mark::Failed, reason)
         };
@@ -129,7 +124,7 @@ fn refused(
         Some(AlertDescription::InternalError) => {
             "the running snigate reaches no endpoint of the route, or is at one of its limits (internal_error): its log says which".into()
         }
-        None if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+        None if is_end(error) => {
             format!("closed without a word: has the running snigate a route for {name}? (`refuse` says how it refuses)")
         }
         _ => failed(error),

@@ -63,7 +63,7 @@ pub(super) struct Visit {
     pub(super) tls: TlsCheck,
     pub(super) http: HttpCheck,
     /// Whether the health check makes this request, too.
-    pub(super) is_asked: bool,
+    pub(super) is_checked: bool,
     /// For a handshake, and for a request.
     pub(super) patience: Duration,
 }
@@ -81,11 +81,11 @@ impl Visit {
         tls.ca_file = tls.ca_file.or_else(|| ca.map(Path::to_owned));
         tls.asked_name = tls.asked_name.or_else(|| asked_name.clone());
         let http = check.and_then(|check| check.http.clone());
-        let is_asked = http.is_some();
+        let is_checked = http.is_some();
         let path = hyper::Uri::from_static("/readyz");
         let http = http.unwrap_or(HttpCheck { path, token_file: None, unauthorized_is_alive: true });
         let patience = check.map_or(PATIENCE, |check| check.timeout);
-        Self { route: route.clone(), here: Arc::clone(here), asked_name, tls, http, is_asked, patience }
+        Self { route: route.clone(), here: Arc::clone(here), asked_name, tls, http, is_checked, patience }
     }
 
     pub(super) async fn examine(self: Arc<Self>) -> Result<Report, JoinError> {
@@ -136,14 +136,8 @@ impl Visit {
         let own = Own::new(&listeners);
         let (loops, addresses): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|address| own.is_led_to(*address));
         drop(own);
-        let looped = |address| {
-            Check::new(
-                Mark::Failed,
-                "connect",
-                address,
-                "is a listener of this snigate: connections would go in circles",
-            )
-        };
+        let says = "is a listener of this snigate: connections would go in circles";
+        let looped = |address| Check::new(Mark::Failed, "connect", address, says);
         checks.extend(loops.into_iter().map(looped));
         let mut certificates = Vec::new();
         for (found, certificate) in
@@ -179,9 +173,9 @@ impl Visit {
         self.route.sources.admit(ip) && listener.is_none_or(|listener| listener.sources.admit(ip))
     }
 
-    /// How sure a check is that something is wrong that the configuration does not ask for.
+    /// What the operator has not configured as a check need not be there.
     pub(super) fn mark_of_wrong_answer(&self) -> Mark {
-        if self.is_asked { Mark::Failed } else { Mark::Note }
+        if self.is_checked { Mark::Failed } else { Mark::Note }
     }
 }
 
