@@ -267,6 +267,10 @@ fn who_wants_to_know_who_asks_is_alive_and_a_token_is_not_shown() {
     let told = case.doctor(&[]);
     assert_eq!(told.says("ready", "ok"), "/readyz 200");
     assert!(!told.document.to_string().contains("s3cret"));
+
+    case.http = "";
+    case.server.demand(&case.authority.issue(NAME), &case.authority);
+    assert!(case.doctor(&[]).failure().1.ends_with("received fatal alert: CertificateRequired"));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! One health check: connect, and as far as it is asked for, TLS and a request.
 
+use std::error::Error;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::pin;
@@ -117,7 +118,11 @@ pub async fn request(
     http: &HttpCheck,
     token: Option<HeaderValue>,
 ) -> Result<Option<&'static str>, Finding> {
-    let wrong = |error: &dyn std::fmt::Display| Finding::Wrong(format!("HTTP: {error}"));
+    // What is behind it says more: an alert, for one, where a certificate of ours is wanted.
+    let wrong = |error: &dyn Error| match error.source() {
+        Some(cause) => Finding::Wrong(format!("HTTP: {error}: {cause}")),
+        None => Finding::Wrong(format!("HTTP: {error}")),
+    };
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| wrong(&error))?;
     let mut request = Request::get(http.path.clone())
         .header(HOST, host)
