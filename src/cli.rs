@@ -30,6 +30,8 @@ pub(crate) enum Command {
     },
     /// Say which route a client would take, and why
     Explain(Explain),
+    /// Look at every step from a client to its API servers, and say what is wrong; exits with 1 if anything is
+    Doctor(Doctor),
     /// Say what a reload to a configuration would do to a running instance; changes nothing
     Plan(Plan),
     /// Translate the configuration of another proxy; what cannot be carried over stands in comments, with the reason
@@ -86,6 +88,25 @@ pub(crate) struct Explain {
     /// The listener it arrives at; the first one unless given
     #[arg(long, value_name = "NAME")]
     pub(crate) listener: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// The configuration
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Only the routes with this name, or with it as `sni`
+    #[arg(value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+    /// Where the running snigate is reached, such as a balancer's address; its listeners on this machine unless given
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) through: Option<SocketAddr>,
+    /// The CAs of routes whose health check has no `ca_file`, as PEM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

@@ -6,6 +6,7 @@ mod abuse;
 mod admission;
 mod config;
 mod deploy;
+mod doctor;
 mod explain;
 mod faults;
 mod fuzz_seeds;

@@ -3,6 +3,7 @@
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
+mod doctor;
 mod explain;
 mod import;
 mod kubeconfig;
@@ -28,6 +29,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Run(options) => run::run(options),
         Command::Check { file } => check::run(&file),
         Command::Explain(options) => explain::run(&options),
+        Command::Doctor(options) => doctor::run(&options),
         Command::Plan(options) => plan::run(&options),
         Command::Import(options) => import::run(&options),
         Command::Kubeconfig(options) => kubeconfig::run(&options),

@@ -16,6 +16,8 @@ pub struct Certificate {
     pub names: Vec<String>,
     /// The addresses it is for.
     pub addresses: Vec<IpAddr>,
+    /// From when it is valid, in seconds since the epoch.
+    pub begins: i64,
     /// Until when it is valid, in seconds since the epoch.
     pub expires: i64,
     /// Who has issued it.
@@ -35,6 +37,7 @@ impl Certificate {
         let mut read = Self {
             names: Vec::new(),
             addresses: Vec::new(),
+            begins: certificate.validity().not_before.timestamp(),
             expires: certificate.validity().not_after.timestamp(),
             issuer: certificate.issuer().to_string(),
             key: certificate.public_key().raw.to_vec(),
@@ -68,7 +71,9 @@ impl Certificate {
         names.iter().filter(|name| !self.covers(name))
     }
 
-    fn is_same(&self, other: &Self) -> bool {
+    /// Whether it is the same one, and not one that was renewed.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
         self.key == other.key && self.expires == other.expires
     }
 }

@@ -64,8 +64,9 @@ impl Failure {
     }
 }
 
-/// Without the number.
-pub(super) fn plain(error: &io::Error) -> String {
+/// What the error says, without its number.
+#[must_use]
+pub fn plain(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or(&text).to_lowercase()
 }

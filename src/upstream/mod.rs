@@ -32,10 +32,11 @@ pub use self::certificate::Certificate;
 pub use self::condition::{Finding, State, Thresholds};
 pub use self::destination::Destination;
 pub use self::endpoint::{Endpoint, EndpointId, LastCheck, Place};
-pub use self::failure::{ConnectError, Failure};
+pub use self::failure::{ConnectError, Failure, plain};
 pub use self::health::{HealthCheck, HttpCheck, TlsCheck};
-pub use self::own::leads_to;
+pub use self::own::{Own, leads_to};
 use self::pool::Pool;
+pub use self::resolve::lookup;
 use crate::name::NamePattern;
 use crate::proxy_protocol;
 use crate::roster::Roster;
@@ -211,6 +212,7 @@ impl Upstream {
         let deadline = Instant::now() + budget.timeout;
         let endpoints = self.pool.endpoints_by(deadline).await;
         let turn = self.turn.fetch_add(1, Relaxed);
+        let tcp = **self.pool.surroundings.tcp.load();
         let mut failure = ConnectError::none();
         let mut tried = Vec::new();
         let mut trial = self.pool.trial(&endpoints);
@@ -220,13 +222,13 @@ impl Upstream {
             let place = Place::take(endpoint);
             let begun = Instant::now();
             let try_until = deadline.min(begun + budget.per_try);
-            let (kind, reason) = match timeout_at(try_until, self.connect_to(endpoint.address)).await {
+            let (kind, reason) = match timeout_at(try_until, connect_to(endpoint.address, &tcp)).await {
                 Ok(Ok(stream)) => {
                     endpoint.was_tried();
                     let passed_over = (failure.tries > 0).then_some(failure);
                     return Ok(Connected { stream, place, passed_over });
                 }
-                Ok(Err(error)) => (Failure::of(&error), failure::plain(&error)),
+                Ok(Err(error)) => (Failure::of(&error), plain(&error)),
                 Err(_) => (Failure::TimedOut, "no answer in time".into()),
             };
             endpoint.was_tried();
@@ -251,15 +253,6 @@ impl Upstream {
         }
         Err(failure)
     }
-
-    async fn connect_to(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        self.pool.surroundings.tcp.load().apply(&socket)?;
-        let stream = socket.connect(address).await?;
-        // The kernel may connect a port of this machine that nobody listens on to itself.
-        let is_itself = address.ip().is_loopback() && stream.local_addr().is_ok_and(|local| local == address);
-        if is_itself { Err(io::ErrorKind::ConnectionRefused.into()) } else { Ok(stream) }
-    }
 }
 
 impl Drop for Upstream {
@@ -269,6 +262,16 @@ impl Drop for Upstream {
             resolver.abort();
         }
     }
+}
+
+/// Connects to one address, as connections are.
+pub async fn connect_to(address: SocketAddr, tcp: &TcpOptions) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    tcp.apply(&socket)?;
+    let stream = socket.connect(address).await?;
+    // The kernel may connect a port of this machine that nobody listens on to itself.
+    let is_itself = address.ip().is_loopback() && stream.local_addr().is_ok_and(|local| local == address);
+    if is_itself { Err(io::ErrorKind::ConnectionRefused.into()) } else { Ok(stream) }
 }
 
 /// Give or take a tenth, so that what was configured together does not happen at the same moment for ever.

@@ -13,20 +13,24 @@ pub fn leads_to(address: SocketAddr, listener: SocketAddr) -> bool {
 }
 
 /// The same for all listeners, where this machine may be asked which addresses are its own: once, and only if it matters.
-pub(super) struct Own<'a> {
+#[derive(Debug)]
+pub struct Own<'a> {
     listeners: &'a [SocketAddr],
     addresses: LazyCell<Vec<IpAddr>>,
 }
 
 impl<'a> Own<'a> {
-    pub(super) fn new(listeners: &'a [SocketAddr]) -> Self {
+    /// Of these listeners.
+    #[must_use]
+    pub fn new(listeners: &'a [SocketAddr]) -> Self {
         // Where the kernel does not say, addresses are taken for somebody else's.
         let ask = || if_addrs::get_if_addrs().unwrap_or_default().iter().map(if_addrs::Interface::ip).collect();
         Self { listeners, addresses: LazyCell::new(ask) }
     }
 
     /// Whether a connection to `address` arrives at one of them.
-    pub(super) fn is_led_to(&self, address: SocketAddr) -> bool {
+    #[must_use]
+    pub fn is_led_to(&self, address: SocketAddr) -> bool {
         let same_port = || self.listeners.iter().filter(|listener| listener.port() == address.port());
         same_port().any(|listener| leads_to(address, *listener))
             || (same_port().any(|listener| listener.ip().is_unspecified())

@@ -24,6 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// all threads.
 const MAX_LOOKUPS: usize = 32;
 
+/// The addresses that a name stands for now.
+pub async fn lookup(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    timeout(PATIENCE, system(host.into(), port)).await.unwrap_or_else(|_| Err(late())).and_then(tidy)
+}
+
 /// Looks a name up and tells of every answer, until who is told wants no more. What is new about an answer is for it to
 /// see.
 pub(super) async fn run(

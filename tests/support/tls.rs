@@ -50,6 +50,11 @@ impl Authority {
         })
     }
 
+    /// One that is valid from this year on.
+    pub fn issue_from(&self, name: &str, year: i32) -> Issued {
+        self.issue_with(name, |parameters| parameters.not_before = rcgen::date_time_ymd(year, 1, 1))
+    }
+
     fn issue_with(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Issued {
         let mut parameters = CertificateParams::new([name.to_owned()]).unwrap();
         parameters.distinguished_name.push(DnType::CommonName, name);

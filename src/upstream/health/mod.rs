@@ -1,6 +1,7 @@
 //! Looks after one endpoint: asks it whether it is ready, lets its connections go when it is gone.
 
 mod probe;
+mod tls;
 mod verifier;
 
 use std::path::{Path, PathBuf};
@@ -11,6 +12,9 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
+
+pub use self::probe::{Answer, ask_once, read_token, request};
+pub use self::tls::{Handshake, TlsClient, said};
 
 use super::condition::Thresholds;
 use super::endpoint::Endpoint;
@@ -108,7 +112,7 @@ async fn ask(pool: &Pool, endpoint: &Endpoint, check: &HealthCheck, note: &mut O
     let Ok(_permit) = CHECKS.acquire().await else { return };
     let begun = Instant::now();
     let header = pool.setup.settings.proxy_protocol;
-    let probe::Answer { finding, certificate, note: new_note } = probe::run(endpoint.address, check, header).await;
+    let Answer { finding, certificate, note: new_note } = ask_once(endpoint.address, check, header).await;
     if finding.is_ok() {
         endpoint.was_checked(begun.elapsed());
     }
@@ -132,12 +136,12 @@ async fn ask(pool: &Pool, endpoint: &Endpoint, check: &HealthCheck, note: &mut O
 
 /// Whether a file has certificates that can be trusted: what is wrong with it, otherwise.
 pub fn read_roots(path: &Path) -> Result<(), String> {
-    probe::read_roots(path).map(drop)
+    tls::read_roots(path).map(drop)
 }
 
 /// The certificates in a PEM file, at least one: what is wrong with it, otherwise.
 pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    probe::read_certificates(path)
+    tls::read_certificates(path)
 }
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
 //! One health check: connect, and as far as it is asked for, TLS and a request.
 
-use std::io;
+use std::error::Error;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::pin;
-use std::sync::Arc;
 
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
@@ -12,20 +11,16 @@ use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, HOST, HeaderValue, USER_AGENT};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::super::certificate::Certificate;
 use super::super::condition::Finding;
 use super::super::failure::{self, Failure};
-use super::verifier::Verifier;
+use super::tls::{Handshake, TlsClient, said};
 use super::{HealthCheck, HttpCheck, TlsCheck};
 use crate::{proxy_protocol, relay};
 
@@ -33,16 +28,18 @@ use crate::{proxy_protocol, relay};
 const MAX_ANSWER: usize = 16 * 1024;
 
 /// What a check has brought.
-pub(super) struct Answer {
+#[derive(Debug)]
+pub struct Answer {
     /// An error is our own: there was no check.
-    pub(super) finding: Result<Finding, String>,
-    pub(super) certificate: Option<Certificate>,
+    pub finding: Result<Finding, String>,
+    /// As it was shown, whatever is to be thought of it.
+    pub certificate: Option<Certificate>,
     /// What the operator should know although it is no failure.
-    pub(super) note: Option<&'static str>,
+    pub note: Option<&'static str>,
 }
 
 /// Asks once. All of it has one deadline. `header`: how the endpoint wants to be told who is there, if it does.
-pub(super) async fn run(address: SocketAddr, check: &HealthCheck, header: Option<proxy_protocol::Version>) -> Answer {
+pub async fn ask_once(address: SocketAddr, check: &HealthCheck, header: Option<proxy_protocol::Version>) -> Answer {
     let mut answer = Answer { finding: Ok(Finding::Ready), certificate: None, note: None };
     let mut is_connected = false;
     let result = timeout(check.timeout, ask(address, check, header, &mut answer, &mut is_connected)).await;
@@ -83,24 +80,25 @@ async fn ask(
         sent.map_err(|error| Ok(Finding::Wrong(format!("PROXY header: {}", failure::plain(&error)))))?;
     }
     let (Some(tls), Some(credentials)) = (&check.tls, credentials) else { return Ok(()) };
-    let stream = handshake(address, stream, tls, credentials.config, &credentials.verifier, answer).await?;
-    match &check.http {
-        None => Ok(()),
-        Some(http) => request(address, stream, tls, http, credentials.token, answer).await,
-    }
+    let name = tls.asked_name.clone().unwrap_or_else(|| ServerName::from(address.ip()));
+    let host = tls.asked_name.as_ref().map_or_else(|| address.to_string(), |name| name.to_str().into_owned());
+    let Handshake { certificate, stream } = credentials.client.handshake(name, stream).await;
+    answer.certificate = certificate;
+    let stream = stream.map_err(|error| Ok(Finding::Wrong(format!("TLS: {}", said(&error)))))?;
+    let Some(http) = &check.http else { return Ok(()) };
+    answer.note = request(stream, &host, http, credentials.token).await.map_err(Ok)?;
+    Ok(())
 }
 
 /// What is read from files for every check: certificates and tokens are renewed under the same names.
 struct Credentials {
-    config: ClientConfig,
-    verifier: Arc<Verifier>,
+    client: TlsClient,
     token: Option<HeaderValue>,
 }
 
 impl Credentials {
     fn read(tls: &TlsCheck, token_file: Option<&Path>) -> Result<Self, String> {
-        let (config, verifier) = client(tls)?;
-        Ok(Self { config, verifier, token: token_file.map(read_token).transpose()? })
+        Ok(Self { client: TlsClient::read(tls)?, token: token_file.map(read_token).transpose()? })
     }
 }
 
@@ -113,107 +111,19 @@ async fn credentials(check: &HealthCheck) -> Result<Option<Credentials>, End> {
     read.map_err(|error| Err(error.to_string()))?.map(Some).map_err(Err)
 }
 
-async fn handshake(
-    address: SocketAddr,
-    stream: TcpStream,
-    tls: &TlsCheck,
-    config: ClientConfig,
-    verifier: &Verifier,
-    answer: &mut Answer,
-) -> Result<TlsStream<TcpStream>, End> {
-    let name = tls.asked_name.clone().unwrap_or_else(|| ServerName::from(address.ip()));
-    let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-    answer.certificate = verifier.take_shown().and_then(|der| Certificate::read(&der));
-    connected.map_err(|error| Ok(Finding::Wrong(format!("TLS: {}", said(&error)))))
-}
-
-/// rustls explains itself at length; the first sentence will do.
-fn said(error: &io::Error) -> String {
-    if error.raw_os_error().is_some() {
-        return failure::plain(error);
-    }
-    let text = error.to_string();
-    if text.contains("CaUsedAsEndEntity") {
-        return "the certificate is that of a CA (self-signed?), and no server certificate signed by `ca_file`".into();
-    }
-    text.split("; ").next().unwrap_or(&text).to_owned()
-}
-
-fn client(tls: &TlsCheck) -> Result<(ClientConfig, Arc<Verifier>), String> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let chain = match &tls.ca_file {
-        None => None,
-        Some(path) => {
-            let roots = Arc::new(read_roots(path)?);
-            let builder = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
-            Some(builder.build().map_err(|error| format!("{}: {error}", path.display()))?)
-        }
-    };
-    let verifier = Arc::new(Verifier {
-        provider: Arc::clone(&provider),
-        chain,
-        name: tls.verified_name.clone(),
-        shown: std::sync::Mutex::default(),
-    });
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::clone(&verifier) as _);
-    let mut config = match &tls.client {
-        None => builder.with_no_client_auth(),
-        Some((chain, key)) => {
-            let certificates = read_certificates(chain)?;
-            let secret =
-                PrivateKeyDer::from_pem_file(key).map_err(|error| format!("{}: {}", key.display(), pem(&error)))?;
-            let with = builder.with_client_auth_cert(certificates, secret);
-            with.map_err(|error| format!("{}: {error}", chain.display()))?
-        }
-    };
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config.resumption = Resumption::disabled();
-    Ok((config, verifier))
-}
-
-pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let in_file = |error: &rustls::pki_types::pem::Error| format!("{}: {}", path.display(), pem(error));
-    let certificates: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(path).map_err(|error| in_file(&error))?.collect();
-    let certificates = certificates.map_err(|error| in_file(&error))?;
-    if certificates.is_empty() {
-        return Err(format!("{}: no certificate in it; expected PEM (-----BEGIN CERTIFICATE-----)", path.display()));
-    }
-    Ok(certificates)
-}
-
-/// The certificates in a file as those that are trusted.
-pub(super) fn read_roots(path: &Path) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
-    for certificate in read_certificates(path)? {
-        roots.add(certificate).map_err(|error| format!("{}: {error}", path.display()))?;
-    }
-    Ok(roots)
-}
-
-/// Without what is in the file: it may be a key.
-fn pem(error: &rustls::pki_types::pem::Error) -> String {
-    match error {
-        rustls::pki_types::pem::Error::Io(error) => error.to_string(),
-        _ => "not PEM, or not what is expected in it".into(),
-    }
-}
-
-async fn request(
-    address: SocketAddr,
+/// Asks over this connection; what the operator should know although it is no failure.
+pub async fn request(
     stream: TlsStream<TcpStream>,
-    tls: &TlsCheck,
+    host: &str,
     http: &HttpCheck,
     token: Option<HeaderValue>,
-    answer: &mut Answer,
-) -> Result<(), End> {
-    let wrong = |error: &dyn std::fmt::Display| Ok(Finding::Wrong(format!("HTTP: {error}")));
+) -> Result<Option<&'static str>, Finding> {
+    // What is behind it says more: an alert, for one, where a certificate of ours is wanted.
+    let wrong = |error: &dyn Error| match error.source() {
+        Some(cause) => Finding::Wrong(format!("HTTP: {error}: {cause}")),
+        None => Finding::Wrong(format!("HTTP: {error}")),
+    };
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| wrong(&error))?;
-    let host = tls.asked_name.as_ref().map_or_else(|| address.to_string(), |name| name.to_str().into_owned());
     let mut request = Request::get(http.path.clone())
         .header(HOST, host)
         .header(USER_AGENT, concat!("snigate/", env!("CARGO_PKG_VERSION"), " (health check)"));
@@ -235,21 +145,19 @@ async fn request(
         _ = connection => exchange.await?,
     };
     match status {
-        StatusCode::OK => Ok(()),
+        StatusCode::OK => Ok(None),
         StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE => {
-            Err(Ok(Finding::Unready(format!("{} {}{}", http.path, status.as_u16(), failed_checks(&body)))))
+            Err(Finding::Unready(format!("{} {}{}", http.path, status.as_u16(), failed_checks(&body))))
         }
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if http.unauthorized_is_alive => {
-            answer.note = Some(
-                "it is alive, but does not say whether it is ready: anonymous requests are not allowed; set `token_file` or `client_certificate`",
-            );
-            Ok(())
-        }
-        _ => Err(Ok(Finding::Wrong(format!("{} {}", http.path, status.as_u16())))),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if http.unauthorized_is_alive => Ok(Some(
+            "it is alive, but does not say whether it is ready: anonymous requests are not allowed; set `token_file` or `client_certificate`",
+        )),
+        _ => Err(Finding::Wrong(format!("{} {}", http.path, status.as_u16()))),
     }
 }
 
-fn read_token(path: &Path) -> Result<HeaderValue, String> {
+/// The header that carries the token in this file.
+pub fn read_token(path: &Path) -> Result<HeaderValue, String> {
     let token = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let value = HeaderValue::try_from(format!("Bearer {}", token.trim()));
     // What is in the file is not for the log, not even if it is no token.

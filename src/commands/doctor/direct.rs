@@ -1,0 +1,232 @@
+//! One API server, asked as its clients and the health check ask it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustls::pki_types::ServerName;
+use rustls::{CertificateError, ProtocolVersion};
+use snigate::name::NamePattern;
+use snigate::proxy_protocol;
+use snigate::upstream::health::{Handshake, ask_once, said};
+use snigate::upstream::{Certificate, Finding, HealthCheck, Thresholds};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
+
+use super::report::{Check, Mark};
+use super::visit::{Visit, late};
+
+const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
+/// The most names of a certificate that are listed.
+const MAX_NAMES: usize = 6;
+
+/// What was found, and the certificate that was shown.
+pub(super) async fn examine(visit: Arc<Visit>, address: SocketAddr) -> (Vec<Check>, Option<Certificate>) {
+    let begun = Instant::now();
+    let stream = match visit.connect(address).await {
+        Ok(stream) => stream,
+        Err(reason) => {
+            let says = format!("cannot be reached: {reason}");
+            return (vec![Check::new(Mark::Failed, "connect", address, says).since(begun)], None);
+        }
+    };
+    let mut checks = vec![Check::new(Mark::Ok, "connect", address, "accepts connections").since(begun)];
+
+    let begun = Instant::now();
+    let Handshake { certificate, stream } = match timeout(visit.patience, handshake(&visit, address, stream)).await {
+        Ok(Ok(handshake)) => handshake,
+        Ok(Err(reason)) => {
+            checks.push(Check::new(Mark::Failed, "tls", address, reason).since(begun));
+            return (checks, None);
+        }
+        Err(_) => {
+            let says = format!("accepts connections, but does not speak TLS: {}", late(visit.patience));
+            checks.push(Check::new(Mark::Failed, "tls", address, says).since(begun));
+            return (checks, None);
+        }
+    };
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let now = i64::try_from(seconds).unwrap_or(i64::MAX);
+    match &stream {
+        Ok(stream) => {
+            checks.push(Check::new(Mark::Ok, "tls", address, session(stream)).since(begun));
+            checks.push(chain(&visit, address, certificate.as_ref()));
+        }
+        Err(error) => match untrusted(error, &visit, certificate.as_ref()) {
+            // What is wrong with its dates is told below.
+            Some(_) if certificate.as_ref().is_some_and(|one| now < one.begins || one.expires < now) => {}
+            Some(reason) => checks.push(Check::new(Mark::Failed, "chain", address, reason).since(begun)),
+            None => {
+                checks.push(Check::new(Mark::Failed, "tls", address, failed(error)).since(begun));
+            }
+        },
+    }
+    if let Some(certificate) = &certificate {
+        checks.extend(names(&visit.route.patterns, address, certificate));
+        checks.push(dates(address, certificate, now));
+    }
+    if stream.is_ok() {
+        drop(stream);
+        checks.push(ready(&visit, address).await);
+    }
+    (checks, certificate)
+}
+
+/// As clients come: with a PROXY header where the endpoint wants one, and offering what they do.
+async fn handshake(visit: &Visit, address: SocketAddr, mut stream: TcpStream) -> Result<Handshake, String> {
+    let client = visit.client().await?.offering(vec![b"h2".to_vec(), b"http/1.1".to_vec()]);
+    if let Some(version) = visit.route.upstream.proxy_protocol {
+        let sent = stream.write_all(&proxy_protocol::header(version, None)).await;
+        sent.map_err(|error| format!("takes no PROXY header: {}", said(&error)))?;
+    }
+    let name = visit.tls.asked_name.clone().unwrap_or_else(|| ServerName::from(address.ip()));
+    Ok(client.handshake(name, stream).await)
+}
+
+fn session(stream: &TlsStream<TcpStream>) -> String {
+    let (_, session) = stream.get_ref();
+    let version = match session.protocol_version() {
+        Some(ProtocolVersion::TLSv1_3) => "TLS 1.3",
+        Some(ProtocolVersion::TLSv1_2) => "TLS 1.2",
+        _ => "TLS",
+    };
+    let protocol = session.alpn_protocol().map_or("no ALPN".into(), |protocol| protocol.escape_ascii().to_string());
+    format!("{version}, {protocol}")
+}
+
+fn chain(visit: &Visit, address: SocketAddr, certificate: Option<&Certificate>) -> Check {
+    let issuer = certificate.map_or("?", |certificate| &certificate.issuer);
+    let Some(ca) = &visit.tls.ca_file else {
+        let says =
+            format!("issued by {issuer}; not verified, because there is no `health_check.tls.ca_file`, nor --ca");
+        return Check::new(Mark::Note, "chain", address, says);
+    };
+    Check::new(Mark::Ok, "chain", address, format!("verifies against {}, issued by {issuer}", ca.display()))
+}
+
+/// Why the certificate was not believed, if that is what went wrong.
+pub(super) fn untrusted(error: &io::Error, visit: &Visit, certificate: Option<&Certificate>) -> Option<String> {
+    let rustls::Error::InvalidCertificate(reason) = error.get_ref()?.downcast_ref()? else { return None };
+    let ca = visit.tls.ca_file.as_deref().unwrap_or(Path::new("`ca_file`")).display();
+    let issuer = certificate.map_or("?", |certificate| &certificate.issuer);
+    Some(match reason {
+        CertificateError::UnknownIssuer => format!("the certificate was issued by {issuer}, which is not in {ca}"),
+        CertificateError::BadSignature => format!(
+            "the certificate was issued by {issuer}, but with another key than the one in {ca}: is the file of another cluster, or of an earlier one?"
+        ),
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            let wanted = visit.tls.verified_name.as_ref().map_or("?".into(), ServerName::to_str);
+            let carried = certificate.map_or("?".into(), carried);
+            format!("the certificate is not for {wanted} (`health_check.tls.server_name`), but for {carried}")
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            format!("the CA in {ca}, or one between it and the certificate, has expired")
+        }
+        _ => said(error),
+    })
+}
+
+/// Why there is no TLS, whoever was asked.
+pub(super) fn failed(error: &io::Error) -> String {
+    match error.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(rustls::Error::InvalidMessage(_)) => "what answers is not TLS".into(),
+        Some(rustls::Error::AlertReceived(alert)) => format!("TLS is refused with the alert {alert:?}"),
+        _ if is_end(error) => "closes the connection instead of speaking TLS".into(),
+        _ => format!("TLS fails: {}", said(error)),
+    }
+}
+
+/// Whether the other end has left.
+pub(super) fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
+/// Whether clients that ask for the route's names will believe it.
+fn names(wanted: &[NamePattern], address: SocketAddr, certificate: &Certificate) -> Option<Check> {
+    if wanted.is_empty() {
+        return None;
+    }
+    let missing: Vec<&NamePattern> = certificate.not_covered(wanted).collect();
+    let is_exact = |name: &NamePattern| matches!(name, NamePattern::Exact(_));
+    let carried = carried(certificate);
+    if missing.is_empty() {
+        return Some(Check::new(Mark::Ok, "names", address, format!("the certificate is for {carried}")));
+    }
+    // Who has an alias for `tls-server-name` in `sni` knows that the other names are not covered.
+    let has_alias = wanted.iter().any(|name| is_exact(name) && certificate.covers(name));
+    let is_failure = missing.iter().any(|name| is_exact(name)) && !has_alias;
+    let alias = certificate.names.iter().find(|name| NamePattern::parse(name).is_ok() && !name.starts_with("*."));
+    let alias = alias.map_or("NAME", |name| name);
+    let listed: Vec<String> = missing.iter().take(MAX_NAMES).map(ToString::to_string).collect();
+    let in_sni = if wanted.iter().any(|name| name.to_string().eq_ignore_ascii_case(alias)) {
+        String::new()
+    } else {
+        format!(", with {alias} added to `sni`")
+    };
+    let says = format!(
+        "the certificate is not for {}, but for {carried}: add {} as a SAN to the API server's certificate, or set `tls-server-name: {alias}` in kubeconfigs{in_sni}",
+        listed.join(", "),
+        if listed.len() == 1 { &listed[0] } else { "them" },
+    );
+    Some(Check::new(if is_failure { Mark::Failed } else { Mark::Note }, "names", address, says))
+}
+
+fn carried(certificate: &Certificate) -> String {
+    let names = certificate.names.iter().take(MAX_NAMES).map(|name| name.escape_debug().to_string());
+    let names: Vec<String> = names.collect();
+    match (names.len(), certificate.names.len().saturating_sub(MAX_NAMES)) {
+        (0, _) => "no DNS name".into(),
+        (_, 0) => names.join(", "),
+        (_, more) => format!("{} and {more} more", names.join(", ")),
+    }
+}
+
+fn dates(address: SocketAddr, certificate: &Certificate, now: i64) -> Check {
+    let day = |seconds: i64| {
+        let time = UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+        humantime::format_rfc3339_seconds(time).to_string().chars().take(10).collect::<String>()
+    };
+    let left = u64::try_from(certificate.expires - now).map(Duration::from_secs);
+    let (mark, says) = match left {
+        Err(_) => (Mark::Failed, format!("the certificate has expired on {}", day(certificate.expires))),
+        Ok(_) if now < certificate.begins => (
+            Mark::Failed,
+            format!("the certificate is not valid before {}: is a clock wrong?", day(certificate.begins)),
+        ),
+        Ok(left) if left < SOON => {
+            let days = left.as_secs() / (24 * 3600);
+            (Mark::Note, format!("the certificate expires on {}, in {days} days", day(certificate.expires)))
+        }
+        Ok(_) => (Mark::Ok, format!("the certificate is valid until {}", day(certificate.expires))),
+    };
+    Check::new(mark, "expiry", address, says)
+}
+
+/// The very health check.
+async fn ready(visit: &Visit, address: SocketAddr) -> Check {
+    let check = HealthCheck {
+        interval: visit.patience,
+        timeout: visit.patience,
+        thresholds: Thresholds { rise: 1, fall: 1 },
+        tls: Some(visit.tls.clone()),
+        http: Some(visit.http.clone()),
+    };
+    let begun = Instant::now();
+    let answer = ask_once(address, &check, visit.route.upstream.proxy_protocol).await;
+    let (mark, says) = match answer.finding {
+        Ok(Finding::Ready) => {
+            (Mark::Ok, answer.note.map_or_else(|| format!("{} 200", visit.http.path), ToOwned::to_owned))
+        }
+        Ok(Finding::Unready(reason)) => (Mark::Failed, format!("not ready: {reason}")),
+        Ok(Finding::Gone(reason) | Finding::Wrong(reason)) => {
+            (visit.mark_of_wrong_answer(), format!("does not answer as an API server does: {reason}"))
+        }
+        Err(reason) => (Mark::Failed, format!("was not asked: {reason}")),
+    };
+    Check::new(mark, "ready", address, says).since(begun)
+}

@@ -1,0 +1,211 @@
+//! One route, from the names that clients ask for to what answers them.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::ServerName;
+use snigate::config::{Config, Listener, Route};
+use snigate::name::NamePattern;
+use snigate::tcp::TcpOptions;
+use snigate::upstream::health::TlsClient;
+use snigate::upstream::{Certificate, Destination, HttpCheck, Own, TlsCheck, connect_to, leads_to, lookup, plain};
+use tokio::net::TcpStream;
+use tokio::task::JoinError;
+use tokio::time::timeout;
+
+use super::entrance::{Door, door, given_door, name_leads_here};
+use super::report::{Check, Mark, Report};
+use super::{all, direct, through};
+
+/// Where no health check says how long it may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A name or an answer with more addresses is cut in the text.
+const MAX_LISTED: usize = 8;
+
+/// What all routes have in common.
+#[derive(Debug)]
+pub(super) struct Here {
+    pub(super) listeners: Vec<Listener>,
+    /// In place of the listeners on this machine.
+    pub(super) through: Option<SocketAddr>,
+    addresses: Vec<IpAddr>,
+    tcp: TcpOptions,
+}
+
+impl Here {
+    pub(super) fn of(config: &Config, through: Option<SocketAddr>) -> Self {
+        // Where the kernel does not say, addresses are taken for somebody else's.
+        let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+        Self {
+            listeners: config.listeners.clone(),
+            through,
+            addresses: interfaces.iter().map(if_addrs::Interface::ip).collect(),
+            tcp: config.tcp,
+        }
+    }
+
+    /// Whether it is an address of this machine.
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        address.is_loopback() || self.addresses.contains(&address.to_canonical())
+    }
+}
+
+/// A route, and how it is looked at.
+#[derive(Debug)]
+pub(super) struct Visit {
+    pub(super) route: Route,
+    pub(super) here: Arc<Here>,
+    /// What a client asks for to take the route; `None`: nothing.
+    pub(super) asked_name: Option<ServerName<'static>>,
+    pub(super) tls: TlsCheck,
+    pub(super) http: HttpCheck,
+    /// Whether the health check makes this request, too.
+    pub(super) is_checked: bool,
+    /// For a handshake, and for a request.
+    pub(super) patience: Duration,
+}
+
+impl Visit {
+    pub(super) fn of(route: &Route, here: &Arc<Here>, ca: Option<&Path>) -> Self {
+        let exact = route.patterns.iter().find(|pattern| matches!(pattern, NamePattern::Exact(_)));
+        let asked_name = exact.or(route.patterns.first()).and_then(|pattern| match pattern {
+            NamePattern::Exact(name) => ServerName::try_from(name.to_string()).ok(),
+            NamePattern::Suffix(suffix) => ServerName::try_from(format!("snigate-doctor.{suffix}")).ok(),
+        });
+        let check = route.upstream.health_check.as_ref();
+        let unverified = TlsCheck { ca_file: None, verified_name: None, asked_name: None, client: None };
+        let mut tls = check.and_then(|check| check.tls.clone()).unwrap_or(unverified);
+        tls.ca_file = tls.ca_file.or_else(|| ca.map(Path::to_owned));
+        tls.asked_name = tls.asked_name.or_else(|| asked_name.clone());
+        let http = check.and_then(|check| check.http.clone());
+        let is_checked = http.is_some();
+        let path = hyper::Uri::from_static("/readyz");
+        let http = http.unwrap_or(HttpCheck { path, token_file: None, unauthorized_is_alive: true });
+        let patience = check.map_or(PATIENCE, |check| check.timeout);
+        Self { route: route.clone(), here: Arc::clone(here), asked_name, tls, http, is_checked, patience }
+    }
+
+    pub(super) async fn examine(self: Arc<Self>) -> Result<Report, JoinError> {
+        let (names, doors, endpoints) = tokio::join!(self.names(), self.doors(), self.endpoints());
+        let (mut checks, doors, (upstream, shown)) = (names?, doors?, endpoints?);
+        let shown = Arc::new(shown);
+        let ways = doors.iter().filter_map(|door| door.open);
+        let ways = all(ways.map(|door| through::examine(Arc::clone(&self), door, Arc::clone(&shown)))).await?;
+        checks.extend(doors.into_iter().map(|door| door.check));
+        checks.extend(upstream);
+        checks.extend(ways);
+        Ok(Report { name: self.route.name.clone(), checks })
+    }
+
+    /// Whether clients that ask for the route's names come here.
+    async fn names(self: &Arc<Self>) -> Result<Vec<Check>, JoinError> {
+        let exact = self.route.patterns.iter().filter_map(|pattern| match pattern {
+            NamePattern::Exact(name) => Some(name.to_string()),
+            NamePattern::Suffix(_) => None,
+        });
+        all(exact.map(|name| name_leads_here(Arc::clone(&self.here), name))).await
+    }
+
+    /// Where clients of the route connect to.
+    async fn doors(self: &Arc<Self>) -> Result<Vec<Door>, JoinError> {
+        if let Some(through) = self.here.through {
+            return all([given_door(Arc::clone(self), through)]).await;
+        }
+        let numbers: Vec<usize> = match &self.route.matchers.listeners {
+            Some(numbers) => numbers.to_vec(),
+            None => (0..self.here.listeners.len()).collect(),
+        };
+        all(numbers.into_iter().map(|number| door(Arc::clone(self), number))).await
+    }
+
+    /// Where the route leads, and the certificates there.
+    async fn endpoints(self: &Arc<Self>) -> Result<(Vec<Check>, Vec<Certificate>), JoinError> {
+        let destinations = self.route.upstream.destinations.clone();
+        let mut checks = Vec::new();
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        for (check, found) in all(destinations.into_iter().map(resolve)).await? {
+            checks.extend(check);
+            addresses.extend(found);
+        }
+        addresses.sort_unstable();
+        addresses.dedup();
+        let listeners: Vec<SocketAddr> = self.here.listeners.iter().map(|listener| listener.address).collect();
+        let own = Own::new(&listeners);
+        let (loops, addresses): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|address| own.is_led_to(*address));
+        drop(own);
+        let says = "is a listener of this snigate: connections would go in circles";
+        let looped = |address| Check::new(Mark::Failed, "connect", address, says);
+        checks.extend(loops.into_iter().map(looped));
+        let mut certificates = Vec::new();
+        for (found, certificate) in
+            all(addresses.into_iter().map(|address| direct::examine(Arc::clone(self), address))).await?
+        {
+            checks.extend(found);
+            certificates.extend(certificate);
+        }
+        Ok((checks, certificates))
+    }
+
+    /// As the router does, in the time that it allows.
+    pub(super) async fn connect(&self, address: SocketAddr) -> Result<TcpStream, String> {
+        let per_try = self.route.upstream.budget.per_try;
+        match timeout(per_try, connect_to(address, &self.here.tcp)).await {
+            Ok(result) => result.map_err(|error| plain(&error)),
+            Err(_) => Err(late(per_try)),
+        }
+    }
+
+    /// On a thread where a file system that hangs holds up nobody else.
+    pub(super) async fn client(&self) -> Result<TlsClient, String> {
+        let tls = self.tls.clone();
+        let read = tokio::task::spawn_blocking(move || TlsClient::read(&tls)).await;
+        read.map_err(|error| error.to_string())?
+    }
+
+    /// Whether the configuration lets a client with this address in at this listener.
+    pub(super) fn admits(&self, door: SocketAddr, client: SocketAddr) -> bool {
+        let ip = client.ip().to_canonical();
+        let is_it = |listener: &&Listener| leads_to(door, listener.address);
+        let listener = self.here.listeners.iter().find(is_it);
+        self.route.sources.admit(ip) && listener.is_none_or(|listener| listener.sources.admit(ip))
+    }
+
+    /// What the operator has not configured as a check need not be there.
+    pub(super) fn mark_of_wrong_answer(&self) -> Mark {
+        if self.is_checked { Mark::Failed } else { Mark::Note }
+    }
+}
+
+pub(super) fn late(within: Duration) -> String {
+    format!("no answer within {}", humantime::format_duration(within))
+}
+
+/// The addresses of a destination; an address needs no check.
+async fn resolve(destination: Destination) -> (Option<Check>, Vec<SocketAddr>) {
+    let begun = Instant::now();
+    let Some((host, port)) = destination.name() else { return (None, destination.address().into_iter().collect()) };
+    let (mark, says, addresses) = match lookup(host, port).await {
+        Ok(addresses) => {
+            let ips: Vec<IpAddr> = addresses.iter().map(SocketAddr::ip).collect();
+            (Mark::Ok, format!("resolves to {}", list(&ips)), addresses)
+        }
+        Err(error) => (Mark::Failed, format!("does not resolve: {}", unresolved(&error)), Vec::new()),
+    };
+    (Some(Check::new(mark, "resolve", &destination, says).since(begun)), addresses)
+}
+
+/// What the resolver says, without how it was asked.
+pub(super) fn unresolved(error: &io::Error) -> String {
+    plain(error).trim_start_matches("failed to lookup address information: ").to_owned()
+}
+
+pub(super) fn list(addresses: &[IpAddr]) -> String {
+    let listed: Vec<String> = addresses.iter().take(MAX_LISTED).map(ToString::to_string).collect();
+    match addresses.len().saturating_sub(MAX_LISTED) {
+        0 => listed.join(", "),
+        more => format!("{} and {more} more", listed.join(", ")),
+    }
+}

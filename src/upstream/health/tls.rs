@@ -1,0 +1,128 @@
+//! A TLS client that verifies as a health check says, and remembers what it was shown.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::super::certificate::Certificate;
+use super::super::failure;
+use super::TlsCheck;
+use super::verifier::Verifier;
+
+/// For one handshake: certificates are renewed under the same names.
+#[derive(Debug)]
+pub struct TlsClient {
+    config: ClientConfig,
+    verifier: Arc<Verifier>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Handshake {
+    /// As it was shown, whatever is to be thought of it.
+    pub certificate: Option<Certificate>,
+    /// What was not verified is no stream.
+    pub stream: io::Result<TlsStream<TcpStream>>,
+}
+
+impl TlsClient {
+    /// Reads the files that the check names.
+    pub fn read(tls: &TlsCheck) -> Result<Self, String> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let chain = match &tls.ca_file {
+            None => None,
+            Some(path) => {
+                let roots = Arc::new(read_roots(path)?);
+                let builder = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
+                Some(builder.build().map_err(|error| format!("{}: {error}", path.display()))?)
+            }
+        };
+        let verifier = Arc::new(Verifier {
+            provider: Arc::clone(&provider),
+            chain,
+            name: tls.verified_name.clone(),
+            shown: Mutex::default(),
+        });
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::clone(&verifier) as _);
+        let mut config = match &tls.client {
+            None => builder.with_no_client_auth(),
+            Some((chain, key)) => {
+                let certificates = read_certificates(chain)?;
+                let secret =
+                    PrivateKeyDer::from_pem_file(key).map_err(|error| format!("{}: {}", key.display(), pem(&error)))?;
+                let with = builder.with_client_auth_cert(certificates, secret);
+                with.map_err(|error| format!("{}: {error}", chain.display()))?
+            }
+        };
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.resumption = Resumption::disabled();
+        Ok(Self { config, verifier })
+    }
+
+    /// Offers these application protocols in place of HTTP/1.1.
+    #[must_use]
+    pub fn offering(mut self, protocols: Vec<Vec<u8>>) -> Self {
+        self.config.alpn_protocols = protocols;
+        self
+    }
+
+    /// Asks for this name; for none, if it is an address.
+    pub async fn handshake(self, name: ServerName<'static>, stream: TcpStream) -> Handshake {
+        let stream = TlsConnector::from(Arc::new(self.config)).connect(name, stream).await;
+        let certificate = self.verifier.take_shown().and_then(|der| Certificate::read(&der));
+        Handshake { certificate, stream }
+    }
+}
+
+/// Why TLS failed. rustls explains itself at length; the first sentence will do.
+#[must_use]
+pub fn said(error: &io::Error) -> String {
+    if error.raw_os_error().is_some() {
+        return failure::plain(error);
+    }
+    let text = error.to_string();
+    if text.contains("CaUsedAsEndEntity") {
+        return "the certificate is that of a CA (self-signed?), and no server certificate signed by `ca_file`".into();
+    }
+    text.split("; ").next().unwrap_or(&text).to_owned()
+}
+
+pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let in_file = |error: &rustls::pki_types::pem::Error| format!("{}: {}", path.display(), pem(error));
+    let certificates: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(path).map_err(|error| in_file(&error))?.collect();
+    let certificates = certificates.map_err(|error| in_file(&error))?;
+    if certificates.is_empty() {
+        return Err(format!("{}: no certificate in it; expected PEM (-----BEGIN CERTIFICATE-----)", path.display()));
+    }
+    Ok(certificates)
+}
+
+/// The certificates in a file as those that are trusted.
+pub(super) fn read_roots(path: &Path) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in read_certificates(path)? {
+        roots.add(certificate).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(roots)
+}
+
+/// Without what is in the file: it may be a key.
+fn pem(error: &rustls::pki_types::pem::Error) -> String {
+    match error {
+        rustls::pki_types::pem::Error::Io(error) => error.to_string(),
+        _ => "not PEM, or not what is expected in it".into(),
+    }
+}
