@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use snigate::config;
 use snigate::name::NamePattern;
 use snigate::upstream::Destination;
@@ -32,6 +33,15 @@ pub(crate) enum Command {
     Plan(Plan),
     /// Translate the configuration of another proxy; what cannot be carried over stands in comments, with the reason
     Import(Import),
+    /// Print the JSON Schema of the configuration, for editors
+    Schema,
+    /// Print what makes a shell complete this command line
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the manual page, in roff
+    Man,
     /// Show it at work: two throwaway clusters behind one address, and clients that reach them
     #[cfg(feature = "demo")]
     Demo(Demo),

@@ -1,12 +1,15 @@
 //! One file per subcommand.
 
 mod check;
+mod completions;
 #[cfg(feature = "demo")]
 mod demo;
 mod explain;
 mod import;
+mod man;
 mod plan;
 mod run;
+mod schema;
 
 use std::process::ExitCode;
 
@@ -24,6 +27,9 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Explain(options) => explain::run(&options),
         Command::Plan(options) => plan::run(&options),
         Command::Import(options) => import::run(&options),
+        Command::Schema => schema::run(),
+        Command::Completions { shell } => completions::run(shell),
+        Command::Man => man::run(),
         #[cfg(feature = "demo")]
         Command::Demo(options) => demo::run(&options),
     }
