@@ -21,9 +21,12 @@ pub fn schema() -> String {
     format!("{:#}\n", schema.as_value())
 }
 
-/// Of a key that may be left out, schemars says that it may be null. But an empty key is a mistake.
+/// Of a key that may be left out, schemars says that it may be null. But an empty key is a mistake, unless its value is
+/// a map that may be empty.
 fn without_null(schema: &mut Schema) {
-    if let Some(Value::Array(types)) = schema.get_mut("type") {
+    if schema.get("required").is_none() && schema.get("properties").is_some() {
+        schema.insert("type".into(), vec!["object", "null"].into());
+    } else if let Some(Value::Array(types)) = schema.get_mut("type") {
         types.retain(|one| one != "null");
         if let [only] = &types[..] {
             let only = only.clone();
