@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use snigate::config;
 use snigate::name::{NamePattern, ServerName};
 use snigate::upstream::Destination;
@@ -38,6 +39,15 @@ pub(crate) enum Command {
     Import(Import),
     /// Print a kubeconfig that leads to a cluster through the router
     Kubeconfig(Kubeconfig),
+    /// Print the JSON Schema of the configuration, for editors
+    Schema,
+    /// Print what makes a shell complete this command line
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the manual page, in roff
+    Man,
     /// Show it at work: two throwaway clusters behind one address, and clients that reach them
     #[cfg(feature = "demo")]
     Demo(Demo),

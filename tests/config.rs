@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::support::{Router, snigate};
 
-const VALID: &str = "listen: 127.0.0.1:0\nroutes:\n  - sni: a.example\n    upstream: 127.0.0.1:1\n";
+pub const VALID: &str = "listen: 127.0.0.1:0\nroutes:\n  - sni: a.example\n    upstream: 127.0.0.1:1\n";
 
 fn check(path: &Path) -> Output {
     snigate().arg("check").arg(path).output().unwrap()
@@ -46,9 +46,8 @@ fn with(lines: &str) -> String {
     format!("{VALID}{lines}\n")
 }
 
-#[test]
-fn g15_what_check_accepts_runs() {
-    let everything = "listen:
+/// Every key that there is, but for files.
+pub const EVERYTHING: &str = "listen:
   - 127.0.0.1:0
   - {name: inside, address: \"[::1]:0\", refuse: close, allow: [\"::1\", \"2001:db8::/32\"], deny: 192.0.2.1}
 refuse: reset
@@ -84,7 +83,10 @@ workers: 2
 admin: {address: 127.0.0.1:0, allow_remote: true}
 log: {format: json, level: debug, refusals_per_second: 0}
 ";
-    for text in [VALID, everything] {
+
+#[test]
+fn g15_what_check_accepts_runs() {
+    for text in [VALID, EVERYTHING] {
         let router = Router::start(text);
         let checked = check(&router.config);
         let output = String::from_utf8(checked.stdout).unwrap();
@@ -93,7 +95,7 @@ log: {format: json, level: debug, refusals_per_second: 0}
     }
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("c.yaml");
-    std::fs::write(&path, everything).unwrap();
+    std::fs::write(&path, EVERYTHING).unwrap();
     let output = String::from_utf8(check(&path).stdout).unwrap();
     for told in [
         "127.0.0.1:0, refusing with a reset",

@@ -64,9 +64,5 @@ fn every_scenario_is_covered_or_says_why_not() {
         anew += &format!("| {id} | {priority} | {scenario} | {} | {remark} |\n", names.join(" "));
     }
     assert!(tests.is_empty(), "in no row: {tests:?}");
-    if std::env::var_os("SNIGATE_WRITE").is_some() {
-        std::fs::write(path, anew).unwrap();
-    } else {
-        assert!(anew == written, "scenarios.md is not what tests are named; SNIGATE_WRITE=1 writes it anew");
-    }
+    crate::support::is_written("tests/scenarios.md", &anew);
 }

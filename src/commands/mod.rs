@@ -1,14 +1,17 @@
 //! One file per subcommand.
 
 mod check;
+mod completions;
 #[cfg(feature = "demo")]
 mod demo;
 mod doctor;
 mod explain;
 mod import;
 mod kubeconfig;
+mod man;
 mod plan;
 mod run;
+mod schema;
 mod yaml;
 
 use std::process::ExitCode;
@@ -33,6 +36,9 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Plan(options) => plan::run(&options),
         Command::Import(options) => import::run(&options),
         Command::Kubeconfig(options) => kubeconfig::run(&options),
+        Command::Schema => schema::run(),
+        Command::Completions { shell } => completions::run(shell),
+        Command::Man => man::run(),
         #[cfg(feature = "demo")]
         Command::Demo(options) => demo::run(&options),
     }

@@ -2,6 +2,7 @@
 
 mod build;
 mod raw;
+mod schema;
 mod text;
 mod upstream;
 mod yaml;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use self::build::overlap;
+pub use self::schema::schema;
 use self::text::{OneOrMany, Short, Text};
 use self::yaml::{Place, YamlError};
 use crate::admission::{Networks, SourceLimits, Sources};

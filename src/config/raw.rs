@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::text::{
@@ -17,38 +18,55 @@ fn present<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(deserializer: 
     T::deserialize(deserializer).map(Some)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(title = "The configuration of snigate")]
 pub(super) struct Config {
+    /// Where clients connect: an address, or a list of addresses and of maps with `address`.
     pub(super) listen: Listen,
+    /// How a client is told that it is not served. Default: alert.
     #[serde(default, deserialize_with = "present")]
     pub(super) refuse: Option<Refuse>,
+    /// Which clients go where: the most specific name wins, whatever the order.
+    #[schemars(length(min = 1))]
     pub(super) routes: Vec<Route>,
+    /// How long things may take.
     #[serde(default)]
     pub(super) timeouts: Timeouts,
+    /// Options of both legs of every connection.
     #[serde(default)]
     pub(super) tcp: Tcp,
+    /// How much there may be.
     #[serde(default)]
     pub(super) limits: Limits,
+    /// How bytes are relayed. Default: auto.
     #[serde(default, deserialize_with = "present")]
     pub(super) relay: Option<Relay>,
+    /// Worker threads, 1 to 1024. Default: auto, the CPUs that this process may use.
     #[serde(default, deserialize_with = "present")]
     pub(super) workers: Option<Text<Workers>>,
+    /// Whether this file is looked at every second, and taken when it has another content. Default: false.
     #[serde(default)]
     pub(super) watch: bool,
+    /// Loopback address of metrics, probes and status page, or a map with `address`. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(super) admin: Option<Short<Admin>>,
+    /// Whether the process gives up what it will not need. Default: auto.
     #[serde(default, deserialize_with = "present")]
     pub(super) sandbox: Option<Sandbox>,
+    /// What is logged, and how.
     #[serde(default)]
     pub(super) log: Log,
 }
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Sandbox {
+    /// As far as the kernel lets it.
     Auto,
+    /// All of it, or there is no start.
     Require,
+    /// Nothing.
     Off,
 }
 
@@ -80,25 +98,32 @@ impl<'de> Deserialize<'de> for Listen {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Listener {
+    /// Name in logs, metrics and `routes[].listener`. Default: the address.
     #[serde(default, deserialize_with = "present")]
     pub(super) name: Option<Text<Label>>,
+    /// Address and port. `[::]` takes IPv4, too; with port 0 the kernel chooses.
     pub(super) address: Text<SocketAddr>,
+    /// How a client is told here that it is not served. Default: the `refuse` of all listeners.
     #[serde(default, deserialize_with = "present")]
     pub(super) refuse: Option<Refuse>,
+    /// Networks that clients may come from. Default: everywhere.
     #[serde(default, deserialize_with = "present")]
     pub(super) allow: Option<OneOrMany<Text<Network>>>,
+    /// Networks that clients may not come from, whatever is allowed. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(super) deny: Option<OneOrMany<Text<Network>>>,
+    /// Balancers that connect here and name the client in a PROXY header. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(super) accept_proxy: Option<AcceptProxy>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AcceptProxy {
+    /// Networks of the balancers; nobody else may connect.
     pub(super) from: OneOrMany<Text<Network>>,
 }
 
@@ -118,55 +143,77 @@ impl Shorthand for Listener {
     }
 }
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Refuse {
+    /// A TLS alert, which ends a client at once.
     Alert,
+    /// A plain close.
     Close,
+    /// A TCP reset.
     Reset,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Route {
+    /// Unique name in logs and metrics. Default: the first `sni`, else default.
     #[serde(default, deserialize_with = "present")]
     pub(super) name: Option<Text<Label>>,
+    /// Names that clients ask for; `*.` stands for any depth below. Default: every name, and none.
     #[serde(default, deserialize_with = "present")]
     pub(super) sni: Option<OneOrMany<Text<NamePattern>>>,
+    /// Application protocols of which the client offers one, such as h2. Default: any.
     #[serde(default, deserialize_with = "present")]
     pub(super) alpn: Option<OneOrMany<Text<Protocol>>>,
+    /// Names of listeners at which the client arrives. Default: all.
     #[serde(default, deserialize_with = "present")]
     pub(super) listener: Option<OneOrMany<Text<Label>>>,
+    /// Networks that clients may come from. Default: everyone.
     #[serde(default, deserialize_with = "present")]
     pub(super) allow: Option<OneOrMany<Text<Network>>>,
+    /// Networks that clients may not come from, whatever is allowed. Default: nobody.
     #[serde(default, deserialize_with = "present")]
     pub(super) deny: Option<OneOrMany<Text<Network>>>,
+    /// Connections at a time, 1 to 10000000. Default: any number.
     #[serde(default, deserialize_with = "present")]
     pub(super) max_connections: Option<Text<Count<1, 10_000_000>>>,
+    /// Where it leads: host:port, a list of them, or a map with `endpoints` or `dcos`.
     pub(super) upstream: Short<Upstream>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [{"required": ["endpoints"]}, {"required": ["dcos"]}]))]
 pub(super) struct Upstream {
+    /// Endpoints as host:port; a name stands for all its addresses.
     #[serde(default, deserialize_with = "present")]
     pub(super) endpoints: Option<OneOrMany<Text<Destination>>>,
+    /// In place of `endpoints`: the service of a Kubernetes cluster on DC/OS.
     #[serde(default, deserialize_with = "present")]
     pub(super) dcos: Option<Short<Dcos>>,
+    /// Who gets a new connection. Default: `least_connections`.
     #[serde(default, deserialize_with = "present")]
     pub(super) balance: Option<Balance>,
+    /// How long connecting may take. Default: 10s in all, 3s per try.
     #[serde(default)]
     pub(super) connect: Connect,
+    /// From the return of an endpoint to its full share, 0s to 366d. Default: 30s.
     #[serde(default, deserialize_with = "present")]
     pub(super) slow_start: Option<Text<SpanOrZero>>,
+    /// What becomes of connections of an endpoint that is gone. Default: cut after 15s.
     #[serde(default)]
     pub(super) dead: Dead,
+    /// What becomes of connections when a reload removes their route or endpoint. Default: drain.
     #[serde(default, deserialize_with = "present")]
     pub(super) on_remove: Option<OnRemove>,
+    /// Between lookups of names, 1ms to 366d. Default: 10s.
     #[serde(default, deserialize_with = "present")]
     pub(super) resolve_every: Option<Text<Span>>,
+    /// Version of the PROXY header that endpoints are sent; API servers understand none. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(super) proxy_protocol: Option<ProxyProtocol>,
+    /// How endpoints are asked whether they are ready; `{}` connects and no more. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(super) health_check: Option<HealthCheck>,
 }
@@ -185,23 +232,28 @@ impl Shorthand for Upstream {
 }
 
 /// The API server of a cluster on DC/OS.
-pub(super) struct Dcos(pub(super) Destination);
+#[derive(Deserialize, JsonSchema)]
+#[serde(try_from = "DcosService")]
+pub(super) struct Dcos(#[schemars(with = "DcosService")] pub(super) Destination);
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct DcosService {
+    /// Name of the service. Default: kubernetes-cluster.
     #[serde(default, deserialize_with = "present")]
     service: Option<Text<Service>>,
+    /// Port of its API server. Default: 6443.
     #[serde(default, deserialize_with = "present")]
     port: Option<Text<Count<1, 65535>>>,
 }
 
-impl<'de> Deserialize<'de> for Dcos {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let DcosService { service, port } = DcosService::deserialize(deserializer)?;
+impl TryFrom<DcosService> for Dcos {
+    type Error = String;
+
+    fn try_from(DcosService { service, port }: DcosService) -> Result<Self, String> {
         let service = service.map_or_else(|| "kubernetes-cluster".into(), |service| service.0.0);
         let port = port.and_then(|port| u16::try_from(port.0.0).ok()).unwrap_or(DCOS_PORT);
-        Destination::dcos(&service, port).map(Self).map_err(serde::de::Error::custom)
+        Destination::dcos(&service, port).map(Self)
     }
 }
 
@@ -217,168 +269,219 @@ impl Shorthand for Dcos {
     }
 }
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Balance {
+    /// The endpoint with the fewest connections.
     LeastConnections,
+    /// One after the other.
     RoundRobin,
+    /// The better of two at random.
     Random,
 }
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ProxyProtocol {
     V1,
     V2,
 }
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum OnRemove {
+    /// Closed after `timeouts.drain`.
     Drain,
+    /// They stay.
     Keep,
+    /// Closed at once.
     Cut,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Dead {
+    /// From the finding that an endpoint is gone to the cut, 1ms to 366d. Default: 15s.
     #[serde(default, deserialize_with = "present")]
     pub(super) grace: Option<Text<Span>>,
+    /// Whether its connections are cut. Default: cut.
     #[serde(default, deserialize_with = "present")]
     pub(super) connections: Option<DeadConnections>,
 }
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum DeadConnections {
+    /// After `grace`.
     Cut,
+    /// Never.
     Keep,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("dependencies" = {"http": ["tls"]}))]
 pub(super) struct HealthCheck {
+    /// Between checks of an endpoint, give or take a tenth, 1ms to 366d. Default: 5s.
     #[serde(default, deserialize_with = "present")]
     pub(super) interval: Option<Text<Span>>,
+    /// Of a whole check, 1ms to 366d, at most the interval. Default: 4s.
     #[serde(default, deserialize_with = "present")]
     pub(super) timeout: Option<Text<Span>>,
+    /// Findings in a row, 1 to 127, after which it is ready. Default: 2.
     #[serde(default, deserialize_with = "present")]
     pub(super) rise: Option<Text<Count<1, 127>>>,
+    /// Findings in a row, 1 to 127, after which it is no longer. Default: 3.
     #[serde(default, deserialize_with = "present")]
     pub(super) fall: Option<Text<Count<1, 127>>>,
+    /// Check over TLS, and which certificate is right. Default: no TLS.
     #[serde(default, deserialize_with = "present")]
     pub(super) tls: Option<TlsCheck>,
+    /// Ask over that TLS whether it is ready. Default: it is not asked.
     #[serde(default, deserialize_with = "present")]
     pub(super) http: Option<HttpCheck>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TlsCheck {
+    /// PEM file of the CA that the certificate must come from.
     #[serde(default, deserialize_with = "present")]
     pub(super) ca_file: Option<Text<FilePath>>,
+    /// Name to ask for, and that the certificate must carry. Default: the first exact `sni`, not verified.
     #[serde(default, deserialize_with = "present")]
     pub(super) server_name: Option<Text<CheckName>>,
+    /// Whether the certificate is verified; false believes anyone. Default: true.
     #[serde(default, deserialize_with = "present")]
     pub(super) verify: Option<bool>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("dependencies" = {"client_certificate": ["client_key"], "client_key": ["client_certificate"]}))]
 pub(super) struct HttpCheck {
+    /// What is asked for. Default: /readyz.
     #[serde(default, deserialize_with = "present")]
     pub(super) path: Option<Text<RequestPath>>,
+    /// File of a bearer token, read anew for every check. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(super) token_file: Option<Text<FilePath>>,
+    /// PEM file of a client certificate, with `client_key`. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(super) client_certificate: Option<Text<FilePath>>,
+    /// PEM file of its key. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(super) client_key: Option<Text<FilePath>>,
+    /// What 401 and 403 mean. Default: alive.
     #[serde(default, deserialize_with = "present")]
     pub(super) unauthorized: Option<Unauthorized>,
 }
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Unauthorized {
+    /// It counts as ready.
     Alive,
+    /// The check has failed.
     Failed,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Connect {
+    /// In all, 1ms to 366d. Default: 10s.
     #[serde(default, deserialize_with = "present")]
     pub(super) timeout: Option<Text<Span>>,
+    /// Per address, 1ms to 366d, at most `timeout`. Default: 3s.
     #[serde(default, deserialize_with = "present")]
     pub(super) per_try: Option<Text<Span>>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Timeouts {
+    /// From accept to the whole ClientHello, 1ms to 366d. Default: 10s.
     #[serde(default, deserialize_with = "present")]
     pub(super) hello: Option<Text<Span>>,
+    /// Without a byte in either direction, 1ms to 366d. Default: 24h.
     #[serde(default, deserialize_with = "present")]
     pub(super) idle: Option<Text<Span>>,
+    /// Without a byte after one side has closed, 1ms to 366d. Default: 60s.
     #[serde(default, deserialize_with = "present")]
     pub(super) half_close: Option<Text<Span>>,
+    /// For open connections at a stop, and of what a reload removes, 0s to 366d. Default: 25s.
     #[serde(default, deserialize_with = "present")]
     pub(super) drain: Option<Text<SpanOrZero>>,
+    /// For open connections in the old process after an upgrade, 0s to 366d. Default: 24h.
     #[serde(default, deserialize_with = "present")]
     pub(super) upgrade_drain: Option<Text<SpanOrZero>>,
+    /// After the signal to stop, still accepting, so that balancers notice, 0s to 366d. Default: 0s.
     #[serde(default, deserialize_with = "present")]
     pub(super) shutdown_delay: Option<Text<SpanOrZero>>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Tcp {
+    /// Probes by which dead idle peers are found. Default: after 30s, every 5s, 3 of them.
     #[serde(default)]
     pub(super) keepalive: Keepalive,
+    /// How long a peer may take none of the bytes that wait for it, 1s to 24d. Default: 15m.
     #[serde(default, deserialize_with = "present")]
     pub(super) user_timeout: Option<Text<UserTimeout>>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Keepalive {
+    /// Without a byte before the first probe, 1s to 32767s. Default: 30s.
     #[serde(default, deserialize_with = "present")]
     pub(super) idle: Option<Text<Seconds>>,
+    /// Between probes, 1s to 32767s. Default: 5s.
     #[serde(default, deserialize_with = "present")]
     pub(super) interval: Option<Text<Seconds>>,
+    /// Probes without an answer, 1 to 127. Default: 3.
     #[serde(default, deserialize_with = "present")]
     pub(super) count: Option<Text<Count<1, 127>>>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
+    /// Connections at a time; beyond, clients wait in the queue. Default: from `RLIMIT_NOFILE`.
     #[serde(default, deserialize_with = "present")]
     pub(super) connections: Option<Text<Count<1, 10_000_000>>>,
+    /// Raw bytes of a ClientHello, 1KiB to 64KiB. Default: 16KiB.
     #[serde(default, deserialize_with = "present")]
     pub(super) hello_bytes: Option<Text<HelloSize>>,
+    /// Bytes that wait for hellos and slow readers in all, 1MiB to 1024GiB. Default: a quarter of the memory.
     #[serde(default, deserialize_with = "present")]
     pub(super) held_bytes: Option<Text<HeldSize>>,
+    /// Connections at a time of an IPv4 address or IPv6 /64, 1 to 10000000. Default: any number.
     #[serde(default, deserialize_with = "present")]
     pub(super) per_source: Option<Text<Count<1, 10_000_000>>>,
+    /// New connections of such a source, such as 50/s, 300/m or 1000/h. Default: any number.
     #[serde(default, deserialize_with = "present")]
     pub(super) new_per_source: Option<Text<NewRate>>,
 }
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Relay {
+    /// Copied, and moved by splice(2) while much comes in a row.
     Auto,
+    /// Always copied.
     Copy,
+    /// Always moved by splice(2).
     Splice,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Admin {
+    /// Address and port.
     pub(super) address: Text<AdminAddress>,
+    /// Whether the address may be one that other machines reach. Default: false.
     #[serde(default)]
     pub(super) allow_remote: bool,
 }
@@ -392,26 +495,32 @@ impl Shorthand for Admin {
     }
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Log {
+    /// What a line looks like. Default: auto.
     #[serde(default, deserialize_with = "present")]
     pub(super) format: Option<LogFormat>,
+    /// The least that is logged. Default: info.
     #[serde(default, deserialize_with = "present")]
     pub(super) level: Option<LogLevel>,
+    /// Refusals with the same outcome that are logged per second; 0: all. Default: 50.
     #[serde(default, deserialize_with = "present")]
     pub(super) refusals_per_second: Option<Text<Count<0, 1_000_000>>>,
 }
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
     Auto,
+    /// For people.
     Text,
+    /// One object per line.
     Json,
 }
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum LogLevel {
     Error,

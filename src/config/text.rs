@@ -3,7 +3,6 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -12,6 +11,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
+use super::schema::Form;
 use crate::admission::Rate;
 use crate::name::NamePattern;
 use crate::upstream::Destination;
@@ -21,11 +21,14 @@ pub(super) trait Written: Sized {
     /// What is expected, with an example.
     const EXPECTED: &'static str;
 
+    /// What it looks like. Its range is the one that numbers are held to, its pattern is for editors only.
+    const FORM: Form;
+
     /// The reason, where there is more to say than what was expected.
     fn read(text: &str) -> Result<Self, String>;
 
-    /// Most values are no numbers.
-    fn read_number(_: u64) -> Option<Result<Self, String>> {
+    /// A number of the form's range. Most values are no numbers.
+    fn from_number(_: u64) -> Option<Self> {
         None
     }
 }
@@ -63,11 +66,17 @@ impl<T: Written> Visitor<'_> for TextVisitor<T> {
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
-        match T::read_number(number) {
-            Some(read) => Self::result(read, number),
-            None => Err(E::invalid_type(serde::de::Unexpected::Unsigned(number), &self)),
+        if T::FORM.numbers.is_some() {
+            Self::result(within_range(number), number)
+        } else {
+            Err(E::invalid_type(serde::de::Unexpected::Unsigned(number), &self))
         }
     }
+}
+
+fn within_range<T: Written>(number: u64) -> Result<T, String> {
+    let is_within = T::FORM.numbers.is_some_and(|range| range.contains(&number));
+    is_within.then(|| T::from_number(number)).flatten().ok_or_else(|| "out of range".into())
 }
 
 /// One value, or a list of at least one.
@@ -150,12 +159,15 @@ impl<'de, T: Shorthand + Deserialize<'de>> Visitor<'de> for ShortVisitor<T> {
     }
 }
 
+const ADDRESS: &str = r"^(\d{1,3}(\.\d{1,3}){3}|\[[0-9A-Fa-f:.]+(%\d+)?\]):0*\d{1,5}$";
+
 fn from_str<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| String::new())
 }
 
 impl Written for SocketAddr {
     const EXPECTED: &'static str = "an IP address and port such as 0.0.0.0:6443 or \"[::]:6443\"";
+    const FORM: Form = Form::text("Address", ADDRESS);
 
     fn read(text: &str) -> Result<Self, String> {
         from_str(text)
@@ -168,6 +180,7 @@ pub(super) struct AdminAddress(pub(super) SocketAddr);
 
 impl Written for AdminAddress {
     const EXPECTED: &'static str = "a loopback address and port such as 127.0.0.1:9443";
+    const FORM: Form = Form::text("AdminAddress", ADDRESS);
 
     fn read(text: &str) -> Result<Self, String> {
         from_str(text).map(Self)
@@ -176,6 +189,8 @@ impl Written for AdminAddress {
 
 impl Written for NamePattern {
     const EXPECTED: &'static str = "a DNS name such as a.example.com, or \"*.example.com\" for all names below one";
+    const FORM: Form =
+        Form::text("ServerName", r"^(\*\.)?([0-9A-Za-z_-]{1,63}\.)*[0-9A-Za-z_-]*[A-Za-z_-][0-9A-Za-z_-]*\.?$");
 
     fn read(text: &str) -> Result<Self, String> {
         Self::parse(text).map_err(|error| match text {
@@ -187,6 +202,7 @@ impl Written for NamePattern {
 
 impl Written for Destination {
     const EXPECTED: &'static str = "host:port such as api.example.com:6443, 192.0.2.1:6443 or \"[2001:db8::1]:6443\"";
+    const FORM: Form = Form::text("Endpoint", r"^(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z_.-]+):\+?0*[1-9]\d{0,4}$");
 
     fn read(text: &str) -> Result<Self, String> {
         text.parse()
@@ -199,6 +215,7 @@ pub(super) struct Service(pub(super) String);
 
 impl Written for Service {
     const EXPECTED: &'static str = "the name of a service such as dev/kubernetes01";
+    const FORM: Form = Form::text("Service", "^[0-9A-Za-z_./-]+$");
 
     fn read(text: &str) -> Result<Self, String> {
         Destination::dcos(text, 1).map(|_| Self(text.into())).map_err(|_| String::new())
@@ -211,6 +228,7 @@ pub(super) struct FilePath(pub(super) PathBuf);
 
 impl Written for FilePath {
     const EXPECTED: &'static str = "the path of a file, from the directory of the configuration";
+    const FORM: Form = Form::text("File", r"^[^\x00]+$");
 
     fn read(text: &str) -> Result<Self, String> {
         if text.is_empty() || text.contains('\0') { Err(String::new()) } else { Ok(Self(text.into())) }
@@ -223,6 +241,7 @@ pub(super) struct CheckName(pub(super) rustls::pki_types::ServerName<'static>);
 
 impl Written for CheckName {
     const EXPECTED: &'static str = "a DNS name such as kubernetes, or an IP address";
+    const FORM: Form = Form::text("CertificateName", "^[0-9A-Za-z_.:-]+$");
 
     fn read(text: &str) -> Result<Self, String> {
         text.to_owned().try_into().map(Self).map_err(|_| String::new())
@@ -235,6 +254,7 @@ pub(super) struct RequestPath(pub(super) hyper::Uri);
 
 impl Written for RequestPath {
     const EXPECTED: &'static str = "a path such as /readyz, with a query or without";
+    const FORM: Form = Form::text("RequestPath", "^/[^ ]*$");
 
     fn read(text: &str) -> Result<Self, String> {
         let uri = from_str::<hyper::Uri>(text)?;
@@ -248,6 +268,7 @@ pub(super) struct Label(pub(super) String);
 
 impl Written for Label {
     const EXPECTED: &'static str = "a name of 1 to 253 printable characters that does not begin with '_'";
+    const FORM: Form = Form::text("Label", r"^[^_\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]{0,252}$");
 
     fn read(text: &str) -> Result<Self, String> {
         let fits = (1..=253).contains(&text.len()) && !text.starts_with('_') && !text.contains(char::is_control);
@@ -261,6 +282,7 @@ pub(super) struct Protocol(pub(super) String);
 
 impl Written for Protocol {
     const EXPECTED: &'static str = "an application protocol of 1 to 255 bytes such as h2";
+    const FORM: Form = Form::text("Protocol", r"^[\s\S]{1,255}$");
 
     fn read(text: &str) -> Result<Self, String> {
         if (1..=255).contains(&text.len()) { Ok(Self(text.into())) } else { Err(String::new()) }
@@ -269,6 +291,13 @@ impl Written for Protocol {
 
 /// The longest duration that can be configured; beyond it, sums of times could overflow.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// As humantime reads it.
+const DURATION: &str = concat!(
+    r"^\s*(\d[\d\s.]*(",
+    "ns|nsec|nanos|us|µs|usec|ms|msec|millis|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?",
+    r"|w|wks?|weeks?|M|months?|y|yrs?|years?)\s*)+$"
+);
 
 fn duration(text: &str, fits: impl FnOnce(&Duration) -> bool) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|_| String::new())?;
@@ -281,6 +310,7 @@ pub(super) struct Span(pub(super) Duration);
 
 impl Written for Span {
     const EXPECTED: &'static str = "a duration from 1ms to 366d with its unit, such as 10s, 500ms, 15m or 24h";
+    const FORM: Form = Form::text("Duration", DURATION);
 
     fn read(text: &str) -> Result<Self, String> {
         duration(text, |duration| (Duration::from_millis(1)..=MAX_DURATION).contains(duration)).map(Self)
@@ -293,6 +323,7 @@ pub(super) struct SpanOrZero(pub(super) Duration);
 
 impl Written for SpanOrZero {
     const EXPECTED: &'static str = "a duration from 0s to 366d with its unit, such as 25s";
+    const FORM: Form = Form::text("DurationOrZero", DURATION);
 
     fn read(text: &str) -> Result<Self, String> {
         duration(text, |duration| *duration <= MAX_DURATION).map(Self)
@@ -305,6 +336,7 @@ pub(super) struct Seconds(pub(super) Duration);
 
 impl Written for Seconds {
     const EXPECTED: &'static str = "a duration of whole seconds from 1s to 32767s, such as 30s";
+    const FORM: Form = Form::text("Seconds", DURATION);
 
     fn read(text: &str) -> Result<Self, String> {
         duration(text, |duration| duration.subsec_nanos() == 0 && (1..=32767).contains(&duration.as_secs())).map(Self)
@@ -317,6 +349,7 @@ pub(super) struct UserTimeout(pub(super) Duration);
 
 impl Written for UserTimeout {
     const EXPECTED: &'static str = "a duration from 1s to 24d, such as 15m";
+    const FORM: Form = Form::text("UserTimeout", DURATION);
 
     fn read(text: &str) -> Result<Self, String> {
         duration(text, |duration| (1..=24 * 24 * 3600).contains(&duration.as_secs())).map(Self)
@@ -328,26 +361,26 @@ impl Written for UserTimeout {
 pub(super) struct Count<const MIN: u32, const MAX: u32>(pub(super) u32);
 
 macro_rules! count {
-    ($min:literal, $max:literal, $expected:literal) => {
+    ($min:literal, $max:literal, $name:literal, $expected:literal) => {
         impl Written for Count<$min, $max> {
             const EXPECTED: &'static str = $expected;
+            const FORM: Form = Form::number($name, $min..=$max);
 
             fn read(_: &str) -> Result<Self, String> {
                 Err(String::new())
             }
 
-            fn read_number(number: u64) -> Option<Result<Self, String>> {
-                let fitting = u32::try_from(number).ok().filter(|number| ($min..=$max).contains(number));
-                Some(fitting.map(Self).ok_or_else(|| "out of range".into()))
+            fn from_number(number: u64) -> Option<Self> {
+                u32::try_from(number).ok().map(Self)
             }
         }
     };
 }
 
-count!(1, 127, "a whole number from 1 to 127");
-count!(1, 65_535, "a port from 1 to 65535");
-count!(1, 10_000_000, "a whole number from 1 to 10000000");
-count!(0, 1_000_000, "a whole number from 0 to 1000000");
+count!(1, 127, "SmallCount", "a whole number from 1 to 127");
+count!(1, 65_535, "Port", "a port from 1 to 65535");
+count!(1, 10_000_000, "Count", "a whole number from 1 to 10000000");
+count!(0, 1_000_000, "CountOrAll", "a whole number from 0 to 1000000");
 
 /// How large a hello may be.
 #[derive(Clone, Copy, Debug)]
@@ -355,13 +388,14 @@ pub(super) struct HelloSize(pub(super) usize);
 
 impl Written for HelloSize {
     const EXPECTED: &'static str = "a size from 1KiB to 64KiB, such as 16KiB";
+    const FORM: Form = Form::text("HelloSize", SIZE).or_number(1 << 10..=1 << 16);
 
     fn read(text: &str) -> Result<Self, String> {
-        size(text).and_then(|bytes| Self::read_number(bytes).ok_or("")?)
+        size(text).and_then(within_range)
     }
 
-    fn read_number(bytes: u64) -> Option<Result<Self, String>> {
-        Some(size_within(bytes, 1 << 10..=1 << 16).map(Self))
+    fn from_number(bytes: u64) -> Option<Self> {
+        usize::try_from(bytes).ok().map(Self)
     }
 }
 
@@ -371,15 +405,18 @@ pub(super) struct HeldSize(pub(super) usize);
 
 impl Written for HeldSize {
     const EXPECTED: &'static str = "a size from 1MiB to 1024GiB, such as 256MiB";
+    const FORM: Form = Form::text("HeldSize", SIZE).or_number(1 << 20..=1 << 40);
 
     fn read(text: &str) -> Result<Self, String> {
-        size(text).and_then(|bytes| Self::read_number(bytes).ok_or("")?)
+        size(text).and_then(within_range)
     }
 
-    fn read_number(bytes: u64) -> Option<Result<Self, String>> {
-        Some(size_within(bytes, 1 << 20..=1 << 40).map(Self))
+    fn from_number(bytes: u64) -> Option<Self> {
+        usize::try_from(bytes).ok().map(Self)
     }
 }
+
+const SIZE: &str = r"^\+?\d+\s*(KiB|MiB|GiB)$";
 
 fn size(text: &str) -> Result<u64, String> {
     let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
@@ -389,16 +426,16 @@ fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(unit).ok_or_else(|| "out of range".into())
 }
 
-fn size_within(bytes: u64, range: RangeInclusive<u64>) -> Result<usize, String> {
-    usize::try_from(bytes).ok().filter(|_| range.contains(&bytes)).ok_or_else(|| "out of range".into())
-}
-
 /// Addresses of clients. IPv4 written as IPv6 becomes IPv4, as clients do.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Network(pub(super) IpNet);
 
 impl Written for Network {
     const EXPECTED: &'static str = "a network such as 192.0.2.0/24 or \"2001:db8::/32\", or an address";
+    const FORM: Form = Form::text(
+        "Network",
+        r"^(\d{1,3}(\.\d{1,3}){3}(/([0-2]?\d|3[0-2]))?|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(/\d{1,3})?)$",
+    );
 
     fn read(text: &str) -> Result<Self, String> {
         let net = match text.parse::<IpAddr>() {
@@ -424,6 +461,7 @@ pub(super) struct NewRate(pub(super) Rate);
 
 impl Written for NewRate {
     const EXPECTED: &'static str = "a rate from 1/h to 1000000/s, such as 50/s, 300/m or 1000/h";
+    const FORM: Form = Form::text("Rate", r"^\s*\+?\d+\s*/\s*[smh]\s*$");
 
     fn read(text: &str) -> Result<Self, String> {
         let (count, unit) = text.split_once('/').ok_or("")?;
@@ -444,13 +482,13 @@ pub(super) struct Workers(pub(super) Option<usize>);
 
 impl Written for Workers {
     const EXPECTED: &'static str = "auto, or a whole number from 1 to 1024";
+    const FORM: Form = Form::text("Workers", "^auto$").or_number(1..=1024);
 
     fn read(text: &str) -> Result<Self, String> {
         if text == "auto" { Ok(Self(None)) } else { Err(String::new()) }
     }
 
-    fn read_number(number: u64) -> Option<Result<Self, String>> {
-        let fitting = usize::try_from(number).ok().filter(|number| (1..=1024).contains(number));
-        Some(fitting.map(|number| Self(Some(number))).ok_or_else(|| "out of range".into()))
+    fn from_number(number: u64) -> Option<Self> {
+        usize::try_from(number).ok().map(|number| Self(Some(number)))
     }
 }

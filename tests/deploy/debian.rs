@@ -70,8 +70,16 @@ fn the_package_installs_upgrades_and_goes_without_a_script() {
     is_complete(root.path(), "usr/lib/systemd/system/snigate.service");
     let config = root.path().join("etc/snigate/snigate.yaml");
     let installed = fs::read_to_string(&config).unwrap();
-    for named in installed.split_whitespace().filter(|word| word.starts_with("/usr/share/doc/snigate")) {
+    for named in installed.split([' ', '=', '\n']).filter(|word| word.starts_with("/usr/share/doc/snigate")) {
         assert!(root.path().join(named[1..].trim_end_matches([',', '.'])).exists(), "{named}");
+    }
+    for there in [
+        "bash-completion/completions/snigate",
+        "fish/vendor_completions.d/snigate.fish",
+        "zsh/vendor-completions/_snigate",
+        "man/man1/snigate.1.gz",
+    ] {
+        assert!(root.path().join("usr/share").join(there).exists(), "{there}");
     }
 
     let changed = format!("{installed}# ours\n");

@@ -14,6 +14,7 @@ pub use client::Client;
 pub use hello::Hello;
 pub use router::{Router, snigate};
 
+use std::path::Path;
 use std::time::Duration;
 
 /// Longer than anything takes on a busy machine; what waits this long has failed.
@@ -22,6 +23,17 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes in which a lost, doubled or moved run shows.
 pub fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|number| u8::try_from((number ^ (number >> 8)) & 0xff).unwrap()).collect()
+}
+
+/// This is what the file has; with `SNIGATE_WRITE=1` it is from now on.
+pub fn is_written(path: &str, text: &str) {
+    let full = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    if std::env::var_os("SNIGATE_WRITE").is_some() {
+        std::fs::write(full, text).unwrap();
+    } else {
+        let is_same = std::fs::read_to_string(full).is_ok_and(|written| written == text);
+        assert!(is_same, "{path} is not what it should be; SNIGATE_WRITE=1 writes it anew");
+    }
 }
 
 /// Tries until it is so.

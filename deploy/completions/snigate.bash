@@ -1,0 +1,2 @@
+# For bash-completion, which reads this at the first Tab.
+source <(snigate completions bash)

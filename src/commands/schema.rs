@@ -1,0 +1,11 @@
+//! `snigate schema`
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use snigate::config;
+
+pub(super) fn run() -> anyhow::Result<ExitCode> {
+    std::io::stdout().write_all(config::schema().as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
