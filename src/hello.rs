@@ -33,6 +33,8 @@ pub enum HelloError {
     Invalid(Reason),
     /// No header comes before it, where one should.
     ProxyHeader(proxy_protocol::Invalid),
+    /// A header comes before it, where none should.
+    UnexpectedProxyHeader,
     /// It is large, and there is no room for more of such.
     NoRoom,
 }
@@ -69,11 +71,19 @@ impl Hello {
     }
 
     async fn read_whole(&mut self, client: &TcpStream) -> Result<(), HelloError> {
-        while self.framing.advance(&self.received).map_err(HelloError::Invalid)? == Progress::Incomplete {
+        while self.framing.advance(&self.received).map_err(|reason| self.refused(reason))? == Progress::Incomplete {
             self.read_more(client, self.limit).await?;
         }
         // For as long as an endpoint is dialled. Who has waited with a large one is not refused at its end.
         if self.charge.is_none() { self.hold() } else { Ok(()) }
+    }
+
+    fn refused(&self, reason: Reason) -> HelloError {
+        if reason == Reason::NotTls && proxy_protocol::begins(&self.received) {
+            HelloError::UnexpectedProxyHeader
+        } else {
+            HelloError::Invalid(reason)
+        }
     }
 
     /// Reads once, when there is something to read, until there are so many bytes at most.

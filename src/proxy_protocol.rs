@@ -75,9 +75,16 @@ pub enum Invalid {
     Checksum,
 }
 
+const TEXT: &[u8] = b"PROXY ";
+
+/// Whether this is the beginning of a header, and not only its first byte.
+#[must_use]
+pub fn begins(received: &[u8]) -> bool {
+    received.starts_with(TEXT) || received.starts_with(SIGNATURE)
+}
+
 /// Reads the header that these bytes begin with; `None`: more are needed.
 pub fn parse(received: &[u8]) -> Result<Option<Header>, Invalid> {
-    const TEXT: &[u8] = b"PROXY ";
     let begins_like = |start: &[u8]| received.iter().zip(start).all(|(byte, expected)| byte == expected);
     if begins_like(TEXT) {
         parse_text(received)

@@ -110,6 +110,10 @@ impl From<HelloError> for Refusal {
             HelloError::Gone => Outcome::ClientGone.into(),
             HelloError::TimedOut => Outcome::HelloTimeout.into(),
             HelloError::Invalid(reason) => Invalid::from(reason).into(),
+            HelloError::UnexpectedProxyHeader => Self::because(
+                Outcome::NotTls,
+                "a PROXY header, which this listener does not expect (it has no accept_proxy)",
+            ),
             HelloError::NoRoom => Self::because(
                 Outcome::OverLimit,
                 "its hello is large, and too many bytes are held already (limits.held_bytes)",

@@ -73,8 +73,12 @@ fn e06_only_who_is_listed_may_name_a_client() {
 #[test]
 fn e06_without_accept_proxy_a_header_is_no_hello() {
     let router = Router::routing(&[(NAME, Backend::named("served").address())]);
-    let ((received, _), client) = ask(&router, BALANCER, &[HEADER.as_bytes(), &Hello::to(NAME).record()].concat());
-    assert_eq!((received, &router.account_of(client)["outcome"]), (Vec::new(), &"not_tls".into()));
+    for header in [HEADER.as_bytes(), &signature(0x20, 0, b"")] {
+        let ((received, _), client) = ask(&router, BALANCER, &[header, &Hello::to(NAME).record()].concat());
+        let account = router.account_of(client);
+        assert_eq!((received, &account["outcome"]), (Vec::new(), &"not_tls".into()));
+        assert_eq!(account["reason"], "a PROXY header, which this listener does not expect (it has no accept_proxy)");
+    }
 }
 
 #[test]

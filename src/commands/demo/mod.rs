@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 use snigate::config::{Config, Log, LogFormat};
 use snigate::server::Server;
 use tempfile::TempDir;
+use tokio::signal::unix::{SignalKind, signal};
 use tracing::Level;
 
 use self::client::{Answer, Identity};
@@ -66,7 +67,12 @@ async fn show(options: &Demo) -> anyhow::Result<ExitCode> {
     let files = TempDir::with_prefix("snigate-demo-")?;
     write_files(files.path(), address, &open_authority, &guarded_authority, &identity)?;
     print(&commands(files.path(), address))?;
-    tokio::signal::ctrl_c().await?;
+    let (mut terminate, mut hang_up) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+        _ = terminate.recv() => {}
+        _ = hang_up.recv() => {}
+    }
     server.drain().await;
     Ok(ExitCode::SUCCESS)
 }

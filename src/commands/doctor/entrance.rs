@@ -47,8 +47,10 @@ pub(super) async fn door(visit: Arc<Visit>, number: usize) -> Door {
         }
         Ok(_) => (Mark::Ok, "accepts connections".into(), Some(target)),
         Err(reason) => {
-            let says = format!("snigate does not run here, so the way through it is not checked: {reason}");
-            (Mark::Note, says, None)
+            let says = format!(
+                "nobody accepts connections, so the way through it is not checked: {reason}; does snigate run here? (--through)"
+            );
+            (Mark::Failed, says, None)
         }
     };
     Door { check: Check::new(mark, "listener", address, says).since(begun), open }

@@ -101,6 +101,11 @@ impl Ledger {
         1..=self.lines.len()
     }
 
+    /// How many there are.
+    pub(super) fn notes(&self) -> usize {
+        self.notes.len()
+    }
+
     /// The notes alone, for an error: at most so many.
     pub(super) fn first_notes(&self, count: usize) -> String {
         let mut text = String::new();

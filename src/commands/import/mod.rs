@@ -9,7 +9,7 @@ mod values;
 mod yaml;
 
 use std::fs::File;
-use std::io::{Read, Write as _, stdin, stdout};
+use std::io::{Read, Write as _, stderr, stdin, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -34,12 +34,24 @@ pub(super) fn run(options: &Import) -> anyhow::Result<ExitCode> {
         || format!("cannot read {}", if is_stdin { "standard input".into() } else { path.display().to_string() });
     let source = if is_stdin { text(stdin()) } else { File::open(path).and_then(text) }.with_context(cannot)?;
     let files = Files { directory: if is_stdin { PathBuf::new() } else { path.parent().unwrap_or(path).into() } };
-    let text = translate(options.from, &source, &printable(&name), &files)?;
+    let name = printable(&name);
+    let Translated { text, notes } = translate(options.from, &source, &name, &files)?;
     stdout().write_all(text.as_bytes())?;
+    if notes > 0 {
+        // Who sends the result into a file sees this all the same.
+        let told = format!("snigate: read the {notes} notes at the end of what was made of {name} before you use it\n");
+        stderr().write_all(told.as_bytes())?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-fn translate(from: ImportFrom, source: &str, name: &str, files: &Files) -> anyhow::Result<String> {
+struct Translated {
+    text: String,
+    /// On lines that are not carried over, or mean something else.
+    notes: usize,
+}
+
+fn translate(from: ImportFrom, source: &str, name: &str, files: &Files) -> anyhow::Result<Translated> {
     let mut ledger = Ledger::new(source);
     let mut draft = Draft::default();
     let (kind, routes) = match from {
@@ -65,11 +77,12 @@ fn translate(from: ImportFrom, source: &str, name: &str, files: &Files) -> anyho
 "
     );
     yaml::write(&mut text, &draft, &routes, CaFiles::Named)?;
+    let notes = ledger.notes();
     ledger.write(&mut text, routes.iter().any(|route| route.names.is_empty()));
     if text.len() as u64 > MAX_SIZE {
         bail!("what was made of {name} is larger than {} MiB", MAX_SIZE >> 20);
     }
-    Ok(text)
+    Ok(Translated { text, notes })
 }
 
 /// Files that the source names.

@@ -46,7 +46,7 @@ pub(super) fn run(options: &Kubeconfig) -> anyhow::Result<ExitCode> {
     let document = if let Some(existing) = existing {
         existing.rewrite(place, &mut notes)?
     } else {
-        notes.push("It has no credentials: add a user, or rewrite a kubeconfig that has one with --from.".into());
+        notes.push("It has no credentials: `kubectl config set-credentials` and `set-context --current --user` add some, and --from rewrites a kubeconfig that has them.".into());
         new(cluster.unwrap_or(&route.name), place)
     };
     // What the operator has named may hold what ends a comment.
