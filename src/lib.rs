@@ -7,8 +7,8 @@
 //!
 //! 1. [`accept`] takes a permit, so that clients beyond the limit wait in the kernel's queue, and accepts.
 //! 2. [`hello`] reads from the socket under one absolute deadline, until [`client_hello`] has seen a whole
-//!    ClientHello or found that there is none.
-//! 3. [`route`] finds the most specific route for the [`name`].
+//!    ClientHello or found that there is none; where a balancer connects, its [`proxy_protocol`] header comes first.
+//! 3. [`route`] finds the most specific route for the [`name`]. Before and after that, [`admission`] says who may come in.
 //! 4. [`upstream`] connects to one of the route's endpoints.
 //! 5. [`relay`] moves bytes between the two sockets until both sides are done. What the API server answers first is told by
 //!    [`server_hello`].
@@ -17,7 +17,8 @@
 //!
 //! Around that, [`config`] turns what the operator wrote into the types of the rooms above, [`server`] puts the rooms
 //! together, and takes them apart when the configuration changes ([`watch`]) or the process is to end; [`roster`] knows
-//! all connections that are to be told then. [`upgrade`] hands the listeners to a new process, [`systemd`] is told of
+//! all connections that are to be told then, or when there is no place for others. [`held`] bounds the memory that slow peers
+//! take; [`sandbox`] gives up what the process does not need. [`upgrade`] hands the listeners to a new process, [`systemd`] is told of
 //! all this, and [`admin`] shows the counters.
 //!
 //! # As a library
