@@ -207,7 +207,7 @@ fn d13_system_calls_that_fail_in_mid_stream_lose_nothing() {
             let path = directory.path().join("c.yaml");
             std::fs::write(&path, config(&[(NAME, backend.address())], &format!("relay: {engine}\n"))).unwrap();
             let mut command = std::process::Command::new("strace");
-            command.args(["-f", "-qqq", "-o", "/dev/null", "-e", &format!("inject={fault}")]);
+            command.args(["-D", "-f", "-qqq", "-o", "/dev/null", "-e", &format!("inject={fault}")]);
             command.args([env!("CARGO_BIN_EXE_snigate"), "run", "-c"]).arg(&path);
             let router = Router::spawn(command, path, directory);
             transfers(&router, &held, 20_000_000);
