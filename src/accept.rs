@@ -106,9 +106,11 @@ pub async fn run(
 /// A permit, or nothing when it is to stop. While there is none, that is told again and again.
 async fn permit(permits: &Arc<Semaphore>, stop: &CancellationToken, full: &impl Fn()) -> Option<OwnedSemaphorePermit> {
     loop {
-        if permits.available_permits() == 0 {
-            full();
+        // Most of the time there is one, and no timer is needed.
+        if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
+            return Some(permit);
         }
+        full();
         tokio::select! {
             Ok(permit) = Arc::clone(permits).acquire_owned() => return Some(permit),
             () = stop.cancelled() => return None,

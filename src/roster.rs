@@ -113,8 +113,8 @@ impl Members {
     /// Tells whoever has waited longest to go; whether there was somebody who has waited for so long.
     fn dismiss(&mut self, wait: Wait, at_least: Duration) -> bool {
         loop {
-            let Some((number, since)) = self.queue(wait).1.entries.front().copied() else { return false };
             let (present, queue) = self.queue(wait);
+            let Some((number, since)) = queue.entries.front().copied() else { return false };
             if waits(present, number, wait, since) && since.elapsed() < at_least {
                 return false;
             }

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::support::backend::{closed, free};
 use crate::support::tls::{self, Authority};
-use crate::support::{Router, eventually};
+use crate::support::{Router, all_output, eventually};
 
 const NAME: &str = "a.example";
 
@@ -19,10 +19,6 @@ fn run(program: &str, arguments: &[&str]) -> Output {
         .stdin(Stdio::null())
         .output()
         .unwrap_or_else(|error| panic!("{program} is needed: {error}"))
-}
-
-fn all_output(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// Certificates as files.

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use crate::support::{is_written, snigate};
+use crate::support::{all_output, is_written, snigate};
 
 const COMMANDS: [&str; 8] = ["run", "check", "explain", "plan", "import", "schema", "completions", "man"];
 
@@ -18,7 +18,7 @@ fn given(program: &mut Command, input: &str) -> String {
     let mut child = program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let told = all_output(&output);
     assert!(output.status.success(), "{told}");
     told
 }

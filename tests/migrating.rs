@@ -3,21 +3,17 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 use tempfile::TempDir;
 
 use crate::support::backend::closed;
 use crate::support::router::config;
 use crate::support::tls::{self, Authority};
-use crate::support::{Backend, Client, Hello, Router, snigate};
+use crate::support::{Backend, Client, Hello, Router, all_output, snigate};
 
 const GUIDE: &str = include_str!("../deploy/haproxy/README.md");
 const TROUBLESHOOTING: &str = include_str!("../deploy/troubleshooting.md");
-
-fn lines(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
 
 /// The recipe's file, imported beside CA files of these names.
 fn imported(recipe: &str) -> (TempDir, String) {
@@ -28,11 +24,11 @@ fn imported(recipe: &str) -> (TempDir, String) {
         Authority::new().write(directory.path(), &format!("dev.kubernetes{number}-ca.pem"));
     }
     let output = snigate().args(["import", "haproxy", recipe]).current_dir(directory.path()).output().unwrap();
-    assert!(output.status.success(), "{}", lines(&output));
+    assert!(output.status.success(), "{}", all_output(&output));
     let text = String::from_utf8(output.stdout).unwrap();
     std::fs::write(directory.path().join("snigate.yaml"), &text).unwrap();
     let checked = snigate().args(["check", "snigate.yaml"]).current_dir(directory.path()).output().unwrap();
-    assert!(checked.status.success(), "{}", lines(&checked));
+    assert!(checked.status.success(), "{}", all_output(&checked));
     (directory, text)
 }
 
@@ -75,9 +71,9 @@ fn the_recipe_for_two_clusters_tells_them_apart() {
     for command in commands {
         let typed = command.replacen("snigate", env!("CARGO_BIN_EXE_snigate"), 1);
         let output = Command::new("sh").args(["-c", &typed]).current_dir(directory.path()).output().unwrap();
-        assert!(output.status.success(), "{command}: {}", lines(&output));
+        assert!(output.status.success(), "{command}: {}", all_output(&output));
         if command.contains("explain") {
-            assert!(lines(&output).contains("kubernetes02"), "{}", lines(&output));
+            assert!(all_output(&output).contains("kubernetes02"), "{}", all_output(&output));
         }
     }
 }
@@ -101,7 +97,7 @@ fn the_other_commands_of_the_guide_work() {
         let mut shell = Command::new("sh");
         shell.args(["-c", &typed]).current_dir(directory.path()).env("KUBECONFIG", directory.path().join("config"));
         let output = shell.output().unwrap();
-        assert!(lines(&output).contains(expected), "{command}: {}", lines(&output));
+        assert!(all_output(&output).contains(expected), "{command}: {}", all_output(&output));
     }
 }
 
@@ -146,7 +142,7 @@ fn kubectl_says_what_the_table_says() {
             .args(["get", "--raw", "/version", "--request-timeout=5s"])
             .output()
             .unwrap();
-        lines(&output)
+        all_output(&output)
     };
     assert!(ask(router.address(), "kubernetes", &ca).contains("gitVersion"));
     for (said, name, ca) in [

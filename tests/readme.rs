@@ -5,7 +5,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::support::tls::Authority;
-use crate::support::{Backend, Client, Hello, Router, snigate};
+use crate::support::{Backend, Client, Hello, Router, all_output, snigate};
 
 const README: &str = include_str!("../README.md");
 
@@ -62,13 +62,19 @@ fn the_pool_is_valid() {
     }
 }
 
-#[test]
-fn the_lists_of_who_may_come_in_are_valid() {
+/// What `check` says of the configuration in this block.
+fn checked(number: usize) -> String {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("snigate.yaml");
-    std::fs::write(&path, blocks("yaml")[2]).unwrap();
+    std::fs::write(&path, blocks("yaml")[number]).unwrap();
     let checked = snigate().arg("check").arg(path).output().unwrap();
-    let told = String::from_utf8(checked.stdout).unwrap();
+    assert!(checked.status.success(), "{}", all_output(&checked));
+    String::from_utf8(checked.stdout).unwrap()
+}
+
+#[test]
+fn the_lists_of_who_may_come_in_are_valid() {
+    let told = checked(2);
     for line in
         ["open to anywhere, not from 1 range", "2 ranges of addresses, not from 1 range of addresses, at most 5000"]
     {
@@ -78,11 +84,7 @@ fn the_lists_of_who_may_come_in_are_valid() {
 
 #[test]
 fn the_balancers_are_valid() {
-    let directory = TempDir::new().unwrap();
-    let path = directory.path().join("snigate.yaml");
-    std::fs::write(&path, blocks("yaml")[3]).unwrap();
-    let checked = snigate().arg("check").arg(path).output().unwrap();
-    let told = String::from_utf8(checked.stdout).unwrap();
+    let told = checked(3);
     for line in ["named in PROXY headers from 1 range of addresses", "(within 10s, 3s per try, PROXY header v2)"] {
         assert!(told.contains(line), "{line}\nin\n{told}");
     }
@@ -122,7 +124,7 @@ fn kubectl_takes_the_commands() {
             .env("KUBECONFIG", directory.path().join("config"))
             .output()
             .unwrap();
-        let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let told = all_output(&output);
         assert!(output.status.success() && told.contains("Cluster \"dev\" set."), "{script}: {told}");
     }
 }

@@ -16,7 +16,7 @@ mod yaml;
 
 use std::process::ExitCode;
 
-use snigate::config::Config;
+use snigate::config::{Config, Route};
 use snigate::route::RouteTable;
 
 pub(crate) use self::kubeconfig::Server;
@@ -52,4 +52,13 @@ fn route_table(config: &Config) -> RouteTable<usize> {
         let _ = table.insert(&route.patterns, &route.matchers, &number);
     }
     table
+}
+
+/// How many routes are named to who names none of them.
+const MAX_LISTED: usize = 20;
+
+fn listed<'c>(routes: impl ExactSizeIterator<Item = &'c Route>) -> String {
+    let more = routes.len().saturating_sub(MAX_LISTED);
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    routes.take(MAX_LISTED).map(|route| &*route.name).collect::<Vec<_>>().join(", ") + &more
 }

@@ -41,8 +41,7 @@ pub(crate) fn start(log: &Log) -> Logging {
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let shape = if as_json { Shape::Json } else { Shape::Text { is_colored: is_terminal && !no_color } };
+    let shape = if as_json { Shape::Json } else { Shape::Text { is_colored: takes_color(&stderr()) } };
     let lines = NonBlockingBuilder::default().buffered_lines_limit(MAX_UNWRITTEN).thread_name("log");
     let (writer, guard) = lines.finish(Paced(BufWriter::new(stderr())));
     *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
@@ -55,6 +54,11 @@ pub(crate) fn start(log: &Log) -> Logging {
         error!(%panic, "panicked");
     }));
     Logging { lost, level: is_configurable.then_some(level) }
+}
+
+/// Whether it is a terminal of somebody who has not said no (<https://no-color.org>).
+pub(crate) fn takes_color(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 fn at(level: Level) -> EnvFilter {

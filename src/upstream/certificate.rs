@@ -9,6 +9,9 @@ use x509_parser::prelude::FromDer;
 
 use crate::name::{NamePattern, parents};
 
+/// A certificate that expires sooner is worth a warning.
+pub const EXPIRES_SOON_SECONDS: i64 = 14 * 24 * 3600;
+
 /// A server's certificate. Nothing is verified here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {

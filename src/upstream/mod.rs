@@ -28,7 +28,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 pub use self::balance::Balance;
-pub use self::certificate::Certificate;
+pub use self::certificate::{Certificate, EXPIRES_SOON_SECONDS};
 pub use self::condition::{Finding, State, Thresholds};
 pub use self::destination::Destination;
 pub use self::endpoint::{Endpoint, EndpointId, LastCheck, Place};

@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
-use super::certificate::{Certificate, News};
+use super::certificate::{Certificate, EXPIRES_SOON_SECONDS, News};
 use super::condition::{Finding, State, Thresholds};
 use super::endpoint::{Change, Endpoint, EndpointId};
 use super::health::{self, HealthCheck};
@@ -24,9 +24,6 @@ use crate::roster::Order;
 
 /// How many refused, timed-out or unanswered connections in a row make an endpoint dead where nothing checks it.
 const UNCHECKED: Thresholds = Thresholds { rise: 1, fall: 3 };
-
-/// A certificate that expires sooner is worth a warning.
-const EXPIRES_SOON_SECONDS: i64 = 14 * 24 * 3600;
 
 #[derive(Debug)]
 pub(super) struct Pool {

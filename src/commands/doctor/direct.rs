@@ -11,7 +11,7 @@ use rustls::{CertificateError, ProtocolVersion};
 use snigate::name::NamePattern;
 use snigate::proxy_protocol;
 use snigate::upstream::health::{Handshake, ask_once, said};
-use snigate::upstream::{Certificate, Finding, HealthCheck, Thresholds};
+use snigate::upstream::{Certificate, EXPIRES_SOON_SECONDS, Finding, HealthCheck, Thresholds};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -20,7 +20,6 @@ use tokio_rustls::client::TlsStream;
 use super::report::{Check, Mark};
 use super::visit::{Visit, late};
 
-const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 /// The most names of a certificate that are listed.
 const MAX_NAMES: usize = 6;
 
@@ -198,7 +197,7 @@ fn dates(address: SocketAddr, certificate: &Certificate, now: i64) -> Check {
             Mark::Failed,
             format!("the certificate is not valid before {}: is a clock wrong?", day(certificate.begins)),
         ),
-        Ok(left) if left < SOON => {
+        Ok(left) if certificate.expires - now < EXPIRES_SOON_SECONDS => {
             let days = left.as_secs() / (24 * 3600);
             (Mark::Note, format!("the certificate expires on {}, in {days} days", day(certificate.expires)))
         }

@@ -19,12 +19,11 @@ use tokio::task::JoinError;
 
 use self::report::{Style, Tally};
 use self::visit::{Here, Visit};
+use super::listed;
 use crate::cli::Doctor;
 
 /// Lookups and connections at a time.
 const MAX_AT_A_TIME: usize = 32;
-/// The most names that an error lists.
-const MAX_LISTED: usize = 20;
 
 pub(super) fn run(options: &Doctor) -> anyhow::Result<ExitCode> {
     let config = Config::load(&options.config)?;
@@ -49,13 +48,8 @@ fn choose<'c>(routes: &'c [Route], names: &[String]) -> anyhow::Result<Vec<&'c R
     for name in names {
         ensure!(
             routes.iter().any(|route| is_named(route, name)),
-            "no route is named `{name}` or has it as `sni`; {}",
-            {
-                let known: Vec<&str> = routes.iter().take(MAX_LISTED).map(|route| &*route.name).collect();
-                let more = routes.len().saturating_sub(MAX_LISTED);
-                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-                format!("expected one of {}{more}", known.join(", "))
-            }
+            "no route is named `{name}` or has it as `sni`; expected one of {}",
+            listed(routes.iter())
         );
     }
     Ok(routes.iter().filter(|route| names.is_empty() || names.iter().any(|name| is_named(route, name))).collect())

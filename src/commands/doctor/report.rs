@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::logging::takes_color;
+
 /// One step, of one name or address.
 #[derive(Debug)]
 pub(super) struct Check {
@@ -91,9 +93,7 @@ pub(super) struct Style {
 
 impl Style {
     pub(super) fn of_stdout() -> Self {
-        let is_terminal = stdout().is_terminal();
-        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { has_signs: is_terminal, is_colored: is_terminal && !no_color }
+        Self { has_signs: stdout().is_terminal(), is_colored: takes_color(&stdout()) }
     }
 
     fn mark(self, mark: Mark) -> String {

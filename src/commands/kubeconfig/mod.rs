@@ -19,11 +19,8 @@ use self::asked::Clients;
 use self::existing::Existing;
 pub(crate) use self::server::Server;
 use self::trust::Trust;
-use super::yaml;
+use super::{listed, yaml};
 use crate::cli::Kubeconfig;
-
-/// How many routes are named to who names none of them.
-const TOLD: usize = 20;
 
 pub(super) fn run(options: &Kubeconfig) -> anyhow::Result<ExitCode> {
     let config = Config::load(&options.config)?;
@@ -68,15 +65,9 @@ fn find_route<'c>(config: &'c Config, name: &str) -> anyhow::Result<&'c Route> {
     let has_it = |route: &&Route| pattern.as_ref().is_some_and(|pattern| route.patterns.contains(pattern));
     match &config.routes.iter().filter(has_it).collect::<Vec<_>>()[..] {
         [route] => Ok(route),
-        [] => bail!("no route is named `{name}` or has it in `sni`; expected one of {}", names(config.routes.iter())),
-        several => bail!("several routes have `{name}` in `sni`; expected one of {}", names(several.iter().copied())),
+        [] => bail!("no route is named `{name}` or has it in `sni`; expected one of {}", listed(config.routes.iter())),
+        several => bail!("several routes have `{name}` in `sni`; expected one of {}", listed(several.iter().copied())),
     }
-}
-
-fn names<'c>(routes: impl ExactSizeIterator<Item = &'c Route>) -> String {
-    let more = routes.len().saturating_sub(TOLD);
-    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-    routes.take(TOLD).map(|route| &*route.name).collect::<Vec<_>>().join(", ") + &more
 }
 
 fn exact_names(route: &Route) -> impl Iterator<Item = &str> {
