@@ -214,6 +214,27 @@ fn text_lines_are_sentences() {
 }
 
 #[test]
+fn rust_log_wins_over_the_configured_level() {
+    let backend = Backend::named("served");
+    let start = |wanted: &str| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("snigate.yaml");
+        std::fs::write(&path, config(&[(NAME, backend.address())], "log: {level: warn}\n")).unwrap();
+        let mut command = snigate();
+        command.env("RUST_LOG", wanted).args(["run", "-c"]).arg(&path);
+        Router::spawn(command, path, directory)
+    };
+    let router = start("warn,snigate::account=debug,snigate::server=info");
+    let bare = Client::connect(router.address());
+    bare.finish();
+    assert_eq!(router.account_of(bare.address())["level"], "DEBUG");
+    let ignored = start("snigate=loud").wait("what is wrong with it", |_| true);
+    assert_eq!((ignored["level"].as_str(), ignored["message"].as_str()), (Some("WARN"), Some("RUST_LOG is ignored")));
+    assert_eq!(ignored["value"], "snigate=loud");
+    assert!(ignored["reason"].as_str().unwrap().contains("expected one of \"off\", \"error\", \"warn\""), "{ignored}");
+}
+
+#[test]
 fn bytes_of_long_connections_are_counted_while_they_last() {
     let backend = Backend::echo();
     let router = Router::routing(&[(NAME, backend.address())]);

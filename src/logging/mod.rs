@@ -14,9 +14,10 @@ use snigate::config::{Log, LogFormat};
 use tokio::time::interval;
 use tracing::{Event, Level, Subscriber, error, warn};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
+use tracing_subscriber::{Layer, Registry, reload};
 
 /// So many lines may wait to be written; more are lost, and counted.
 const MAX_UNWRITTEN: usize = 4096;
@@ -27,9 +28,9 @@ static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
 /// Begins to log. `RUST_LOG` wins over the configured level.
 pub(crate) fn start(log: &Log) -> Logging {
     let (filter, ignored) = match std::env::var("RUST_LOG") {
-        Ok(wanted) if !wanted.is_empty() => match EnvFilter::try_new(&wanted) {
+        Ok(wanted) if !wanted.is_empty() => match wanted.parse::<Targets>() {
             Ok(filter) => (Some(filter), None),
-            Err(error) => (None, Some(error)),
+            Err(error) => (None, Some((wanted, error))),
         },
         _ => (None, None),
     };
@@ -47,8 +48,8 @@ pub(crate) fn start(log: &Log) -> Logging {
     *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
     let lost = writer.error_counter();
     tracing_subscriber::registry().with(filter).with(Lines { writer, shape }).init();
-    if let Some(reason) = ignored {
-        warn!(%reason, "RUST_LOG is ignored");
+    if let Some((value, reason)) = ignored {
+        warn!(value, %reason, "RUST_LOG is ignored");
     }
     std::panic::set_hook(Box::new(|panic| {
         error!(%panic, "panicked");
@@ -61,8 +62,8 @@ pub(crate) fn takes_color(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-fn at(level: Level) -> EnvFilter {
-    EnvFilter::new(format!("warn,snigate={level}"))
+fn at(level: Level) -> Targets {
+    Targets::new().with_default(LevelFilter::WARN).with_target("snigate", level)
 }
 
 /// Writes what waits. Lines after this are lost.
@@ -122,7 +123,7 @@ impl Write for Paced {
 pub(crate) struct Logging {
     lost: ErrorCounter,
     /// `None`: `RUST_LOG` has decided.
-    level: Option<reload::Handle<EnvFilter, Registry>>,
+    level: Option<reload::Handle<Targets, Registry>>,
 }
 
 impl Logging {
