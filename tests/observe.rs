@@ -256,6 +256,13 @@ fn the_admin_listener_only_answers_what_it_has() {
     assert!(post.rest().0.starts_with(b"HTTP/1.1 405 "));
 }
 
+fn metric(admin: SocketAddr, series: &str) -> f64 {
+    let mut client = Client::send(admin, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let text = String::from_utf8(client.rest().0).unwrap();
+    let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.unwrap().parse().unwrap()
+}
+
 #[test]
 fn e12_a_log_that_nobody_reads_holds_nothing_up() {
     let backend = Backend::named("served");
@@ -269,15 +276,10 @@ fn e12_a_log_that_nobody_reads_holds_nothing_up() {
     let (address, admin): (SocketAddr, SocketAddr) =
         ("127.9.1.1:6443".parse().unwrap(), "127.9.1.1:9443".parse().unwrap());
     eventually("it listens", || std::net::TcpStream::connect(admin).is_ok());
-    let lost = || {
-        let mut client = Client::send(admin, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-        let text = String::from_utf8(client.rest().0).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("snigate_log_lines_lost_total "));
-        line.unwrap().parse::<u64>().unwrap()
-    };
+    let lost = || metric(admin, "snigate_log_lines_lost_total");
     // A pipe holds 64 KiB, and some thousand lines wait.
     let mut refused = 0;
-    while lost() == 0 {
+    while lost() == 0.0 {
         for _ in 0..500 {
             let mut client = Client::send(address, b"GET / HTTP/1.1\r\n\r\n");
             client.finish_if_open();
@@ -297,6 +299,28 @@ fn e12_a_log_that_nobody_reads_holds_nothing_up() {
     assert!(told["lost"].as_u64().unwrap() > 0 && told["level"] == "WARN", "{told}");
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
     assert!(lines.any(|line| line.contains("\"drained\"")), "to the last line");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn e12_a_log_that_cannot_be_written_holds_nothing_up() {
+    let backend = Backend::named("served");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    let text = config(&[(NAME, backend.address())], "")
+        .replace("listen: 127.0.0.1:0", "listen: 127.9.1.3:6443")
+        .replace("admin: 127.0.0.1:0", "admin: {address: \"127.9.1.3:9443\", allow_remote: true}");
+    std::fs::write(&path, text).unwrap();
+    let mut child = snigate().args(["run", "-c"]).arg(&path).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    let admin: SocketAddr = "127.9.1.3:9443".parse().unwrap();
+    let lost = || metric(admin, "snigate_log_lines_lost_total");
+    eventually("it listens", || std::net::TcpStream::connect(admin).is_ok());
+    eventually("lines are lost", || lost() > 0.0);
+    let mut client = Client::send("127.9.1.3:6443".parse().unwrap(), &Hello::to(NAME).record());
+    client.finish();
+    assert_eq!(client.rest().0, b"served");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 

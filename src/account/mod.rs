@@ -1,5 +1,6 @@
 //! What became of a connection: counted once, logged once.
 
+mod address;
 mod counters;
 mod outcome;
 mod refusal_log;
@@ -18,6 +19,7 @@ pub use refusal_log::RefusalLog;
 pub use refusals::{Refusals, Refused};
 use tracing::Level;
 
+use self::address::{ip_text, socket_text};
 use crate::server_hello::{Answer, alert_name};
 
 /// The longest server name in a log line, in bytes; longer ones (all invalid) are cut.
@@ -213,16 +215,16 @@ impl Account {
                     closed_by = self.closed_by.label(),
                     route = self.route.name(),
                     listener = &*self.listener.name,
-                    client.address = tracing::field::display(self.client.ip()),
+                    client.address = &*ip_text(self.client.ip()),
                     client.port = self.client.port(),
-                    network.peer.address = self.facts.peer.as_deref().map(tracing::field::display),
+                    network.peer.address = self.facts.peer.as_deref().copied().map(ip_text).as_deref(),
                     server.address = self.facts.server_name.as_deref(),
                     tls.next_protocol = self.facts.next_protocol.as_deref(),
                     tls.protocol.version = self.facts.protocol_version.map(version),
                     tls.established.version = self.facts.answer.and_then(established).map(version),
                     tls.alert = self.facts.answer.and_then(refused).map(tracing::field::display),
-                    upstream.address = self.facts.upstream.map(tracing::field::display),
-                    upstream.local.address = self.facts.upstream_local.map(tracing::field::display),
+                    upstream.address = self.facts.upstream.map(socket_text).as_deref(),
+                    upstream.local.address = self.facts.upstream_local.map(socket_text).as_deref(),
                     bytes.received = self.received,
                     bytes.sent = self.sent,
                     duration_ms = milliseconds(self.age()),

@@ -1,29 +1,28 @@
 //! Log lines on standard error, written by a thread of their own: who reads them may be slow, or may have stopped.
 
 mod line;
+mod writer;
 
 use std::cell::Cell;
-use std::io::{self, BufWriter, IsTerminal, Stderr, Write, stderr};
+use std::io::{IsTerminal, stderr};
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use snigate::account::Counters;
 use snigate::config::{Log, LogFormat};
 use tokio::time::interval;
 use tracing::{Event, Level, Subscriber, error, warn};
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
-/// So many lines may wait to be written; more are lost, and counted.
-const MAX_UNWRITTEN: usize = 4096;
+use self::writer::Writer;
 
-/// Dropped, it writes what waits, but does not wait for long itself.
-static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
+/// Who writes, and what tells that it has ended.
+static WRITER: Mutex<Option<(Writer, Receiver<()>)>> = Mutex::new(None);
 
 /// Begins to log. `RUST_LOG` wins over the configured level.
 pub(crate) fn start(log: &Log) -> Logging {
@@ -43,18 +42,16 @@ pub(crate) fn start(log: &Log) -> Logging {
         LogFormat::Json => true,
     };
     let shape = if as_json { Shape::Json } else { Shape::Text { is_colored: takes_color(&stderr()) } };
-    let lines = NonBlockingBuilder::default().buffered_lines_limit(MAX_UNWRITTEN).thread_name("log");
-    let (writer, guard) = lines.finish(Paced(BufWriter::new(stderr())));
-    *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
-    let lost = writer.error_counter();
-    tracing_subscriber::registry().with(filter).with(Lines { writer, shape }).init();
+    let (writer, end) = Writer::start();
+    *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some((writer.clone(), end));
+    tracing_subscriber::registry().with(filter).with(Lines { writer: writer.clone(), shape }).init();
     if let Some((value, reason)) = ignored {
         warn!(value, %reason, "RUST_LOG is ignored");
     }
     std::panic::set_hook(Box::new(|panic| {
         error!(%panic, "panicked");
     }));
-    Logging { lost, level: is_configurable.then_some(level) }
+    Logging { writer, level: is_configurable.then_some(level) }
 }
 
 /// Whether it is a terminal of somebody who has not said no (<https://no-color.org>).
@@ -68,12 +65,14 @@ fn at(level: Level) -> Targets {
 
 /// Writes what waits. Lines after this are lost.
 pub(crate) fn finish() {
-    drop(WRITER.lock().unwrap_or_else(PoisonError::into_inner).take());
+    if let Some((writer, end)) = WRITER.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        writer.finish(&end);
+    }
 }
 
 /// Makes a line of each event.
 struct Lines {
-    writer: NonBlocking,
+    writer: Writer,
     shape: Shape,
 }
 
@@ -94,34 +93,15 @@ impl<S: Subscriber> Layer<S> for Lines {
             Shape::Text { is_colored } => line::text(&mut line, event, is_colored),
         }
         line.push(b'\n');
-        // It counts what it cannot take.
-        let _ = self.writer.clone().write(&line);
+        self.writer.put(&line);
         line.clear();
         LINE.set(line);
     }
 }
 
-/// Writes the first line at once, and the ones after it together: waking the thread for each would cost more than the lines.
-struct Paced(BufWriter<Stderr>);
-
-/// Between writes.
-const PACE: Duration = Duration::from_millis(10);
-
-impl Write for Paced {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()?;
-        thread::sleep(PACE);
-        Ok(())
-    }
-}
-
 /// What is logged, and what could not be.
 pub(crate) struct Logging {
-    lost: ErrorCounter,
+    writer: Writer,
     /// `None`: `RUST_LOG` has decided.
     level: Option<reload::Handle<Targets, Registry>>,
 }
@@ -136,14 +116,14 @@ impl Logging {
 
     /// Counts lost lines, and says how many there were as soon as somebody reads again. Within a tokio runtime.
     pub(crate) fn tell_losses(&self, counters: Arc<Counters>) {
-        let losses = self.lost.clone();
+        let writer = self.writer.clone();
         tokio::spawn(async move {
             let mut turn = interval(Duration::from_secs(1));
             let mut told = 0;
             loop {
                 turn.tick().await;
-                let lost = losses.dropped_lines();
-                counters.log_lines_lost.store(lost as u64, Relaxed);
+                let lost = writer.lost();
+                counters.log_lines_lost.store(lost, Relaxed);
                 if lost > told {
                     warn!(lost = lost - told, "log lines were lost: they were not read fast enough");
                     told = lost;
