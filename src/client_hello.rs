@@ -547,7 +547,9 @@ mod tests {
     fn protocols_and_versions_are_listed_in_order() {
         let message = Hello::to("a.example").alpn(&["h2", "http/1.1"]).message();
         let hello = ClientHello::parse(&message).unwrap();
-        assert_eq!(hello.alpn.unwrap().iter().collect::<Vec<_>>(), [&b"h2"[..], b"http/1.1"]);
+        let alpn = hello.alpn.unwrap();
+        assert_eq!(alpn.iter().collect::<Vec<_>>(), [&b"h2"[..], b"http/1.1"]);
+        assert_eq!(alpn.as_list(), b"\x02h2\x08http/1.1");
         assert_eq!(hello.supported_versions.unwrap().iter().collect::<Vec<_>>(), [0x0304, 0x0303]);
         let message = Hello::new().message();
         assert_eq!(ClientHello::parse(&message).unwrap().alpn.err(), Some(Absent::NotSent));
