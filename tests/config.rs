@@ -294,6 +294,8 @@ fn what_yaml_takes_for_its_own_needs_quotes() {
     refused("listen: [::]:6443\nroutes: []\n", ":1:10: an address in brackets needs quotes: \"[::]:6443\"");
     let told = complaint(with("timeouts: [10s]").as_bytes());
     assert!(told.ends_with("timeouts: a list, expected a map of keys"), "{told}");
+    let told = complaint(b"global\n  maxconn 100\n");
+    assert!(told.contains(":1:1: the file is text without keys; expected `listen` and `routes`"), "{told}");
     let told = complaint(b"listen: 127.0.0.1:0\nroutes:\n  sni: a\n");
     assert!(told.ends_with("routes: a map, expected a list, each item behind `- `"), "{told}");
 }

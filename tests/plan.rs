@@ -122,12 +122,12 @@ fn listeners_and_refusals_are_told() {
     let taken = Backend::named("another").address().to_string();
     let wanted = new.replace("workers: 2\n", "").replace(&here, &taken);
     let (code, told) = plan(&wanted, &["--admin", &admin]);
+    assert!(told.contains(&format!("  + {taken}  cannot be listened at: address already in use\n")), "{told}");
     let expected = format!("snigate: a reload to new.yaml would be refused now: cannot listen on {taken}: ");
     assert!(told.contains(&expected) && told.ends_with("; another process listens there\n"), "{told}");
     assert_eq!(code, Some(1));
     let (code, told) = plan(&wanted, &["--from", router.config.to_str().unwrap()]);
-    let expected =
-        format!("  + {taken}  begins to listen, or cannot: address already in use (tried on this machine)\n");
+    let expected = format!("  + {taken}  begins to listen; on this machine it could not: address already in use\n");
     assert!(told.contains(&expected) && code == Some(0), "{told}");
     let listening = |address: &str| new.replace("workers: 2\n", "").replace(&here, address);
     let running = tempfile::NamedTempFile::new().unwrap();

@@ -40,8 +40,7 @@ pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
     let taken: BTreeMap<SocketAddr, BindError> =
         taken.filter_map(|address| Some((address, is_free(address).err()?))).collect();
     io::stdout().write_all(describe(&options.config, &running, &new, &taken)?.as_bytes())?;
-    // What this user may not, the running instance may.
-    let is_known = |error: &&BindError| running.is_here && error.error.kind() != io::ErrorKind::PermissionDenied;
+    let is_known = |taken: &&BindError| running.is_here && !may_differ(&taken.error);
     if let Some(error) = taken.values().find(is_known) {
         bail!("a reload to {} would be refused now: {error}", options.config.display());
     }
@@ -144,6 +143,11 @@ fn refusal(running: &Running, new: &Config) -> Option<ReloadError> {
     is_fixed.or_else(in_the_way)
 }
 
+/// What this user may not, the running instance may.
+fn may_differ(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
 /// `taken`: new addresses that cannot be listened at here, and why.
 fn describe(
     file: &Path,
@@ -163,12 +167,18 @@ fn describe(
         let address = listener.address.to_string();
         match running.listeners.get(&address) {
             None => {
-                let here = match taken.get(&listener.address).map(|taken| plain(&taken.error)) {
-                    None => String::new(),
-                    Some(reason) if running.is_here => format!(", or cannot: {reason} (tried as this user)"),
-                    Some(reason) => format!(", or cannot: {reason} (tried on this machine)"),
+                let taken = taken.get(&listener.address).map(|taken| &taken.error);
+                let fate = match taken {
+                    None => "begins to listen".into(),
+                    Some(error) if !running.is_here => {
+                        format!("begins to listen; on this machine it could not: {}", plain(error))
+                    }
+                    Some(error) if may_differ(error) => {
+                        "begins to listen, if the running instance may: this user may not".into()
+                    }
+                    Some(error) => format!("cannot be listened at: {}", plain(error)),
                 };
-                writeln!(text, "  + {address}  begins to listen{here}")?;
+                writeln!(text, "  + {address}  {fate}")?;
             }
             Some(name) if *name != listener.name => {
                 writeln!(text, "  ~ {address}  is called {} instead of {name}", listener.name)?;
