@@ -46,18 +46,28 @@ fn hint(error: &io::Error) -> &'static str {
 /// Listens. `[::]` takes IPv4 clients too.
 pub fn bind(address: SocketAddr, options: &TcpOptions) -> Result<TcpListener, BindError> {
     let listen = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-        if address.is_ipv6() {
-            socket.set_only_v6(false)?;
-        }
-        // To listen again at once after a restart. Unlike SO_REUSEPORT it does not let two processes share a port.
-        socket.set_reuse_address(true)?;
+        let socket = bound(address)?;
         options.apply(&socket)?;
-        socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         TcpListener::from_std(socket.into())
     };
     listen().map_err(|error| BindError { address, error })
+}
+
+/// Whether [`bind`] could listen there now. Nobody sees this: it does not listen, and keeps nobody from doing so.
+pub fn is_free(address: SocketAddr) -> Result<(), BindError> {
+    bound(address).map(drop).map_err(|error| BindError { address, error })
+}
+
+fn bound(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // To listen again at once after a restart. Unlike SO_REUSEPORT it does not let two processes share a port.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
 }
 
 /// Whom to tell.

@@ -10,6 +10,8 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::time::Instant;
 
+use crate::units::span;
+
 /// A set of networks. A lookup is a binary search, however many there are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Networks {
@@ -40,13 +42,19 @@ impl Networks {
     /// Whether the address, in its canonical form, is in one of them.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
-        fn find<T: Copy + Ord>(ranges: &[(T, T)], address: T) -> bool {
+        self.find(address).is_some()
+    }
+
+    /// The one that the address, in its canonical form, is in. Networks that are one together count as one.
+    #[must_use]
+    pub fn find(&self, address: IpAddr) -> Option<IpNet> {
+        fn find<T: Copy + Ord>(ranges: &[(T, T)], address: T) -> Option<(T, T)> {
             let after = ranges.partition_point(|(first, _)| *first <= address);
-            after.checked_sub(1).is_some_and(|number| address <= ranges[number].1)
+            after.checked_sub(1).map(|number| ranges[number]).filter(|(_, last)| address <= *last)
         }
         match address {
-            IpAddr::V4(address) => find(&self.v4, address.into()),
-            IpAddr::V6(address) => find(&self.v6, address.into()),
+            IpAddr::V4(address) => find(&self.v4, address.into()).map(network_v4),
+            IpAddr::V6(address) => find(&self.v6, address.into()).map(network_v6),
         }
     }
 }
@@ -64,18 +72,58 @@ impl Sources {
     /// Whether a client with this canonical address may come in.
     #[must_use]
     pub fn admit(&self, client: IpAddr) -> bool {
-        self.allow.as_ref().is_none_or(|allow| allow.contains(client))
-            && self.deny.as_ref().is_none_or(|deny| !deny.contains(client))
+        self.decide(client).is_ok()
+    }
+
+    /// The network by which it may, if it takes one; or why it may not.
+    pub fn decide(&self, client: IpAddr) -> Result<Option<IpNet>, NotAdmitted> {
+        if let Some(network) = self.deny.as_ref().and_then(|deny| deny.find(client)) {
+            return Err(NotAdmitted::Denied(network));
+        }
+        self.allow.as_ref().map(|allow| allow.find(client).ok_or(NotAdmitted::NotAllowed)).transpose()
     }
 }
 
+/// Why a client may not come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotAdmitted {
+    /// It comes from this network of `deny`.
+    Denied(IpNet),
+    /// It comes from none of `allow`.
+    NotAllowed,
+}
+
+/// More are counted.
+const MAX_SHOWN: usize = 16;
+
 impl fmt::Display for Networks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.v4.len() + self.v6.len() {
-            1 => f.write_str("1 range of addresses"),
-            ranges => write!(f, "{ranges} ranges of addresses"),
+        let v4 = self.v4.iter().copied().map(network_v4);
+        let all = v4.chain(self.v6.iter().copied().map(network_v6));
+        for (number, network) in all.take(MAX_SHOWN).enumerate() {
+            f.write_str(if number == 0 { "" } else { ", " })?;
+            if network.prefix_len() == network.max_prefix_len() {
+                write!(f, "{}", network.addr())?;
+            } else {
+                write!(f, "{network}")?;
+            }
+        }
+        match (self.v4.len() + self.v6.len()).saturating_sub(MAX_SHOWN) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
         }
     }
+}
+
+/// What the two ends of a network are those of.
+fn network_v4((first, last): (u32, u32)) -> IpNet {
+    let length = (first ^ last).leading_zeros();
+    Ipv4Net::new_assert(first.into(), u8::try_from(length).unwrap_or(32)).into()
+}
+
+fn network_v6((first, last): (u128, u128)) -> IpNet {
+    let length = (first ^ last).leading_zeros();
+    Ipv6Net::new_assert(first.into(), u8::try_from(length).unwrap_or(128)).into()
 }
 
 impl fmt::Display for Sources {
@@ -108,7 +156,13 @@ pub struct Rate {
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} per {}", self.count, humantime::format_duration(self.per))
+        let unit = match self.per.as_secs() {
+            1 => "s",
+            60 => "m",
+            3600 => "h",
+            _ => return write!(f, "{} per {}", self.count, span(self.per)),
+        };
+        write!(f, "{}/{unit}", self.count)
     }
 }
 
@@ -274,6 +328,10 @@ mod tests {
         ] {
             assert_eq!(sources.admit(ip(address)), admitted, "{address}");
         }
+        let network = |text: &str| text.parse::<IpNet>().unwrap();
+        assert_eq!(sources.decide(ip("10.0.0.1")), Ok(Some(network("10.0.0.0/8"))));
+        assert_eq!(sources.decide(ip("10.1.0.1")), Err(NotAdmitted::Denied(network("10.1.0.0/16"))));
+        assert_eq!(sources.to_string(), "10.0.0.0/8, 2001:db8::/32, not from 10.1.0.0/16");
         assert!(Sources::default().admit(ip("192.0.2.1")));
         let everyone = networks(&["0.0.0.0/0"]);
         assert!(everyone.contains(ip("255.255.255.255")) && !everyone.contains(ip("::1")));

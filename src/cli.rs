@@ -1,6 +1,6 @@
 //! What can be typed. Nothing is done here.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -25,11 +25,8 @@ pub(crate) enum Command {
     /// Route connections until SIGTERM or SIGINT; SIGHUP reloads, SIGUSR2 upgrades
     Run(Run),
     /// Say whether a configuration is valid, and what it means; binds nothing
-    Check {
-        /// The configuration
-        file: PathBuf,
-    },
-    /// Say which route a client would take, and why
+    Check(Check),
+    /// Say which route a client would take, and why; exits with 1 if it would be refused
     Explain(Explain),
     /// Look at every step from a client to its API servers, and say what is wrong; exits with 1 if anything is
     Doctor(Doctor),
@@ -81,7 +78,17 @@ pub(crate) struct Run {
 }
 
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("client").required(true).args(["sni", "hello"]))]
+#[command(group = clap::ArgGroup::new("configuration").required(true).args(["file", "config"]))]
+pub(crate) struct Check {
+    /// The configuration
+    pub(crate) file: Option<PathBuf>,
+    /// The same, as other commands are given it
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("asks").required(true).args(["sni", "hello"]))]
 pub(crate) struct Explain {
     /// The configuration
     #[arg(short, long, value_name = "FILE")]
@@ -98,6 +105,9 @@ pub(crate) struct Explain {
     /// The listener it arrives at; the first one unless given
     #[arg(long, value_name = "NAME")]
     pub(crate) listener: Option<String>,
+    /// The address that it comes from, for `allow` and `deny`
+    #[arg(long, value_name = "IP")]
+    pub(crate) client: Option<IpAddr>,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
@@ -108,12 +118,12 @@ pub(crate) struct Doctor {
     /// The configuration
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// Only the routes with this name, or with it as `sni`
+    /// Only the routes with this name or that take it, such as one below their wildcard, which is then asked for
     #[arg(value_name = "NAME")]
     pub(crate) names: Vec<String>,
-    /// Where the running snigate is reached, such as a balancer's address; its listeners on this machine unless given
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) through: Option<SocketAddr>,
+    /// Where the running snigate is reached, such as a balancer; its listeners on this machine unless given
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_port)]
+    pub(crate) through: Option<Destination>,
     /// The CAs of routes whose health check has no `ca_file`, as PEM
     #[arg(long, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
@@ -129,8 +139,8 @@ pub(crate) struct Plan {
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: PathBuf,
     /// The admin listener of the running instance
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) admin: Option<SocketAddr>,
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_port)]
+    pub(crate) admin: Option<Destination>,
     /// The configuration that is running, where there is no admin listener: without counts of connections
     #[arg(long, value_name = "FILE")]
     pub(crate) from: Option<PathBuf>,
@@ -155,19 +165,21 @@ pub(crate) enum ImportFrom {
 
 #[derive(Debug, Args)]
 pub(crate) struct Kubeconfig {
-    /// The route, or a name in its `sni`
+    /// The route, or a name that it takes
     #[arg(value_name = "NAME")]
     pub(crate) route: String,
     /// The configuration
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// How clients reach the router; unless given, by the route's first exact name and its listener's port
+    /// How clients reach the router; unless given, by the route's first exact name, or NAME if it is below a
+    /// wildcard, and its listener's port
     #[arg(long, value_name = "URL")]
     pub(crate) server: Option<Server>,
     /// Rewrite this kubeconfig: all but where one of its clusters is stays as it is; - for standard input
     #[arg(long, value_name = "KUBECONFIG")]
     pub(crate) from: Option<PathBuf>,
-    /// What the cluster is called; unless given, as the route is, and with --from the one of its current context
+    /// What the cluster is called; unless given, as the route or, below a wildcard, as NAME, and with --from the one of
+    /// its current context
     #[arg(long, value_name = "NAME")]
     pub(crate) cluster: Option<String>,
     /// The cluster's CA; unless given, the `ca_file` of the route's health check
@@ -217,6 +229,11 @@ fn route(text: &str) -> Result<(NamePattern, Destination), String> {
     let (name, endpoint) = text.split_once('=').ok_or("expected NAME=HOST:PORT")?;
     let name = NamePattern::parse(name).map_err(|error| error.to_string())?;
     Ok((name, endpoint.parse()?))
+}
+
+fn host_port(text: &str) -> Result<Destination, String> {
+    text.parse()
+        .map_err(|error| format!("{error}; expected HOST:PORT such as router.example.com:6443 or [2001:db8::1]:6443"))
 }
 
 fn server_name(text: &str) -> Result<String, String> {

@@ -19,7 +19,7 @@
 //! together, and takes them apart when the configuration changes ([`watch`]) or the process is to end; [`roster`] knows
 //! all connections that are to be told then, or when there is no place for others. [`held`] bounds the memory that slow peers
 //! take; [`sandbox`] gives up what the process does not need. [`upgrade`] hands the listeners to a new process, [`systemd`] is told of
-//! all this, and [`admin`] shows the counters.
+//! all this, and [`admin`] shows the counters. [`units`] writes durations and sizes as the configuration takes them.
 //!
 //! # As a library
 //! [`client_hello`], [`server_hello`], [`name`] and [`route`] are pure: bytes and names in, answers out. They are all there is with
@@ -64,6 +64,8 @@ mod sys;
 pub mod systemd;
 #[cfg(feature = "router")]
 pub mod tcp;
+#[cfg(feature = "router")]
+pub mod units;
 #[cfg(feature = "router")]
 pub mod upgrade;
 #[cfg(feature = "router")]

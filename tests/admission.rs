@@ -151,7 +151,7 @@ fn a_source_that_comes_too_fast_is_slowed_down() {
     assert_eq!(ask_from("127.0.0.2", router.address()), refused(OVER_LIMIT));
     assert_eq!(ask_from("127.0.0.3", router.address()), served());
     let account = router.wait("who was refused", |line| line["outcome"] == "over_limit");
-    assert_eq!(account["reason"], "its source makes more than 10 per 1h (limits.new_per_source)");
+    assert_eq!(account["reason"], "its source makes more than 10/h (limits.new_per_source)");
 }
 
 #[test]

@@ -12,7 +12,10 @@ use crate::support::{Router, snigate};
 pub const VALID: &str = "listen: 127.0.0.1:0\nroutes:\n  - sni: a.example\n    upstream: 127.0.0.1:1\n";
 
 fn check(path: &Path) -> Output {
-    snigate().arg("check").arg(path).output().unwrap()
+    let checked = snigate().arg("check").arg(path).output().unwrap();
+    let with_option = snigate().args(["check", "-c"]).arg(path).output().unwrap();
+    assert_eq!((&with_option.stdout, &with_option.stderr), (&checked.stdout, &checked.stderr));
+    checked
 }
 
 /// What `check` and `run` say of these bytes, both exiting with 78.
@@ -99,15 +102,15 @@ fn g15_what_check_accepts_runs() {
     let output = String::from_utf8(check(&path).stdout).unwrap();
     for told in [
         "127.0.0.1:0, refusing with a reset",
-        "inside on [::1]:0, refusing with a close, open to 2 ranges of addresses, not from 1 range of addresses",
-        "open to   1 range of addresses, not from 1 range of addresses, at most 5000 at a time",
+        "inside on [::1]:0, refusing with a close, open to ::1, 2001:db8::/32, not from 192.0.2.1",
+        "open to   10.0.0.0/8, not from 10.1.0.0/16, at most 5000 at a time",
         "open to   anywhere",
         "a.example, *.a.example; offering h2; at inside",
         "127.0.0.1:1, b.example:6443, [::1]:2 (within 10s, 3s per try)",
         "every other name, and clients that send none",
-        "hello 10s, idle 1day, half_close 1m, drain 0s",
+        "hello 10s, idle 24h, half_close 1m, drain 0s",
         "keepalive 30s then 3 times every 5s, user_timeout 15m",
-        "connections 100, per_source 1000, new_per_source 50 per 1s, hello_bytes 16384",
+        "connections 100, per_source 1000, new_per_source 50/s, hello_bytes 16KiB",
         "relay      splice",
         "format json, level debug, refusals_per_second 0",
     ] {
@@ -291,6 +294,8 @@ fn what_yaml_takes_for_its_own_needs_quotes() {
     refused("listen: [::]:6443\nroutes: []\n", ":1:10: an address in brackets needs quotes: \"[::]:6443\"");
     let told = complaint(with("timeouts: [10s]").as_bytes());
     assert!(told.ends_with("timeouts: a list, expected a map of keys"), "{told}");
+    let told = complaint(b"global\n  maxconn 100\n");
+    assert!(told.contains(":1:1: the file is text without keys; expected `listen` and `routes`"), "{told}");
     let told = complaint(b"listen: 127.0.0.1:0\nroutes:\n  sni: a\n");
     assert!(told.ends_with("routes: a map, expected a list, each item behind `- `"), "{told}");
 }

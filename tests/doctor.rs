@@ -9,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::api_server::{ApiServer, Mood};
-use crate::support::backend::closed;
+use crate::support::backend::{closed, free};
 use crate::support::tls::Authority;
 use crate::support::{Backend, Router, snigate};
 
@@ -179,6 +179,13 @@ fn a_name_that_is_not_covered_is_told_with_its_cures() {
     let told = case.doctor(&[]);
     told.is_well();
     assert!(told.says("names", "note").contains("set `tls-server-name: kubernetes` in kubeconfigs"));
+    case.names = "localhost";
+    case.more = "  - {name: other, sni: kubernetes, upstream: \"127.0.0.1:1\"}\n".into();
+    let told = case.doctor(&["dev"]);
+    let cure = "add localhost as a SAN to the API server's certificate (`tls-server-name: kubernetes` in kubeconfigs is no \
+        cure: it would lead to the route other, which has that name in `sni`)";
+    assert!(told.failure().1.ends_with(cure), "{:#}", told.document);
+    case.more.clear();
     case.names = "localhost, kubernetes, \"*.localhost\"";
     assert!(case.doctor(&[]).says("names", "note").starts_with("the certificate is not for localhost, *.localhost,"));
 }
@@ -279,7 +286,9 @@ fn who_wants_to_know_who_asks_is_alive_and_a_token_is_not_shown() {
 
     case.http = "";
     case.server.demand(&case.authority.issue(NAME), &case.authority);
-    assert!(case.doctor(&[]).failure().1.ends_with("received fatal alert: CertificateRequired"));
+    let expected = "does not answer as an API server does: TLS: it demands a client certificate; `health_check.http` has \
+        `client_certificate` and `client_key` for that";
+    assert_eq!(case.doctor(&[]).failure(), ("ready", expected));
 }
 
 #[test]
@@ -299,7 +308,8 @@ fn a_snigate_that_does_not_run_is_told() {
     let says = told.says("listener", "failed");
     assert_eq!(says, format!("{NOT_RUNNING}: connection refused; does snigate run here? (--through)"));
     assert!(told.checks().all(|check| check["step"] != "through"));
-    let told = case.doctor(&["--through", &closed().to_string()]);
+    let by_name = format!("localhost:{}", closed().port());
+    let told = case.doctor(&["--through", &by_name]);
     assert_eq!(told.failure(), ("listener", "does not accept connections: connection refused"));
 }
 
@@ -316,6 +326,84 @@ fn a_snigate_with_an_older_configuration_is_told() {
         let told = case.doctor(&["--through", &router.address().to_string()]);
         assert!(told.failure().1.starts_with("closed without a word: "), "{:#}", told.document);
     }
+}
+
+#[test]
+fn a_name_below_a_wildcard_is_asked_for() {
+    let mut case = Case::new();
+    case.names = "\"*.localhost\"";
+    let router = Router::start(&case.config_at("127.0.0.1:0"));
+    case.listen = router.address();
+    case.server.show(&case.authority.issue("api.localhost"));
+    let told = case.doctor(&[]);
+    assert!(told.says("dns", "note").contains("NAME is such as api.localhost"), "{:#}", told.document);
+    assert!(told.says("names", "note").starts_with("the certificate is not for *.localhost"), "{:#}", told.document);
+    let told = case.doctor(&["API.localhost", "one.localhost"]);
+    let asked: Vec<_> = told.document["routes"].as_array().unwrap().iter().map(|route| &route["asked"]).collect();
+    assert_eq!(asked, ["api.localhost", "one.localhost"]);
+    assert_eq!(told.says("names", "ok"), "the certificate is for api.localhost");
+    assert_eq!(told.says("through", "ok"), "the certificate of an endpoint; /readyz 200");
+    let (step, says) = told.failure();
+    assert!(step == "names" && says.starts_with("the certificate is not for one.localhost, but for api"), "{says}");
+    let told = case.doctor(&["api.localhost"]);
+    told.is_well();
+
+    let (code, _, stderr) = run(case.directory.path(), &case.config(), &["api.localhots"]);
+    let expected = "snigate: no route is named `api.localhots`, or takes it by its `sni`; expected one of dev\n";
+    assert_eq!((code, stderr.as_str()), (1, expected));
+    let more =
+        "  - {name: other, sni: one.example, upstream: \"127.0.0.1:1\"}\n  - {name: rest, upstream: \"127.0.0.1:1\"}\n";
+    let (_, _, stderr) = run(case.directory.path(), &(case.config() + more), &["noe.example"]);
+    let expected = "did you mean `one.example`? (The route `rest` takes all other names.)\n";
+    assert!(stderr.ends_with(expected), "{stderr}");
+}
+
+#[test]
+fn whether_the_running_snigate_has_the_file_is_told() {
+    let mut case = Case::new();
+    (case.listen, case.more) = (free(), format!("admin: {}\n", free()));
+    let running = |told: &Told| {
+        let check = &told.document["running"][0];
+        (check["result"].as_str().unwrap().to_owned(), check["says"].as_str().unwrap().to_owned())
+    };
+    let told = case.doctor(&[]);
+    let (result, says) = running(&told);
+    assert!(result == "note" && says.contains("not known: cannot ask the admin listener at "), "{says}");
+    assert_eq!(case.doctor(&["--through", &closed().to_string()]).document["running"], Value::Null);
+
+    let router = Router::start(&case.config());
+    let told = case.doctor(&[]);
+    told.is_well();
+    let (result, says) = running(&told);
+    let day = &humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string()[..10];
+    assert!(
+        result == "ok" && says.starts_with(&format!("the running snigate has taken this file at {day}T")),
+        "{says}"
+    );
+
+    let before = case.config();
+    case.more += "watch: false\n";
+    let (result, says) = running(&case.doctor(&[]));
+    let cure = format!("kill -HUP {} (systemctl reload snigate) makes one", router.pid().as_raw_nonzero());
+    assert!(
+        result == "note" && says.contains("another configuration than this file") && says.ends_with(&cure),
+        "{says}"
+    );
+
+    router.reload("listen: nonsense\n");
+    let told = case.doctor(&[]);
+    let (result, says) = running(&told);
+    assert!(
+        result == "failed" && says.contains("has refused the last reload: ") && says.contains("nonsense"),
+        "{says}"
+    );
+    assert_eq!(told.code, 1);
+    let (result, says) = running(&doctor(case.directory.path(), &before, &[]));
+    assert!(result == "note" && says.contains("and refused another one since"), "{says}");
+    router.reload(&case.config());
+    assert_eq!(running(&case.doctor(&[])).0, "ok");
+    let (_, text, _) = run(case.directory.path(), &case.config(), &[]);
+    assert!(text.starts_with("snigate\n  ok     file ") && text.contains("\nroutes 1, checks 10,"), "{text}");
 }
 
 #[test]
@@ -367,6 +455,6 @@ fn routes_are_chosen_by_name() {
     assert_eq!(names(&told), ["dev", "two"]);
     let (code, stdout, stderr) = run(case.directory.path(), &case.config(), &["three"]);
     assert_eq!((code, stdout.as_str()), (1, ""));
-    assert_eq!(stderr, "snigate: no route is named `three` or has it as `sni`; expected one of dev, one, two\n");
+    assert_eq!(stderr, "snigate: no route is named `three`, or takes it by its `sni`; expected one of dev, one, two\n");
     assert_eq!(run(case.directory.path(), "listen: here\n", &[]).0, 78);
 }

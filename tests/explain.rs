@@ -9,15 +9,17 @@ use tempfile::TempDir;
 use crate::support::hello::{ENCRYPTED_CLIENT_HELLO, record};
 use crate::support::{Hello, snigate};
 
-const CONFIG: &str = "listen: [127.0.0.1:0, {name: inside, address: \"[::1]:0\"}]
+const CONFIG: &str = "listen: [127.0.0.1:0, {name: inside, address: \"[::1]:0\", deny: 192.0.2.0/24}]
 routes:
   - {name: one, sni: a.example, upstream: 127.0.0.1:1}
   - {name: h2, sni: a.example, alpn: h2, upstream: 127.0.0.1:2}
   - {name: below, sni: \"*.example\", upstream: 127.0.0.1:3}
   - {name: inside, sni: a.example, alpn: h2, listener: inside, upstream: 127.0.0.1:4}
+  - {name: closed, sni: c.example, allow: [10.0.0.0/8, \"2001:db8::/32\"], deny: 10.1.0.0/16, upstream: 127.0.0.1:5}
 ";
 
-fn explain(arguments: &[&str], input: &[u8]) -> String {
+/// What is said, and whether the client is served.
+fn explain(arguments: &[&str], input: &[u8]) -> (String, bool) {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("c.yaml");
     std::fs::write(&path, CONFIG).unwrap();
@@ -31,16 +33,24 @@ fn explain(arguments: &[&str], input: &[u8]) -> String {
         .unwrap();
     child.stdin.take().unwrap().write_all(input).unwrap();
     let output = child.wait_with_output().unwrap();
-    assert!(output.status.success());
-    String::from_utf8(output.stdout).unwrap()
+    let code = output.status.code();
+    assert!(matches!(code, Some(0 | 1)), "{code:?}");
+    (String::from_utf8(output.stdout).unwrap(), code == Some(0))
+}
+
+fn json_of(arguments: &[&str], input: &[u8]) -> Value {
+    let (told, is_served) = explain(&[&["--json"], arguments].concat(), input);
+    let value: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(is_served, value["route"].is_string() && value["admitted"] != false, "{told}");
+    value
 }
 
 fn of_name(name: &str, more: &[&str]) -> Value {
-    serde_json::from_str(&explain(&[&["--json", "--sni", name], more].concat(), b"")).unwrap()
+    json_of(&[&["--sni", name], more].concat(), b"")
 }
 
 fn of_hello(bytes: &[u8]) -> Value {
-    serde_json::from_str(&explain(&["--json", "--hello", "-"], bytes)).unwrap()
+    json_of(&["--hello", "-"], bytes)
 }
 
 #[test]
@@ -59,11 +69,37 @@ fn a_name_is_explained() {
     let address = of_name("192.0.2.1", &[]);
     assert_eq!((&address["outcome"], &address["reason"]), (&json!("reject"), &json!("the name is an IP address")));
 
-    let text = explain(&["--sni", "a.example"], b"");
-    assert_eq!(
-        text,
-        "name      a.example\nroute     one\nleads to  127.0.0.1:1\nbecause   the route has this very name\n"
-    );
+    let text = "name      a.example\nroute     one\nleads to  127.0.0.1:1\nbecause   the route has this very name\n";
+    assert_eq!(explain(&["--sni", "a.example"], b""), (text.into(), true));
+    assert!(explain(&["--sni", "b.test"], b"").0.contains("\nroute     none; the client is refused\n"));
+}
+
+#[test]
+fn who_may_come_in_is_explained() {
+    let at = |client, more: &[&str]| {
+        let told = of_name("c.example", &[&["--client", client], more].concat());
+        (told["admitted"].as_bool().unwrap(), told["access"].as_str().unwrap().to_owned())
+    };
+    for (client, is_admitted, access) in [
+        ("10.0.0.1", true, "`allow` of the route closed has 10.0.0.0/8"),
+        ("::ffff:10.1.2.3", false, "`deny` of the route closed has 10.1.0.0/16"),
+        ("192.0.2.1", false, "`allow` of the route closed does not have it"),
+        ("2001:db8::1", true, "`allow` of the route closed has 2001:db8::/32"),
+    ] {
+        assert_eq!(at(client, &[]), (is_admitted, access.into()), "{client}");
+    }
+    let inside = ["--listener", "inside"];
+    assert_eq!(at("192.0.2.1", &inside), (false, "`deny` of the listener inside has 192.0.2.0/24".into()));
+    let both = "`deny` of the listener inside does not have it, and `allow` of the route closed has 10.0.0.0/8";
+    assert_eq!(at("10.0.0.1", &inside), (true, both.into()));
+    assert_eq!(of_name("a.example", &["--client", "192.0.2.1"])["access"], "from anywhere");
+
+    let (text, is_served) = explain(&["--sni", "c.example"], b"");
+    let expected = "client    its address decides, too (--client IP): the route closed is open to 10.0.0.0/8, 2001:db8::/32, \
+        not from 10.1.0.0/16\n";
+    assert!(is_served && text.ends_with(expected), "{text}");
+    let (text, _) = explain(&["--sni", "c.example", "--client", "10.1.0.1"], b"");
+    assert!(text.ends_with("client    10.1.0.1 is refused: `deny` of the route closed has 10.1.0.0/16\n"), "{text}");
 }
 
 #[test]
@@ -72,6 +108,7 @@ fn raw_bytes_are_explained() {
     let expected = json!({
         "outcome": "sni", "sni": "a.example", "alpn": ["h2"], "versions": ["0x0304", "0x0303"], "ech": true,
         "reason": "the route has this very name, and its alpn matches", "route": "h2",
+        "client": null, "admitted": null, "access": null,
     });
     assert_eq!(of_hello(&hello.record()), expected);
     assert_eq!(of_hello(&hello.records(10)), expected);

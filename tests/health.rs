@@ -105,7 +105,10 @@ fn certificates_that_do_not_verify_make_an_endpoint_dead_and_cut_nothing() {
         // Another CA of the same name.
         (Authority::new().issue(NAME), "BadSignature"),
         (authority.issue("b.example"), "not valid for name"),
-        (authority.issue_expired(NAME), "expired"),
+        (
+            authority.issue_expired(NAME),
+            "its certificate, or one of a CA above it, has expired on 2021-01-01T00:00:00Z",
+        ),
     ] {
         server.show(&issued);
         let told = router.wait("the cause", |line| {

@@ -400,7 +400,7 @@ timeouts:
     imported.check();
     imported.accounts_for(PASSTHROUGH);
     for (place, expected) in [
-        ("line 4", "not understood"),
+        ("line 4", "unknown keyword `frobnicate`"),
         ("lines 12-15", "plain HTTP"),
         ("line 19", "accept_proxy: {from: [NETWORK]}"),
         ("line 20", "left out"),
@@ -796,9 +796,39 @@ pid nginx.pid; events {{}}\nstream {{ map $ssl_preread_server_name $to {{ hostna
 }
 
 #[test]
+fn misspelt_words_are_told_in_the_order_of_lines() {
+    let source = "global\n maxcon 1\ndefaults\n mode tpc\n timeout clint 5s\n option tcplgo\nfrontend f\n bind :1
+ tcp-request inspct-delay 5s\n use_bakend b\n defualt_backend b\nbackend b\n servr s 10.0.0.1:1\n no opton tcplog\n";
+    let imported = import("haproxy", source);
+    assert_eq!(imported.code, Some(1));
+    let mut rest = imported.error.as_str();
+    for expected in [
+        "line 2: maxcon 1: unknown keyword `maxcon`; did you mean `maxconn`?\n",
+        "line 4: mode tpc: unknown mode `tpc`; did you mean `tcp`?",
+        "line 5: timeout clint 5s: unknown timeout `clint`; did you mean `client`?\n",
+        "line 6: option tcplgo: unknown option `tcplgo`; did you mean `tcplog`?\n",
+        "lines 7-11: frontend f: no route could be made of it",
+        "line 9: tcp-request inspct-delay 5s: unknown rule `inspct-delay`; did you mean `inspect-delay`?\n",
+        "line 10: use_bakend b: unknown keyword `use_bakend`; did you mean `use_backend`?\n",
+        "line 11: defualt_backend b: unknown keyword `defualt_backend`; did you mean `default_backend`?\n",
+        "lines 12-14: backend b: no rule that is carried over leads to it",
+        "line 13: servr s 10.0.0.1:1: unknown keyword `servr`; did you mean `server`?\n",
+        "line 14: no opton tcplog: unknown keyword `opton`; did you mean `option`?",
+    ] {
+        let at = rest.find(expected).unwrap_or_else(|| panic!("{expected} in {rest} of {}", imported.error));
+        rest = &rest[at..];
+    }
+}
+
+#[test]
 fn what_makes_no_route_is_an_error() {
     for (from, source, expected) in [
-        ("haproxy", "", "no route could be made of source.cfg"),
+        ("haproxy", "", "no route could be made of source.cfg; expected a `frontend` or `listen` that TLS comes to"),
+        (
+            "haproxy",
+            "frontned f\n bind :1\n",
+            "line 1: frontned f: it stands before the first section; did you mean `frontend`?",
+        ),
         ("haproxy", NGINX, "line 1: user www-data;: it stands before the first section"),
         ("nginx", ONE_CLUSTER, "the file ends within this directive"),
         ("haproxy", "frontend f\n bind :1\n default_backend b\n", "`b` has no server that could be carried over"),

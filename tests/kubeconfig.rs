@@ -127,6 +127,9 @@ fn a_cluster_is_found_by_its_route_or_a_name() {
     for name in ["Alias.Example.com.", "*.dev.example.com"] {
         assert_eq!(place.print(&[name]), printed);
     }
+    let below = parse(&place.print(&["One.dev.example.com"]));
+    assert_eq!(below["clusters"][0]["cluster"]["server"], "https://one.dev.example.com:6443");
+    assert_eq!(below["current-context"], "one.dev.example.com");
     let prod = place.cluster(&["prod.example.com", "--ca", "ca.pem"]);
     assert_eq!(prod["server"], "https://prod.example.com:7443");
     let called = parse(&place.print(&["dev", "--cluster", "0x10"]));
@@ -179,7 +182,9 @@ fn kubectl_is_told_to_ask_for_a_name_where_it_must() {
 #[test]
 fn who_leads_nowhere_is_told_where_to_go() {
     let place = Place::new(&two_routes("10.0.0.1:6443"));
-    place.refuses(&["tst"], "no route is named `tst` or has it in `sni`; expected one of dev, prod.example.com");
+    place.refuses(&["tst"], "no route is named `tst`, or takes it by its `sni`; expected one of dev, prod.example.com");
+    let expected = "no route is named `prd.example.com`, or takes it by its `sni`; did you mean `prod.example.com`?";
+    place.refuses(&["prd.example.com"], expected);
     place.refuses(
         &["dev"],
         "no CA for the route `dev`: API servers do not send theirs, so it cannot be asked for; expected --ca FILE, \
@@ -204,7 +209,8 @@ routes:
     );
     place.refuses(
         &["below"],
-        "the route `below` takes wildcards, and has no exact name in `sni` for a URL; expected --server https://NAME:PORT",
+        "the route `below` takes wildcards, and has no exact name in `sni` for a URL; expected a name below one of them in \
+         its place, or --server https://NAME:PORT",
     );
     place.refuses(
         &["rest"],
@@ -214,7 +220,7 @@ routes:
         &["one"],
         "the kernel chooses the port of the listener `127.0.0.1:0`; expected --server https://a.example:PORT",
     );
-    place.refuses(&["a.example"], "several routes have `a.example` in `sni`; expected one of one, h2");
+    place.refuses(&["a.example"], "several routes take `a.example`; expected one of one, h2");
     let at_address = ["below", "--server", "https://192.0.2.1", "--ca", "ca.pem"];
     place.refuses(
         &at_address,

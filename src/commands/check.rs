@@ -4,15 +4,19 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
+use anyhow::Context;
 use snigate::admission::SourceLimits;
 use snigate::config::{Config, Listener, Route};
 use snigate::refusal::Refuse;
 use snigate::relay::Engine;
+use snigate::units::{size, span};
 use snigate::upstream::{Balance, HealthCheck, HttpCheck, OnRemove, Settings, TlsCheck};
 
-pub(super) fn run(file: &Path) -> anyhow::Result<ExitCode> {
+use crate::cli::Check;
+
+pub(super) fn run(options: &Check) -> anyhow::Result<ExitCode> {
+    let file = options.file.as_ref().or(options.config.as_ref()).context("expected a file")?;
     let config = Config::load(file)?;
     std::io::stdout().write_all(describe(file, &config)?.as_bytes())?;
     Ok(ExitCode::SUCCESS)
@@ -64,14 +68,14 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
         span(config.user_timeout)
     )?;
     let connections = config.limits.connections.map_or("as descriptors allow".into(), |limit| limit.to_string());
-    let held = config.limits.held_bytes.map_or("as memory allows".into(), |limit| limit.to_string());
+    let held = config.limits.held_bytes.map_or("as memory allows".into(), size);
     let SourceLimits { concurrent, new } = config.limits.source;
     let concurrent = concurrent.map_or("any number".into(), |limit| limit.to_string());
     let new = new.map_or("any number".into(), |rate| rate.to_string());
     writeln!(
         text,
         "limits     connections {connections}, per_source {concurrent}, new_per_source {new}, hello_bytes {}, held_bytes {held}",
-        config.limits.hello_bytes
+        size(config.limits.hello_bytes)
     )?;
     let log = &config.log;
     let level = log.level.as_str().to_lowercase();
@@ -163,8 +167,4 @@ fn takes(route: &Route, listeners: &[Listener]) -> String {
         let _ = write!(takes, "; at {}", names.join(" or "));
     }
     takes
-}
-
-fn span(duration: Duration) -> humantime::FormattedDuration {
-    humantime::format_duration(duration)
 }

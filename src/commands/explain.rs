@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::{Read, Write as _, stdin, stdout};
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
+use snigate::admission::{NotAdmitted, Sources};
 use snigate::client_hello::{Alpn, ClientHello, Framing, Parsed, SupportedVersions};
 use snigate::config::Config;
 use snigate::name::ServerName;
@@ -27,14 +29,15 @@ pub(super) fn run(options: &Explain) -> anyhow::Result<ExitCode> {
             format!("no listener is named `{name}`; expected one of {}", known.join(", "))
         })?,
     };
-    let explanation = match (&options.sni, &options.hello) {
+    let mut explanation = match (&options.sni, &options.hello) {
         (Some(name), _) => explain_name(&config, name, &options.alpn, listener),
         (None, Some(path)) => explain_hello(&config, &read(path)?, listener),
         (None, None) => bail!("expected --sni or --hello"),
     };
+    explanation.admit(&config, listener, options.client);
     let text = if options.json { format!("{}\n", explanation.json()) } else { explanation.text() };
     stdout().write_all(text.as_bytes())?;
-    Ok(ExitCode::SUCCESS)
+    Ok(if explanation.is_served() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -59,6 +62,11 @@ struct Explanation {
     reason: Option<String>,
     route: Option<String>,
     endpoints: Vec<String>,
+    client: Option<IpAddr>,
+    /// Whether it may come in from there; `None`: nobody has asked.
+    is_admitted: Option<bool>,
+    /// What decides that.
+    access: Option<String>,
 }
 
 fn explain_name(config: &Config, name: &str, alpn: &[String], listener: usize) -> Explanation {
@@ -147,6 +155,44 @@ impl Explanation {
         self.reason = Some(by_name + others);
     }
 
+    /// Whether it may come in from there: to the listener, and to the route if it has come to one.
+    fn admit(&mut self, config: &Config, listener: usize, client: Option<IpAddr>) {
+        let listener = &config.listeners[listener];
+        let route = config.routes.iter().find(|route| Some(&route.name) == self.route.as_ref());
+        let lists = [(format!("the listener {}", listener.name), &listener.sources)];
+        let lists = lists.into_iter().chain(route.map(|route| (format!("the route {}", route.name), &route.sources)));
+        let lists: Vec<(String, &Sources)> = lists.filter(|(_, sources)| **sources != Sources::default()).collect();
+        let Some(client) = client.map(|client| client.to_canonical()) else {
+            let open: Vec<String> =
+                lists.iter().map(|(whose, sources)| format!("{whose} is open to {sources}")).collect();
+            self.access =
+                (!open.is_empty()).then(|| format!("its address decides, too (--client IP): {}", open.join("; ")));
+            return;
+        };
+        self.client = Some(client);
+        let mut reasons = Vec::new();
+        for (whose, sources) in lists {
+            match sources.decide(client) {
+                Ok(Some(network)) => reasons.push(format!("`allow` of {whose} has {network}")),
+                Ok(None) => reasons.push(format!("`deny` of {whose} does not have it")),
+                Err(reason) => {
+                    self.is_admitted = Some(false);
+                    self.access = Some(match reason {
+                        NotAdmitted::Denied(network) => format!("`deny` of {whose} has {network}"),
+                        NotAdmitted::NotAllowed => format!("`allow` of {whose} does not have it"),
+                    });
+                    return;
+                }
+            }
+        }
+        self.is_admitted = Some(true);
+        self.access = Some(if reasons.is_empty() { "from anywhere".into() } else { reasons.join(", and ") });
+    }
+
+    fn is_served(&self) -> bool {
+        self.route.is_some() && self.is_admitted != Some(false)
+    }
+
     fn json(&self) -> Value {
         json!({
             "outcome": self.outcome,
@@ -156,6 +202,9 @@ impl Explanation {
             "ech": self.ech,
             "reason": self.reason,
             "route": self.route,
+            "client": self.client,
+            "admitted": self.is_admitted,
+            "access": self.access,
         })
     }
 
@@ -184,6 +233,14 @@ impl Explanation {
         }
         if let Some(reason) = &self.reason {
             line("because", reason);
+        }
+        match (self.client, &self.access) {
+            (Some(client), Some(access)) => {
+                let fate = if self.is_admitted == Some(false) { "is refused" } else { "may come in" };
+                line("client", &format!("{client} {fate}: {access}"));
+            }
+            (None, Some(access)) => line("client", access),
+            (_, None) => {}
         }
         lines.concat()
     }

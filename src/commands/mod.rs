@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+mod admin;
 mod check;
 mod completions;
 #[cfg(feature = "demo")]
@@ -9,15 +10,19 @@ mod explain;
 mod import;
 mod kubeconfig;
 mod man;
+mod named;
 mod plan;
 mod run;
 mod schema;
 mod yaml;
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use snigate::config::{Config, Route};
 use snigate::route::RouteTable;
+use snigate::upstream::{Destination, lookup, plain};
 
 pub(crate) use self::kubeconfig::Server;
 use crate::cli::{Arguments, Command};
@@ -30,7 +35,7 @@ pub(crate) struct Refused(String);
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Run(options) => run::run(options),
-        Command::Check { file } => check::run(&file),
+        Command::Check(options) => check::run(&options),
         Command::Explain(options) => explain::run(&options),
         Command::Doctor(options) => doctor::run(&options),
         Command::Plan(options) => plan::run(&options),
@@ -42,6 +47,56 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         #[cfg(feature = "demo")]
         Command::Demo(options) => demo::run(&options),
     }
+}
+
+/// The application protocols that kubectl offers, as in its hello.
+const KUBECTL_ALPN: &[u8] = b"\x02h2\x08http/1.1";
+
+/// Where a destination is, or that its name does not resolve.
+async fn addresses(of: &Destination) -> anyhow::Result<Vec<SocketAddr>> {
+    let Some((host, port)) = of.name() else { return Ok(of.address().into_iter().collect()) };
+    lookup(host, port).await.map_err(|error| anyhow::anyhow!("{host} does not resolve: {}", unresolved(&error)))
+}
+
+/// What the resolver says, without how it was asked.
+fn unresolved(error: &std::io::Error) -> String {
+    plain(error).trim_start_matches("failed to lookup address information: ").to_owned()
+}
+
+/// What others have written does not steer the terminal, nor end a comment.
+fn printable(text: &str) -> String {
+    let stands = |character: char| character == ' ' || character.is_ascii_graphic() || character.is_alphanumeric();
+    text.chars().map(|one| if stands(one) { one.to_string() } else { one.escape_default().to_string() }).collect()
+}
+
+/// Longer words are no misspelt ones.
+const LONGEST: usize = 253;
+
+/// Those of the known words that were probably meant: the nearest ones, if they are near.
+fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> BTreeSet<&'k str> {
+    let mut nearest = BTreeSet::new();
+    if word.len() > LONGEST {
+        return nearest;
+    }
+    let word = word.to_ascii_lowercase();
+    let mut least = 3.min(word.len() / 4 + 1);
+    for known in known {
+        let distance = strsim::damerau_levenshtein(&word, &known.to_ascii_lowercase());
+        if distance < least {
+            least = distance;
+            nearest.clear();
+        }
+        if distance == least {
+            nearest.insert(known);
+        }
+    }
+    nearest
+}
+
+/// A question behind an error.
+fn did_you_mean(nearest: &BTreeSet<&str>) -> Option<String> {
+    let names: Vec<String> = nearest.iter().take(3).map(|name| format!("`{name}`")).collect();
+    (!names.is_empty()).then(|| format!("did you mean {}?", names.join(" or ")))
 }
 
 /// Leads to the numbers of routes.

@@ -2,66 +2,55 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use anyhow::{Context, bail};
 use serde_json::Value;
+use snigate::accept::{BindError, is_free};
 use snigate::config::{Config, Route, overlap};
 use snigate::server::{ReloadError, fixed};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
+use snigate::units::span;
+use snigate::upstream::plain;
 
 use super::Refused;
+use super::admin::status;
 use crate::cli::Plan;
-
-/// For the admin listener to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Room for the status of 100,000 routes.
-const MAX_STATUS: usize = 256 * 1024 * 1024;
 
 pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
     let new = Config::load(&options.config)?;
-    let running = match (options.admin, &options.from) {
+    let running = match (&options.admin, &options.from) {
         (Some(admin), _) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let status = runtime.block_on(async { timeout(PATIENCE, status(admin)).await });
-            let status = status.map_err(anyhow::Error::from).and_then(|status| status);
-            Running::of_status(&status.with_context(|| format!("cannot ask the admin listener at {admin}"))?)
+            let status = runtime.block_on(status(admin));
+            // A lookup that hangs is not waited for.
+            runtime.shutdown_background();
+            Running::of_status(&status?)
                 .with_context(|| format!("{admin} answers, but not as an admin listener of this version does"))?
         }
         (None, Some(from)) => Running::of_config(&Config::load(from)?),
         (None, None) => unreachable!("one of them is required"),
     };
     if let Some(refusal) = refusal(&running, &new) {
-        anyhow::bail!(Refused(format!("a reload to {} would be refused: {refusal}", options.config.display())));
+        bail!(Refused(format!("a reload to {} would be refused: {refusal}", options.config.display())));
     }
-    std::io::stdout().write_all(describe(&options.config, &running, &new)?.as_bytes())?;
+    let taken = new.listeners.iter().map(|listener| listener.address).filter(|address| running.is_new(*address));
+    let taken: BTreeMap<SocketAddr, BindError> =
+        taken.filter_map(|address| Some((address, is_free(address).err()?))).collect();
+    io::stdout().write_all(describe(&options.config, &running, &new, &taken)?.as_bytes())?;
+    let is_known = |taken: &&BindError| running.is_here && !may_differ(&taken.error);
+    if let Some(error) = taken.values().find(is_known) {
+        bail!("a reload to {} would be refused now: {error}", options.config.display());
+    }
     Ok(ExitCode::SUCCESS)
-}
-
-async fn status(admin: SocketAddr) -> anyhow::Result<Value> {
-    let stream = TcpStream::connect(admin).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let request = Request::get("/api/status").header("host", admin.to_string()).body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await?;
-    ensure!(response.status() == StatusCode::OK, "it answers {}", response.status());
-    let body = Limited::new(response.into_body(), MAX_STATUS).collect().await;
-    let body = body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
-    Ok(serde_json::from_slice(&body)?)
 }
 
 /// What runs now.
 struct Running {
+    /// Whether it is known to run on this machine, and in this container.
+    is_here: bool,
     /// Names by address.
     listeners: BTreeMap<String, String>,
     routes: BTreeMap<String, RunningRoute>,
@@ -88,6 +77,7 @@ impl Running {
         };
         let listeners = config.listeners.iter();
         Self {
+            is_here: false,
             listeners: listeners.map(|listener| (listener.address.to_string(), listener.name.clone())).collect(),
             routes: config.routes.iter().map(|one| (one.name.clone(), route(one))).collect(),
             fixed: fixed(config).map(|(key, value)| (key.into(), value)).into(),
@@ -114,10 +104,21 @@ impl Running {
         };
         let fixed = |(key, value): (&String, &Value)| Some((key.clone(), text(value)?));
         Some(Self {
+            is_here: status["host"].as_str() == Some(&*rustix::system::uname().nodename().to_string_lossy()),
             listeners: status["listeners"].as_array()?.iter().map(listener).collect::<Option<_>>()?,
             routes: status["routes"].as_array()?.iter().map(route).collect::<Option<_>>()?,
             fixed: status["config"]["fixed"].as_object()?.iter().map(fixed).collect::<Option<_>>()?,
         })
+    }
+}
+
+impl Running {
+    fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.listeners.keys().filter_map(|address| address.parse().ok())
+    }
+
+    fn is_new(&self, wanted: SocketAddr) -> bool {
+        self.addresses().all(|running| running != wanted)
     }
 }
 
@@ -132,18 +133,28 @@ fn refusal(running: &Running, new: &Config) -> Option<ReloadError> {
         let running = running.fixed.get(key).filter(|running| **running != wanted)?.clone();
         Some(ReloadError::Fixed { key, running, wanted })
     });
-    let addresses = || running.listeners.keys().filter_map(|address| address.parse().ok());
-    let is_new = |wanted: &SocketAddr| addresses().all(|running| running != *wanted);
     let in_the_way = || {
-        new.listeners.iter().map(|listener| listener.address).filter(is_new).find_map(|wanted| {
-            let running = addresses().find(|running| overlap(wanted, *running))?;
+        let wanted = new.listeners.iter().map(|listener| listener.address);
+        wanted.filter(|wanted| running.is_new(*wanted)).find_map(|wanted| {
+            let running = running.addresses().find(|running| overlap(wanted, *running))?;
             Some(ReloadError::InTheWay { wanted, running })
         })
     };
     is_fixed.or_else(in_the_way)
 }
 
-fn describe(file: &Path, running: &Running, new: &Config) -> Result<String, std::fmt::Error> {
+/// What this user may not, the running instance may.
+fn may_differ(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// `taken`: new addresses that cannot be listened at here, and why.
+fn describe(
+    file: &Path,
+    running: &Running,
+    new: &Config,
+    taken: &BTreeMap<SocketAddr, BindError>,
+) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     writeln!(
         text,
@@ -155,7 +166,20 @@ fn describe(file: &Path, running: &Running, new: &Config) -> Result<String, std:
     for listener in &new.listeners {
         let address = listener.address.to_string();
         match running.listeners.get(&address) {
-            None => writeln!(text, "  + {address}  begins to listen")?,
+            None => {
+                let taken = taken.get(&listener.address).map(|taken| &taken.error);
+                let fate = match taken {
+                    None => "begins to listen".into(),
+                    Some(error) if !running.is_here => {
+                        format!("begins to listen; on this machine it could not: {}", plain(error))
+                    }
+                    Some(error) if may_differ(error) => {
+                        "begins to listen, if the running instance may: this user may not".into()
+                    }
+                    Some(error) => format!("cannot be listened at: {}", plain(error)),
+                };
+                writeln!(text, "  + {address}  {fate}")?;
+            }
             Some(name) if *name != listener.name => {
                 writeln!(text, "  ~ {address}  is called {} instead of {name}", listener.name)?;
             }
@@ -168,7 +192,7 @@ fn describe(file: &Path, running: &Running, new: &Config) -> Result<String, std:
     }
 
     writeln!(text, "\nroutes")?;
-    let drain = humantime::format_duration(new.timeouts.drain).to_string();
+    let drain = span(new.timeouts.drain);
     let known = running.routes.values().all(|route| route.connections.is_some());
     let mut ending = Ending { closed: known.then_some(0), drain };
     let mut unchanged = 0;

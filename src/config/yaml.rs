@@ -123,6 +123,11 @@ fn in_our_words(what: &str, text: &str, position: Option<Position>) -> String {
     if what.contains("while parsing a flow node") && line.contains("[:") {
         return "an address in brackets needs quotes: \"[::]:6443\"".into();
     }
+    if what.starts_with("invalid type: string") && position.is_some_and(|at| at == Position { line: 1, column: 1 }) {
+        return "the file is text without keys; expected `listen` and `routes` (for HAProxy's and nginx's files there is \
+            `snigate import`)"
+            .into();
+    }
     if let Some((value, expected)) = quoted(what, "unknown variant `") {
         return format!("`{value}`: {}", expected.trim_start_matches(", "));
     }

@@ -65,7 +65,7 @@ pub(super) async fn examine(visit: Arc<Visit>, address: SocketAddr) -> (Vec<Chec
         },
     }
     if let Some(certificate) = &certificate {
-        checks.extend(names(&visit.route.patterns, address, certificate));
+        checks.extend(names(&visit, address, certificate));
         checks.push(dates(address, certificate, now));
     }
     if stream.is_ok() {
@@ -133,7 +133,7 @@ pub(super) fn untrusted(error: &io::Error, visit: &Visit, certificate: Option<&C
 pub(super) fn failed(error: &io::Error) -> String {
     match error.get_ref().and_then(|error| error.downcast_ref()) {
         Some(rustls::Error::InvalidMessage(_)) => "what answers is not TLS".into(),
-        Some(rustls::Error::AlertReceived(alert)) => format!("TLS is refused with the alert {alert:?}"),
+        Some(rustls::Error::AlertReceived(_)) => said(error),
         _ if is_end(error) => "closes the connection instead of speaking TLS".into(),
         _ => format!("TLS fails: {}", said(error)),
     }
@@ -146,33 +146,49 @@ pub(super) fn is_end(error: &io::Error) -> bool {
 }
 
 /// Whether clients that ask for the route's names will believe it.
-fn names(wanted: &[NamePattern], address: SocketAddr, certificate: &Certificate) -> Option<Check> {
+fn names(visit: &Visit, address: SocketAddr, certificate: &Certificate) -> Option<Check> {
+    let wanted = visit.names();
     if wanted.is_empty() {
         return None;
     }
-    let missing: Vec<&NamePattern> = certificate.not_covered(wanted).collect();
+    let missing: Vec<&NamePattern> = certificate.not_covered(&wanted).collect();
     let is_exact = |name: &NamePattern| matches!(name, NamePattern::Exact(_));
     let carried = carried(certificate);
     if missing.is_empty() {
         return Some(Check::new(Mark::Ok, "names", address, format!("the certificate is for {carried}")));
     }
     // Who has an alias for `tls-server-name` in `sni` knows that the other names are not covered.
-    let has_alias = wanted.iter().any(|name| is_exact(name) && certificate.covers(name));
+    let has_alias = visit.route.patterns.iter().any(|name| is_exact(name) && certificate.covers(name));
     let is_failure = missing.iter().any(|name| is_exact(name)) && !has_alias;
-    let alias = certificate.names.iter().find(|name| NamePattern::parse(name).is_ok() && !name.starts_with("*."));
-    let alias = alias.map_or("NAME", |name| name);
     let listed: Vec<String> = missing.iter().take(MAX_NAMES).map(ToString::to_string).collect();
-    let in_sni = if wanted.iter().any(|name| name.to_string().eq_ignore_ascii_case(alias)) {
-        String::new()
-    } else {
-        format!(", with {alias} added to `sni`")
-    };
     let says = format!(
-        "the certificate is not for {}, but for {carried}: add {} as a SAN to the API server's certificate, or set `tls-server-name: {alias}` in kubeconfigs{in_sni}",
+        "the certificate is not for {}, but for {carried}: add {} as a SAN to the API server's certificate{}",
         listed.join(", "),
         if listed.len() == 1 { &listed[0] } else { "them" },
+        alias(visit, certificate)
     );
     Some(Check::new(if is_failure { Mark::Failed } else { Mark::Note }, "names", address, says))
+}
+
+/// How clients can verify it as it is, if they can: by a name that it carries and that leads here, or can be made to.
+fn alias(visit: &Visit, certificate: &Certificate) -> String {
+    let aliases =
+        || certificate.names.iter().filter(|name| NamePattern::parse(name).is_ok() && !name.starts_with("*."));
+    let is_ours =
+        |alias: &&String| visit.route.patterns.iter().any(|pattern| pattern.to_string().eq_ignore_ascii_case(alias));
+    if let Some(alias) = aliases().find(is_ours) {
+        return format!(", or set `tls-server-name: {alias}` in kubeconfigs");
+    }
+    if let Some(alias) = aliases().find(|alias| visit.other_with(alias).is_none()) {
+        return format!(", or set `tls-server-name: {alias}` in kubeconfigs, with {alias} added to `sni`");
+    }
+    match aliases().next().and_then(|alias| Some((alias, visit.other_with(alias)?))) {
+        Some((alias, other)) => format!(
+            " (`tls-server-name: {alias}` in kubeconfigs is no cure: it would lead to the route {}, which has that name in `sni`)",
+            other.name
+        ),
+        None => String::new(),
+    }
 }
 
 fn carried(certificate: &Certificate) -> String {

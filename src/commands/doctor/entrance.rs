@@ -8,7 +8,8 @@ use snigate::config::Listener;
 use snigate::upstream::lookup;
 
 use super::report::{Check, Mark};
-use super::visit::{Here, Visit, list, unresolved};
+use super::visit::{Here, Visit, list};
+use crate::commands::unresolved;
 
 /// Where a client may connect to.
 pub(super) struct Door {
@@ -29,7 +30,7 @@ pub(super) async fn given_door(visit: Arc<Visit>, address: SocketAddr) -> Door {
 
 /// A listener, on this machine.
 pub(super) async fn door(visit: Arc<Visit>, number: usize) -> Door {
-    let Listener { name, address, balancers, .. } = &visit.here.listeners[number];
+    let Listener { name, address, balancers, .. } = &visit.here.config.listeners[number];
     if address.port() == 0 {
         let says = "the kernel chooses its port, so the way through it is not checked; where is it? (--through)";
         return Door { check: Check::new(Mark::Note, "listener", name, says), open: None };
@@ -69,7 +70,7 @@ pub(super) async fn name_leads_here(here: Arc<Here>, name: String) -> Check {
             let resolves = format!("resolves to {}", list(&ips));
             if elsewhere.is_empty() {
                 (Mark::Ok, format!("{resolves}: this machine"))
-            } else if here.through.is_some_and(|through| elsewhere == [through.ip()]) {
+            } else if elsewhere.iter().all(|ip| here.through.iter().any(|through| through.ip().to_canonical() == *ip)) {
                 (Mark::Ok, format!("{resolves}: where --through leads"))
             } else {
                 let what = if elsewhere.len() == 1 { "is not an address" } else { "are no addresses" };

@@ -3,23 +3,26 @@
 mod direct;
 mod entrance;
 mod report;
+mod running;
 mod through;
 mod visit;
 
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use snigate::config::{Config, Route};
 use snigate::upstream::health::read_roots;
 use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 
-use self::report::{Style, Tally};
+use self::report::{Report, Style, Tally};
 use self::visit::{Here, Visit};
-use super::listed;
+use super::addresses;
+use super::named::{Named, named};
 use crate::cli::Doctor;
 
 /// Lookups and connections at a time.
@@ -30,49 +33,67 @@ pub(super) fn run(options: &Doctor) -> anyhow::Result<ExitCode> {
     if let Some(ca) = &options.ca {
         read_roots(ca).map_err(anyhow::Error::msg).context("--ca")?;
     }
-    let routes = choose(&config.routes, &options.names)?;
-    let here = Arc::new(Here::of(&config, options.through));
-    let visits = routes.into_iter().map(|route| Visit::of(route, &here, options.ca.as_deref())).collect();
+    let chosen = choose(&config, &options.names)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(examine(visits, options.json));
+    let result = runtime.block_on(async {
+        let through = match &options.through {
+            Some(through) => addresses(through).await.with_context(|| format!("--through {through}"))?,
+            None => Vec::new(),
+        };
+        let here = Arc::new(Here::of(&config, through));
+        let visit = |(route, below): (&Route, Option<String>)| Visit::of(route, below, &here, options.ca.as_deref());
+        examine(&config, chosen.into_iter().map(visit).collect(), options).await
+    });
     // A lookup that hangs is not waited for.
     runtime.shutdown_background();
     result
 }
 
-/// Those that are named; all, if none is.
-fn choose<'c>(routes: &'c [Route], names: &[String]) -> anyhow::Result<Vec<&'c Route>> {
-    let is_named = |route: &Route, name: &String| {
-        route.name == *name || route.patterns.iter().any(|pattern| pattern.to_string().eq_ignore_ascii_case(name))
-    };
-    for name in names {
-        ensure!(
-            routes.iter().any(|route| is_named(route, name)),
-            "no route is named `{name}` or has it as `sni`; expected one of {}",
-            listed(routes.iter())
-        );
+/// Those that are named, in their order in the file, each as often as there are names below its wildcards; all, if none
+/// is.
+fn choose<'c>(config: &'c Config, names: &[String]) -> anyhow::Result<Vec<(&'c Route, Option<String>)>> {
+    if names.is_empty() {
+        return Ok(config.routes.iter().map(|route| (route, None)).collect());
     }
-    Ok(routes.iter().filter(|route| names.is_empty() || names.iter().any(|name| is_named(route, name))).collect())
+    let mut chosen: HashMap<&str, BTreeSet<Option<String>>> = HashMap::new();
+    for name in names {
+        for Named { route, below } in named(config, name)? {
+            chosen.entry(&route.name).or_default().insert(below);
+        }
+    }
+    let of =
+        |route: &'c Route| chosen.remove(&*route.name).unwrap_or_default().into_iter().map(move |below| (route, below));
+    Ok(config.routes.iter().flat_map(of).collect())
 }
 
 /// Tells of each route as soon as those before it have been told of.
-async fn examine(visits: Vec<Visit>, as_json: bool) -> anyhow::Result<ExitCode> {
+async fn examine(config: &Config, visits: Vec<Visit>, options: &Doctor) -> anyhow::Result<ExitCode> {
     let style = Style::of_stdout();
     let mut stdout = std::io::stdout();
     let visits: Vec<_> = visits.into_iter().map(|visit| tokio::spawn(Arc::new(visit).examine())).collect();
     let mut tally = Tally::default();
     let mut routes = Vec::new();
+    let running = running::examine(config, options.through.is_some()).await;
+    let running = running.map(|check| Report { name: "snigate".into(), asked: None, checks: vec![check] });
+    if let Some(report) = &running {
+        tally.add(report);
+        if !options.json {
+            stdout.write_all(report.text(style).as_bytes())?;
+        }
+    }
     for visit in visits {
         let report = visit.await??;
         tally.add(&report);
-        if as_json {
+        tally.routes += 1;
+        if options.json {
             routes.push(report.json());
         } else {
             stdout.write_all(report.text(style).as_bytes())?;
         }
     }
-    if as_json {
-        writeln!(stdout, "{}", serde_json::json!({"routes": routes, "ok": tally.is_well()}))?;
+    if options.json {
+        let running = running.map(|report| report.json()["checks"].take());
+        writeln!(stdout, "{}", serde_json::json!({"running": running, "routes": routes, "ok": tally.is_well()}))?;
     } else {
         writeln!(stdout, "{tally}")?;
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::commands::printable;
 use crate::logging::takes_color;
 
 /// One step, of one name or address.
@@ -37,10 +38,12 @@ impl Check {
     }
 }
 
-/// All of a route's checks.
+/// All of a route's checks, or of what is no route.
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) name: String,
+    /// Which of the names that it takes.
+    pub(super) asked: Option<String>,
     pub(super) checks: Vec<Check>,
 }
 
@@ -50,12 +53,13 @@ impl Report {
             let took_ms = took.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
             json!({"step": step, "subject": subject, "result": mark.label(), "took_ms": took_ms, "says": says})
         };
-        json!({"name": self.name, "checks": self.checks.iter().map(check).collect::<Vec<_>>()})
+        json!({"name": self.name, "asked": self.asked, "checks": self.checks.iter().map(check).collect::<Vec<_>>()})
     }
 
     pub(super) fn text(&self, style: Style) -> String {
         let width = self.checks.iter().map(|check| check.subject.len()).max().unwrap_or(0);
-        let mut text = format!("{}\n", self.name);
+        let asked = self.asked.as_ref().map_or(String::new(), |name| format!(", asked for {name}"));
+        let mut text = format!("{}{asked}\n", self.name);
         for Check { step, subject, mark, took, says } in &self.checks {
             let mark = style.mark(*mark);
             let took = took.map_or(String::new(), |took| match took.as_millis() {
@@ -67,11 +71,6 @@ impl Report {
         text.push('\n');
         text
     }
-}
-
-/// Certificates and answers are written by others: nothing in them steers the terminal.
-fn printable(text: &str) -> String {
-    text.chars().map(|char| if char.is_control() { char.escape_default().to_string() } else { char.into() }).collect()
 }
 
 impl Mark {
@@ -113,7 +112,7 @@ impl Style {
 /// How many there were of each.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    routes: usize,
+    pub(super) routes: usize,
     checks: usize,
     notes: usize,
     failures: usize,
@@ -122,7 +121,6 @@ pub(super) struct Tally {
 impl Tally {
     pub(super) fn add(&mut self, report: &Report) {
         let count = |mark| report.checks.iter().filter(|check| check.mark == mark).count();
-        self.routes += 1;
         self.checks += report.checks.len();
         self.notes += count(Mark::Note);
         self.failures += count(Mark::Failed);
@@ -148,7 +146,7 @@ mod tests {
     fn people_see_signs_and_no_escapes_of_others() {
         let check = |mark, says| Check::new(mark, "names", "a.example", says);
         let checks = vec![check(Mark::Ok, "well"), check(Mark::Failed, "carries \x1b[2J")];
-        let report = Report { name: "a".into(), checks };
+        let report = Report { name: "a".into(), asked: None, checks };
         let text = report.text(Style { has_signs: true, is_colored: false });
         assert_eq!(text, "a\n  ✓ names     a.example  well\n  ✗ names     a.example  carries \\u{1b}[2J\n\n");
         let colored = report.text(Style { has_signs: true, is_colored: true });

@@ -1,15 +1,16 @@
 //! One route, from the names that clients ask for to what answers them.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
+use snigate::client_hello::Alpn;
 use snigate::config::{Config, Listener, Route};
 use snigate::name::NamePattern;
-use snigate::tcp::TcpOptions;
+use snigate::route::{Client, MatchedBy, RouteTable};
+use snigate::units::span;
 use snigate::upstream::health::TlsClient;
 use snigate::upstream::{Certificate, Destination, HttpCheck, Own, TlsCheck, connect_to, leads_to, lookup, plain};
 use tokio::net::TcpStream;
@@ -19,6 +20,7 @@ use tokio::time::timeout;
 use super::entrance::{Door, door, given_door, name_leads_here};
 use super::report::{Check, Mark, Report};
 use super::{all, direct, through};
+use crate::commands::{KUBECTL_ALPN, route_table, unresolved};
 
 /// Where no health check says how long it may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -28,23 +30,30 @@ const MAX_LISTED: usize = 8;
 /// What all routes have in common.
 #[derive(Debug)]
 pub(super) struct Here {
-    pub(super) listeners: Vec<Listener>,
-    /// In place of the listeners on this machine.
-    pub(super) through: Option<SocketAddr>,
+    pub(super) config: Config,
+    table: RouteTable<usize>,
+    /// In place of the listeners on this machine, if there are any.
+    pub(super) through: Vec<SocketAddr>,
     addresses: Vec<IpAddr>,
-    tcp: TcpOptions,
 }
 
 impl Here {
-    pub(super) fn of(config: &Config, through: Option<SocketAddr>) -> Self {
+    pub(super) fn of(config: &Config, through: Vec<SocketAddr>) -> Self {
         // Where the kernel does not say, addresses are taken for somebody else's.
         let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
         Self {
-            listeners: config.listeners.clone(),
+            config: config.clone(),
+            table: route_table(config),
             through,
             addresses: interfaces.iter().map(if_addrs::Interface::ip).collect(),
-            tcp: config.tcp,
         }
+    }
+
+    /// The route that has this very name, for kubectl at this listener.
+    pub(super) fn has_name(&self, name: &str, listener: usize) -> Option<&Route> {
+        let server_name = snigate::name::ServerName::parse(name.as_bytes()).ok();
+        let found = self.table.find(&Client { server_name, alpn: Alpn::from_list(KUBECTL_ALPN).ok(), listener })?;
+        (found.by == MatchedBy::Exact).then(|| &self.config.routes[*found.target])
     }
 
     /// Whether it is an address of this machine.
@@ -58,6 +67,8 @@ impl Here {
 pub(super) struct Visit {
     pub(super) route: Route,
     pub(super) here: Arc<Here>,
+    /// The name below a wildcard of it that clients are taken to ask for.
+    below: Option<String>,
     /// What a client asks for to take the route; `None`: nothing.
     pub(super) asked_name: Option<ServerName<'static>>,
     pub(super) tls: TlsCheck,
@@ -69,27 +80,36 @@ pub(super) struct Visit {
 }
 
 impl Visit {
-    pub(super) fn of(route: &Route, here: &Arc<Here>, ca: Option<&Path>) -> Self {
+    pub(super) fn of(route: &Route, below: Option<String>, here: &Arc<Here>, ca: Option<&Path>) -> Self {
         let exact = route.patterns.iter().find(|pattern| matches!(pattern, NamePattern::Exact(_)));
         let asked_name = exact.or(route.patterns.first()).and_then(|pattern| match pattern {
             NamePattern::Exact(name) => ServerName::try_from(name.to_string()).ok(),
             NamePattern::Suffix(suffix) => ServerName::try_from(format!("snigate-doctor.{suffix}")).ok(),
         });
+        let below_name = below.clone().and_then(|name| ServerName::try_from(name).ok());
+        let asked_name = below_name.clone().or(asked_name);
         let check = route.upstream.health_check.as_ref();
         let unverified = TlsCheck { ca_file: None, verified_name: None, asked_name: None, client: None };
         let mut tls = check.and_then(|check| check.tls.clone()).unwrap_or(unverified);
         tls.ca_file = tls.ca_file.or_else(|| ca.map(Path::to_owned));
-        tls.asked_name = tls.asked_name.or_else(|| asked_name.clone());
+        let is_bound = tls.verified_name.is_some();
+        tls.asked_name = below_name.filter(|_| !is_bound).or(tls.asked_name).or_else(|| asked_name.clone());
         let http = check.and_then(|check| check.http.clone());
         let is_checked = http.is_some();
         let path = hyper::Uri::from_static("/readyz");
         let http = http.unwrap_or(HttpCheck { path, token_file: None, unauthorized_is_alive: true });
         let patience = check.map_or(PATIENCE, |check| check.timeout);
-        Self { route: route.clone(), here: Arc::clone(here), asked_name, tls, http, is_checked, patience }
+        Self { route: route.clone(), here: Arc::clone(here), below, asked_name, tls, http, is_checked, patience }
+    }
+
+    /// The names that its clients ask for, as far as they are known.
+    pub(super) fn names(&self) -> Vec<NamePattern> {
+        let below = self.below.as_deref().and_then(|name| NamePattern::parse(name).ok());
+        below.map_or_else(|| self.route.patterns.clone(), |name| vec![name])
     }
 
     pub(super) async fn examine(self: Arc<Self>) -> Result<Report, JoinError> {
-        let (names, doors, endpoints) = tokio::join!(self.names(), self.doors(), self.endpoints());
+        let (names, doors, endpoints) = tokio::join!(self.ways_here(), self.doors(), self.endpoints());
         let (mut checks, doors, (upstream, shown)) = (names?, doors?, endpoints?);
         let shown = Arc::new(shown);
         let ways = doors.iter().filter_map(|door| door.open);
@@ -97,26 +117,36 @@ impl Visit {
         checks.extend(doors.into_iter().map(|door| door.check));
         checks.extend(upstream);
         checks.extend(ways);
-        Ok(Report { name: self.route.name.clone(), checks })
+        Ok(Report { name: self.route.name.clone(), asked: self.below.clone(), checks })
     }
 
     /// Whether clients that ask for the route's names come here.
-    async fn names(self: &Arc<Self>) -> Result<Vec<Check>, JoinError> {
-        let exact = self.route.patterns.iter().filter_map(|pattern| match pattern {
+    async fn ways_here(self: &Arc<Self>) -> Result<Vec<Check>, JoinError> {
+        let names = self.names();
+        let exact = names.iter().filter_map(|pattern| match pattern {
             NamePattern::Exact(name) => Some(name.to_string()),
             NamePattern::Suffix(_) => None,
         });
-        all(exact.map(|name| name_leads_here(Arc::clone(&self.here), name))).await
+        let mut checks = all(exact.map(|name| name_leads_here(Arc::clone(&self.here), name))).await?;
+        if let (true, Some(NamePattern::Suffix(suffix))) = (checks.is_empty(), names.first()) {
+            let says = format!(
+                "which names below it clients ask for is not known here, so it is not checked where those lead, nor whether the \
+                 certificate is for them: `snigate doctor -c FILE NAME` checks one, where NAME is such as api.{suffix}"
+            );
+            checks.push(Check::new(Mark::Note, "dns", &names[0], says));
+        }
+        Ok(checks)
     }
 
     /// Where clients of the route connect to.
     async fn doors(self: &Arc<Self>) -> Result<Vec<Door>, JoinError> {
-        if let Some(through) = self.here.through {
-            return all([given_door(Arc::clone(self), through)]).await;
+        let through = &self.here.through;
+        if !through.is_empty() {
+            return all(through.iter().map(|address| given_door(Arc::clone(self), *address))).await;
         }
         let numbers: Vec<usize> = match &self.route.matchers.listeners {
             Some(numbers) => numbers.to_vec(),
-            None => (0..self.here.listeners.len()).collect(),
+            None => (0..self.here.config.listeners.len()).collect(),
         };
         all(numbers.into_iter().map(|number| door(Arc::clone(self), number))).await
     }
@@ -132,7 +162,7 @@ impl Visit {
         }
         addresses.sort_unstable();
         addresses.dedup();
-        let listeners: Vec<SocketAddr> = self.here.listeners.iter().map(|listener| listener.address).collect();
+        let listeners: Vec<SocketAddr> = self.here.config.listeners.iter().map(|listener| listener.address).collect();
         let own = Own::new(&listeners);
         let (loops, addresses): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|address| own.is_led_to(*address));
         drop(own);
@@ -152,7 +182,7 @@ impl Visit {
     /// As the router does, in the time that it allows.
     pub(super) async fn connect(&self, address: SocketAddr) -> Result<TcpStream, String> {
         let per_try = self.route.upstream.budget.per_try;
-        match timeout(per_try, connect_to(address, &self.here.tcp)).await {
+        match timeout(per_try, connect_to(address, &self.here.config.tcp)).await {
             Ok(result) => result.map_err(|error| plain(&error)),
             Err(_) => Err(late(per_try)),
         }
@@ -169,8 +199,14 @@ impl Visit {
     pub(super) fn admits(&self, door: SocketAddr, client: SocketAddr) -> bool {
         let ip = client.ip().to_canonical();
         let is_it = |listener: &&Listener| leads_to(door, listener.address);
-        let listener = self.here.listeners.iter().find(is_it);
+        let listener = self.here.config.listeners.iter().find(is_it);
         self.route.sources.admit(ip) && listener.is_none_or(|listener| listener.sources.admit(ip))
+    }
+
+    /// The other route that has this very name.
+    pub(super) fn other_with(&self, name: &str) -> Option<&Route> {
+        let listener = self.route.matchers.listeners.as_ref().and_then(|numbers| numbers.first());
+        self.here.has_name(name, listener.copied().unwrap_or(0)).filter(|route| route.name != self.route.name)
     }
 
     /// What the operator has not configured as a check need not be there.
@@ -180,7 +216,7 @@ impl Visit {
 }
 
 pub(super) fn late(within: Duration) -> String {
-    format!("no answer within {}", humantime::format_duration(within))
+    format!("no answer within {}", span(within))
 }
 
 /// The addresses of a destination; an address needs no check.
@@ -195,11 +231,6 @@ async fn resolve(destination: Destination) -> (Option<Check>, Vec<SocketAddr>) {
         Err(error) => (Mark::Failed, format!("does not resolve: {}", unresolved(&error)), Vec::new()),
     };
     (Some(Check::new(mark, "resolve", &destination, says).since(begun)), addresses)
-}
-
-/// What the resolver says, without how it was asked.
-pub(super) fn unresolved(error: &io::Error) -> String {
-    plain(error).trim_start_matches("failed to lookup address information: ").to_owned()
 }
 
 pub(super) fn list(addresses: &[IpAddr]) -> String {

@@ -5,9 +5,15 @@ use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 use std::rc::Rc;
 
+use crate::commands::printable;
+
 /// More of a line than this is not repeated.
 const SHOWN: usize = 100;
 const WIDTH: usize = 116;
+/// What a reason says of a line that has nothing to do with where clients are led.
+const NOT_NEEDED: &str = "not needed";
+/// What follows from other lines.
+pub(super) const NOTHING_CARRIED: &str = "nothing of it is carried over";
 
 /// Where something stands.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,13 +112,26 @@ impl Ledger {
         self.notes.len()
     }
 
-    /// The notes alone, for an error: at most so many.
-    pub(super) fn first_notes(&self, count: usize) -> String {
+    /// The notes alone, for an error: at most so many, and none on what is not needed anyway.
+    pub(super) fn first_notes(&mut self, count: usize) -> String {
+        self.sort();
+        let is_grave = |(_, reason): &&(Place, String)| !reason.contains(NOT_NEEDED) && reason != NOTHING_CARRIED;
         let mut text = String::new();
-        for (place, reason) in self.notes.iter().take(count) {
+        for (place, reason) in self.notes.iter().filter(is_grave).take(count) {
             let _ = write!(text, "\n  {place}: {}: {}", self.text(place), printable(reason));
         }
+        match self.notes.iter().filter(is_grave).count().saturating_sub(count) {
+            0 => {}
+            more => {
+                let _ = write!(text, "\n  and {more} more");
+            }
+        }
         text
+    }
+
+    /// Stable: what was found first about a line stands first.
+    fn sort(&mut self) {
+        self.notes.sort_by(|(one, _), (other, _)| one.cmp(other));
     }
 
     /// As comments.
@@ -127,11 +146,9 @@ impl Ledger {
                 "# (A name whose rule is left out goes to a route without `sni`, if its listener has one.)\n",
             );
         }
-        let mut notes = std::mem::take(&mut self.notes);
-        // Stable: what was found first about a line stands first.
-        notes.sort_by(|(one, _), (other, _)| one.cmp(other));
+        self.sort();
         let mut before = None;
-        for (place, reason) in &notes {
+        for (place, reason) in &self.notes {
             if before.replace(place) != Some(place) {
                 let line = format!("# {place}: {}", self.text(place));
                 let _ = writeln!(text, "#\n{}", line.trim_end());
@@ -146,12 +163,6 @@ impl Ledger {
             Some(_) => "",
         }
     }
-}
-
-/// Control characters and other kinds of line ends would end the comment.
-pub(super) fn printable(text: &str) -> String {
-    let stands = |character: char| character == ' ' || character.is_ascii_graphic() || character.is_alphanumeric();
-    text.chars().map(|character| if stands(character) { character } else { '?' }).collect()
 }
 
 fn shortened(line: &str) -> String {

@@ -17,8 +17,9 @@ use anyhow::{Context, bail};
 use snigate::config::Config;
 
 use self::draft::Draft;
-use self::ledger::{Ledger, printable};
+use self::ledger::Ledger;
 use self::yaml::CaFiles;
+use super::printable;
 use crate::cli::{Import, ImportFrom};
 
 /// As large as a configuration may be.
@@ -59,7 +60,12 @@ fn translate(from: ImportFrom, source: &str, name: &str, files: &Files) -> anyho
         ImportFrom::Nginx => ("nginx", nginx::translate(source, &mut draft, &mut ledger)),
     };
     if routes.is_empty() {
-        bail!("no route could be made of {name}{}", ledger.first_notes(TOLD));
+        let needed = match from {
+            ImportFrom::Haproxy => "a `frontend` or `listen` that TLS comes to, and a `backend` that it leads to",
+            ImportFrom::Nginx => "a `stream` with a `server` that leads somewhere",
+        };
+        let notes = ledger.first_notes(TOLD);
+        bail!("no route could be made of {name}; expected {needed}{}{notes}", if notes.is_empty() { "" } else { ":" });
     }
     let mut without_files = String::new();
     yaml::write(&mut without_files, &draft, &routes, CaFiles::LeftOut)?;

@@ -3,11 +3,12 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use snigate::name::NamePattern;
+use snigate::units::span;
 use snigate::upstream::{Destination, leads_to};
 
 use super::draft::{Draft, Frontend, Rule, Sources, Takes, Upstream};
 use super::ledger::{Ledger, Place};
-use super::values::{label, span};
+use super::values::label;
 
 /// Which of two rules wins where both match.
 #[derive(Clone, Copy, PartialEq, Eq)]

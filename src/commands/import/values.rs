@@ -43,14 +43,6 @@ pub(super) fn duration(text: &str, default: &str) -> Result<Duration, String> {
     }
 }
 
-/// In the largest unit that leaves no rest.
-pub(super) fn span(duration: Duration) -> String {
-    let milliseconds = duration.as_millis();
-    let units = [(3_600_000, "h"), (60_000, "m"), (1_000, "s")];
-    let fitting = units.iter().find(|(length, _)| milliseconds.is_multiple_of(*length));
-    fitting.map_or_else(|| format!("{milliseconds}ms"), |(length, unit)| format!("{}{unit}", milliseconds / length))
-}
-
 /// Bits beyond the length count for nothing in the sources; here they are an error.
 pub(super) fn network(text: &str) -> Option<IpNet> {
     let net = text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse()).ok().or_else(|| {
@@ -115,7 +107,7 @@ mod tests {
             ("60", "s", "1m"),
             ("1h30m", "s", "90m"),
         ] {
-            assert_eq!(span(duration(text, unit).unwrap()), expected, "{text}");
+            assert_eq!(snigate::units::span(duration(text, unit).unwrap()), expected, "{text}");
         }
         for text in ["", "s", "10x", "0", "1us", "1y", "99999999999999999999d", "18446744073709551615d", "400d", "-1"] {
             assert!(duration(text, "ms").is_err(), "{text}");

@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 
 use snigate::name::NamePattern;
+use snigate::units::span;
 
 use super::draft::{Check, Draft, Frontend, Sources, TlsCheck, Upstream};
 use super::routes::Route;
-use super::values::span;
 use crate::commands::yaml::scalar;
 
 /// Whether CA files are named, or left out so that the rest can be checked without them.

@@ -8,10 +8,7 @@ use snigate::route::{Client, RouteTable};
 
 use super::exact_names;
 use super::server::Server;
-use crate::commands::route_table;
-
-/// What kubectl offers.
-const ALPN: &[u8] = b"\x02h2\x08http/1.1";
+use crate::commands::{KUBECTL_ALPN, route_table};
 
 /// Clients that come to the router for one route.
 pub(super) struct Clients<'c> {
@@ -95,7 +92,7 @@ impl<'c> Clients<'c> {
 
     fn led_to(&self, name: Option<&str>) -> Option<&Route> {
         let server_name = name.map(|name| ServerName::parse(name.as_bytes())).transpose().ok()?;
-        let client = Client { server_name, alpn: Alpn::from_list(ALPN).ok(), listener: self.listener };
+        let client = Client { server_name, alpn: Alpn::from_list(KUBECTL_ALPN).ok(), listener: self.listener };
         self.table.find(&client).map(|found| &self.config.routes[*found.target])
     }
 

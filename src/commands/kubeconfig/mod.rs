@@ -19,15 +19,16 @@ use self::asked::Clients;
 use self::existing::Existing;
 pub(crate) use self::server::Server;
 use self::trust::Trust;
-use super::{listed, yaml};
+use super::named::{Named, named};
+use super::{listed, printable, yaml};
 use crate::cli::Kubeconfig;
 
 pub(super) fn run(options: &Kubeconfig) -> anyhow::Result<ExitCode> {
     let config = Config::load(&options.config)?;
-    let route = find_route(&config, &options.route)?;
+    let Named { route, below } = find_route(&config, &options.route)?;
     let cluster = options.cluster.as_deref();
     let existing = options.from.as_ref().map(|path| Existing::read(path, cluster)).transpose()?;
-    let server = options.server.clone().map_or_else(|| Server::of_route(&config, route), Ok)?;
+    let server = options.server.clone().map_or_else(|| Server::of_route(&config, route, below.as_deref()), Ok)?;
     let trust = Trust::choose(options, route, existing.as_ref())?;
     let carried = match trust {
         Trust::Anyone => Vec::new(),
@@ -44,29 +45,29 @@ pub(super) fn run(options: &Kubeconfig) -> anyhow::Result<ExitCode> {
         existing.rewrite(place, &mut notes)?
     } else {
         notes.push("It has no credentials: `kubectl config set-credentials` and `set-context --current --user` add some, and --from rewrites a kubeconfig that has them.".into());
-        new(cluster.unwrap_or(&route.name), place)
+        new(cluster.or(below.as_deref()).unwrap_or(&route.name), place)
     };
-    // What the operator has named may hold what ends a comment.
-    let ends_line = |character: char| character.is_control() || "\u{2028}\u{2029}".contains(character);
     let mut text = String::new();
     for note in notes {
-        writeln!(text, "# {}", note.replace(ends_line, " "))?;
+        writeln!(text, "# {}", printable(&note))?;
     }
     text.push_str(&yaml::document(&document)?);
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn find_route<'c>(config: &'c Config, name: &str) -> anyhow::Result<&'c Route> {
-    if let Some(route) = config.routes.iter().find(|route| route.name == name) {
-        return Ok(route);
+fn find_route<'c>(config: &'c Config, name: &str) -> anyhow::Result<Named<'c>> {
+    let mut found = named(config, name)?;
+    if let Some(number) = found.iter().position(|named| named.route.name == name) {
+        return Ok(found.swap_remove(number));
     }
-    let pattern = NamePattern::parse(name).ok();
-    let has_it = |route: &&Route| pattern.as_ref().is_some_and(|pattern| route.patterns.contains(pattern));
-    match &config.routes.iter().filter(has_it).collect::<Vec<_>>()[..] {
-        [route] => Ok(route),
-        [] => bail!("no route is named `{name}` or has it in `sni`; expected one of {}", listed(config.routes.iter())),
-        several => bail!("several routes have `{name}` in `sni`; expected one of {}", listed(several.iter().copied())),
+    match found.pop() {
+        Some(only) if found.is_empty() => Ok(only),
+        last => {
+            let routes = || found.iter().chain(&last).map(|named| named.route);
+            let routes: Vec<&Route> = routes().collect();
+            bail!("several routes take `{name}`; expected one of {}", listed(routes.into_iter()))
+        }
     }
 }
 

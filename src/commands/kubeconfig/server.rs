@@ -21,13 +21,14 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// By the route's first exact name, at its first listener.
-    pub(super) fn of_route(config: &Config, route: &Route) -> anyhow::Result<Self> {
-        let name = exact_names(route).next().with_context(|| {
+    /// By the name below a wildcard that was asked for, or else the route's first exact one, at its first listener.
+    pub(super) fn of_route(config: &Config, route: &Route, below: Option<&str>) -> anyhow::Result<Self> {
+        let name = below.or_else(|| exact_names(route).next()).with_context(|| {
             let takes = if route.patterns.is_empty() { "every name" } else { "wildcards" };
             format!(
-                "the route `{}` takes {takes}, and has no exact name in `sni` for a URL; expected --server https://NAME:PORT",
-                route.name
+                "the route `{}` takes {takes}, and has no exact name in `sni` for a URL; expected {}--server https://NAME:PORT",
+                route.name,
+                if route.patterns.is_empty() { "" } else { "a name below one of them in its place, or " }
             )
         })?;
         let first = route.matchers.listeners.as_ref().and_then(|numbers| numbers.first());

@@ -1,6 +1,7 @@
 //! One health check: connect, and as far as it is asked for, TLS and a request.
 
 use std::error::Error;
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::pin;
@@ -22,6 +23,7 @@ use super::super::condition::Finding;
 use super::super::failure::{self, Failure};
 use super::tls::{Handshake, TlsClient, said};
 use super::{HealthCheck, HttpCheck, TlsCheck};
+use crate::units::span;
 use crate::{proxy_protocol, relay};
 
 /// The most of an answer that is read: `/readyz` names the checks that failed.
@@ -44,7 +46,7 @@ pub async fn ask_once(address: SocketAddr, check: &HealthCheck, header: Option<p
     let mut is_connected = false;
     let result = timeout(check.timeout, ask(address, check, header, &mut answer, &mut is_connected)).await;
     let late = |_| {
-        let within = humantime::format_duration(check.timeout);
+        let within = span(check.timeout);
         Err(Ok(if is_connected {
             // Its kernel is there, and with it perhaps the connections it has.
             Finding::Wrong(format!("connected, but no answer within {within}"))
@@ -119,9 +121,14 @@ pub async fn request(
     token: Option<HeaderValue>,
 ) -> Result<Option<&'static str>, Finding> {
     // What is behind it says more: an alert, for one, where a certificate of ours is wanted.
-    let wrong = |error: &dyn Error| match error.source() {
-        Some(cause) => Finding::Wrong(format!("HTTP: {error}: {cause}")),
-        None => Finding::Wrong(format!("HTTP: {error}")),
+    let wrong = |error: &dyn Error| {
+        let cause = error.source();
+        let of_tls = cause.and_then(|cause| cause.downcast_ref()).filter(|error| is_of_tls(error));
+        Finding::Wrong(match (of_tls, cause) {
+            (Some(error), _) => format!("TLS: {}", said(error)),
+            (_, Some(cause)) => format!("HTTP: {error}: {cause}"),
+            (_, None) => format!("HTTP: {error}"),
+        })
     };
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| wrong(&error))?;
     let mut request = Request::get(http.path.clone())
@@ -154,6 +161,10 @@ pub async fn request(
         )),
         _ => Err(Finding::Wrong(format!("{} {}", http.path, status.as_u16()))),
     }
+}
+
+fn is_of_tls(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(<dyn Error + Send + Sync>::is::<rustls::Error>)
 }
 
 /// The header that carries the token in this file.

@@ -3,11 +3,12 @@
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -16,6 +17,7 @@ use super::super::certificate::Certificate;
 use super::super::failure;
 use super::TlsCheck;
 use super::verifier::Verifier;
+use crate::server_hello::alert_name;
 
 /// For one handshake: certificates are renewed under the same names.
 #[derive(Debug)]
@@ -92,11 +94,45 @@ pub fn said(error: &io::Error) -> String {
     if error.raw_os_error().is_some() {
         return failure::plain(error);
     }
+    match error.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(rustls::Error::AlertReceived(alert)) => return refused_with(*alert),
+        Some(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
+            return format!("its certificate, or one of a CA above it, has expired on {}", date(*not_after));
+        }
+        Some(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. })) => {
+            return format!("its certificate is not valid before {}: is a clock wrong?", date(*not_before));
+        }
+        _ => {}
+    }
     let text = error.to_string();
     if text.contains("CaUsedAsEndEntity") {
         return "the certificate is that of a CA (self-signed?), and no server certificate signed by `ca_file`".into();
     }
     text.split("; ").next().unwrap_or(&text).to_owned()
+}
+
+fn refused_with(alert: AlertDescription) -> String {
+    use AlertDescription as Alert;
+    let name = alert_name(alert.into()).map_or_else(|| format!("{alert:?}"), str::to_owned);
+    match alert {
+        Alert::CertificateRequired => {
+            "it demands a client certificate; `health_check.http` has `client_certificate` and `client_key` for that"
+                .into()
+        }
+        Alert::BadCertificate
+        | Alert::UnsupportedCertificate
+        | Alert::CertificateRevoked
+        | Alert::CertificateExpired
+        | Alert::CertificateUnknown
+        | Alert::UnknownCA => format!(
+            "it does not accept the client certificate of `health_check.http`, or demands one where there is none ({name})"
+        ),
+        _ => format!("it refuses with the TLS alert {name}"),
+    }
+}
+
+fn date(time: UnixTime) -> humantime::Rfc3339Timestamp {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(time.as_secs()))
 }
 
 pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {

@@ -14,7 +14,8 @@ use crate::commands::import::values::{duration, label, listen_address};
 /// Whether TLS comes to it, as far as that can be known.
 pub(super) fn takes_tls(lines: &[&Line]) -> bool {
     let mode = lines.iter().rfind(|line| line.words[0] == "mode").and_then(|line| line.words.get(1));
-    mode.is_none_or(|mode| mode == "tcp") || lines.iter().any(|line| is_bind(line) && ends_tls(line))
+    mode.is_none_or(|mode| !matches!(mode.as_str(), "http" | "health" | "log" | "spop" | "haterm"))
+        || lines.iter().any(|line| is_bind(line) && ends_tls(line))
 }
 
 fn is_bind(line: &Line) -> bool {

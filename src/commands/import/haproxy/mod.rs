@@ -5,6 +5,7 @@ mod backend;
 mod condition;
 mod dynamic;
 mod frontend;
+mod keywords;
 mod reasons;
 mod rules;
 mod sections;
@@ -16,12 +17,19 @@ use std::path::Path;
 use self::sections::{Line, Section};
 use super::Files;
 use super::draft::Draft;
-use super::ledger::{Ledger, Place};
+use super::ledger::{Ledger, NOTHING_CARRIED, Place};
 use super::routes::{self, Order, Route};
 use super::values::duration;
 
 pub(super) fn translate(source: &str, files: &Files, draft: &mut Draft, ledger: &mut Ledger) -> Vec<Route> {
     let sections = sections::read(source, ledger);
+    for section in &sections {
+        for line in &section.lines {
+            if let Some(reason) = keywords::misspelt(&line.words(), &section.kind) {
+                ledger.note(&line.place(), reason);
+            }
+        }
+    }
     let globals = Globals::read(&sections, draft, ledger);
     let lines = |section: &'_ Section| section.defaults.map_or(&[][..], |number| &sections[number].lines[..]);
     let all = |section| -> Vec<&Line> { lines(section).iter().chain(&section.lines).collect() };
@@ -124,7 +132,7 @@ fn explain_rest(sections: &[Section], ledger: &mut Ledger) {
             }
         }
         if !ledger.unseen(section.header.number..=section.header.number).is_empty() {
-            ledger.note(&section.header.place(), "nothing of it is carried over");
+            ledger.note(&section.header.place(), NOTHING_CARRIED);
         }
     }
     for number in ledger.unseen(ledger.all()) {

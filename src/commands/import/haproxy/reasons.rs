@@ -87,7 +87,8 @@ pub(super) fn of(words: &[&str], section: &str) -> &'static str {
         (_, _) => match section {
             "resolvers" => "not needed: names are looked up in the background, by the system's resolver",
             "peers" | "userlist" | "mailers" | "cache" | "program" | "ring" => "without a counterpart",
-            _ => "not understood",
+            _ if keyword.starts_with('.') => "not understood",
+            _ => "without a counterpart, or nothing that is carried over leads here",
         },
     }
 }

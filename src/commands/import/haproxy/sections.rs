@@ -2,7 +2,9 @@
 
 use std::ops::RangeInclusive;
 
+use super::keywords;
 use crate::commands::import::ledger::{Ledger, Place};
+use crate::commands::{did_you_mean, nearest};
 
 pub(super) struct Section {
     pub(super) kind: String,
@@ -39,7 +41,7 @@ impl Line {
     }
 }
 
-const KINDS: [&str; 20] = [
+pub(super) const KINDS: [&str; 20] = [
     "global",
     "defaults",
     "frontend",
@@ -88,7 +90,9 @@ pub(super) fn read(source: &str, ledger: &mut Ledger) -> Vec<Section> {
         } else if let Some(section) = sections.last_mut() {
             section.lines.push(Line { number, words });
         } else {
-            ledger.note(&Place::line(number), "it stands before the first section");
+            let meant = did_you_mean(&nearest(first, KINDS)).filter(|_| !keywords::is_known(first));
+            let meant = meant.map_or(String::new(), |meant| format!("; {meant}"));
+            ledger.note(&Place::line(number), format!("it stands before the first section{meant}"));
         }
     }
     sections

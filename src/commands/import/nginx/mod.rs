@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use self::server::Inherited;
 use self::syntax::Directive;
 use super::draft::Draft;
-use super::ledger::{Ledger, Place};
+use super::ledger::{Ledger, NOTHING_CARRIED, Place};
 use super::routes::{self, Order, Route};
 
 /// What stands in the streams, by name.
@@ -67,7 +67,7 @@ pub(super) fn translate(source: &str, draft: &mut Draft, ledger: &mut Ledger) ->
         directive.frame().iter().for_each(|place| ledger.carry(place));
     }
     for number in ledger.unseen(ledger.all()) {
-        ledger.note(&Place::line(number), "nothing of it is carried over");
+        ledger.note(&Place::line(number), NOTHING_CARRIED);
     }
     routes
 }

@@ -1,0 +1,43 @@
+//! What the admin listener of a running instance tells.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, ensure};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use snigate::units::span;
+use snigate::upstream::{Destination, plain};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::addresses;
+
+/// For it to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Room for the status of 100,000 routes.
+const MAX_STATUS: usize = 256 * 1024 * 1024;
+
+/// What runs there.
+pub(super) async fn status(admin: &Destination) -> anyhow::Result<Value> {
+    let late = |_| Err(anyhow!("no answer within {}", span(PATIENCE)));
+    timeout(PATIENCE, ask(admin))
+        .await
+        .unwrap_or_else(late)
+        .with_context(|| format!("cannot ask the admin listener at {admin}"))
+}
+
+async fn ask(admin: &Destination) -> anyhow::Result<Value> {
+    let stream = TcpStream::connect(&*addresses(admin).await?).await.map_err(|error| anyhow!(plain(&error)))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::get("/api/status").header("host", admin.to_string()).body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    ensure!(response.status() == StatusCode::OK, "it answers {}", response.status());
+    let body = Limited::new(response.into_body(), MAX_STATUS).collect().await;
+    let body = body.map_err(|error| anyhow!("{error}"))?.to_bytes();
+    Ok(serde_json::from_slice(&body)?)
+}

@@ -1,0 +1,64 @@
+//! Whether the running snigate has taken the file.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use snigate::config::Config;
+use snigate::upstream::Destination;
+
+use super::report::{Check, Mark};
+use crate::commands::admin;
+
+/// `None`: there is nobody to ask. `is_elsewhere`: it need not run on this machine.
+pub(super) async fn examine(config: &Config, is_elsewhere: bool) -> Option<Check> {
+    let mut address = config.admin.filter(|address| address.port() != 0)?;
+    if address.ip().is_unspecified() {
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    let check = |mark, says: String| Some(Check::new(mark, "file", address, says));
+    let status = match admin::status(&Destination::from(address)).await {
+        Ok(status) => status,
+        Err(_) if is_elsewhere => return None,
+        Err(error) => {
+            return check(
+                Mark::Note,
+                format!("whether the running snigate has taken this file is not known: {error:#}"),
+            );
+        }
+    };
+    let told = &status["config"];
+    let (Some(digest), Some(taken)) = (told["digest"].as_str(), told["last_success_timestamp_seconds"].as_u64()) else {
+        return check(Mark::Note, "what answers is no admin listener of snigate".into());
+    };
+    let taken = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(taken));
+    let refused = told["last_reload_successful"] == false;
+    let error = told["last_error"].as_str().unwrap_or("its log says why");
+    let is_this = config.digest.is_some_and(|ours| digest == format!("{ours:016x}"));
+    let (running, ours) = (status["version"].as_str().unwrap_or("?"), env!("CARGO_PKG_VERSION"));
+    let process = &status["process"];
+    match (is_this, refused) {
+        (true, false) => check(Mark::Ok, format!("the running snigate has taken this file at {taken}")),
+        (true, true) => check(
+            Mark::Note,
+            format!("the running snigate has taken this file at {taken}, and refused another one since: {error}"),
+        ),
+        (false, true) => check(
+            Mark::Failed,
+            format!(
+                "the running snigate has another configuration, taken at {taken}, as it has refused the last reload: {error}"
+            ),
+        ),
+        (false, false) if running != ours => check(
+            Mark::Note,
+            format!(
+                "the running snigate is {running} and this one {ours}, so whether it has taken this file cannot be compared; it has taken one at {taken}"
+            ),
+        ),
+        (false, false) => check(
+            Mark::Note,
+            format!(
+                "the running snigate has another configuration than this file, taken at {taken}: `snigate plan` says what a \
+                 reload would change, and kill -HUP {process} (systemctl reload snigate) makes one"
+            ),
+        ),
+    }
+}

@@ -1,0 +1,42 @@
+//! Durations and sizes as they are shown: as the configuration takes them.
+
+use std::time::Duration;
+
+/// In the largest unit that leaves no rest. One day is 24 hours, as everybody writes it.
+#[must_use]
+pub fn span(duration: Duration) -> String {
+    const HOUR: u128 = 3_600_000_000_000;
+    const UNITS: [(u128, &str); 5] =
+        [(HOUR, "h"), (60_000_000_000, "m"), (1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us")];
+    match duration.as_nanos() {
+        0 => "0s".into(),
+        days if days > 24 * HOUR => in_unit(days, &[&[(24 * HOUR, "d")], &UNITS[..]].concat(), "ns"),
+        less => in_unit(less, &UNITS, "ns"),
+    }
+}
+
+/// The same of bytes, which have no unit themselves.
+#[must_use]
+pub fn size(bytes: usize) -> String {
+    const UNITS: [(u128, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    in_unit(bytes as u128, &UNITS, "")
+}
+
+fn in_unit(number: u128, units: &[(u128, &str)], smallest: &str) -> String {
+    let fits = units.iter().copied().find(|(count, _)| number.is_multiple_of(*count));
+    let (count, unit) = fits.unwrap_or((1, smallest));
+    format!("{}{unit}", number / count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_is_read_as_the_same() {
+        for text in ["0s", "1ns", "1500us", "500ms", "1s", "90s", "15m", "24h", "25h", "2d", "366d"] {
+            assert_eq!(span(humantime::parse_duration(text).unwrap()), text);
+        }
+        assert_eq!([1_000, 1 << 10, 3 << 19, 1 << 40].map(size), ["1000", "1KiB", "1536KiB", "1024GiB"]);
+    }
+}
