@@ -821,6 +821,34 @@ fn misspelt_words_are_told_in_the_order_of_lines() {
 }
 
 #[test]
+#[ignore = "needs haproxy"]
+fn no_word_that_haproxy_knows_is_called_misspelt() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("haproxy.cfg");
+    std::fs::write(&path, "defaults\n mode tcp\n").unwrap();
+    let listed = Command::new("/usr/sbin/haproxy").args(["-dKcfg", "-c", "-f"]).arg(&path).output().unwrap();
+    let mut source = String::new();
+    for line in String::from_utf8(listed.stdout).unwrap().lines().filter(|line| !line.starts_with('#')) {
+        match line.strip_prefix('\t') {
+            None if matches!(line, "global" | "listen") => {
+                source.push_str(&format!("{line}{}\n", if line == "listen" { " l" } else { "" }))
+            }
+            None => break,
+            Some(keyword) => source.push_str(&format!(" {keyword}\n")),
+        }
+    }
+    for word in ["option dontlog-normal", "option h1-case-adjust-bogus-server", "clitcpka-cnt"] {
+        assert!(source.contains(word), "{word} in {source}");
+    }
+    // Of many notes an error has the first ones only.
+    let served = "frontend f\n mode tcp\n bind :1\n default_backend b\nbackend b\n mode tcp\n server s 10.0.0.1:1\n";
+    let imported = import("haproxy", format!("{source}{served}"));
+    assert_eq!(imported.code, Some(0), "{}", imported.error);
+    let unknown: Vec<&str> = imported.text.lines().filter(|line| line.contains("unknown ")).collect();
+    assert!(unknown.is_empty(), "{unknown:#?}");
+}
+
+#[test]
 fn what_makes_no_route_is_an_error() {
     for (from, source, expected) in [
         ("haproxy", "", "no route could be made of source.cfg; expected a `frontend` or `listen` that TLS comes to"),

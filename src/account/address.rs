@@ -5,11 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 pub(super) fn ip_text(ip: IpAddr) -> String {
     let IpAddr::V4(ip) = ip else { return ip.to_string() };
     let mut text = String::with_capacity("255.255.255.255:65535".len());
-    for (place, octet) in ip.octets().into_iter().enumerate() {
-        if place > 0 {
-            text.push('.');
-        }
-        push(&mut text, octet.into());
+    let mut number = itoa::Buffer::new();
+    let [first, rest @ ..] = ip.octets();
+    text.push_str(number.format(first));
+    for octet in rest {
+        text.push('.');
+        text.push_str(number.format(octet));
     }
     text
 }
@@ -20,15 +21,8 @@ pub(super) fn socket_text(address: SocketAddr) -> String {
     }
     let mut text = ip_text(address.ip());
     text.push(':');
-    push(&mut text, address.port());
+    text.push_str(itoa::Buffer::new().format(address.port()));
     text
-}
-
-fn push(text: &mut String, number: u16) {
-    if number > 9 {
-        push(text, number / 10);
-    }
-    text.push(char::from(b'0' + (number % 10) as u8));
 }
 
 #[cfg(test)]

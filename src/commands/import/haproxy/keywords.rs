@@ -53,42 +53,45 @@ const MODES: &str = "tcp http health log spop haterm";
 
 const TCP_REQUEST: &str = "connection session content inspect-delay";
 
-const TIMEOUTS: &str = "check client client-fin client-hs connect http-keep-alive http-request queue server server-fin tarpit tunnel \
+const TIMEOUTS: &str = "\
+    check client client-fin client-hs connect http-keep-alive http-request queue server server-fin tarpit tunnel \
     clitimeout contimeout srvtimeout";
 
-const OPTIONS: &str = "abortonclose accept-invalid-http-request accept-invalid-http-response accept-unsafe-violations-in-http-request \
-    accept-unsafe-violations-in-http-response allbackups checkcache clitcpka contstats disable-h2-upgrade dontlog- \
-    normal dontlognull external-check forceclose forwarded forwardfor h1-case-adjust-bogus-client h1-case-adjust- \
-    bogus-server http-buffer-request http-drop-request-trailers http-drop-response-trailers http-ignore-probes \
-    http-keep-alive http-no-delay http-pretend-keepalive http-restrict-req-hdr-names http-server-close http-tunnel \
-    http-use-htx http-use-proxy-header http_proxy httpchk httpclose httplog httpslog idle-close-on-response \
-    independent-streams ldap-check log-health-checks log-separate-errors logasap mysql-check nolinger originalto \
-    persist pgsql-check prefer-last-server redis-check redispatch smtpchk socket-stats splice-auto splice-request \
-    splice-response spop-check srvtcpka ssl-hello-chk tcp-check tcp-smart-accept tcp-smart-connect tcpka tcplog \
-    transparent use-small-buffers";
+const OPTIONS: &str = "\
+    abortonclose accept-invalid-http-request accept-invalid-http-response accept-unsafe-violations-in-http-request \
+    accept-unsafe-violations-in-http-response allbackups checkcache clitcpka contstats disable-h2-upgrade \
+    dontlog-normal dontlognull external-check forceclose forwarded forwardfor h1-case-adjust-bogus-client \
+    h1-case-adjust-bogus-server http-buffer-request http-drop-request-trailers http-drop-response-trailers \
+    http-ignore-probes http-keep-alive http-no-delay http-pretend-keepalive http-restrict-req-hdr-names \
+    http-server-close http-tunnel http-use-htx http-use-proxy-header http_proxy httpchk httpclose httplog httpslog \
+    idle-close-on-response independent-streams ldap-check log-health-checks log-separate-errors logasap mysql-check \
+    nolinger originalto persist pgsql-check prefer-last-server redis-check redispatch smtpchk socket-stats \
+    splice-auto splice-request splice-response spop-check srvtcpka ssl-hello-chk tcp-check tcp-smart-accept \
+    tcp-smart-connect tcpka tcplog transparent use-small-buffers";
 
 /// What many keywords begin with.
-const FAMILIES: &str = "51degrees acme. deviceatlas h1- h2- harden. httpclient. lua- ocsp-update. profiling. shm-stats- ssl- tune. \
-    wurfl";
+const FAMILIES: &str = "\
+    51degrees acme. deviceatlas h1- h2- harden. httpclient. lua- ocsp-update. profiling. shm-stats- ssl- tune. wurfl";
 
-const KEYWORDS: &str = "acl anonkey appsession backlog balance bind bind-process block busy-polling ca-base capture chroot clitcpka- \
-    cnt clitcpka-idle clitcpka-intvl clitimeout close-spread-time cluster-secret compression contimeout cookie \
-    cpu-map cpu-policy cpu-set crt crt-base daemon debug declare default-path default-server default_backend \
-    description disabled dispatch dns-accept-family dynamic-cookie-key email-alert enabled error-log-format \
-    errorfile errorfiles errorloc errorloc302 errorloc303 expose-deprecated-directives expose-experimental- \
-    directives external-check fd-hard-limit filter force-be-switch force-cfg-parser-pause force-persist fullconn \
-    gid grace group guid hard-stop-after hash-balance-factor hash-preserve-affinity hash-type http-after-response \
-    http-check http-err-codes http-error http-fail-codes http-request http-response http-reuse http-send-name- \
-    header id ignore-persist insecure-fork-wanted insecure-setuid-wanted issuers-chain-path key-base limited-quic \
-    load-server-state-from-file localpeer log log-format log-format-sd log-send-hostname log-steps log-tag master- \
-    worker max-keep-alive-queue max-session-srv-conns maxcompcpuusage maxcomprate maxconn maxconnrate maxpipes \
-    maxsessrate maxsslconn maxsslrate maxzlibmem mode monitor monitor-net monitor-uri mworker-max-reloads mworker- \
-    prog nbproc nbthread no-memory-trimming no-quic node noepoll noevports nogetaddrinfo nokqueue nopoll \
-    noreuseport nosplice numa-cpu-mapping option persist pidfile pp2-never-send-local prealloc-fd presetenv quic- \
-    initial quiet rate-limit redirect reqadd reqallow reqdel reqdeny reqiallow reqidel reqideny reqipass reqirep \
+const KEYWORDS: &str = "\
+    acl anonkey appsession backlog balance bind bind-process block busy-polling ca-base capture chroot clitcpka-cnt \
+    clitcpka-idle clitcpka-intvl clitimeout close-spread-time cluster-secret compression contimeout cookie cpu-map \
+    cpu-policy cpu-set crt crt-base daemon debug declare default-path default-server default_backend description \
+    disabled dispatch dns-accept-family dynamic-cookie-key email-alert enabled error-log-format errorfile errorfiles \
+    errorloc errorloc302 errorloc303 expose-deprecated-directives expose-experimental-directives external-check \
+    fd-hard-limit filter force-be-switch force-cfg-parser-pause force-persist fullconn gid grace group guid \
+    hard-stop-after hash-balance-factor hash-preserve-affinity hash-type http-after-response http-check \
+    http-err-codes http-error http-fail-codes http-request http-response http-reuse http-send-name-header id \
+    ignore-persist insecure-fork-wanted insecure-setuid-wanted issuers-chain-path key-base limited-quic \
+    load-server-state-from-file localpeer log log-format log-format-sd log-send-hostname log-steps log-tag \
+    master-worker max-keep-alive-queue max-session-srv-conns maxcompcpuusage maxcomprate maxconn maxconnrate maxpipes \
+    maxsessrate maxsslconn maxsslrate maxzlibmem mode monitor monitor-net monitor-uri mworker-max-reloads \
+    mworker-prog nbproc nbthread no-memory-trimming no-quic node noepoll noevports nogetaddrinfo nokqueue nopoll \
+    noreuseport nosplice numa-cpu-mapping option persist pidfile pp2-never-send-local prealloc-fd presetenv \
+    quic-initial quiet rate-limit redirect reqadd reqallow reqdel reqdeny reqiallow reqidel reqideny reqipass reqirep \
     reqitarpit reqpass reqrep reqtarpit resetenv retries retry-on rspadd rspdel rspdeny rspidel rspideny rspirep \
     rsprep server server-state-base server-state-file server-state-file-name server-template set-dumpable set-var \
     set-var-fmt setcap setenv source spread-checks srvtcpka-cnt srvtcpka-idle srvtcpka-intvl srvtimeout stats \
     stats-file stick stick-table stress-level strict-limits tcp-check tcp-request tcp-response thread-group \
-    thread-groups timeout trace transparent uid ulimit-n unique-id-format unique-id-header unix-bind unsetenv use- \
-    fcgi-app use-server use_backend user warn-blocked-traffic-after zero-warning";
+    thread-groups timeout trace transparent uid ulimit-n unique-id-format unique-id-header unix-bind unsetenv \
+    use-fcgi-app use-server use_backend user warn-blocked-traffic-after zero-warning";
