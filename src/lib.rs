@@ -34,6 +34,8 @@ pub mod account;
 pub mod admin;
 #[cfg(feature = "router")]
 pub mod admission;
+#[cfg(feature = "router")]
+pub mod blocking;
 pub mod client_hello;
 #[cfg(feature = "router")]
 pub mod config;

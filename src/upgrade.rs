@@ -24,6 +24,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 use tracing::warn;
 
+use crate::blocking;
 use crate::server::Inherited;
 
 /// Tells a process that its standard input is a predecessor.
@@ -90,7 +91,7 @@ pub async fn start(listeners: Vec<(SocketAddr, OwnedFd)>) -> Result<u32, Upgrade
     // The parent's copy of the child's end would keep the pair open when the child has ended.
     drop(command);
 
-    let answer = tokio::task::spawn_blocking(move || hand_over(ours, &listeners)).await.map_err(io::Error::other)?;
+    let answer = blocking::run(move || hand_over(ours, &listeners)).await?;
     let is_late = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
     match answer {
         Ok(true) => child.prove().await.map_err(UpgradeError::Ended),

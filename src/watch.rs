@@ -8,11 +8,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::config;
+use crate::{blocking, config};
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -108,7 +107,7 @@ impl Watch {
     /// A file system that hangs must not hang us.
     async fn read<T: Send + 'static>(&self, read: fn(&Path) -> io::Result<T>) -> io::Result<T> {
         let path = self.path.clone();
-        spawn_blocking(move || read(&path)).await.map_err(io::Error::other)?
+        blocking::run(move || read(&path)).await?
     }
 }
 

@@ -25,7 +25,6 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -35,6 +34,7 @@ use self::history::Totals;
 
 use crate::accept::{self, Events};
 use crate::account::Counters;
+use crate::blocking;
 use crate::server::{Fixed, Generation};
 
 /// Scrapers and probes are few; more of them wait.
@@ -201,7 +201,7 @@ fn events(state: &Arc<State>) -> Response<Body> {
                 let status = status::event(&state);
                 (format!("retry: 1000\ndata: {status}\n\nevent: {name}\ndata: {steps}\n\n"), taken)
             };
-            let Ok((event, taken)) = spawn_blocking(event).await else { return };
+            let Ok((event, taken)) = blocking::run(event).await else { return };
             seen = taken;
             // It has gone, or its connection has lasted long enough.
             if sender.send_data(event.into()).await.is_err() {

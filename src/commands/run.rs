@@ -1,5 +1,6 @@
 //! `snigate run`
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant as Clock};
 
 use anyhow::Context as _;
 use rustix::process::{Pid, kill_process};
+use snigate::blocking;
 use snigate::config::{self, Config, ConfigError, Log, LogFormat};
 use snigate::sandbox::{self, Entered, Sandbox};
 use snigate::server::{Changes, Inherited, Server};
@@ -47,6 +49,8 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
         // What cannot be read any more could not be read by a reload either.
         config = source.load().config?;
     }
+    blocking::can_make(threads(config.workers))
+        .context("cannot make the threads that it needs (ulimit -u, or pids.max of its control group, is a limit)")?;
     let logging = logging::start(&config.log);
     for reason in &entered.shortcomings {
         warn!(reason, "the sandbox is not complete");
@@ -80,6 +84,16 @@ fn start(config: Config, file: Option<(Watch, Source)>, logging: Logging) -> any
     // A name that is still being resolved must not hold up the exit.
     runtime.shutdown_background();
     result
+}
+
+/// How many there are: workers, the one that writes the log, and one for what would hold up the others.
+fn threads(workers: Option<usize>) -> usize {
+    let workers = match workers {
+        Some(1) => 0,
+        Some(workers) => workers,
+        None => std::thread::available_parallelism().map_or(1, NonZero::get),
+    };
+    workers + 2
 }
 
 /// Where configurations come from.
@@ -249,7 +263,7 @@ async fn reload(
     let begun = Clock::now();
     let from = source.clone();
     // For 100,000 routes this takes a while.
-    let loaded = tokio::task::spawn_blocking(move || from.load()).await?;
+    let loaded = blocking::run(move || from.load()).await.context("cannot read the file on a thread of its own")?;
     watch.has_taken(loaded.digest);
     let config = loaded.config?;
     let (listeners, routes, watches) = (config.listeners.len(), config.routes.len(), config.watch);

@@ -10,11 +10,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::info;
 
 use crate::account::Counters;
-use crate::config;
 use crate::connection::Route;
 use crate::roster::{Order, Roster};
 use crate::route::RouteTable;
 use crate::upstream::{Endpoint, EndpointId, OnRemove, Setup, Surroundings, Upstream};
+use crate::{blocking, config};
 
 /// The routes of one configuration.
 #[derive(Debug, Default)]
@@ -168,7 +168,7 @@ pub(super) async fn end(
             sleep(LOOK_AGAIN).await;
         }
         // Where there are many routes this takes a while.
-        let _ = tokio::task::spawn_blocking(move || drop(before)).await;
+        let _ = blocking::run(move || drop(before)).await;
     };
     tokio::join!(
         end_connections(&table, cut, roster, now, "connections of what was removed are cut"),

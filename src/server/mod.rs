@@ -29,6 +29,7 @@ use crate::accept::BindError;
 use crate::account::Counters;
 use crate::admin::{self, State};
 use crate::admission::{SourceLimits, Table};
+use crate::blocking;
 use crate::config::{self, Config, Limits, Log, Timeouts};
 use crate::connection::Snapshot;
 use crate::held;
@@ -111,6 +112,9 @@ pub enum ReloadError {
         /// What the running one has.
         running: SocketAddr,
     },
+    /// There is none for the work.
+    #[error("cannot build the new configuration on a thread of its own: {0}")]
+    Thread(io::Error),
     /// A key that is only read at the start.
     #[error(
         "{key} cannot change from {running} to {wanted} while snigate runs; restart it, or upgrade it with SIGUSR2"
@@ -190,17 +194,13 @@ impl Server {
         let prepared = self.prepare(&config, Vec::new()).map_err(|error| self.in_the_way(error))?;
 
         let at = self.at(&config, &prepared);
-        self.surroundings.tcp.store(Arc::new(config.tcp));
         let before = self.generation.load_full();
         let (old, routes) = (Arc::clone(&before), mem::take(&mut config.routes));
         let (counters, surroundings) = (Arc::clone(&self.counters), Arc::clone(&self.surroundings));
         // For 100,000 routes this takes long enough to be felt by connections.
         let succeed = move || generation::succeed(&old, routes, at, &counters, &surroundings);
-        let built = tokio::task::spawn_blocking(succeed).await;
-        let (generation, changes, removed) = match built {
-            Ok(built) => built,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        };
+        let (generation, changes, removed) = blocking::run(succeed).await.map_err(ReloadError::Thread)?;
+        self.surroundings.tcp.store(Arc::new(config.tcp));
         let closed = self.commit(config, prepared, Arc::new(generation));
         for listener in closed {
             info!(address = %listener.address, "no longer listening");

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use super::jittered;
+use crate::blocking;
 
 /// A name with more addresses is cut: nobody has so many API servers.
 const MAX_ADDRESSES: usize = 64;
@@ -78,12 +79,12 @@ fn tidy(mut addresses: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
 async fn system(host: Box<str>, port: u16) -> io::Result<Vec<SocketAddr>> {
     static LOOKUPS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(MAX_LOOKUPS)));
     let permit = Arc::clone(&LOOKUPS).acquire_owned().await.map_err(io::Error::other)?;
-    let lookup = tokio::task::spawn_blocking(move || {
+    let lookup = blocking::run(move || {
         // It cannot be cancelled: the place is taken until the resolver is done, not until nobody waits any more.
         let _permit = permit;
         (&*host, port).to_socket_addrs().map(Iterator::collect)
     });
-    lookup.await.map_err(io::Error::other)?
+    lookup.await?
 }
 
 #[cfg(test)]

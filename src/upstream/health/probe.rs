@@ -22,7 +22,7 @@ use super::super::condition::Finding;
 use super::super::failure::{self, Failure};
 use super::tls::{Handshake, TlsClient, said};
 use super::{HealthCheck, HttpCheck, TlsCheck};
-use crate::{proxy_protocol, relay};
+use crate::{blocking, proxy_protocol, relay};
 
 /// The most of an answer that is read: `/readyz` names the checks that failed.
 const MAX_ANSWER: usize = 16 * 1024;
@@ -107,7 +107,7 @@ impl Credentials {
 async fn credentials(check: &HealthCheck) -> Result<Option<Credentials>, End> {
     let Some(tls) = check.tls.clone() else { return Ok(None) };
     let token_file = check.http.as_ref().and_then(|http| http.token_file.clone());
-    let read = tokio::task::spawn_blocking(move || Credentials::read(&tls, token_file.as_deref())).await;
+    let read = blocking::run(move || Credentials::read(&tls, token_file.as_deref())).await;
     read.map_err(|error| Err(error.to_string()))?.map(Some).map_err(Err)
 }
 
