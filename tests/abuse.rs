@@ -287,12 +287,26 @@ fn f13_a_log_that_cannot_be_written_stops_nothing() {
     }
 }
 
+/// Takes all it can get of a CPU.
+struct Busy(Child);
+
+impl Busy {
+    fn new() -> Self {
+        Self(Command::new("taskset").args(["-c", "0", "sh", "-c", "while :; do :; done"]).spawn().unwrap())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 #[ignore = "needs taskset and nice"]
 fn f14_without_much_of_a_cpu_it_is_slow_and_right() {
-    let busy = "while :; do :; done";
-    let mut neighbours: Vec<Child> =
-        (0..2).map(|_| Command::new("taskset").args(["-c", "0", "sh", "-c", busy]).spawn().unwrap()).collect();
+    let _neighbours = [Busy::new(), Busy::new()];
     let backend = Backend::echo();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("snigate.yaml");
@@ -319,10 +333,6 @@ fn f14_without_much_of_a_cpu_it_is_slow_and_right() {
     assert_eq!(router.exit().code(), Some(0));
     let drained = router.log().iter().filter(|line| line["outcome"] == "drained").count();
     assert_eq!(drained, clients.len(), "they were still there");
-    for neighbour in &mut neighbours {
-        neighbour.kill().unwrap();
-        neighbour.wait().unwrap();
-    }
 }
 
 /// A user that nobody else is: what it may have is for snigate alone.

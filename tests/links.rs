@@ -72,9 +72,11 @@ fn echoes(client: &mut Client) {
     assert_eq!(client.read(14), b"there and back");
 }
 
-/// Sends until there is nobody any more.
-fn pour(mut stream: TcpStream) {
-    std::thread::spawn(move || while stream.write_all(&[0x5a; 65536]).is_ok() {});
+/// Sends as fast as it is read, until there is nobody any more.
+fn pour(mut from: TcpStream, to: &TcpStream) {
+    let mut to = to.try_clone().unwrap();
+    std::thread::spawn(move || while from.write_all(&[0x5a; 65536]).is_ok() {});
+    std::thread::spawn(move || while let Ok(1..) = to.read(&mut [0; 65536]) {});
 }
 
 fn ended(router: &Router, client: SocketAddr) -> (String, String) {
@@ -102,7 +104,7 @@ fn h17_the_connections_of_an_address_that_moves_away_end_and_it_can_come_back() 
         let (reading, upstream) = neighbour.inside(|| held(VIP, HELD, &backends));
 
         shell(&format!("ip address del {VIP}/32 dev edge"));
-        pour(upstream);
+        pour(upstream, &reading.stream);
         assert_eq!(ended(router, reading.address()), dead("client"), "bytes wait for it");
         assert_eq!(ended(router, silent.address()), dead("client"), "nothing waits for it");
         echoes(&mut kept);
@@ -208,7 +210,10 @@ fn d22_large_segments_that_vanish_end_their_connection_only() {
                 (&*to).read_exact(&mut [0; 5]).unwrap();
             }
             let address = client.address();
-            pour(if side == "client" { upstream } else { client.stream.try_clone().unwrap() });
+            match side {
+                "client" => pour(upstream, &client.stream),
+                _ => pour(client.stream, &upstream),
+            }
             assert_eq!(ended(router, address), dead(side));
             echoes(&mut other);
             neighbour.inside(|| echoes(&mut echoing(NEAR, FAR_ECHO)));
