@@ -2,7 +2,8 @@
 //!
 //! Each proxy runs alone on one CPU and routes the same canned hello to a backend without crypto; load and backend run
 //! on the other. The proxies take turns in short slices, so that a machine that slows down slows down all of them, and
-//! what is compared is the CPU time of the proxy's own process, per unit of work, within one round.
+//! what is compared is the CPU time of the proxy's own process, per unit of work, within one round. At the end is
+//! what clients see of each while others take all they can (`--only stalled`, `--only descriptors`).
 
 #![allow(
     clippy::pedantic,
