@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use socket2::{Domain, Protocol, Socket, Type};
+use rustix::net::{Shutdown, connect_unspec, shutdown};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -84,13 +85,14 @@ pub struct Events<F, G> {
 /// A permit is taken before each accept, so that clients beyond the limit wait in the kernel's queue. Errors never end
 /// the loop.
 pub async fn run(
-    listener: TcpListener,
+    mut listener: TcpListener,
     permits: Arc<Semaphore>,
     stop: CancellationToken,
     events: Events<impl Fn(&io::Error), impl Fn()>,
     serve: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) {
     let mut back_off = MIN_BACK_OFF;
+    let address = listener.local_addr();
     while !stop.is_cancelled() {
         let Some(permit) = permit(&permits, &stop, &events.full).await else { break };
         let accepted = tokio::select! {
@@ -103,6 +105,19 @@ pub async fn run(
                 serve(client, peer, permit);
             }
             Err(error) => {
+                let error = if Errno::from_io_error(&error) == Some(Errno::INVAL) {
+                    match listen_again(&listener, &address) {
+                        Ok(again) => {
+                            listener = again;
+                            io::Error::other("the socket was closed from outside (ss -K); it listens again")
+                        }
+                        Err(reason) => {
+                            io::Error::other(format!("the socket was closed from outside (ss -K): {reason}"))
+                        }
+                    }
+                } else {
+                    error
+                };
                 (events.failed)(&error);
                 // Not at the same moments as everybody else who waits for the machine to have room.
                 sleep(back_off.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
@@ -111,6 +126,22 @@ pub async fn run(
         }
     }
     serve_queue(listener, &permits, serve).await;
+}
+
+/// The same socket, of which a successor and whoever sets its options have copies.
+fn listen_again(closed: &TcpListener, address: &io::Result<SocketAddr>) -> io::Result<TcpListener> {
+    let socket = SockRef::from(closed).try_clone()?;
+    // Otherwise all that it accepts would be closed as it is.
+    connect_unspec(&socket)?;
+    if let Ok(address) = *address {
+        // It still has its port, unless the kernel had chosen that.
+        let _ = socket.bind(&address.into());
+    }
+    socket.listen(BACKLOG)?;
+    // The runtime never forgets that a socket was closed, so it must not know this one.
+    TcpListener::from_std(socket.into()).inspect_err(|_| {
+        let _ = shutdown(closed, Shutdown::Both);
+    })
 }
 
 /// A permit, or nothing when it is to stop. While there is none, that is told again and again.
@@ -181,7 +212,6 @@ pub fn error_label(error: &io::Error) -> &'static str {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-    use socket2::SockRef;
     use tokio::io::AsyncReadExt;
 
     use super::*;

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
@@ -273,7 +274,7 @@ fn f13_a_log_that_cannot_be_written_stops_nothing() {
     std::fs::write(&path, text).unwrap();
     // A disk that is full, and nothing at all.
     for redirection in ["2>/dev/full", "2>&-"] {
-        let mut command = std::process::Command::new("sh");
+        let mut command = Command::new("sh");
         let run = format!("exec {} run -c {} {redirection}", env!("CARGO_BIN_EXE_snigate"), path.display());
         let mut child = command.args(["-c", &run]).spawn().unwrap();
         let address: SocketAddr = "127.9.4.3:6443".parse().unwrap();
@@ -283,5 +284,110 @@ fn f13_a_log_that_cannot_be_written_stops_nothing() {
         }
         rustix::process::kill_process(Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(0), "{redirection}");
+    }
+}
+
+/// Takes all it can get of a CPU.
+struct Busy(Child);
+
+impl Busy {
+    fn new() -> Self {
+        Self(Command::new("taskset").args(["-c", "0", "sh", "-c", "while :; do :; done"]).spawn().unwrap())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+#[ignore = "needs taskset and nice"]
+fn f14_without_much_of_a_cpu_it_is_slow_and_right() {
+    let _neighbours = [Busy::new(), Busy::new()];
+    let backend = Backend::echo();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    std::fs::write(&path, config(&[(NAME, backend.address())], "timeouts: {hello: 1s, drain: 500ms}\n")).unwrap();
+    let mut command = Command::new("taskset");
+    command.args(["-c", "0", "nice", "-n", "10", env!("CARGO_BIN_EXE_snigate"), "run", "-c"]).arg(&path);
+    let mut router = Router::spawn(command, path, directory);
+    router.wait("that it listens", |line| line["listener"] == "_admin");
+    let bytes = [Hello::to(NAME).record(), pattern(200_000)].concat();
+    let begun = Instant::now();
+    let mut silent = Client::connect(router.address());
+    let mut clients: Vec<Client> = (0..20).map(|_| Client::connect(router.address())).collect();
+    for client in &mut clients {
+        let (mut writer, bytes) = (client.stream.try_clone().unwrap(), bytes.clone());
+        std::thread::spawn(move || writer.write_all(&bytes).unwrap());
+    }
+    for client in &mut clients {
+        assert!(client.read(bytes.len()) == bytes);
+    }
+    silent.rest();
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert_eq!(router.account_of(silent.address())["outcome"], "hello_timeout");
+    router.signal(rustix::process::Signal::TERM);
+    assert_eq!(router.exit().code(), Some(0));
+    let drained = router.log().iter().filter(|line| line["outcome"] == "drained").count();
+    assert_eq!(drained, clients.len(), "they were still there");
+}
+
+/// A user that nobody else is: what it may have is for snigate alone.
+const NOBODY_ELSE: [&str; 3] = ["--reuid=64123", "--regid=64123", "--clear-groups"];
+
+#[test]
+#[ignore = "needs root, setpriv and prlimit"]
+fn f12_where_no_thread_can_be_made_it_does_not_start_or_goes_on_as_it_was() {
+    for workers in [1, 2] {
+        let mut refusals = 0;
+        for threads in 1.. {
+            let backend = Backend::named("served");
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("snigate.yaml");
+            let more = format!("  - {{sni: b.example, upstream: \"localhost:1\"}}\nworkers: {workers}\nwatch: true\n");
+            std::fs::write(&path, config(&[(NAME, backend.address())], &more)).unwrap();
+            std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            let binary = std::fs::File::open(env!("CARGO_BIN_EXE_snigate")).unwrap();
+            let mut command = Command::new("setpriv");
+            // It may not go where the binary is.
+            command.args(NOBODY_ELSE).args([
+                "prlimit",
+                &format!("--nproc={threads}:1000"),
+                "/proc/self/fd/0",
+                "run",
+                "-c",
+            ]);
+            command.arg(&path).stdin(binary).env_remove("RUST_LOG");
+            let mut router = Router::spawn(command, path, directory);
+            let case = format!("{workers} workers, {threads} threads");
+            let begins = router.wait_line(&case, |line| line.starts_with("snigate: ") || line.contains("\"_admin\""));
+            if begins.starts_with("snigate: ") {
+                assert!(begins.contains("cannot make the threads"), "{begins}");
+                assert_eq!(router.exit().code(), Some(1), "{case}");
+                refusals += 1;
+                continue;
+            }
+            let allow = |threads: u32| {
+                let mut command = Command::new("setpriv");
+                command.args(NOBODY_ELSE).args(["prlimit", "--pid", &router.pid().to_string()]);
+                assert!(command.arg(format!("--nproc={threads}:1000")).status().unwrap().success());
+            };
+            allow(1);
+            assert!(serves(router.address()), "{case}");
+            let told = router.reload_as_it_is();
+            assert_eq!(told["message"], "reloaded", "{case}: {told}");
+            assert!(serves(router.address()), "{case}");
+            allow(100);
+            let told = router.reload_as_it_is();
+            assert_eq!(told["message"], "reloaded", "{case}: {told}");
+            router.signal(rustix::process::Signal::TERM);
+            assert_eq!(router.exit().code(), Some(0), "{case}");
+            assert!(!router.log().iter().any(|line| line["message"] == "panicked"), "{case}: {:?}", router.log());
+            break;
+        }
+        assert!(refusals > 1, "{refusals}");
     }
 }

@@ -117,6 +117,53 @@ fn metrics(router: &Router) -> Option<String> {
     Some(text)
 }
 
+/// What it has started, from its start to its end, with traffic, checks, lookups and a reload in between.
+fn started(asks_for_upgrade: bool) -> Vec<String> {
+    let backend = Backend::echo();
+    let directory = TempDir::new().unwrap();
+    let (path, trace) = (directory.path().join("c.yaml"), directory.path().join("trace"));
+    let port = backend.address().port();
+    let more = format!(
+        "  - sni: b.example\n    upstream: {{endpoints: [\"localhost:{port}\"], resolve_every: 1s, health_check: {{interval: 1s}}}}\n"
+    );
+    std::fs::write(&path, config(&[(NAME, backend.address())], &more)).unwrap();
+    let mut command = Command::new("strace");
+    command.args(["-D", "-f", "-q", "-e", "trace=execve,execveat,fork,vfork,clone,clone3", "-o"]).arg(&trace);
+    command.args([env!("CARGO_BIN_EXE_snigate"), "run", "-c"]).arg(&path).env_remove("RUST_LOG");
+    let mut router = Router::spawn(command, path, directory);
+    router.wait("that it listens", |line| line["listener"] == "_admin");
+    let hello = [Hello::to(NAME).record(), pattern(100_000)].concat();
+    assert!(is_served(router.address(), &hello));
+    let by_name = Hello::to("b.example").record();
+    eventually("the name is known", || is_served(router.address(), &by_name));
+    let checks = backend.accepted();
+    eventually("it is checked", || backend.accepted() > checks);
+    assert_eq!(router.reload_as_it_is()["message"], "reloaded");
+    if asks_for_upgrade {
+        router.signal(Signal::USR2);
+        eventually("it is upgraded", || !router.successors().is_empty());
+    } else {
+        router.signal(Signal::TERM);
+    }
+    let end = format!("{:<5} +++ exited with {} +++", router.pid().as_raw_nonzero(), router.exit().code().unwrap());
+    eventually("the trace is written", || std::fs::read_to_string(&trace).unwrap().contains(&end));
+    let trace = std::fs::read_to_string(&trace).unwrap();
+    let calls: Vec<&str> = trace.lines().filter(|line| line.contains('(')).collect();
+    assert!(calls[0].contains("execve(") && calls.iter().any(|call| call.contains("CLONE_THREAD")), "{trace}");
+    calls[1..]
+        .iter()
+        .filter(|call| !call.contains("CLONE_THREAD") && !call.contains("resumed"))
+        .map(|&call| call.into())
+        .collect()
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn h15_no_program_is_started_but_by_an_upgrade() {
+    assert_eq!(started(false), [""; 0]);
+    assert!(started(true).iter().any(|call| call.contains("execve(")), "otherwise this test would see nothing");
+}
+
 /// With `SNIGATE_FAULTS` each of the first so many occurrences; some of them otherwise.
 #[test]
 #[ignore = "needs strace"]

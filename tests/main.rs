@@ -4,6 +4,7 @@
 
 mod abuse;
 mod admission;
+mod clock;
 mod config;
 mod deploy;
 mod doctor;
@@ -16,6 +17,7 @@ mod import;
 mod interop;
 mod kubeconfig;
 mod lifecycle;
+mod links;
 mod manual;
 mod migrating;
 mod names;

@@ -146,6 +146,16 @@ impl Load {
         if matches!(work, Work::Tls { .. }) { self.tls_backend } else { self.backend }
     }
 
+    /// The one without TLS.
+    pub fn plain_backend(&self) -> SocketAddr {
+        self.backend
+    }
+
+    /// Where clients run.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
     /// Does the work through the proxy; the latency of each unit.
     pub fn run(&mut self, proxy: SocketAddr, work: Work) -> Vec<Duration> {
         self.runtime.block_on(async {
@@ -185,6 +195,16 @@ async fn open(proxy: SocketAddr, hello: usize, order: [u8; ORDER_LENGTH]) -> Tcp
 
 /// New connections at a time.
 const CONCURRENT: usize = 16;
+
+/// A hello for the one route.
+pub fn hello() -> Vec<u8> {
+    Hello::to(NAME).padded_to(517).record()
+}
+
+/// The same, and an order for one small answer.
+pub fn first_flight() -> Vec<u8> {
+    [hello().as_slice(), &order(b'c', 100)].concat()
+}
 
 async fn connect(proxy: SocketAddr, hello: usize, count: usize) -> Vec<Duration> {
     let mut first = Hello::to(NAME).padded_to(hello).record();

@@ -2,7 +2,8 @@
 //!
 //! Each proxy runs alone on one CPU and routes the same canned hello to a backend without crypto; load and backend run
 //! on the other. The proxies take turns in short slices, so that a machine that slows down slows down all of them, and
-//! what is compared is the CPU time of the proxy's own process, per unit of work, within one round.
+//! what is compared is the CPU time of the proxy's own process, per unit of work, within one round. At the end is
+//! what clients see of each while others take all they can (`--only stalled`, `--only descriptors`).
 
 #![allow(
     clippy::pedantic,
@@ -13,6 +14,7 @@
     reason = "a bench"
 )]
 
+mod crowd;
 mod floor;
 mod load;
 mod measure;
@@ -42,6 +44,12 @@ struct Options {
     /// Only workloads whose name contains this
     #[arg(long, default_value = "")]
     only: String,
+    /// So many stalled hellos, as far as descriptors allow
+    #[arg(long, default_value_t = 10_000)]
+    stalled: usize,
+    /// For so long beside them
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
     /// Another build of snigate to compare with; may be repeated
     #[arg(long, value_name = "BINARY")]
     against: Vec<PathBuf>,
@@ -92,6 +100,14 @@ fn main() {
         }
     }
     print!("{}", table.text());
+    let rounds = if options.quick { 1 } else { 2 };
+    if crowd::STALLED.contains(&options.only) {
+        let (stalled, seconds) = if options.quick { (500, 2) } else { (options.stalled, options.seconds) };
+        print!("{}", crowd::stalled(&mut load, &kinds, stalled, seconds, rounds));
+    }
+    if crowd::DESCRIPTORS.contains(&options.only) {
+        print!("{}", crowd::descriptors(&mut load, &kinds, if options.quick { 2 } else { 10 }, rounds));
+    }
     if let Some(path) = options.json {
         std::fs::write(path, table.json()).unwrap();
     }

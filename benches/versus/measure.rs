@@ -3,7 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
-fn family(pid: u32) -> Vec<u32> {
+/// The process and its children.
+pub fn family(pid: u32) -> Vec<u32> {
     let mut pids = vec![pid];
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Some(child) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::load::Work;
+use crate::measure;
 
 pub const NAME: &str = "devkubernetes01.example.com";
 
@@ -103,14 +104,20 @@ pub struct Proxy {
 
 impl Proxy {
     pub fn start(kind: &Kind, backend: SocketAddr, workers: usize) -> Self {
+        Self::start_with(kind, backend, workers, None)
+    }
+
+    /// With at most so many connections, and each one's usual patience for a hello.
+    pub fn start_with(kind: &Kind, backend: SocketAddr, workers: usize, connections: Option<usize>) -> Self {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let directory = TempDir::new().unwrap();
         let path = |name: &str| directory.path().join(name).display().to_string();
         let (config, arguments): (String, Vec<String>) = match kind {
             Kind::Snigate { binary, log } => (
                 format!(
-                    "listen: {address}\nworkers: {workers}\nroutes:\n  - {{sni: {NAME}, upstream: \"{backend}\"}}\nlog: {{level: {}}}\n",
-                    if *log { "info" } else { "error" }
+                    "listen: {address}\nworkers: {workers}\nroutes:\n  - {{sni: {NAME}, upstream: \"{backend}\"}}\nlog: {{level: {}}}\n{}",
+                    if *log { "info" } else { "error" },
+                    connections.map_or(String::new(), |limit| format!("limits: {{connections: {limit}}}\n"))
                 ),
                 vec![binary.display().to_string(), "run".into(), "-c".into(), path("config")],
             ),
@@ -130,17 +137,18 @@ defaults
   {}
 frontend edge
   bind {address}
-  tcp-request inspect-delay 10s
+  tcp-request inspect-delay {}
   tcp-request content accept if {{ req_ssl_hello_type 1 }}
   use_backend cluster if {{ req_ssl_sni -i {NAME} }}
 backend cluster
   server one {backend}
 ",
                     // As many as 20,000 descriptors allow: with splice, each may have pipes.
-                    if *splice { 7900 } else { 9900 },
+                    connections.unwrap_or(if *splice { 7900 } else { 9900 }),
                     if *log { "log stderr format raw local0 info" } else { "" },
                     if *log { "log global\n  option tcplog" } else { "" },
-                    if *splice { "option splice-auto" } else { "" }
+                    if *splice { "option splice-auto" } else { "" },
+                    if connections.is_some() { "5s" } else { "10s" }
                 ),
                 vec!["haproxy".into(), "-db".into(), "-f".into(), path("config")],
             ),
@@ -153,7 +161,7 @@ worker_processes {workers};
 worker_rlimit_nofile 20000;
 pid {};
 error_log /dev/null;
-events {{ worker_connections 19900; }}
+events {{ worker_connections {}; }}
 stream {{
   log_format line '$remote_addr:$remote_port [$time_local] $ssl_preread_server_name $upstream_addr $status $bytes_sent $bytes_received $session_time';
   access_log {};
@@ -168,6 +176,7 @@ stream {{
 }}
 ",
                     path("pid"),
+                    connections.unwrap_or(19900),
                     if *log { "/dev/null line" } else { "off" }
                 ),
                 vec!["nginx".into(), "-c".into(), path("config")],
@@ -199,6 +208,11 @@ stream {{
 
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    /// The process that accepts: of nginx, its worker.
+    pub fn accepting(&self) -> u32 {
+        *measure::family(self.pid().unwrap()).last().unwrap()
     }
 
     pub fn address(&self) -> SocketAddr {

@@ -13,6 +13,7 @@ mod man;
 mod named;
 mod plan;
 mod run;
+mod runtime;
 mod schema;
 mod yaml;
 

@@ -13,11 +13,11 @@ use snigate::server::{Changes, Inherited, Server};
 use snigate::systemd::{self, Manager, Phase};
 use snigate::upgrade::{self, Predecessor, UpgradeError};
 use snigate::watch::{Digest, Watch};
-use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
+use super::runtime;
 use crate::cli::Run;
 use crate::logging::Logging;
 use crate::{EXIT_CONFIG, logging};
@@ -47,6 +47,7 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
         // What cannot be read any more could not be read by a reload either.
         config = source.load().config?;
     }
+    runtime::check(config.workers)?;
     let logging = logging::start(&config.log);
     for reason in &entered.shortcomings {
         warn!(reason, "the sandbox is not complete");
@@ -67,15 +68,7 @@ fn start(config: Config, file: Option<(Watch, Source)>, logging: Logging) -> any
         Some((predecessor, inherited)) => (Some(predecessor), inherited),
         None => (None, systemd::sockets()?),
     };
-    let mut builder = if config.workers == Some(1) {
-        runtime::Builder::new_current_thread()
-    } else {
-        runtime::Builder::new_multi_thread()
-    };
-    if let Some(workers) = config.workers {
-        builder.worker_threads(workers);
-    }
-    let runtime = builder.enable_all().build()?;
+    let runtime = runtime::build(config.workers)?;
     let result = runtime.block_on(serve(config, file, logging, predecessor, inherited));
     // A name that is still being resolved must not hold up the exit.
     runtime.shutdown_background();

@@ -1,10 +1,10 @@
 //! A router in a network of its own, and the name server that it asks there.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use rustix::process::Pid;
@@ -33,18 +33,64 @@ pub fn alone(config: &str, setup: &str, test: impl FnOnce(&Router) + Send) {
     inside(router.pid(), || test(&router));
 }
 
-/// Runs the test in the network of this process.
-pub fn inside(process: Pid, test: impl FnOnce() + Send) {
+/// Runs this in the network of this process.
+pub fn inside<T: Send>(process: Pid, run: impl FnOnce() -> T + Send) -> T {
     let network = File::open(format!("/proc/{process}/ns/net")).unwrap();
     std::thread::scope(|scope| {
         let moved = scope.spawn(|| {
             move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-            test();
+            run()
         });
-        if let Err(panic) = moved.join() {
-            std::panic::resume_unwind(panic);
-        }
-    });
+        moved.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// What a shell command prints, in the network of this thread. It must succeed.
+pub fn shell(command: &str) -> String {
+    let output = Command::new("sh").args(["-c", command]).output().unwrap();
+    assert!(output.status.success(), "{command}: {}", super::all_output(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Another machine: a network of its own, beside that of the router. Needs root, unshare, nsenter and ip.
+pub struct Neighbour(Child);
+
+/// Where the router is, on the link to its neighbour.
+pub const NEAR: &str = "10.9.0.1";
+/// Where the neighbour is.
+pub const FAR: &str = "10.9.0.2";
+
+impl Neighbour {
+    pub fn new() -> Self {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sh", "-c", "ip link set lo up && echo ready && read line"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Self(child)
+    }
+
+    /// For [`alone`]: how to link the two, by an interface `edge` of the router to an interface `far`.
+    pub fn link(&self) -> String {
+        let pid = self.0.id();
+        format!(
+            "ip link add edge type veth peer name far netns {pid} && ip address add {NEAR}/24 dev edge && ip link set edge up
+             nsenter --target {pid} --net sh -c 'ip address add {FAR}/24 dev far && ip link set far up'"
+        )
+    }
+
+    /// Runs this in the neighbour's network.
+    pub fn inside<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
+        inside(Pid::from_child(&self.0), run)
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// What is answered to every question.
