@@ -480,6 +480,7 @@ mod tests {
         assert_eq!(with(server_name_list(&[(0, b"")])), Err(Reason::Name(NameError::Empty)));
         assert_eq!(with(server_name_list(&[])), Err(Reason::Length(Field::ServerNameList)));
         assert_eq!(with(vec![]), Err(Reason::Length(Field::ServerNameList)));
+        assert!(Reason::Length(Field::ServerNameList).to_string().contains("server_name_list"));
         assert_eq!(
             with([server_name_list(&[(0, b"a")]), vec![0]].concat()),
             Err(Reason::Length(Field::ServerNameList))
@@ -507,6 +508,15 @@ mod tests {
                     "{count} extensions"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a09_types_at_the_edge_of_the_registered_ones_are_seen_once() {
+        for twice in [62, 63, 64, 65, 127, 128, u16::MAX] {
+            let mut seen = SeenTypes::default();
+            assert!(seen.insert(twice) && !seen.insert(twice), "{twice}");
+            assert!(seen.insert(twice ^ 64), "another than {twice}");
         }
     }
 

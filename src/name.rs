@@ -261,10 +261,12 @@ mod tests {
     fn ordinary_names_pass() {
         let longest = format!("{}a.example", "a.".repeat(122));
         assert_eq!(longest.len(), MAX_LENGTH);
-        let names =
-            ["a", "localhost", "a_b.example", "_tcp.example", "xn--bcher-kva.example", "1.example", "a.1a", &longest];
-        for name in names {
-            assert_eq!(ServerName::parse(name.as_bytes()).unwrap().as_str(), name);
+        let longest_label = format!("{}.example", "a".repeat(63));
+        let names = ["a", "localhost", "a_b.example", "_tcp.example", "xn--bcher-kva.example", "1.example", "a.1a"];
+        for name in names.into_iter().chain([longest.as_str(), &longest_label]) {
+            let parsed = ServerName::parse(name.as_bytes()).unwrap();
+            assert_eq!(parsed.as_str(), name);
+            assert_ne!(parsed, ServerName::parse(b"b.example").unwrap());
         }
     }
 

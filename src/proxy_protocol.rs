@@ -255,6 +255,7 @@ mod tests {
             (binary(0x20, 0xff, b"whatever"), None),
         ] {
             let whole = [&bytes[..], b"\x16\x03\x01"].concat();
+            assert!(begins(&whole) && !begins(&whole[1..]) && !begins(&whole[..1]));
             let header = Header { named: expected, length: bytes.len() };
             assert_eq!(parse(&whole), Ok(Some(header)), "{}", bytes.escape_ascii());
             for length in 0..bytes.len() {
