@@ -147,10 +147,11 @@ fn parse_binary(received: &[u8]) -> Result<Option<Header>, Invalid> {
     Ok(Some(Header { named: named.map(Named::from), length }))
 }
 
+const ALGORITHM: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
+
 /// Of a header of version 2, its own checksum counted as zeroes (section 2.2.3).
 fn checksum(header: &[u8]) -> Option<u32> {
     const CRC32C: u8 = 0x03;
-    const ALGORITHM: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
     let addresses = match header[13] >> 4 {
         0 => 0,
         1 => 12,
@@ -298,9 +299,12 @@ mod tests {
             (&binary(0x21, 0x11, &[&V4[..], b"\x02\0\x01\xff"].concat()), Invalid::Malformed),
             (&binary(0x21, 0x11, &[&V4[..], b"\x03\0\x04\0\0\0\0"].concat()), Invalid::Checksum),
             (&binary(0x21, 0x11, &vec![7; 65535]), Invalid::TooLong),
+            (&binary(0x20, 0, &vec![7; MAX_BINARY - BINARY_START + 1]), Invalid::TooLong),
         ] {
             assert_eq!(parse(bytes), Err(reason), "{}", bytes.escape_ascii());
         }
+        let longest = binary(0x20, 0, &vec![7; MAX_BINARY - BINARY_START]);
+        assert_eq!(parse(&longest), Ok(Some(Header { named: None, length: MAX_BINARY })));
         assert_eq!(parse(&[b'P'; 2]), Err(Invalid::Missing), "at the first byte that shows it");
     }
 
@@ -313,8 +317,14 @@ mod tests {
         assert!(parse(&bytes).is_ok_and(|header| header.is_some_and(|header| header.named.is_some())));
         bytes[20] ^= 1;
         assert_eq!(parse(&bytes), Err(Invalid::Checksum));
+        for (family, addresses) in [(0, 0), (0x11, 12), (0x21, 36), (0x31, 216)] {
+            let mut bytes = binary(0x21, family, &[&vec![7; addresses][..], b"\x03\0\x04\0\0\0\0"].concat());
+            let (length, sum) = (bytes.len(), ALGORITHM.checksum(&bytes).to_be_bytes());
+            bytes[length - 4..].copy_from_slice(&sum);
+            assert!(parse(&bytes).is_ok_and(|header| header.is_some()), "{family:#x}");
+        }
         // The example that RFC 3720 gives for this polynomial, in section B.4.
-        assert_eq!(Crc::<u32>::new(&CRC_32_ISCSI).checksum(&[0; 32]), 0x8a91_36aa);
+        assert_eq!(ALGORITHM.checksum(&[0; 32]), 0x8a91_36aa);
     }
 
     #[test]
