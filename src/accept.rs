@@ -134,8 +134,11 @@ fn listen_again(closed: &TcpListener, address: &io::Result<SocketAddr>) -> io::R
     // Otherwise all that it accepts would be closed as it is.
     connect_unspec(&socket)?;
     if let Ok(address) = *address {
-        // It still has its port, unless the kernel had chosen that.
-        let _ = socket.bind(&address.into());
+        match socket.bind(&address.into()) {
+            // It still has its port: the kernel gives up only those that it has chosen itself.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {}
+            bound => bound?,
+        }
     }
     socket.listen(BACKLOG)?;
     // The runtime never forgets that a socket was closed, so it must not know this one.

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
@@ -10,7 +10,7 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 use crate::support::backend::black_hole;
 use crate::support::client::{End, alert};
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, Router, eventually, pattern};
+use crate::support::{Backend, Client, Hello, Process, Router, eventually, pattern};
 
 const NAME: &str = "a.example";
 const OVER_LIMIT: u8 = 80;
@@ -276,37 +276,27 @@ fn f13_a_log_that_cannot_be_written_stops_nothing() {
     for redirection in ["2>/dev/full", "2>&-"] {
         let mut command = Command::new("sh");
         let run = format!("exec {} run -c {} {redirection}", env!("CARGO_BIN_EXE_snigate"), path.display());
-        let mut child = command.args(["-c", &run]).spawn().unwrap();
+        let mut router = Process(command.args(["-c", &run]).spawn().unwrap());
         let address: SocketAddr = "127.9.4.3:6443".parse().unwrap();
         eventually("it listens", || std::net::TcpStream::connect(address).is_ok());
         for _ in 0..20 {
             assert!(serves(address), "{redirection}");
         }
-        rustix::process::kill_process(Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
-        assert_eq!(child.wait().unwrap().code(), Some(0), "{redirection}");
+        router.signal(rustix::process::Signal::TERM);
+        assert_eq!(router.0.wait().unwrap().code(), Some(0), "{redirection}");
     }
 }
 
-/// Takes all it can get of a CPU.
-struct Busy(Child);
-
-impl Busy {
-    fn new() -> Self {
-        Self(Command::new("taskset").args(["-c", "0", "sh", "-c", "while :; do :; done"]).spawn().unwrap())
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Takes all it can get of a CPU, but not for long.
+fn busy() -> Process {
+    let mut command = Command::new("taskset");
+    Process(command.args(["-c", "0", "sh", "-c", "ulimit -t 120; while :; do :; done"]).spawn().unwrap())
 }
 
 #[test]
 #[ignore = "needs taskset and nice"]
 fn f14_without_much_of_a_cpu_it_is_slow_and_right() {
-    let _neighbours = [Busy::new(), Busy::new()];
+    let _neighbours = [busy(), busy()];
     let backend = Backend::echo();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("snigate.yaml");
@@ -335,8 +325,13 @@ fn f14_without_much_of_a_cpu_it_is_slow_and_right() {
     assert_eq!(drained, clients.len(), "they were still there");
 }
 
-/// A user that nobody else is: what it may have is for snigate alone.
-const NOBODY_ELSE: [&str; 3] = ["--reuid=64123", "--regid=64123", "--clear-groups"];
+/// As a user that nobody else is: what it may have is for snigate alone.
+fn as_nobody_else() -> Command {
+    let user = 100_000 + std::process::id();
+    let mut command = Command::new("setpriv");
+    command.args([format!("--reuid={user}"), format!("--regid={user}"), "--clear-groups".into()]);
+    command
+}
 
 #[test]
 #[ignore = "needs root, setpriv and prlimit"]
@@ -351,15 +346,9 @@ fn f12_where_no_thread_can_be_made_it_does_not_start_or_goes_on_as_it_was() {
             std::fs::write(&path, config(&[(NAME, backend.address())], &more)).unwrap();
             std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
             let binary = std::fs::File::open(env!("CARGO_BIN_EXE_snigate")).unwrap();
-            let mut command = Command::new("setpriv");
+            let mut command = as_nobody_else();
             // It may not go where the binary is.
-            command.args(NOBODY_ELSE).args([
-                "prlimit",
-                &format!("--nproc={threads}:1000"),
-                "/proc/self/fd/0",
-                "run",
-                "-c",
-            ]);
+            command.args(["prlimit", &format!("--nproc={threads}:1000"), "/proc/self/fd/0", "run", "-c"]);
             command.arg(&path).stdin(binary).env_remove("RUST_LOG");
             let mut router = Router::spawn(command, path, directory);
             let case = format!("{workers} workers, {threads} threads");
@@ -371,8 +360,8 @@ fn f12_where_no_thread_can_be_made_it_does_not_start_or_goes_on_as_it_was() {
                 continue;
             }
             let allow = |threads: u32| {
-                let mut command = Command::new("setpriv");
-                command.args(NOBODY_ELSE).args(["prlimit", "--pid", &router.pid().to_string()]);
+                let mut command = as_nobody_else();
+                command.args(["prlimit", "--pid", &router.pid().to_string()]);
                 assert!(command.arg(format!("--nproc={threads}:1000")).status().unwrap().success());
             };
             allow(1);

@@ -2,10 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 use socket2::{SockFilter, Socket};
 use tempfile::TempDir;
@@ -14,7 +14,7 @@ use crate::support::api_server::{ApiServer, Mood};
 use crate::support::backend::{black_hole, free};
 use crate::support::client::{End, alert};
 use crate::support::tls::{Authority, get};
-use crate::support::{Backend, Client, Hello, Router, eventually};
+use crate::support::{Backend, Client, Hello, Process, Router, eventually};
 
 const NAME: &str = "a.example";
 
@@ -435,21 +435,6 @@ fn openssl_server(address: SocketAddr, directory: &TempDir) -> Process {
     command.args(["s_server", "-WWW", "-quiet", "-cert", "server.pem", "-key", "server-key.pem", "-accept"]);
     command.arg(address.to_string()).current_dir(directory.path());
     Process(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-}
-
-struct Process(Child);
-
-impl Process {
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.0), signal).unwrap();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]

@@ -90,7 +90,8 @@ fn dead(side: &str) -> (String, String) {
 }
 
 const QUICK: &str = "{keepalive: {idle: 1s, interval: 1s, count: 2}, user_timeout: 1s}";
-const AS_USUAL: &str = "{user_timeout: 1s}";
+const SOON: &str = "{user_timeout: 1s}";
+const AS_USUAL: &str = "{user_timeout: 15m}";
 
 #[test]
 #[ignore = "needs root, unshare, nsenter and ip"]
@@ -195,7 +196,7 @@ fn d22_large_segments_that_vanish_end_their_connection_only() {
         let neighbour = Neighbour::new();
         // Segments as they go over a wire: others would be let through, whatever their size.
         let setup = format!("{}\nip link set edge gso_max_segs 1", neighbour.link());
-        alone(&config(AS_USUAL), &setup, |router| {
+        alone(&config(SOON), &setup, |router| {
             let near = backends("127.0.0.1");
             let far = neighbour.inside(|| backends(FAR));
             let mut other = echoing("127.0.0.1", ECHO);

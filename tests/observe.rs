@@ -8,7 +8,7 @@ use crate::support::backend::closed;
 use crate::support::client::alert;
 use crate::support::router::config;
 use crate::support::tls::{self, Authority};
-use crate::support::{Backend, Client, Hello, Router, eventually, snigate};
+use crate::support::{Backend, Client, Hello, Process, Router, eventually, snigate};
 
 const NAME: &str = "a.example";
 
@@ -232,6 +232,9 @@ fn rust_log_wins_over_the_configured_level() {
     assert_eq!((ignored["level"].as_str(), ignored["message"].as_str()), (Some("WARN"), Some("RUST_LOG is ignored")));
     assert_eq!(ignored["value"], "snigate=loud");
     assert!(ignored["reason"].as_str().unwrap().contains("expected one of \"off\", \"error\", \"warn\""), "{ignored}");
+    let ignored = start("[span]=debug").wait("what is wrong with it", |_| true);
+    assert!(ignored["reason"].as_str().unwrap().contains("expected LEVEL or TARGET=LEVEL"), "{ignored}");
+    start("error, snigate::server = info").wait("what is asked for", |line| line["level"] == "INFO");
 }
 
 #[test]
@@ -272,13 +275,13 @@ fn e12_a_log_that_nobody_reads_holds_nothing_up() {
         .replace("listen: 127.0.0.1:0", "listen: 127.9.1.1:6443")
         .replace("admin: 127.0.0.1:0", "admin: {address: \"127.9.1.1:9443\", allow_remote: true}");
     std::fs::write(&path, text).unwrap();
-    let mut child = snigate().args(["run", "-c"]).arg(&path).stderr(Stdio::piped()).spawn().unwrap();
+    let mut router = Process(snigate().args(["run", "-c"]).arg(&path).stderr(Stdio::piped()).spawn().unwrap());
     let (address, admin): (SocketAddr, SocketAddr) =
         ("127.9.1.1:6443".parse().unwrap(), "127.9.1.1:9443".parse().unwrap());
     eventually("it listens", || std::net::TcpStream::connect(admin).is_ok());
     let lost = || metric(admin, "snigate_log_lines_lost_total");
     // A pipe holds 64 KiB, and some thousand lines wait.
-    let mut refused = 0;
+    let mut refused: u64 = 0;
     while lost() == 0.0 {
         for _ in 0..500 {
             let mut client = Client::send(address, b"GET / HTTP/1.1\r\n\r\n");
@@ -292,14 +295,20 @@ fn e12_a_log_that_nobody_reads_holds_nothing_up() {
     client.finish();
     assert_eq!(client.rest().0, b"served");
 
-    // As soon as somebody reads, it is told.
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let told = lines.find(|line| line.contains("log lines were lost")).unwrap();
-    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
-    assert!(told["lost"].as_u64().unwrap() > 0 && told["level"] == "WARN", "{told}");
-    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
-    assert!(lines.any(|line| line.contains("\"drained\"")), "to the last line");
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    // As soon as somebody reads, it is told, and every line is there or counted.
+    let lines = BufReader::new(router.0.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut lines = lines.map(|line| serde_json::from_str::<serde_json::Value>(&line).unwrap());
+    let mut read = 0;
+    let told = lines.find(|line| {
+        read += u64::from(line["outcome"].is_string());
+        line["message"].as_str().is_some_and(|message| message.starts_with("log lines were lost"))
+    });
+    let told = told.unwrap();
+    assert_eq!(told["level"], "WARN");
+    assert_eq!((told["lost"].as_f64(), told["lost"].as_u64()), (Some(lost()), Some(refused + 1 - read)), "{told}");
+    router.signal(rustix::process::Signal::TERM);
+    assert!(lines.any(|line| line["message"] == "drained"), "to the last line");
+    assert_eq!(router.0.wait().unwrap().code(), Some(0));
 }
 
 #[test]
@@ -311,8 +320,8 @@ fn e12_a_log_that_cannot_be_written_holds_nothing_up() {
         .replace("listen: 127.0.0.1:0", "listen: 127.9.1.3:6443")
         .replace("admin: 127.0.0.1:0", "admin: {address: \"127.9.1.3:9443\", allow_remote: true}");
     std::fs::write(&path, text).unwrap();
-    let mut child = snigate().args(["run", "-c"]).arg(&path).stderr(Stdio::piped()).spawn().unwrap();
-    drop(child.stderr.take());
+    let mut router = Process(snigate().args(["run", "-c"]).arg(&path).stderr(Stdio::piped()).spawn().unwrap());
+    drop(router.0.stderr.take());
     let admin: SocketAddr = "127.9.1.3:9443".parse().unwrap();
     let lost = || metric(admin, "snigate_log_lines_lost_total");
     eventually("it listens", || std::net::TcpStream::connect(admin).is_ok());
@@ -320,8 +329,38 @@ fn e12_a_log_that_cannot_be_written_holds_nothing_up() {
     let mut client = Client::send("127.9.1.3:6443".parse().unwrap(), &Hello::to(NAME).record());
     client.finish();
     assert_eq!(client.rest().0, b"served");
-    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    router.signal(rustix::process::Signal::TERM);
+    assert_eq!(router.0.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn e12_a_log_whose_writes_must_not_block_loses_nothing_either() {
+    let backend = Backend::named("served");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    let text = format!("{}log: {{refusals_per_second: 0}}\n", config(&[(NAME, backend.address())], ""))
+        .replace("listen: 127.0.0.1:0", "listen: 127.9.1.4:6443");
+    std::fs::write(&path, text).unwrap();
+    let (log, stderr) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&stderr, true).unwrap();
+    let mut router = Process(snigate().args(["run", "-c"]).arg(&path).stderr(stderr).spawn().unwrap());
+    let address: SocketAddr = "127.9.1.4:6443".parse().unwrap();
+    eventually("it listens", || std::net::TcpStream::connect(address).is_ok());
+    // Some times what a pipe holds.
+    let refused = 1000;
+    for _ in 0..refused {
+        let mut client = Client::send(address, b"GET / HTTP/1.1\r\n\r\n");
+        client.finish_if_open();
+        client.rest();
+    }
+    let reader = std::thread::spawn(move || {
+        let lines = BufReader::new(log).lines().map(Result::unwrap);
+        let lines = lines.map(|line| serde_json::from_str::<serde_json::Value>(&line).unwrap());
+        lines.filter(|line| line["message"] == "refused").count()
+    });
+    router.signal(rustix::process::Signal::TERM);
+    assert_eq!(router.0.wait().unwrap().code(), Some(0));
+    assert_eq!(reader.join().unwrap(), refused);
 }
 
 #[test]

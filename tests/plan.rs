@@ -104,8 +104,8 @@ fn listeners_and_refusals_are_told() {
     let router = Router::start(&text(&route, ""));
     let admin = router.admin().to_string();
     let new = text(&route, "workers: 2\n").replace("127.0.0.1:0\nadmin", "127.0.0.2:6443\nadmin");
-    let here = free().to_string();
-    let new = new.replace("127.0.0.2:6443", &here);
+    let here = "127.9.5.2:6443";
+    let new = new.replace("127.0.0.2:6443", here);
     let (code, told) = plan(&new, &["--admin", &admin]);
     assert!(
         told.starts_with("snigate: a reload to new.yaml would be refused: workers cannot change from auto to 2"),
@@ -120,7 +120,7 @@ fn listeners_and_refusals_are_told() {
     assert_eq!(plan(&new.replace("workers: 2\n", ""), &["--admin", &by_name]), (code, told));
 
     let taken = Backend::named("another").address().to_string();
-    let wanted = new.replace("workers: 2\n", "").replace(&here, &taken);
+    let wanted = new.replace("workers: 2\n", "").replace(here, &taken);
     let (code, told) = plan(&wanted, &["--admin", &admin]);
     assert!(told.contains(&format!("  + {taken}  cannot be listened at: address already in use\n")), "{told}");
     let expected = format!("snigate: a reload to new.yaml would be refused now: cannot listen on {taken}: ");
@@ -129,7 +129,7 @@ fn listeners_and_refusals_are_told() {
     let (code, told) = plan(&wanted, &["--from", router.config.to_str().unwrap()]);
     let expected = format!("  + {taken}  begins to listen; on this machine it could not: address already in use\n");
     assert!(told.contains(&expected) && code == Some(0), "{told}");
-    let listening = |address: &str| new.replace("workers: 2\n", "").replace(&here, address);
+    let listening = |address: &str| new.replace("workers: 2\n", "").replace(here, address);
     let running = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(running.path(), listening("127.0.0.2:6443")).unwrap();
     let (code, told) = plan(&listening("0.0.0.0:6443"), &["--from", running.path().to_str().unwrap()]);

@@ -50,7 +50,8 @@ pub(super) fn build(workers: Option<usize>) -> anyhow::Result<Runtime> {
     if let Some(workers) = workers {
         builder.worker_threads(workers);
     }
-    // Where no thread can be made any more, a pool that has one goes on with it, and an empty one panics.
+    // Where no thread can be made any more, a pool that has one goes on with it, and an empty one panics. The pool is as
+    // large as the most that was asked of it at a time: 32 lookups, and files.
     builder.thread_keep_alive(Duration::MAX);
     let runtime = builder.enable_all().build()?;
     runtime.block_on(runtime.spawn_blocking(|| ()))?;

@@ -1,37 +1,34 @@
-//! Log lines on standard error, written by a thread of their own: who reads them may be slow, or may have stopped.
+//! Log lines, on standard error.
 
 mod line;
 mod writer;
 
 use std::cell::Cell;
+use std::ffi::OsString;
 use std::io::{IsTerminal, stderr};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use snigate::account::Counters;
 use snigate::config::{Log, LogFormat};
 use tokio::time::interval;
 use tracing::{Event, Level, Subscriber, error, warn};
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
 use self::writer::Writer;
 
-/// Who writes, and what tells that it has ended.
-static WRITER: Mutex<Option<(Writer, Receiver<()>)>> = Mutex::new(None);
+static WRITER: OnceLock<Writer> = OnceLock::new();
 
 /// Begins to log. `RUST_LOG` wins over the configured level.
 pub(crate) fn start(log: &Log) -> Logging {
-    let (filter, ignored) = match std::env::var("RUST_LOG") {
-        Ok(wanted) if !wanted.is_empty() => match wanted.parse::<Targets>() {
-            Ok(filter) => (Some(filter), None),
-            Err(error) => (None, Some((wanted, error))),
-        },
-        _ => (None, None),
+    let (filter, ignored) = match std::env::var_os("RUST_LOG").filter(|wanted| !wanted.is_empty()).map(targets) {
+        Some(Ok(filter)) => (Some(filter), None),
+        Some(Err(ignored)) => (None, Some(ignored)),
+        None => (None, None),
     };
     let is_configurable = filter.is_none();
     let (filter, level) = reload::Layer::new(filter.unwrap_or_else(|| at(log.level)));
@@ -42,11 +39,10 @@ pub(crate) fn start(log: &Log) -> Logging {
         LogFormat::Json => true,
     };
     let shape = if as_json { Shape::Json } else { Shape::Text { is_colored: takes_color(&stderr()) } };
-    let (writer, end) = Writer::start();
-    *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some((writer.clone(), end));
+    let writer = WRITER.get_or_init(Writer::start).clone();
     tracing_subscriber::registry().with(filter).with(Lines { writer: writer.clone(), shape }).init();
     if let Some((value, reason)) = ignored {
-        warn!(value, %reason, "RUST_LOG is ignored");
+        warn!(value, reason, "RUST_LOG is ignored");
     }
     std::panic::set_hook(Box::new(|panic| {
         error!(%panic, "panicked");
@@ -59,14 +55,24 @@ pub(crate) fn takes_color(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
+/// What `RUST_LOG` asks for: levels, each for all or for a target. Or what it is, and what is wrong with it.
+fn targets(wanted: OsString) -> Result<Targets, (String, String)> {
+    let text = wanted.into_string().map_err(|raw| (raw.to_string_lossy().into(), "it is not UTF-8".to_owned()))?;
+    if text.contains(['[', '{']) {
+        return Err((text, "spans and fields are not known here; expected LEVEL or TARGET=LEVEL, with commas".into()));
+    }
+    let tidy: String = text.split_whitespace().collect();
+    tidy.parse().map_err(|error: ParseError| (text, error.to_string()))
+}
+
 fn at(level: Level) -> Targets {
     Targets::new().with_default(LevelFilter::WARN).with_target("snigate", level)
 }
 
 /// Writes what waits. Lines after this are lost.
 pub(crate) fn finish() {
-    if let Some((writer, end)) = WRITER.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        writer.finish(&end);
+    if let Some(writer) = WRITER.get() {
+        writer.finish();
     }
 }
 
@@ -124,8 +130,8 @@ impl Logging {
                 turn.tick().await;
                 let lost = writer.lost();
                 counters.log_lines_lost.store(lost, Relaxed);
-                if lost > told {
-                    warn!(lost = lost - told, "log lines were lost: they were not read fast enough");
+                if lost > told && writer.is_read() {
+                    warn!(lost = lost - told, "log lines were lost: they could not be written, or not fast enough");
                     told = lost;
                 }
             }

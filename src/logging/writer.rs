@@ -1,9 +1,8 @@
-//! The thread that writes log lines: who reads them may be slow, or may have stopped, and nobody else waits for that.
+//! Who reads log lines may be slow, or may have stopped. The thread here waits for that, and nobody else does.
 
-use std::io::{Write, stderr};
+use std::io::{ErrorKind, Write, stderr};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -23,29 +22,30 @@ pub(super) struct Writer(Arc<Shared>);
 
 struct Shared {
     waiting: Mutex<Waiting>,
-    has_some: Condvar,
+    changed: Condvar,
     lost: AtomicU64,
 }
 
 #[derive(Default)]
 struct Waiting {
     lines: Vec<u8>,
+    /// What was written last could not be.
+    has_failed: bool,
     is_closed: bool,
+    has_ended: bool,
 }
 
 impl Writer {
-    /// Starts the thread. Its end closes the channel.
+    /// Starts the thread.
     ///
     /// # Panics
     ///
     /// If there is no thread to be had: the program has just begun, and needs more of them.
-    pub(super) fn start() -> (Self, Receiver<()>) {
-        let shared = Arc::new(Shared { waiting: Mutex::default(), has_some: Condvar::new(), lost: AtomicU64::new(0) });
-        let (ended, end) = channel();
+    pub(super) fn start() -> Self {
+        let shared = Arc::new(Shared { waiting: Mutex::default(), changed: Condvar::new(), lost: AtomicU64::new(0) });
         let writer = Self(Arc::clone(&shared));
-        let thread = thread::Builder::new().name("log".into());
-        thread.spawn(move || shared.write(&ended)).expect("a thread for the log");
-        (writer, end)
+        thread::Builder::new().name("log".into()).spawn(move || shared.write()).expect("a thread for the log");
+        writer
     }
 
     /// Takes a line, with its end, or counts that it cannot.
@@ -59,20 +59,27 @@ impl Writer {
         waiting.lines.extend(line);
         drop(waiting);
         if is_first {
-            self.0.has_some.notify_one();
+            self.0.changed.notify_all();
         }
     }
 
+    /// Lines.
     pub(super) fn lost(&self) -> u64 {
         self.0.lost.load(Relaxed)
     }
 
+    /// Whether a line that is put now will probably be read.
+    pub(super) fn is_read(&self) -> bool {
+        let waiting = self.0.lock();
+        !waiting.has_failed && waiting.lines.len() < MAX_WAITING / 2
+    }
+
     /// Writes what waits, if that is possible soon.
-    pub(super) fn finish(&self, end: &Receiver<()>) {
-        self.0.lock().is_closed = true;
-        self.0.has_some.notify_one();
-        // Nothing is ever sent: this is the end of the thread, or of our patience.
-        let _ = end.recv_timeout(PATIENCE);
+    pub(super) fn finish(&self) {
+        let mut waiting = self.0.lock();
+        waiting.is_closed = true;
+        self.0.changed.notify_all();
+        let _ = self.0.changed.wait_timeout_while(waiting, PATIENCE, |waiting| !waiting.has_ended);
     }
 }
 
@@ -81,24 +88,37 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self, _ended: &Sender<()>) {
+    fn write(&self) {
         let mut lines = Vec::new();
         loop {
-            let mut waiting = self.lock();
-            while waiting.lines.is_empty() && !waiting.is_closed {
-                waiting = self.has_some.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-            }
+            let is_idle = |waiting: &mut Waiting| waiting.lines.is_empty() && !waiting.is_closed;
+            let mut waiting = self.changed.wait_while(self.lock(), is_idle).unwrap_or_else(PoisonError::into_inner);
             if waiting.lines.is_empty() {
+                waiting.has_ended = true;
+                self.changed.notify_all();
                 return;
             }
             std::mem::swap(&mut waiting.lines, &mut lines);
             drop(waiting);
-            if stderr().write_all(&lines).is_err() {
-                let count = lines.split_inclusive(|byte| *byte == b'\n').count();
-                self.lost.fetch_add(count as u64, Relaxed);
-            }
+            let unwritten = write(&lines);
+            self.lost.fetch_add(unwritten.split_inclusive(|byte| *byte == b'\n').count() as u64, Relaxed);
+            self.lock().has_failed = !unwritten.is_empty();
             lines.clear();
             thread::sleep(PACE);
         }
     }
+}
+
+/// What of it cannot be written.
+fn write(mut lines: &[u8]) -> &[u8] {
+    while !lines.is_empty() {
+        match stderr().write(lines) {
+            Ok(written @ 1..) => lines = &lines[written..],
+            // Whoever shares it with us has made it non-blocking.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(PACE),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => break,
+        }
+    }
+    lines
 }

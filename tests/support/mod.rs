@@ -15,7 +15,10 @@ pub use hello::Hello;
 pub use router::{Router, snigate};
 
 use std::path::Path;
+use std::process::Child;
 use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Longer than anything takes on a busy machine; what waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,4 +51,20 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 /// What a program has said, on both of its outputs.
 pub fn all_output(output: &std::process::Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// A program that ends with its test.
+pub struct Process(pub Child);
+
+impl Process {
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
