@@ -1,5 +1,5 @@
 //! The fuzzers' seeds, each named by its shape and replayed here: what a name promises is what the parser says, and what
-//! the fuzzers check holds.
+//! the fuzzers check holds. Of what campaigns have found, in `found`, the latter alone.
 
 use std::path::{Path, PathBuf};
 
@@ -12,14 +12,33 @@ use snigate::proxy_protocol;
 mod properties;
 
 fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
-    let directory: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-    let files = std::fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
-    let seeds: Vec<_> = files
-        .map(|file| file.unwrap().path())
-        .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap()))
-        .collect();
+    let seeds = files(target);
     assert!(seeds.len() >= 5, "{target} has seeds");
     seeds
+}
+
+fn found(target: &str) -> impl Iterator<Item = Vec<u8>> {
+    let found = files(&format!("{target}/found"));
+    assert!(found.len() >= 100, "campaigns have found more in {target}");
+    found.into_iter().map(|(_, bytes)| bytes)
+}
+
+fn files(below: &str) -> Vec<(String, Vec<u8>)> {
+    let directory: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(below);
+    let files = std::fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    let files = files.map(|file| file.unwrap().path()).filter(|path| path.is_file());
+    files.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap())).collect()
+}
+
+#[test]
+fn what_campaigns_have_found_holds() {
+    for bytes in found("client_hello") {
+        for property in [properties::client_hello, properties::records, properties::differential] {
+            property(&bytes);
+        }
+    }
+    found("proxy_header").for_each(|bytes| properties::proxy_header(&bytes));
+    found("name").for_each(|bytes| properties::name(&bytes));
 }
 
 #[test]
