@@ -18,7 +18,7 @@ mod schema;
 mod yaml;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 
 use snigate::config::{Config, Listener, Route};
@@ -126,6 +126,22 @@ fn any_protocol(of: &[Box<[u8]>]) -> String {
 
 fn any_listener(of: &[usize], listeners: &[Listener]) -> String {
     of.iter().map(|number| &*listeners[*number].name).collect::<Vec<_>>().join(" or ")
+}
+
+/// The addresses of this machine.
+#[derive(Debug)]
+struct OwnAddresses(Vec<IpAddr>);
+
+impl OwnAddresses {
+    fn read() -> Self {
+        // Where the kernel does not say, addresses are taken for somebody else's.
+        Self(if_addrs::get_if_addrs().unwrap_or_default().iter().map(if_addrs::Interface::ip).collect())
+    }
+
+    fn has(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        address.is_loopback() || self.0.contains(&address)
+    }
 }
 
 /// How many routes are named to who names none of them.
