@@ -45,11 +45,21 @@ impl Matchers {
     }
 
     fn hold(&self, client: &Client<'_>) -> bool {
-        let listener = self.listeners.as_ref().is_none_or(|wanted| wanted.contains(&client.listener));
-        let alpn = self.alpn.as_ref().is_none_or(|wanted| {
-            client.alpn.is_some_and(|offered| offered.iter().any(|offer| wanted.iter().any(|want| **want == *offer)))
-        });
-        listener && alpn
+        self.listener_holds(client.listener) && self.alpn_holds(client.alpn)
+    }
+
+    /// Whether clients of this listener may match.
+    #[must_use]
+    pub fn listener_holds(&self, listener: usize) -> bool {
+        self.listeners.as_ref().is_none_or(|wanted| wanted.contains(&listener))
+    }
+
+    /// Whether clients that offer these protocols may match.
+    #[must_use]
+    pub fn alpn_holds(&self, offered: Option<Alpn<'_>>) -> bool {
+        self.alpn.as_ref().is_none_or(|wanted| {
+            offered.is_some_and(|offered| offered.iter().any(|offer| wanted.iter().any(|want| **want == *offer)))
+        })
     }
 
     /// Whether one client could satisfy both. A client may offer any set of protocols, so these never tell two
@@ -283,6 +293,9 @@ mod tests {
         let client = Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener: 7 };
         assert_eq!(table.find(&client).map(|found| *found.target), Some(1));
         assert_eq!(table.find(&Client { alpn: None, ..client }).map(|found| *found.target), Some(0));
+        let message = Hello::to("a.example").alpn(&["http/1.1"]).message();
+        let unwanted = ClientHello::parse(&message).unwrap().alpn.ok();
+        assert_eq!(table.find(&Client { alpn: unwanted, ..client }).map(|found| *found.target), Some(0));
 
         let other = Client { server_name: ServerName::parse(b"b.example").ok(), ..client };
         assert_eq!(table.find(&other), Some(Match { target: &2, by: MatchedBy::Suffix("example") }));

@@ -20,9 +20,13 @@ routes:
 
 /// What is said, and whether the client is served.
 fn explain(arguments: &[&str], input: &[u8]) -> (String, bool) {
+    explain_by(CONFIG, arguments, input)
+}
+
+fn explain_by(config: &str, arguments: &[&str], input: &[u8]) -> (String, bool) {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("c.yaml");
-    std::fs::write(&path, CONFIG).unwrap();
+    std::fs::write(&path, config).unwrap();
     let mut child = snigate()
         .args(["explain", "-c"])
         .arg(&path)
@@ -75,6 +79,59 @@ fn a_name_is_explained() {
 }
 
 #[test]
+fn routes_that_have_the_name_and_want_more_are_named() {
+    let routes = "listen: [{name: one, address: 127.0.0.1:0}, {name: two, address: \"[::1]:0\"}]
+routes:
+  - {name: b, sni: b.example.com, alpn: [h2, h3], upstream: 127.0.0.1:1}
+  - {name: c, sni: c.example.com, listener: two, upstream: 127.0.0.1:2}
+  - {name: d, sni: d.example.com, listener: two, alpn: h2, upstream: 127.0.0.1:3}
+  - {name: deep, sni: \"*.b.example.com\", listener: two, upstream: 127.0.0.1:4}
+  - {name: deeper, sni: x.b.example.com, alpn: h2, upstream: 127.0.0.1:5}
+  - {name: z, sni: [\"*.z.test\", \"*.b.z.test\"], listener: two, upstream: 127.0.0.1:5}
+";
+    let wide = "  - {name: wide, sni: \"*.example.com\", upstream: 127.0.0.1:6}\n";
+    let rest = "  - {name: rest, alpn: foo, upstream: 127.0.0.1:7}\n";
+    for (more, arguments, route, reason) in [
+        ("", &["b.example.com"][..], "none", "the route b has the name, but wants alpn h2 or h3"),
+        ("", &["b.example.com", "--alpn", "h3"], "b", "the route has this very name, and its alpn matches"),
+        ("", &["c.example.com"], "none", "the route c has the name, but wants the listener two"),
+        ("", &["d.example.com"], "none", "the route d has the name, but wants alpn h2 and the listener two"),
+        ("", &["d.example.com", "--alpn", "h2"], "none", "the route d has the name, but wants the listener two"),
+        ("", &["q.b.z.test"], "none", "the route z has *.b.z.test, but wants the listener two"),
+        ("", &["other.test"], "none", "no route has the name, and none takes all names"),
+        (rest, &["other.test"], "none", "the route rest takes all names, but wants alpn foo"),
+        (
+            wide,
+            &["c.example.com"],
+            "wide",
+            "the route has *.example.com; the route c has the name, but wants the listener two",
+        ),
+        (
+            wide,
+            &["x.b.example.com"],
+            "wide",
+            "the route has *.example.com; the route deep has *.b.example.com, but wants the listener two; \
+             the route deeper has the name, but wants alpn h2",
+        ),
+        (
+            rest,
+            &["c.example.com", "--alpn", "foo"],
+            "rest",
+            "the route takes what no other route does, and its alpn matches; the route c has the name, but wants the listener two",
+        ),
+    ] {
+        let arguments = [&["--json", "--sni"], arguments].concat();
+        let (told, _) = explain_by(&format!("{routes}{more}"), &arguments, b"");
+        let told: Value = serde_json::from_str(&told).unwrap();
+        assert_eq!((told["route"].as_str().unwrap_or("none"), told["reason"].as_str().unwrap()), (route, reason));
+    }
+    let nameless = "listen: [127.0.0.1:0, {name: two, address: \"[::1]:0\"}]\nroutes: [{name: rest, listener: two, upstream: \"127.0.0.1:1\"}]\n";
+    let hello = Hello::new().record();
+    let (told, _) = explain_by(nameless, &["--hello", "-"], &hello);
+    assert!(told.ends_with("because   the route rest takes all names, but wants the listener two\n"), "{told}");
+}
+
+#[test]
 fn who_may_come_in_is_explained() {
     let at = |client, more: &[&str]| {
         let told = of_name("c.example", &[&["--client", client], more].concat());
@@ -100,6 +157,19 @@ fn who_may_come_in_is_explained() {
     assert!(is_served && text.ends_with(expected), "{text}");
     let (text, _) = explain(&["--sni", "c.example", "--client", "10.1.0.1"], b"");
     assert!(text.ends_with("client    10.1.0.1 is refused: `deny` of the route closed has 10.1.0.0/16\n"), "{text}");
+    for refused in ["b.test", "192.0.2.1"] {
+        let (text, is_served) = explain(&["--sni", refused, "--client", "10.0.0.1"], b"");
+        assert!(!is_served && text.ends_with("client    10.0.0.1 is let in by its address: from anywhere\n"), "{text}");
+    }
+
+    let balanced = CONFIG.replace("127.0.0.1:0", "{address: \"127.0.0.1:0\", accept_proxy: {from: 10.9.0.0/16}}");
+    let (text, _) = explain_by(&balanced, &["--sni", "a.example", "--client", "192.0.2.1"], b"");
+    let named = "; its address is the one in a PROXY header from 10.9.0.0/16\n";
+    assert!(text.ends_with(&format!("client    192.0.2.1 may come in: from anywhere{named}")), "{text}");
+    let (text, _) = explain_by(&balanced, &["--sni", "c.example", "--client", "192.0.2.1"], b"");
+    assert!(text.ends_with(&format!("`allow` of the route closed does not have it{named}")), "{text}");
+    let (text, _) = explain_by(&balanced, &["--sni", "c.example"], b"");
+    assert!(text.ends_with(&format!("not from 10.1.0.0/16{named}")), "{text}");
 }
 
 #[test]

@@ -637,6 +637,10 @@ fn haproxy_by_small_cases() {
             " server s 10.0.0.1:2 check verify none\n option httpchk\n http-check connect ssl\n http-check send meth GET uri /healthz",
             "http: {path: /healthz}",
         ),
+        (
+            " server s 10.0.0.1:2 check check-ssl verify none\n option httpchk GET /readyz\n http-check expect status 200",
+            "401 and 403 count as alive",
+        ),
         (" server s 10.0.0.1:2 check rise 999 inter 1x", "`999`: no number from 1 to 127"),
         (" server s 10.0.0.1:2 check inter 2s\n timeout check 3s", "longer than the `interval`"),
         (" server s 10.0.0.1:2 check send-proxy", "proxy_protocol: v1"),
@@ -651,6 +655,10 @@ fn haproxy_by_small_cases() {
             imported.check();
         }
     }
+    let source = format!("{front} server s 10.0.0.1:2 check\n option httpchk\n http-check expect status 200\n");
+    let imported = import("haproxy", &source);
+    assert!(imported.text.contains("health_check: {}") && !imported.text.contains("401"), "{}", imported.text);
+    imported.accounts_for(&source);
 }
 
 #[test]
@@ -818,6 +826,22 @@ fn misspelt_words_are_told_in_the_order_of_lines() {
         let at = rest.find(expected).unwrap_or_else(|| panic!("{expected} in {rest} of {}", imported.error));
         rest = &rest[at..];
     }
+}
+
+#[test]
+fn a_misspelt_section_is_told_wherever_it_stands() {
+    let rest = "frontend f\n bind :1\n default_backend b\nbackend b\n server s 10.0.0.1:1\n";
+    for (header, meant) in [("fronted g", "frontend"), ("Listen g", "listen"), ("bakend b", "backend")] {
+        let source = format!("{rest}resolvers r\n nameserver one 10.0.0.2:53\n{header}\n mode tcp\n bind :7443\n");
+        let word = header.split(' ').next().unwrap();
+        let expected = format!("# line 8: {header}\n#     unknown section `{word}`; did you mean `{meant}`?");
+        let imported = import("haproxy", &source);
+        assert!(imported.text.contains(&expected), "{}", imported.text);
+        imported.accounts_for(&source);
+    }
+    let source = format!("{rest}peers p\n peer a 10.0.0.2:1\nmailers m\n mailer a 10.0.0.2:1\nring r\n backlog 1\n");
+    let imported = import("haproxy", &source);
+    assert!(!imported.text.contains("unknown"), "{}", imported.text);
 }
 
 #[test]

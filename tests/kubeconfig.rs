@@ -230,8 +230,64 @@ routes:
     let at_name = ["one", "--server", "https://a.example", "--ca", "ca.pem"];
     let (code, told) = place.run(&at_name);
     assert!(code == Some(1) && told.contains("ask for `a.example`, and are led to the route `h2`"), "{told}");
+    assert!(
+        told.ends_with("; expected another --server, or a name in `sni` of `one` that no other route has\n"),
+        "{told}"
+    );
+    place.refuses(
+        &[&at_name[..], &["--tls-server-name", "a.example"]].concat(),
+        "clients that ask for `a.example` are led to the route `h2`; expected a name in `sni` of `one` that no other route has",
+    );
     place.write("snigate.yaml", "listen: nonsense");
     assert_eq!(place.run(&["one"]).0, Some(78));
+}
+
+#[test]
+fn only_names_that_lead_there_are_advised() {
+    let place = Place::new(
+        "listen: 192.0.2.1:6443
+routes:
+  - {name: foo, sni: x.example.com, alpn: [foo], upstream: 10.0.0.1:6443}
+  - {name: wide, sni: [\"*.example.com\", \"*.b.example\", c.example], upstream: 10.0.0.2:6443}
+  - {name: b, sni: [\"*.b.example\", c.example], alpn: h2, upstream: 10.0.0.3:6443}
+",
+    );
+    let wants = "kubectl offers h2 and http/1.1, and the route `foo` wants another `alpn`";
+    let ca = ["--ca", "ca.pem"];
+    place.refuses(
+        &[&["foo"][..], &ca].concat(),
+        &format!(
+            "clients of https://x.example.com:6443 ask for `x.example.com`, and are led to the route `wide`: {wants}"
+        ),
+    );
+    place.refuses(
+        &[&["foo", "--tls-server-name", "x.example.com"][..], &ca].concat(),
+        &format!("clients that ask for `x.example.com` are led to the route `wide`: {wants}"),
+    );
+    place.refuses(
+        &[&["wide"][..], &ca].concat(),
+        "clients of https://c.example:6443 ask for `c.example`, and are led to the route `b`; expected another --server, \
+         or --tls-server-name NAME where NAME is one of *.example.com",
+    );
+}
+
+#[test]
+fn wildcards_count_where_they_hold() {
+    let place = Place::new(
+        "listen: [192.0.2.1:6443, {name: two, address: 192.0.2.1:7443}]
+routes:
+  - {name: deep, sni: \"*.a.example.com\", listener: two, upstream: 10.0.0.1:6443}
+  - {name: wide, sni: \"*.example.com\", upstream: 10.0.0.2:6443}
+  - {name: h2, sni: \"*.b.example.com\", alpn: h2, upstream: 10.0.0.3:6443}
+  - {name: b, sni: \"*.b.example.com\", upstream: 10.0.0.4:6443}
+",
+    );
+    let several =
+        |name: &str, routes| place.refuses(&[name], &format!("several routes take `{name}`; expected one of {routes}"));
+    several("q.a.example.com", "deep, wide");
+    several("q.b.example.com", "h2, b");
+    let cluster = place.cluster(&["q.c.example.com", "--ca", "ca.pem"]);
+    assert_eq!(cluster["server"], "https://q.c.example.com:6443");
 }
 
 const KUBECONFIG: &str = "apiVersion: v1

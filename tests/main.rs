@@ -8,6 +8,7 @@ mod clock;
 mod config;
 mod deploy;
 mod doctor;
+mod elsewhere;
 mod explain;
 mod faults;
 mod fuzz_seeds;

@@ -13,10 +13,11 @@ use snigate::relay::Engine;
 use snigate::units::{size, span};
 use snigate::upstream::{Balance, HealthCheck, HttpCheck, OnRemove, Settings, TlsCheck};
 
+use super::{any_listener, any_protocol};
 use crate::cli::Check;
 
 pub(super) fn run(options: &Check) -> anyhow::Result<ExitCode> {
-    let file = options.file.as_ref().or(options.config.as_ref()).context("expected a file")?;
+    let file = options.file.as_ref().or(options.config.as_ref()).context("expected FILE or --config")?;
     let config = Config::load(file)?;
     std::io::stdout().write_all(describe(file, &config)?.as_bytes())?;
     Ok(ExitCode::SUCCESS)
@@ -159,12 +160,10 @@ fn takes(route: &Route, listeners: &[Listener]) -> String {
         route.patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
     if let Some(alpn) = &route.matchers.alpn {
-        let protocols: Vec<String> = alpn.iter().map(|protocol| protocol.escape_ascii().to_string()).collect();
-        let _ = write!(takes, "; offering {}", protocols.join(" or "));
+        let _ = write!(takes, "; offering {}", any_protocol(alpn));
     }
     if let Some(numbers) = &route.matchers.listeners {
-        let names: Vec<&str> = numbers.iter().map(|number| &*listeners[*number].name).collect();
-        let _ = write!(takes, "; at {}", names.join(" or "));
+        let _ = write!(takes, "; at {}", any_listener(numbers, listeners));
     }
     takes
 }

@@ -10,11 +10,11 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use snigate::admission::{NotAdmitted, Sources};
 use snigate::client_hello::{Alpn, ClientHello, Framing, Parsed, SupportedVersions};
-use snigate::config::Config;
-use snigate::name::ServerName;
-use snigate::route::{Client, MatchedBy};
+use snigate::config::{Config, Route};
+use snigate::name::{NamePattern, ServerName};
+use snigate::route::{Client, MatchedBy, Matchers};
 
-use super::route_table;
+use super::{alpn_list, any_listener, any_protocol, route_table};
 use crate::cli::Explain;
 
 /// No hello is longer, whatever the configuration says.
@@ -76,18 +76,14 @@ fn explain_name(config: &Config, name: &str, alpn: &[String], listener: usize) -
             return Explanation { outcome: "reject", reason: Some(error.to_string()), ..Explanation::default() };
         }
     };
-    let mut wire = Vec::new();
-    for protocol in alpn {
-        wire.push(u8::try_from(protocol.len()).unwrap_or(u8::MAX));
-        wire.extend(protocol.bytes());
-    }
     let mut explanation = Explanation {
         outcome: "sni",
         name: Some(server_name.to_string()),
         alpn: alpn.to_vec(),
         ..Explanation::default()
     };
-    let offered = Alpn::from_list(&wire);
+    let list = alpn_list(alpn.iter().map(String::as_bytes));
+    let offered = Alpn::from_list(&list);
     explanation.find_route(config, &Client { server_name: Some(server_name), alpn: offered.ok(), listener });
     explanation
 }
@@ -131,8 +127,11 @@ fn describe(hello: &ClientHello<'_>) -> Explanation {
 impl Explanation {
     fn find_route(&mut self, config: &Config, client: &Client<'_>) {
         let table = route_table(config);
-        let Some(found) = table.find(client) else {
+        let found = table.find(client);
+        let passed_over = passed_over(config, client, found.as_ref().map(|found| found.by));
+        let Some(found) = found else {
             self.reason = Some(match client.server_name {
+                _ if !passed_over.is_empty() => passed_over.join("; "),
                 Some(_) => "no route has the name, and none takes all names".into(),
                 None => "no route takes clients without a name".into(),
             });
@@ -143,7 +142,10 @@ impl Explanation {
         self.endpoints = route.upstream.destinations.iter().map(ToString::to_string).collect();
         let by_name = match found.by {
             MatchedBy::Exact => "the route has this very name".into(),
-            MatchedBy::Suffix(suffix) => format!("the route has *.{suffix}, and nothing more specific matches"),
+            MatchedBy::Suffix(suffix) if passed_over.is_empty() => {
+                format!("the route has *.{suffix}, and nothing more specific matches")
+            }
+            MatchedBy::Suffix(suffix) => format!("the route has *.{suffix}"),
             MatchedBy::CatchAll => "the route takes what no other route does".into(),
         };
         let others = match (&route.matchers.alpn, &route.matchers.listeners) {
@@ -152,12 +154,16 @@ impl Explanation {
             (None, Some(_)) => ", and its listener matches",
             (Some(_), Some(_)) => ", and its alpn and listener match",
         };
-        self.reason = Some(by_name + others);
+        let reasons: Vec<String> = [by_name + others].into_iter().chain(passed_over).collect();
+        self.reason = Some(reasons.join("; "));
     }
 
     /// Whether it may come in from there: to the listener, and to the route if it has come to one.
     fn admit(&mut self, config: &Config, listener: usize, client: Option<IpAddr>) {
         let listener = &config.listeners[listener];
+        let named = listener.balancers.as_ref();
+        let named =
+            named.map_or(String::new(), |from| format!("; its address is the one in a PROXY header from {from}"));
         let route = config.routes.iter().find(|route| Some(&route.name) == self.route.as_ref());
         let lists = [(format!("the listener {}", listener.name), &listener.sources)];
         let lists = lists.into_iter().chain(route.map(|route| (format!("the route {}", route.name), &route.sources)));
@@ -165,8 +171,8 @@ impl Explanation {
         let Some(client) = client.map(|client| client.to_canonical()) else {
             let open: Vec<String> =
                 lists.iter().map(|(whose, sources)| format!("{whose} is open to {sources}")).collect();
-            self.access =
-                (!open.is_empty()).then(|| format!("its address decides, too (--client IP): {}", open.join("; ")));
+            self.access = (!open.is_empty())
+                .then(|| format!("its address decides, too (--client IP): {}{named}", open.join("; ")));
             return;
         };
         self.client = Some(client);
@@ -178,15 +184,16 @@ impl Explanation {
                 Err(reason) => {
                     self.is_admitted = Some(false);
                     self.access = Some(match reason {
-                        NotAdmitted::Denied(network) => format!("`deny` of {whose} has {network}"),
-                        NotAdmitted::NotAllowed => format!("`allow` of {whose} does not have it"),
+                        NotAdmitted::Denied(network) => format!("`deny` of {whose} has {network}{named}"),
+                        NotAdmitted::NotAllowed => format!("`allow` of {whose} does not have it{named}"),
                     });
                     return;
                 }
             }
         }
         self.is_admitted = Some(true);
-        self.access = Some(if reasons.is_empty() { "from anywhere".into() } else { reasons.join(", and ") });
+        let reasons = if reasons.is_empty() { "from anywhere".into() } else { reasons.join(", and ") };
+        self.access = Some(reasons + &named);
     }
 
     fn is_served(&self) -> bool {
@@ -236,7 +243,11 @@ impl Explanation {
         }
         match (self.client, &self.access) {
             (Some(client), Some(access)) => {
-                let fate = if self.is_admitted == Some(false) { "is refused" } else { "may come in" };
+                let fate = match (self.is_admitted, &self.route) {
+                    (Some(false), _) => "is refused",
+                    (_, Some(_)) => "may come in",
+                    (_, None) => "is let in by its address",
+                };
                 line("client", &format!("{client} {fate}: {access}"));
             }
             (None, Some(access)) => line("client", access),
@@ -244,4 +255,34 @@ impl Explanation {
         }
         lines.concat()
     }
+}
+
+/// The routes that have the name more specifically than the one found, and why they do not take the client.
+fn passed_over(config: &Config, client: &Client<'_>, found: Option<MatchedBy<'_>>) -> Vec<String> {
+    let found = found.map(|by| match by {
+        MatchedBy::Exact => usize::MAX,
+        MatchedBy::Suffix(suffix) => suffix.len(),
+        MatchedBy::CatchAll => 0,
+    });
+    let why = |route: &Route| {
+        let has_it = |pattern: &&NamePattern| client.server_name.is_some_and(|name| pattern.matches(&name));
+        let having = route.patterns.iter().filter(has_it).map(|pattern| match pattern {
+            NamePattern::Exact(_) => (usize::MAX, "has the name".into()),
+            NamePattern::Suffix(suffix) => (suffix.len(), format!("has *.{suffix}")),
+        });
+        let catch_all = route.patterns.is_empty().then(|| (0, "takes all names".into()));
+        let (strength, has) = having.max().or(catch_all)?;
+        let is_better = found.is_none_or(|found| strength > found);
+        is_better.then(|| format!("the route {} {has}, but wants {}", route.name, wants(config, route, client)))
+    };
+    config.routes.iter().filter_map(why).collect()
+}
+
+fn wants(config: &Config, route: &Route, client: &Client<'_>) -> String {
+    let Matchers { alpn, listeners } = &route.matchers;
+    let alpn = alpn.as_ref().filter(|_| !route.matchers.alpn_holds(client.alpn));
+    let listeners = listeners.as_ref().filter(|_| !route.matchers.listener_holds(client.listener));
+    let alpn = alpn.map(|alpn| format!("alpn {}", any_protocol(alpn)));
+    let listeners = listeners.map(|numbers| format!("the listener {}", any_listener(numbers, &config.listeners)));
+    alpn.into_iter().chain(listeners).collect::<Vec<_>>().join(" and ")
 }

@@ -18,10 +18,10 @@ mod schema;
 mod yaml;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 
-use snigate::config::{Config, Route};
+use snigate::config::{Config, Listener, Route};
 use snigate::route::RouteTable;
 use snigate::upstream::{Destination, lookup, plain};
 
@@ -108,6 +108,40 @@ fn route_table(config: &Config) -> RouteTable<usize> {
         let _ = table.insert(&route.patterns, &route.matchers, &number);
     }
     table
+}
+
+/// As a client offers them.
+fn alpn_list<'p>(protocols: impl IntoIterator<Item = &'p [u8]>) -> Vec<u8> {
+    let mut list = Vec::new();
+    for protocol in protocols {
+        list.push(u8::try_from(protocol.len()).unwrap_or(u8::MAX));
+        list.extend(protocol);
+    }
+    list
+}
+
+fn any_protocol(of: &[Box<[u8]>]) -> String {
+    of.iter().map(|protocol| protocol.escape_ascii().to_string()).collect::<Vec<_>>().join(" or ")
+}
+
+fn any_listener(of: &[usize], listeners: &[Listener]) -> String {
+    of.iter().map(|number| &*listeners[*number].name).collect::<Vec<_>>().join(" or ")
+}
+
+/// The addresses of this machine.
+#[derive(Debug)]
+struct OwnAddresses(Vec<IpAddr>);
+
+impl OwnAddresses {
+    fn read() -> Self {
+        // Where the kernel does not say, addresses are taken for somebody else's.
+        Self(if_addrs::get_if_addrs().unwrap_or_default().iter().map(if_addrs::Interface::ip).collect())
+    }
+
+    fn has(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        address.is_loopback() || self.0.contains(&address)
+    }
 }
 
 /// How many routes are named to who names none of them.

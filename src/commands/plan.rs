@@ -13,10 +13,10 @@ use snigate::accept::{BindError, is_free};
 use snigate::config::{Config, Route, overlap};
 use snigate::server::{ReloadError, fixed};
 use snigate::units::span;
-use snigate::upstream::plain;
+use snigate::upstream::{Destination, plain};
 
-use super::Refused;
 use super::admin::status;
+use super::{OwnAddresses, Refused, addresses};
 use crate::cli::Plan;
 
 pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
@@ -24,14 +24,15 @@ pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
     let running = match (&options.admin, &options.from) {
         (Some(admin), _) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let status = runtime.block_on(status(admin));
+            let told = runtime.block_on(async { (status(admin).await, is_own(admin).await) });
             // A lookup that hangs is not waited for.
             runtime.shutdown_background();
-            Running::of_status(&status?)
+            let (status, is_own) = told;
+            Running::of_status(&status?, is_own)
                 .with_context(|| format!("{admin} answers, but not as an admin listener of this version does"))?
         }
         (None, Some(from)) => Running::of_config(&Config::load(from)?),
-        (None, None) => unreachable!("one of them is required"),
+        (None, None) => bail!("expected --admin or --from"),
     };
     if let Some(refusal) = refusal(&running, &new) {
         bail!(Refused(format!("a reload to {} would be refused: {refusal}", options.config.display())));
@@ -45,6 +46,12 @@ pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
         bail!("a reload to {} would be refused now: {error}", options.config.display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether it is an address of this machine.
+async fn is_own(admin: &Destination) -> bool {
+    let own = OwnAddresses::read();
+    addresses(admin).await.is_ok_and(|all| all.iter().all(|address| own.has(address.ip())))
 }
 
 /// What runs now.
@@ -84,8 +91,8 @@ impl Running {
         }
     }
 
-    /// `None` if something is missing.
-    fn of_status(status: &Value) -> Option<Self> {
+    /// `None` if something is missing. `is_own`: this machine's address has answered.
+    fn of_status(status: &Value, is_own: bool) -> Option<Self> {
         let text = |value: &Value| Some(value.as_str()?.to_owned());
         let listener = |value: &Value| Some((text(&value["configured"])?, text(&value["name"])?));
         let destination = |value: &Value| {
@@ -104,7 +111,8 @@ impl Running {
         };
         let fixed = |(key, value): (&String, &Value)| Some((key.clone(), text(value)?));
         Some(Self {
-            is_here: status["host"].as_str() == Some(&*rustix::system::uname().nodename().to_string_lossy()),
+            // A port that is forwarded is another machine's; many machines have one name.
+            is_here: is_own && status["host"] == *rustix::system::uname().nodename().to_string_lossy(),
             listeners: status["listeners"].as_array()?.iter().map(listener).collect::<Option<_>>()?,
             routes: status["routes"].as_array()?.iter().map(route).collect::<Option<_>>()?,
             fixed: status["config"]["fixed"].as_object()?.iter().map(fixed).collect::<Option<_>>()?,

@@ -42,7 +42,7 @@ pub(super) fn run(options: &Doctor) -> anyhow::Result<ExitCode> {
         };
         let here = Arc::new(Here::of(&config, through));
         let visit = |(route, below): (&Route, Option<String>)| Visit::of(route, below, &here, options.ca.as_deref());
-        examine(&config, chosen.into_iter().map(visit).collect(), options).await
+        examine(&here, chosen.into_iter().map(visit).collect(), options).await
     });
     // A lookup that hangs is not waited for.
     runtime.shutdown_background();
@@ -67,13 +67,13 @@ fn choose<'c>(config: &'c Config, names: &[String]) -> anyhow::Result<Vec<(&'c R
 }
 
 /// Tells of each route as soon as those before it have been told of.
-async fn examine(config: &Config, visits: Vec<Visit>, options: &Doctor) -> anyhow::Result<ExitCode> {
+async fn examine(here: &Here, visits: Vec<Visit>, options: &Doctor) -> anyhow::Result<ExitCode> {
     let style = Style::of_stdout();
     let mut stdout = std::io::stdout();
     let visits: Vec<_> = visits.into_iter().map(|visit| tokio::spawn(Arc::new(visit).examine())).collect();
     let mut tally = Tally::default();
     let mut routes = Vec::new();
-    let running = running::examine(config, options.through.is_some()).await;
+    let running = running::examine(here).await;
     let running = running.map(|check| Report { name: "snigate".into(), asked: None, checks: vec![check] });
     if let Some(report) = &running {
         tally.add(report);

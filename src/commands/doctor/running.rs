@@ -2,22 +2,32 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use snigate::config::Config;
 use snigate::upstream::Destination;
 
 use super::report::{Check, Mark};
 use crate::commands::admin;
 
-/// `None`: there is nobody to ask. `is_elsewhere`: it need not run on this machine.
-pub(super) async fn examine(config: &Config, is_elsewhere: bool) -> Option<Check> {
+use super::visit::Here;
+
+/// `None`: there is nobody to ask.
+pub(super) async fn examine(here: &Here) -> Option<Check> {
+    let config = &here.config;
     let mut address = config.admin.filter(|address| address.port() != 0)?;
     if address.ip().is_unspecified() {
         address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
     }
-    let check = |mark, says: String| Some(Check::new(mark, "file", address, says));
+    let is_elsewhere = here.has(address.ip()) && here.through.iter().any(|through| !here.has(through.ip()));
+    let check = |mark, says: String| {
+        let (mark, says) = if is_elsewhere {
+            (Mark::Note, format!("on this machine, not where --through leads: {says}"))
+        } else {
+            (mark, says)
+        };
+        Some(Check::new(mark, "file", address, says))
+    };
     let status = match admin::status(&Destination::from(address)).await {
         Ok(status) => status,
-        Err(_) if is_elsewhere => return None,
+        Err(_) if !here.through.is_empty() => return None,
         Err(error) => {
             return check(
                 Mark::Note,

@@ -20,7 +20,8 @@ use tokio::time::timeout;
 use super::entrance::{Door, door, given_door, name_leads_here};
 use super::report::{Check, Mark, Report};
 use super::{all, direct, through};
-use crate::commands::{KUBECTL_ALPN, route_table, unresolved};
+use crate::commands::named::takes;
+use crate::commands::{KUBECTL_ALPN, OwnAddresses, route_table, unresolved};
 
 /// Where no health check says how long it may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,19 +35,12 @@ pub(super) struct Here {
     table: RouteTable<usize>,
     /// In place of the listeners on this machine, if there are any.
     pub(super) through: Vec<SocketAddr>,
-    addresses: Vec<IpAddr>,
+    own: OwnAddresses,
 }
 
 impl Here {
     pub(super) fn of(config: &Config, through: Vec<SocketAddr>) -> Self {
-        // Where the kernel does not say, addresses are taken for somebody else's.
-        let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-        Self {
-            config: config.clone(),
-            table: route_table(config),
-            through,
-            addresses: interfaces.iter().map(if_addrs::Interface::ip).collect(),
-        }
+        Self { config: config.clone(), table: route_table(config), through, own: OwnAddresses::read() }
     }
 
     /// The route that has this very name, for kubectl at this listener.
@@ -58,7 +52,7 @@ impl Here {
 
     /// Whether it is an address of this machine.
     pub(super) fn has(&self, address: IpAddr) -> bool {
-        address.is_loopback() || self.addresses.contains(&address.to_canonical())
+        self.own.has(address)
     }
 }
 
@@ -144,11 +138,16 @@ impl Visit {
         if !through.is_empty() {
             return all(through.iter().map(|address| given_door(Arc::clone(self), *address))).await;
         }
-        let numbers: Vec<usize> = match &self.route.matchers.listeners {
-            Some(numbers) => numbers.to_vec(),
-            None => (0..self.here.config.listeners.len()).collect(),
-        };
-        all(numbers.into_iter().map(|number| door(Arc::clone(self), number))).await
+        let numbers = (0..self.here.config.listeners.len()).filter(|number| self.is_led_to_at(*number));
+        all(numbers.map(|number| door(Arc::clone(self), number))).await
+    }
+
+    /// Whether clients of this listener come to the route.
+    fn is_led_to_at(&self, listener: usize) -> bool {
+        let name = self.below.as_ref().and_then(|name| snigate::name::ServerName::parse(name.as_bytes()).ok());
+        let Here { config, table, .. } = &*self.here;
+        self.route.matchers.listener_holds(listener)
+            && name.is_none_or(|name| takes(config, table, &self.route, name, listener))
     }
 
     /// Where the route leads, and the certificates there.

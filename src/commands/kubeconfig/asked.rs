@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use snigate::client_hello::Alpn;
 use snigate::config::{Config, Route};
-use snigate::name::ServerName;
+use snigate::name::{NamePattern, ServerName};
 use snigate::route::{Client, RouteTable};
 
 use super::exact_names;
@@ -42,11 +42,11 @@ impl<'c> Clients<'c> {
         let route = &self.route.name;
         if let Some(name) = wanted {
             if !self.lead_here(Some(name)) {
-                bail!(
-                    "clients that ask for `{name}` {}; expected {}, or `{name}` added to `sni` of the route `{route}`",
-                    self.fate(wanted),
-                    self.names()
-                );
+                let has_it = exact_names(self.route).any(|exact| exact.eq_ignore_ascii_case(name));
+                let to_add =
+                    if has_it { self.new_name() } else { format!("`{name}` added to `sni` of the route `{route}`") };
+                let expected: Vec<String> = self.names().into_iter().chain([to_add]).collect();
+                bail!("clients that ask for `{name}` {}{}", self.fate(wanted), self.cure(&expected));
             }
             return Ok(Some(name.into()));
         }
@@ -71,12 +71,10 @@ impl<'c> Clients<'c> {
         }
         let name = exact_names(self.route).find(|name| self.lead_here(Some(name)));
         let name = name.with_context(|| {
-            format!(
-                "clients of {server} ask for {}, and {}; expected another --server, or --tls-server-name NAME where NAME is {}",
-                host.map_or("no name".into(), |host| format!("`{host}`")),
-                self.fate(host),
-                self.names()
-            )
+            let asked = host.map_or("no name".into(), |host| format!("`{host}`"));
+            let names = self.names().map(|names| format!("--tls-server-name NAME where NAME is {names}"));
+            let expected = ["another --server".into(), names.unwrap_or_else(|| self.new_name())];
+            format!("clients of {server} ask for {asked}, and {}{}", self.fate(host), self.cure(&expected))
         })?;
         notes.push(match host {
             Some(host) => format!("`tls-server-name` leads to the route `{route}`, which `{host}` does not."),
@@ -103,14 +101,29 @@ impl<'c> Clients<'c> {
         }
     }
 
-    /// What the route has.
-    fn names(&self) -> String {
-        match &self.route.patterns[..] {
-            [] => "one that no other route has".into(),
-            patterns => {
-                let patterns: Vec<String> = patterns.iter().map(ToString::to_string).collect();
-                format!("one of {}", patterns.join(", "))
-            }
+    /// What to do where they are led elsewhere.
+    fn cure(&self, expected: &[String]) -> String {
+        let route = &self.route.name;
+        if !self.route.matchers.alpn_holds(Alpn::from_list(KUBECTL_ALPN).ok()) {
+            return format!(": kubectl offers h2 and http/1.1, and the route `{route}` wants another `alpn`");
         }
+        format!("; expected {}", expected.join(", or "))
+    }
+
+    fn new_name(&self) -> String {
+        format!("a name in `sni` of `{}` that no other route has", self.route.name)
+    }
+
+    /// Those of the route's names that lead here.
+    fn names(&self) -> Option<String> {
+        if self.route.patterns.is_empty() {
+            return Some("one that no other route has".into());
+        }
+        let leads_here = |pattern: &&NamePattern| match pattern {
+            NamePattern::Exact(name) => self.lead_here(Some(name)),
+            NamePattern::Suffix(suffix) => self.lead_here(Some(&format!("snigate-kubeconfig.{suffix}"))),
+        };
+        let names: Vec<String> = self.route.patterns.iter().filter(leads_here).map(ToString::to_string).collect();
+        (!names.is_empty()).then(|| format!("one of {}", names.join(", ")))
     }
 }

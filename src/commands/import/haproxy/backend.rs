@@ -15,6 +15,8 @@ use crate::commands::import::values::duration;
 struct Request {
     line: Option<RequestLine>,
     over_tls: bool,
+    /// Where it is said which answers are good.
+    expects: Vec<Place>,
 }
 
 struct RequestLine {
@@ -106,10 +108,7 @@ impl Request {
                 let value = |key| parameters.iter().position(|word| *word == key).and_then(|at| parameters.get(at + 1));
                 (*value("meth").unwrap_or(&"GET"), *value("uri").unwrap_or(&"/"))
             }
-            ["expect", ..] => {
-                let reason = "an answer with 200 is ready, one with 500 or 503 is not, and 401 and 403 count as alive";
-                return ledger.note(place, reason);
-            }
+            ["expect", ..] => return self.expects.push(place.clone()),
             ["ssl-hello-chk"] => {
                 ledger.note(place, "the check is a TLS handshake");
                 self.over_tls = true;
@@ -152,9 +151,12 @@ fn check(
     places: &mut BTreeSet<Place>,
     ledger: &mut Ledger,
 ) -> Check {
-    let Request { line, over_tls } = request;
+    let Request { line, over_tls, expects } = request;
     let tls = server.check_tls().or_else(|| over_tls.then_some(TlsCheck::Unverified));
     let path = line.and_then(|line| line.path(tls.is_some(), ledger));
+    for place in expects.iter().filter(|_| path.is_some()) {
+        ledger.note(place, "an answer with 200 is ready, one with 500 or 503 is not, and 401 and 403 count as alive");
+    }
     let interval = server.interval;
     let timeout = timeout.and_then(|(timeout, place)| {
         // What `interval` is when it is not written.

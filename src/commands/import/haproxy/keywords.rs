@@ -1,12 +1,14 @@
 //! What HAProxy knows, so that a misspelt word is told from one without a counterpart.
 
-use super::sections::KINDS;
+use super::sections::{KINDS, TRANSLATED};
 use crate::commands::{did_you_mean, nearest};
 
-/// Where the words of this line are none of HAProxy's. Sections that are not translated are not looked into.
+/// Where the words of this line are none of HAProxy's. Sections that are not translated are looked into for the
+/// beginnings of others only.
 pub(super) fn misspelt(words: &[&str], section: &str) -> Option<String> {
-    if !matches!(section, "global" | "defaults" | "frontend" | "backend" | "listen") {
-        return None;
+    if !TRANSLATED.contains(&section) {
+        let first = *words.first()?;
+        return (!nearest(first, TRANSLATED).is_empty()).then(|| unknown("section", first, TRANSLATED.into_iter()));
     }
     let words = match words {
         ["no" | "default", rest @ ..] if !rest.is_empty() => rest,

@@ -41,6 +41,8 @@ impl Line {
     }
 }
 
+pub(super) const TRANSLATED: [&str; 5] = ["global", "defaults", "frontend", "backend", "listen"];
+
 pub(super) const KINDS: [&str; 20] = [
     "global",
     "defaults",
