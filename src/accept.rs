@@ -105,18 +105,9 @@ pub async fn run(
                 serve(client, peer, permit);
             }
             Err(error) => {
-                let error = if Errno::from_io_error(&error) == Some(Errno::INVAL) {
-                    match listen_again(&listener, &address) {
-                        Ok(again) => {
-                            listener = again;
-                            io::Error::other("the socket was closed from outside (ss -K); it listens again")
-                        }
-                        Err(reason) => {
-                            io::Error::other(format!("the socket was closed from outside (ss -K): {reason}"))
-                        }
-                    }
-                } else {
-                    error
+                let error = match Errno::from_io_error(&error) {
+                    Some(Errno::INVAL) => closed_from_outside(&mut listener, &address),
+                    _ => error,
                 };
                 (events.failed)(&error);
                 // Not at the same moments as everybody else who waits for the machine to have room.
@@ -126,6 +117,18 @@ pub async fn run(
         }
     }
     serve_queue(listener, &permits, serve).await;
+}
+
+/// What has happened, once it listens again or cannot.
+fn closed_from_outside(listener: &mut TcpListener, address: &io::Result<SocketAddr>) -> io::Error {
+    let what = match listen_again(listener, address) {
+        Ok(again) => {
+            *listener = again;
+            "; it listens again".into()
+        }
+        Err(reason) => format!(": {reason}"),
+    };
+    io::Error::other(format!("the socket was closed from outside (ss -K){what}"))
 }
 
 /// The same socket, of which a successor and whoever sets its options have copies.

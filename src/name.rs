@@ -85,6 +85,15 @@ impl NamePattern {
         }
     }
 
+    /// The name, if it is one.
+    #[must_use]
+    pub fn as_exact(&self) -> Option<&str> {
+        match self {
+            Self::Exact(name) => Some(name),
+            Self::Suffix(_) => None,
+        }
+    }
+
     /// Whether the pattern covers the name.
     #[must_use]
     pub fn matches(&self, name: &ServerName<'_>) -> bool {

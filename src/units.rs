@@ -1,6 +1,6 @@
-//! Durations and sizes as they are shown: as the configuration takes them.
+//! Durations and sizes as they are shown: as the configuration takes them. And dates.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// In the largest unit that leaves no rest. One day is 24 hours, as everybody writes it.
 #[must_use]
@@ -20,6 +20,12 @@ pub fn span(duration: Duration) -> String {
 pub fn size(bytes: usize) -> String {
     const UNITS: [(u128, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     in_unit(bytes as u128, &UNITS, "")
+}
+
+/// So many seconds after the epoch, as RFC 3339 has it.
+#[must_use]
+pub fn time(seconds: u64) -> humantime::Rfc3339Timestamp {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
 fn in_unit(number: u128, units: &[(u128, &str)], smallest: &str) -> String {

@@ -1,5 +1,6 @@
 //! What the admin listener of a running instance tells.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
@@ -21,8 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Room for the status of 100,000 routes.
 const MAX_STATUS: usize = 256 * 1024 * 1024;
 
-/// What runs there.
-pub(super) async fn status(admin: &Destination) -> anyhow::Result<Value> {
+/// What runs there, and all addresses that the destination stands for.
+pub(super) async fn status(admin: &Destination) -> anyhow::Result<(Value, Vec<SocketAddr>)> {
     let late = |_| Err(anyhow!("no answer within {}", span(PATIENCE)));
     timeout(PATIENCE, ask(admin))
         .await
@@ -30,8 +31,9 @@ pub(super) async fn status(admin: &Destination) -> anyhow::Result<Value> {
         .with_context(|| format!("cannot ask the admin listener at {admin}"))
 }
 
-async fn ask(admin: &Destination) -> anyhow::Result<Value> {
-    let stream = TcpStream::connect(&*addresses(admin).await?).await.map_err(|error| anyhow!(plain(&error)))?;
+async fn ask(admin: &Destination) -> anyhow::Result<(Value, Vec<SocketAddr>)> {
+    let addresses = addresses(admin).await?;
+    let stream = TcpStream::connect(&*addresses).await.map_err(|error| anyhow!(plain(&error)))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let request = Request::get("/api/status").header("host", admin.to_string()).body(Empty::<Bytes>::new())?;
@@ -39,5 +41,5 @@ async fn ask(admin: &Destination) -> anyhow::Result<Value> {
     ensure!(response.status() == StatusCode::OK, "it answers {}", response.status());
     let body = Limited::new(response.into_body(), MAX_STATUS).collect().await;
     let body = body.map_err(|error| anyhow!("{error}"))?.to_bytes();
-    Ok(serde_json::from_slice(&body)?)
+    Ok((serde_json::from_slice(&body)?, addresses))
 }

@@ -18,9 +18,11 @@ mod schema;
 mod yaml;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::fmt::Display;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
+use snigate::client_hello::Alpn;
 use snigate::config::{Config, Listener, Route};
 use snigate::route::RouteTable;
 use snigate::upstream::{Destination, lookup, plain};
@@ -50,8 +52,10 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The application protocols that kubectl offers, as in its hello.
-const KUBECTL_ALPN: &[u8] = b"\x02h2\x08http/1.1";
+/// The application protocols that kubectl offers.
+fn kubectl_alpn() -> Option<Alpn<'static>> {
+    Alpn::from_list(b"\x02h2\x08http/1.1").ok()
+}
 
 /// Where a destination is, or that its name does not resolve.
 async fn addresses(of: &Destination) -> anyhow::Result<Vec<SocketAddr>> {
@@ -128,27 +132,16 @@ fn any_listener(of: &[usize], listeners: &[Listener]) -> String {
     of.iter().map(|number| &*listeners[*number].name).collect::<Vec<_>>().join(" or ")
 }
 
-/// The addresses of this machine.
-#[derive(Debug)]
-struct OwnAddresses(Vec<IpAddr>);
-
-impl OwnAddresses {
-    fn read() -> Self {
-        // Where the kernel does not say, addresses are taken for somebody else's.
-        Self(if_addrs::get_if_addrs().unwrap_or_default().iter().map(if_addrs::Interface::ip).collect())
-    }
-
-    fn has(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        address.is_loopback() || self.0.contains(&address)
-    }
-}
-
 /// How many routes are named to who names none of them.
 const MAX_LISTED: usize = 20;
 
 fn listed<'c>(routes: impl ExactSizeIterator<Item = &'c Route>) -> String {
-    let more = routes.len().saturating_sub(MAX_LISTED);
-    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-    routes.take(MAX_LISTED).map(|route| &*route.name).collect::<Vec<_>>().join(", ") + &more
+    first_of(routes.map(|route| &route.name), MAX_LISTED)
+}
+
+/// So many at most, and how many more there are.
+fn first_of(items: impl ExactSizeIterator<Item: Display>, most: usize) -> String {
+    let more = items.len().saturating_sub(most);
+    let listed = items.take(most).map(|item| item.to_string()).collect::<Vec<_>>().join(", ");
+    if more == 0 { listed } else { format!("{listed} and {more} more") }
 }

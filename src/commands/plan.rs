@@ -13,22 +13,19 @@ use snigate::accept::{BindError, is_free};
 use snigate::config::{Config, Route, overlap};
 use snigate::server::{ReloadError, fixed};
 use snigate::units::span;
-use snigate::upstream::{Destination, plain};
+use snigate::upstream::{OwnAddresses, plain};
 
 use super::admin::status;
-use super::{OwnAddresses, Refused, addresses};
+use super::{Refused, runtime};
 use crate::cli::Plan;
 
 pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
     let new = Config::load(&options.config)?;
     let running = match (&options.admin, &options.from) {
         (Some(admin), _) => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let told = runtime.block_on(async { (status(admin).await, is_own(admin).await) });
-            // A lookup that hangs is not waited for.
-            runtime.shutdown_background();
-            let (status, is_own) = told;
-            Running::of_status(&status?, is_own)
+            let (status, addresses) = runtime::run(status(admin))??;
+            let own = OwnAddresses::read();
+            Running::of_status(&status, addresses.iter().all(|address| own.has(address.ip())))
                 .with_context(|| format!("{admin} answers, but not as an admin listener of this version does"))?
         }
         (None, Some(from)) => Running::of_config(&Config::load(from)?),
@@ -46,12 +43,6 @@ pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
         bail!("a reload to {} would be refused now: {error}", options.config.display());
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Whether it is an address of this machine.
-async fn is_own(admin: &Destination) -> bool {
-    let own = OwnAddresses::read();
-    addresses(admin).await.is_ok_and(|all| all.iter().all(|address| own.has(address.ip())))
 }
 
 /// What runs now.

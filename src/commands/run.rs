@@ -130,7 +130,7 @@ async fn serve(
             return Ok(ExitCode::from(if reason.is_configuration() { EXIT_CONFIG } else { 1 }));
         }
     };
-    logging.tell_losses(Arc::clone(server.counters()));
+    logging::tell_losses(Arc::clone(server.counters()));
     let manager = Manager::find();
     let watchdog = manager.keep_telling();
     match predecessor.map(Predecessor::dismiss) {

@@ -1,4 +1,4 @@
-//! The threads of a running router.
+//! The threads of a running router, and of commands that ask others.
 
 use std::io;
 use std::num::NonZero;
@@ -41,6 +41,14 @@ fn make(threads: usize) -> io::Result<()> {
 /// Of this process, if there is a `/proc` that tells.
 fn count() -> u64 {
     Process::myself().and_then(|process| process.status()).map_or(0, |status| status.threads)
+}
+
+/// On the thread that calls. A lookup that hangs is not waited for.
+pub(super) fn run<T>(asked: impl Future<Output = T>) -> io::Result<T> {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(asked);
+    runtime.shutdown_background();
+    Ok(result)
 }
 
 /// With one worker everything runs on the thread that calls.

@@ -156,11 +156,8 @@ fn build_tls(raw: raw::TlsCheck, path: &str, names: &[NamePattern], directory: &
             return Err(Wrong::at(path, message));
         }
     };
-    let first_exact = names.iter().find_map(|name| match name {
-        NamePattern::Exact(name) => Some(name.to_string()),
-        NamePattern::Suffix(_) => None,
-    });
-    let asked_name = verified_name.clone().or_else(|| ServerName::try_from(first_exact?).ok());
+    let first_exact = names.iter().find_map(NamePattern::as_exact);
+    let asked_name = verified_name.clone().or_else(|| ServerName::try_from(first_exact?.to_owned()).ok());
     Ok(TlsCheck { ca_file, verified_name, asked_name, client: None })
 }
 

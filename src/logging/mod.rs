@@ -6,8 +6,8 @@ mod writer;
 use std::cell::Cell;
 use std::ffi::OsString;
 use std::io::{IsTerminal, stderr};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use snigate::account::Counters;
@@ -19,9 +19,7 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
-use self::writer::Writer;
-
-static WRITER: OnceLock<Writer> = OnceLock::new();
+use self::writer::WRITER;
 
 /// Begins to log. `RUST_LOG` wins over the configured level.
 pub(crate) fn start(log: &Log) -> Logging {
@@ -39,15 +37,15 @@ pub(crate) fn start(log: &Log) -> Logging {
         LogFormat::Json => true,
     };
     let shape = if as_json { Shape::Json } else { Shape::Text { is_colored: takes_color(&stderr()) } };
-    let writer = WRITER.get_or_init(Writer::start).clone();
-    tracing_subscriber::registry().with(filter).with(Lines { writer: writer.clone(), shape }).init();
+    WRITER.start();
+    tracing_subscriber::registry().with(filter).with(Lines(shape)).init();
     if let Some((value, reason)) = ignored {
         warn!(value, reason, "RUST_LOG is ignored");
     }
     std::panic::set_hook(Box::new(|panic| {
         error!(%panic, "panicked");
     }));
-    Logging { writer, level: is_configurable.then_some(level) }
+    Logging { level: is_configurable.then_some(level) }
 }
 
 /// Whether it is a terminal of somebody who has not said no (<https://no-color.org>).
@@ -71,16 +69,11 @@ fn at(level: Level) -> Targets {
 
 /// Writes what waits. Lines after this are lost.
 pub(crate) fn finish() {
-    if let Some(writer) = WRITER.get() {
-        writer.finish();
-    }
+    WRITER.finish();
 }
 
 /// Makes a line of each event.
-struct Lines {
-    writer: Writer,
-    shape: Shape,
-}
+struct Lines(Shape);
 
 #[derive(Clone, Copy)]
 enum Shape {
@@ -94,20 +87,19 @@ impl<S: Subscriber> Layer<S> for Lines {
             static LINE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
         }
         let mut line = LINE.take();
-        match self.shape {
+        match self.0 {
             Shape::Json => line::json(&mut line, event),
             Shape::Text { is_colored } => line::text(&mut line, event, is_colored),
         }
         line.push(b'\n');
-        self.writer.put(&line);
+        WRITER.put(&line);
         line.clear();
         LINE.set(line);
     }
 }
 
-/// What is logged, and what could not be.
+/// How it can be changed.
 pub(crate) struct Logging {
-    writer: Writer,
     /// `None`: `RUST_LOG` has decided.
     level: Option<reload::Handle<Targets, Registry>>,
 }
@@ -119,22 +111,21 @@ impl Logging {
             warn!(%reason, "cannot change log.level");
         }
     }
+}
 
-    /// Counts lost lines, and says how many there were as soon as somebody reads again. Within a tokio runtime.
-    pub(crate) fn tell_losses(&self, counters: Arc<Counters>) {
-        let writer = self.writer.clone();
-        tokio::spawn(async move {
-            let mut turn = interval(Duration::from_secs(1));
-            let mut told = 0;
-            loop {
-                turn.tick().await;
-                let lost = writer.lost();
-                counters.log_lines_lost.store(lost, Relaxed);
-                if lost > told && writer.is_read() {
-                    warn!(lost = lost - told, "log lines were lost: they could not be written, or not fast enough");
-                    told = lost;
-                }
+/// Counts lost lines, and says how many there were as soon as somebody reads again. Within a tokio runtime.
+pub(crate) fn tell_losses(counters: Arc<Counters>) {
+    tokio::spawn(async move {
+        let mut turn = interval(Duration::from_secs(1));
+        let mut told = 0;
+        loop {
+            turn.tick().await;
+            let lost = WRITER.lost();
+            counters.log_lines_lost.store(lost, Relaxed);
+            if lost > told && WRITER.is_read() {
+                warn!(lost = lost - told, "log lines were lost: they could not be written, or not fast enough");
+                told = lost;
             }
-        });
-    }
+        }
+    });
 }

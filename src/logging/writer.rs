@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Write, stderr};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -17,22 +17,26 @@ const PACE: Duration = Duration::from_millis(10);
 /// For how long the last lines may take at the exit.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-#[derive(Clone)]
-pub(super) struct Writer(Arc<Shared>);
+/// Of the process, as its standard error is.
+pub(super) static WRITER: Writer = Writer {
+    waiting: Mutex::new(Waiting { lines: Vec::new(), has_failed: false, is_closed: false, is_running: false }),
+    changed: Condvar::new(),
+    lost: AtomicU64::new(0),
+};
 
-struct Shared {
+pub(super) struct Writer {
     waiting: Mutex<Waiting>,
     changed: Condvar,
     lost: AtomicU64,
 }
 
-#[derive(Default)]
 struct Waiting {
     lines: Vec<u8>,
     /// What was written last could not be.
     has_failed: bool,
     is_closed: bool,
-    has_ended: bool,
+    /// Whether there is the thread.
+    is_running: bool,
 }
 
 impl Writer {
@@ -41,49 +45,45 @@ impl Writer {
     /// # Panics
     ///
     /// If there is no thread to be had: the program has just begun, and needs more of them.
-    pub(super) fn start() -> Self {
-        let shared = Arc::new(Shared { waiting: Mutex::default(), changed: Condvar::new(), lost: AtomicU64::new(0) });
-        let writer = Self(Arc::clone(&shared));
-        thread::Builder::new().name("log".into()).spawn(move || shared.write()).expect("a thread for the log");
-        writer
+    pub(super) fn start(&'static self) {
+        self.lock().is_running = true;
+        thread::Builder::new().name("log".into()).spawn(|| self.write()).expect("a thread for the log");
     }
 
     /// Takes a line, with its end, or counts that it cannot.
     pub(super) fn put(&self, line: &[u8]) {
-        let mut waiting = self.0.lock();
+        let mut waiting = self.lock();
         if waiting.is_closed || waiting.lines.len() + line.len() > MAX_WAITING {
-            self.0.lost.fetch_add(1, Relaxed);
+            self.lost.fetch_add(1, Relaxed);
             return;
         }
         let is_first = waiting.lines.is_empty();
         waiting.lines.extend(line);
         drop(waiting);
         if is_first {
-            self.0.changed.notify_all();
+            self.changed.notify_all();
         }
     }
 
     /// Lines.
     pub(super) fn lost(&self) -> u64 {
-        self.0.lost.load(Relaxed)
+        self.lost.load(Relaxed)
     }
 
     /// Whether a line that is put now will probably be read.
     pub(super) fn is_read(&self) -> bool {
-        let waiting = self.0.lock();
+        let waiting = self.lock();
         !waiting.has_failed && waiting.lines.len() < MAX_WAITING / 2
     }
 
     /// Writes what waits, if that is possible soon.
     pub(super) fn finish(&self) {
-        let mut waiting = self.0.lock();
+        let mut waiting = self.lock();
         waiting.is_closed = true;
-        self.0.changed.notify_all();
-        let _ = self.0.changed.wait_timeout_while(waiting, PATIENCE, |waiting| !waiting.has_ended);
+        self.changed.notify_all();
+        let _ = self.changed.wait_timeout_while(waiting, PATIENCE, |waiting| waiting.is_running);
     }
-}
 
-impl Shared {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -94,7 +94,7 @@ impl Shared {
             let is_idle = |waiting: &mut Waiting| waiting.lines.is_empty() && !waiting.is_closed;
             let mut waiting = self.changed.wait_while(self.lock(), is_idle).unwrap_or_else(PoisonError::into_inner);
             if waiting.lines.is_empty() {
-                waiting.has_ended = true;
+                waiting.is_running = false;
                 self.changed.notify_all();
                 return;
             }

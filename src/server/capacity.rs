@@ -6,7 +6,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
-use super::{StartError, memory};
+use super::StartError;
+use super::memory::Memory;
 use crate::relay::{self, Engine};
 use crate::upstream::health::MAX_CHECKS;
 
@@ -40,7 +41,12 @@ pub(super) fn raise_limit() {
 }
 
 /// What so many listeners and this engine leave for connections; an error if that is less than configured.
-pub(super) fn share(configured: Option<usize>, listeners: usize, engine: Engine) -> Result<Share, StartError> {
+pub(super) fn share(
+    configured: Option<usize>,
+    listeners: usize,
+    engine: Engine,
+    memory: Memory,
+) -> Result<Share, StartError> {
     let descriptors = getrlimit(Resource::Nofile).current;
     let pipes = match engine {
         Engine::Copy => 0,
@@ -56,8 +62,8 @@ pub(super) fn share(configured: Option<usize>, listeners: usize, engine: Engine)
             wanted
         }
         (Some(wanted), None) => wanted,
-        (None, Some(available)) => derived(available, reserved).min(memory::connections()).max(1),
-        (None, None) => MAX_CONNECTIONS.min(memory::connections()).max(1),
+        (None, Some(available)) => derived(available, reserved).min(memory.connections()).max(1),
+        (None, None) => MAX_CONNECTIONS.min(memory.connections()).max(1),
     };
     Ok(Share { connections, listeners, pipes, descriptors })
 }

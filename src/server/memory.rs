@@ -13,19 +13,26 @@ const MIN_HELD: u64 = 8 * 1024 * 1024;
 /// An idle connection has half of this, most of it the kernel's; one that a client stalls in its hello no more.
 const PER_CONNECTION: u64 = 16 * 1024;
 
-/// How many bytes may be held where it is not configured.
-pub(super) fn held_bytes() -> usize {
-    usize::try_from((available() / SHARE).max(MIN_HELD)).unwrap_or(usize::MAX)
-}
+/// So many bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Memory(u64);
 
-/// How many connections there is memory for.
-pub(super) fn connections() -> usize {
-    usize::try_from(available() / PER_CONNECTION).unwrap_or(usize::MAX)
-}
+impl Memory {
+    /// As much as there is now: of the machine, or of the control groups.
+    pub(super) fn read() -> Self {
+        let own = read_to_string("/proc/self/cgroup").unwrap_or_default();
+        Self(cgroup_limit(Path::new("/sys/fs/cgroup"), &own).unwrap_or(u64::MAX).min(total()))
+    }
 
-fn available() -> u64 {
-    let own = read_to_string("/proc/self/cgroup").unwrap_or_default();
-    cgroup_limit(Path::new("/sys/fs/cgroup"), &own).unwrap_or(u64::MAX).min(total())
+    /// How many bytes may be held where it is not configured.
+    pub(super) fn held_bytes(self) -> usize {
+        usize::try_from((self.0 / SHARE).max(MIN_HELD)).unwrap_or(usize::MAX)
+    }
+
+    /// How many connections there is memory for.
+    pub(super) fn connections(self) -> usize {
+        usize::try_from(self.0 / PER_CONNECTION).unwrap_or(usize::MAX)
+    }
 }
 
 fn total() -> u64 {
@@ -75,6 +82,6 @@ mod tests {
         write("memory/c/memory.limit_in_bytes", "67108864\n");
         assert_eq!(cgroup_limit(root, "9:cpu,cpuacct:/\n4:memory:/c/d\n"), Some(64 << 20));
         assert_eq!(cgroup_limit(root, "nonsense"), None);
-        assert!(held_bytes() >= 8 << 20);
+        assert!(Memory::read().held_bytes() >= 8 << 20);
     }
 }

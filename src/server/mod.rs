@@ -25,6 +25,7 @@ use self::capacity::{Capacity, Share};
 pub use self::generation::{At, Changes, Generation};
 pub use self::listening::Inherited;
 use self::listening::{Acceptor, Listening, Opened};
+use self::memory::Memory;
 use crate::accept::BindError;
 use crate::account::Counters;
 use crate::admin::{self, State};
@@ -127,6 +128,7 @@ pub enum ReloadError {
 
 /// All that a configuration needs and might not get.
 struct Prepared {
+    memory: Memory,
     share: Share,
     listeners: Vec<Source>,
     admin: Option<Source>,
@@ -214,7 +216,8 @@ impl Server {
     /// All that can fail, and changes nothing.
     fn prepare(&self, config: &Config, mut inherited: Vec<Inherited>) -> Result<Prepared, StartError> {
         let Limits { connections, hello_bytes: _, held_bytes: _, source: _ } = config.limits;
-        let share = capacity::share(connections, config.listeners.len(), config.relay)?;
+        let memory = Memory::read();
+        let share = capacity::share(connections, config.listeners.len(), config.relay, memory)?;
         let mut running: Vec<Option<SocketAddr>> =
             self.listeners.iter().map(|(listening, _)| Some(listening.configured)).collect();
         let mut listeners = Vec::new();
@@ -237,7 +240,7 @@ impl Server {
         for Inherited { address, socket: _ } in inherited {
             info!(%address, "inherited, but not configured: closed");
         }
-        Ok(Prepared { share, listeners, admin })
+        Ok(Prepared { memory, share, listeners, admin })
     }
 
     /// Where the listeners will be.
@@ -285,7 +288,7 @@ impl Server {
         };
         self.counters.refusal_log.admit(refusals_per_second);
         self.counters.reloads.digest.store(digest.unwrap_or(0), Relaxed);
-        held::set_limit(held_bytes.unwrap_or_else(memory::held_bytes));
+        held::set_limit(held_bytes.unwrap_or_else(|| prepared.memory.held_bytes()));
         self.capacity.set(prepared.share);
         self.counters.connections_limit.store(self.capacity.connections as u64, Relaxed);
         self.timeouts = timeouts;

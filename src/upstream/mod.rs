@@ -34,7 +34,7 @@ pub use self::destination::Destination;
 pub use self::endpoint::{Endpoint, EndpointId, LastCheck, Place};
 pub use self::failure::{ConnectError, Failure, plain};
 pub use self::health::{HealthCheck, HttpCheck, TlsCheck};
-pub use self::own::{Own, leads_to};
+pub use self::own::{Own, OwnAddresses, leads_to};
 use self::pool::Pool;
 pub use self::resolve::lookup;
 use crate::name::NamePattern;

@@ -12,20 +12,38 @@ pub fn leads_to(address: SocketAddr, listener: SocketAddr) -> bool {
         && (ip == listening || (ip.is_unspecified() && listening.is_loopback()) || (listening.is_unspecified() && here))
 }
 
+/// The addresses of this machine.
+#[derive(Debug)]
+pub struct OwnAddresses(Vec<IpAddr>);
+
+impl OwnAddresses {
+    /// As they are now.
+    #[must_use]
+    pub fn read() -> Self {
+        // Where the kernel does not say, addresses are taken for somebody else's.
+        Self(if_addrs::get_if_addrs().unwrap_or_default().iter().map(if_addrs::Interface::ip).collect())
+    }
+
+    /// Whether this is one of them.
+    #[must_use]
+    pub fn has(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        address.is_loopback() || self.0.contains(&address)
+    }
+}
+
 /// The same for all listeners, where this machine may be asked which addresses are its own: once, and only if it matters.
 #[derive(Debug)]
 pub struct Own<'a> {
     listeners: &'a [SocketAddr],
-    addresses: LazyCell<Vec<IpAddr>>,
+    addresses: LazyCell<OwnAddresses>,
 }
 
 impl<'a> Own<'a> {
     /// Of these listeners.
     #[must_use]
     pub fn new(listeners: &'a [SocketAddr]) -> Self {
-        // Where the kernel does not say, addresses are taken for somebody else's.
-        let ask = || if_addrs::get_if_addrs().unwrap_or_default().iter().map(if_addrs::Interface::ip).collect();
-        Self { listeners, addresses: LazyCell::new(ask) }
+        Self { listeners, addresses: LazyCell::new(OwnAddresses::read) }
     }
 
     /// Whether a connection to `address` arrives at one of them.
@@ -33,8 +51,7 @@ impl<'a> Own<'a> {
     pub fn is_led_to(&self, address: SocketAddr) -> bool {
         let same_port = || self.listeners.iter().filter(|listener| listener.port() == address.port());
         same_port().any(|listener| leads_to(address, *listener))
-            || (same_port().any(|listener| listener.ip().is_unspecified())
-                && self.addresses.contains(&address.ip().to_canonical()))
+            || (same_port().any(|listener| listener.ip().is_unspecified()) && self.addresses.has(address.ip()))
     }
 }
 

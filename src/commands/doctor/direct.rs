@@ -10,6 +10,7 @@ use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ProtocolVersion};
 use snigate::name::NamePattern;
 use snigate::proxy_protocol;
+use snigate::units::time;
 use snigate::upstream::health::{Handshake, ask_once, said};
 use snigate::upstream::{Certificate, EXPIRES_SOON_SECONDS, Finding, HealthCheck, Thresholds};
 use tokio::io::AsyncWriteExt;
@@ -19,6 +20,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::report::{Check, Mark};
 use super::visit::{Visit, late};
+use crate::commands::first_of;
 
 /// The most names of a certificate that are listed.
 const MAX_NAMES: usize = 6;
@@ -152,7 +154,7 @@ fn names(visit: &Visit, address: SocketAddr, certificate: &Certificate) -> Optio
         return None;
     }
     let missing: Vec<&NamePattern> = certificate.not_covered(&wanted).collect();
-    let is_exact = |name: &NamePattern| matches!(name, NamePattern::Exact(_));
+    let is_exact = |name: &NamePattern| name.as_exact().is_some();
     let carried = carried(certificate);
     if missing.is_empty() {
         return Some(Check::new(Mark::Ok, "names", address, format!("the certificate is for {carried}")));
@@ -192,20 +194,14 @@ fn alias(visit: &Visit, certificate: &Certificate) -> String {
 }
 
 fn carried(certificate: &Certificate) -> String {
-    let names = certificate.names.iter().take(MAX_NAMES).map(|name| name.escape_debug().to_string());
-    let names: Vec<String> = names.collect();
-    match (names.len(), certificate.names.len().saturating_sub(MAX_NAMES)) {
-        (0, _) => "no DNS name".into(),
-        (_, 0) => names.join(", "),
-        (_, more) => format!("{} and {more} more", names.join(", ")),
+    if certificate.names.is_empty() {
+        return "no DNS name".into();
     }
+    first_of(certificate.names.iter().map(|name| name.escape_debug()), MAX_NAMES)
 }
 
 fn dates(address: SocketAddr, certificate: &Certificate, now: i64) -> Check {
-    let day = |seconds: i64| {
-        let time = UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
-        humantime::format_rfc3339_seconds(time).to_string().chars().take(10).collect::<String>()
-    };
+    let day = |seconds: i64| time(u64::try_from(seconds).unwrap_or(0)).to_string().chars().take(10).collect::<String>();
     let left = u64::try_from(certificate.expires - now).map(Duration::from_secs);
     let (mark, says) = match left {
         Err(_) => (Mark::Failed, format!("the certificate has expired on {}", day(certificate.expires))),

@@ -28,6 +28,15 @@ pub(super) async fn given_door(visit: Arc<Visit>, address: SocketAddr) -> Door {
     Door { check: Check::new(mark, "listener", address, says).since(begun), open }
 }
 
+/// Where a listener with this address is reached from its machine.
+pub(super) fn reached_at(mut listener: SocketAddr) -> SocketAddr {
+    if listener.ip().is_unspecified() {
+        // [::] takes IPv4, too.
+        listener.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    listener
+}
+
 /// A listener, on this machine.
 pub(super) async fn door(visit: Arc<Visit>, number: usize) -> Door {
     let Listener { name, address, balancers, .. } = &visit.here.config.listeners[number];
@@ -35,11 +44,7 @@ pub(super) async fn door(visit: Arc<Visit>, number: usize) -> Door {
         let says = "the kernel chooses its port, so the way through it is not checked; where is it? (--through)";
         return Door { check: Check::new(Mark::Note, "listener", name, says), open: None };
     }
-    let mut target = *address;
-    if target.ip().is_unspecified() {
-        // [::] takes IPv4, too.
-        target.set_ip(Ipv4Addr::LOCALHOST.into());
-    }
+    let target = reached_at(*address);
     let begun = Instant::now();
     let (mark, says, open) = match visit.connect(target).await {
         Ok(_) if balancers.is_some() => {

@@ -21,8 +21,8 @@ use tokio::task::JoinError;
 
 use self::report::{Report, Style, Tally};
 use self::visit::{Here, Visit};
-use super::addresses;
 use super::named::{Named, named};
+use super::{addresses, runtime};
 use crate::cli::Doctor;
 
 /// Lookups and connections at a time.
@@ -34,8 +34,7 @@ pub(super) fn run(options: &Doctor) -> anyhow::Result<ExitCode> {
         read_roots(ca).map_err(anyhow::Error::msg).context("--ca")?;
     }
     let chosen = choose(&config, &options.names)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(async {
+    runtime::run(async {
         let through = match &options.through {
             Some(through) => addresses(through).await.with_context(|| format!("--through {through}"))?,
             None => Vec::new(),
@@ -43,10 +42,7 @@ pub(super) fn run(options: &Doctor) -> anyhow::Result<ExitCode> {
         let here = Arc::new(Here::of(&config, through));
         let visit = |(route, below): (&Route, Option<String>)| Visit::of(route, below, &here, options.ca.as_deref());
         examine(&here, chosen.into_iter().map(visit).collect(), options).await
-    });
-    // A lookup that hangs is not waited for.
-    runtime.shutdown_background();
-    result
+    })?
 }
 
 /// Those that are named, in their order in the file, each as often as there are names below its wildcards; all, if none

@@ -1,21 +1,16 @@
 //! Whether the running snigate has taken the file.
 
-use std::time::{Duration, UNIX_EPOCH};
+use snigate::units::time;
 
-use snigate::upstream::Destination;
-
+use super::entrance::reached_at;
 use super::report::{Check, Mark};
-use crate::commands::admin;
-
 use super::visit::Here;
+use crate::commands::admin;
 
 /// `None`: there is nobody to ask.
 pub(super) async fn examine(here: &Here) -> Option<Check> {
     let config = &here.config;
-    let mut address = config.admin.filter(|address| address.port() != 0)?;
-    if address.ip().is_unspecified() {
-        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
-    }
+    let address = reached_at(config.admin.filter(|address| address.port() != 0)?);
     let is_elsewhere = here.has(address.ip()) && here.through.iter().any(|through| !here.has(through.ip()));
     let check = |mark, says: String| {
         let (mark, says) = if is_elsewhere {
@@ -25,8 +20,8 @@ pub(super) async fn examine(here: &Here) -> Option<Check> {
         };
         Some(Check::new(mark, "file", address, says))
     };
-    let status = match admin::status(&Destination::from(address)).await {
-        Ok(status) => status,
+    let status = match admin::status(&address.into()).await {
+        Ok((status, _)) => status,
         Err(_) if !here.through.is_empty() => return None,
         Err(error) => {
             return check(
@@ -39,7 +34,7 @@ pub(super) async fn examine(here: &Here) -> Option<Check> {
     let (Some(digest), Some(taken)) = (told["digest"].as_str(), told["last_success_timestamp_seconds"].as_u64()) else {
         return check(Mark::Note, "what answers is no admin listener of snigate".into());
     };
-    let taken = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(taken));
+    let taken = time(taken);
     let refused = told["last_reload_successful"] == false;
     let error = told["last_error"].as_str().unwrap_or("its log says why");
     let is_this = config.digest.is_some_and(|ours| digest == format!("{ours:016x}"));

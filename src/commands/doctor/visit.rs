@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
-use snigate::client_hello::Alpn;
 use snigate::config::{Config, Listener, Route};
 use snigate::name::NamePattern;
 use snigate::route::{Client, MatchedBy, RouteTable};
 use snigate::units::span;
 use snigate::upstream::health::TlsClient;
-use snigate::upstream::{Certificate, Destination, HttpCheck, Own, TlsCheck, connect_to, leads_to, lookup, plain};
+use snigate::upstream::{
+    Certificate, Destination, HttpCheck, Own, OwnAddresses, TlsCheck, connect_to, leads_to, lookup, plain,
+};
 use tokio::net::TcpStream;
 use tokio::task::JoinError;
 use tokio::time::timeout;
@@ -21,7 +22,7 @@ use super::entrance::{Door, door, given_door, name_leads_here};
 use super::report::{Check, Mark, Report};
 use super::{all, direct, through};
 use crate::commands::named::takes;
-use crate::commands::{KUBECTL_ALPN, OwnAddresses, route_table, unresolved};
+use crate::commands::{first_of, kubectl_alpn, route_table, unresolved};
 
 /// Where no health check says how long it may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -46,7 +47,7 @@ impl Here {
     /// The route that has this very name, for kubectl at this listener.
     pub(super) fn has_name(&self, name: &str, listener: usize) -> Option<&Route> {
         let server_name = snigate::name::ServerName::parse(name.as_bytes()).ok();
-        let found = self.table.find(&Client { server_name, alpn: Alpn::from_list(KUBECTL_ALPN).ok(), listener })?;
+        let found = self.table.find(&Client { server_name, alpn: kubectl_alpn(), listener })?;
         (found.by == MatchedBy::Exact).then(|| &self.config.routes[*found.target])
     }
 
@@ -117,11 +118,8 @@ impl Visit {
     /// Whether clients that ask for the route's names come here.
     async fn ways_here(self: &Arc<Self>) -> Result<Vec<Check>, JoinError> {
         let names = self.names();
-        let exact = names.iter().filter_map(|pattern| match pattern {
-            NamePattern::Exact(name) => Some(name.to_string()),
-            NamePattern::Suffix(_) => None,
-        });
-        let mut checks = all(exact.map(|name| name_leads_here(Arc::clone(&self.here), name))).await?;
+        let exact = names.iter().filter_map(NamePattern::as_exact);
+        let mut checks = all(exact.map(|name| name_leads_here(Arc::clone(&self.here), name.to_owned()))).await?;
         if let (true, Some(NamePattern::Suffix(suffix))) = (checks.is_empty(), names.first()) {
             let says = format!(
                 "which names below it clients ask for is not known here, so it is not checked where those lead, nor whether the \
@@ -233,9 +231,5 @@ async fn resolve(destination: Destination) -> (Option<Check>, Vec<SocketAddr>) {
 }
 
 pub(super) fn list(addresses: &[IpAddr]) -> String {
-    let listed: Vec<String> = addresses.iter().take(MAX_LISTED).map(ToString::to_string).collect();
-    match addresses.len().saturating_sub(MAX_LISTED) {
-        0 => listed.join(", "),
-        more => format!("{} and {more} more", listed.join(", ")),
-    }
+    first_of(addresses.iter(), MAX_LISTED)
 }

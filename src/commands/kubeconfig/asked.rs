@@ -1,14 +1,13 @@
 //! Which name kubectl has to ask for, so that it is led to the route and can verify who answers.
 
 use anyhow::{Context, bail};
-use snigate::client_hello::Alpn;
 use snigate::config::{Config, Route};
 use snigate::name::{NamePattern, ServerName};
 use snigate::route::{Client, RouteTable};
 
 use super::exact_names;
 use super::server::Server;
-use crate::commands::{KUBECTL_ALPN, route_table};
+use crate::commands::{kubectl_alpn, route_table};
 
 /// Clients that come to the router for one route.
 pub(super) struct Clients<'c> {
@@ -90,7 +89,7 @@ impl<'c> Clients<'c> {
 
     fn led_to(&self, name: Option<&str>) -> Option<&Route> {
         let server_name = name.map(|name| ServerName::parse(name.as_bytes())).transpose().ok()?;
-        let client = Client { server_name, alpn: Alpn::from_list(KUBECTL_ALPN).ok(), listener: self.listener };
+        let client = Client { server_name, alpn: kubectl_alpn(), listener: self.listener };
         self.table.find(&client).map(|found| &self.config.routes[*found.target])
     }
 
@@ -104,7 +103,7 @@ impl<'c> Clients<'c> {
     /// What to do where they are led elsewhere.
     fn cure(&self, expected: &[String]) -> String {
         let route = &self.route.name;
-        if !self.route.matchers.alpn_holds(Alpn::from_list(KUBECTL_ALPN).ok()) {
+        if !self.route.matchers.alpn_holds(kubectl_alpn()) {
             return format!(": kubectl offers h2 and http/1.1, and the route `{route}` wants another `alpn`");
         }
         format!("; expected {}", expected.join(", or "))

@@ -58,24 +58,16 @@ pub(super) fn run(options: &Kubeconfig) -> anyhow::Result<ExitCode> {
 
 fn find_route<'c>(config: &'c Config, name: &str) -> anyhow::Result<Named<'c>> {
     let mut found = named(config, name)?;
-    if let Some(number) = found.iter().position(|named| named.route.name == name) {
-        return Ok(found.swap_remove(number));
-    }
-    match found.pop() {
-        Some(only) if found.is_empty() => Ok(only),
-        last => {
-            let routes = || found.iter().chain(&last).map(|named| named.route);
-            let routes: Vec<&Route> = routes().collect();
-            bail!("several routes take `{name}`; expected one of {}", listed(routes.into_iter()))
-        }
-    }
+    let only = (found.len() == 1).then_some(0);
+    let Some(number) = found.iter().position(|named| named.route.name == name).or(only) else {
+        let routes = found.iter().map(|named| named.route);
+        bail!("several routes take `{name}`; expected one of {}", listed(routes));
+    };
+    Ok(found.swap_remove(number))
 }
 
 fn exact_names(route: &Route) -> impl Iterator<Item = &str> {
-    route.patterns.iter().filter_map(|pattern| match pattern {
-        NamePattern::Exact(name) => Some(&**name),
-        NamePattern::Suffix(_) => None,
-    })
+    route.patterns.iter().filter_map(NamePattern::as_exact)
 }
 
 /// Those that the API server's certificate carries, as somebody verifies them already.

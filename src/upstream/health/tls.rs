@@ -3,11 +3,10 @@
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, UNIX_EPOCH};
 
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -18,6 +17,7 @@ use super::super::failure;
 use super::TlsCheck;
 use super::verifier::Verifier;
 use crate::server_hello::alert_name;
+use crate::units::time;
 
 /// For one handshake: certificates are renewed under the same names.
 #[derive(Debug)]
@@ -97,10 +97,10 @@ pub fn said(error: &io::Error) -> String {
     match error.get_ref().and_then(|error| error.downcast_ref()) {
         Some(rustls::Error::AlertReceived(alert)) => return refused_with(*alert),
         Some(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
-            return format!("its certificate, or one of a CA above it, has expired on {}", date(*not_after));
+            return format!("its certificate, or one of a CA above it, has expired on {}", time(not_after.as_secs()));
         }
         Some(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. })) => {
-            return format!("its certificate is not valid before {}: is a clock wrong?", date(*not_before));
+            return format!("its certificate is not valid before {}: is a clock wrong?", time(not_before.as_secs()));
         }
         _ => {}
     }
@@ -129,10 +129,6 @@ fn refused_with(alert: AlertDescription) -> String {
         ),
         _ => format!("it refuses with the TLS alert {name}"),
     }
-}
-
-fn date(time: UnixTime) -> humantime::Rfc3339Timestamp {
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(time.as_secs()))
 }
 
 pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::access::Access;
 use super::condition::Acls;
+use super::keywords;
 use super::rules;
 use super::sections::{Line, Section};
 use crate::commands::import::Files;
@@ -14,7 +15,7 @@ use crate::commands::import::values::{duration, label, listen_address};
 /// Whether TLS comes to it, as far as that can be known.
 pub(super) fn takes_tls(lines: &[&Line]) -> bool {
     let mode = lines.iter().rfind(|line| line.words[0] == "mode").and_then(|line| line.words.get(1));
-    mode.is_none_or(|mode| !matches!(mode.as_str(), "http" | "health" | "log" | "spop" | "haterm"))
+    mode.is_none_or(|mode| mode == "tcp" || !keywords::is_mode(mode))
         || lines.iter().any(|line| is_bind(line) && ends_tls(line))
 }
 

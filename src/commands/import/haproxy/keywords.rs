@@ -34,6 +34,10 @@ pub(super) fn is_known(keyword: &str) -> bool {
     has(KEYWORDS, keyword) || keyword.starts_with('.') || FAMILIES.split(' ').any(|family| keyword.starts_with(family))
 }
 
+pub(super) fn is_mode(word: &str) -> bool {
+    has(MODES, word)
+}
+
 fn has(words: &str, word: &str) -> bool {
     words.split(' ').any(|one| one == word)
 }
