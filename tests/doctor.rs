@@ -9,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::api_server::{ApiServer, Mood};
-use crate::support::backend::closed;
+use crate::support::backend::{closed, free};
 use crate::support::tls::Authority;
 use crate::support::{Backend, Router, snigate};
 
@@ -454,4 +454,44 @@ fn routes_are_chosen_by_name() {
     assert_eq!((code, stdout.as_str()), (1, ""));
     assert_eq!(stderr, "snigate: no route is named `three`, or takes it by its `sni`; expected one of dev, one, two\n");
     assert_eq!(run(case.directory.path(), "listen: here\n", &[]).0, 78);
+}
+
+#[test]
+fn a_name_is_checked_at_the_listeners_where_it_leads_to_the_route() {
+    let [one, two, upstream] = [closed(), closed(), closed()];
+    let config = format!(
+        "listen: [\"{one}\", {{name: two, address: \"{two}\"}}]
+routes:
+  - {{name: deep, sni: \"*.a.localhost\", listener: two, upstream: \"{upstream}\"}}
+  - {{name: wide, sni: \"*.localhost\", upstream: \"{upstream}\"}}
+"
+    );
+    let directory = TempDir::new().unwrap();
+    let told = doctor(directory.path(), &config, &["q.a.localhost"]).document;
+    let listeners = |route: &Value| -> Vec<Value> {
+        let checks = route["checks"].as_array().unwrap().iter();
+        checks.filter(|check| check["step"] == "listener").map(|check| check["subject"].clone()).collect()
+    };
+    let routes = told["routes"].as_array().unwrap().iter();
+    let routes: Vec<_> = routes.map(|route| (route["name"].as_str().unwrap(), listeners(route))).collect();
+    assert_eq!(routes, [("deep", vec![two.to_string().into()]), ("wide", vec![one.to_string().into()])]);
+}
+
+#[test]
+fn a_snigate_here_is_not_the_one_elsewhere() {
+    let config = format!(
+        "listen: 127.0.0.1:0\nadmin: {}\nroutes: [{{sni: a.localhost, upstream: {{endpoints: \"{}\", connect: {{timeout: 100ms, per_try: 100ms}}}}}}]\n",
+        free(),
+        closed()
+    );
+    let router = Router::start(&config);
+    router.reload("listen: nonsense\n");
+    let config = format!("{config}watch: false\n");
+    let directory = TempDir::new().unwrap();
+    let running =
+        |through: &str| doctor(directory.path(), &config, &["--through", through]).document["running"][0].clone();
+    assert_eq!(running("127.0.0.1:1")["result"], "failed");
+    let told = running("192.0.2.1:1");
+    let expected = "on this machine, not where --through leads: the running snigate has another configuration";
+    assert!(told["result"] == "note" && told["says"].as_str().unwrap().starts_with(expected), "{told}");
 }

@@ -30,13 +30,16 @@ fn files(below: &str) -> Vec<(String, Vec<u8>)> {
     files.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap())).collect()
 }
 
+/// What the fuzzers of hellos check, all of them.
+fn hello(bytes: &[u8]) {
+    for property in [properties::client_hello, properties::records, properties::differential] {
+        property(bytes);
+    }
+}
+
 #[test]
 fn what_campaigns_have_found_holds() {
-    for bytes in found("client_hello") {
-        for property in [properties::client_hello, properties::records, properties::differential] {
-            property(&bytes);
-        }
-    }
+    found("client_hello").for_each(|bytes| hello(&bytes));
     found("proxy_header").for_each(|bytes| properties::proxy_header(&bytes));
     found("name").for_each(|bytes| properties::name(&bytes));
 }
@@ -52,9 +55,7 @@ fn a27_hellos_are_what_they_are_called_and_name_whom_rustls_sees() {
             Parsed::Invalid(_) => "refused",
         };
         assert!(name.starts_with(shape), "{name} is {shape}");
-        for property in [properties::client_hello, properties::records, properties::differential] {
-            property(&bytes);
-        }
+        hello(&bytes);
     }
 }
 

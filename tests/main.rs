@@ -8,7 +8,6 @@ mod clock;
 mod config;
 mod deploy;
 mod doctor;
-mod elsewhere;
 mod explain;
 mod faults;
 mod fuzz_seeds;

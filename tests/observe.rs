@@ -1,7 +1,7 @@
 //! Log lines and metrics.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -268,34 +268,48 @@ fn metric(admin: SocketAddr, series: &str) -> f64 {
     value.unwrap().parse().unwrap()
 }
 
+/// One whose log is not read here, at known ports of this address: where it listens, and its admin listener. All refusals
+/// are logged.
+fn unread(ip: IpAddr, backend: &Backend, stderr: impl Into<Stdio>) -> (Process, SocketAddr, SocketAddr) {
+    let (address, admin) = (SocketAddr::new(ip, 6443), SocketAddr::new(ip, 9443));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    let text = config(&[(NAME, backend.address())], "log: {refusals_per_second: 0}\n")
+        .replace("listen: 127.0.0.1:0", &format!("listen: {address}"))
+        .replace("admin: 127.0.0.1:0", &format!("admin: {admin}"));
+    std::fs::write(&path, text).unwrap();
+    let router = Process(snigate().args(["run", "-c"]).arg(&path).stderr(stderr).spawn().unwrap());
+    eventually("it listens", || std::net::TcpStream::connect(admin).is_ok());
+    (router, address, admin)
+}
+
+fn is_served(address: SocketAddr) -> bool {
+    let mut client = Client::send(address, &Hello::to(NAME).record());
+    client.finish();
+    client.rest().0 == b"served"
+}
+
+fn ask_wrongly(address: SocketAddr) {
+    let mut client = Client::send(address, b"GET / HTTP/1.1\r\n\r\n");
+    client.finish_if_open();
+    client.rest();
+}
+
 #[test]
 fn e12_a_log_that_nobody_reads_holds_nothing_up() {
     let backend = Backend::named("served");
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("snigate.yaml");
-    let text = format!("{}log: {{refusals_per_second: 0}}\n", config(&[(NAME, backend.address())], ""))
-        .replace("listen: 127.0.0.1:0", "listen: 127.9.1.1:6443")
-        .replace("admin: 127.0.0.1:0", "admin: {address: \"127.9.1.1:9443\", allow_remote: true}");
-    std::fs::write(&path, text).unwrap();
-    let mut router = Process(snigate().args(["run", "-c"]).arg(&path).stderr(Stdio::piped()).spawn().unwrap());
-    let (address, admin): (SocketAddr, SocketAddr) =
-        ("127.9.1.1:6443".parse().unwrap(), "127.9.1.1:9443".parse().unwrap());
-    eventually("it listens", || std::net::TcpStream::connect(admin).is_ok());
+    let (mut router, address, admin) = unread([127, 9, 1, 1].into(), &backend, Stdio::piped());
     let lost = || metric(admin, "snigate_log_lines_lost_total");
     // A pipe holds 64 KiB, and some thousand lines wait.
     let mut refused: u64 = 0;
     while lost() == 0.0 {
         for _ in 0..500 {
-            let mut client = Client::send(address, b"GET / HTTP/1.1\r\n\r\n");
-            client.finish_if_open();
-            client.rest();
+            ask_wrongly(address);
         }
         refused += 500;
         assert!(refused < 20_000, "no line is lost");
     }
-    let mut client = Client::send(address, &Hello::to(NAME).record());
-    client.finish();
-    assert_eq!(client.rest().0, b"served");
+    assert!(is_served(address));
 
     // As soon as somebody reads, it is told, and every line is there or counted.
     let lines = BufReader::new(router.0.stderr.take().unwrap()).lines().map(Result::unwrap);
@@ -316,21 +330,12 @@ fn e12_a_log_that_nobody_reads_holds_nothing_up() {
 #[test]
 fn e12_a_log_that_cannot_be_written_holds_nothing_up() {
     let backend = Backend::named("served");
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("snigate.yaml");
-    let text = config(&[(NAME, backend.address())], "")
-        .replace("listen: 127.0.0.1:0", "listen: 127.9.1.3:6443")
-        .replace("admin: 127.0.0.1:0", "admin: {address: \"127.9.1.3:9443\", allow_remote: true}");
-    std::fs::write(&path, text).unwrap();
-    let mut router = Process(snigate().args(["run", "-c"]).arg(&path).stderr(Stdio::piped()).spawn().unwrap());
-    drop(router.0.stderr.take());
-    let admin: SocketAddr = "127.9.1.3:9443".parse().unwrap();
+    let (log, stderr) = std::io::pipe().unwrap();
+    drop(log);
+    let (mut router, address, admin) = unread([127, 9, 1, 3].into(), &backend, stderr);
     let lost = || metric(admin, "snigate_log_lines_lost_total");
-    eventually("it listens", || std::net::TcpStream::connect(admin).is_ok());
     eventually("lines are lost", || lost() > 0.0);
-    let mut client = Client::send("127.9.1.3:6443".parse().unwrap(), &Hello::to(NAME).record());
-    client.finish();
-    assert_eq!(client.rest().0, b"served");
+    assert!(is_served(address));
     router.signal(rustix::process::Signal::TERM);
     assert_eq!(router.0.wait().unwrap().code(), Some(0));
 }
@@ -338,22 +343,13 @@ fn e12_a_log_that_cannot_be_written_holds_nothing_up() {
 #[test]
 fn e12_a_log_whose_writes_must_not_block_loses_nothing_either() {
     let backend = Backend::named("served");
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("snigate.yaml");
-    let text = format!("{}log: {{refusals_per_second: 0}}\n", config(&[(NAME, backend.address())], ""))
-        .replace("listen: 127.0.0.1:0", "listen: 127.9.1.4:6443");
-    std::fs::write(&path, text).unwrap();
     let (log, stderr) = std::io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&stderr, true).unwrap();
-    let mut router = Process(snigate().args(["run", "-c"]).arg(&path).stderr(stderr).spawn().unwrap());
-    let address: SocketAddr = "127.9.1.4:6443".parse().unwrap();
-    eventually("it listens", || std::net::TcpStream::connect(address).is_ok());
+    let (mut router, address, _) = unread([127, 9, 1, 4].into(), &backend, stderr);
     // Some times what a pipe holds.
     let refused = 1000;
     for _ in 0..refused {
-        let mut client = Client::send(address, b"GET / HTTP/1.1\r\n\r\n");
-        client.finish_if_open();
-        client.rest();
+        ask_wrongly(address);
     }
     let read = Arc::new(AtomicUsize::new(0));
     let reader = Arc::clone(&read);

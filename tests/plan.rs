@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use serde_json::Value;
 
 use crate::support::backend::{closed, free};
+use crate::support::network::{FAR, NEAR, Neighbour, alone};
 use crate::support::{Backend, Client, Hello, Router, eventually, snigate};
 
 /// One listener, and routes with these upstreams.
@@ -176,4 +177,25 @@ fn the_status_tells_what_runs() {
     assert_ne!(digest(&router), first);
     router.reload(&content);
     assert_eq!(digest(&router), first);
+}
+
+#[test]
+#[ignore = "needs root, unshare and ip"]
+fn a_machine_of_the_same_name_is_another_one() {
+    let config = |listen: &str| {
+        format!(
+            "listen: {listen}\nadmin: {{address: 0.0.0.0:9000, allow_remote: true}}\nroutes: [{{sni: a, upstream: \"127.0.0.1:1\"}}]\n"
+        )
+    };
+    let new = config(&format!("{FAR}:6443"));
+    let neighbour = Neighbour::new();
+    alone(&config("0.0.0.0:443"), &neighbour.link(), |_| {
+        let _taken = neighbour.inside(|| std::net::TcpListener::bind((FAR, 6443)).unwrap());
+        let elsewhere = neighbour.inside(|| plan(&new, &["--admin", &format!("{NEAR}:9000")]));
+        let expected =
+            format!("  + {FAR}:6443  begins to listen; on this machine it could not: address already in use\n");
+        assert!(elsewhere.1.contains(&expected) && elsewhere.0 == Some(0), "{elsewhere:?}");
+        let here = plan(&config("10.9.0.9:6443"), &["--admin", &format!("{NEAR}:9000")]);
+        assert!(here.1.contains("  + 10.9.0.9:6443  cannot be listened at: ") && here.0 == Some(1), "{here:?}");
+    });
 }
