@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::task::Context;
 use std::time::Duration;
 
 use rustix::net::SendFlags;
@@ -15,8 +16,8 @@ use crate::client_hello::ClientHello;
 use crate::hello::Hello;
 use crate::proxy_protocol::{self, Named};
 use crate::refusal::{Refusal, Refuse};
-use crate::relay::{self, Deadlines, Ending, Engine, Event, Side};
-use crate::roster::{Member, Order, Wait};
+use crate::relay::{self, Command, Deadlines, Ending, Engine, Event, Side};
+use crate::roster::{Member, Message, Order, Wait};
 use crate::route::{Client, RouteTable};
 use crate::server_hello::Answer;
 use crate::upstream::{Connected, Upstream};
@@ -129,11 +130,11 @@ pub fn serve<P: Send>(
             route.admit(account.source(), connections)?;
 
             let start = Instant::now();
-            let Connected { stream: upstream, place, passed_over } = tokio::select! {
+            let Connected { stream: upstream, local, place, passed_over } = tokio::select! {
                 connected = route.upstream.connect() => connected?,
                 () = reset(&client) => return Err(Outcome::ClientGone.into()),
             };
-            account.connected(start.elapsed(), place.endpoint().address, || upstream.local_addr().ok());
+            account.connected(start.elapsed(), place.endpoint().address, local);
             account.learn(|facts| facts.reason = passed_over.map(|failure| failure.to_string().into()));
             if let Some(version) = route.upstream.setup().settings.proxy_protocol {
                 announce(&upstream, version, &client, account.client(), named, &asked)?;
@@ -178,18 +179,21 @@ pub fn serve<P: Send>(
                 }
             }
         };
+        let commands = |cx: &mut Context<'_>| {
+            membership.poll_message(cx).map(|message| match message {
+                Message::End(_) => Command::Stop,
+                Message::Probe(since) => Command::Probe(since),
+            })
+        };
         let hello = hello.into_bytes();
-        let ending =
-            relay::copy_bidirectional(&client, upstream, engine, hello, &deadlines, &mut membership, happens).await;
+        let ending = relay::copy_bidirectional(&client, upstream, engine, hello, &deadlines, commands, happens).await;
         if matches!(ending, Ending::Closed(Side::Upstream) | Ending::Reset(Side::Upstream)) && account.complains() {
             place.did_not_answer("closed without an answer to a ClientHello");
         }
         drop((client, connected, permit));
         let (outcome, closed_by) = outcome_of(ending, membership.order());
         account.end(outcome, closed_by);
-        if ending == Ending::Stopped && membership.order() == Order::Removed {
-            account.learn(|facts| facts.reason = Some("a reload has removed its route or endpoint".into()));
-        }
+        account.learn(|facts| facts.reason = why_closed(ending, membership.order()).or(facts.reason.take()));
     }
 }
 
@@ -259,21 +263,30 @@ async fn reset(client: &TcpStream) {
     }
 }
 
+/// What the log says of a connection that was closed here, besides its outcome.
+fn why_closed(ending: Ending, order: Order) -> Option<Box<str>> {
+    match (ending, order) {
+        (Ending::Stopped, Order::Removed) => Some("a reload has removed its route or endpoint".into()),
+        (Ending::ProbeUnanswered, _) => Some("the endpoint is dead and does not acknowledge this connection".into()),
+        _ => None,
+    }
+}
+
 fn outcome_of(ending: Ending, order: Order) -> (Outcome, ClosedBy) {
     let by = |side| match side {
         Side::Client => ClosedBy::Client,
         Side::Upstream => ClosedBy::Upstream,
     };
     match ending {
-        Ending::Closed(side) => (Outcome::Completed, by(side)),
+        Ending::Closed(side) | Ending::ClosedThenReset(side) => (Outcome::Completed, by(side)),
         Ending::Reset(side @ Side::Client) => (Outcome::ClientReset, by(side)),
         Ending::Reset(side @ Side::Upstream) => (Outcome::UpstreamReset, by(side)),
         Ending::Dead(side) => (Outcome::PeerDead, by(side)),
         Ending::IdleTimeout => (Outcome::IdleTimeout, ClosedBy::Us),
         Ending::HalfCloseTimeout => (Outcome::HalfCloseTimeout, ClosedBy::Us),
+        Ending::ProbeUnanswered => (Outcome::CutEndpoint, ClosedBy::Us),
         Ending::Stopped => match order {
             Order::Drain | Order::Removed => (Outcome::Drained, ClosedBy::Us),
-            Order::EndpointGone => (Outcome::CutEndpoint, ClosedBy::Us),
             Order::Crowded => (Outcome::OverLimit, ClosedBy::Us),
         },
     }
@@ -282,7 +295,7 @@ fn outcome_of(ending: Ending, order: Order) -> (Outcome, ClosedBy) {
 /// Of a connection that has reached no endpoint yet.
 fn refusal_of(order: Order) -> Refusal {
     match order {
-        Order::Drain | Order::Removed | Order::EndpointGone => Outcome::Drained.into(),
+        Order::Drain | Order::Removed => Outcome::Drained.into(),
         Order::Crowded => Refusal::because(
             Outcome::OverLimit,
             "limits.connections is reached, and of those who have sent no hello it had waited longest",

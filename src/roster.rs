@@ -20,10 +20,17 @@ pub enum Order {
     Drain,
     /// A reload has removed its route or endpoint.
     Removed,
-    /// Its endpoint is gone.
-    EndpointGone,
     /// There is no place for others, and it only waits.
     Crowded,
+}
+
+/// What a connection is sent by the rest of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// It must end.
+    End(Order),
+    /// Its endpoint was found dead at this moment: it must find out whether its own connection to it is.
+    Probe(Instant),
 }
 
 /// So long a hello is awaited although there is no place for others: a round trip of anybody.
@@ -47,8 +54,8 @@ struct Members {
 
 #[derive(Debug)]
 struct Entry {
-    /// None once it has been told.
-    sender: Option<Sender<Order>>,
+    /// None once it has been sent a message, until it has received it; for ever, if it is to end.
+    sender: Option<Sender<Message>>,
     stage: Stage,
 }
 
@@ -124,7 +131,7 @@ impl Members {
             }
             // It has been told something else already, otherwise.
             if let Some(sender) = self.present[number as usize].sender.take() {
-                return sender.send(Order::Crowded).is_ok();
+                return sender.send(Message::End(Order::Crowded)).is_ok();
             }
         }
     }
@@ -144,8 +151,7 @@ impl Entry {
 /// One connection's entry; it leaves when this is dropped.
 #[derive(Debug)]
 pub struct Member {
-    /// Ready when this connection is to end.
-    told: Receiver<Order>,
+    messages: Receiver<Message>,
     order: Option<Order>,
     number: u32,
     roster: Arc<Roster>,
@@ -155,13 +161,13 @@ impl Roster {
     /// A connection is here.
     #[must_use]
     pub fn enter(self: &Arc<Self>) -> Member {
-        let (sender, told) = oneshot::channel();
+        let (sender, messages) = oneshot::channel();
         let mut members = self.members();
         let sender = (!members.closed).then_some(sender);
         let number = members.present.insert(Entry { sender, stage: Stage::OnTheWay });
         // There are never as many descriptors.
         let number = u32::try_from(number).unwrap_or(u32::MAX);
-        Member { told, order: None, number, roster: Arc::clone(self) }
+        Member { messages, order: None, number, roster: Arc::clone(self) }
     }
 
     /// There is no place for another one: whoever was refused and has not gone, or whose hello has been awaited longest, is
@@ -182,11 +188,12 @@ impl Roster {
         }
     }
 
-    /// Tells those that are connected to this endpoint; how many these are.
-    pub fn end_those_at(&self, endpoint: EndpointId, order: Order) -> usize {
+    /// Has those that are connected to this endpoint probe their connections, which was found dead at this moment; how many
+    /// these are.
+    pub fn probe_those_at(&self, endpoint: EndpointId, since: Instant) -> usize {
         let mut members = self.members();
         let those = members.present.iter_mut().filter(|(_, entry)| entry.is_at(|at| at == endpoint));
-        those.filter_map(|(_, entry)| entry.sender.take()?.send(order).ok()).count()
+        those.filter_map(|(_, entry)| entry.sender.take()?.send(Message::Probe(since)).ok()).count()
     }
 
     /// The numbers of those that are connected to one of these endpoints and have not been told to end.
@@ -205,7 +212,7 @@ impl Roster {
             if !entry.is_at(|at| endpoints.contains(&at)) {
                 return None;
             }
-            entry.sender.take()?.send(order).ok()
+            entry.sender.take()?.send(Message::End(order)).ok()
         };
         numbers.iter().filter_map(tell).count()
     }
@@ -252,17 +259,44 @@ impl Drop for Waiting {
     }
 }
 
-/// Ready when the connection is to end; once.
+impl Member {
+    /// The next message; none after the one to end.
+    pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Message> {
+        if self.order.is_some() {
+            return Poll::Pending;
+        }
+        let message = ready!(Pin::new(&mut self.messages).poll(cx)).unwrap_or(Message::End(Order::Drain));
+        match message {
+            Message::End(order) => self.order = Some(order),
+            Message::Probe(_) => self.receive_again(),
+        }
+        Poll::Ready(message)
+    }
+
+    /// After a message to end, sent to all, there is no other one: what is dropped says so at the next poll.
+    fn receive_again(&mut self) {
+        let (sender, messages) = oneshot::channel();
+        self.messages = messages;
+        let mut members = self.roster.members();
+        if members.closed {
+            return;
+        }
+        if let Some(entry) = members.present.get_mut(self.number as usize) {
+            entry.sender = Some(sender);
+        }
+    }
+}
+
+/// Ready when the connection is to end; once. For those that have not reached an endpoint, and so are sent nothing else.
 impl Future for Member {
     type Output = Order;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Order> {
-        if self.order.is_some() {
-            return Poll::Pending;
+        loop {
+            if let Message::End(order) = ready!(self.poll_message(cx)) {
+                return Poll::Ready(order);
+            }
         }
-        let order = ready!(Pin::new(&mut self.told).poll(cx)).unwrap_or(Order::Drain);
-        self.order = Some(order);
-        Poll::Ready(order)
     }
 }
 
@@ -340,12 +374,34 @@ mod tests {
             member
         });
         let nowhere = roster.enter();
-        assert_eq!(roster.end_those_at(endpoints[0], Order::EndpointGone), 1);
-        assert_eq!(roster.end_those_at(endpoints[0], Order::EndpointGone), 0, "once");
+        let these = HashSet::from([endpoints[0]]);
+        let all = roster.those_at(&these);
+        assert_eq!(roster.end(&all, &these, Order::Removed), 1);
+        assert_eq!(roster.end(&all, &these, Order::Removed), 0, "once");
         let [there, elsewhere] = members;
-        assert_eq!(there.await, Order::EndpointGone);
+        assert_eq!(there.await, Order::Removed);
         for mut member in [elsewhere, nowhere] {
             assert!(!is_told(&mut member));
         }
+    }
+
+    #[tokio::test]
+    async fn b08_connections_are_probed_again_and_again_and_miss_no_order() {
+        let roster = Arc::new(Roster::default());
+        let endpoint = EndpointId::next();
+        let mut member = roster.enter();
+        member.reached(endpoint);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        for _ in 0..3 {
+            let since = Instant::now();
+            assert_eq!(roster.probe_those_at(endpoint, since), 1);
+            assert_eq!(roster.probe_those_at(endpoint, since), 0, "it has not received the first one yet");
+            assert_eq!(member.poll_message(&mut cx), Poll::Ready(Message::Probe(since)));
+            assert_eq!(member.poll_message(&mut cx), Poll::Pending);
+        }
+        assert_eq!(roster.probe_those_at(endpoint, Instant::now()), 1);
+        roster.end_all();
+        assert!(matches!(member.poll_message(&mut cx), Poll::Ready(Message::Probe(_))));
+        assert_eq!(member.poll_message(&mut cx), Poll::Ready(Message::End(Order::Drain)), "sent in between");
     }
 }

@@ -27,6 +27,8 @@ pub(crate) struct Acknowledged {
     pub(crate) outstanding: u32,
     /// How long ago it last acknowledged anything: bytes, keepalives, or probes of its closed window.
     pub(crate) last: Duration,
+    /// How long ago anything came from it: an acknowledgement or bytes.
+    pub(crate) heard: Duration,
 }
 
 /// `TCP_INFO` (tcp(7)), as far as it is needed here.
@@ -51,7 +53,9 @@ pub(crate) fn acknowledged(socket: impl AsFd) -> io::Result<Acknowledged> {
     // SAFETY: it consists of numbers, for which all zeroes, as it was made, and whatever the kernel wrote are valid.
     #[expect(unsafe_code, reason = "neither socket2 nor rustix offers SIOCOUTQ or TCP_INFO")]
     let info = unsafe { info.assume_init() };
-    Ok(Acknowledged { outstanding: info.tcpi_unacked, last: Duration::from_millis(info.tcpi_last_ack_recv.into()) })
+    let last = Duration::from_millis(info.tcpi_last_ack_recv.into());
+    let heard = last.min(Duration::from_millis(info.tcpi_last_data_recv.into()));
+    Ok(Acknowledged { outstanding: info.tcpi_unacked, last, heard })
 }
 
 #[cfg(test)]

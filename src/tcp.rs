@@ -31,17 +31,40 @@ impl TcpOptions {
     /// Sets them, and `TCP_NODELAY`. What a listener accepts inherits all of them (Linux).
     ///
     /// `TCP_USER_TIMEOUT` is left alone: where it is set, the kernel counts no keepalive probes any more (tcp(7)).
+    ///
+    /// Urgent bytes (`MSG_OOB`) are bytes like others, in their place in the stream: nothing that is sent is lost.
     pub fn apply(&self, socket: &impl AsFd) -> io::Result<()> {
         let options = SockRef::from(socket);
-        let keepalive = TcpKeepalive::new()
-            .with_time(self.keepalive_idle)
-            .with_interval(self.keepalive_interval)
-            .with_retries(self.keepalive_count);
-        options.set_tcp_keepalive(&keepalive)?;
+        self.keep_alive(socket)?;
+        options.set_out_of_band_inline(true)?;
         // Each side of a handshake is about to answer: its acknowledgement can ride with the bytes that follow at once,
         // from the client's hello and from ours to the API server. A packet saved on both legs.
         set_tcp_quickack(socket, false)?;
         options.set_tcp_nodelay(true)
+    }
+
+    /// The part of it that is about keepalives.
+    pub(crate) fn keep_alive(&self, socket: &impl AsFd) -> io::Result<()> {
+        let keepalive = TcpKeepalive::new()
+            .with_time(self.keepalive_idle)
+            .with_interval(self.keepalive_interval)
+            .with_retries(self.keepalive_count);
+        SockRef::from(socket).set_tcp_keepalive(&keepalive)
+    }
+
+    /// Has the kernel send keepalives now, one a second, until the options that it had, which are returned, are set again.
+    /// None is sent while bytes wait for an acknowledgement: these are sent again instead.
+    pub(crate) fn probe(socket: &impl AsFd) -> io::Result<Self> {
+        let options = SockRef::from(socket);
+        let before = Self {
+            keepalive_idle: options.tcp_keepalive_time()?,
+            keepalive_interval: options.tcp_keepalive_interval()?,
+            keepalive_count: options.tcp_keepalive_retries()?,
+        };
+        let second = Duration::from_secs(1);
+        // Whether the peer is dead is not for the kernel to decide, so it counts to more than it will send.
+        Self { keepalive_idle: second, keepalive_interval: second, keepalive_count: 100 }.keep_alive(socket)?;
+        Ok(before)
     }
 }
 

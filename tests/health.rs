@@ -1,7 +1,7 @@
 //! Pools: endpoints that are checked, that fail, and that come back.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::support::api_server::{ApiServer, Mood};
 use crate::support::backend::{black_hole, free};
 use crate::support::client::{End, alert};
 use crate::support::tls::{Authority, get};
-use crate::support::{Backend, Client, Hello, Process, Router, eventually};
+use crate::support::{Backend, Client, Hello, PATIENCE, Process, Router, eventually};
 
 const NAME: &str = "a.example";
 
@@ -121,7 +121,9 @@ fn certificates_that_do_not_verify_make_an_endpoint_dead_and_cut_nothing() {
         };
         eventually("it is ready again", || count("ready") == count("dead"));
     }
-    assert!(router.log().iter().all(|line| line["message"] != "connections of a dead endpoint are cut"));
+    assert!(
+        router.log().iter().all(|line| !line["message"].as_str().is_some_and(|message| message.contains("are probed")))
+    );
     router.wait("the other key", |line| line["message"] == "certificate" && line["changed"] == "another key");
     router.wait("the expired one", |line| {
         line["message"].as_str().is_some_and(|told| told == "certificate has expired")
@@ -195,52 +197,156 @@ fn b13_a_check_that_hangs_ends_and_leaks_nothing() {
     assert!(now <= open + 6.0, "{open} descriptors have become {now}");
 }
 
-/// Closes the door, but leaves those inside alone: no packet to the listening socket arrives.
-fn black_out(listener: &TcpListener) {
-    Socket::from(listener.try_clone().unwrap()).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).unwrap();
+/// No packet to this socket arrives any more. For a listening one: those that it has accepted are left alone.
+fn black_out<S: Into<Socket>>(socket: S) {
+    socket.into().attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).unwrap();
 }
 
-/// A connection to an endpoint that goes away, when its checks have found that out.
-fn left_alone_with_a_gone_endpoint(policy: &str) -> (Router, Client) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let going = Backend::start_on(listener.try_clone().unwrap(), |mut stream| {
-        let _ = stream.write_all(b"here");
-        let _ = stream.read_to_end(&mut Vec::new());
-    });
-    let staying = Backend::named("there");
-    let router = router(
-        &[going.address(), staying.address()],
-        &format!(
-            "balance: round_robin\n      dead: {{grace: 300ms, connections: {policy}}}\n      health_check: {{interval: 100ms, fall: 2}}"
-        ),
+/// An endpoint that goes away beside one that stays, and a stream to it.
+struct Going {
+    router: Router,
+    client: Client,
+    /// The endpoint's end of the stream.
+    stream: TcpStream,
+    /// `None` once nobody listens there any more.
+    listener: Option<TcpListener>,
+    address: SocketAddr,
+    staying: Backend,
+}
+
+impl Going {
+    /// With such a `dead` key.
+    fn start(dead: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let staying = Backend::named("there");
+        let router = router(
+            &[address, staying.address()],
+            &format!("balance: round_robin\n      dead: {dead}\n      health_check: {{interval: 100ms, fall: 2}}"),
+        );
+        let hello = Hello::to(NAME).record();
+        let client = Client::send(router.address(), &hello);
+        // Checks come, too, and say nothing.
+        let stream = loop {
+            let mut stream = listener.accept().unwrap().0;
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            if stream.read_exact(&mut vec![0; hello.len()]).is_ok() {
+                break stream;
+            }
+        };
+        let mut going = Self { router, client, stream, listener: Some(listener), address, staying };
+        going.flows();
+        going.client.stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        going
+    }
+
+    fn flows(&mut self) {
+        self.stream.write_all(b"down").unwrap();
+        assert_eq!(self.client.read(4), b"down");
+        self.client.write(b"up");
+        self.stream.read_exact(&mut [0; 2]).unwrap();
+    }
+
+    /// The checks have found out, and new connections go elsewhere.
+    fn is_dead(&self, cause: &str) {
+        let change = state(&self.router, self.address, "dead");
+        assert_eq!((change["cause"].as_str(), change["connections"].as_u64()), (Some(cause), Some(1)));
+        assert_eq!(reached(&self.router), self.staying.address().to_string());
+    }
+
+    fn wait_for_probe(&self) {
+        self.router.wait("the probe", |line| {
+            line["message"]
+                .as_str()
+                .is_some_and(|message| message.starts_with("connections of a dead endpoint are probed"))
+                && line["connections"] == 1
+        });
+    }
+
+    fn ended_as(&self) -> (Value, Value) {
+        let account = self.router.account_of(self.client.address());
+        (account["outcome"].clone(), account["closed_by"].clone())
+    }
+}
+
+/// How an API server looks that shuts down: it listens no more, and serves its streams to their ends.
+#[test]
+fn b23_streams_of_an_endpoint_that_refuses_connections_last_until_it_ends_them() {
+    let mut going = Going::start("{grace: 300ms}");
+    going.listener = None;
+    going.is_dead("connect: connection refused");
+    going.wait_for_probe();
+    // Longer than a probe takes. Nothing else could show that nothing happens.
+    std::thread::sleep(Duration::from_secs(6));
+    going.flows();
+    going.stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(going.client.rest(), (Vec::new(), End::Fin));
+    going.client.finish();
+    assert_eq!(going.ended_as(), ("completed".into(), "upstream".into()));
+}
+
+/// Frozen, and with a full queue: its kernel answers for the connections that it has.
+#[test]
+fn b23_streams_that_a_frozen_endpoints_kernel_acknowledges_last() {
+    let mut going = Going::start("{grace: 300ms}");
+    black_out(going.listener.as_ref().unwrap().try_clone().unwrap());
+    going.is_dead("connect: no answer within 100ms");
+    going.wait_for_probe();
+    std::thread::sleep(Duration::from_secs(6));
+    going.flows();
+}
+
+#[test]
+fn b08_silent_streams_of_an_endpoint_that_is_gone_are_probed_and_closed_after_the_grace() {
+    let mut going = Going::start("{grace: 300ms}");
+    black_out(going.listener.as_ref().unwrap().try_clone().unwrap());
+    black_out(going.stream.try_clone().unwrap());
+    going.is_dead("connect: no answer within 100ms");
+    going.wait_for_probe();
+    going.client.rest();
+    assert_eq!(going.ended_as(), ("cut_endpoint".into(), "us".into()));
+    let account = going.router.account_of(going.client.address());
+    assert_eq!(account["reason"], "the endpoint is dead and does not acknowledge this connection");
+}
+
+/// What was sent and not acknowledged is the probe then: no keepalive is sent beside it.
+#[test]
+fn b08_streams_with_bytes_on_the_way_to_an_endpoint_that_is_gone_are_closed_after_the_grace() {
+    let mut going = Going::start("{grace: 300ms}");
+    going.listener = None;
+    black_out(going.stream.try_clone().unwrap());
+    going.client.write(b"into the void");
+    going.is_dead("connect: connection refused");
+    going.client.rest();
+    assert_eq!(going.ended_as(), ("cut_endpoint".into(), "us".into()));
+}
+
+#[test]
+fn b08_connections_of_an_endpoint_that_is_gone_are_kept_if_the_operator_wants() {
+    let mut going = Going::start("{grace: 300ms, connections: keep}");
+    black_out(going.listener.as_ref().unwrap().try_clone().unwrap());
+    going.is_dead("connect: no answer within 100ms");
+    going.client.stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    assert!(going.client.stream.read(&mut [0]).is_err(), "longer than the grace, nothing happens");
+    going.flows();
+}
+
+/// One answer may be a mistake. The second is asked for at once, not after an interval.
+#[test]
+fn b12_an_endpoint_that_says_that_it_shuts_down_is_believed_soon() {
+    let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
+    let (going, staying) = (ApiServer::start(&authority, NAME), ApiServer::start(&authority, NAME));
+    let check = format!(
+        "health_check: {{interval: 3s, fall: 127, tls: {{ca_file: {}}}, http: {{}}}}",
+        authority.write(directory.path(), "ca.pem").display()
     );
-    let mut client = Client::send(router.address(), &Hello::to(NAME).record());
-    assert_eq!(client.read(4), b"here", "in turn");
-    black_out(&listener);
-    let told = state(&router, going.address(), "dead");
-    assert_eq!(told["cause"], "connect: no answer within 100ms");
-    assert_eq!(told["connections"], 1);
-    assert_eq!(reached(&router), staying.address().to_string());
-    (router, client)
-}
-
-#[test]
-fn b08_connections_of_an_endpoint_that_is_gone_are_cut_after_a_grace() {
-    let (router, mut client) = left_alone_with_a_gone_endpoint("cut");
-    client.rest();
-    let account = router.account_of(client.address());
-    assert_eq!((account["outcome"].as_str(), account["closed_by"].as_str()), (Some("cut_endpoint"), Some("us")));
-    router.wait("the count", |line| line["cut"] == 1);
-}
-
-#[test]
-fn connections_of_an_endpoint_that_is_gone_are_kept_if_the_operator_wants() {
-    let (router, mut client) = left_alone_with_a_gone_endpoint("keep");
-    client.stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-    assert!(client.stream.read(&mut [0]).is_err(), "longer than the grace, nothing happens");
-    client.finish();
-    assert_eq!(client.rest(), (Vec::new(), End::Fin));
-    assert_eq!(router.account_of(client.address())["outcome"], "completed");
+    let router = router(&[going.address(), staying.address()], &check);
+    eventually("a check", || !going.requests().is_empty());
+    going.be(Mood::Status(503, "[-]shutdown failed: reason withheld"));
+    let start = Instant::now();
+    let change = state(&router, going.address(), "unready");
+    assert_eq!(change["in_a_row"], 2);
+    assert!(start.elapsed() < Duration::from_secs(6), "an interval and a second, not two: {:?}", start.elapsed());
 }
 
 #[test]
@@ -258,7 +364,7 @@ fn b10_without_a_ready_endpoint_all_are_tried_and_none_is_cut() {
     state(&router, dead, "dead");
     let mut client = Client::send(router.address(), &Hello::to(NAME).record());
     assert_eq!(client.read(4), b"here");
-    black_out(&listener);
+    black_out(listener.try_clone().unwrap());
     state(&router, only.address(), "dead");
     router.wait("that it fails open", |line| {
         line["message"].as_str().is_some_and(|told| told.starts_with("no endpoint is ready"))

@@ -136,13 +136,11 @@ impl Account {
     }
 
     /// An endpoint has answered.
-    pub fn connected(&mut self, took: Duration, upstream: SocketAddr, local: impl FnOnce() -> Option<SocketAddr>) {
+    pub fn connected(&mut self, took: Duration, upstream: SocketAddr, local: SocketAddr) {
         self.route.connect_seconds.observe(took.as_secs_f64());
         self.facts.connect = Some(took.into());
         self.facts.upstream = Some(upstream);
-        if tracing::enabled!(Level::INFO) {
-            self.facts.upstream_local = local();
-        }
+        self.facts.upstream_local = Some(local);
     }
 
     /// The first bytes of the endpoint have come.

@@ -11,7 +11,7 @@ use snigate::config::{Config, Listener, Route};
 use snigate::refusal::Refuse;
 use snigate::relay::Engine;
 use snigate::units::{size, span};
-use snigate::upstream::{Balance, HealthCheck, HttpCheck, OnRemove, Settings, TlsCheck};
+use snigate::upstream::{Balance, HealthCheck, HttpCheck, OnRemove, Settings, Thresholds, TlsCheck};
 
 use super::{any_listener, any_protocol};
 use crate::cli::Check;
@@ -142,14 +142,14 @@ fn upstream(text: &mut String, upstream: &Settings) -> std::fmt::Result {
         let unauthorized = if *unauthorized_is_alive { "alive" } else { "failed" };
         what.push(format!("GET {path}{token} (unauthorized: {unauthorized})"));
     }
+    let Thresholds { rise, fall, unready } = thresholds;
+    let unready = if http.is_some() { format!(", unready {unready}") } else { String::new() };
     writeln!(
         text,
-        "    checks    {}, every {} within {}, rise {}, fall {}",
+        "    checks    {}, every {} within {}, rise {rise}, fall {fall}{unready}",
         what.join(", "),
         span(*interval),
         span(*timeout),
-        thresholds.rise,
-        thresholds.fall
     )
 }
 

@@ -320,7 +320,7 @@ pub(super) enum DeadConnections {
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(extend("dependencies" = {"http": ["tls"]}))]
+#[schemars(extend("dependencies" = {"http": ["tls"], "unready": ["http"]}))]
 pub(super) struct HealthCheck {
     /// Between checks of an endpoint, give or take a tenth, 1ms to 366d. Default: 5s.
     #[serde(default, deserialize_with = "present")]
@@ -334,6 +334,10 @@ pub(super) struct HealthCheck {
     /// Findings in a row, 1 to 127, after which it is no longer. Default: 3.
     #[serde(default, deserialize_with = "present")]
     pub(super) fall: Option<Text<Count<1, 127>>>,
+    /// Answers 500 or 503 in a row, 1 to 127, after which it is unready; after the first one it is checked again within a
+    /// second. Default: 2, or `fall` if that is 1.
+    #[serde(default, deserialize_with = "present")]
+    pub(super) unready: Option<Text<Count<1, 127>>>,
     /// Check over TLS, and which certificate is right. Default: no TLS.
     #[serde(default, deserialize_with = "present")]
     pub(super) tls: Option<TlsCheck>,

@@ -111,12 +111,16 @@ fn build_check(
     names: &[NamePattern],
     directory: &Path,
 ) -> Result<HealthCheck, Wrong> {
-    let raw::HealthCheck { interval, timeout, rise, fall, tls, http } = raw;
+    let raw::HealthCheck { interval, timeout, rise, fall, unready, tls, http } = raw;
     let interval = span(interval, 5);
     let timeout = timeout.map_or(interval.min(Duration::from_secs(4)), |timeout| timeout.0.0);
     if timeout > interval {
         let message = "longer than `interval`: checks of an endpoint do not overlap";
         return Err(Wrong::at(format!("{path}.timeout"), message));
+    }
+    if unready.is_some() && http.is_none() {
+        let message = "missing key `http` beside it: only an answer to a request says that an endpoint is not ready";
+        return Err(Wrong::at(format!("{path}.unready"), message));
     }
     let (http, client) = match http {
         None => (None, None),
@@ -135,7 +139,9 @@ fn build_check(
     if let Some(tls) = &mut tls {
         tls.client = client;
     }
-    let thresholds = Thresholds { rise: rise.map_or(2, |rise| rise.0.0), fall: fall.map_or(3, |fall| fall.0.0) };
+    let fall = fall.map_or(3, |fall| fall.0.0);
+    let unready = unready.map_or(fall.min(2), |unready| unready.0.0);
+    let thresholds = Thresholds { rise: rise.map_or(2, |rise| rise.0.0), fall, unready };
     Ok(HealthCheck { interval, timeout, thresholds, tls, http })
 }
 

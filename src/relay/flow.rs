@@ -3,14 +3,15 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use rustix::net::{SendFlags, Shutdown, send, shutdown};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::Engine;
 use super::pipe::Pipe;
+use super::{Engine, Readiness};
 use crate::held::{self, Held};
 use crate::tcp::{is_transient, try_read, with_scratch};
 
@@ -111,14 +112,22 @@ impl Flow {
         cx: &mut Context<'_>,
         from: &TcpStream,
         to: &TcpStream,
+        readiness: Readiness,
         tell: &mut impl FnMut(Piece<'_>),
     ) -> Poll<Result<(), Fault>> {
         loop {
             let length = match &mut self.state {
-                State::Open => match self.pipe() {
-                    Some(pipe) => ready!(self.poll_splice(cx, from, pipe))?,
-                    None => Some(ready!(self.poll_copy(cx, from, to, tell))?),
-                },
+                State::Open => {
+                    let pipe = if readiness == Readiness::AsAnnounced { self.pipe() } else { None };
+                    let spliced = match pipe {
+                        Some(pipe) => ready!(self.poll_splice(cx, from, pipe))?,
+                        None => None,
+                    };
+                    match spliced {
+                        Some(length) => Some(length),
+                        None => Some(ready!(self.poll_copy(cx, from, to, readiness, tell))?),
+                    }
+                }
                 State::Holding { bytes, start, since } => {
                     ready!(to.poll_write_ready(cx)).map_err(Fault::Destination)?;
                     let written = write(to, &bytes[*start..], tell).map_err(Fault::Destination)?;
@@ -171,13 +180,18 @@ impl Flow {
         cx: &mut Context<'_>,
         from: &TcpStream,
         to: &TcpStream,
+        readiness: Readiness,
         tell: &mut impl FnMut(Piece<'_>),
     ) -> Poll<Result<usize, Fault>> {
         with_scratch(|scratch| {
             // What is not taken must be held. Where there is no room for much, less is read at a time.
             let room = if held::has_room_for(scratch.len()) { scratch.len() } else { SMALL_READ };
             let scratch = &mut scratch[..room];
-            let length = ready!(poll_read(cx, from, scratch)).map_err(Fault::Source)?;
+            let read = match readiness {
+                Readiness::AsAnnounced => poll_read(cx, from, scratch),
+                Readiness::Ignored => read_now(from, scratch),
+            };
+            let length = ready!(read).map_err(Fault::Source)?;
             let bytes = &scratch[..length];
             if length > 0 && !std::mem::replace(&mut self.has_begun, true) {
                 tell(Piece::First(bytes));
@@ -190,7 +204,8 @@ impl Flow {
         })
     }
 
-    /// Moves bytes into the pipe. How much it was; 0 is the FIN, and `None` that this socket does not splice.
+    /// Moves bytes into the pipe. How much it was; 0 is the FIN, and `None` that they must be copied: this socket does not
+    /// splice, or not the urgent byte that is the next one.
     fn poll_splice(
         &mut self,
         cx: &mut Context<'_>,
@@ -200,11 +215,16 @@ impl Flow {
         loop {
             ready!(from.poll_read_ready(cx)).map_err(Fault::Source)?;
             let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
-            let spliced =
-                from.try_io(Interest::READABLE, || Ok(splice(from, None, pipe.writer()?, None, SPLICE_LENGTH, flags)?));
+            let spliced = from.try_io(Interest::READABLE, || {
+                match splice(from, None, pipe.writer()?, None, SPLICE_LENGTH, flags) {
+                    Err(Errno::AGAIN) if has_more(from) => Ok(None),
+                    spliced => Ok(Some(spliced?)),
+                }
+            });
             match spliced {
-                Ok(0) => return Poll::Ready(Ok(Some(0))),
-                Ok(length) => {
+                Ok(None) => return Poll::Ready(Ok(None)),
+                Ok(Some(0)) => return Poll::Ready(Ok(Some(0))),
+                Ok(Some(length)) => {
                     pipe.held = length;
                     self.state = State::Piped { pipe, since: Instant::now() };
                     return Poll::Ready(Ok(Some(length)));
@@ -249,6 +269,17 @@ fn poll_empty(
         }
     }
     Poll::Ready(Ok(()))
+}
+
+fn has_more(from: &TcpStream) -> bool {
+    recv(from, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT).is_ok_and(|(length, _)| length > 0)
+}
+
+fn read_now(from: &TcpStream, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    match rustix::io::read(from, buffer) {
+        Err(Errno::AGAIN | Errno::INTR) => Poll::Pending,
+        result => Poll::Ready(result.map_err(Into::into)),
+    }
 }
 
 fn poll_read(cx: &mut Context<'_>, from: &TcpStream, buffer: &mut [u8]) -> Poll<io::Result<usize>> {

@@ -26,6 +26,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::sys;
+use crate::tcp::TcpOptions;
 
 /// How long a connection may be silent.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +75,8 @@ pub enum Side {
 pub enum Ending {
     /// Both sides have closed in order, this one first.
     Closed(Side),
+    /// This side has closed in order, and had closed completely: what was sent to it later was answered by a reset.
+    ClosedThenReset(Side),
     /// This side reset the connection.
     Reset(Side),
     /// This side does not answer keepalives any more, has not acknowledged what was sent to it for half a minute, or took
@@ -83,22 +86,33 @@ pub enum Ending {
     IdleTimeout,
     /// [`Deadlines::half_close`] has passed.
     HalfCloseTimeout,
-    /// `stop` was ready.
+    /// The upstream has acknowledged nothing since [`Command::Probe`] said that it might be dead.
+    ProbeUnanswered,
+    /// As commanded.
     Stopped,
 }
 
-/// Relays until both sides are done, a deadline passes or `stop` is ready. What is left to do for the caller is to drop
+/// What a relay can be told while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// To end.
+    Stop,
+    /// To end if the upstream has acknowledged nothing since then, and does not now.
+    Probe(Instant),
+}
+
+/// Relays until both sides are done, a deadline passes or a command ends it. What is left to do for the caller is to drop
 /// both sockets: that closes them, with a FIN or, where that is what one side has done, with a RST.
 ///
 /// `engine` says how; no engine changes what arrives. `hello` is what has been read from the client already; it goes to
-/// the upstream first. `happens` is told of every [`Event`].
+/// the upstream first. `happens` is told of every [`Event`]. `command` is polled for the next [`Command`].
 pub fn copy_bidirectional<'a>(
     client: &'a TcpStream,
     upstream: &'a TcpStream,
     engine: Engine,
     hello: Vec<u8>,
     deadlines: &'a Deadlines,
-    mut stop: impl Future + Unpin,
+    mut command: impl FnMut(&mut Context<'_>) -> Poll<Command>,
     happens: impl FnMut(Event<'_>),
 ) -> impl Future<Output = Ending> {
     // Outside of the future, and with it the arguments that are not needed any more.
@@ -106,21 +120,30 @@ pub fn copy_bidirectional<'a>(
     async move {
         let ending = {
             let mut timer = pin!(sleep(relay.deadlines.idle));
-            poll_fn(|cx| match Pin::new(&mut stop).poll(cx) {
-                Poll::Ready(_) => Poll::Ready(Ending::Stopped),
-                Poll::Pending => relay.poll(cx, timer.as_mut()),
+            poll_fn(|cx| {
+                while let Poll::Ready(command) = command(cx) {
+                    match command {
+                        Command::Stop => return Poll::Ready(Ending::Stopped),
+                        Command::Probe(since) => relay.probe(since),
+                    }
+                }
+                relay.poll(cx, timer.as_mut())
             })
             .await
         };
-        if let Ending::Reset(side) | Ending::Dead(side) = ending {
+        if let Ending::Reset(side) | Ending::ClosedThenReset(side) | Ending::Dead(side) = ending {
             let (gone, survivor) = match side {
                 Side::Client => (relay.client, relay.upstream),
                 Side::Upstream => (relay.upstream, relay.client),
             };
             reset_on_close(gone);
+            let stopped = poll_fn(|cx| {
+                while ready!(command(cx)) != Command::Stop {}
+                Poll::Ready(())
+            });
             tokio::select! {
                 () = Box::pin(acknowledged(survivor, relay.deadlines.half_close)) => {}
-                _ = stop => {}
+                () = stopped => {}
             }
             reset_on_close(survivor);
         }
@@ -138,6 +161,8 @@ struct Relay<'a, E> {
     /// Upstream to client.
     down: Flow,
     closed_first: Option<Side>,
+    /// How many bytes were delivered to the side that closed first, since then; more than 4 GiB are as good as all.
+    late: u32,
     fault: Option<Ending>,
     /// Nobody reads from a side that has closed, so its reset would go unnoticed while the other side is silent.
     watch: Option<(Side, Watch<'a>)>,
@@ -156,7 +181,19 @@ struct Relay<'a, E> {
 struct Suspicion {
     client: Option<Instant>,
     upstream: Option<Instant>,
+    probe: Option<Probe>,
 }
+
+/// The upstream is asked whether it is still there.
+#[derive(Debug)]
+struct Probe {
+    begun: Instant,
+    /// What its keepalives were before.
+    options: TcpOptions,
+}
+
+/// For a peer to acknowledge one of the probes, one a second.
+pub const PROBE_TIME: Duration = Duration::from_secs(4);
 
 /// How long a side may acknowledge nothing, not even probes of its closed window, while bytes are on the way to it.
 /// Keepalives are not sent then, and retransmission goes on for a quarter of an hour.
@@ -179,6 +216,7 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
             up: Flow::new(engine, hello),
             down: Flow::new(engine, Vec::new()),
             closed_first: None,
+            late: 0,
             fault: None,
             watch: None,
             deadlines,
@@ -191,8 +229,8 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, timer: Pin<&mut Sleep>) -> Poll<Ending> {
-        self.poll_flow(cx, Side::Client);
-        self.poll_flow(cx, Side::Upstream);
+        self.poll_flow(cx, Side::Client, Readiness::AsAnnounced);
+        self.poll_flow(cx, Side::Upstream, Readiness::AsAnnounced);
         self.poll_watch(cx);
         if self.up.ended() && self.down.ended() {
             let closed = self.closed_first.map(Ending::Closed);
@@ -201,25 +239,28 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
         self.poll_deadline(cx, timer)
     }
 
-    fn poll_flow(&mut self, cx: &mut Context<'_>, from: Side) {
+    fn poll_flow(&mut self, cx: &mut Context<'_>, from: Side, readiness: Readiness) {
         let (flow, source, destination) = match from {
             Side::Client => (&mut self.up, self.client, self.upstream),
             Side::Upstream => (&mut self.down, self.upstream, self.client),
         };
-        let mut moved = false;
+        let mut moved = 0;
         let mut tell = |piece: Piece<'_>| match piece {
             Piece::First(bytes) if from == Side::Upstream => (self.happens)(Event::Answered(bytes)),
             Piece::First(_) => {}
             Piece::Delivered(length) => {
-                moved = true;
+                moved += length;
                 (self.happens)(Event::Delivered(from, length));
             }
         };
-        let end = flow.poll(cx, source, destination, &mut tell);
-        if moved || end.is_ready() {
+        let end = flow.poll(cx, source, destination, readiness, &mut tell);
+        if moved > 0 || end.is_ready() {
             self.last_activity = Instant::now();
         }
-        if moved {
+        if self.closed_first == Some(from.other()) {
+            self.late = self.late.saturating_add(u32::try_from(moved).unwrap_or(u32::MAX));
+        }
+        if moved > 0 {
             self.awaits_answer &= from == Side::Client;
             self.look_at.get_or_insert(self.last_activity + LOOK_EVERY);
         }
@@ -240,7 +281,7 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
             Poll::Ready(Err(Fault::Destination(error))) => {
                 // The other flow goes on: what this side sent before it went is still to be read.
                 flow.give_up();
-                self.fault.get_or_insert(fault(from.other(), &error));
+                self.note(from.other(), &error);
             }
         }
     }
@@ -251,19 +292,66 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
         let Poll::Ready(result) = watch.as_mut().poll(cx) else { return };
         let side = *side;
         self.watch = None;
-        let socket = match side {
-            Side::Client => self.client,
-            Side::Upstream => self.upstream,
-        };
-        let error = result.and_then(|()| socket.take_error()).unwrap_or_else(Some);
+        let error = result.and_then(|()| self.socket(side).take_error()).unwrap_or_else(Some);
         self.lose(side, &error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()));
     }
 
     /// The side is gone, and all it sent has been read.
     fn lose(&mut self, side: Side, error: &io::Error) {
-        self.fault.get_or_insert(fault(side, error));
+        self.note(side, error);
         self.up.give_up();
         self.down.give_up();
+    }
+
+    fn note(&mut self, side: Side, error: &io::Error) {
+        if self.fault.is_none() {
+            self.fault = Some(match fault(side, error) {
+                Ending::Reset(side) if self.had_closed(side) => Ending::ClosedThenReset(side),
+                fault => fault,
+            });
+        }
+    }
+
+    /// Whether this side closed its socket, and not only its half of the connection: its kernel has answered what came
+    /// after its FIN by a reset, and has acknowledged nothing of it.
+    fn had_closed(&self, side: Side) -> bool {
+        self.closed_first == Some(side)
+            && sys::unacknowledged(self.socket(side)).is_ok_and(|outstanding| outstanding >= self.late.max(1) as usize)
+    }
+
+    fn socket(&self, side: Side) -> &'a TcpStream {
+        match side {
+            Side::Client => self.client,
+            Side::Upstream => self.upstream,
+        }
+    }
+
+    /// Asks the upstream whether it is still there, unless it has been heard since then.
+    fn probe(&mut self, since: Instant) {
+        let now = Instant::now();
+        if has_been_heard(self.upstream, now - since)
+            || self.suspicion.as_ref().is_some_and(|some| some.probe.is_some())
+        {
+            return;
+        }
+        if let Ok(options) = TcpOptions::probe(self.upstream) {
+            self.suspicion.get_or_insert_default().probe = Some(Probe { begun: now, options });
+        }
+    }
+
+    /// Whether the upstream has left the probe unanswered.
+    fn is_unanswered(&mut self) -> bool {
+        let Some(probe) = self.suspicion.as_mut().and_then(|suspicion| suspicion.probe.take()) else { return false };
+        if !has_been_heard(self.upstream, probe.begun.elapsed()) {
+            return true;
+        }
+        // Should that fail, the peer is looked after more closely than it must be.
+        let _ = probe.options.keep_alive(self.upstream);
+        false
+    }
+
+    fn probe_ends_at(&self) -> Option<Instant> {
+        Some(self.suspicion.as_ref()?.probe.as_ref()?.begun + PROBE_TIME)
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Ending> {
@@ -276,7 +364,8 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
         let stalls = [stall(&self.up, Side::Upstream), stall(&self.down, Side::Client)].into_iter().flatten();
         let (deadline, ending) = stalls.fold(silence, |first, other| if other.0 < first.0 { other } else { first });
         loop {
-            let next = self.look_at.map_or(deadline, |at| at.min(deadline));
+            let probe_ends_at = self.probe_ends_at();
+            let next = [self.look_at, probe_ends_at].into_iter().flatten().fold(deadline, Instant::min);
             // Activity does not move the timer: that it was too early is noticed when it fires.
             if timer.deadline() > next {
                 timer.as_mut().reset(next);
@@ -286,12 +375,25 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
             if now >= deadline {
                 return Poll::Ready(ending);
             }
-            if self.look_at.is_some_and(|at| now >= at)
-                && let Some(side) = self.look(now)
-            {
-                return Poll::Ready(Ending::Dead(side));
+            if probe_ends_at.is_some_and(|at| now >= at) && self.is_unanswered() {
+                return Poll::Ready(Ending::ProbeUnanswered);
+            }
+            if self.look_at.is_some_and(|at| now >= at) {
+                if let Some(side) = self.look(now) {
+                    return Poll::Ready(Ending::Dead(side));
+                }
+                self.read_what_was_not_announced(cx);
             }
             timer.as_mut().reset(deadline);
+        }
+    }
+
+    /// A read ends before an urgent byte although more has come, and nothing announces the rest.
+    fn read_what_was_not_announced(&mut self, cx: &mut Context<'_>) {
+        for from in [Side::Client, Side::Upstream] {
+            if rustix::io::ioctl_fionread(self.socket(from)).is_ok_and(|waiting| waiting > 0) {
+                self.poll_flow(cx, from, Readiness::Ignored);
+            }
         }
     }
 
@@ -302,7 +404,7 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
         }
         let mut suspicion = self.suspicion.take().map_or_else(Suspicion::default, |suspicion| *suspicion);
         let is_dead = |socket: &TcpStream, since: &mut Option<Instant>| {
-            let Ok(sys::Acknowledged { outstanding: 1.., last }) = sys::acknowledged(socket) else {
+            let Ok(sys::Acknowledged { outstanding: 1.., last, heard: _ }) = sys::acknowledged(socket) else {
                 *since = None;
                 return false;
             };
@@ -314,10 +416,22 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
         let client = is_dead(self.client, &mut suspicion.client);
         let upstream = is_dead(self.upstream, &mut suspicion.upstream);
         let is_suspicious = suspicion.client.or(suspicion.upstream).is_some();
-        self.suspicion = is_suspicious.then(|| Box::new(suspicion));
+        self.suspicion = (is_suspicious || suspicion.probe.is_some()).then(|| Box::new(suspicion));
         self.look_at = is_suspicious.then(|| now + LOOK_EVERY);
         if client { Some(Side::Client) } else { upstream.then_some(Side::Upstream) }
     }
+}
+
+/// Whether the kernel must say that there is something to read before it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Readiness {
+    AsAnnounced,
+    Ignored,
+}
+
+/// Whether anything has come from the peer within this time.
+fn has_been_heard(socket: &TcpStream, within: Duration) -> bool {
+    sys::acknowledged(socket).is_ok_and(|known| known.heard < within)
 }
 
 impl Side {

@@ -189,7 +189,7 @@ async fn run(seed: u64, engine: Engine, listener: &TcpListener) {
     let any_reset = scripts.iter().any(Script::resets);
     match ending {
         Ending::Closed(_) => {}
-        Ending::Reset(side) => {
+        Ending::Reset(side) | Ending::ClosedThenReset(side) => {
             let resetter = if side == Side::Client { &client_script } else { &upstream_script };
             assert!(resetter.resets() || any_reset, "{context}");
         }

@@ -15,7 +15,11 @@ const DEADLINES: Deadlines =
 async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-    (near.unwrap(), far.unwrap().0)
+    let (near, far) = (near.unwrap(), far.unwrap().0);
+    for stream in [&near, &far] {
+        TcpOptions::default().apply(stream).unwrap();
+    }
+    (near, far)
 }
 
 struct Relayed {
@@ -70,7 +74,9 @@ pub(super) async fn relay_and_close(
         Event::Delivered(from, bytes) => delivered(from, bytes),
         Event::Answered(_) | Event::Unanswered => {}
     };
-    copy_bidirectional(&client, &upstream, engine, hello, &deadlines, pin!(stop), happens).await
+    let mut stop = pin!(stop);
+    let command = |cx: &mut Context<'_>| stop.as_mut().poll(cx).map(|()| Command::Stop);
+    copy_bidirectional(&client, &upstream, engine, hello, &deadlines, command, happens).await
 }
 
 pub(super) fn reset(stream: TcpStream) {
@@ -208,6 +214,95 @@ async fn d06_an_error_in_one_direction_leaves_the_other_its_bytes() {
         let (ending, [_, delivered]) = relay.await.unwrap();
         assert_eq!((ending, delivered), (Ending::Reset(Side::Upstream), received.len()), "what was read was delivered");
     }
+}
+
+/// As at the end of `kubectl exec`: the server closes, and what the client still says meets a closed socket.
+#[tokio::test]
+async fn d26_a_side_that_has_closed_completely_ends_in_order_whatever_is_sent_to_it_later() {
+    for engine in ENGINES {
+        for side in [Side::Client, Side::Upstream] {
+            let Relayed { client, upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
+            let (mut first, mut last) = if side == Side::Client { (client, upstream) } else { (upstream, client) };
+            first.write_all(b"all there is").await.unwrap();
+            drop(first);
+            assert_eq!(read_all(&mut last).await.0, b"all there is");
+            last.write_all(b"goodbye").await.unwrap();
+            assert_eq!(relay.await.unwrap().0, Ending::ClosedThenReset(side));
+            last.ready(Interest::ERROR).await.unwrap();
+            assert!(last.take_error().unwrap().is_some(), "it learns that nobody has read that");
+        }
+    }
+}
+
+/// What it had acknowledged after its FIN is lost by the reset.
+#[tokio::test]
+async fn d26_a_side_that_still_read_and_then_resets_is_no_orderly_end() {
+    for engine in ENGINES {
+        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
+        upstream.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut client).await.0, b"");
+        rustix::net::sockopt::set_tcp_quickack(&upstream, true).unwrap();
+        client.write_all(b"half of a request").await.unwrap();
+        upstream.read_exact(&mut [0; 4]).await.unwrap();
+        reset(upstream);
+        assert_eq!(relay.await.unwrap().0, Ending::Reset(Side::Upstream));
+    }
+}
+
+fn send_urgent(stream: &TcpStream, bytes: &[u8]) {
+    assert_eq!(rustix::net::send(stream, bytes, rustix::net::SendFlags::OOB), Ok(bytes.len()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn d25_urgent_bytes_arrive_in_their_place() {
+    for engine in ENGINES {
+        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
+        for _ in 0..3 {
+            client.write_all(b"before ").await.unwrap();
+            send_urgent(&client, b"urgent!");
+            client.write_all(b" after").await.unwrap();
+            let mut received = [0; 20];
+            upstream.read_exact(&mut received).await.unwrap();
+            assert_eq!(&received, b"before urgent! after", "{engine:?}");
+            send_urgent(&upstream, b"last");
+            client.read_exact(&mut received[..4]).await.unwrap();
+            assert_eq!(&received[..4], b"last", "{engine:?}: nothing comes after it");
+        }
+        drop(client);
+        drop(upstream);
+        relay.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn b08_a_probe_ends_what_its_peer_does_not_acknowledge_and_nothing_else() {
+    let (client, client_side) = pair().await;
+    let (upstream_side, upstream) = pair().await;
+    let (sender, mut commands) = tokio::sync::mpsc::unbounded_channel();
+    let before = TcpOptions { keepalive_idle: Duration::from_secs(77), ..TcpOptions::default() };
+    before.keep_alive(&upstream_side).unwrap();
+    let own_side = SockRef::from(&upstream_side).try_clone().unwrap();
+    let relay = tokio::spawn(async move {
+        let command = |cx: &mut Context<'_>| commands.poll_recv(cx).map(|command| command.unwrap_or(Command::Stop));
+        let hello = b"hello".to_vec();
+        copy_bidirectional(&client_side, &upstream_side, Engine::Auto, hello, &DEADLINES, command, |_| {}).await
+    });
+    upstream.readable().await.unwrap();
+    while own_side.tcp_keepalive_time().unwrap() != Duration::from_secs(1) {
+        sender.send(Command::Probe(Instant::now())).unwrap();
+        sleep(Duration::from_millis(1)).await;
+    }
+    while own_side.tcp_keepalive_time().unwrap() != before.keepalive_idle {
+        assert!(!relay.is_finished(), "its kernel has answered");
+        sleep(Duration::from_millis(20)).await;
+    }
+    // No packet arrives any more.
+    SockRef::from(&upstream).attach_filter(&[socket2::SockFilter::new(0x06, 0, 0, 0)]).unwrap();
+    let since = Instant::now();
+    sleep(Duration::from_millis(10)).await;
+    sender.send(Command::Probe(since)).unwrap();
+    assert_eq!(relay.await.unwrap(), Ending::ProbeUnanswered);
+    drop(client);
 }
 
 #[tokio::test(start_paused = true)]

@@ -19,48 +19,80 @@ pub enum Balance {
     Random,
 }
 
-/// The next to be tried of those that were not, by their numbers: the best state first, among those another family than
-/// that of the address which has just failed, among those by `balance`.
+/// The next of `untried` to be tried: the best state first, among those another address family than the one that has just
+/// failed, among those by `balance`.
 pub(super) fn pick(
     endpoints: &[Arc<Endpoint>],
-    tried: &[usize],
+    untried: &[usize],
+    failed_is_ipv4: Option<bool>,
     balance: Balance,
     turn: usize,
     slow_start: Duration,
 ) -> Option<usize> {
-    let failed_family = tried.last().map(|last| endpoints[*last].address.is_ipv4());
-    let rank = |number: usize| {
-        let endpoint = &endpoints[number];
-        (endpoint.state(), failed_family == Some(endpoint.address.is_ipv4()))
-    };
-    let untried = || (0..endpoints.len()).filter(|number| !tried.contains(number));
-    let best = untried().map(rank).min()?;
-    let candidates = || untried().filter(|number| rank(*number) == best);
-    let count = candidates().count();
-    let in_turn = || candidates().cycle().skip(turn % count).take(count);
-    let weight = |number: usize| if best.0 == State::Ready { endpoints[number].weight(slow_start) } else { 1.0 };
-    let load = |number: usize| {
-        let connections = u32::try_from(endpoints[number].connections()).unwrap_or(u32::MAX);
-        (f64::from(connections) + 1.0) / weight(number)
-    };
-    let lightest = |first: usize, second: usize| if load(second) < load(first) { second } else { first };
-    let any = || candidates().nth(fastrand::usize(..count));
-    match balance {
-        Balance::LeastConnections => in_turn().reduce(lightest),
+    let candidates = candidates(endpoints, untried, failed_is_ipv4, slow_start);
+    let count = candidates.len();
+    let first = turn.checked_rem(count)?;
+    let any = || &candidates[fastrand::usize(..count)];
+    let chosen = match balance {
+        Balance::LeastConnections => {
+            let in_turn = candidates[first..].iter().chain(&candidates[..first]);
+            in_turn.reduce(lighter)?
+        }
         // What starts slowly leaves its turn to any, not always to its neighbour.
-        Balance::RoundRobin => in_turn().next().filter(|number| fastrand::f64() < weight(*number)).or_else(any),
-        Balance::Random => any().zip(any()).map(|(first, second)| lightest(first, second)),
+        Balance::RoundRobin => {
+            Some(&candidates[first]).filter(|next| fastrand::f64() < next.weight).unwrap_or_else(any)
+        }
+        Balance::Random => lighter(any(), any()),
+    };
+    Some(chosen.number)
+}
+
+/// An endpoint of the best rank. State and load change while one is chosen: each is read once.
+struct Candidate {
+    number: usize,
+    weight: f64,
+    load: f64,
+}
+
+fn candidates(
+    endpoints: &[Arc<Endpoint>],
+    untried: &[usize],
+    failed_is_ipv4: Option<bool>,
+    slow_start: Duration,
+) -> Vec<Candidate> {
+    let mut best = None;
+    let mut candidates = Vec::with_capacity(untried.len());
+    for &number in untried {
+        let endpoint = &endpoints[number];
+        let state = endpoint.state();
+        let rank = (state, failed_is_ipv4 == Some(endpoint.address.is_ipv4()));
+        if best.is_some_and(|best| rank > best) {
+            continue;
+        }
+        if best != Some(rank) {
+            candidates.clear();
+            best = Some(rank);
+        }
+        let weight = if state == State::Ready { endpoint.weight(slow_start) } else { 1.0 };
+        let connections = u32::try_from(endpoint.connections()).unwrap_or(u32::MAX);
+        candidates.push(Candidate { number, weight, load: (f64::from(connections) + 1.0) / weight });
     }
+    candidates
+}
+
+fn lighter<'a>(first: &'a Candidate, second: &'a Candidate) -> &'a Candidate {
+    if second.load < first.load { second } else { first }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
     use super::super::condition::{Finding, Thresholds};
     use super::super::endpoint::Place;
     use super::*;
 
-    const THRESHOLDS: Thresholds = Thresholds { rise: 1, fall: 1 };
+    const THRESHOLDS: Thresholds = Thresholds { rise: 1, fall: 1, unready: 1 };
     const SLOW_START: Duration = Duration::from_secs(30);
 
     fn endpoints(addresses: &[&str]) -> Vec<Arc<Endpoint>> {
@@ -76,7 +108,7 @@ mod tests {
         let mut held = Vec::new();
         let mut shares = vec![0; endpoints.len()];
         for turn in 0..connections {
-            let number = pick(endpoints, &[], balance, turn, SLOW_START).unwrap();
+            let number = pick(endpoints, &[0, 1, 2], None, balance, turn, SLOW_START).unwrap();
             shares[number] += 1;
             held.push(Place::take(&endpoints[number]));
         }
@@ -111,9 +143,9 @@ mod tests {
         endpoints[0].learn(&Finding::Gone(String::new()), THRESHOLDS);
         endpoints[2].learn(&Finding::Unready(String::new()), THRESHOLDS);
         for balance in [Balance::LeastConnections, Balance::RoundRobin, Balance::Random] {
-            let next = |tried: &[usize]| pick(&endpoints, tried, balance, 0, SLOW_START);
+            let next = |untried: &[usize]| pick(&endpoints, untried, None, balance, 0, SLOW_START);
             assert_eq!(
-                [next(&[]), next(&[1]), next(&[1, 2]), next(&[1, 2, 0])],
+                [next(&[0, 1, 2]), next(&[0, 2]), next(&[0]), next(&[])],
                 [Some(1), Some(2), Some(0), None],
                 "{balance:?}"
             );
@@ -123,8 +155,37 @@ mod tests {
     #[tokio::test]
     async fn c08_after_a_failure_the_other_family_is_next() {
         let endpoints = endpoints(&["[2001:db8::1]:1", "[2001:db8::2]:1", "192.0.2.1:1", "192.0.2.2:1"]);
-        let next = |tried: &[usize]| pick(&endpoints, tried, Balance::RoundRobin, 0, SLOW_START);
-        assert_eq!([next(&[]), next(&[0]), next(&[0, 2])], [Some(0), Some(2), Some(1)]);
+        let next = |untried: &[usize], failed| pick(&endpoints, untried, failed, Balance::RoundRobin, 0, SLOW_START);
+        assert_eq!(
+            [next(&[0, 1, 2, 3], None), next(&[1, 2, 3], Some(false)), next(&[1, 3], Some(true))],
+            [Some(0), Some(2), Some(1)]
+        );
+    }
+
+    /// Whatever states change to meanwhile, an endpoint that was not tried is picked.
+    #[test]
+    fn b12_states_that_change_meanwhile_hide_no_endpoint() {
+        let endpoints: Vec<Arc<Endpoint>> =
+            (1..=64).map(|port| Arc::new(Endpoint::new(([192, 0, 2, 1], port).into()))).collect();
+        let untried: Vec<usize> = (0..endpoints.len()).collect();
+        for endpoint in &endpoints[1..] {
+            endpoint.learn(&Finding::Gone(String::new()), THRESHOLDS);
+        }
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Relaxed) {
+                    endpoints[0].learn(&Finding::Gone(String::new()), THRESHOLDS);
+                    endpoints[0].learn(&Finding::Ready, THRESHOLDS);
+                }
+            });
+            let picked = (0..20_000).all(|turn| {
+                let balance = [Balance::LeastConnections, Balance::RoundRobin, Balance::Random][turn % 3];
+                pick(&endpoints, &untried, None, balance, turn, SLOW_START).is_some()
+            });
+            is_over.store(true, Relaxed);
+            assert!(picked);
+        });
     }
 
     #[tokio::test(start_paused = true)]

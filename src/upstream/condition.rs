@@ -48,6 +48,8 @@ pub struct Thresholds {
     pub rise: u32,
     /// To be no longer ready, or no longer alive.
     pub fall: u32,
+    /// To be unready, if the endpoint itself says so: that is no packet which may have been lost.
+    pub unready: u32,
 }
 
 /// An endpoint's state, and the findings that lead to the next. It begins as ready: whether it is will be seen.
@@ -59,6 +61,7 @@ pub(super) struct Condition {
     /// Findings in a row that were so.
     ready: u32,
     alive: u32,
+    says_unready: u32,
     not_ready: u32,
     failed: u32,
     /// Connections in a row that it failed.
@@ -78,6 +81,11 @@ impl Condition {
     /// Whether it is dead because it is not there.
     pub(super) fn is_gone(&self) -> bool {
         self.state == State::Dead && self.is_gone
+    }
+
+    /// Whether it has said that it is not ready, but not often enough yet.
+    pub(super) fn is_about_to_be_unready(&self) -> bool {
+        self.state == State::Ready && self.says_unready > 0
     }
 
     /// How many findings in a row led to this state, if it is not ready.
@@ -123,6 +131,7 @@ impl Condition {
         let count = |streak: u32, goes_on: bool| if goes_on { streak.saturating_add(1) } else { 0 };
         self.ready = count(self.ready, is_ready);
         self.alive = count(self.alive, is_alive);
+        self.says_unready = count(self.says_unready, is_alive && !is_ready);
         self.not_ready = count(self.not_ready, !is_ready);
         self.failed = count(self.failed, !is_alive);
         self.note(finding);
@@ -132,7 +141,9 @@ impl Condition {
         self.state = match before {
             _ if self.ready >= thresholds.rise => State::Ready,
             _ if self.failed >= thresholds.fall => State::Dead,
-            State::Ready if self.not_ready >= thresholds.fall => State::Unready,
+            State::Ready if self.not_ready >= thresholds.fall || self.says_unready >= thresholds.unready => {
+                State::Unready
+            }
             State::Dead if self.alive >= thresholds.rise => State::Unready,
             same => same,
         };
@@ -147,7 +158,7 @@ impl Condition {
 mod tests {
     use super::*;
 
-    const THRESHOLDS: Thresholds = Thresholds { rise: 2, fall: 3 };
+    const THRESHOLDS: Thresholds = Thresholds { rise: 2, fall: 3, unready: 2 };
 
     fn after(findings: &str) -> State {
         let mut condition = Condition::default();
@@ -166,10 +177,10 @@ mod tests {
 
     #[test]
     fn b11_it_takes_some_findings_in_a_row() {
-        for findings in ["", "ggrggrggr", "uurwwr", "ururur", "grgrgrgr"] {
+        for findings in ["", "ggrggrggr", "urwwr", "ururur", "grgrgrgr", "gu"] {
             assert_eq!(after(findings), State::Ready, "{findings}");
         }
-        for findings in ["uuu", "ugu", "gug", "ggguu", "gggrgruu"] {
+        for findings in ["uu", "uuu", "ugu", "gug", "guu", "ggguu", "gggrgruu"] {
             assert_eq!(after(findings), State::Unready, "{findings}");
         }
         for findings in ["ggg", "gwg", "www", "uuuggg", "gggr", "gggrg", "gggu", "gggrgrgrgr"] {

@@ -214,19 +214,21 @@ impl Upstream {
         let turn = self.turn.fetch_add(1, Relaxed);
         let tcp = **self.pool.surroundings.tcp.load();
         let mut failure = ConnectError::none();
-        let mut tried = Vec::new();
+        let mut untried: Vec<usize> = (0..endpoints.len()).collect();
+        let mut failed_is_ipv4 = None;
         let mut trial = self.pool.trial(&endpoints);
-        let next = |tried: &[usize]| balance::pick(&endpoints, tried, balance, turn, slow_start);
-        while let Some(number) = trial.take().or_else(|| next(&tried)) {
+        while let Some(number) =
+            trial.take().or_else(|| balance::pick(&endpoints, &untried, failed_is_ipv4, balance, turn, slow_start))
+        {
             let endpoint = &endpoints[number];
             let place = Place::take(endpoint);
             let begun = Instant::now();
             let try_until = deadline.min(begun + budget.per_try);
             let (kind, reason) = match timeout_at(try_until, connect_to(endpoint.address, &tcp)).await {
-                Ok(Ok(stream)) => {
+                Ok(Ok((stream, local))) => {
                     endpoint.was_tried();
                     let passed_over = (failure.tries > 0).then_some(failure);
-                    return Ok(Connected { stream, place, passed_over });
+                    return Ok(Connected { stream, local, place, passed_over });
                 }
                 Ok(Err(error)) => (Failure::of(&error), plain(&error)),
                 Err(_) => (Failure::TimedOut, "no answer in time".into()),
@@ -238,12 +240,13 @@ impl Upstream {
             if kind == Failure::Refused || (kind == Failure::TimedOut && had_time) {
                 endpoint.report(&Finding::Gone(reason));
             }
-            tried.push(number);
+            untried.retain(|other| *other != number);
+            failed_is_ipv4 = Some(endpoint.address.is_ipv4());
             if Instant::now() >= deadline {
                 break;
             }
         }
-        if tried.is_empty() {
+        if endpoints.is_empty() {
             for address in self.pool.loops() {
                 failure.or(Failure::Loop, &address, &"one of our own listeners");
             }
@@ -264,14 +267,21 @@ impl Drop for Upstream {
     }
 }
 
-/// Connects to one address, as connections are.
-pub async fn connect_to(address: SocketAddr, tcp: &TcpOptions) -> io::Result<TcpStream> {
+/// Connects to one address, as connections are; the stream and its local address.
+pub async fn connect_to(address: SocketAddr, tcp: &TcpOptions) -> io::Result<(TcpStream, SocketAddr)> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     tcp.apply(&socket)?;
     let stream = socket.connect(address).await?;
-    // The kernel may connect a port of this machine that nobody listens on to itself.
-    let is_itself = address.ip().is_loopback() && stream.local_addr().is_ok_and(|local| local == address);
-    if is_itself { Err(io::ErrorKind::ConnectionRefused.into()) } else { Ok(stream) }
+    let local = stream.local_addr()?;
+    // Where nobody listens on a port of this machine, the kernel may connect the port to itself (simultaneous open).
+    if is_self_connected(local, address) { Err(io::ErrorKind::ConnectionRefused.into()) } else { Ok((stream, local)) }
+}
+
+/// Whether a socket with this local address is connected to itself, if it was to connect to `address`. However that is
+/// written: `::ffff:192.0.2.1` is 192.0.2.1, and 0.0.0.0 any address of this machine.
+fn is_self_connected(local: SocketAddr, address: SocketAddr) -> bool {
+    let (ip, wanted) = (local.ip().to_canonical(), address.ip().to_canonical());
+    local.port() == address.port() && (ip == wanted || wanted.is_unspecified())
 }
 
 /// Give or take a tenth, so that what was configured together does not happen at the same moment for ever.
@@ -284,6 +294,8 @@ fn jittered(duration: Duration) -> Duration {
 pub struct Connected {
     /// The connection.
     pub stream: TcpStream,
+    /// Its local address.
+    pub local: SocketAddr,
     /// Whose it is.
     pub place: Place,
     /// What failed on the way to it, if anything did.

@@ -20,10 +20,9 @@ use super::endpoint::{Change, Endpoint, EndpointId};
 use super::health::{self, HealthCheck};
 use super::own::Own;
 use super::{Destination, Setup, Surroundings, failure};
-use crate::roster::Order;
 
 /// How many refused, timed-out or unanswered connections in a row make an endpoint dead where nothing checks it.
-const UNCHECKED: Thresholds = Thresholds { rise: 1, fall: 3 };
+const UNCHECKED: Thresholds = Thresholds { rise: 1, fall: 3, unready: 3 };
 
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -349,12 +348,9 @@ impl Pool {
         }
     }
 
-    /// Ends the connections of an endpoint that is gone.
-    pub(super) fn cut(&self, endpoint: &Endpoint) {
-        let cut = self.surroundings.roster.end_those_at(endpoint.id, Order::EndpointGone);
-        if cut > 0 {
-            warn!(route = &*self.setup.route, endpoint = %endpoint.address, cut, cause = &*endpoint.cause(), "connections of a dead endpoint are cut");
-        }
+    /// Has the connections of an endpoint, which cannot be connected to since then, find out whether they are dead.
+    pub(super) fn probe_connections(&self, endpoint: &Endpoint, since: Instant) -> usize {
+        self.surroundings.roster.probe_those_at(endpoint.id, since)
     }
 
     /// A check was shown this certificate.

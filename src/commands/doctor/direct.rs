@@ -223,7 +223,7 @@ async fn ready(visit: &Visit, address: SocketAddr) -> Check {
     let check = HealthCheck {
         interval: visit.patience,
         timeout: visit.patience,
-        thresholds: Thresholds { rise: 1, fall: 1 },
+        thresholds: Thresholds { rise: 1, fall: 1, unready: 1 },
         tls: Some(visit.tls.clone()),
         http: Some(visit.http.clone()),
     };

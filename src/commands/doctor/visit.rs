@@ -180,7 +180,7 @@ impl Visit {
     pub(super) async fn connect(&self, address: SocketAddr) -> Result<TcpStream, String> {
         let per_try = self.route.upstream.budget.per_try;
         match timeout(per_try, connect_to(address, &self.here.config.tcp)).await {
-            Ok(result) => result.map_err(|error| plain(&error)),
+            Ok(result) => result.map(|(stream, _)| stream).map_err(|error| plain(&error)),
             Err(_) => Err(late(per_try)),
         }
     }

@@ -20,6 +20,7 @@ use super::condition::Thresholds;
 use super::endpoint::Endpoint;
 use super::jittered;
 use super::pool::Pool;
+use crate::relay::PROBE_TIME;
 
 /// How an endpoint is asked whether it is ready. Without `tls`: whether it can be connected to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -66,6 +67,8 @@ pub const MAX_CHECKS: usize = 64;
 pub(super) const MAX_CHECKS_OF_A_POOL: usize = 16;
 static CHECKS: Semaphore = Semaphore::const_new(MAX_CHECKS);
 
+/// An endpoint that says that it is not ready is asked again so soon: it is about to shut down.
+const SOON: Duration = Duration::from_secs(1);
 /// How soon it is seen that a pool no longer fails open.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const NEVER: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -76,15 +79,18 @@ pub(super) async fn look_after(pool: Arc<Pool>, endpoint: Arc<Endpoint>) {
     let now = Instant::now();
     let first = check.map_or(NEVER, |check| check.interval.min(Duration::from_secs(1)).mul_f64(fastrand::f64()));
     let mut next_check = now + first;
-    let mut cut_at = None;
+    let mut grace_began = None;
+    let mut is_announced = false;
     let mut note = None;
     loop {
         let now = Instant::now();
         let is_gone = endpoint.condition().is_gone();
         // As long as the pool fails open, the grace does not run.
-        let may_cut = is_gone && !pool.fails_open();
-        cut_at = may_cut.then(|| cut_at.or_else(|| pool.dead_grace().map(|grace| now + grace))).flatten();
-        let look_again = if is_gone && !may_cut { LOOK_AGAIN } else { NEVER };
+        let is_doomed = is_gone && !pool.fails_open();
+        grace_began = is_doomed.then(|| grace_began.unwrap_or(now));
+        is_announced &= is_doomed;
+        let probe_at = |begun: Instant| Some(begun + pool.dead_grace()?.saturating_sub(PROBE_TIME));
+        let look_again = if is_gone && !is_doomed { LOOK_AGAIN } else { NEVER };
         tokio::select! {
             () = endpoint.changed.notified() => {}
             () = sleep(look_again) => {}
@@ -94,13 +100,25 @@ pub(super) async fn look_after(pool: Arc<Pool>, endpoint: Arc<Endpoint>) {
                     // Boxed: a check is large, and most of the time there is none.
                     Box::pin(ask(&pool, &endpoint, check, &mut note)).await;
                 }
-                let until_next = check.map_or(NEVER, |check| jittered(check.interval));
+                let until_next = check.map_or(NEVER, |check| match endpoint.condition().is_about_to_be_unready() {
+                    true => jittered(check.interval.min(SOON)),
+                    false => jittered(check.interval),
+                });
                 next_check = (begun + until_next).max(Instant::now());
             }
-            () = sleep_until(cut_at.unwrap_or(now + NEVER)) => {
-                // Again after another grace, should it be gone then: in between, connections may have failed open to it.
-                cut_at = None;
-                pool.cut(&endpoint);
+            () = sleep_until(grace_began.and_then(probe_at).unwrap_or(now + NEVER)) => {
+                let Some(since) = grace_began.filter(|_| endpoint.condition().is_gone() && !pool.fails_open()) else {
+                    continue;
+                };
+                let connections = pool.probe_connections(&endpoint, since);
+                if connections > 0 && !std::mem::replace(&mut is_announced, true) {
+                    warn!(
+                        route = pool.route(), endpoint = %endpoint.address, connections, cause = &*endpoint.cause(),
+                        "connections of a dead endpoint are probed; those that it does not acknowledge are closed"
+                    );
+                }
+                // Again after another grace: in between, others may have lost their peer.
+                grace_began = Some(Instant::now() + PROBE_TIME);
             }
         }
     }

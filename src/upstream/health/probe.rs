@@ -20,9 +20,11 @@ use tokio_rustls::client::TlsStream;
 
 use super::super::certificate::Certificate;
 use super::super::condition::Finding;
+use super::super::connect_to;
 use super::super::failure::{self, Failure};
 use super::tls::{Handshake, TlsClient, said};
 use super::{HealthCheck, HttpCheck, TlsCheck};
+use crate::tcp::TcpOptions;
 use crate::units::span;
 use crate::{proxy_protocol, relay};
 
@@ -70,7 +72,8 @@ async fn ask(
     is_connected: &mut bool,
 ) -> Result<(), End> {
     let credentials = credentials(check).await?;
-    let mut stream = TcpStream::connect(address).await.map_err(|error| match Failure::of(&error) {
+    let connected = connect_to(address, &TcpOptions::default()).await;
+    let (mut stream, _) = connected.map_err(|error| match Failure::of(&error) {
         Failure::Local => Err(error.to_string()),
         _ => Ok(Finding::Gone(format!("connect: {}", failure::plain(&error)))),
     })?;
