@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -60,14 +61,38 @@ pub fn is_free(address: SocketAddr) -> Result<(), BindError> {
     bound(address).map(drop).map_err(|error| BindError { address, error })
 }
 
+/// Listens where one of `leaving` stands in the way, a socket of ours that is about to be closed: both share the port until
+/// then, and a client reaches the one whose address is closer to what it has connected to.
+pub fn bind_beside(leaving: &[Socket], address: SocketAddr, options: &TcpOptions) -> Result<TcpListener, BindError> {
+    let share = |sockets: &[Socket], is_shared| sockets.iter().try_for_each(|socket| socket.set_reuse_port(is_shared));
+    let listen = || {
+        let socket = new_socket(address)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&address.into())?;
+        options.apply(&socket)?;
+        socket.listen(BACKLOG)?;
+        socket.set_reuse_port(false)?;
+        TcpListener::from_std(socket.into())
+    };
+    let listener = share(leaving, true).and_then(|()| listen());
+    // Another process is not to share it. Should that fail, only one of the same user could.
+    let _ = share(leaving, false);
+    listener.map_err(|error| BindError { address, error })
+}
+
 fn bound(address: SocketAddr) -> io::Result<Socket> {
+    let socket = new_socket(address)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn new_socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
     // To listen again at once after a restart. Unlike SO_REUSEPORT it does not let two processes share a port.
     socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
     Ok(socket)
 }
 
@@ -80,24 +105,55 @@ pub struct Events<F, G> {
     pub full: G,
 }
 
-/// Accepts until `stop`, then serves what the kernel had queued and closes the socket.
+/// Ends an accept loop.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    stopped: CancellationToken,
+    leaves_queue: Arc<AtomicBool>,
+}
+
+impl Stop {
+    /// No more clients are accepted but those that the kernel has queued by then.
+    pub fn stop(&self) {
+        self.stopped.cancel();
+    }
+
+    /// Not even those: a successor has the same socket, and with it the queue.
+    pub fn hand_over(&self) {
+        self.leaves_queue.store(true, Relaxed);
+        self.stopped.cancel();
+    }
+
+    /// Ready once it is to end.
+    pub async fn stopped(&self) {
+        self.stopped.cancelled().await;
+    }
+
+    /// Whether it is to end.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.is_cancelled()
+    }
+}
+
+/// Accepts until `stop`, then serves what the kernel had queued, unless a successor does, and closes the socket.
 ///
 /// A permit is taken before each accept, so that clients beyond the limit wait in the kernel's queue. Errors never end
 /// the loop.
 pub async fn run(
     mut listener: TcpListener,
     permits: Arc<Semaphore>,
-    stop: CancellationToken,
+    stop: Stop,
     events: Events<impl Fn(&io::Error), impl Fn()>,
     serve: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) {
     let mut back_off = MIN_BACK_OFF;
     let address = listener.local_addr();
-    while !stop.is_cancelled() {
+    while !stop.is_stopped() {
         let Some(permit) = permit(&permits, &stop, &events.full).await else { break };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stop.cancelled() => break,
+            () = stop.stopped() => break,
         };
         match accepted {
             Ok((client, peer)) => {
@@ -116,7 +172,9 @@ pub async fn run(
             }
         }
     }
-    serve_queue(listener, &permits, serve).await;
+    if !stop.leaves_queue.load(Relaxed) {
+        serve_queue(listener, &permits, serve).await;
+    }
 }
 
 /// What has happened, once it listens again or cannot.
@@ -151,7 +209,7 @@ fn listen_again(closed: &TcpListener, address: &io::Result<SocketAddr>) -> io::R
 }
 
 /// A permit, or nothing when it is to stop. While there is none, that is told again and again.
-async fn permit(permits: &Arc<Semaphore>, stop: &CancellationToken, full: &impl Fn()) -> Option<OwnedSemaphorePermit> {
+async fn permit(permits: &Arc<Semaphore>, stop: &Stop, full: &impl Fn()) -> Option<OwnedSemaphorePermit> {
     loop {
         // Most of the time there is one, and no timer is needed.
         if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
@@ -160,7 +218,7 @@ async fn permit(permits: &Arc<Semaphore>, stop: &CancellationToken, full: &impl 
         full();
         tokio::select! {
             Ok(permit) = Arc::clone(permits).acquire_owned() => return Some(permit),
-            () = stop.cancelled() => return None,
+            () = stop.stopped() => return None,
             () = sleep(FULL_AGAIN) => {}
         }
     }
@@ -179,13 +237,13 @@ async fn serve_queue(
     let Ok(listener) = listener.into_std() else { return };
     let deadline = Instant::now() + QUEUE_PATIENCE;
     for _ in 0..BACKLOG {
+        let Ok(Ok(permit)) = timeout_at(deadline, Arc::clone(permits).acquire_owned()).await else { return };
         let (client, peer) = match listener.accept() {
             Ok(accepted) => accepted,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             // This client has gone, or there is no room for it; the next one may be served.
             Err(_) => continue,
         };
-        let Ok(Ok(permit)) = timeout_at(deadline, Arc::clone(permits).acquire_owned()).await else { return };
         if client.set_nonblocking(true).is_err() {
             continue;
         }
@@ -258,7 +316,7 @@ mod tests {
                 assert!(number % 2 == 1, "as the test asks");
             });
         };
-        let stop = CancellationToken::new();
+        let stop = Stop::default();
         let acceptor = tokio::spawn(run(
             listener,
             Arc::clone(&permits),
@@ -270,24 +328,48 @@ mod tests {
             let mut client = TcpStream::connect(address).await.unwrap();
             assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "accepted, and closed when its task ended");
         }
-        stop.cancel();
+        stop.stop();
         acceptor.await.unwrap();
         assert_eq!(permits.available_permits(), 1);
     }
 
-    #[tokio::test]
-    async fn h04_at_the_stop_the_queue_is_served_and_no_more() {
+    /// Runs an accept loop that is stopped, over a queue of three clients, with so many permits; how many it accepts, and
+    /// the socket's copy that a successor has.
+    async fn accepted_of_three(permits: usize, end: impl FnOnce(&Stop)) -> (usize, std::net::TcpListener) {
         let listener = bind("127.0.0.1:0".parse().unwrap(), &OPTIONS).unwrap();
         let address = listener.local_addr().unwrap();
-        let clients: Vec<_> = (0..3).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
-        let served = AtomicUsize::new(0);
-        let serve = |_, _, _| {
-            served.fetch_add(1, SeqCst);
-        };
-        let stop = CancellationToken::new();
-        stop.cancel();
-        run(listener, Arc::new(Semaphore::new(9)), stop, Events { failed: |_: &_| {}, full: || {} }, serve).await;
-        assert_eq!(served.load(SeqCst), clients.len());
+        let _clients: Vec<_> = (0..3).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let copy = SockRef::from(&listener).try_clone().unwrap().into();
+        let served = std::sync::Mutex::new(Vec::new());
+        let serve = |client, _, permit| served.lock().unwrap().push((client, permit));
+        let stop = Stop::default();
+        end(&stop);
+        run(listener, Arc::new(Semaphore::new(permits)), stop, Events { failed: |_: &_| {}, full: || {} }, serve).await;
+        (served.into_inner().unwrap().len(), copy)
+    }
+
+    #[tokio::test]
+    async fn h04_at_the_stop_the_queue_is_served_and_no_more() {
+        let (served, copy) = accepted_of_three(9, Stop::stop).await;
+        let address = copy.local_addr().unwrap();
+        drop(copy);
+        assert_eq!(served, 3);
         assert!(std::net::TcpStream::connect(address).is_err(), "closed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn h04_without_a_permit_nobody_is_accepted() {
+        let (served, copy) = accepted_of_three(2, Stop::stop).await;
+        assert_eq!(served, 2);
+        assert!(copy.accept().is_ok(), "the third one is still in the queue");
+    }
+
+    #[tokio::test]
+    async fn h08_a_queue_that_a_successor_has_is_left_to_it() {
+        let (served, copy) = accepted_of_three(9, Stop::hand_over).await;
+        assert_eq!(served, 0);
+        for _ in 0..3 {
+            copy.accept().unwrap();
+        }
     }
 }

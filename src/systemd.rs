@@ -122,7 +122,7 @@ pub fn sockets() -> io::Result<Vec<Inherited>> {
         if let Some(socket) = passed.take_tcp_listener(number)? {
             // Nobody else is to have it.
             SockRef::from(&socket).set_cloexec(true)?;
-            sockets.push(Inherited { address: socket.local_addr()?, socket });
+            sockets.push(Inherited { address: socket.local_addr()?, name: None, socket });
         }
     }
     Ok(sockets)

@@ -22,7 +22,7 @@ use rustix::net::{
 use rustix::stdio::dup2_stdin;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::server::Inherited;
 
@@ -32,8 +32,8 @@ const MARK: &str = "SNIGATE_UPGRADE";
 /// For the new process to serve.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// One message per socket: its address, filled up with zeros. The last one has no socket.
-const MESSAGE: usize = 64;
+/// One message per socket: its address, a space and the listener's name, filled up with zeros. The last one has no socket.
+const MESSAGE: usize = 512;
 
 /// Who does not say so gets no sockets.
 const GREETING: &[u8] = b"hello";
@@ -67,9 +67,18 @@ pub enum UpgradeError {
     Handover(#[from] io::Error),
 }
 
-/// Starts the program again, as this process was started, and returns when it serves from these listeners; which process
-/// that is. If this future is dropped, the new process is killed.
-pub async fn start(listeners: Vec<(SocketAddr, OwnedFd)>) -> Result<u32, UpgradeError> {
+/// A process that has taken over.
+#[derive(Debug)]
+pub struct Successor {
+    /// Which one.
+    pub process: u32,
+    /// Which of the listeners it has.
+    pub taken: Vec<bool>,
+}
+
+/// Starts the program again, as this process was started, and returns when it serves from these listeners. If this future is
+/// dropped, the new process is killed.
+pub async fn start(listeners: Vec<Inherited>) -> Result<Successor, UpgradeError> {
     if std::process::id() == 1 {
         return Err(UpgradeError::First);
     }
@@ -93,13 +102,16 @@ pub async fn start(listeners: Vec<(SocketAddr, OwnedFd)>) -> Result<u32, Upgrade
     let answer = tokio::task::spawn_blocking(move || hand_over(ours, &listeners)).await.map_err(io::Error::other)?;
     let is_late = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
     match answer {
-        Ok(true) => child.prove().await.map_err(UpgradeError::Ended),
+        Ok(Some(taken)) => {
+            let process = child.prove().await.map_err(UpgradeError::Ended)?;
+            Ok(Successor { process, taken })
+        }
         Err(error) if is_late(&error) => {
             child.end(Duration::ZERO).await;
             Err(UpgradeError::Late)
         }
         // It has let go of its end of the pair: if it still runs it is of no use.
-        Ok(false) | Err(_) => Err(UpgradeError::Ended(child.end(Duration::from_secs(1)).await)),
+        Ok(None) | Err(_) => Err(UpgradeError::Ended(child.end(Duration::from_secs(1)).await)),
     }
 }
 
@@ -116,9 +128,11 @@ impl Unproven {
         }
         if let Some(mut child) = self.0.take() {
             tokio::spawn(async move {
-                // As its parent we are told when it ends: later than this it has served, and been told to.
-                if let Ok(status) = child.wait().await {
-                    warn!(process, %status, "the process that took over has ended");
+                // Its parent is the one that is told how it ends.
+                match child.wait().await {
+                    Ok(status) if status.success() => info!(process, "the process that took over has ended in order"),
+                    Ok(status) => warn!(process, %status, "the process that took over has ended"),
+                    Err(_) => {}
                 }
             });
         }
@@ -149,16 +163,21 @@ impl Drop for Unproven {
     }
 }
 
-/// Whether the other side has said that it serves.
-fn hand_over(mut channel: UnixStream, listeners: &[(SocketAddr, OwnedFd)]) -> io::Result<bool> {
+/// Which of the listeners the other side has taken over, if it has said that it serves.
+fn hand_over(mut channel: UnixStream, listeners: &[Inherited]) -> io::Result<Option<Vec<bool>>> {
     if !is_told(&mut channel, GREETING)? {
-        return Ok(false);
+        return Ok(None);
     }
-    for (address, socket) in listeners {
-        send(&channel, &address.to_string(), &[socket.as_fd()])?;
+    for Inherited { address, name, socket } in listeners {
+        send(&channel, &format!("{address} {}", name.as_deref().unwrap_or_default()), &[socket.as_fd()])?;
     }
     send(&channel, "", &[])?;
-    is_told(&mut channel, READY)
+    if !is_told(&mut channel, READY)? {
+        return Ok(None);
+    }
+    let mut taken = vec![0; listeners.len()];
+    channel.read_exact(&mut taken)?;
+    Ok(Some(taken.into_iter().map(|taken| taken != 0).collect()))
 }
 
 fn is_told(channel: &mut UnixStream, expected: &[u8]) -> io::Result<bool> {
@@ -170,9 +189,11 @@ fn is_told(channel: &mut UnixStream, expected: &[u8]) -> io::Result<bool> {
     }
 }
 
-fn send(channel: &UnixStream, address: &str, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
+fn send(channel: &UnixStream, listener: &str, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut message = [0; MESSAGE];
-    message[..address.len()].copy_from_slice(address.as_bytes());
+    // A name that does not fit is cut, and so is that of no listener: then the address decides.
+    let listener = &listener.as_bytes()[..listener.len().min(MESSAGE)];
+    message[..listener.len()].copy_from_slice(listener);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !sockets.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(sockets)) {
@@ -213,9 +234,11 @@ impl Predecessor {
         Ok(Some((Self(channel), inherited)))
     }
 
-    /// Tells it that we serve, so that it stops to.
-    pub fn dismiss(mut self) -> io::Result<()> {
-        self.0.write_all(READY)
+    /// Tells it that we serve, so that it stops to, and which of its listeners we have.
+    pub fn dismiss(mut self, taken: &[bool]) -> io::Result<()> {
+        self.0.write_all(READY)?;
+        let taken: Vec<u8> = taken.iter().map(|taken| u8::from(*taken)).collect();
+        self.0.write_all(&taken)
     }
 }
 
@@ -241,8 +264,10 @@ fn receive(channel: &UnixStream) -> io::Result<Option<Inherited>> {
     if message == [0; MESSAGE] {
         return Ok(None);
     }
-    let address = message.split(|byte| *byte == 0).next().and_then(|text| str::from_utf8(text).ok()?.parse().ok());
-    let address: SocketAddr = address.ok_or_else(|| strange("no address"))?;
+    let text = message.split(|byte| *byte == 0).next().unwrap_or_default();
+    let text = String::from_utf8_lossy(text);
+    let (address, name) = text.split_once(' ').unwrap_or((&text, ""));
+    let address: SocketAddr = address.parse().map_err(|_| strange("no address"))?;
     let socket = socket.ok_or_else(|| strange(&format!("no socket for {address}")))?;
     if !socket_acceptconn(&socket)? {
         return Err(strange("a socket that does not listen"));
@@ -252,7 +277,8 @@ fn receive(channel: &UnixStream) -> io::Result<Option<Inherited>> {
     if bound.ip() != address.ip() || (address.port() != 0 && bound.port() != address.port()) {
         return Err(strange(&format!("a socket on {bound} for {address}")));
     }
-    Ok(Some(Inherited { address, socket }))
+    let name = (!name.is_empty()).then(|| name.into());
+    Ok(Some(Inherited { address, name, socket }))
 }
 
 #[cfg(test)]
@@ -267,11 +293,16 @@ mod tests {
     fn h08_listeners_come_with_the_address_that_is_configured_for_them() {
         let (old, new) = pair();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        send(&old, "127.0.0.1:0", &[listener.as_fd()]).unwrap();
+        let long = format!("127.0.0.1:0 {}", "n".repeat(MESSAGE));
+        for (sent, name) in
+            [("127.0.0.1:0 api of a", Some("api of a")), ("127.0.0.1:0", None), (&long, Some(&long[12..MESSAGE]))]
+        {
+            send(&old, sent, &[listener.as_fd()]).unwrap();
+            let inherited = receive(&new).unwrap().unwrap();
+            assert_eq!((inherited.address, inherited.name.as_deref()), ("127.0.0.1:0".parse().unwrap(), name));
+            assert_eq!(inherited.socket.local_addr().unwrap(), listener.local_addr().unwrap());
+        }
         send(&old, "", &[]).unwrap();
-        let inherited = receive(&new).unwrap().unwrap();
-        assert_eq!(inherited.address, "127.0.0.1:0".parse().unwrap());
-        assert_eq!(inherited.socket.local_addr().unwrap(), listener.local_addr().unwrap());
         assert!(receive(&new).unwrap().is_none());
     }
 

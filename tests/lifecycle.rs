@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, Router, eventually, pattern, snigate};
+use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually, pattern, snigate};
 
 const NAME: &str = "a.example";
 
@@ -21,7 +21,7 @@ fn h01_a_stop_lets_transfers_finish() {
     let transfers: Vec<(Client, TcpStream)> = (0..50)
         .map(|_| {
             let client = Client::send(router.address(), &hello);
-            let mut upstream = held.recv_timeout(crate::support::PATIENCE).unwrap();
+            let mut upstream = held.recv_timeout(PATIENCE).unwrap();
             upstream.read_exact(&mut vec![0; hello.len()]).unwrap();
             (client, upstream)
         })
@@ -50,7 +50,7 @@ fn h02_what_has_not_finished_in_time_is_cut_and_counted() {
     let timeouts = "timeouts: {drain: 300ms, hello: 20s}\n";
     let mut router = Router::start(&config(&[(NAME, backend.address())], timeouts));
     let mut relayed = Client::send(router.address(), &Hello::to(NAME).record());
-    let _upstream = held.recv_timeout(crate::support::PATIENCE).unwrap();
+    let _upstream = held.recv_timeout(PATIENCE).unwrap();
     let silent = Client::connect(router.address());
     eventually("both are accepted", || router.metric("snigate_connections_active{route=\"_none\"}") == 1.0);
 
@@ -69,7 +69,7 @@ fn h03_a_second_signal_exits_at_once() {
     let (backend, held) = Backend::held();
     let mut router = Router::routing(&[(NAME, backend.address())]);
     let _client = Client::send(router.address(), &Hello::to(NAME).record());
-    let _upstream = held.recv_timeout(crate::support::PATIENCE).unwrap();
+    let _upstream = held.recv_timeout(PATIENCE).unwrap();
     router.signal(Signal::TERM);
     router.wait("draining", |line| line["message"] == "draining");
     let start = Instant::now();
@@ -210,4 +210,52 @@ fn f01_with_few_descriptors_clients_wait_instead_of_failing() {
     let (_, metrics) = router.get("/metrics");
     let errors = metrics.lines().filter(|line| line.starts_with("snigate_accept_errors_total{"));
     assert!(errors.clone().count() == 8 && errors.clone().all(|line| line.ends_with(" 0")), "{metrics}");
+}
+
+/// A router that has caught its signals, and still reads its configuration: it is large.
+fn reading(route: &str) -> Router {
+    use std::fmt::Write;
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    let mut text = format!("listen: 127.0.0.1:0\nsandbox: off\nroutes:\n  - {route}\n");
+    for number in 0..20_000 {
+        writeln!(text, "  - {{sni: r{number}.example, upstream: \"127.0.0.1:9\"}}").unwrap();
+    }
+    std::fs::write(&path, text).unwrap();
+    let mut command = snigate();
+    command.arg("run").arg("-c").arg(&path);
+    let router = Router::spawn(command, path, directory);
+    let status = format!("/proc/{}/status", router.pid());
+    let is_caught = |signal: Signal| {
+        let status = std::fs::read_to_string(&status).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
+        u64::from_str_radix(&mask, 16).unwrap() & (1 << (signal.as_raw() - 1)) != 0
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while ![Signal::HUP, Signal::USR1, Signal::USR2, Signal::TERM].into_iter().all(is_caught) {
+        assert!(Instant::now() < deadline, "signals are caught");
+    }
+    assert!(router.log().is_empty(), "it still reads");
+    router
+}
+
+#[test]
+fn h01_a_reload_that_is_asked_for_while_the_file_is_still_read_comes_after_the_start() {
+    let backend = Backend::named("served");
+    let router = reading(&format!("{{sni: {NAME}, upstream: \"{}\"}}", backend.address()));
+    for signal in [Signal::USR1, Signal::HUP, Signal::HUP] {
+        router.signal(signal);
+    }
+    router.wait("the reload", |line| line["message"] == "reloaded");
+    let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+    client.finish();
+    assert_eq!(client.rest().0, b"served");
+}
+
+#[test]
+fn h01_a_stop_while_the_file_is_still_read_ends_the_process_in_order() {
+    let mut router = reading("{sni: a.example, upstream: \"127.0.0.1:9\"}");
+    router.signal(Signal::TERM);
+    assert_eq!(router.exit().code(), Some(0));
+    assert!(router.log().is_empty(), "it never served: {:?}", router.log());
 }

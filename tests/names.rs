@@ -196,13 +196,51 @@ fn b17_without_a_free_port_the_next_endpoint_serves_until_there_is_one() {
 fn b19_a_connection_to_itself_is_a_refusal() {
     // The kernel can choose no port but the one that is connected to.
     let ports = "echo 40000 40000 > /proc/sys/net/ipv4/ip_local_port_range";
-    let config = config("127.0.0.1:443", "endpoints: \"127.0.0.1:40000\"");
-    alone(&config, ports, |router| {
-        let mut client = client_from(50_000, router.address());
-        client.finish();
-        assert_eq!(client.rest(), (alert(80), End::Fin));
-        let account = router.account_of(client.address());
-        assert_eq!(account["outcome"], "connect_refused");
-        assert!(account["reason"].as_str().unwrap().contains("connection refused"), "{account}");
+    let ports = &format!("ip addr add 10.77.0.1/32 dev lo && {ports}");
+    for endpoint in ["127.0.0.1:40000", "10.77.0.1:40000", "[::ffff:127.0.0.1]:40000", "0.0.0.0:40000"] {
+        let config = config("127.0.0.1:443", &format!("endpoints: \"{endpoint}\""));
+        alone(&config, ports, |router| {
+            let mut client = client_from(50_000, router.address());
+            client.finish();
+            assert_eq!(client.rest(), (alert(80), End::Fin));
+            let account = router.account_of(client.address());
+            assert_eq!(account["outcome"], "connect_refused", "{endpoint}");
+            assert!(account["reason"].as_str().unwrap().contains("connection refused"), "{account}");
+        });
+    }
+    let checked = "endpoints: \"127.0.0.1:40000\", health_check: {interval: 100ms, fall: 2}";
+    alone(&config("127.0.0.1:443", checked), ports, |router| {
+        router
+            .wait("what checks find", |line| line["state"] == "dead" && line["cause"] == "connect: connection refused");
+    });
+}
+
+#[test]
+#[ignore = "needs root, unshare and ip"]
+fn c10_connections_to_addresses_that_a_name_had_long_ago_are_closed_with_their_route() {
+    const ADDRESSES: u8 = 80;
+    let other = "  - {sni: other.example, upstream: \"127.0.0.1:9\"}\n";
+    let upstream = format!("endpoints: \"api.test:{PORT}\", resolve_every: 50ms, on_remove: cut");
+    let text = config("127.0.0.1:443", &upstream) + other;
+    alone(&text, "true", |router| {
+        let _server = Backend::start_on(std::net::TcpListener::bind("0.0.0.0:6443").unwrap(), |mut stream| {
+            let _ = stream.write_all(b"here");
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        let names = NameServer::start(ips(&["127.2.0.1"]));
+        let mut clients = Vec::new();
+        for number in 1..=ADDRESSES {
+            names.say(Answer::Addresses(vec![IpAddr::from([127, 2, 0, number])]));
+            told(router, "endpoint added", "endpoint", &format!("127.2.0.{number}:6443"));
+            let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+            assert_eq!(client.read(4), b"here");
+            clients.push(client);
+        }
+        let head = text.split("routes:").next().unwrap();
+        router.reload(&format!("{head}routes:\n{other}"));
+        for client in &mut clients {
+            client.rest();
+            assert_eq!(router.account_of(client.address())["outcome"], "drained");
+        }
     });
 }

@@ -150,10 +150,28 @@ fn g09_listeners_come_and_go_without_their_connections() {
     };
     assert!(series("stays") && series("comes") && series("goes"), "its connections have ended, a scraper sees");
 
-    // A wider address of the same port cannot be bound while the narrow one is.
+    // A wider address of the same port takes the place of the narrow one, and back.
     let wide: SocketAddr = format!("0.0.0.0:{}", comes.1.port()).parse().unwrap();
+    let serves = |address: SocketAddr, listener: &str| {
+        eventually(&format!("{listener} serves"), || {
+            let Ok(stream) = TcpStream::connect(address) else { return false };
+            drop(stream);
+            let mut client = Client::send(address, &hello);
+            drop(held.recv().unwrap());
+            client.rest();
+            router.account_of(client.address())["listener"] == listener
+        });
+    };
     let told = router.reload(&listening(&[stays, ("wide", wide)], backend.address(), ""));
-    assert!(told["reason"].as_str().unwrap().contains("remove that one in a reload of its own first"), "{told}");
+    assert_eq!(told["message"], "reloaded", "{told}");
+    serves(comes.1, "wide");
+    serves(SocketAddr::new([127, 0, 0, 9].into(), wide.port()), "wide");
+    let stranger = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    stranger.set_reuse_address(true).unwrap();
+    assert!(stranger.bind(&wide.into()).is_err(), "the port is shared with nobody else");
+    let told = router.reload(&listening(&[stays, comes], backend.address(), ""));
+    assert_eq!(told["message"], "reloaded", "{told}");
+    serves(comes.1, "comes");
 
     // Another name for the same address is no other listener.
     assert_eq!(router.reload(&listening(&[("renamed", stays.1), comes], backend.address(), ""))["message"], "reloaded");
@@ -161,6 +179,39 @@ fn g09_listeners_come_and_go_without_their_connections() {
     drop(held.recv().unwrap());
     client.rest();
     assert_eq!(router.account_of(client.address())["listener"], "renamed");
+}
+
+/// Two listeners whose ports the kernel has chosen.
+fn two_chosen(order: [&str; 2], route: &str, backend: SocketAddr) -> String {
+    let listeners = order.map(|name| format!("{{name: {name}, address: \"127.0.0.1:0\"}}")).join(", ");
+    format!(
+        "listen: [{listeners}]\nadmin: 127.0.0.1:0\nroutes: [{{sni: {NAME}, listener: {route}, upstream: \"{backend}\"}}]\n"
+    )
+}
+
+#[test]
+fn g05_listeners_of_one_address_are_known_by_their_names() {
+    let backend = Backend::named("served");
+    let router = Router::start(&two_chosen(["one", "two"], "one", backend.address()));
+    let [one, two] = ["one", "two"].map(|name| router.address_of(|listener| listener == name));
+    let is_as_configured = |serving: &str| {
+        for (name, address) in [("one", one), ("two", two)] {
+            let expected = if name == serving { answered("served") } else { (alert(112), End::Fin) };
+            assert_eq!(ask(address, NAME), expected, "{name}");
+        }
+    };
+    is_as_configured("one");
+    for (order, serving) in [(["two", "one"], "one"), (["one", "two"], "two")] {
+        assert_eq!(router.reload(&two_chosen(order, serving, backend.address()))["message"], "reloaded");
+        is_as_configured(serving);
+    }
+    std::fs::write(&router.config, two_chosen(["two", "one"], "one", backend.address())).unwrap();
+    router.signal(Signal::USR2);
+    let new = router.wait("the upgrade", |line| line["message"] == "upgraded; the new process serves");
+    router.wait("the end", |line| line["message"] == "drained");
+    is_as_configured("one");
+    let new = rustix::process::Pid::from_raw(new["process"].as_i64().unwrap() as i32).unwrap();
+    rustix::process::kill_process(new, Signal::KILL).unwrap();
 }
 
 #[test]

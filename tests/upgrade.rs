@@ -115,6 +115,57 @@ fn h08_an_upgrade_refuses_nobody_and_lets_streams_finish() {
 }
 
 #[test]
+fn h08_a_client_that_waits_at_the_connection_limit_is_served_by_the_new_process() {
+    let served = Backend::named("served");
+    let (backend, held) = Backend::held();
+    let routes = [(NAME, served.address()), ("held.example", backend.address())];
+    let (router, _) = linked(&config(&routes, "limits: {connections: 2}\n"));
+    let streams: Vec<Client> =
+        (0..2).map(|_| Client::send(router.address(), &Hello::to("held.example").record())).collect();
+    let _upstreams: Vec<TcpStream> = (0..2).map(|_| held.recv_timeout(PATIENCE).unwrap()).collect();
+    let mut waiting: Vec<Client> = (0..3).map(|_| Client::send(router.address(), &Hello::to(NAME).record())).collect();
+    router.wait("that it is full", |line| {
+        line["message"].as_str().is_some_and(|message| message.starts_with("limits.connections is reached"))
+    });
+    upgrade(&router);
+    for client in &mut waiting {
+        client.finish();
+        assert_eq!(client.rest(), (b"served".to_vec(), End::Fin));
+    }
+    drop(streams);
+}
+
+#[test]
+fn h11_an_upgrade_to_overlapping_addresses_serves_who_waits_at_the_old_ones() {
+    let served = Backend::named("served");
+    let text = config(&[(NAME, served.address())], "");
+    let narrow = crate::support::backend::free();
+    let (mut router, _) = linked(&text.replace("listen: 127.0.0.1:0", &format!("listen: {narrow}")));
+    let wide = SocketAddr::new([0, 0, 0, 0].into(), narrow.port());
+    fs::write(&router.config, text.replace("listen: 127.0.0.1:0", &format!("listen: {wide}"))).unwrap();
+    let new = upgrade(&router);
+    assert!(is_served(narrow));
+    assert_eq!(router.exit().code(), Some(0));
+    assert!(is_served(narrow) && is_served(SocketAddr::new([127, 0, 0, 9].into(), narrow.port())));
+    kill_process(new, Signal::TERM).unwrap();
+}
+
+#[test]
+fn how_the_process_that_took_over_ends_is_a_warning_only_if_it_crashed() {
+    let (backend, held) = Backend::held();
+    for (signal, level) in [(Signal::TERM, "INFO"), (Signal::KILL, "WARN")] {
+        let (router, _) = linked(&config(&[(NAME, backend.address())], "timeouts: {drain: 0s}\n"));
+        let _stream = Client::send(router.address(), &Hello::to(NAME).record());
+        let _upstream = held.recv_timeout(PATIENCE).unwrap();
+        kill_process(upgrade(&router), signal).unwrap();
+        let told = router.wait("its end", |line| {
+            line["message"].as_str().is_some_and(|message| message.starts_with("the process that took over has ended"))
+        });
+        assert_eq!(told["level"], level, "{told}");
+    }
+}
+
+#[test]
 fn h11_an_upgrade_takes_the_new_binary_and_the_new_configuration() {
     let (first, second) = (Backend::named("first"), Backend::named("served"));
     let (mut router, binary) = linked(&config(&[(NAME, first.address())], ""));

@@ -33,7 +33,7 @@ use tracing::{debug, warn};
 pub use self::history::History;
 use self::history::Totals;
 
-use crate::accept::{self, Events};
+use crate::accept::{self, Events, Stop};
 use crate::account::Counters;
 use crate::server::{Fixed, Generation};
 
@@ -68,7 +68,7 @@ pub struct State {
 }
 
 /// Serves until `stop`: as a rule for as long as the process runs, because probes want an answer while connections drain.
-pub async fn run(socket: TcpListener, state: State, stop: CancellationToken) {
+pub async fn run(socket: TcpListener, state: State, stop: Stop) {
     let state = Arc::new(state);
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let historian = tokio::spawn(remember(Arc::clone(&state)));
@@ -93,12 +93,12 @@ async fn remember(state: Arc<State>) {
     }
 }
 
-async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, state: Arc<State>, stop: CancellationToken) {
+async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, state: Arc<State>, stop: Stop) {
     let has_answered = AtomicBool::new(false);
     let service = service_fn(|request| {
         let mut response = answer(&request, &state);
         has_answered.store(true, Relaxed);
-        if stop.is_cancelled() {
+        if stop.is_stopped() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         async { Ok::<_, Infallible>(response) }
@@ -112,7 +112,7 @@ async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, state: Arc<State
         tokio::select! {
             result = connection.as_mut() => return result,
             // Who has asked gets its answer; what it asks next, it asks somebody else. Who has just come gets one.
-            () = stop.cancelled() => {
+            () = stop.stopped() => {
                 if has_answered.load(Relaxed) {
                     connection.as_mut().graceful_shutdown();
                 }

@@ -34,7 +34,9 @@ pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
     if let Some(refusal) = refusal(&running, &new) {
         bail!(Refused(format!("a reload to {} would be refused: {refusal}", options.config.display())));
     }
-    let taken = new.listeners.iter().map(|listener| listener.address).filter(|address| running.is_new(*address));
+    let addresses = new.listeners.iter().map(|listener| listener.address);
+    // One that overlaps with a running one is bound beside it.
+    let taken = addresses.filter(|address| running.addresses().all(|running| !overlap(*address, running)));
     let taken: BTreeMap<SocketAddr, BindError> =
         taken.filter_map(|address| Some((address, is_free(address).err()?))).collect();
     io::stdout().write_all(describe(&options.config, &running, &new, &taken)?.as_bytes())?;
@@ -115,10 +117,6 @@ impl Running {
     fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         self.listeners.keys().filter_map(|address| address.parse().ok())
     }
-
-    fn is_new(&self, wanted: SocketAddr) -> bool {
-        self.addresses().all(|running| running != wanted)
-    }
 }
 
 /// As the admin listener tells it.
@@ -128,18 +126,10 @@ fn digest(route: &Route) -> String {
 
 /// What the running instance would say, as far as that can be known here.
 fn refusal(running: &Running, new: &Config) -> Option<ReloadError> {
-    let is_fixed = fixed(new).into_iter().find_map(|(key, wanted)| {
+    fixed(new).into_iter().find_map(|(key, wanted)| {
         let running = running.fixed.get(key).filter(|running| **running != wanted)?.clone();
         Some(ReloadError::Fixed { key, running, wanted })
-    });
-    let in_the_way = || {
-        let wanted = new.listeners.iter().map(|listener| listener.address);
-        wanted.filter(|wanted| running.is_new(*wanted)).find_map(|wanted| {
-            let running = running.addresses().find(|running| overlap(wanted, *running))?;
-            Some(ReloadError::InTheWay { wanted, running })
-        })
-    };
-    is_fixed.or_else(in_the_way)
+    })
 }
 
 /// What this user may not, the running instance may.

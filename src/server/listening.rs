@@ -6,16 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use arc_swap::ArcSwap;
+use rustix::io::Errno;
 use socket2::{SockRef, Socket};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::accept::{self, BindError};
+use crate::accept::{self, BindError, Stop};
 use crate::account::Counters;
+use crate::config;
 use crate::connection::{self, Snapshot};
 use crate::roster::Roster;
 use crate::tcp::TcpOptions;
@@ -25,6 +26,8 @@ use crate::tcp::TcpOptions;
 pub struct Inherited {
     /// The address that is configured for it; its own, unless the kernel has chosen the port.
     pub address: SocketAddr,
+    /// The listener's name, if it is known.
+    pub name: Option<Box<str>>,
     /// The socket.
     pub socket: StdTcpListener,
 }
@@ -38,15 +41,23 @@ pub(super) struct Listening {
     pub(super) address: SocketAddr,
     /// The acceptor's socket once more, for its options and for a successor.
     pub(super) socket: Socket,
-    /// Dropped, it stops the acceptor.
-    stop: DropGuard,
+    stop: StopOnDrop,
     acceptor: JoinHandle<()>,
 }
 
+#[derive(Debug)]
+struct StopOnDrop(Stop);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 impl Listening {
-    pub(super) fn new(socket: Opened, stop: CancellationToken, acceptor: JoinHandle<()>) -> Self {
+    pub(super) fn new(socket: Opened, stop: Stop, acceptor: JoinHandle<()>) -> Self {
         let Opened { configured, address, socket, listener: _ } = socket;
-        Self { configured, address, socket, stop: stop.drop_guard(), acceptor }
+        Self { configured, address, socket, stop: StopOnDrop(stop), acceptor }
     }
 
     /// Accepts no more, serves who is in the queue and closes.
@@ -55,6 +66,12 @@ impl Listening {
         drop((socket, stop));
         // A panic of the loop has been logged; there is nothing left to wait for.
         let _ = acceptor.await;
+    }
+
+    /// Accepts no more, and closes: a successor has the socket, and with it who is in the queue.
+    pub(super) async fn hand_over(self) {
+        self.stop.0.hand_over();
+        self.close().await;
     }
 
     /// For what is accepted from now on.
@@ -85,22 +102,54 @@ impl Opened {
     }
 }
 
-/// Takes the socket over from whoever left it, or binds a new one.
+/// Which of the sockets that there are, each with its name and the address that is configured for it, serves each listener:
+/// one of the same name and address, else one of the same address. `None`: a new one.
+pub(super) fn assign<'a>(
+    wanted: impl Iterator<Item = (&'a str, SocketAddr)> + Clone,
+    present: &[(Option<&str>, SocketAddr)],
+) -> Vec<Option<usize>> {
+    let mut is_taken = vec![false; present.len()];
+    let mut assigned = vec![None; wanted.clone().count()];
+    for is_by_name in [true, false] {
+        for ((name, address), assigned) in wanted.clone().zip(&mut assigned).filter(|(_, assigned)| assigned.is_none())
+        {
+            let fits = |&number: &usize| {
+                let (other, configured) = present[number];
+                !is_taken[number] && configured == address && (!is_by_name || other == Some(name))
+            };
+            *assigned = (0..present.len()).find(fits);
+            if let Some(number) = *assigned {
+                is_taken[number] = true;
+            }
+        }
+    }
+    assigned
+}
+
+/// Takes over a socket that was inherited. Its options are left alone as long as it is not certain that this process will
+/// serve from it.
+pub(super) fn take_over(inherited: Inherited) -> Result<Opened, BindError> {
+    let Inherited { address, socket, .. } = inherited;
+    let listener = socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket));
+    listener.and_then(|listener| Opened::of(address, listener)).map_err(|error| BindError { address, error })
+}
+
+/// Binds a new socket, beside those that are about to be closed.
 pub(super) fn open(
     address: SocketAddr,
-    inherited: &mut Vec<Inherited>,
+    leaving: &[(SocketAddr, Socket)],
     options: &TcpOptions,
 ) -> Result<Opened, BindError> {
-    let known = inherited.iter().position(|socket| socket.address == address);
-    // Its options are left alone as long as it is not certain that this process will serve from it.
-    let take_over = |socket: StdTcpListener| {
-        socket.set_nonblocking(true)?;
-        TcpListener::from_std(socket)
-    };
-    let listener = match known {
-        Some(number) => take_over(inherited.remove(number).socket).map_err(|error| BindError { address, error })?,
-        None => accept::bind(address, options)?,
-    };
+    let listener = accept::bind(address, options).or_else(|error| {
+        let is_in_the_way = |(other, socket): &(SocketAddr, Socket)| {
+            config::overlap(address, *other).then(|| socket.try_clone().ok()).flatten()
+        };
+        let in_the_way: Vec<Socket> = leaving.iter().filter_map(is_in_the_way).collect();
+        match Errno::from_io_error(&error.error) {
+            Some(Errno::ADDRINUSE) if !in_the_way.is_empty() => accept::bind_beside(&in_the_way, address, options),
+            _ => Err(error),
+        }
+    })?;
     Opened::of(address, listener).map_err(|error| BindError { address, error })
 }
 
@@ -139,8 +188,28 @@ impl Acceptor {
             members.make_room(limit / 2);
         };
         let events = accept::Events { failed, full };
-        let stop = CancellationToken::new();
+        let stop = Stop::default();
         let acceptor = tokio::spawn(accept::run(listener, permits, stop.clone(), events, serve));
         Some(Listening::new(socket, stop, acceptor))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn g05_listeners_keep_their_sockets_by_name_then_by_address() {
+        let chosen: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let fixed: SocketAddr = "127.0.0.1:6443".parse().unwrap();
+        let assigned = |wanted: &[(&'static str, SocketAddr)], present: &[(Option<&str>, SocketAddr)]| {
+            assign(wanted.iter().copied(), present)
+        };
+        let present = [(Some("one"), chosen), (Some("two"), chosen), (Some("three"), fixed)];
+        assert_eq!(assigned(&[("two", chosen), ("one", chosen)], &present), [Some(1), Some(0)], "in another order");
+        assert_eq!(assigned(&[("new", chosen), ("one", chosen)], &present), [Some(1), Some(0)], "one was renamed");
+        assert_eq!(assigned(&[("renamed", fixed), ("three", chosen)], &present), [Some(2), Some(0)]);
+        assert_eq!(assigned(&[("a", chosen), ("b", chosen), ("c", chosen)], &present), [Some(0), Some(1), None]);
+        assert_eq!(assigned(&[("a", fixed)], &[(None, fixed)]), [Some(0)], "without a name");
     }
 }

@@ -8,13 +8,12 @@ mod memory;
 use std::io;
 use std::mem;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use rustix::io::Errno;
+use socket2::Socket;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +25,7 @@ pub use self::generation::{At, Changes, Generation};
 pub use self::listening::Inherited;
 use self::listening::{Acceptor, Listening, Opened};
 use self::memory::Memory;
-use crate::accept::BindError;
+use crate::accept::{BindError, Stop};
 use crate::account::Counters;
 use crate::admin::{self, State};
 use crate::admission::{SourceLimits, Table};
@@ -48,11 +47,16 @@ pub struct Server {
     generation: Arc<ArcSwap<Generation>>,
     listeners: Vec<(Listening, Arc<ArcSwap<Snapshot>>)>,
     admin: Option<Listening>,
+    /// Removed listeners that serve their queues.
+    closing: TaskTracker,
     timeouts: Timeouts,
     fixed: Fixed,
     /// Readiness has gone.
     draining: CancellationToken,
 }
+
+/// The admin's listener, in logs and at a hand-over. No other one has such a name.
+const ADMIN: &str = "_admin";
 
 /// What cannot change while the process runs, by key.
 pub type Fixed = [(&'static str, String); 3];
@@ -102,16 +106,6 @@ pub enum ReloadError {
     /// As at a start.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// A listener that the reload would remove is in the way of one that it would add.
-    #[error(
-        "cannot listen on {wanted} while the running listener on {running} does; remove that one in a reload of its own first, or restart"
-    )]
-    InTheWay {
-        /// What the new configuration has.
-        wanted: SocketAddr,
-        /// What the running one has.
-        running: SocketAddr,
-    },
     /// A key that is only read at the start.
     #[error(
         "{key} cannot change from {running} to {wanted} while snigate runs; restart it, or upgrade it with SIGUSR2"
@@ -151,9 +145,9 @@ struct Settings {
 }
 
 impl Server {
-    /// Binds all addresses, or takes them over from what was inherited, and begins to serve. What was inherited and is not
-    /// configured is closed. Must be called within a tokio runtime.
-    pub fn start(mut config: Config, inherited: Vec<Inherited>) -> Result<Self, StartError> {
+    /// Binds all addresses, or takes them over from what was inherited, and begins to serve; which of what was inherited it
+    /// has taken over. The others are closed. Must be called within a tokio runtime.
+    pub fn start(mut config: Config, inherited: Vec<Inherited>) -> Result<(Self, Vec<bool>), StartError> {
         capacity::raise_limit();
         let counters = Arc::new(Counters::new(config.log.refusals_per_second));
         let mut server = Self {
@@ -165,11 +159,12 @@ impl Server {
             generation: Arc::default(),
             listeners: Vec::new(),
             admin: None,
+            closing: TaskTracker::new(),
             timeouts: config.timeouts,
             fixed: fixed(&config),
             draining: CancellationToken::new(),
         };
-        let prepared = server.prepare(&config, inherited)?;
+        let (prepared, taken) = server.prepare(&config, inherited)?;
         let at = server.at(&config, &prepared);
         server.surroundings.tcp.store(Arc::new(config.tcp));
         let routes = mem::take(&mut config.routes);
@@ -178,7 +173,7 @@ impl Server {
         let closed = server.commit(config, prepared, Arc::new(generation));
         debug_assert!(closed.is_empty(), "there was nothing before");
         server.counters.reloads.taken();
-        Ok(server)
+        Ok((server, taken))
     }
 
     /// Takes this configuration in place of the running one, as a whole or not at all. Connections and what both
@@ -189,7 +184,7 @@ impl Server {
         {
             return Err(ReloadError::Fixed { key, running: running.clone(), wanted: wanted.clone() });
         }
-        let prepared = self.prepare(&config, Vec::new()).map_err(|error| self.in_the_way(error))?;
+        let (prepared, _) = self.prepare(&config, Vec::new())?;
 
         let at = self.at(&config, &prepared);
         self.surroundings.tcp.store(Arc::new(config.tcp));
@@ -206,41 +201,67 @@ impl Server {
         let closed = self.commit(config, prepared, Arc::new(generation));
         for listener in closed {
             info!(address = %listener.address, "no longer listening");
-            listener.close().await;
+            self.closing.spawn(listener.close());
         }
         tokio::spawn(generation::end(before, removed, Arc::clone(&self.surroundings), self.timeouts.drain));
         self.counters.reloads.succeed();
         Ok(changes)
     }
 
-    /// All that can fail, and changes nothing.
-    fn prepare(&self, config: &Config, mut inherited: Vec<Inherited>) -> Result<Prepared, StartError> {
+    /// Waits until the listeners that were removed have served their queues: their addresses are free then.
+    pub async fn settle(&self) {
+        self.closing.close();
+        self.closing.wait().await;
+        self.closing.reopen();
+    }
+
+    /// All that can fail, and changes nothing; and which of what was inherited is needed.
+    fn prepare(&self, config: &Config, inherited: Vec<Inherited>) -> Result<(Prepared, Vec<bool>), StartError> {
         let Limits { connections, hello_bytes: _, held_bytes: _, source: _ } = config.limits;
         let memory = Memory::read();
         let share = capacity::share(connections, config.listeners.len(), config.relay, memory)?;
-        let mut running: Vec<Option<SocketAddr>> =
-            self.listeners.iter().map(|(listening, _)| Some(listening.configured)).collect();
+
+        let admin_name = |address| (ADMIN, address);
+        let wanted: Vec<(&str, SocketAddr)> = config
+            .listeners
+            .iter()
+            .map(|listener| (&*listener.name, listener.address))
+            .chain(config.admin.map(admin_name))
+            .collect();
+        let names: Vec<Arc<Snapshot>> = self.listeners.iter().map(|(_, snapshot)| snapshot.load_full()).collect();
+        let names = names.iter().map(|snapshot| &*snapshot.listener.name).chain(self.admin.as_ref().map(|_| ADMIN));
+        let running: Vec<&Listening> =
+            self.listeners.iter().map(|(listening, _)| listening).chain(&self.admin).collect();
+        let present: Vec<_> = names.zip(&running).map(|(name, listening)| (Some(name), listening.configured)).collect();
+        let kept = listening::assign(wanted.iter().copied(), &present);
+        let passed: Vec<_> = inherited.iter().map(|socket| (socket.name.as_deref(), socket.address)).collect();
+        let taken_over = listening::assign(wanted.iter().copied(), &passed);
+
+        let is_kept = |number: usize| kept.contains(&Some(number));
+        let mut leaving: Vec<(SocketAddr, Socket)> = Vec::new();
+        for (_, listening) in running.iter().enumerate().filter(|(number, _)| !is_kept(*number)) {
+            leaving.extend(listening.socket.try_clone().map(|socket| (listening.address, socket)));
+        }
+        let taken: Vec<bool> = (0..inherited.len()).map(|number| taken_over.contains(&Some(number))).collect();
+        let mut inherited: Vec<Option<Inherited>> = inherited.into_iter().map(Some).collect();
+        for socket in
+            inherited.iter_mut().zip(&taken).filter(|(_, is_taken)| !**is_taken).filter_map(|(one, _)| one.take())
+        {
+            info!(address = %socket.address, "inherited, but not configured: closed");
+            leaving.push((socket.address, socket.socket.into()));
+        }
+
         let mut listeners = Vec::new();
-        for listener in &config.listeners {
-            let known = running.iter().position(|address| *address == Some(listener.address));
-            listeners.push(if let Some(number) = known {
-                running[number] = None;
-                Source::Running(number)
-            } else {
-                Source::New(listening::open(listener.address, &mut inherited, &config.tcp)?)
+        for (number, (_, address)) in wanted.into_iter().enumerate() {
+            let inherited = taken_over[number].and_then(|number| inherited[number].take());
+            listeners.push(match (kept[number], inherited) {
+                (Some(number), _) => Source::Running(number),
+                (None, Some(socket)) => Source::New(listening::take_over(socket)?),
+                (None, None) => Source::New(listening::open(address, &leaving, &config.tcp)?),
             });
         }
-        let admin = match config.admin {
-            None => None,
-            Some(address) if self.admin.as_ref().is_some_and(|admin| admin.configured == address) => {
-                Some(Source::Running(0))
-            }
-            Some(address) => Some(Source::New(listening::open(address, &mut inherited, &config.tcp)?)),
-        };
-        for Inherited { address, socket: _ } in inherited {
-            info!(%address, "inherited, but not configured: closed");
-        }
-        Ok(Prepared { memory, share, listeners, admin })
+        let admin = if config.admin.is_some() { listeners.pop() } else { None };
+        Ok((Prepared { memory, share, listeners, admin }, taken))
     }
 
     /// Where the listeners will be.
@@ -357,7 +378,7 @@ impl Server {
 
     fn listen_admin(&self, mut socket: Opened) -> Option<Listening> {
         let listener = socket.take()?;
-        info!(listener = "_admin", address = %socket.address, "listening");
+        info!(listener = ADMIN, address = %socket.address, "listening");
         let state = State {
             generation: Arc::clone(&self.generation),
             counters: Arc::clone(&self.counters),
@@ -366,21 +387,9 @@ impl Server {
             fixed: self.fixed.clone(),
             draining: self.draining.clone(),
         };
-        let stop = CancellationToken::new();
+        let stop = Stop::default();
         let acceptor = tokio::spawn(admin::run(listener, state, stop.clone()));
         Some(Listening::new(socket, stop, acceptor))
-    }
-
-    /// What keeps us from listening may be ourselves.
-    fn in_the_way(&self, error: StartError) -> ReloadError {
-        let StartError::Bind(BindError { address, error: reason }) = &error else { return error.into() };
-        let listeners = self.listeners.iter().map(|(listening, _)| listening).chain(&self.admin);
-        match listeners.map(|listening| listening.address).find(|running| config::overlap(*address, *running)) {
-            Some(running) if Errno::from_io_error(reason) == Some(Errno::ADDRINUSE) => {
-                ReloadError::InTheWay { wanted: *address, running }
-            }
-            _ => error.into(),
-        }
     }
 
     /// Where it listens, in the order of the configuration.
@@ -407,19 +416,32 @@ impl Server {
         &self.timeouts
     }
 
-    /// The listening sockets once more, the admin's included, each with the address that is configured for it.
-    pub fn sockets(&self) -> io::Result<Vec<(SocketAddr, OwnedFd)>> {
+    /// The listening sockets once more, the admin's included, for a successor.
+    pub fn sockets(&self) -> io::Result<Vec<Inherited>> {
+        let names = self.listeners.iter().map(|(_, snapshot)| snapshot.load().listener.name.clone());
         let listeners = self.listeners.iter().map(|(listening, _)| listening).chain(&self.admin);
-        listeners.map(|listening| Ok((listening.configured, listening.socket.try_clone()?.into()))).collect()
+        let inherit = |(name, listening): (Box<str>, &Listening)| {
+            let socket = listening.socket.try_clone()?.into();
+            Ok(Inherited { address: listening.configured, name: Some(name), socket })
+        };
+        names.chain([ADMIN.into()]).zip(listeners).map(inherit).collect()
     }
 
-    /// A successor has the sockets: this process accepts no more, not even for the admin.
-    pub async fn step_back(&mut self) {
+    /// A successor serves: this process accepts no more, not even for the admin. The queues of the sockets that the successor
+    /// has taken over, as [`Server::sockets`] lists them, are its own.
+    pub async fn step_back(&mut self, taken: &[bool]) {
         self.draining.cancel();
-        if let Some(admin) = self.admin.take() {
-            admin.close().await;
+        let listeners =
+            mem::take(&mut self.listeners).into_iter().map(|(listening, _)| listening).chain(self.admin.take());
+        for (number, listening) in listeners.enumerate() {
+            if taken.get(number).copied().unwrap_or(false) {
+                self.closing.spawn(listening.hand_over());
+            } else {
+                self.closing.spawn(listening.close());
+            }
         }
-        self.accept_no_more().await;
+        self.settle().await;
+        self.connections.close();
     }
 
     /// Says that it is not ready, and after `timeouts.shutdown_delay` accepts no more; lets connections run for
@@ -438,8 +460,9 @@ impl Server {
 
     async fn accept_no_more(&mut self) {
         for (listening, _) in mem::take(&mut self.listeners) {
-            listening.close().await;
+            self.closing.spawn(listening.close());
         }
+        self.settle().await;
         self.connections.close();
     }
 

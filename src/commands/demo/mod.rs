@@ -44,7 +44,7 @@ async fn show(options: &Demo) -> anyhow::Result<ExitCode> {
     let routes = [(OPEN, &open), (GUARDED, &guarded)];
     let routes = routes.map(|(name, cluster)| format!("  - sni: {name}\n    upstream: {}\n", cluster.address()));
     let config = format!("listen: \"{}\"\nroutes:\n{}timeouts: {{drain: 1s}}\n", options.listen, routes.concat());
-    let mut server = Server::start(Config::from_yaml(config.as_bytes())?, Vec::new())?;
+    let (mut server, _) = Server::start(Config::from_yaml(config.as_bytes())?, Vec::new())?;
     let address = *server.addresses().first().context("the router has no address")?;
 
     let cases = [

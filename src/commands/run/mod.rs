@@ -1,5 +1,7 @@
 //! `snigate run`
 
+mod signals;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,23 +13,28 @@ use snigate::config::{self, Config, ConfigError, Log, LogFormat};
 use snigate::sandbox::{self, Entered, Sandbox};
 use snigate::server::{Changes, Inherited, Server};
 use snigate::systemd::{self, Manager, Phase};
-use snigate::upgrade::{self, Predecessor, UpgradeError};
+use snigate::upgrade::{self, Predecessor, Successor, UpgradeError};
 use snigate::watch::{Digest, Watch};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
+use self::signals::{Asked, Busy, Signals};
 use super::runtime;
 use crate::cli::Run;
 use crate::logging::Logging;
 use crate::{EXIT_CONFIG, logging};
 
 pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::catch()?;
     let Run { config, listen, route, default, watch, log_format } = options;
     let log_format = log_format.map(Into::into);
     let source = config.map(|path| Source { path, watch, log_format });
     let loaded = match &source {
-        Some(source) => source.load(),
+        Some(source) => match signals.unless_stopped(source)? {
+            Some(loaded) => loaded,
+            None => return Ok(ExitCode::SUCCESS),
+        },
         None => Loaded { digest: None, config: Config::from_arguments(listen, route, default) },
     };
     let mut config = match loaded.config {
@@ -57,19 +64,24 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     let file = source.map(|source| (Watch::new(source.path.clone(), loaded.digest), source));
-    Ok(start(config, file, logging).unwrap_or_else(|reason| {
+    Ok(start(config, file, logging, signals).unwrap_or_else(|reason| {
         error!(reason = format!("{reason:#}"), "cannot start");
         ExitCode::FAILURE
     }))
 }
 
-fn start(config: Config, file: Option<(Watch, Source)>, logging: Logging) -> anyhow::Result<ExitCode> {
+fn start(
+    config: Config,
+    file: Option<(Watch, Source)>,
+    logging: Logging,
+    signals: Signals,
+) -> anyhow::Result<ExitCode> {
     let (predecessor, inherited) = match Predecessor::meet()? {
         Some((predecessor, inherited)) => (Some(predecessor), inherited),
         None => (None, systemd::sockets()?),
     };
     let runtime = runtime::build(config.workers)?;
-    let result = runtime.block_on(serve(config, file, logging, predecessor, inherited));
+    let result = runtime.block_on(serve(config, file, logging, signals, predecessor, inherited));
     // A name that is still being resolved must not hold up the exit.
     runtime.shutdown_background();
     result
@@ -89,6 +101,26 @@ struct Source {
 struct Loaded {
     digest: Option<Digest>,
     config: Result<Config, ConfigError>,
+}
+
+impl Signals {
+    /// Loads the file on a thread of its own, of which nothing is left then; `None`: it was to stop before that was done.
+    fn unless_stopped(&mut self, source: &Source) -> anyhow::Result<Option<Loaded>> {
+        let from = source.clone();
+        let (done, loaded) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("start".into()).spawn(move || drop(done.send(from.load())))?;
+        let loaded = runtime::run(async {
+            tokio::select! {
+                loaded = loaded => Some(loaded),
+                _ = self.stop(Busy::Starting) => None,
+            }
+        })?;
+        let Some(loaded) = loaded else { return Ok(None) };
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+        Ok(Some(loaded?))
+    }
 }
 
 impl Source {
@@ -111,10 +143,10 @@ async fn serve(
     config: Config,
     mut file: Option<(Watch, Source)>,
     logging: Logging,
+    mut signals: Signals,
     predecessor: Option<Predecessor>,
     inherited: Vec<Inherited>,
 ) -> anyhow::Result<ExitCode> {
-    let mut signals = Signals::new()?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
         pid = std::process::id(),
@@ -123,8 +155,8 @@ async fn serve(
         "starting"
     );
     let watches = config.watch;
-    let mut server = match Server::start(config, inherited) {
-        Ok(server) => server,
+    let (mut server, taken) = match Server::start(config, inherited) {
+        Ok(started) => started,
         Err(reason) => {
             error!(%reason, "cannot start");
             return Ok(ExitCode::from(if reason.is_configuration() { EXIT_CONFIG } else { 1 }));
@@ -133,7 +165,7 @@ async fn serve(
     logging::tell_losses(Arc::clone(server.counters()));
     let manager = Manager::find();
     let watchdog = manager.keep_telling();
-    match predecessor.map(Predecessor::dismiss) {
+    match predecessor.map(|predecessor| predecessor.dismiss(&taken)) {
         None => manager.tell(Phase::Serving),
         // It tells the service manager who serves now.
         Some(Ok(())) => {}
@@ -145,12 +177,12 @@ async fn serve(
             manager.tell_now(Phase::Stopping).await;
             stop(&mut server, signals).await
         }
-        Ending::Upgraded(process) => {
+        Ending::Upgraded(Successor { process, taken }) => {
             manager.tell_now(Phase::SucceededBy(process)).await;
             if let Some(watchdog) = watchdog {
                 watchdog.abort();
             }
-            step_back(&mut server, signals).await
+            step_back(&mut server, &taken, signals).await
         }
     })
 }
@@ -159,7 +191,7 @@ async fn serve(
 enum Ending {
     Stop(&'static str),
     /// This process serves in its place.
-    Upgraded(u32),
+    Upgraded(Successor),
 }
 
 /// After a reload that failed the watched file is tried again: what it needs may be there by then.
@@ -210,9 +242,15 @@ async fn change(
             }
             Asked::Reload => {
                 manager.tell(Phase::Reloading);
-                let reloaded = tokio::select! {
-                    reloaded = reload(server, file.as_deref_mut(), trigger, logging) => reloaded,
+                let begun = Clock::now();
+                // A file system may hang. What follows does not, and half of it would be worse than none.
+                let loaded = tokio::select! {
+                    loaded = load(server, file.as_deref_mut()) => loaded,
                     signal = signals.stop(Busy::Reloading) => return Ending::Stop(signal),
+                };
+                let reloaded = match loaded {
+                    Ok((path, config)) => apply(server, path, config, trigger, begun, logging).await,
+                    Err(reason) => Err(reason),
                 };
                 match reloaded {
                     Ok(new) => (watches, failure) = (new, None),
@@ -231,31 +269,37 @@ async fn change(
     }
 }
 
-/// Takes what the file says now, if it is valid; whether the file is to be watched.
-async fn reload(
-    server: &mut Server,
-    file: Option<&mut (Watch, Source)>,
-    trigger: Trigger,
-    logging: &Logging,
-) -> anyhow::Result<bool> {
+/// What the file says now, if it is valid, once the listeners that the last reload has removed are closed.
+async fn load(server: &Server, file: Option<&mut (Watch, Source)>) -> anyhow::Result<(PathBuf, Config)> {
     let (watch, source) = file.context("there is no file: snigate was started without one")?;
-    let begun = Clock::now();
+    server.settle().await;
     let from = source.clone();
     // For 100,000 routes this takes a while.
     let loaded = tokio::task::spawn_blocking(move || from.load()).await?;
     watch.has_taken(loaded.digest);
-    let config = loaded.config?;
+    Ok((source.path.clone(), loaded.config?))
+}
+
+/// Serves as it says; whether the file is to be watched.
+async fn apply(
+    server: &mut Server,
+    path: PathBuf,
+    config: Config,
+    trigger: Trigger,
+    begun: Clock,
+    logging: &Logging,
+) -> anyhow::Result<bool> {
+    let file = path.display().to_string();
     let (listeners, routes, watches) = (config.listeners.len(), config.routes.len(), config.watch);
     let level = config.log.level;
     let reloaded = server.reload(config).await;
-    let Changes { added, changed, removed, unchanged } = reloaded.with_context(|| source.path.display().to_string())?;
+    let Changes { added, changed, removed, unchanged } = reloaded.with_context(|| file.clone())?;
     logging.set_level(level);
     let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let by = match trigger {
         Trigger::Signal => "SIGHUP",
         Trigger::Watch | Trigger::Again => "watch",
     };
-    let file = source.path.display().to_string();
     info!(file, by, listeners, routes, added, changed, removed, unchanged, took_ms, "reloaded");
     Ok(watches)
 }
@@ -275,13 +319,14 @@ async fn upgrade(server: &mut Server, signals: &mut Signals) -> Option<Ending> {
         }
     };
     match started {
-        Ok(process) => {
+        Ok(successor) => {
+            let process = successor.process;
             info!(process, "upgraded; the new process serves");
             if signals.forget_reload() {
                 // It may have read the file before it was changed.
                 send_reload(process);
             }
-            Some(Ending::Upgraded(process))
+            Some(Ending::Upgraded(successor))
         }
         Err(reason) => {
             error!(%reason, "not upgraded; this process goes on");
@@ -305,8 +350,8 @@ async fn stop(server: &mut Server, mut signals: Signals) -> ExitCode {
 }
 
 /// Lets connections run for `timeouts.upgrade_drain`, or, once asked to stop, for `timeouts.drain`.
-async fn step_back(server: &mut Server, mut signals: Signals) -> ExitCode {
-    server.step_back().await;
+async fn step_back(server: &mut Server, taken: &[bool], mut signals: Signals) -> ExitCode {
+    server.step_back(taken).await;
     let deadline = Instant::now() + server.timeouts().upgrade_drain;
     let sooner = tokio::select! {
         _ = server.finish(deadline) => return ExitCode::SUCCESS,
@@ -326,101 +371,4 @@ fn exit_at_once(signal: &str, cut: usize) -> ! {
     logging::finish();
     // Without waiting for anything else, not even for the tasks to be dropped.
     std::process::exit(1)
-}
-
-/// What a signal asks for.
-#[derive(Clone, Copy)]
-enum Asked {
-    Stop(&'static str),
-    Reload,
-    Upgrade,
-}
-
-/// What is under way while a signal comes.
-#[derive(Clone, Copy)]
-enum Busy {
-    Reloading,
-    Upgrading,
-    Draining,
-}
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    quit: Signal,
-    hang_up: Signal,
-    user1: Signal,
-    user2: Signal,
-    /// Asked for while something else was under way.
-    reload: bool,
-    upgrade: bool,
-}
-
-impl Signals {
-    fn new() -> anyhow::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            quit: signal(SignalKind::quit())?,
-            hang_up: signal(SignalKind::hangup())?,
-            user1: signal(SignalKind::user_defined1())?,
-            user2: signal(SignalKind::user_defined2())?,
-            reload: false,
-            upgrade: false,
-        })
-    }
-
-    async fn next(&mut self) -> Asked {
-        if self.forget_reload() {
-            return Asked::Reload;
-        }
-        if self.forget_upgrade() {
-            return Asked::Upgrade;
-        }
-        self.receive().await
-    }
-
-    async fn receive(&mut self) -> Asked {
-        loop {
-            return tokio::select! {
-                _ = self.terminate.recv() => Asked::Stop("SIGTERM"),
-                _ = self.interrupt.recv() => Asked::Stop("SIGINT"),
-                _ = self.quit.recv() => Asked::Stop("SIGQUIT"),
-                _ = self.hang_up.recv() => Asked::Reload,
-                _ = self.user2.recv() => Asked::Upgrade,
-                // It would end the process, and means something to other proxies.
-                _ = self.user1.recv() => {
-                    debug!("SIGUSR1 means nothing here");
-                    continue;
-                }
-            };
-        }
-    }
-
-    /// Waits for a signal to stop, and remembers what else was asked for.
-    async fn stop(&mut self, busy: Busy) -> &'static str {
-        loop {
-            match (self.receive().await, busy) {
-                (Asked::Stop(signal), _) => return signal,
-                (_, Busy::Draining) => warn!("this process only drains; the signal is ignored"),
-                (Asked::Upgrade, Busy::Upgrading) => warn!("an upgrade is under way; another one is ignored"),
-                (Asked::Reload, Busy::Upgrading) => {
-                    info!("the reload waits until the upgrade is decided");
-                    self.reload = true;
-                }
-                (Asked::Reload, Busy::Reloading) => self.reload = true,
-                (Asked::Upgrade, Busy::Reloading) => self.upgrade = true,
-            }
-        }
-    }
-
-    /// Whether a reload was asked for in the meantime.
-    fn forget_reload(&mut self) -> bool {
-        std::mem::take(&mut self.reload)
-    }
-
-    /// Whether an upgrade was asked for in the meantime.
-    fn forget_upgrade(&mut self) -> bool {
-        std::mem::take(&mut self.upgrade)
-    }
 }
