@@ -374,10 +374,10 @@ mod tests {
             member
         });
         let nowhere = roster.enter();
-        let these = HashSet::from([endpoints[0]]);
-        let all = roster.those_at(&these);
-        assert_eq!(roster.end(&all, &these, Order::Removed), 1);
-        assert_eq!(roster.end(&all, &these, Order::Removed), 0, "once");
+        let first = HashSet::from([endpoints[0]]);
+        let all = roster.those_at(&first);
+        assert_eq!(roster.end(&all, &first, Order::Removed), 1);
+        assert_eq!(roster.end(&all, &first, Order::Removed), 0, "once");
         let [there, elsewhere] = members;
         assert_eq!(there.await, Order::Removed);
         for mut member in [elsewhere, nowhere] {
@@ -389,19 +389,19 @@ mod tests {
     async fn b08_connections_are_probed_again_and_again_and_miss_no_order() {
         let roster = Arc::new(Roster::default());
         let endpoint = EndpointId::next();
-        let mut member = roster.enter();
-        member.reached(endpoint);
+        let mut connection = roster.enter();
+        connection.reached(endpoint);
         let mut cx = Context::from_waker(std::task::Waker::noop());
         for _ in 0..3 {
             let since = Instant::now();
             assert_eq!(roster.probe_those_at(endpoint, since), 1);
             assert_eq!(roster.probe_those_at(endpoint, since), 0, "it has not received the first one yet");
-            assert_eq!(member.poll_message(&mut cx), Poll::Ready(Message::Probe(since)));
-            assert_eq!(member.poll_message(&mut cx), Poll::Pending);
+            assert_eq!(connection.poll_message(&mut cx), Poll::Ready(Message::Probe(since)));
+            assert_eq!(connection.poll_message(&mut cx), Poll::Pending);
         }
         assert_eq!(roster.probe_those_at(endpoint, Instant::now()), 1);
         roster.end_all();
-        assert!(matches!(member.poll_message(&mut cx), Poll::Ready(Message::Probe(_))));
-        assert_eq!(member.poll_message(&mut cx), Poll::Ready(Message::End(Order::Drain)), "sent in between");
+        assert!(matches!(connection.poll_message(&mut cx), Poll::Ready(Message::Probe(_))));
+        assert_eq!(connection.poll_message(&mut cx), Poll::Ready(Message::End(Order::Drain)), "sent in between");
     }
 }

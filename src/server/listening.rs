@@ -104,18 +104,14 @@ impl Opened {
 
 /// Which of the sockets that there are, each with its name and the address that is configured for it, serves each listener:
 /// one of the same name and address, else one of the same address. `None`: a new one.
-pub(super) fn assign<'a>(
-    wanted: impl Iterator<Item = (&'a str, SocketAddr)> + Clone,
-    present: &[(Option<&str>, SocketAddr)],
-) -> Vec<Option<usize>> {
+pub(super) fn assign(wanted: &[(&str, SocketAddr)], present: &[(Option<&str>, SocketAddr)]) -> Vec<Option<usize>> {
     let mut is_taken = vec![false; present.len()];
-    let mut assigned = vec![None; wanted.clone().count()];
+    let mut assigned = vec![None; wanted.len()];
     for is_by_name in [true, false] {
-        for ((name, address), assigned) in wanted.clone().zip(&mut assigned).filter(|(_, assigned)| assigned.is_none())
-        {
+        for ((name, address), assigned) in wanted.iter().zip(&mut assigned).filter(|(_, assigned)| assigned.is_none()) {
             let fits = |&number: &usize| {
                 let (other, configured) = present[number];
-                !is_taken[number] && configured == address && (!is_by_name || other == Some(name))
+                !is_taken[number] && configured == *address && (!is_by_name || other == Some(name))
             };
             *assigned = (0..present.len()).find(fits);
             if let Some(number) = *assigned {
@@ -202,14 +198,11 @@ mod tests {
     fn g05_listeners_keep_their_sockets_by_name_then_by_address() {
         let chosen: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let fixed: SocketAddr = "127.0.0.1:6443".parse().unwrap();
-        let assigned = |wanted: &[(&'static str, SocketAddr)], present: &[(Option<&str>, SocketAddr)]| {
-            assign(wanted.iter().copied(), present)
-        };
         let present = [(Some("one"), chosen), (Some("two"), chosen), (Some("three"), fixed)];
-        assert_eq!(assigned(&[("two", chosen), ("one", chosen)], &present), [Some(1), Some(0)], "in another order");
-        assert_eq!(assigned(&[("new", chosen), ("one", chosen)], &present), [Some(1), Some(0)], "one was renamed");
-        assert_eq!(assigned(&[("renamed", fixed), ("three", chosen)], &present), [Some(2), Some(0)]);
-        assert_eq!(assigned(&[("a", chosen), ("b", chosen), ("c", chosen)], &present), [Some(0), Some(1), None]);
-        assert_eq!(assigned(&[("a", fixed)], &[(None, fixed)]), [Some(0)], "without a name");
+        assert_eq!(assign(&[("two", chosen), ("one", chosen)], &present), [Some(1), Some(0)], "in another order");
+        assert_eq!(assign(&[("new", chosen), ("one", chosen)], &present), [Some(1), Some(0)], "one was renamed");
+        assert_eq!(assign(&[("renamed", fixed), ("three", chosen)], &present), [Some(2), Some(0)]);
+        assert_eq!(assign(&[("a", chosen), ("b", chosen), ("c", chosen)], &present), [Some(0), Some(1), None]);
+        assert_eq!(assign(&[("a", fixed)], &[(None, fixed)]), [Some(0)], "without a name");
     }
 }

@@ -233,9 +233,9 @@ impl Server {
         let running: Vec<&Listening> =
             self.listeners.iter().map(|(listening, _)| listening).chain(&self.admin).collect();
         let present: Vec<_> = names.zip(&running).map(|(name, listening)| (Some(name), listening.configured)).collect();
-        let kept = listening::assign(wanted.iter().copied(), &present);
+        let kept = listening::assign(&wanted, &present);
         let passed: Vec<_> = inherited.iter().map(|socket| (socket.name.as_deref(), socket.address)).collect();
-        let taken_over = listening::assign(wanted.iter().copied(), &passed);
+        let taken_over = listening::assign(&wanted, &passed);
 
         let is_kept = |number: usize| kept.contains(&Some(number));
         let mut leaving: Vec<(SocketAddr, Socket)> = Vec::new();

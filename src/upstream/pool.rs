@@ -50,8 +50,22 @@ struct Members {
     is_closed: bool,
 }
 
-/// How many endpoints that have left are remembered.
-const MAX_FORMER: usize = 64;
+/// How many endpoints that have left and have no connections are remembered; those that have some all are.
+const MAX_IDLE_FORMER: usize = 64;
+
+impl Members {
+    /// The oldest of the former endpoints that nothing is left of.
+    fn forget_some(&mut self) {
+        let is_idle = |endpoint: &Arc<Endpoint>| endpoint.connections() == 0;
+        let mut too_many =
+            self.former.iter().filter(|endpoint| is_idle(endpoint)).count().saturating_sub(MAX_IDLE_FORMER);
+        self.former.retain(|endpoint| {
+            let is_kept = too_many == 0 || !is_idle(endpoint);
+            too_many -= usize::from(!is_kept);
+            is_kept
+        });
+    }
+}
 
 #[derive(Clone, Debug, Default)]
 struct Answer {
@@ -253,12 +267,9 @@ impl Pool {
             let connections = endpoint.connections();
             info!(route = &*self.setup.route, endpoint = %endpoint.address, connections, "endpoint removed");
             endpoint.leave();
-            if members.former.len() == MAX_FORMER {
-                let idle = members.former.iter().position(|endpoint| endpoint.connections() == 0);
-                members.former.remove(idle.unwrap_or(0));
-            }
             members.former.push(Arc::clone(endpoint));
         }
+        members.forget_some();
     }
 
     fn welcome(self: &Arc<Self>, address: SocketAddr, members: &mut Members) -> Arc<Endpoint> {

@@ -100,10 +100,8 @@ pub(super) async fn look_after(pool: Arc<Pool>, endpoint: Arc<Endpoint>) {
                     // Boxed: a check is large, and most of the time there is none.
                     Box::pin(ask(&pool, &endpoint, check, &mut note)).await;
                 }
-                let until_next = check.map_or(NEVER, |check| match endpoint.condition().is_about_to_be_unready() {
-                    true => jittered(check.interval.min(SOON)),
-                    false => jittered(check.interval),
-                });
+                let at_most = if endpoint.condition().is_about_to_be_unready() { SOON } else { NEVER };
+                let until_next = check.map_or(NEVER, |check| jittered(check.interval.min(at_most)));
                 next_check = (begun + until_next).max(Instant::now());
             }
             () = sleep_until(grace_began.and_then(probe_at).unwrap_or(now + NEVER)) => {
