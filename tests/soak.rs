@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::support::backend::closed;
 use crate::support::client::alert;
 use crate::support::router::config;
@@ -136,4 +138,86 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
     assert!(last.0 < first.0 + 8e6, "memory: {first:?}, later {last:?}");
     drop(idle);
     eventually("descriptors are given back", || descriptors() < 40);
+}
+
+/// Reloads, upgrades, drains and endpoints that come and go, so many of them as `SNIGATE_STORM` says (12 otherwise), while
+/// clients of all kinds come: every connection is logged once, and no stream is closed that nothing has removed.
+#[test]
+fn g13_h08_storm_of_changes_loses_no_connection() {
+    let changes = std::env::var("SNIGATE_STORM").map_or(12, |text| text.parse().unwrap());
+    let [first, second, faulty, patient] = [Backend::echo(), Backend::echo(), Backend::echo(), Backend::echo()];
+    let dead = closed();
+    let text = |number: usize| {
+        let pool = if number % 2 == 0 {
+            format!("\"{}\", \"{}\"", first.address(), second.address())
+        } else {
+            format!("\"{}\"", first.address())
+        };
+        // Drained, cut, and back again.
+        let faulty = ["", "on_remove: cut, ", "on_remove: drain, "].get(number % 4).map_or(String::new(), |policy| {
+            format!("  - {{sni: {FAULTY}, upstream: {{{policy}endpoints: \"{}\"}}}}\n", faulty.address())
+        });
+        format!(
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\ntimeouts: {{drain: 100ms}}\nlog: {{refusals_per_second: 0}}\nroutes:\n\
+             {faulty}  - {{sni: {NAME}, upstream: {{endpoints: [{pool}], on_remove: keep, slow_start: 0s}}}}\n  \
+             - {{sni: {DEAD}, upstream: \"{dead}\"}}\n  - {{sni: {IDLE}, upstream: \"{}\"}}\n",
+            patient.address()
+        )
+    };
+    let router = Router::start(&text(0));
+    let made = Made::default();
+    let hello = Hello::to(IDLE).record();
+    let mut idle: Vec<Client> = (0..20).map(|_| Client::send(router.address(), &hello)).collect();
+    for client in &mut idle {
+        assert_eq!(client.read(hello.len()), hello);
+    }
+    let address = router.address();
+    let stop = AtomicBool::new(false);
+    let mut newest = router.pid();
+    std::thread::scope(|scope| {
+        for worker in 0..4 {
+            let (router, made, stop) = (&router, &made, &stop);
+            scope.spawn(move || {
+                let mut number = worker;
+                while !stop.load(Relaxed) {
+                    assert!(one(router, number, made), "client {number}");
+                    number += 5;
+                }
+            });
+        }
+        let count = |message: &str| router.log().iter().filter(|line| line["message"] == message).count();
+        for number in 1..=changes {
+            std::fs::write(&router.config, text(number)).unwrap();
+            let (signal, message) = if number % 4 == 0 {
+                (Signal::USR2, "upgraded; the new process serves")
+            } else {
+                (Signal::HUP, "reloaded")
+            };
+            let before = count(message);
+            kill_process(newest, signal).unwrap();
+            let done = router.wait_many(message, before + 1, |line| line["message"] == message).pop().unwrap();
+            if signal == Signal::USR2 {
+                newest = Pid::from_raw(i32::try_from(done["process"].as_i64().unwrap()).unwrap()).unwrap();
+            }
+        }
+        stop.store(true, Relaxed);
+    });
+    for client in &mut idle {
+        client.write(b"still");
+        assert_eq!(client.read(5), b"still", "nothing has removed it");
+        client.finish();
+        client.rest();
+    }
+    let made = usize::try_from(made.connections.load(Relaxed)).unwrap() + idle.len();
+    let logged = || router.log().iter().filter(|line| line["outcome"].is_string()).count();
+    eventually("each is logged", || {
+        assert!(logged() <= made, "{} of {made}", logged());
+        logged() == made
+    });
+    assert!(router.log().iter().all(|line| line["outcome"] != "local_error" && line["outcome"] != "no_endpoint"));
+    let (_, metrics) = router.get("/metrics");
+    let active = metrics.lines().filter(|line| line.starts_with("snigate_connections_active{"));
+    assert!(active.clone().count() > 0 && active.into_iter().all(|line| line.ends_with(" 0")), "{metrics}");
+    kill_process(newest, Signal::TERM).unwrap();
+    eventually("the last process has ended", || std::net::TcpStream::connect(address).is_err());
 }

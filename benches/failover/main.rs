@@ -3,7 +3,8 @@
 //!
 //! First one endpoint is killed (SIGKILL) under new connections at a fixed rate; then one turns into a black hole (packets
 //! to it and to its connections are dropped, which a packet filter on its sockets does) under new connections and under
-//! streams that send a byte each second.
+//! streams that send a byte each second. At last what becomes of streams, busy and silent ones, to an endpoint that shuts down
+//! (listens no more, serves on), is killed, frozen (SIGSTOP) or vanishes.
 
 #![allow(
     clippy::pedantic,
@@ -14,7 +15,8 @@
     reason = "a bench"
 )]
 
-#[path = "../tests/support/hello.rs"]
+mod fates;
+#[path = "../../tests/support/hello.rs"]
 mod sample;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -24,6 +26,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use fates::Fate;
 use sample::Hello;
 use socket2::{SockFilter, Socket};
 use tempfile::TempDir;
@@ -49,9 +52,15 @@ struct Options {
     /// Only the kill, for a few seconds: to see that it works
     #[arg(long)]
     quick: bool,
+    /// Only what becomes of streams
+    #[arg(long)]
+    fates: bool,
     /// Be an endpoint
     #[arg(long, hide = true)]
     endpoint: bool,
+    /// One that something will happen to
+    #[arg(long, hide = true)]
+    doomed: bool,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -60,12 +69,15 @@ struct Options {
 fn main() {
     let options = Options::parse();
     if options.endpoint {
-        be_an_endpoint();
+        be_an_endpoint(if options.doomed { DOOMED } else { b"answer" });
     }
     let seconds = if options.quick { 2 } else { options.seconds };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for which in ["snigate", "HAProxy"] {
-        let mut endpoints: Vec<Endpoint> = (0..3).map(|_| Endpoint::start()).collect();
+        if options.fates {
+            break;
+        }
+        let mut endpoints: Vec<Endpoint> = (0..3).map(|_| Endpoint::start(false)).collect();
         let proxy = Proxy::start(which, &endpoints);
         let killed = runtime.block_on(under_load(proxy.address, options.rate, seconds, || endpoints[0].kill()));
         killed.print(which, "one of three killed");
@@ -73,7 +85,7 @@ fn main() {
             continue;
         }
         drop(proxy);
-        let mut endpoints: Vec<Endpoint> = (0..3).map(|_| Endpoint::start()).collect();
+        let mut endpoints: Vec<Endpoint> = (0..3).map(|_| Endpoint::start(false)).collect();
         let proxy = Proxy::start(which, &endpoints);
         let (vanished, ends) = runtime.block_on(async {
             let streams = Streams::open(proxy.address, options.streams).await;
@@ -98,7 +110,30 @@ fn main() {
             ends.last().copied().unwrap_or(f64::NAN)
         );
     }
+    if !options.quick {
+        for row in runtime.block_on(async {
+            let rows = Fate::ALL.map(|fate| ["snigate", "HAProxy"].map(|which| fates::row(which, fate)));
+            futures(rows.into_iter().flatten()).await
+        }) {
+            println!("{row}");
+        }
+    }
 }
+
+/// All at once, in this order.
+async fn futures(rows: impl Iterator<Item = impl Future<Output = String> + 'static>) -> Vec<String> {
+    let local = tokio::task::LocalSet::new();
+    let running: Vec<_> = rows.map(|row| local.spawn_local(row)).collect();
+    local.await;
+    let mut rows = Vec::new();
+    for row in running {
+        rows.push(row.await.unwrap());
+    }
+    rows
+}
+
+/// What the endpoint answers that something will happen to.
+const DOOMED: &[u8; 6] = b"doomed";
 
 /// One new connection: when it was begun, how long it took, and whether it got its answer.
 struct Try {
@@ -218,9 +253,9 @@ struct Endpoint {
 }
 
 impl Endpoint {
-    fn start() -> Self {
+    fn start(is_doomed: bool) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .arg("--endpoint")
+            .args(["--endpoint"].into_iter().chain(is_doomed.then_some("--doomed")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -236,7 +271,16 @@ impl Endpoint {
     }
 
     fn vanish(&mut self) {
-        self.child.stdin.as_mut().unwrap().write_all(b"v").unwrap();
+        self.command(b"v");
+    }
+
+    fn command(&mut self, command: &[u8; 1]) {
+        self.child.stdin.as_mut().unwrap().write_all(command).unwrap();
+    }
+
+    fn freeze(&self) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), rustix::process::Signal::STOP)
+            .unwrap();
     }
 }
 
@@ -247,14 +291,22 @@ impl Drop for Endpoint {
     }
 }
 
-fn be_an_endpoint() -> ! {
+fn be_an_endpoint(answer: &'static [u8; 6]) -> ! {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     println!("{}", listener.local_addr().unwrap());
     let sockets = Arc::new(Mutex::new(vec![Socket::from(listener.try_clone().unwrap())]));
     let all = Arc::clone(&sockets);
+    let closed = Arc::new(tokio::sync::Notify::new());
+    let close = Arc::clone(&closed);
     std::thread::spawn(move || {
-        if std::io::stdin().read_exact(&mut [0]).is_err() {
+        let mut command = [0];
+        if std::io::stdin().read_exact(&mut command).is_err() {
             std::process::exit(0);
+        }
+        if &command == b"c" {
+            all.lock().unwrap().clear();
+            close.notify_one();
+            std::thread::park();
         }
         for socket in all.lock().unwrap().iter() {
             // `ret 0`: accept no byte of any packet.
@@ -267,13 +319,17 @@ fn be_an_endpoint() -> ! {
         listener.set_nonblocking(true).unwrap();
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = closed.notified() => break,
+            };
+            let (mut stream, _) = accepted.unwrap();
             let copy = Socket::from(std::os::fd::AsFd::as_fd(&stream).try_clone_to_owned().unwrap());
             let sockets = Arc::clone(&sockets);
             tokio::spawn(async move {
                 let mut buffer = vec![0; 4096];
                 let Ok(1..) = stream.read(&mut buffer).await else { return };
-                if stream.write_all(b"answer").await.is_err() {
+                if stream.write_all(answer).await.is_err() {
                     return;
                 }
                 // Only those that stay are worth to be remembered: most clients leave at once.
@@ -283,7 +339,11 @@ fn be_an_endpoint() -> ! {
                 while let Ok(1..) = stream.read(&mut buffer).await {}
             });
         }
-    })
+        drop(listener);
+        // As an API server, that ends its streams at last; here nothing does before this process is ended.
+        std::future::pending::<()>().await;
+    });
+    unreachable!("it never ends by itself")
 }
 
 struct Proxy {
