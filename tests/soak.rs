@@ -61,17 +61,22 @@ fn one(router: &Router, number: u64, made: &Made) -> bool {
     }
 }
 
-#[test]
-fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
-    let duration = Duration::from_secs(std::env::var("SNIGATE_SOAK").map_or(3, |text| text.parse().unwrap()));
-    let (backend, faulty) = (Backend::echo(), Backend::echo());
-    let patient = Backend::start(|mut stream| {
+/// Echoes, however long it takes until something comes.
+fn patient() -> Backend {
+    Backend::start(|mut stream| {
         stream.set_read_timeout(None).unwrap();
         let mut bytes = [0; 4096];
         while let Ok(length @ 1..) = std::io::Read::read(&mut stream, &mut bytes) {
             let _ = std::io::Write::write_all(&mut stream, &bytes[..length]);
         }
-    });
+    })
+}
+
+#[test]
+fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
+    let duration = Duration::from_secs(std::env::var("SNIGATE_SOAK").map_or(3, |text| text.parse().unwrap()));
+    let (backend, faulty) = (Backend::echo(), Backend::echo());
+    let patient = patient();
     let routes = [(NAME, backend.address()), (FAULTY, faulty.address()), (DEAD, closed()), (IDLE, patient.address())];
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("snigate.yaml");
@@ -145,7 +150,7 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
 #[test]
 fn g13_h08_storm_of_changes_loses_no_connection() {
     let changes = std::env::var("SNIGATE_STORM").map_or(12, |text| text.parse().unwrap());
-    let [first, second, faulty, patient] = [Backend::echo(), Backend::echo(), Backend::echo(), Backend::echo()];
+    let [first, second, faulty, patient] = [Backend::echo(), Backend::echo(), Backend::echo(), patient()];
     let dead = closed();
     let text = |number: usize| {
         let pool = if number % 2 == 0 {
