@@ -12,6 +12,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use rustix::net::sockopt::socket_acceptconn;
@@ -20,10 +21,12 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 use rustix::stdio::dup2_stdin;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 use tracing::{info, warn};
 
+use crate::account::Counters;
 use crate::server::Inherited;
 
 /// Tells a process that its standard input is a predecessor.
@@ -74,6 +77,28 @@ pub struct Successor {
     pub process: u32,
     /// Which of the listeners it has.
     pub taken: Vec<bool>,
+    channel: UnixStream,
+}
+
+/// How often a successor is told how many connections are left here.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+impl Successor {
+    /// Tells it how many connections are left here, until this process ends or the successor does.
+    pub fn keep_telling(self, connections: impl Fn() -> usize + Send + 'static) -> io::Result<()> {
+        self.channel.set_nonblocking(true)?;
+        let mut channel = tokio::net::UnixStream::from_std(self.channel)?;
+        tokio::spawn(async move {
+            let mut turn = interval(TELL_EVERY);
+            loop {
+                turn.tick().await;
+                if channel.write_all(&(connections() as u64).to_be_bytes()).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(())
+    }
 }
 
 /// Starts the program again, as this process was started, and returns when it serves from these listeners. If this future is
@@ -102,9 +127,9 @@ pub async fn start(listeners: Vec<Inherited>) -> Result<Successor, UpgradeError>
     let answer = tokio::task::spawn_blocking(move || hand_over(ours, &listeners)).await.map_err(io::Error::other)?;
     let is_late = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
     match answer {
-        Ok(Some(taken)) => {
+        Ok(Some((taken, channel))) => {
             let process = child.prove().await.map_err(UpgradeError::Ended)?;
-            Ok(Successor { process, taken })
+            Ok(Successor { process, taken, channel })
         }
         Err(error) if is_late(&error) => {
             child.end(Duration::ZERO).await;
@@ -164,7 +189,7 @@ impl Drop for Unproven {
 }
 
 /// Which of the listeners the other side has taken over, if it has said that it serves.
-fn hand_over(mut channel: UnixStream, listeners: &[Inherited]) -> io::Result<Option<Vec<bool>>> {
+fn hand_over(mut channel: UnixStream, listeners: &[Inherited]) -> io::Result<Option<(Vec<bool>, UnixStream)>> {
     if !is_told(&mut channel, GREETING)? {
         return Ok(None);
     }
@@ -177,7 +202,7 @@ fn hand_over(mut channel: UnixStream, listeners: &[Inherited]) -> io::Result<Opt
     }
     let mut taken = vec![0; listeners.len()];
     channel.read_exact(&mut taken)?;
-    Ok(Some(taken.into_iter().map(|taken| taken != 0).collect()))
+    Ok(Some((taken.into_iter().map(|taken| taken != 0).collect(), channel)))
 }
 
 fn is_told(channel: &mut UnixStream, expected: &[u8]) -> io::Result<bool> {
@@ -235,10 +260,33 @@ impl Predecessor {
     }
 
     /// Tells it that we serve, so that it stops to, and which of its listeners we have.
-    pub fn dismiss(mut self, taken: &[bool]) -> io::Result<()> {
+    pub fn dismiss(mut self, taken: &[bool]) -> io::Result<Draining> {
         self.0.write_all(READY)?;
         let taken: Vec<u8> = taken.iter().map(|taken| u8::from(*taken)).collect();
-        self.0.write_all(&taken)
+        self.0.write_all(&taken)?;
+        self.0.set_nonblocking(true)?;
+        Ok(Draining(tokio::net::UnixStream::from_std(self.0)?))
+    }
+}
+
+/// A predecessor that has handed over, and has connections left.
+#[derive(Debug)]
+pub struct Draining(tokio::net::UnixStream);
+
+impl Draining {
+    /// Notes how many connections it has, until it ends.
+    pub async fn watch(mut self, counters: &Counters) {
+        let mut has_any = false;
+        while let Ok(connections) = self.0.read_u64().await {
+            counters.predecessor_connections.store(connections, Relaxed);
+            if connections > 0 && !std::mem::replace(&mut has_any, true) {
+                info!(connections, "connections stay in the process before this one until they end");
+            }
+        }
+        counters.predecessor_connections.store(0, Relaxed);
+        if has_any {
+            info!("the process before this one has ended, and its connections with it");
+        }
     }
 }
 

@@ -99,7 +99,9 @@ fn h08_an_upgrade_refuses_nobody_and_lets_streams_finish() {
     // The admin listener is the new process's, too.
     let uptime = router.metric("process_start_time_seconds");
     assert!(uptime > 0.0 && router.get("/readyz").0 == 200);
-    eventually("what the stream has, it does not", || sockets(new) == sockets_before - 2);
+    eventually("what the stream has, it does not, but a line to the old process", || {
+        sockets(new) == sockets_before - 1
+    });
 
     // Both directions of the old stream work, and then the old process has nothing left to do.
     std::io::Write::write_all(&mut upstream, b"down").unwrap();
@@ -133,6 +135,38 @@ fn h08_a_client_that_waits_at_the_connection_limit_is_served_by_the_new_process(
         assert_eq!(client.rest(), (b"served".to_vec(), End::Fin));
     }
     drop(streams);
+}
+
+#[test]
+fn h08_the_new_process_tells_how_many_connections_the_old_ones_have() {
+    let (backend, held) = Backend::held();
+    let (router, _) = linked(&config(&[(NAME, backend.address())], ""));
+    let mut streams = Vec::new();
+    let mut newest = router.pid();
+    let mut old = Vec::new();
+    for count in 1..=2 {
+        streams.push((Client::send(router.address(), &Hello::to(NAME).record()), held.recv_timeout(PATIENCE).unwrap()));
+        eventually("it is connected", || {
+            router.metric(&format!("snigate_connections_active{{route=\"{NAME}\"}}")) == 1.0
+        });
+        kill_process(newest, Signal::USR2).unwrap();
+        let upgraded = |line: &Value| line["message"] == "upgraded; the new process serves";
+        let process = router.wait_many("the upgrade", count, upgraded).pop().unwrap()["process"].as_i64().unwrap();
+        old.push(newest);
+        newest = Pid::from_raw(process as i32).unwrap();
+        let stay = |line: &Value| {
+            line["message"] == "connections stay in the process before this one until they end"
+                && line["connections"] == count
+        };
+        router.wait("that they stay", stay);
+        eventually("the count", || router.metric("snigate_predecessor_connections") == count as f64);
+    }
+    let (_, status) = router.get("/api/status");
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["predecessor_connections"], 2, "those of the first process, too");
+    drop(streams);
+    eventually("they have ended", || router.metric("snigate_predecessor_connections") == 0.0);
+    kill_process(newest, Signal::KILL).unwrap();
 }
 
 #[test]

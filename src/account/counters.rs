@@ -35,6 +35,8 @@ pub struct Counters {
     pub refusals: Refusals,
     /// How many connections may be open at once.
     pub connections_limit: AtomicU64,
+    /// Open connections that have stayed in processes before this one, since an upgrade.
+    pub predecessor_connections: AtomicU64,
     /// Log lines that nobody took.
     pub log_lines_lost: AtomicU64,
     /// When this process began to count.
@@ -153,6 +155,7 @@ impl Counters {
             reloads: Reloads::default(),
             refusals: Refusals::default(),
             connections_limit: AtomicU64::new(0),
+            predecessor_connections: AtomicU64::new(0),
             log_lines_lost: AtomicU64::new(0),
             started: SystemTime::now(),
             accept_errors: Mutex::default(),

@@ -122,7 +122,13 @@ impl Snapshot {
         let limit = whole(held::limit() as u64);
         gauge(encoder, "snigate_held_bytes_limit", "How many bytes may be held", limit)?;
         let limit = whole(self.counters.connections_limit.load(Relaxed));
-        gauge(encoder, "snigate_connections_limit", "How many connections may be open at once", limit)
+        gauge(encoder, "snigate_connections_limit", "How many connections may be open at once", limit)?;
+        gauge(
+            encoder,
+            "snigate_predecessor_connections",
+            "Open connections that have stayed in processes before this one since an upgrade",
+            whole(self.counters.predecessor_connections.load(Relaxed)),
+        )
     }
 
     fn bytes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

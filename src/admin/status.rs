@@ -26,6 +26,7 @@ pub(super) fn of(state: &State, max_routes: usize) -> Value {
         "process": std::process::id(),
         "uptime_seconds": state.counters.started.elapsed().unwrap_or_default().as_secs(),
         "draining": state.draining.is_cancelled(),
+        "predecessor_connections": state.counters.predecessor_connections.load(Relaxed),
         "config": {
             "last_reload_successful": !reloads.last_failed.load(Relaxed),
             "last_error": reloads.last_error(),

@@ -404,6 +404,15 @@ impl Server {
         self.connections.len()
     }
 
+    /// Counts the connections that are open at any time, those of predecessors included.
+    pub fn count_connections(&self) -> impl Fn() -> usize + Send + 'static {
+        let (connections, counters) = (self.connections.clone(), Arc::clone(&self.counters));
+        move || {
+            let of_predecessors = counters.predecessor_connections.load(Relaxed);
+            connections.len().saturating_add(usize::try_from(of_predecessors).unwrap_or(usize::MAX))
+        }
+    }
+
     /// Where reloads are counted.
     #[must_use]
     pub fn counters(&self) -> &Arc<Counters> {

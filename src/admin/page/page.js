@@ -165,7 +165,9 @@ function verdict(status) {
   const error = byId("error");
   error.hidden = !status.config.last_error;
   setText(error, status.config.last_error || "");
-  const all = `${plural(status.routes_total, "route", "routes")}, ${plural(endpoints.length, "endpoint", "endpoints")}`;
+  const left = status.predecessor_connections;
+  const before = left > 0 ? `, ${plural(left, "connection", "connections")} still in processes before an upgrade` : "";
+  const all = `${plural(status.routes_total, "route", "routes")}, ${plural(endpoints.length, "endpoint", "endpoints")}${before}`;
   const line = byId("verdict");
   setText(line, troubles.length === 0 ? `All is well: ${all}.` : `${troubles.join("; ")}. (${all})`);
   line.className = troubles.length === 0 ? "well" : "unwell";

@@ -168,7 +168,10 @@ async fn serve(
     match predecessor.map(|predecessor| predecessor.dismiss(&taken)) {
         None => manager.tell(Phase::Serving),
         // It tells the service manager who serves now.
-        Some(Ok(())) => {}
+        Some(Ok(draining)) => {
+            let counters = Arc::clone(server.counters());
+            tokio::spawn(async move { draining.watch(&counters).await });
+        }
         Some(Err(reason)) => warn!(%reason, "the predecessor is gone"),
     }
     Ok(match change(&mut server, &mut signals, file.as_mut(), watches, &manager, &logging).await {
@@ -177,12 +180,12 @@ async fn serve(
             manager.tell_now(Phase::Stopping).await;
             stop(&mut server, signals).await
         }
-        Ending::Upgraded(Successor { process, taken }) => {
-            manager.tell_now(Phase::SucceededBy(process)).await;
+        Ending::Upgraded(successor) => {
+            manager.tell_now(Phase::SucceededBy(successor.process)).await;
             if let Some(watchdog) = watchdog {
                 watchdog.abort();
             }
-            step_back(&mut server, &taken, signals).await
+            step_back(&mut server, successor, signals).await
         }
     })
 }
@@ -350,8 +353,11 @@ async fn stop(server: &mut Server, mut signals: Signals) -> ExitCode {
 }
 
 /// Lets connections run for `timeouts.upgrade_drain`, or, once asked to stop, for `timeouts.drain`.
-async fn step_back(server: &mut Server, taken: &[bool], mut signals: Signals) -> ExitCode {
-    server.step_back(taken).await;
+async fn step_back(server: &mut Server, successor: Successor, mut signals: Signals) -> ExitCode {
+    server.step_back(&successor.taken).await;
+    if let Err(reason) = successor.keep_telling(server.count_connections()) {
+        warn!(%reason, "the new process cannot be told how many connections are left here");
+    }
     let deadline = Instant::now() + server.timeouts().upgrade_drain;
     let sooner = tokio::select! {
         _ = server.finish(deadline) => return ExitCode::SUCCESS,
