@@ -144,6 +144,12 @@ pub(crate) struct Plan {
     /// The configuration that is running, where there is no admin listener: without counts of connections
     #[arg(long, value_name = "FILE")]
     pub(crate) from: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Exit with 2 if the reload would close open connections, or might where they are not counted
+    #[arg(long)]
+    pub(crate) exit_code: bool,
 }
 
 #[derive(Debug, Args)]

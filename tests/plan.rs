@@ -67,7 +67,7 @@ fn what_is_said_is_what_happens() {
             "What a reload to new.yaml would change, timeouts, limits and other settings left aside:
 
 listeners
-    127.0.0.1:0  stays
+    127.0.0.1:0  unchanged
 
 routes
   ~ changes.example
@@ -84,6 +84,28 @@ connections that would be closed: 5
     );
     assert_eq!(code, Some(0));
     assert_eq!(active("goes.example"), 3.0, "nothing has changed");
+    let (code, as_json) = plan(&new, &["--admin", &admin, "--json", "--exit-code"]);
+    assert_eq!(code, Some(2), "connections would be closed");
+    assert_eq!(
+        serde_json::from_str::<Value>(&as_json).unwrap(),
+        serde_json::json!({
+            "listeners": [{"address": "127.0.0.1:0", "change": "unchanged"}],
+            "routes": [
+                {
+                    "route": "changes.example", "change": "changed", "endpoints_added": [three.to_string()],
+                    "endpoints_removed": [{"endpoint": two.to_string(), "on_remove": "drain", "connections": 2}],
+                },
+                {"route": "comes.example", "change": "added"},
+                {"route": "goes.example", "change": "removed", "on_remove": "drain", "connections": 3},
+                {"route": "keeps.example", "change": "removed", "on_remove": "keep", "connections": 1},
+            ],
+            "routes_unchanged": 1,
+            "drain_seconds": 1.0,
+            "connections_closed": 5,
+        })
+    );
+    let (code, _) = plan(&new, &["--from", router.config.to_str().unwrap(), "--exit-code"]);
+    assert_eq!(code, Some(2), "they might be");
 
     let (_, from) = plan(&new, &["--from", router.config.to_str().unwrap()]);
     let mut uncounted = told.replace("\nconnections that would be closed: 5\n", "");
@@ -95,7 +117,8 @@ connections that would be closed: 5
     router.reload(&new);
     router.wait_many("five were closed", 5, |line| line["outcome"] == "drained");
     assert_eq!((active("stays.example"), active("keeps.example"), active("changes.example")), (1.0, 1.0, 2.0));
-    let (_, told) = plan(&new, &["--admin", &admin]);
+    let (code, told) = plan(&new, &["--admin", &admin, "--exit-code"]);
+    assert_eq!(code, Some(0), "nothing would be closed");
     assert!(told.ends_with("    3 unchanged\n\nconnections that would be closed: 0\n"), "{told}");
 }
 
@@ -114,7 +137,9 @@ fn listeners_and_refusals_are_told() {
     );
     assert_eq!(code, Some(78), "so that `plan && kill -HUP` does not");
     let (code, told) = plan(&new.replace("workers: 2\n", ""), &["--admin", &admin]);
-    let expected = format!("  + {here}  begins to listen\n  - 127.0.0.1:0  serves its queue");
+    let expected = format!(
+        "  + {here}  starts listening\n  - 127.0.0.1:0  stops listening after draining its accept queue; open connections continue\n"
+    );
     assert!(told.contains(&expected), "{told}");
     assert_eq!(code, Some(0));
     let by_name = format!("localhost:{}", router.admin().port());
@@ -123,12 +148,12 @@ fn listeners_and_refusals_are_told() {
     let taken = Backend::named("another").address().to_string();
     let wanted = new.replace("workers: 2\n", "").replace(here, &taken);
     let (code, told) = plan(&wanted, &["--admin", &admin]);
-    assert!(told.contains(&format!("  + {taken}  cannot be listened at: address already in use\n")), "{told}");
+    assert!(told.contains(&format!("  + {taken}  cannot listen: address already in use\n")), "{told}");
     let expected = format!("snigate: a reload to new.yaml would be refused now: cannot listen on {taken}: ");
     assert!(told.contains(&expected) && told.ends_with("; another process listens there\n"), "{told}");
     assert_eq!(code, Some(1));
     let (code, told) = plan(&wanted, &["--from", router.config.to_str().unwrap()]);
-    let expected = format!("  + {taken}  begins to listen; on this machine it could not: address already in use\n");
+    let expected = format!("  + {taken}  starts listening; on this machine it could not: address already in use\n");
     assert!(told.contains(&expected) && code == Some(0), "{told}");
     let listening = |address: &str| new.replace("workers: 2\n", "").replace(here, address);
     let running = tempfile::NamedTempFile::new().unwrap();
@@ -193,9 +218,9 @@ fn a_machine_of_the_same_name_is_another_one() {
         let _taken = neighbour.inside(|| std::net::TcpListener::bind((FAR, 6443)).unwrap());
         let elsewhere = neighbour.inside(|| plan(&new, &["--admin", &format!("{NEAR}:9000")]));
         let expected =
-            format!("  + {FAR}:6443  begins to listen; on this machine it could not: address already in use\n");
+            format!("  + {FAR}:6443  starts listening; on this machine it could not: address already in use\n");
         assert!(elsewhere.1.contains(&expected) && elsewhere.0 == Some(0), "{elsewhere:?}");
         let here = plan(&config("10.9.0.9:6443"), &["--admin", &format!("{NEAR}:9000")]);
-        assert!(here.1.contains("  + 10.9.0.9:6443  cannot be listened at: ") && here.0 == Some(1), "{here:?}");
+        assert!(here.1.contains("  + 10.9.0.9:6443  cannot listen: ") && here.0 == Some(1), "{here:?}");
     });
 }

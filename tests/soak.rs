@@ -153,7 +153,7 @@ fn g13_h08_storm_of_changes_loses_no_connection() {
     let [first, second, faulty, patient] = [Backend::echo(), Backend::echo(), Backend::echo(), patient()];
     let dead = closed();
     let text = |number: usize| {
-        let pool = if number % 2 == 0 {
+        let pool = if number.is_multiple_of(2) {
             format!("\"{}\", \"{}\"", first.address(), second.address())
         } else {
             format!("\"{}\"", first.address())
