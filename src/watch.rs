@@ -43,7 +43,7 @@ impl Digest {
 }
 
 /// What changes with every write, rename or link.
-type Stamp = (u64, u64, u64, i64, i64, i64, i64);
+pub type Stamp = (u64, u64, u64, i64, i64, i64, i64);
 
 fn stamp(metadata: &Metadata) -> Stamp {
     (
@@ -72,6 +72,18 @@ impl Watch {
     pub fn has_taken(&mut self, content: Option<Digest>) {
         self.taken = content;
         self.unchanged = None;
+    }
+
+    /// What the file looks like from outside, if it is there.
+    pub async fn stamp(&self) -> Option<Stamp> {
+        self.read(|path| fs::metadata(path)).await.ok().map(|metadata| stamp(&metadata))
+    }
+
+    /// The content that the file has had since it looked like this is not applied: it has changed when it is written again,
+    /// whatever is written.
+    pub fn has_held_back(&mut self, stamp: Option<Stamp>) {
+        self.taken = None;
+        self.unchanged = stamp;
     }
 
     /// Until the file has another content than the one that was taken last.

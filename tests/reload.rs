@@ -417,6 +417,41 @@ fn a_reload_changes_the_level_of_the_log() {
 }
 
 #[test]
+fn g07_a_watched_file_that_removes_most_routes_is_applied_only_when_it_is_written_again() {
+    let backend = Backend::named("served");
+    let text = |names: &[&str]| {
+        let routes: Vec<(&str, SocketAddr)> = names.iter().map(|name| (*name, backend.address())).collect();
+        config(&routes, "watch: true\n")
+    };
+    let (all, few) = (text(&[NAME, OTHER, "c.example", "d.example"]), text(&[NAME]));
+    let router = Router::start(&all);
+    let held_back = |count: usize| {
+        let told = router.wait_many("that it is held back", count, |line| {
+            line["reason"].as_str().is_some_and(|reason| reason.contains("removes 3 of 4 routes"))
+        });
+        assert_eq!(told[count - 1]["message"], "not reloaded; the running configuration stays");
+        assert_eq!(ask(router.address(), OTHER), answered("served"));
+    };
+    let reloaded = |count: usize, by: &str| {
+        let told = router.wait_many("the reload", count, |line| line["message"] == "reloaded");
+        assert_eq!(told[count - 1]["by"], by);
+    };
+    std::fs::write(&router.config, &few).unwrap();
+    held_back(1);
+    assert_eq!(router.metric("snigate_config_last_reload_successful"), 0.0);
+    std::fs::write(&router.config, &few).unwrap();
+    reloaded(1, "watch");
+    assert_eq!(ask(router.address(), OTHER), (alert(112), End::Fin));
+
+    std::fs::write(&router.config, &all).unwrap();
+    reloaded(2, "watch");
+    std::fs::write(&router.config, &few).unwrap();
+    held_back(2);
+    router.signal(Signal::HUP);
+    reloaded(3, "SIGHUP");
+}
+
+#[test]
 fn g07_a_watched_file_is_taken_however_it_is_replaced() {
     let backends = [Backend::named("first"), Backend::named("second"), Backend::named("third")];
     let text = |number: usize, more: &str| config(&[(NAME, backends[number].address())], more);

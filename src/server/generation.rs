@@ -117,6 +117,10 @@ pub(super) fn succeed(
                     }
                 } else {
                     changes.added += 1;
+                    if left.is_some() {
+                        let connections = route.counters.active.load(Relaxed);
+                        info!(route = &*name, connections, "route is back: its connections are no longer drained");
+                    }
                 }
                 route
             }

@@ -5,6 +5,7 @@ mod generation;
 mod listening;
 mod memory;
 
+use std::collections::HashSet;
 use std::io;
 use std::mem;
 use std::net::SocketAddr;
@@ -213,6 +214,15 @@ impl Server {
         self.closing.close();
         self.closing.wait().await;
         self.closing.reopen();
+    }
+
+    /// How many of the running routes this configuration does not have, and how many there are.
+    #[must_use]
+    pub fn removed_by(&self, config: &Config) -> (usize, usize) {
+        let kept: HashSet<&str> = config.routes.iter().map(|route| &*route.name).collect();
+        let generation = self.generation.load();
+        let removed = generation.routes.iter().filter(|route| !kept.contains(route.counters.name())).count();
+        (removed, generation.routes.len())
     }
 
     /// All that can fail, and changes nothing; and which of what was inherited is needed.

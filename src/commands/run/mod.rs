@@ -7,14 +7,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use rustix::process::{Pid, kill_process};
 use snigate::config::{self, Config, ConfigError, Log, LogFormat};
 use snigate::sandbox::{self, Entered, Sandbox};
 use snigate::server::{Changes, Inherited, Server};
 use snigate::systemd::{self, Manager, Phase};
 use snigate::upgrade::{self, Predecessor, Successor, UpgradeError};
-use snigate::watch::{Digest, Watch};
+use snigate::watch::{Digest, Stamp, Watch};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
@@ -219,8 +219,10 @@ async fn change(
     logging: &Logging,
 ) -> Ending {
     let mut failure: Option<String> = None;
+    let mut is_held_back = false;
     loop {
-        let has_failed = failure.is_some();
+        // What is held back is not tried again by itself.
+        let has_failed = failure.is_some() && !is_held_back;
         let changed = async {
             match &mut file {
                 Some((watch, _)) if watches => {
@@ -251,12 +253,22 @@ async fn change(
                     loaded = load(server, file.as_deref_mut()) => loaded,
                     signal = signals.stop(Busy::Reloading) => return Ending::Stop(signal),
                 };
+                let may_remove_most = trigger == Trigger::Signal || std::mem::take(&mut is_held_back);
                 let reloaded = match loaded {
-                    Ok((path, config)) => apply(server, path, config, trigger, begun, logging).await,
+                    Ok(loaded) => match removes_most(server, &loaded.config).filter(|_| !may_remove_most) {
+                        Some(reason) => {
+                            is_held_back = true;
+                            if let Some((watch, _)) = &mut file {
+                                watch.has_held_back(loaded.stamp);
+                            }
+                            Err(anyhow!(reason))
+                        }
+                        None => apply(server, loaded, trigger, begun, logging).await,
+                    },
                     Err(reason) => Err(reason),
                 };
                 match reloaded {
-                    Ok(new) => (watches, failure) = (new, None),
+                    Ok(new) => (watches, failure, is_held_back) = (new, None, false),
                     Err(reason) => {
                         let reason = format!("{reason:#}");
                         server.counters().reloads.fail(&reason);
@@ -272,26 +284,43 @@ async fn change(
     }
 }
 
+/// What a file said that may be applied.
+struct Loadable {
+    path: PathBuf,
+    config: Config,
+    stamp: Option<Stamp>,
+}
+
 /// What the file says now, if it is valid, once the listeners that the last reload has removed are closed.
-async fn load(server: &Server, file: Option<&mut (Watch, Source)>) -> anyhow::Result<(PathBuf, Config)> {
+async fn load(server: &Server, file: Option<&mut (Watch, Source)>) -> anyhow::Result<Loadable> {
     let (watch, source) = file.context("there is no file: snigate was started without one")?;
     server.settle().await;
+    let stamp = watch.stamp().await;
     let from = source.clone();
     // For 100,000 routes this takes a while.
     let loaded = tokio::task::spawn_blocking(move || from.load()).await?;
     watch.has_taken(loaded.digest);
-    Ok((source.path.clone(), loaded.config?))
+    Ok(Loadable { path: source.path.clone(), config: loaded.config?, stamp })
+}
+
+/// Why a watched file is not applied as soon as it changes: half of it may be missing by mistake.
+fn removes_most(server: &Server, config: &Config) -> Option<String> {
+    let (removed, of) = server.removed_by(config);
+    let is_most = removed > 1 && removed > of / 2;
+    is_most.then(|| {
+        format!("the watched file removes {removed} of {of} routes; to apply it write it once more, or send SIGHUP")
+    })
 }
 
 /// Serves as it says; whether the file is to be watched.
 async fn apply(
     server: &mut Server,
-    path: PathBuf,
-    config: Config,
+    loaded: Loadable,
     trigger: Trigger,
     begun: Clock,
     logging: &Logging,
 ) -> anyhow::Result<bool> {
+    let Loadable { path, config, stamp: _ } = loaded;
     let file = path.display().to_string();
     let (listeners, routes, watches) = (config.listeners.len(), config.routes.len(), config.watch);
     let level = config.log.level;
