@@ -10,7 +10,7 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 use crate::support::backend::black_hole;
 use crate::support::client::{End, alert};
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, Process, Router, eventually, pattern};
+use crate::support::{Backend, Client, Hello, Process, Router, eventually, pattern, watchdog};
 
 const NAME: &str = "a.example";
 const OVER_LIMIT: u8 = 80;
@@ -29,6 +29,7 @@ fn resident(router: &Router) -> f64 {
 #[test]
 fn a16_f09_z9_stalled_hellos_leave_room_for_everybody_else() {
     let stalled = std::env::var("SNIGATE_STALLED").map_or(1000, |number| number.parse().unwrap());
+    watchdog::may_take(Duration::from_secs(300 + u64::try_from(stalled).unwrap() / 20));
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
     let backend = Backend::named("served");
@@ -283,7 +284,7 @@ fn f13_a_log_that_cannot_be_written_stops_nothing() {
             assert!(serves(address), "{redirection}");
         }
         router.signal(rustix::process::Signal::TERM);
-        assert_eq!(router.0.wait().unwrap().code(), Some(0), "{redirection}");
+        assert_eq!(router.exit().code(), Some(0), "{redirection}");
     }
 }
 
@@ -352,6 +353,7 @@ fn f12_where_no_thread_can_be_made_it_does_not_start_or_goes_on_as_it_was() {
             command.arg(&path).stdin(binary).env_remove("RUST_LOG");
             let mut router = Router::spawn(command, path, directory);
             let case = format!("{workers} workers, {threads} threads");
+            assert!(threads < 100, "{case}");
             let begins = router.wait_line(&case, |line| line.starts_with("snigate: ") || line.contains("\"_admin\""));
             if begins.starts_with("snigate: ") {
                 assert!(begins.contains("cannot make the threads"), "{begins}");

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::support::backend::closed;
 use crate::support::client::alert;
+use crate::support::lines::Lines;
 use crate::support::router::config;
 use crate::support::tls::{self, Authority};
 use crate::support::{Backend, Client, Hello, Process, Router, eventually, snigate};
@@ -312,19 +313,19 @@ fn e12_a_log_that_nobody_reads_holds_nothing_up() {
     assert!(is_served(address));
 
     // As soon as somebody reads, it is told, and every line is there or counted.
-    let lines = BufReader::new(router.0.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let mut lines = lines.map(|line| serde_json::from_str::<serde_json::Value>(&line).unwrap());
-    let mut read = 0;
-    let told = lines.find(|line| {
-        read += u64::from(line["outcome"].is_string());
+    let lines = Lines::of(router.0.stderr.take().unwrap());
+    let json = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
+    let is_loss = |line: &serde_json::Value| {
         line["message"].as_str().is_some_and(|message| message.starts_with("log lines were lost"))
-    });
-    let told = told.unwrap();
+    };
+    let told = lines.wait("how many were lost", 1, |line| Some(json(line)).filter(is_loss)).remove(0);
+    let before = lines.so_far().iter().map(|line| json(line)).take_while(|line| !is_loss(line)).collect::<Vec<_>>();
+    let read = before.iter().filter(|line| line["outcome"].is_string()).count() as u64;
     assert_eq!(told["level"], "WARN");
     assert_eq!((told["lost"].as_f64(), told["lost"].as_u64()), (Some(lost()), Some(refused + 1 - read)), "{told}");
     router.signal(rustix::process::Signal::TERM);
-    assert!(lines.any(|line| line["message"] == "drained"), "to the last line");
-    assert_eq!(router.0.wait().unwrap().code(), Some(0));
+    lines.wait("the last line", 1, |line| (json(line)["message"] == "drained").then_some(()));
+    assert_eq!(router.exit().code(), Some(0));
 }
 
 #[test]
@@ -337,7 +338,7 @@ fn e12_a_log_that_cannot_be_written_holds_nothing_up() {
     eventually("lines are lost", || lost() > 0.0);
     assert!(is_served(address));
     router.signal(rustix::process::Signal::TERM);
-    assert_eq!(router.0.wait().unwrap().code(), Some(0));
+    assert_eq!(router.exit().code(), Some(0));
 }
 
 #[test]
@@ -361,7 +362,7 @@ fn e12_a_log_whose_writes_must_not_block_loses_nothing_either() {
     });
     eventually("every line is there", || read.load(Relaxed) == refused);
     router.signal(rustix::process::Signal::TERM);
-    assert_eq!(router.0.wait().unwrap().code(), Some(0));
+    assert_eq!(router.exit().code(), Some(0));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::support::backend::{closed, free};
 use crate::support::network::{FAR, NEAR, Neighbour, alone};
-use crate::support::{Backend, Client, Hello, Router, eventually, snigate};
+use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually, snigate};
 
 /// One listener, and routes with these upstreams.
 fn text(routes: &[(&str, String)], more: &str) -> String {
@@ -48,8 +48,10 @@ fn what_is_said_is_what_happens() {
     clients.extend(open("keeps.example", 1));
     clients.extend(open("stays.example", 1));
     clients.extend(open("changes.example", 4));
-    let _upstreams: Vec<TcpStream> =
-        (0..7).map(|_| held.recv().unwrap()).chain((0..2).map(|_| also_held.recv().unwrap())).collect();
+    let _upstreams: Vec<TcpStream> = (0..7)
+        .map(|_| held.recv_timeout(PATIENCE).unwrap())
+        .chain((0..2).map(|_| also_held.recv_timeout(PATIENCE).unwrap()))
+        .collect();
     let active = |name: &str| router.metric(&format!("snigate_connections_active{{route=\"{name}\"}}"));
     eventually("all", || active("changes.example") == 4.0 && active("goes.example") == 3.0);
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::support::backend::closed;
 use crate::support::client::alert;
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, Router, eventually, pattern, snigate};
+use crate::support::{Backend, Client, Hello, Router, eventually, pattern, snigate, watchdog};
 
 const NAME: &str = "a.example";
 const FAULTY: &str = "faulty.example";
@@ -59,9 +59,19 @@ fn one(router: &Router, number: u64, made: &Made) -> bool {
     }
 }
 
+/// Also when what is measured fails: the clients would go on for ever.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 #[test]
 fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
     let duration = Duration::from_secs(std::env::var("SNIGATE_SOAK").map_or(3, |text| text.parse().unwrap()));
+    watchdog::may_take(2 * duration + Duration::from_secs(300));
     let (backend, faulty) = (Backend::echo(), Backend::echo());
     let patient = Backend::start(|mut stream| {
         stream.set_read_timeout(None).unwrap();
@@ -99,12 +109,12 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
                 }
             });
         }
+        let _stop = Stop(&stop);
         let begun = Instant::now();
         while begun.elapsed() < duration {
             std::thread::sleep(Duration::from_secs(1));
             samples.push((router.metric("process_resident_memory_bytes"), descriptors()));
         }
-        stop.store(true, Relaxed);
     });
     let made_connections = made.connections.load(Relaxed) + IDLE_STREAMS as u64;
     let sum = |name: &str| -> f64 {

@@ -63,7 +63,11 @@ impl Backend {
     /// Hands each connection to the test.
     pub fn held() -> (Self, Receiver<TcpStream>) {
         let (sender, receiver) = channel();
-        (Self::start(move |stream| drop(sender.send(stream))), receiver)
+        let hand_over = move |stream: TcpStream| {
+            stream.set_write_timeout(Some(PATIENCE)).unwrap();
+            drop(sender.send(stream));
+        };
+        (Self::start(hand_over), receiver)
     }
 
     pub fn address(&self) -> SocketAddr {
