@@ -341,10 +341,11 @@ fn b05_an_endpoint_that_closes_at_once_is_no_success() {
 
 #[test]
 fn b15_a_name_that_leads_to_ourselves_is_a_loop() {
-    let port = free().port();
-    let router = Router::start(&format!(
-        "listen: 127.0.0.1:{port}\nadmin: 127.0.0.1:0\nroutes: [{{upstream: \"localhost:{port}\"}}]\n"
-    ));
+    let config =
+        |port: u16| format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes: [{{upstream: \"localhost:{port}\"}}]\n");
+    let router = Router::start(&config(1));
+    let port = router.address().port();
+    router.reload(&config(port));
     let mut client = Client::send(router.address(), &Hello::to(NAME).record());
     assert_eq!(client.rest(), (alert(80), End::Fin));
     let account = router.account_of(client.address());

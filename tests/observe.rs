@@ -1,12 +1,12 @@
 //! Log lines and metrics.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use crate::support::backend::closed;
+use crate::support::backend::{closed, free};
 use crate::support::client::alert;
 use crate::support::lines::Lines;
 use crate::support::router::config;
@@ -176,17 +176,15 @@ fn text_lines_are_sentences() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("snigate.yaml");
     let routes = [(NAME, backend.address()), ("dead.example", closed())];
-    std::fs::write(
-        &path,
-        config(&routes, "log: {format: text}\n").replace("127.0.0.1:0\nadmin", "127.9.1.2:6443\nadmin"),
-    )
-    .unwrap();
+    let address = free();
+    let text = config(&routes, "log: {format: text}\n").replace("127.0.0.1:0\nadmin", &format!("{address}\nadmin"));
+    std::fs::write(&path, text).unwrap();
     let mut command = snigate();
     command.args(["run", "-c"]).arg(&path);
     let router = Router::spawn(command, path, directory);
-    let address: SocketAddr = "127.9.1.2:6443".parse().unwrap();
     let listening = router.wait_line("that it listens", |line| line.contains("listening"));
-    assert!(listening.ends_with("Z  INFO listening listener=127.9.1.2:6443 address=127.9.1.2:6443"), "{listening}");
+    let expected = format!("Z  INFO listening listener={address} address={address}");
+    assert!(listening.ends_with(&expected), "{listening}");
     let told = |hello: Hello| {
         let mut client = Client::send(address, &hello.record());
         client.finish();
@@ -269,10 +267,10 @@ fn metric(admin: SocketAddr, series: &str) -> f64 {
     value.unwrap().parse().unwrap()
 }
 
-/// One whose log is not read here, at known ports of this address: where it listens, and its admin listener. All refusals
+/// One whose log is not read here, so that its addresses are given to it: where it listens, and its admin listener. All refusals
 /// are logged.
-fn unread(ip: IpAddr, backend: &Backend, stderr: impl Into<Stdio>) -> (Process, SocketAddr, SocketAddr) {
-    let (address, admin) = (SocketAddr::new(ip, 6443), SocketAddr::new(ip, 9443));
+fn unread(backend: &Backend, stderr: impl Into<Stdio>) -> (Process, SocketAddr, SocketAddr) {
+    let (address, admin) = (free(), free());
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("snigate.yaml");
     let text = config(&[(NAME, backend.address())], "log: {refusals_per_second: 0}\n")
@@ -299,7 +297,7 @@ fn ask_wrongly(address: SocketAddr) {
 #[test]
 fn e12_a_log_that_nobody_reads_holds_nothing_up() {
     let backend = Backend::named("served");
-    let (mut router, address, admin) = unread([127, 9, 1, 1].into(), &backend, Stdio::piped());
+    let (mut router, address, admin) = unread(&backend, Stdio::piped());
     let lost = || metric(admin, "snigate_log_lines_lost_total");
     // A pipe holds 64 KiB, and some thousand lines wait.
     let mut refused: u64 = 0;
@@ -333,7 +331,7 @@ fn e12_a_log_that_cannot_be_written_holds_nothing_up() {
     let backend = Backend::named("served");
     let (log, stderr) = std::io::pipe().unwrap();
     drop(log);
-    let (mut router, address, admin) = unread([127, 9, 1, 3].into(), &backend, stderr);
+    let (mut router, address, admin) = unread(&backend, stderr);
     let lost = || metric(admin, "snigate_log_lines_lost_total");
     eventually("lines are lost", || lost() > 0.0);
     assert!(is_served(address));
@@ -346,7 +344,7 @@ fn e12_a_log_whose_writes_must_not_block_loses_nothing_either() {
     let backend = Backend::named("served");
     let (log, stderr) = std::io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&stderr, true).unwrap();
-    let (mut router, address, _) = unread([127, 9, 1, 4].into(), &backend, stderr);
+    let (mut router, address, _) = unread(&backend, stderr);
     // Some times what a pipe holds.
     let refused = 1000;
     for _ in 0..refused {

@@ -107,7 +107,7 @@ fn listeners_and_refusals_are_told() {
     let router = Router::start(&text(&route, ""));
     let admin = router.admin().to_string();
     let new = text(&route, "workers: 2\n").replace("127.0.0.1:0\nadmin", "127.0.0.2:6443\nadmin");
-    let here = "127.9.5.2:6443";
+    let here = &free().to_string();
     let new = new.replace("127.0.0.2:6443", here);
     let (code, told) = plan(&new, &["--admin", &admin]);
     assert!(

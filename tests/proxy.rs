@@ -1,13 +1,13 @@
 //! PROXY headers, from balancers and to endpoints.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 
 use tempfile::TempDir;
 
-use crate::support::backend::closed;
+use crate::support::backend::{closed, free};
 use crate::support::client::{End, alert, client_from};
 use crate::support::router::config;
 use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually};
@@ -269,7 +269,6 @@ fn haproxy(directory: &TempDir, config: &str) -> std::process::Child {
 #[ignore = "needs haproxy"]
 fn haproxy_before_and_behind() {
     let backend = Backend::named("served");
-    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (front, back) = (free(), free());
     let text = format!(
         "listen: [{{address: \"127.0.0.1:0\", accept_proxy: {{from: 127.0.0.1}}}}]\nroutes:\n  - {{sni: {NAME}, upstream: {{endpoints: \"{back}\", proxy_protocol: v2}}}}\n",

@@ -110,9 +110,7 @@ fn listening(addresses: &[(&str, SocketAddr)], upstream: SocketAddr, more: &str)
 fn g09_listeners_come_and_go_without_their_connections() {
     let (backend, held) = Backend::held();
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    // Addresses that no other test has.
-    let [goes, comes] = ["127.9.0.1:6443", "127.9.0.2:6443"].map(|address| address.parse().unwrap());
-    let [stays, goes, comes] = [("stays", any), ("goes", goes), ("comes", comes)];
+    let [stays, goes, comes] = [("stays", any), ("goes", free()), ("comes", free())];
     let router = Router::start(&listening(&[stays, goes], backend.address(), ""));
     let stays_at = router.address_of(|name| name == "stays");
     let hello = Hello::to(NAME).record();
