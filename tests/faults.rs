@@ -36,6 +36,7 @@ const FAULTS: [(&str, &[&str]); 12] = [
 fn is_served(address: SocketAddr, bytes: &[u8]) -> bool {
     let Ok(mut stream) = TcpStream::connect(address) else { return false };
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
     let mut writer = stream.try_clone().unwrap();
     let sent = bytes.to_vec();
     let writing = std::thread::spawn(move || {
