@@ -14,6 +14,7 @@
     reason = "a bench"
 )]
 
+mod deadline;
 #[path = "../tests/support/hello.rs"]
 mod sample;
 
@@ -29,6 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use deadline::{PATIENCE, until, within};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use sample::Hello;
 use tempfile::TempDir;
@@ -170,7 +172,7 @@ async fn restarts(kind: Kind, count: usize) {
         // So that there is something in TIME_WAIT and something open.
         let mut open = TcpStream::connect(proxy.address).await.unwrap();
         open.write_all(&Hello::to(NAME).record()).await.unwrap();
-        open.read_exact(&mut [0; 16]).await.unwrap();
+        within(PATIENCE, "an answer", open.read_exact(&mut [0; 16])).await.unwrap();
         proxy.kill();
         let begun = Instant::now();
         proxy.run();
@@ -191,9 +193,12 @@ async fn stop(kind: Kind, transfers: usize) -> usize {
     for _ in 0..transfers {
         downloads.spawn(download(proxy.address, Arc::clone(&begun)));
     }
-    while begun.load(Relaxed) < transfers {
-        sleep(Duration::from_millis(5)).await;
-    }
+    let all_have_begun = async {
+        while begun.load(Relaxed) < transfers {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within(PATIENCE, "all transfers have begun", all_have_begun).await;
     proxy.stop();
     let mut failures = Vec::new();
     while let Some(result) = downloads.join_next().await {
@@ -279,7 +284,7 @@ async fn ping(address: SocketAddr, stop: Arc<AtomicBool>, longest: Arc<AtomicUsi
     while !stop.load(Relaxed) {
         let begun = Instant::now();
         stream.write_all(&kilobyte).await.unwrap();
-        stream.read_exact(&mut kilobyte).await.unwrap();
+        within(PATIENCE, "an echo", stream.read_exact(&mut kilobyte)).await.unwrap();
         longest.fetch_max(begun.elapsed().as_micros() as usize, Relaxed);
         sleep(Duration::from_millis(1)).await;
     }
@@ -299,7 +304,9 @@ async fn download(address: SocketAddr, begun: Arc<AtomicUsize>) -> Result<(), St
     let mut buffer = vec![0; 65536];
     let mut received = 0;
     loop {
-        let length = stream.read(&mut buffer).await.map_err(|error| format!("after {received} bytes: {error}"))?;
+        let read = timeout(PATIENCE, stream.read(&mut buffer)).await;
+        let read = read.map_err(|_| format!("after {received} bytes: nothing for {PATIENCE:?}"))?;
+        let length = read.map_err(|error| format!("after {received} bytes: {error}"))?;
         if received == 0 {
             begun.fetch_add(1, Relaxed);
         }
@@ -394,7 +401,7 @@ async fn client(address: SocketAddr) -> Result<f64, String> {
         stream.read_exact(&mut answer).await.map_err(told("receive"))?;
         if answer == hello { Ok::<_, String>(()) } else { Err("another answer".into()) }
     };
-    timeout(Duration::from_secs(30), exchange).await.map_err(|_| "no answer within 30 s")??;
+    timeout(PATIENCE, exchange).await.map_err(|_| format!("no answer within {PATIENCE:?}"))??;
     Ok(begun.elapsed().as_secs_f64() * 1e3)
 }
 
@@ -404,13 +411,14 @@ async fn stream(address: SocketAddr, seed: usize, stop: Arc<AtomicBool>) -> Resu
     let hello = Hello::to(NAME).record();
     let mut stream = TcpStream::connect(address).await.map_err(told("connect"))?;
     stream.write_all(&hello).await.map_err(told("send"))?;
-    stream.read_exact(&mut vec![0; hello.len()]).await.map_err(told("receive"))?;
+    let late = |_| format!("stream: no echo within {PATIENCE:?}");
+    timeout(PATIENCE, stream.read_exact(&mut vec![0; hello.len()])).await.map_err(late)?.map_err(told("receive"))?;
     let mut bytes = 0;
     while !stop.load(Relaxed) {
         let sent: Vec<u8> = (0..64 + seed % 1000).map(|number| byte_at(seed + bytes as usize + number)).collect();
         stream.write_all(&sent).await.map_err(told("send"))?;
         let mut back = vec![0; sent.len()];
-        stream.read_exact(&mut back).await.map_err(told("receive"))?;
+        timeout(PATIENCE, stream.read_exact(&mut back)).await.map_err(late)?.map_err(told("receive"))?;
         if back != sent {
             return Err("stream: other bytes than were sent".into());
         }
@@ -609,9 +617,7 @@ stream {{
             // It can only be upgraded as a daemon, which has a group of its own.
             Kind::Nginx => {
                 child.wait().unwrap();
-                while self.pid_of_nginx().is_none() {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
+                until("nginx is a daemon", || self.pid_of_nginx().is_some());
                 self.main = self.pid_of_nginx();
             }
         }
@@ -719,9 +725,7 @@ stream {{
         if let Some(mut child) = self.child.take() {
             let _ = child.wait();
         }
-        while self.group.is_some() && self.processes() > 0 {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        until("all its processes have ended", || self.group.is_none() || self.processes() == 0);
         let _ = fs::remove_file(self.path("pid"));
     }
 }

@@ -30,12 +30,21 @@ fn parser(criterion: &mut Criterion) {
             Parsed::Complete(hello) => hello.server_name.is_some(),
             _ => false,
         };
+        let walk = || match Framing::default().parse(black_box(&raw)) {
+            Parsed::Complete(hello) => {
+                let codes = hello.cipher_suites.into_iter().chain(hello.supported_versions.into_iter().flatten());
+                let sum = codes.chain(hello.extensions.types()).map(usize::from).sum::<usize>();
+                sum + hello.alpn.into_iter().flatten().map(<[u8]>::len).sum::<usize>()
+            }
+            _ => 0,
+        };
         let before = ALLOCATIONS.load(Relaxed);
-        assert!(parse());
+        assert!(parse() && walk() > 0);
         let allocations = ALLOCATIONS.load(Relaxed) - before;
         assert!(allocations <= most_allocations, "{name}: {allocations} allocations");
         println!("{name}: {allocations} allocations");
         group.bench_function(name, |bencher| bencher.iter(parse));
+        group.bench_function(format!("{name}, all lists"), |bencher| bencher.iter(walk));
     }
     group.finish();
 }

@@ -2,11 +2,12 @@
 //! replays the seeds.
 
 use rustls::pki_types::DnsName;
-use rustls::server::Acceptor;
-use snigate::client_hello::{DEFAULT_LIMIT, Framing, Parsed, Progress};
+use rustls::server::{Accepted, Acceptor};
+use snigate::client_hello::{ClientHello, DEFAULT_LIMIT, Extension, Framing, Parsed, Progress};
 use snigate::config::Config;
 use snigate::name::{NamePattern, ServerName};
 use snigate::proxy_protocol::{self, Version};
+use tls_parser::{TlsMessage, TlsMessageHandshake};
 
 /// RFC 8446, section 5.1.
 const MAX_RECORD_LENGTH: usize = 1 << 14;
@@ -74,13 +75,23 @@ fn describe(parsed: &Parsed<'_>) -> String {
     format!("{parsed:?}")
 }
 
-/// We never see another name than rustls does, nor one where it sees none.
+/// We never see another name than rustls does, nor one where it sees none; and all of us list the same.
 pub fn differential(received: &[u8]) {
     let received = &received[..received.len().min(DEFAULT_LIMIT)];
     let mut framing = Framing::default();
+    if let Ok(Progress::Complete) = framing.advance(received)
+        && let Ok(ours) = ClientHello::parse(framing.message(received))
+    {
+        lists(&ours, framing.message(received));
+    }
     let Parsed::Complete(ours) = framing.parse(received) else { return };
-    let Some(theirs) = rustls_name(received) else { return };
-    match (ours.server_name, theirs) {
+    let Some(accepted) = accepted(received) else { return };
+    let theirs = accepted.client_hello();
+    assert!(ours.cipher_suites.into_iter().eq(theirs.cipher_suites().iter().map(|suite| u16::from(*suite))));
+    if let Some(theirs) = theirs.alpn() {
+        assert!(ours.alpn.unwrap().into_iter().eq(theirs));
+    }
+    match (ours.server_name, theirs.server_name()) {
         (Some(ours), Some(theirs)) => {
             assert!(ours.as_str().eq_ignore_ascii_case(theirs.trim_end_matches('.')), "{ours} is not {theirs}");
         }
@@ -91,12 +102,31 @@ pub fn differential(received: &[u8]) {
     }
 }
 
-/// The name that rustls takes from the hello; `None` if it refuses the hello.
-fn rustls_name(mut received: &[u8]) -> Option<Option<String>> {
+/// What tls-parser lists is what we do, and all extensions together are the block that they stand in.
+fn lists(ours: &ClientHello<'_>, message: &[u8]) {
+    let Ok((_, TlsMessage::Handshake(TlsMessageHandshake::ClientHello(theirs)))) =
+        tls_parser::parse_tls_message_handshake(message)
+    else {
+        return;
+    };
+    assert!(ours.cipher_suites.into_iter().eq(theirs.ciphers.iter().map(|suite| suite.0)));
+    let block: Vec<u8> = ours
+        .extensions
+        .into_iter()
+        .flat_map(|Extension { extension_type, content }| {
+            let length = u16::try_from(content.len()).unwrap();
+            [&extension_type.to_be_bytes()[..], &length.to_be_bytes(), content].concat()
+        })
+        .collect();
+    assert_eq!(block, theirs.ext.unwrap_or_default());
+}
+
+/// What rustls says of the hello; `None` if it refuses it.
+fn accepted(mut received: &[u8]) -> Option<Accepted> {
     let mut acceptor = Acceptor::default();
     loop {
         match acceptor.accept() {
-            Ok(Some(accepted)) => return Some(accepted.client_hello().server_name().map(ToOwned::to_owned)),
+            Ok(Some(accepted)) => return Some(accepted),
             Ok(None) if received.is_empty() => return None,
             Ok(None) => {
                 acceptor.read_tls(&mut received).ok()?;

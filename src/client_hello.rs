@@ -17,6 +17,8 @@
 //! }
 //! ```
 //!
+//! The crate's `examples/hello.rs` reads from sockets this way.
+//!
 //! # What is checked
 //! Every length that leads to the server name, exactly: records, the handshake header, each vector of the
 //! ClientHello, the extension block and each extension in it. Duplicate extensions are refused, so that a second
@@ -28,8 +30,10 @@
 //! the bytes are cut into calls, the answer is the same.
 
 mod framing;
+mod lists;
 
 pub use framing::{DEFAULT_LIMIT, Framing, Progress};
+pub use lists::{Alpn, CipherSuites, Codes, Extension, Extensions, ExtensionsIter, Protocols, SupportedVersions};
 use tls_parser::nom::IResult;
 use tls_parser::{SNIType, TlsExtensionType, parse_tls_extension_sni_hostname};
 
@@ -60,6 +64,10 @@ pub struct ClientHello<'a> {
     pub supported_versions: Result<SupportedVersions<'a>, Absent>,
     /// The version field of the hello itself; clients that send `supported_versions` put TLS 1.2 here.
     pub legacy_version: u16,
+    /// The cipher suites it offers (RFC 8446, section 4.1.2).
+    pub cipher_suites: CipherSuites<'a>,
+    /// All its extensions (RFC 8446, section 4.2).
+    pub extensions: Extensions<'a>,
     /// Whether it announces early data (RFC 8446, section 4.2.10), which must not be sent to two servers.
     pub early_data: bool,
     /// Whether it carries an encrypted hello (RFC 9849); the name read here is then the outer one.
@@ -77,9 +85,7 @@ impl<'a> ClientHello<'a> {
             return Err(Reason::Length(Field::SessionId).into());
         }
         let cipher_suites = message.vector_u16(Field::CipherSuites)?;
-        if cipher_suites.is_empty() || cipher_suites.len() % 2 != 0 {
-            return Err(Reason::Length(Field::CipherSuites).into());
-        }
+        let cipher_suites = CipherSuites::from_list(cipher_suites).ok_or(Reason::Length(Field::CipherSuites))?;
         if message.vector_u8(Field::CompressionMethods)?.is_empty() {
             return Err(Reason::Length(Field::CompressionMethods).into());
         }
@@ -89,6 +95,8 @@ impl<'a> ClientHello<'a> {
             alpn: Err(Absent::NotSent),
             supported_versions: Err(Absent::NotSent),
             legacy_version,
+            cipher_suites,
+            extensions: Extensions::default(),
             early_data: false,
             ech: false,
         };
@@ -98,6 +106,7 @@ impl<'a> ClientHello<'a> {
         let extensions = message.vector_u16(Field::Extensions)?;
         message.finish(Field::Hello)?;
         hello.read_extensions(extensions)?;
+        hello.extensions = Extensions(extensions);
         Ok(hello)
     }
 
@@ -105,8 +114,7 @@ impl<'a> ClientHello<'a> {
         let mut extensions = Cursor(extensions);
         let mut seen = SeenTypes::default();
         while !extensions.is_empty() {
-            let extension_type = extensions.u16(Field::Extensions)?;
-            let content = extensions.vector_u16(Field::Extensions)?;
+            let Extension { extension_type, content } = Extension::read(&mut extensions)?;
             if !seen.insert(extension_type) {
                 return Err(Reason::DuplicateExtension(extension_type).into());
             }
@@ -135,8 +143,10 @@ impl<'a> ClientHello<'a> {
 /// RFC 9849, section 5.
 const ENCRYPTED_CLIENT_HELLO: TlsExtensionType = TlsExtensionType(0xfe0d);
 
-/// `0x0a0a`, `0x1a1a` … `0xfafa` (RFC 8701).
-fn is_grease(value: u16) -> bool {
+/// Whether a version, cipher suite or extension type is a reserved one that means nothing: `0x0a0a`, `0x1a1a` … `0xfafa`
+/// (RFC 8701, section 2).
+#[must_use]
+pub fn is_grease(value: u16) -> bool {
     let [high, low] = value.to_be_bytes();
     high == low && low & 0x0f == 0x0a
 }
@@ -158,64 +168,6 @@ fn server_name(content: &[u8]) -> Result<ServerName<'_>, Invalid<'_>> {
 
 fn whole<T>(parsed: IResult<&[u8], T>, field: Field) -> Result<(&[u8], T), Reason> {
     parsed.map_err(|_| Reason::Length(field))
-}
-
-/// The application protocols on offer, in the client's order.
-#[derive(Clone, Copy, Debug)]
-pub struct Alpn<'a>(&'a [u8]);
-
-impl<'a> Alpn<'a> {
-    fn parse(content: &'a [u8]) -> Result<Self, Absent> {
-        let mut content = Cursor(content);
-        let list = content.vector_u16(Field::Extensions).map_err(|_| Absent::Malformed)?;
-        if content.is_empty() { Self::from_list(list) } else { Err(Absent::Malformed) }
-    }
-
-    /// Reads a `ProtocolNameList` without its length: each name behind one byte with its length.
-    pub fn from_list(list: &'a [u8]) -> Result<Self, Absent> {
-        if list.is_empty() {
-            return Err(Absent::Malformed);
-        }
-        let mut rest = Cursor(list);
-        while !rest.is_empty() {
-            if rest.vector_u8(Field::Extensions).map_err(|_| Absent::Malformed)?.is_empty() {
-                return Err(Absent::Malformed);
-            }
-        }
-        Ok(Self(list))
-    }
-
-    /// The `ProtocolNameList` without its length.
-    #[must_use]
-    pub fn as_list(&self) -> &'a [u8] {
-        self.0
-    }
-
-    /// The names of the protocols, `h2` for example. They are the client's bytes: escape them before showing them.
-    pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        let mut rest = Cursor(self.0);
-        std::iter::from_fn(move || rest.vector_u8(Field::Extensions).ok())
-    }
-}
-
-/// The TLS versions on offer, in the client's order.
-#[derive(Clone, Copy, Debug)]
-pub struct SupportedVersions<'a>(&'a [u8]);
-
-impl<'a> SupportedVersions<'a> {
-    fn parse(content: &'a [u8]) -> Result<Self, Absent> {
-        let mut content = Cursor(content);
-        let list = content.vector_u8(Field::Extensions).map_err(|_| Absent::Malformed)?;
-        if !content.is_empty() || list.is_empty() || list.len() % 2 != 0 {
-            return Err(Absent::Malformed);
-        }
-        Ok(Self(list))
-    }
-
-    /// The versions as they go over the wire: `0x0304` is TLS 1.3.
-    pub fn iter(&self) -> impl Iterator<Item = u16> + use<'a> {
-        self.0.chunks_exact(2).map(|version| u16::from_be_bytes([version[0], version[1]]))
-    }
 }
 
 /// Why an extension has nothing to tell.
@@ -311,6 +263,7 @@ impl std::fmt::Display for Field {
 }
 
 /// What is left to read.
+#[derive(Clone, Debug)]
 struct Cursor<'a>(&'a [u8]);
 
 impl<'a> Cursor<'a> {

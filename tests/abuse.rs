@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 
-use crate::support::backend::black_hole;
+use crate::support::backend::{black_hole, free};
 use crate::support::client::{End, alert};
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, Process, Router, eventually, pattern};
+use crate::support::{Backend, Client, Hello, Process, Router, eventually, pattern, watchdog};
 
 const NAME: &str = "a.example";
 const OVER_LIMIT: u8 = 80;
@@ -29,6 +29,7 @@ fn resident(router: &Router) -> f64 {
 #[test]
 fn a16_f09_z9_stalled_hellos_leave_room_for_everybody_else() {
     let stalled = std::env::var("SNIGATE_STALLED").map_or(1000, |number| number.parse().unwrap());
+    watchdog::may_take(Duration::from_secs(300 + u64::try_from(stalled).unwrap() / 20));
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
     let backend = Backend::named("served");
@@ -240,8 +241,8 @@ fn b16_two_instances_that_lead_to_each_other_are_bounded() {
             "listen: {listen}\nadmin: 127.0.0.1:0\nlimits: {{per_source: 20}}\nroutes:\n  - {{sni: {NAME}, upstream: \"{upstream}\"}}\n"
         )
     };
-    let (one, other) = ("127.9.4.1:6443", "127.9.4.2:6443");
-    let (first, second) = (Router::start(&config(one, other)), Router::start(&config(other, one)));
+    let [one, other] = [free(), free()].map(|address| address.to_string());
+    let (first, second) = (Router::start(&config(&one, &other)), Router::start(&config(&other, &one)));
     for _ in 0..5 {
         let mut client = Client::send(first.address(), &Hello::to(NAME).record());
         // From the last in the circle, by way of all others.
@@ -270,20 +271,20 @@ fn f13_a_log_that_cannot_be_written_stops_nothing() {
     let backend = Backend::named("served");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("snigate.yaml");
-    let text = config(&[(NAME, backend.address())], "").replace("listen: 127.0.0.1:0", "listen: 127.9.4.3:6443");
+    let address = free();
+    let text = config(&[(NAME, backend.address())], "").replace("listen: 127.0.0.1:0", &format!("listen: {address}"));
     std::fs::write(&path, text).unwrap();
     // A disk that is full, and nothing at all.
     for redirection in ["2>/dev/full", "2>&-"] {
         let mut command = Command::new("sh");
         let run = format!("exec {} run -c {} {redirection}", env!("CARGO_BIN_EXE_snigate"), path.display());
         let mut router = Process(command.args(["-c", &run]).spawn().unwrap());
-        let address: SocketAddr = "127.9.4.3:6443".parse().unwrap();
         eventually("it listens", || std::net::TcpStream::connect(address).is_ok());
         for _ in 0..20 {
             assert!(serves(address), "{redirection}");
         }
         router.signal(rustix::process::Signal::TERM);
-        assert_eq!(router.0.wait().unwrap().code(), Some(0), "{redirection}");
+        assert_eq!(router.exit().code(), Some(0), "{redirection}");
     }
 }
 
@@ -352,6 +353,7 @@ fn f12_where_no_thread_can_be_made_it_does_not_start_or_goes_on_as_it_was() {
             command.arg(&path).stdin(binary).env_remove("RUST_LOG");
             let mut router = Router::spawn(command, path, directory);
             let case = format!("{workers} workers, {threads} threads");
+            assert!(threads < 100, "{case}");
             let begins = router.wait_line(&case, |line| line.starts_with("snigate: ") || line.contains("\"_admin\""));
             if begins.starts_with("snigate: ") {
                 assert!(begins.contains("cannot make the threads"), "{begins}");

@@ -8,10 +8,14 @@ mod marathon;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::support::{Router, snigate, tls};
 
 const README: &str = include_str!("../README.md");
+
+/// For tests that build what is shipped, on a machine that has never built it.
+const FOR_A_RELEASE_BUILD: Duration = Duration::from_secs(3600);
 
 /// Where this is in `deploy/`.
 fn deployed(path: &str) -> PathBuf {

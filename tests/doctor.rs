@@ -361,8 +361,7 @@ fn a_name_below_a_wildcard_is_asked_for() {
 #[test]
 fn whether_the_running_snigate_has_the_file_is_told() {
     let mut case = Case::new();
-    // Other tests get their ports from the kernel.
-    (case.listen, case.more) = ("127.9.5.1:6443".parse().unwrap(), "admin: 127.9.5.1:9443\n".into());
+    (case.listen, case.more) = (free(), format!("admin: {}\n", free()));
     let running = |told: &Told| {
         let check = &told.document["running"][0];
         (check["result"].as_str().unwrap().to_owned(), check["says"].as_str().unwrap().to_owned())

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::support::router::config;
-use crate::support::{Backend, Hello, PATIENCE, Router, eventually, pattern};
+use crate::support::{Backend, Hello, PATIENCE, Router, eventually, pattern, watchdog};
 
 const NAME: &str = "a.example";
 const STOPPING: &str = "stopping; once more to exit at once";
@@ -36,6 +36,7 @@ const FAULTS: [(&str, &[&str]); 12] = [
 fn is_served(address: SocketAddr, bytes: &[u8]) -> bool {
     let Ok(mut stream) = TcpStream::connect(address) else { return false };
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
     let mut writer = stream.try_clone().unwrap();
     let sent = bytes.to_vec();
     let writing = std::thread::spawn(move || {
@@ -178,6 +179,7 @@ fn f02_f04_z13_whatever_system_call_fails_only_its_connection_ends() {
         .flat_map(|(call, errors)| errors.iter().map(move |error| (*call, *error)))
         .flat_map(|(call, error)| numbers.iter().map(move |number| (call, error, *number)))
         .collect();
+    watchdog::may_take(Duration::from_secs(60) * u32::try_from(cases.len()).unwrap());
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..3 {

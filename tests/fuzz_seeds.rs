@@ -24,7 +24,7 @@ fn found(target: &str) -> impl Iterator<Item = Vec<u8>> {
 }
 
 fn files(below: &str) -> Vec<(String, Vec<u8>)> {
-    let directory: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(below);
+    let directory: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(below);
     let files = std::fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
     let files = files.map(|file| file.unwrap().path()).filter(|path| path.is_file());
     files.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap())).collect()

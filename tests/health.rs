@@ -14,7 +14,7 @@ use crate::support::api_server::{ApiServer, Mood};
 use crate::support::backend::{black_hole, free};
 use crate::support::client::{End, alert};
 use crate::support::tls::{Authority, get};
-use crate::support::{Backend, Client, Hello, PATIENCE, Process, Router, eventually};
+use crate::support::{Backend, Client, Hello, PATIENCE, Process, Router, eventually, watchdog};
 
 const NAME: &str = "a.example";
 
@@ -189,6 +189,7 @@ fn b13_a_check_that_hangs_ends_and_leaks_nothing() {
     let checked = || servers.iter().map(ApiServer::accepted).sum::<usize>();
     let open = router.metric("process_open_fds");
     let deadline = Instant::now() + Duration::from_secs(600);
+    watchdog::may_take(Duration::from_secs(900));
     while checked() < probes {
         assert!(Instant::now() < deadline, "{} checks", checked());
         std::thread::sleep(Duration::from_millis(20));
@@ -415,13 +416,16 @@ fn b04_an_endpoint_that_never_answers_gets_no_new_connections() {
     let good = Backend::named("there");
     let router = router(&[silent.address(), good.address()], "balance: round_robin");
     let mut held = Vec::new();
-    while held.len() < 3 {
+    eventually("three wait for an answer", || {
         let mut client = Client::send(router.address(), &Hello::to(NAME).record());
-        client.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-        if client.stream.read(&mut [0]).is_err() {
+        client.stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let is_held = || silent.accepted() > held.len();
+        eventually("it is somewhere", || is_held() || client.stream.read(&mut [0]).is_ok());
+        if is_held() {
             held.push(client);
         }
-    }
+        held.len() == 3
+    });
     let told = state(&router, silent.address(), "dead");
     assert_eq!(told["cause"], "no answer to a ClientHello in time");
     for _ in 0..4 {
@@ -443,10 +447,11 @@ fn b05_an_endpoint_that_closes_at_once_is_no_success() {
 
 #[test]
 fn b15_a_name_that_leads_to_ourselves_is_a_loop() {
-    let port = free().port();
-    let router = Router::start(&format!(
-        "listen: 127.0.0.1:{port}\nadmin: 127.0.0.1:0\nroutes: [{{upstream: \"localhost:{port}\"}}]\n"
-    ));
+    let config =
+        |port: u16| format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes: [{{upstream: \"localhost:{port}\"}}]\n");
+    let router = Router::start(&config(1));
+    let port = router.address().port();
+    router.reload(&config(port));
     let mut client = Client::send(router.address(), &Hello::to(NAME).record());
     assert_eq!(client.rest(), (alert(80), End::Fin));
     let account = router.account_of(client.address());
@@ -492,7 +497,7 @@ fn b08_a_peer_that_acknowledges_nothing_is_dead_in_45_s_and_a_slow_reader_lives(
     let router = router(&[backend.address()], "");
     let accept = |client: &mut Client| {
         client.write(&Hello::to(NAME).record());
-        let mut stream = connections.recv().unwrap();
+        let mut stream = connections.recv_timeout(PATIENCE).unwrap();
         let mut hello = vec![0; Hello::to(NAME).record().len()];
         stream.read_exact(&mut hello).unwrap();
         stream.write_all(b"answer").unwrap();

@@ -38,3 +38,4 @@ mod support;
 mod systemd;
 mod upgrade;
 mod upstream;
+mod watchdog;

@@ -1,13 +1,14 @@
 //! Log lines and metrics.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use crate::support::backend::closed;
+use crate::support::backend::{closed, free};
 use crate::support::client::alert;
+use crate::support::lines::Lines;
 use crate::support::router::config;
 use crate::support::tls::{self, Authority};
 use crate::support::{Backend, Client, Hello, Process, Router, eventually, snigate};
@@ -23,7 +24,11 @@ fn serve_one(router: &Router, hello: &Hello) -> serde_json::Value {
 
 #[test]
 fn a_connection_is_one_line_with_all_fields() {
-    let backend = Backend::named("four");
+    // It closes after the client has.
+    let backend = Backend::start(|mut stream| {
+        let _ = stream.read_to_end(&mut Vec::new());
+        let _ = stream.write_all(b"four");
+    });
     let router = Router::routing(&[(NAME, backend.address())]);
     let hello = Hello::to(NAME).alpn(&["h2", "http/1.1"]);
     let account = serve_one(&router, &hello);
@@ -175,17 +180,15 @@ fn text_lines_are_sentences() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("snigate.yaml");
     let routes = [(NAME, backend.address()), ("dead.example", closed())];
-    std::fs::write(
-        &path,
-        config(&routes, "log: {format: text}\n").replace("127.0.0.1:0\nadmin", "127.9.1.2:6443\nadmin"),
-    )
-    .unwrap();
+    let address = free();
+    let text = config(&routes, "log: {format: text}\n").replace("127.0.0.1:0\nadmin", &format!("{address}\nadmin"));
+    std::fs::write(&path, text).unwrap();
     let mut command = snigate();
     command.args(["run", "-c"]).arg(&path);
     let router = Router::spawn(command, path, directory);
-    let address: SocketAddr = "127.9.1.2:6443".parse().unwrap();
     let listening = router.wait_line("that it listens", |line| line.contains("listening"));
-    assert!(listening.ends_with("Z  INFO listening listener=127.9.1.2:6443 address=127.9.1.2:6443"), "{listening}");
+    let expected = format!("Z  INFO listening listener={address} address={address}");
+    assert!(listening.ends_with(&expected), "{listening}");
     let told = |hello: Hello| {
         let mut client = Client::send(address, &hello.record());
         client.finish();
@@ -247,7 +250,8 @@ fn bytes_of_long_connections_are_counted_while_they_last() {
     let mut client = Client::send(router.address(), &hello);
     client.read(hello.len());
     let sent = "snigate_bytes_total{route=\"a.example\",direction=\"sent\"}";
-    assert_eq!(router.metric(sent), hello.len() as f64);
+    // They are counted when they have been sent, which a client may see first.
+    eventually("they are counted", || router.metric(sent) == hello.len() as f64);
     assert_eq!(router.metric("snigate_connections_active{route=\"a.example\"}"), 1.0);
 }
 
@@ -268,10 +272,10 @@ fn metric(admin: SocketAddr, series: &str) -> f64 {
     value.unwrap().parse().unwrap()
 }
 
-/// One whose log is not read here, at known ports of this address: where it listens, and its admin listener. All refusals
+/// One whose log is not read here, so that its addresses are given to it: where it listens, and its admin listener. All refusals
 /// are logged.
-fn unread(ip: IpAddr, backend: &Backend, stderr: impl Into<Stdio>) -> (Process, SocketAddr, SocketAddr) {
-    let (address, admin) = (SocketAddr::new(ip, 6443), SocketAddr::new(ip, 9443));
+fn unread(backend: &Backend, stderr: impl Into<Stdio>) -> (Process, SocketAddr, SocketAddr) {
+    let (address, admin) = (free(), free());
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("snigate.yaml");
     let text = config(&[(NAME, backend.address())], "log: {refusals_per_second: 0}\n")
@@ -298,7 +302,7 @@ fn ask_wrongly(address: SocketAddr) {
 #[test]
 fn e12_a_log_that_nobody_reads_holds_nothing_up() {
     let backend = Backend::named("served");
-    let (mut router, address, admin) = unread([127, 9, 1, 1].into(), &backend, Stdio::piped());
+    let (mut router, address, admin) = unread(&backend, Stdio::piped());
     let lost = || metric(admin, "snigate_log_lines_lost_total");
     // A pipe holds 64 KiB, and some thousand lines wait.
     let mut refused: u64 = 0;
@@ -312,19 +316,19 @@ fn e12_a_log_that_nobody_reads_holds_nothing_up() {
     assert!(is_served(address));
 
     // As soon as somebody reads, it is told, and every line is there or counted.
-    let lines = BufReader::new(router.0.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let mut lines = lines.map(|line| serde_json::from_str::<serde_json::Value>(&line).unwrap());
-    let mut read = 0;
-    let told = lines.find(|line| {
-        read += u64::from(line["outcome"].is_string());
+    let lines = Lines::of(router.0.stderr.take().unwrap());
+    let json = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
+    let is_loss = |line: &serde_json::Value| {
         line["message"].as_str().is_some_and(|message| message.starts_with("log lines were lost"))
-    });
-    let told = told.unwrap();
+    };
+    let told = lines.wait("how many were lost", 1, |line| Some(json(line)).filter(is_loss)).remove(0);
+    let before = lines.so_far().iter().map(|line| json(line)).take_while(|line| !is_loss(line)).collect::<Vec<_>>();
+    let read = before.iter().filter(|line| line["outcome"].is_string()).count() as u64;
     assert_eq!(told["level"], "WARN");
     assert_eq!((told["lost"].as_f64(), told["lost"].as_u64()), (Some(lost()), Some(refused + 1 - read)), "{told}");
     router.signal(rustix::process::Signal::TERM);
-    assert!(lines.any(|line| line["message"] == "drained"), "to the last line");
-    assert_eq!(router.0.wait().unwrap().code(), Some(0));
+    lines.wait("the last line", 1, |line| (json(line)["message"] == "drained").then_some(()));
+    assert_eq!(router.exit().code(), Some(0));
 }
 
 #[test]
@@ -332,12 +336,12 @@ fn e12_a_log_that_cannot_be_written_holds_nothing_up() {
     let backend = Backend::named("served");
     let (log, stderr) = std::io::pipe().unwrap();
     drop(log);
-    let (mut router, address, admin) = unread([127, 9, 1, 3].into(), &backend, stderr);
+    let (mut router, address, admin) = unread(&backend, stderr);
     let lost = || metric(admin, "snigate_log_lines_lost_total");
     eventually("lines are lost", || lost() > 0.0);
     assert!(is_served(address));
     router.signal(rustix::process::Signal::TERM);
-    assert_eq!(router.0.wait().unwrap().code(), Some(0));
+    assert_eq!(router.exit().code(), Some(0));
 }
 
 #[test]
@@ -345,7 +349,7 @@ fn e12_a_log_whose_writes_must_not_block_loses_nothing_either() {
     let backend = Backend::named("served");
     let (log, stderr) = std::io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&stderr, true).unwrap();
-    let (mut router, address, _) = unread([127, 9, 1, 4].into(), &backend, stderr);
+    let (mut router, address, _) = unread(&backend, stderr);
     // Some times what a pipe holds.
     let refused = 1000;
     for _ in 0..refused {
@@ -361,7 +365,7 @@ fn e12_a_log_whose_writes_must_not_block_loses_nothing_either() {
     });
     eventually("every line is there", || read.load(Relaxed) == refused);
     router.signal(rustix::process::Signal::TERM);
-    assert_eq!(router.0.wait().unwrap().code(), Some(0));
+    assert_eq!(router.exit().code(), Some(0));
 }
 
 #[test]
@@ -369,7 +373,7 @@ fn what_the_server_answers_first_is_told() {
     let authority = Authority::new();
     let server = tls::serve(&authority, NAME, false);
     let refuses = Backend::start(|mut stream| {
-        let _ = std::io::Read::read(&mut stream, &mut [0; 4096]);
+        let _ = stream.read(&mut [0; 4096]);
         let _ = stream.write_all(&alert(40));
     });
     let routes = [(NAME, server.address()), ("refused.example", refuses.address())];

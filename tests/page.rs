@@ -1,6 +1,5 @@
 //! The status page, in a browser.
 
-use std::io::{Read, Write};
 use std::net::SocketAddr;
 
 use tempfile::TempDir;
@@ -9,7 +8,7 @@ use crate::support::api_server::{ApiServer, Mood};
 use crate::support::browser::Browser;
 use crate::support::router::config;
 use crate::support::tls::{Authority, get};
-use crate::support::{Backend, Client, Hello, Router, eventually};
+use crate::support::{Backend, Client, Hello, Router, eventual, eventually};
 
 const NAME: &str = "dev.example.com";
 const OTHER: &str = "prod.example.com";
@@ -161,18 +160,16 @@ fn viewers_and_scrapers_do_not_keep_each_other_out() {
         assert_eq!(router.get("/livez").0, 200);
     }
     drop(viewers);
-    eventually("their places are free", || view().1 == "HTTP/1.1 200");
-    let (mut client, _) = view();
-    let mut seen = String::new();
-    while seen.matches("data: {").count() < 2 {
-        let mut bytes = [0; 65536];
-        let length = client.stream.read(&mut bytes).unwrap();
-        seen.push_str(&String::from_utf8_lossy(&bytes[..length]));
-    }
+    // Each leaves when it is noticed: the one that has found a place keeps it.
+    let mut viewer = eventual("a place is free", || {
+        let (client, status) = view();
+        (status == "HTTP/1.1 200").then_some(client)
+    });
+    let seen = viewer.read_until("two events", |seen| String::from_utf8_lossy(seen).matches("data: {").count() >= 2);
+    let seen = String::from_utf8(seen).unwrap();
     assert!(seen.contains("\"accepted\":0") && seen.contains(NAME), "{seen}");
     assert!(seen.contains("event: history\n"), "{seen}");
     let history: serde_json::Value = serde_json::from_str(&router.get("/api/history").1).unwrap();
     assert_eq!(history["step_seconds"], 5);
     assert_eq!(history["routes"][NAME]["new_per_second"][0], 0.0);
-    client.stream.flush().unwrap();
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::support::backend::{closed, free};
 use crate::support::network::{FAR, NEAR, Neighbour, alone};
-use crate::support::{Backend, Client, Hello, Router, eventually, snigate};
+use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually, snigate};
 
 /// One listener, and routes with these upstreams.
 fn text(routes: &[(&str, String)], more: &str) -> String {
@@ -48,8 +48,10 @@ fn what_is_said_is_what_happens() {
     clients.extend(open("keeps.example", 1));
     clients.extend(open("stays.example", 1));
     clients.extend(open("changes.example", 4));
-    let _upstreams: Vec<TcpStream> =
-        (0..7).map(|_| held.recv().unwrap()).chain((0..2).map(|_| also_held.recv().unwrap())).collect();
+    let _upstreams: Vec<TcpStream> = (0..7)
+        .map(|_| held.recv_timeout(PATIENCE).unwrap())
+        .chain((0..2).map(|_| also_held.recv_timeout(PATIENCE).unwrap()))
+        .collect();
     let active = |name: &str| router.metric(&format!("snigate_connections_active{{route=\"{name}\"}}"));
     eventually("all", || active("changes.example") == 4.0 && active("goes.example") == 3.0);
 
@@ -128,7 +130,7 @@ fn listeners_and_refusals_are_told() {
     let router = Router::start(&text(&route, ""));
     let admin = router.admin().to_string();
     let new = text(&route, "workers: 2\n").replace("127.0.0.1:0\nadmin", "127.0.0.2:6443\nadmin");
-    let here = "127.9.5.2:6443";
+    let here = &free().to_string();
     let new = new.replace("127.0.0.2:6443", here);
     let (code, told) = plan(&new, &["--admin", &admin]);
     assert!(

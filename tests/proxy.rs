@@ -1,16 +1,16 @@
 //! PROXY headers, from balancers and to endpoints.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 
 use tempfile::TempDir;
 
-use crate::support::backend::closed;
+use crate::support::backend::{closed, free};
 use crate::support::client::{End, alert, client_from};
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, Router, eventually};
+use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually};
 
 const NAME: &str = "a.example";
 const BALANCER: &str = "127.0.0.2";
@@ -235,7 +235,11 @@ fn e08_an_endpoint_is_told_once_who_the_client_is() {
                 let content = [&source.octets()[..], &[127, 0, 0, 1], &ports, b"\x02\0\x09a.example"].concat();
                 signature(0x21, 0x11, &[&content[..], b"\x01\0\x0e\0\x0c\x02h2\x08http/1.1"].concat())
             };
-            assert_eq!(received.recv().unwrap(), [expected, hello.clone()].concat(), "then the hello, as it was");
+            assert_eq!(
+                received.recv_timeout(PATIENCE).unwrap(),
+                [expected, hello.clone()].concat(),
+                "then the hello, as it was"
+            );
         }
     }
 }
@@ -248,10 +252,10 @@ fn e08_a_header_is_passed_on_and_checks_speak_for_themselves() {
         backend.address()
     );
     let router = Router::start(&text);
-    eventually("a check", || received.recv().unwrap() == b"PROXY UNKNOWN\r\n");
+    eventually("a check", || received.recv_timeout(PATIENCE).unwrap() == b"PROXY UNKNOWN\r\n");
     let hello = Hello::to(NAME).record();
     assert_eq!(ask(&router, BALANCER, &[HEADER.as_bytes(), &hello].concat()).0, served());
-    eventually("the client", || received.recv().unwrap() == [HEADER.as_bytes(), &hello].concat());
+    eventually("the client", || received.recv_timeout(PATIENCE).unwrap() == [HEADER.as_bytes(), &hello].concat());
 }
 
 fn haproxy(directory: &TempDir, config: &str) -> std::process::Child {
@@ -265,7 +269,6 @@ fn haproxy(directory: &TempDir, config: &str) -> std::process::Child {
 #[ignore = "needs haproxy"]
 fn haproxy_before_and_behind() {
     let backend = Backend::named("served");
-    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (front, back) = (free(), free());
     let text = format!(
         "listen: [{{address: \"127.0.0.1:0\", accept_proxy: {{from: 127.0.0.1}}}}]\nroutes:\n  - {{sni: {NAME}, upstream: {{endpoints: \"{back}\", proxy_protocol: v2}}}}\n",

@@ -131,11 +131,12 @@ fn d15_idle_and_d16_half_closed_connections_end_at_their_deadlines() {
     assert!(account["duration_ms"].as_f64().unwrap() < 700.0, "{account}");
 }
 
-/// Writes until the other side has taken nothing for a while, or is gone.
+/// Writes until the other side has taken nothing for a while, or is gone, or has taken far too much.
 fn push(mut upstream: TcpStream) -> usize {
     upstream.set_write_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
     let mut pushed = 0;
-    while let Ok(length) = upstream.write(&[0x5a; 65536]) {
+    while pushed < 200_000_000 {
+        let Ok(length) = upstream.write(&[0x5a; 65536]) else { break };
         pushed += length;
     }
     pushed

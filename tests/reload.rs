@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::support::backend::{closed, free};
 use crate::support::client::{End, alert};
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, Router, eventually, snigate};
+use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually, snigate};
 
 const NAME: &str = "a.example";
 const OTHER: &str = "b.example";
@@ -110,13 +110,11 @@ fn listening(addresses: &[(&str, SocketAddr)], upstream: SocketAddr, more: &str)
 fn g09_listeners_come_and_go_without_their_connections() {
     let (backend, held) = Backend::held();
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    // Addresses that no other test has.
-    let [goes, comes] = ["127.9.0.1:6443", "127.9.0.2:6443"].map(|address| address.parse().unwrap());
-    let [stays, goes, comes] = [("stays", any), ("goes", goes), ("comes", comes)];
+    let [stays, goes, comes] = [("stays", any), ("goes", free()), ("comes", free())];
     let router = Router::start(&listening(&[stays, goes], backend.address(), ""));
     let stays_at = router.address_of(|name| name == "stays");
     let hello = Hello::to(NAME).record();
-    let open = |address| (Client::send(address, &hello), held.recv().unwrap());
+    let open = |address| (Client::send(address, &hello), held.recv_timeout(PATIENCE).unwrap());
     let (mut clients, mut upstreams): (Vec<Client>, Vec<TcpStream>) = [stays_at, goes.1].map(open).into_iter().unzip();
 
     // The whole or nothing: one of the two new addresses is taken.
@@ -176,7 +174,7 @@ fn g09_listeners_come_and_go_without_their_connections() {
     // Another name for the same address is no other listener.
     assert_eq!(router.reload(&listening(&[("renamed", stays.1), comes], backend.address(), ""))["message"], "reloaded");
     let mut client = Client::send(stays_at, &hello);
-    drop(held.recv().unwrap());
+    drop(held.recv_timeout(PATIENCE).unwrap());
     client.rest();
     assert_eq!(router.account_of(client.address())["listener"], "renamed");
 }
@@ -256,7 +254,7 @@ fn removed(policy: &str, is_cut: bool) {
     let router = Router::start(&text(&leaving));
     let mut clients: Vec<Client> =
         [NAME, OTHER].map(|name| Client::send(router.address(), &Hello::to(name).record())).into();
-    let _upstreams: Vec<TcpStream> = (0..2).map(|_| held.recv().unwrap()).collect();
+    let _upstreams: Vec<TcpStream> = (0..2).map(|_| held.recv_timeout(PATIENCE).unwrap()).collect();
     eventually("both", || connections(&router, NAME) + connections(&router, OTHER) == 2.0);
 
     assert_eq!(router.reload(&text(""))["removed"], 1);
@@ -327,7 +325,7 @@ fn endpoints_that_stay_keep_health_and_connections_and_those_that_go_are_drained
     };
     let mut clients: Vec<Client> = (0..4).map(|_| Client::send(router.address(), &hello)).collect();
     let at = |held: &std::sync::mpsc::Receiver<TcpStream>| -> Vec<TcpStream> {
-        std::iter::repeat_with(|| held.recv().unwrap()).filter(is_ours).take(2).collect()
+        std::iter::repeat_with(|| held.recv_timeout(PATIENCE).unwrap()).filter(is_ours).take(2).collect()
     };
     let (mut stay, _go) = (at(&held), at(&also_held));
     let open = |endpoint: SocketAddr| {
@@ -547,8 +545,8 @@ fn g11_what_comes_back_before_it_is_drained_keeps_its_connections() {
     let mut clients: Vec<Client> = [NAME, NAME, OTHER, "last.example"]
         .map(|name| Client::send(router.address(), &Hello::to(name).record()))
         .into();
-    let mut upstreams = vec![also_held.recv().unwrap()];
-    upstreams.extend((0..3).map(|_| held.recv().unwrap()));
+    let mut upstreams = vec![also_held.recv_timeout(PATIENCE).unwrap()];
+    upstreams.extend((0..3).map(|_| held.recv_timeout(PATIENCE).unwrap()));
 
     // An endpoint and a route go, and come back; one more route goes, whose end tells that the time of all is over.
     router.reload(&text(&[(NAME, one), ("last.example", one)]));

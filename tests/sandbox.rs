@@ -6,6 +6,7 @@ use std::path::Path;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::support::backend::free;
 use crate::support::router::config;
 use crate::support::{Backend, Client, Hello, Router, eventually, snigate};
 
@@ -82,8 +83,8 @@ fn a_reload_still_reads_files_and_listens_on_low_ports() {
     let backend = Backend::named("served");
     let routes = [(NAME, backend.address())];
     let router = Router::routing(&routes);
-    let listen = "listen: [127.0.0.1:0, {name: low, address: 127.9.3.1:443}]";
-    router.reload(&config(&routes, "").replace("listen: 127.0.0.1:0", listen));
+    let listen = format!("listen: [127.0.0.1:0, {{name: low, address: \"{}:443\"}}]", free().ip());
+    router.reload(&config(&routes, "").replace("listen: 127.0.0.1:0", &listen));
     let low = router.address_of(|name| name == "low");
     eventually("it is served there", || is_served(low));
     let told = router.reload(&config(&routes, "sandbox: off\n"));

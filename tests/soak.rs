@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::support::backend::closed;
 use crate::support::client::alert;
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, Router, eventually, pattern, snigate};
+use crate::support::{Backend, Client, Hello, Router, eventually, pattern, snigate, watchdog};
 
 const NAME: &str = "a.example";
 const FAULTY: &str = "faulty.example";
@@ -61,6 +61,15 @@ fn one(router: &Router, number: u64, made: &Made) -> bool {
     }
 }
 
+/// Also when what is measured fails: the clients would go on for ever.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// Echoes, however long it takes until something comes.
 fn patient() -> Backend {
     Backend::start(|mut stream| {
@@ -75,6 +84,7 @@ fn patient() -> Backend {
 #[test]
 fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
     let duration = Duration::from_secs(std::env::var("SNIGATE_SOAK").map_or(3, |text| text.parse().unwrap()));
+    watchdog::may_take(2 * duration + Duration::from_secs(300));
     let (backend, faulty) = (Backend::echo(), Backend::echo());
     let patient = patient();
     let routes = [(NAME, backend.address()), (FAULTY, faulty.address()), (DEAD, closed()), (IDLE, patient.address())];
@@ -106,12 +116,12 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
                 }
             });
         }
+        let _stop = Stop(&stop);
         let begun = Instant::now();
         while begun.elapsed() < duration {
             std::thread::sleep(Duration::from_secs(1));
             samples.push((router.metric("process_resident_memory_bytes"), descriptors()));
         }
-        stop.store(true, Relaxed);
     });
     let made_connections = made.connections.load(Relaxed) + IDLE_STREAMS as u64;
     let sum = |name: &str| -> f64 {
@@ -149,19 +159,22 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
 /// clients of all kinds come: every connection is logged once, and no stream is closed that nothing has removed.
 #[test]
 fn g13_h08_storm_of_changes_loses_no_connection() {
-    let changes = std::env::var("SNIGATE_STORM").map_or(12, |text| text.parse().unwrap());
+    let changes: u16 = std::env::var("SNIGATE_STORM").map_or(12, |text| text.parse().unwrap());
+    watchdog::may_take(Duration::from_secs(300) + Duration::from_secs(2) * changes.into());
     let [first, second, faulty, patient] = [Backend::echo(), Backend::echo(), Backend::echo(), patient()];
     let dead = closed();
-    let text = |number: usize| {
+    let text = |number: u16| {
         let pool = if number.is_multiple_of(2) {
             format!("\"{}\", \"{}\"", first.address(), second.address())
         } else {
             format!("\"{}\"", first.address())
         };
         // Drained, cut, and back again.
-        let faulty = ["", "on_remove: cut, ", "on_remove: drain, "].get(number % 4).map_or(String::new(), |policy| {
-            format!("  - {{sni: {FAULTY}, upstream: {{{policy}endpoints: \"{}\"}}}}\n", faulty.address())
-        });
+        let faulty = ["", "on_remove: cut, ", "on_remove: drain, "]
+            .get(usize::from(number % 4))
+            .map_or(String::new(), |policy| {
+                format!("  - {{sni: {FAULTY}, upstream: {{{policy}endpoints: \"{}\"}}}}\n", faulty.address())
+            });
         format!(
             "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\ntimeouts: {{drain: 100ms}}\nlog: {{refusals_per_second: 0}}\nroutes:\n\
              {faulty}  - {{sni: {NAME}, upstream: {{endpoints: [{pool}], on_remove: keep, slow_start: 0s}}}}\n  \
@@ -180,6 +193,7 @@ fn g13_h08_storm_of_changes_loses_no_connection() {
     let stop = AtomicBool::new(false);
     let mut newest = router.pid();
     std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
         for worker in 0..4 {
             let (router, made, stop) = (&router, &made, &stop);
             scope.spawn(move || {

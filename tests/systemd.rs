@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, PATIENCE, Router, snigate};
+use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually, snigate};
 
 const NAME: &str = "a.example";
 
@@ -80,15 +80,15 @@ fn h13_after_an_upgrade_only_the_new_process_feeds_the_watchdog() {
     let _client = Client::send(router.address(), &Hello::to(NAME).record());
     let _upstream = held.recv_timeout(PATIENCE).unwrap();
     router.signal(Signal::USR2);
-    while !told(&manager).contains("MAINPID") {}
+    eventually("it is told of the upgrade", || told(&manager).contains("MAINPID"));
     router.wait("the upgrade", |line| line["process"].is_number());
     router.wait("a drain", |line| line["message"] == "draining");
     let new = router.successors().pop().unwrap();
-    while told(&manager) != "WATCHDOG=1\n" {}
+    eventually("the watchdog is fed", || told(&manager) == "WATCHDOG=1\n");
     rustix::process::kill_process(new, Signal::STOP).unwrap();
     manager.set_read_timeout(Some(std::time::Duration::from_millis(500))).unwrap();
     // What was on the way, and then nothing.
-    while manager.recv(&mut [0; 64]).is_ok() {}
+    eventually("nobody feeds it", || manager.recv(&mut [0; 64]).is_err());
     assert!(rustix::process::test_kill_process(router.pid()).is_ok(), "the old one is still there");
 }
 
@@ -102,14 +102,11 @@ fn a_manager_that_does_not_listen_holds_nothing_up() {
     router.address();
     // Its queue is full when no more is told.
     let mut before = 0;
-    loop {
+    eventually("its queue is full", || {
         std::thread::sleep(std::time::Duration::from_millis(100));
-        let queued = queued(&manager);
-        if queued > 0 && queued == before {
-            break;
-        }
-        before = queued;
-    }
+        let last = std::mem::replace(&mut before, queued(&manager));
+        before > 0 && before == last
+    });
     let mut client = Client::send(router.address(), &Hello::to(NAME).record());
     client.finish();
     assert_eq!(client.rest().0, b"served");

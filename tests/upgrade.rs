@@ -80,7 +80,7 @@ fn h08_an_upgrade_refuses_nobody_and_lets_streams_finish() {
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
     let clients = std::thread::spawn(move || {
         let mut count = 0;
-        while stopped.try_recv().is_err() {
+        while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
             assert!(is_served(address), "client {count}");
             count += 1;
         }

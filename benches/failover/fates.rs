@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{interval, sleep_until, timeout, timeout_at};
+use tokio::time::{interval, sleep, sleep_until, timeout, timeout_at};
 
 use super::sample::Hello;
 use super::{DOOMED, Endpoint, NAME, Proxy};
@@ -43,10 +43,13 @@ pub async fn row(which: &str, fate: Fate) -> String {
     let proxy = Proxy::start(which, &endpoints);
     let hello = Hello::to(NAME).record();
     let mut streams = JoinSet::new();
+    // They count for the balance.
+    let mut others = Vec::new();
     let (sender, begun) = tokio::sync::watch::channel(None::<Instant>);
     for number in 0..STREAMS {
-        let mut stream = open(proxy.address, &hello).await.unwrap().0;
+        let (mut stream, _) = open(proxy.address, &hello).await.unwrap();
         if !stream.1 {
+            others.push(stream);
             continue;
         }
         let mut begun = begun.clone();
@@ -56,6 +59,8 @@ pub async fn row(which: &str, fate: Fate) -> String {
         });
     }
     let count = streams.len();
+    // So that the endpoint knows that they stay.
+    sleep(Duration::from_secs(1)).await;
     let since = Instant::now();
     fate.befall(&mut endpoints[0]);
     sender.send(Some(since)).unwrap();
@@ -67,12 +72,13 @@ pub async fn row(which: &str, fate: Fate) -> String {
         let (address, hello) = (proxy.address, hello.clone());
         tries.spawn(async move {
             let at = since.elapsed();
-            (at, timeout(Duration::from_secs(30), open(address, &hello)).await.ok().and_then(Result::ok))
+            let answer = timeout(Duration::from_secs(30), open(address, &hello)).await.ok().and_then(Result::ok);
+            (at, answer.map(|(_, took)| took))
         });
     }
     let tries = tries.join_all().await;
     let failed = tries.iter().filter(|(_, answer)| answer.is_none()).count();
-    let slowest = tries.iter().filter_map(|(_, answer)| Some(answer.as_ref()?.1)).max().unwrap_or_default();
+    let slowest = tries.iter().filter_map(|(_, took)| *took).max().unwrap_or_default();
     let last_failed = tries.iter().filter(|(_, answer)| answer.is_none()).map(|(at, _)| *at).max();
     let ends = streams.join_all().await;
     let ended = |busy: bool| {

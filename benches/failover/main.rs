@@ -15,6 +15,8 @@
     reason = "a bench"
 )]
 
+#[path = "../deadline/mod.rs"]
+mod deadline;
 mod fates;
 #[path = "../../tests/support/hello.rs"]
 mod sample;
@@ -26,6 +28,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use deadline::{PATIENCE, within};
 use fates::Fate;
 use sample::Hello;
 use socket2::{SockFilter, Socket};
@@ -175,10 +178,10 @@ async fn ask(proxy: SocketAddr, hello: Arc<Vec<u8>>) -> Try {
         stream.read_exact(&mut answer).await?;
         if &answer == b"answer" { Ok(()) } else { Err(std::io::Error::other(format!("{answer:?}"))) }
     };
-    let failure = match timeout(Duration::from_secs(30), answer).await {
+    let failure = match timeout(PATIENCE, answer).await {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some("no answer within 30 s".into()),
+        Err(_) => Some(format!("no answer within {PATIENCE:?}")),
     };
     Try { begun, took: begun.elapsed(), failure }
 }
@@ -222,7 +225,7 @@ impl Streams {
         for _ in 0..count {
             let mut stream = TcpStream::connect(proxy).await.unwrap();
             stream.write_all(&Hello::to(NAME).record()).await.unwrap();
-            stream.read_exact(&mut [0; 6]).await.unwrap();
+            within(PATIENCE, "an answer", stream.read_exact(&mut [0; 6])).await.unwrap();
             streams.spawn(async move {
                 loop {
                     sleep(Duration::from_secs(1)).await;

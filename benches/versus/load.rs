@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::deadline::within;
 use crate::proxy::NAME;
 use crate::sample::Hello;
 
@@ -158,7 +159,7 @@ impl Load {
 
     /// Does the work through the proxy; the latency of each unit.
     pub fn run(&mut self, proxy: SocketAddr, work: Work) -> Vec<Duration> {
-        self.runtime.block_on(async {
+        let done = async {
             match work {
                 Work::Connect { hello, count } => connect(proxy, hello, count).await,
                 Work::RoundTrip { size, connections, count } => round_trips(proxy, size, connections, count).await,
@@ -166,12 +167,13 @@ impl Load {
                 Work::Tls { count } => handshakes(proxy, &self.connector, count).await,
                 Work::Idle { .. } => Vec::new(),
             }
-        })
+        };
+        self.runtime.block_on(async { within(LIMIT, &work.name(), done).await })
     }
 
     /// Connections that have been answered once and then do nothing.
     pub fn hold(&mut self, proxy: SocketAddr, count: usize) -> Vec<TcpStream> {
-        self.runtime.block_on(async {
+        let all = async {
             let mut held = Vec::new();
             for _ in 0..count {
                 let mut stream = open(proxy, 517, order(b'r', 8)).await;
@@ -180,7 +182,8 @@ impl Load {
                 held.push(stream);
             }
             held
-        })
+        };
+        self.runtime.block_on(async { within(LIMIT, "all are held", all).await })
     }
 }
 
@@ -192,6 +195,9 @@ async fn open(proxy: SocketAddr, hello: usize, order: [u8; ORDER_LENGTH]) -> Tcp
     stream.write_all(&first).await.unwrap();
     stream
 }
+
+/// For all of one kind of work through one proxy, which takes seconds.
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// New connections at a time.
 const CONCURRENT: usize = 16;

@@ -15,6 +15,8 @@
 )]
 
 mod crowd;
+#[path = "../deadline/mod.rs"]
+mod deadline;
 mod floor;
 mod load;
 mod measure;

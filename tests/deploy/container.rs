@@ -9,10 +9,10 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::blocks;
+use super::{FOR_A_RELEASE_BUILD, blocks};
 use crate::support::api_server::ApiServer;
 use crate::support::network::{Answer, NameServer, inside};
-use crate::support::{Router, eventually, tls};
+use crate::support::{Router, eventually, tls, watchdog};
 
 const CONTAINERFILE: &str = include_str!("../../deploy/container/Containerfile");
 const README: &str = include_str!("../../deploy/container/README.md");
@@ -29,6 +29,7 @@ fn arguments(name: &str) -> Vec<String> {
 
 /// Builds the binary as the README says, and lays out the image's files.
 fn image() -> TempDir {
+    watchdog::may_take(FOR_A_RELEASE_BUILD);
     let root = TempDir::new().unwrap();
     let build = blocks(README, "sh")[0];
     let project = Path::new(env!("CARGO_MANIFEST_DIR"));

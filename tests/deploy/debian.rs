@@ -6,7 +6,8 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-use super::{blocks, deployed, values};
+use super::{FOR_A_RELEASE_BUILD, blocks, deployed, values};
+use crate::support::watchdog;
 
 const README: &str = include_str!("../../deploy/systemd/README.md");
 const UNIT: &str = include_str!("../../deploy/systemd/snigate.service");
@@ -51,6 +52,7 @@ fn is_complete(root: &Path, unit: &str) {
 #[test]
 #[ignore = "needs root, cargo-deb and dpkg"]
 fn the_package_installs_upgrades_and_goes_without_a_script() {
+    watchdog::may_take(FOR_A_RELEASE_BUILD);
     let (build, install) = blocks(README, "sh")[0].trim().split_once('\n').unwrap();
     told("sh", &["-ec", build]);
     let pattern = install.strip_prefix("dpkg -i ").unwrap();
@@ -95,6 +97,7 @@ fn the_package_installs_upgrades_and_goes_without_a_script() {
 #[test]
 #[ignore = "needs systemd"]
 fn the_commands_to_install_by_hand_work() {
+    watchdog::may_take(FOR_A_RELEASE_BUILD);
     let root = TempDir::new().unwrap();
     let at = |path: &str| format!(" {}{path}", root.path().display());
     let by_hand = blocks(README, "sh")[1].replace(" /usr", &at("/usr")).replace(" /etc", &at("/etc"));

@@ -1,9 +1,9 @@
 //! API servers that behave as told.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, channel};
 
 use socket2::{Domain, SockFilter, Socket, Type};
@@ -63,7 +63,11 @@ impl Backend {
     /// Hands each connection to the test.
     pub fn held() -> (Self, Receiver<TcpStream>) {
         let (sender, receiver) = channel();
-        (Self::start(move |stream| drop(sender.send(stream))), receiver)
+        let hand_over = move |stream: TcpStream| {
+            stream.set_write_timeout(Some(PATIENCE)).unwrap();
+            drop(sender.send(stream));
+        };
+        (Self::start(hand_over), receiver)
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -85,9 +89,13 @@ pub fn closed() -> SocketAddr {
     address
 }
 
-/// An address where nobody listens yet.
+/// An address where nobody listens yet, nor will anybody but who is given it: no other test has its IP address, nor any
+/// other run of the tests on this machine.
 pub fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static NEXT: AtomicU8 = AtomicU8::new(64);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let own = Ipv4Addr::new(127, NEXT.fetch_add(1, SeqCst), high, low);
+    TcpListener::bind((own, 0)).unwrap().local_addr().unwrap()
 }
 
 /// A socket that listens, but whose kernel drops every packet to it: connects get no answer at all.

@@ -1,12 +1,13 @@
 //! A headless Chromium, told what to do by WebDriver.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::lines::Lines;
 use super::tls::read_head;
 
 pub struct Browser {
@@ -24,13 +25,12 @@ impl Browser {
             .stderr(Stdio::null())
             .spawn()
             .expect("chromedriver is installed");
-        let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines().map(Result::unwrap);
-        let started = lines.find_map(|line| {
+        let lines = Lines::of(driver.stdout.take().unwrap());
+        let started = lines.wait("the driver's port", 1, |line| {
             let port = line.split("successfully on port ").nth(1)?;
             port.trim_end_matches('.').parse().ok()
         });
-        std::thread::spawn(move || lines.for_each(drop));
-        let mut browser = Self { driver, port: started.unwrap(), session: String::new() };
+        let mut browser = Self { driver, port: started[0], session: String::new() };
         let mut arguments = vec![
             "--headless=new".into(),
             "--no-sandbox".into(),

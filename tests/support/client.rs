@@ -5,7 +5,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 
 use socket2::{Domain, Socket, Type};
 
-use super::PATIENCE;
+use super::{PATIENCE, watchdog};
 
 /// A fatal alert, as a record.
 pub fn alert(description: u8) -> Vec<u8> {
@@ -22,9 +22,7 @@ pub fn client_from(address: &str, to: SocketAddr) -> Client {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::new(address, 0).into()).unwrap();
     socket.connect(&to.into()).unwrap();
-    let stream: TcpStream = socket.into();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    Client { stream }
+    Client::over(socket.into())
 }
 
 /// How a stream ended.
@@ -35,14 +33,23 @@ pub enum End {
 }
 
 impl Client {
+    #[track_caller]
     pub fn connect(address: SocketAddr) -> Self {
+        watchdog::step(format!("a connection to {address}"));
         let stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
+        Self::over(stream)
+    }
+
+    /// What neither moves nor ends for so long has failed.
+    fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
         Self { stream }
     }
 
     /// Connects and sends these bytes.
+    #[track_caller]
     pub fn send(address: SocketAddr, bytes: &[u8]) -> Self {
         let mut client = Self::connect(address);
         client.write(bytes);
@@ -53,14 +60,31 @@ impl Client {
         self.stream.local_addr().unwrap()
     }
 
+    #[track_caller]
     pub fn write(&mut self, bytes: &[u8]) {
+        watchdog::step(format!("a write of {} bytes", bytes.len()));
         self.stream.write_all(bytes).unwrap();
     }
 
+    #[track_caller]
     pub fn read(&mut self, length: usize) -> Vec<u8> {
+        watchdog::step(format!("a read of {length} bytes"));
         let mut bytes = vec![0; length];
         self.stream.read_exact(&mut bytes).unwrap();
         bytes
+    }
+
+    /// All that comes until it is enough. That it ends before, or that nothing comes for long, is a failure.
+    #[track_caller]
+    pub fn read_until(&mut self, what: &str, is_enough: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        watchdog::step(format!("a read until {what}"));
+        let (mut all, mut some) = (Vec::new(), [0; 65536]);
+        while !is_enough(&all) {
+            let read = self.stream.read(&mut some);
+            let Ok(length @ 1..) = read else { panic!("{read:?} before {what}: {}", all.escape_ascii()) };
+            all.extend_from_slice(&some[..length]);
+        }
+        all
     }
 
     pub fn finish(&self) {
@@ -68,13 +92,16 @@ impl Client {
     }
 
     /// All that still comes, and how it ends.
+    #[track_caller]
     pub fn rest(&mut self) -> (Vec<u8>, End) {
         rest(&mut self.stream)
     }
 }
 
 /// All that still comes, and how it ends.
+#[track_caller]
 pub fn rest(stream: &mut TcpStream) -> (Vec<u8>, End) {
+    watchdog::step("a read to the end");
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {
         Ok(_) => (bytes, End::Fin),

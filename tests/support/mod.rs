@@ -5,9 +5,11 @@ pub mod backend;
 pub mod browser;
 pub mod client;
 pub mod hello;
+pub mod lines;
 pub mod network;
 pub mod router;
 pub mod tls;
+pub mod watchdog;
 
 pub use backend::Backend;
 pub use client::Client;
@@ -15,8 +17,8 @@ pub use hello::Hello;
 pub use router::{Router, snigate};
 
 use std::path::Path;
-use std::process::Child;
-use std::time::Duration;
+use std::process::{Child, ExitStatus};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -40,12 +42,34 @@ pub fn is_written(path: &str, text: &str) {
 }
 
 /// Tries until it is so.
+#[track_caller]
 pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(std::time::Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+    eventual(what, || is_so().then_some(()));
+}
+
+/// Tries until there is something.
+#[track_caller]
+pub fn eventual<T>(what: &str, try_it: impl FnMut() -> Option<T>) -> T {
+    within(what, String::new, try_it)
+}
+
+#[track_caller]
+fn within<T>(what: &str, more: impl FnOnce() -> String, mut try_it: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        watchdog::step(what);
+        if let Some(found) = try_it() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}\n{}", more());
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Waits for the process to exit by itself; if it does not, this is what to know of it.
+#[track_caller]
+pub fn exit(child: &mut Child, about: impl FnOnce() -> String) -> ExitStatus {
+    within("the exit", about, || child.try_wait().unwrap())
 }
 
 /// What a program has said, on both of its outputs.
@@ -59,6 +83,12 @@ pub struct Process(pub Child);
 impl Process {
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+
+    /// Waits for it to exit by itself.
+    #[track_caller]
+    pub fn exit(&mut self) -> ExitStatus {
+        exit(&mut self.0, String::new)
     }
 }
 

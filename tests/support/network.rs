@@ -1,17 +1,19 @@
 //! A router in a network of its own, and the name server that it asks there.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::Builder;
 
 use rustix::process::Pid;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
-use super::Router;
+use super::lines::Lines;
+use super::{Router, watchdog};
 
 /// Runs the test in the network of a router with this configuration: nothing but a loopback interface, ports as `setup`
 /// (a shell command) has left them, and names from [`NameServer`] if there is one. Needs root, unshare and ip.
@@ -37,16 +39,23 @@ pub fn alone(config: &str, setup: &str, test: impl FnOnce(&Router) + Send) {
 pub fn inside<T: Send>(process: Pid, run: impl FnOnce() -> T + Send) -> T {
     let network = File::open(format!("/proc/{process}/ns/net")).unwrap();
     std::thread::scope(|scope| {
-        let moved = scope.spawn(|| {
+        // It is still the same test.
+        let mut builder = Builder::new();
+        if let Some(name) = std::thread::current().name() {
+            builder = builder.name(name.to_owned());
+        }
+        let moved = builder.spawn_scoped(scope, || {
             move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
             run()
         });
-        moved.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        moved.unwrap().join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
 /// What a shell command prints, in the network of this thread. It must succeed.
+#[track_caller]
 pub fn shell(command: &str) -> String {
+    watchdog::step(command);
     let output = Command::new("sh").args(["-c", command]).output().unwrap();
     assert!(output.status.success(), "{command}: {}", super::all_output(&output));
     String::from_utf8(output.stdout).unwrap()
@@ -65,10 +74,10 @@ impl Neighbour {
         let mut command = Command::new("unshare");
         command.args(["--net", "sh", "-c", "ip link set lo up && echo ready && read line"]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n");
-        Self(child)
+        let lines = Lines::of(child.stdout.take().unwrap());
+        let neighbour = Self(child);
+        lines.wait("ready", 1, |line| (line == "ready").then_some(()));
+        neighbour
     }
 
     /// For [`alone`]: how to link the two, by an interface `edge` of the router to an interface `far`.

@@ -1,30 +1,25 @@
 //! The program under test.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::PATIENCE;
+use super::lines::Lines;
+use super::{PATIENCE, exit, watchdog};
 
 /// The binary, logging as it does by default.
+#[track_caller]
 pub fn snigate() -> Command {
+    watchdog::step("a command of snigate");
     let mut command = Command::new(env!("CARGO_BIN_EXE_snigate"));
     command.env_remove("RUST_LOG").stdin(Stdio::null());
     command
-}
-
-impl Lines {
-    /// Also for the cleaning up after a test that has failed here.
-    fn read(&self) -> MutexGuard<'_, (Vec<String>, bool)> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// A running `snigate run`, killed when it is dropped.
@@ -35,14 +30,9 @@ pub struct Router {
     _directory: TempDir,
 }
 
-#[derive(Default)]
-struct Lines {
-    all: Mutex<(Vec<String>, bool)>,
-    changed: Condvar,
-}
-
 impl Router {
     /// Starts with this configuration and waits until it listens.
+    #[track_caller]
     pub fn start(config: &str) -> Self {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("snigate.yaml");
@@ -59,6 +49,7 @@ impl Router {
     }
 
     /// One listener on a port of the kernel's choice, an admin listener, and these routes.
+    #[track_caller]
     pub fn routing(routes: &[(&str, SocketAddr)]) -> Self {
         Self::start(&config(routes, ""))
     }
@@ -72,80 +63,56 @@ impl Router {
         let mut child = command.stderr(Stdio::piped()).stdout(stdout).spawn().unwrap();
         // It holds what was given to the child.
         drop(command);
-        let lines = Arc::new(Lines::default());
-        let (stderr, writer) = (child.stderr.take().unwrap(), Arc::clone(&lines));
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines() {
-                writer.read().0.push(line.unwrap());
-                writer.changed.notify_all();
-            }
-            writer.read().1 = true;
-            writer.changed.notify_all();
-        });
+        let lines = Lines::of(child.stderr.take().unwrap());
         Self { child, lines, config, _directory: directory }
     }
 
     /// All log lines so far. Each must be one JSON object.
     pub fn log(&self) -> Vec<Value> {
-        let lines = self.lines.read();
-        lines
-            .0
-            .iter()
-            .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
-            .collect()
+        let lines = self.lines.so_far();
+        let json = |line: &String| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        lines.iter().map(json).collect()
     }
 
     /// The first log line that is so, now or later.
+    #[track_caller]
     pub fn wait(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
         self.wait_many(what, 1, is_so).remove(0)
     }
 
+    #[track_caller]
     pub fn wait_many(&self, what: &str, count: usize, is_so: impl Fn(&Value) -> bool) -> Vec<Value> {
-        self.wait_lines(what, count, |line| {
+        self.lines.wait(what, count, |line| {
             let line = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
             is_so(&line).then_some(line)
         })
     }
 
     /// The first line, of whatever format, that is so, now or later.
+    #[track_caller]
     pub fn wait_line(&self, what: &str, is_so: impl Fn(&str) -> bool) -> String {
-        self.wait_lines(what, 1, |line| is_so(line).then(|| line.to_owned())).remove(0)
-    }
-
-    fn wait_lines<T>(&self, what: &str, count: usize, take: impl Fn(&str) -> Option<T>) -> Vec<T> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut lines = self.lines.read();
-        let mut found = Vec::new();
-        let mut read = 0;
-        loop {
-            for line in &lines.0[read..] {
-                found.extend(take(line));
-                if found.len() >= count {
-                    return found;
-                }
-            }
-            read = lines.0.len();
-            let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero() && !lines.1, "no log line for {what}:\n{}", lines.0.join("\n"));
-            lines = self.lines.changed.wait_timeout(lines, left).unwrap().0;
-        }
+        self.lines.wait(what, 1, |line| is_so(line).then(|| line.to_owned())).remove(0)
     }
 
     /// What was logged of the connection from this client.
+    #[track_caller]
     pub fn account_of(&self, client: SocketAddr) -> Value {
         self.wait(&format!("client {client}"), |line| {
             line["outcome"].is_string() && line["client.port"] == client.port()
         })
     }
 
+    #[track_caller]
     pub fn address(&self) -> SocketAddr {
         self.address_of(|name| name != "_admin")
     }
 
+    #[track_caller]
     pub fn admin(&self) -> SocketAddr {
         self.address_of(|name| name == "_admin")
     }
 
+    #[track_caller]
     pub fn address_of(&self, is_it: impl Fn(&str) -> bool) -> SocketAddr {
         let line = self.wait("its address", |line| {
             line["message"] == "listening" && line["listener"].as_str().is_some_and(&is_it)
@@ -154,7 +121,9 @@ impl Router {
     }
 
     /// `GET` from the admin listener: the status and the body.
+    #[track_caller]
     pub fn get(&self, path: &str) -> (u16, String) {
+        watchdog::step(format!("GET {path}"));
         let mut stream = TcpStream::connect(self.admin()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").unwrap();
@@ -165,6 +134,7 @@ impl Router {
     }
 
     /// The value of the metric with this name and these labels, as they are printed.
+    #[track_caller]
     pub fn metric(&self, series: &str) -> f64 {
         let (_, text) = self.get("/metrics");
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
@@ -172,11 +142,13 @@ impl Router {
     }
 
     /// Writes this configuration and asks for it to be taken; what was logged of that.
+    #[track_caller]
     pub fn reload(&self, config: &str) -> Value {
         std::fs::write(&self.config, config).unwrap();
         self.reload_as_it_is()
     }
 
+    #[track_caller]
     pub fn reload_as_it_is(&self) -> Value {
         let is_told = |line: &Value| line["message"].as_str().is_some_and(|message| message.contains("reloaded"));
         let before = self.log().iter().filter(|line| is_told(line)).count();
@@ -186,8 +158,8 @@ impl Router {
 
     /// The processes that have taken over, the last one at the end.
     pub fn successors(&self) -> Vec<Pid> {
-        let lines = self.lines.read();
-        let log = lines.0.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let lines = self.lines.so_far();
+        let log = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let upgraded = log.filter_map(|line| line["process"].as_i64());
         upgraded.map(|process| Pid::from_raw(process as i32).unwrap()).collect()
     }
@@ -201,15 +173,9 @@ impl Router {
     }
 
     /// Waits for the process to exit by itself.
+    #[track_caller]
     pub fn exit(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "still running:\n{:?}", self.log());
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
+        exit(&mut self.child, || self.lines.so_far().join("\n"))
     }
 }
 
