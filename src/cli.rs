@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use snigate::config;
 use snigate::name::{NamePattern, ServerName};
+use snigate::pasted;
 use snigate::upstream::Destination;
 
 use crate::commands::Server;
@@ -227,7 +228,7 @@ impl From<LogFormat> for config::LogFormat {
 
 fn route(text: &str) -> Result<(NamePattern, Destination), String> {
     let (name, endpoint) = text.split_once('=').ok_or("expected NAME=HOST:PORT")?;
-    let name = NamePattern::parse(name).map_err(|error| error.to_string())?;
+    let name = NamePattern::parse(name).map_err(|error| pasted::name(name, error))?;
     Ok((name, endpoint.parse()?))
 }
 
@@ -237,5 +238,5 @@ fn host_port(text: &str) -> Result<Destination, String> {
 }
 
 fn server_name(text: &str) -> Result<String, String> {
-    ServerName::parse(text.as_bytes()).map(|name| name.to_string()).map_err(|error| error.to_string())
+    ServerName::parse(text.as_bytes()).map(|name| name.to_string()).map_err(|error| pasted::name(text, error))
 }

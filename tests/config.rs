@@ -144,10 +144,25 @@ fn g03_what_stands_twice_is_refused_with_both_places() {
         &two("{name: x, upstream: \"h:1\"}", "{name: y, upstream: \"h:1\"}"),
         ":4:5: routes[1]: clients without a name would match routes[0] as well, and neither is more specific (line 3)",
     );
+    let at = |listener: &str| format!("{{sni: a.example, listener: {listener}, upstream: \"h:1\"}}");
+    let listen = "listen: [{name: a, address: 127.0.0.1:7001}, {name: b, address: 127.0.0.1:7002}]";
+    refused(
+        &two(&at("a"), &at("b")).replace("listen: 127.0.0.1:0", listen),
+        ":4:5: routes[1]: the name `a.example`, which it has from its first `sni`, is taken by routes[0]; give one of them a `name` (line 3)",
+    );
+    refused(
+        &two("{listener: a, upstream: \"h:1\"}", "{listener: b, upstream: \"h:1\"}")
+            .replace("listen: 127.0.0.1:0", listen),
+        ":4:5: routes[1]: the name `default`, which it has from taking every name, is taken by routes[0]; give one of them a `name` (line 3)",
+    );
+    refused(
+        "listen: [127.0.0.1:0, 127.0.0.1:0]\nroutes: [{upstream: \"h:1\"}]\n",
+        ":1:23: listen[1]: the name `127.0.0.1:0`, which it has from its address, is taken by listen[0]; give one of them a `name` (line 1)",
+    );
     refused(&route("sni: [a.example, a.example]\nupstream: h:1"), ":3:10: routes[0].sni: `a.example` stands twice");
     refused(
         "listen: [127.0.0.1:7001, 127.0.0.1:7001]\nroutes: [{upstream: \"h:1\"}]\n",
-        ":1:26: listen[1]: the name `127.0.0.1:7001` is taken by listen[0] (line 1)",
+        ":1:26: listen[1]: 127.0.0.1:7001 is taken by listen[0] (line 1)",
     );
     refused(
         "listen: [{name: a, address: 127.0.0.1:7001}, 127.0.0.1:7001]\nroutes: [{upstream: \"h:1\"}]\n",
@@ -226,7 +241,7 @@ fn g04_wrong_names_and_addresses_are_refused_with_what_was_expected() {
     for (value, reason) in [
         ("192.0.2.1", "the name is an IP address; "),
         ("a..b", "a label of the name is empty; "),
-        ("\"a b\"", "the name has a character other than letters, digits, '-', '_' and '.'; "),
+        ("\"a^b\"", "the name has a character other than letters, digits, '-', '_' and '.'; "),
         ("\"*\"", "to take every name, leave `sni` out; "),
     ] {
         let shown = value.trim_matches('"');
@@ -238,17 +253,19 @@ fn g04_wrong_names_and_addresses_are_refused_with_what_was_expected() {
     refused(&route("sni: [a.example, 7]\nupstream: h:1"), &format!(":3:22: routes[0].sni[1]: integer `7`, {NAME}"));
     const ENDPOINT: &str = "expected host:port such as api.example.com:6443, 192.0.2.1:6443 or \"[2001:db8::1]:6443\"";
     let told = complaint(route("upstream: https://api.example.com:6443").as_bytes());
-    assert!(told.contains("a URL; expected host:port"), "{told}");
+    assert!(told.contains("a URL; write api.example.com:6443; expected host:port"), "{told}");
     let told = complaint(route("upstream: 10.0.0.256:6443").as_bytes());
     assert!(told.contains("neither an IP address nor a DNS name; expected host:port"), "{told}");
     refused(&route("upstream: a"), &format!(":3:15: routes[0].upstream: `a`: the port is missing; {ENDPOINT}"));
     refused(
         &route("upstream: \"2001:db8::1:6443\""),
-        &format!(":3:15: routes[0].upstream: `2001:db8::1:6443`: an IPv6 address needs brackets; {ENDPOINT}"),
+        &format!(
+            ":3:15: routes[0].upstream: `2001:db8::1:6443`: an IPv6 address needs brackets; write \"[2001:db8::1]:6443\"; {ENDPOINT}"
+        ),
     );
     refused(
         "listen: localhost:6443\nroutes: []\n",
-        ":1:9: listen: `localhost:6443`: expected an IP address and port such as 0.0.0.0:6443 or \"[::]:6443\"",
+        ":1:9: listen: `localhost:6443`: a hostname; write 127.0.0.1:6443 or \"[::1]:6443\"; expected an IP address and port such as 0.0.0.0:6443 or \"[::]:6443\"",
     );
     refused(
         &route("listener: [other]\nupstream: h:1"),
@@ -530,5 +547,43 @@ fn a_dcos_service_is_an_endpoint() {
         std::fs::write(&path, upstream(&format!("{{dcos: {dcos}}}"))).unwrap();
         let told = String::from_utf8(check(&path).stdout).unwrap();
         assert!(told.contains(&format!("leads to  {expected} ")), "{told}");
+    }
+}
+
+#[test]
+fn what_is_pasted_is_named_with_the_right_line() {
+    for (text, expected) in [
+        (
+            route("upstream: \"10.0.0.1:6443, 10.0.0.2:6443\""),
+            "several values in one; write a list: [\"10.0.0.1:6443\", \"10.0.0.2:6443\"]",
+        ),
+        (route("sni: a.example b.example\nupstream: h:1"), "write a list: [\"a.example\", \"b.example\"]"),
+        (route("allow: 10.0.0.0/8;192.0.2.1\nupstream: h:1"), "write a list: [\"10.0.0.0/8\", \"192.0.2.1\"]"),
+        (with("").replace("127.0.0.1:0", "0.0.0.0:7001, 0.0.0.0:7002"), "write a list: [\"0.0.0.0:7001\", "),
+        (route("upstream: \"[fe80::1%eth0]:6443\""), "the zone `%eth0` of a link-local address is not supported"),
+        (route("sni: münchen.example\nupstream: h:1"), "clients send as `xn--mnchen-3ya.example`"),
+        (route("upstream: münchen.example:1"), "write `xn--mnchen-3ya.example:1`"),
+        (with("").replace("127.0.0.1:0", "6443"), "write 0.0.0.0:6443, or \"[::]:6443\""),
+        (with("").replace("127.0.0.1:0", "\"*:6443\""), "write 0.0.0.0:6443, or \"[::]:6443\""),
+        (with("admin: localhost:9443"), "a hostname; write 127.0.0.1:9443 or"),
+        (with("admin: {address: 127.0.0.1:0, hosts: https://a.example/}"), "a URL; write `a.example`"),
+    ] {
+        let told = complaint(text.as_bytes());
+        assert!(told.contains(expected), "{text}\n{told}");
+    }
+}
+
+#[test]
+fn what_is_in_a_file_does_not_steer_the_terminal() {
+    for text in [
+        route("sni: \"a\\u202eb\"\nupstream: h:1"),
+        with("\"a\\u202eb\": 1"),
+        with("log: {level: \"\\e[2J\\u2066\"}"),
+        route("name: \"a\\u200fb\"\nupstream: h:1"),
+        route("sni: a.example\nlistener: \"\\e[2J\"\nupstream: h:1"),
+    ] {
+        let told = complaint(text.as_bytes());
+        assert!(told.contains("\\u{"), "{told}");
+        assert!(!told.contains(['\u{202e}', '\u{2066}', '\u{200f}', '\x1b']), "{told:?}");
     }
 }

@@ -439,6 +439,41 @@ fn openssl_server(address: SocketAddr, directory: &TempDir) -> Process {
 
 #[test]
 #[ignore = "needs openssl"]
+fn a_certificate_as_openssl_makes_them_is_its_own_ca_file() {
+    for more in ["", " -addext basicConstraints=critical,CA:FALSE"] {
+        let directory = TempDir::new().unwrap();
+        std::fs::write(directory.path().join("readyz"), "ok").unwrap();
+        let made = Command::new("sh")
+            .arg("-c")
+            .arg(format!(
+                "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN={NAME} \
+                 -addext subjectAltName=DNS:{NAME} -keyout server-key.pem -out server.pem{more}"
+            ))
+            .current_dir(directory.path())
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let (right, wrong) = (free(), free());
+        let _servers = [openssl_server(right, &directory), openssl_server(wrong, &directory)];
+        let file = directory.path().join("server.pem");
+        let check = |name: &str| {
+            format!(
+                "health_check: {{interval: 200ms, rise: 1, fall: 2, tls: {{ca_file: {}, server_name: {name}}}}}",
+                file.display()
+            )
+        };
+        let becomes = |router: &Router, endpoint: SocketAddr, state: &str| {
+            eventually(&format!("{endpoint} {state}"), || metric(router, endpoint, state) == 1.0);
+        };
+        let verified = router(&[right], &check(NAME));
+        eventually("it is checked", || verified.get("/api/status").1.contains("\"last_check\": {"));
+        becomes(&verified, right, "ready");
+        becomes(&router(&[wrong], &check("b.example")), wrong, "dead");
+    }
+}
+
+#[test]
+#[ignore = "needs openssl"]
 fn b03_b07_b09_b10_endpoints_are_killed_stopped_made_unready_and_brought_back() {
     let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
     authority.issue(NAME).write(directory.path(), "server");

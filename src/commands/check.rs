@@ -6,11 +6,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use snigate::admin::Hosts;
 use snigate::admission::SourceLimits;
-use snigate::config::{Config, Listener, Route};
+use snigate::config::{Admin, Config, Listener, Route};
 use snigate::refusal::Refuse;
 use snigate::relay::Engine;
 use snigate::units::{size, span};
+use snigate::upstream::health::CaFile;
 use snigate::upstream::{Balance, HealthCheck, HttpCheck, OnRemove, Settings, TlsCheck};
 
 use super::{any_listener, any_protocol};
@@ -90,7 +92,11 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     writeln!(text, "workers    {}", config.workers.map_or("auto".into(), |workers| workers.to_string()))?;
     writeln!(text, "sandbox    {}", config.sandbox.label())?;
     writeln!(text, "watch      {}", config.watch)?;
-    writeln!(text, "admin      {}", config.admin.map_or("none".into(), |address| address.to_string()))?;
+    let admin = config.admin.as_ref().map_or("none".into(), |Admin { address, hosts: Hosts(hosts) }| {
+        let hosts: String = hosts.iter().map(|host| format!(", {host}")).collect();
+        format!("{address}, answering for addresses, localhost{hosts}")
+    });
+    writeln!(text, "admin      {admin}")?;
     Ok(text)
 }
 
@@ -132,7 +138,10 @@ fn upstream(text: &mut String, upstream: &Settings) -> std::fmt::Result {
     };
     let mut what = vec!["connect".to_owned()];
     if let Some(TlsCheck { ca_file, verified_name, asked_name: _, client }) = tls {
-        let chain = ca_file.as_ref().map_or("any certificate".into(), |file| format!("CA {}", file.display()));
+        let chain = ca_file.as_ref().map_or("any certificate".into(), |from| match from {
+            CaFile::File(file) => format!("CA {}", file.display()),
+            CaFile::System => from.to_string(),
+        });
         let name = verified_name.as_ref().map_or(String::new(), |name| format!(" and name {}", name.to_str()));
         let client = if client.is_some() { ", showing a certificate" } else { "" };
         what.push(format!("TLS with {chain}{name}{client}"));

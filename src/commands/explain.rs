@@ -12,6 +12,7 @@ use snigate::admission::{NotAdmitted, Sources};
 use snigate::client_hello::{Alpn, ClientHello, Framing, Parsed, SupportedVersions};
 use snigate::config::{Config, Route};
 use snigate::name::{NamePattern, ServerName};
+use snigate::pasted;
 use snigate::route::{Client, MatchedBy, Matchers};
 
 use super::{alpn_list, any_listener, any_protocol, route_table};
@@ -73,7 +74,8 @@ fn explain_name(config: &Config, name: &str, alpn: &[String], listener: usize) -
     let server_name = match ServerName::parse(name.as_bytes()) {
         Ok(server_name) => server_name,
         Err(error) => {
-            return Explanation { outcome: "reject", reason: Some(error.to_string()), ..Explanation::default() };
+            let reason = Some(pasted::name(name, error));
+            return Explanation { outcome: "reject", reason, ..Explanation::default() };
         }
     };
     let mut explanation = Explanation {

@@ -16,7 +16,7 @@ use snigate::units::span;
 use snigate::upstream::{OwnAddresses, plain};
 
 use super::admin::status;
-use super::{Refused, runtime};
+use super::{Refused, printable_lines, runtime};
 use crate::cli::Plan;
 
 pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
@@ -34,10 +34,11 @@ pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
     if let Some(refusal) = refusal(&running, &new) {
         bail!(Refused(format!("a reload to {} would be refused: {refusal}", options.config.display())));
     }
-    let taken = new.listeners.iter().map(|listener| listener.address).filter(|address| running.is_new(*address));
     let taken: BTreeMap<SocketAddr, BindError> =
-        taken.filter_map(|address| Some((address, is_free(address).err()?))).collect();
-    io::stdout().write_all(describe(&options.config, &running, &new, &taken)?.as_bytes())?;
+        running.new_addresses(&new).filter_map(|address| Some((address, is_free(address).err()?))).collect();
+    let text = describe(&options.config, &running, &new, &taken)?;
+    // Some of it is what the other end calls its routes.
+    io::stdout().write_all(printable_lines(&text).as_bytes())?;
     let is_known = |taken: &&BindError| running.is_here && !may_differ(&taken.error);
     if let Some(error) = taken.values().find(is_known) {
         bail!("a reload to {} would be refused now: {error}", options.config.display());
@@ -51,6 +52,8 @@ struct Running {
     is_here: bool,
     /// Names by address.
     listeners: BTreeMap<String, String>,
+    /// Its address.
+    admin: Option<String>,
     routes: BTreeMap<String, RunningRoute>,
     /// What no reload changes, by key.
     fixed: BTreeMap<String, String>,
@@ -77,6 +80,7 @@ impl Running {
         Self {
             is_here: false,
             listeners: listeners.map(|listener| (listener.address.to_string(), listener.name.clone())).collect(),
+            admin: config.admin.as_ref().map(|admin| admin.address.to_string()),
             routes: config.routes.iter().map(|one| (one.name.clone(), route(one))).collect(),
             fixed: fixed(config).map(|(key, value)| (key.into(), value)).into(),
         }
@@ -105,6 +109,7 @@ impl Running {
             // A port that is forwarded is another machine's; many machines have one name.
             is_here: is_own && status["host"] == *rustix::system::uname().nodename().to_string_lossy(),
             listeners: status["listeners"].as_array()?.iter().map(listener).collect::<Option<_>>()?,
+            admin: Some(text(&status["admin"])?),
             routes: status["routes"].as_array()?.iter().map(route).collect::<Option<_>>()?,
             fixed: status["config"]["fixed"].as_object()?.iter().map(fixed).collect::<Option<_>>()?,
         })
@@ -113,11 +118,15 @@ impl Running {
 
 impl Running {
     fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
-        self.listeners.keys().filter_map(|address| address.parse().ok())
+        self.listeners.keys().chain(&self.admin).filter_map(|address| address.parse().ok())
     }
 
-    fn is_new(&self, wanted: SocketAddr) -> bool {
-        self.addresses().all(|running| running != wanted)
+    /// Those that would have to be listened at anew.
+    fn new_addresses(&self, new: &Config) -> impl Iterator<Item = SocketAddr> {
+        let listeners = new.listeners.iter().map(|listener| listener.address);
+        let listeners = listeners.filter(|address| !self.listeners.contains_key(&address.to_string()));
+        let admin = new.admin.as_ref().map(|admin| admin.address);
+        listeners.chain(admin.filter(|address| self.admin != Some(address.to_string())))
     }
 }
 
@@ -133,8 +142,7 @@ fn refusal(running: &Running, new: &Config) -> Option<ReloadError> {
         Some(ReloadError::Fixed { key, running, wanted })
     });
     let in_the_way = || {
-        let wanted = new.listeners.iter().map(|listener| listener.address);
-        wanted.filter(|wanted| running.is_new(*wanted)).find_map(|wanted| {
+        running.new_addresses(new).find_map(|wanted| {
             let running = running.addresses().find(|running| overlap(wanted, *running))?;
             Some(ReloadError::InTheWay { wanted, running })
         })
@@ -145,6 +153,18 @@ fn refusal(running: &Running, new: &Config) -> Option<ReloadError> {
 /// What this user may not, the running instance may.
 fn may_differ(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// What becomes of a new address. `taken`: why it cannot be listened at here.
+fn fate(running: &Running, taken: Option<&BindError>) -> String {
+    match taken.map(|taken| &taken.error) {
+        None => "begins to listen".into(),
+        Some(error) if !running.is_here => {
+            format!("begins to listen; on this machine it could not: {}", plain(error))
+        }
+        Some(error) if may_differ(error) => "begins to listen, if the running instance may: this user may not".into(),
+        Some(error) => format!("cannot be listened at: {}", plain(error)),
+    }
 }
 
 /// `taken`: new addresses that cannot be listened at here, and why.
@@ -166,18 +186,7 @@ fn describe(
         let address = listener.address.to_string();
         match running.listeners.get(&address) {
             None => {
-                let taken = taken.get(&listener.address).map(|taken| &taken.error);
-                let fate = match taken {
-                    None => "begins to listen".into(),
-                    Some(error) if !running.is_here => {
-                        format!("begins to listen; on this machine it could not: {}", plain(error))
-                    }
-                    Some(error) if may_differ(error) => {
-                        "begins to listen, if the running instance may: this user may not".into()
-                    }
-                    Some(error) => format!("cannot be listened at: {}", plain(error)),
-                };
-                writeln!(text, "  + {address}  {fate}")?;
+                writeln!(text, "  + {address}  {}", fate(running, taken.get(&listener.address)))?;
             }
             Some(name) if *name != listener.name => {
                 writeln!(text, "  ~ {address}  is called {} instead of {name}", listener.name)?;
@@ -188,6 +197,19 @@ fn describe(
     let stays = |address: &String| new.listeners.iter().any(|listener| listener.address.to_string() == *address);
     for address in running.listeners.keys().filter(|address| !stays(address)) {
         writeln!(text, "  - {address}  serves its queue and closes; its connections stay")?;
+    }
+
+    let admin = new.admin.as_ref().map(|admin| admin.address);
+    match (&running.admin, admin) {
+        (Some(before), Some(after)) if *before == after.to_string() => {}
+        (before, after) => {
+            if let Some(after) = after {
+                writeln!(text, "  + {after}  admin, {}", fate(running, taken.get(&after)))?;
+            }
+            if let Some(before) = before {
+                writeln!(text, "  - {before}  admin, closes")?;
+            }
+        }
     }
 
     writeln!(text, "\nroutes")?;

@@ -19,6 +19,7 @@ pub use self::build::overlap;
 pub use self::schema::schema;
 use self::text::{OneOrMany, Short, Text};
 use self::yaml::{Place, YamlError};
+use crate::admin::Hosts;
 use crate::admission::{Networks, SourceLimits, Sources};
 use crate::name::NamePattern;
 use crate::refusal::Refuse;
@@ -27,6 +28,7 @@ use crate::route::Matchers;
 use crate::sandbox::Sandbox;
 use crate::tcp::TcpOptions;
 use crate::upstream::{Destination, Settings};
+use crate::visible::visible;
 
 /// Room for 100,000 routes.
 const MAX_FILE_SIZE: u64 = 32 * 1024 * 1024;
@@ -55,11 +57,20 @@ pub struct Config {
     /// Whether the file is looked at all the time, and taken when it changes.
     pub watch: bool,
     /// Where the admin listener is.
-    pub admin: Option<SocketAddr>,
+    pub admin: Option<Admin>,
     /// What the process gives up.
     pub sandbox: Sandbox,
     /// What is logged, and how.
     pub log: Log,
+}
+
+/// Where the admin listener is.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// With port 0 the kernel chooses.
+    pub address: SocketAddr,
+    /// For whom it answers.
+    pub hosts: Hosts,
 }
 
 /// An address that clients connect to.
@@ -200,7 +211,8 @@ impl fmt::Display for ConfigError {
             }
             f.write_str(": ")?;
         }
-        f.write_str(&self.message)
+        // It repeats what is in the file.
+        f.write_str(&visible(&self.message))
     }
 }
 

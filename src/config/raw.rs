@@ -8,7 +8,8 @@ use serde::Deserialize;
 
 use super::text::{
     AdminAddress, CheckName, Count, FilePath, HeldSize, HelloSize, Label, Network, NewRate, OneOrMany, Protocol,
-    RequestPath, Seconds, Service, Short, Shorthand, Span, SpanOrZero, Text, UserTimeout, Workers,
+    RequestPath, Seconds, Service, Short, Shorthand, Span, SpanOrZero, Text, TrustedFile, UserTimeout, Workers,
+    one_of_many,
 };
 use crate::name::NamePattern;
 use crate::upstream::Destination;
@@ -85,8 +86,11 @@ impl<'de> Deserialize<'de> for Listen {
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Listen, E> {
-                let one = Short::deserialize(serde::de::value::StrDeserializer::new(text))?;
-                Ok(Listen(vec![one]))
+                one_of_many(text).map(|Text(address)| Listen(vec![Short(Listener::at(address))]))
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Listen, E> {
+                self.visit_str(&number.to_string())
             }
 
             fn visit_seq<A: serde::de::SeqAccess<'de>>(self, sequence: A) -> Result<Listen, A::Error> {
@@ -345,9 +349,10 @@ pub(super) struct HealthCheck {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TlsCheck {
-    /// PEM file of the CA that the certificate must come from.
+    /// PEM file of the CA that the certificate must come from, or of that very certificate; `system`: the CAs of this
+    /// machine.
     #[serde(default, deserialize_with = "present")]
-    pub(super) ca_file: Option<Text<FilePath>>,
+    pub(super) ca_file: Option<Text<TrustedFile>>,
     /// Name to ask for, and that the certificate must carry. Default: the first exact `sni`, not verified.
     #[serde(default, deserialize_with = "present")]
     pub(super) server_name: Option<Text<CheckName>>,
@@ -484,6 +489,9 @@ pub(super) struct Admin {
     /// Whether the address may be one that other machines reach. Default: false.
     #[serde(default)]
     pub(super) allow_remote: bool,
+    /// Names by which it is reached, besides addresses and localhost; requests for others are refused. Default: none.
+    #[serde(default, deserialize_with = "present")]
+    pub(super) hosts: Option<OneOrMany<Text<NamePattern>>>,
 }
 
 impl Shorthand for Admin {
@@ -491,7 +499,7 @@ impl Shorthand for Admin {
     type Text = AdminAddress;
 
     fn from_text(address: AdminAddress) -> Self {
-        Self { address: Text(address), allow_remote: false }
+        Self { address: Text(address), allow_remote: false, hosts: None }
     }
 }
 

@@ -28,7 +28,7 @@ use self::listening::{Acceptor, Listening, Opened};
 use self::memory::Memory;
 use crate::accept::BindError;
 use crate::account::Counters;
-use crate::admin::{self, State};
+use crate::admin::{self, Hosts, State};
 use crate::admission::{SourceLimits, Table};
 use crate::config::{self, Config, Limits, Log, Timeouts};
 use crate::connection::Snapshot;
@@ -48,6 +48,7 @@ pub struct Server {
     generation: Arc<ArcSwap<Generation>>,
     listeners: Vec<(Listening, Arc<ArcSwap<Snapshot>>)>,
     admin: Option<Listening>,
+    admin_hosts: Arc<ArcSwap<Hosts>>,
     timeouts: Timeouts,
     fixed: Fixed,
     /// Readiness has gone.
@@ -165,6 +166,7 @@ impl Server {
             generation: Arc::default(),
             listeners: Vec::new(),
             admin: None,
+            admin_hosts: Arc::default(),
             timeouts: config.timeouts,
             fixed: fixed(&config),
             draining: CancellationToken::new(),
@@ -230,7 +232,7 @@ impl Server {
                 Source::New(listening::open(listener.address, &mut inherited, &config.tcp)?)
             });
         }
-        let admin = match config.admin {
+        let admin = match config.admin.as_ref().map(|admin| admin.address) {
             None => None,
             Some(address) if self.admin.as_ref().is_some_and(|admin| admin.configured == address) => {
                 Some(Source::Running(0))
@@ -271,7 +273,7 @@ impl Server {
             relay,
             workers: _,
             watch: _,
-            admin: _,
+            admin,
             sandbox: _,
             log,
         } = config;
@@ -295,6 +297,9 @@ impl Server {
 
         let mut closed = self.listen(listeners, prepared.listeners, &settings, &generation);
         self.generation.store(generation);
+        if let Some(admin) = admin {
+            self.admin_hosts.store(Arc::new(admin.hosts));
+        }
         if !matches!(prepared.admin, Some(Source::Running(_))) {
             closed.extend(self.admin.take());
         }
@@ -363,6 +368,8 @@ impl Server {
             counters: Arc::clone(&self.counters),
             history: Arc::default(),
             viewers: Arc::new(Semaphore::new(admin::MAX_VIEWERS)),
+            hosts: Arc::clone(&self.admin_hosts),
+            configured: socket.configured,
             fixed: self.fixed.clone(),
             draining: self.draining.clone(),
         };

@@ -21,6 +21,7 @@ use super::health::{self, HealthCheck};
 use super::own::Own;
 use super::{Destination, Setup, Surroundings, failure};
 use crate::roster::Order;
+use crate::units::first_of;
 
 /// How many refused, timed-out or unanswered connections in a row make an endpoint dead where nothing checks it.
 const UNCHECKED: Thresholds = Thresholds { rise: 1, fall: 3 };
@@ -53,6 +54,9 @@ struct Members {
 
 /// How many endpoints that have left are remembered.
 const MAX_FORMER: usize = 64;
+
+/// How many addresses or names a log line has.
+const MAX_LISTED: usize = 20;
 
 #[derive(Clone, Debug, Default)]
 struct Answer {
@@ -244,15 +248,14 @@ impl Pool {
         }
         members.loops = loops;
         self.endpoints.store(Arc::new(after.clone()));
-        for endpoint in after.iter().filter(|endpoint| !before.iter().any(|other| other.id == endpoint.id)) {
-            info!(route = &*self.setup.route, endpoint = %endpoint.address, state = endpoint.state().label(), "endpoint added");
-        }
-        for endpoint in before.iter().filter(|endpoint| !after.iter().any(|other| other.id == endpoint.id)) {
+        let lacks = |some: &[Arc<Endpoint>], one: &Endpoint| !some.iter().any(|other| other.id == one.id);
+        let added: Vec<_> = after.iter().filter(|endpoint| lacks(&before, endpoint)).collect();
+        let removed: Vec<_> = before.iter().filter(|endpoint| lacks(&after, endpoint)).collect();
+        self.log_change(&added, &removed, after.len());
+        for endpoint in removed {
             if let Some(caretaker) = members.caretakers.remove(&endpoint.id) {
                 caretaker.abort();
             }
-            let connections = endpoint.connections();
-            info!(route = &*self.setup.route, endpoint = %endpoint.address, connections, "endpoint removed");
             endpoint.leave();
             if members.former.len() == MAX_FORMER {
                 let idle = members.former.iter().position(|endpoint| endpoint.connections() == 0);
@@ -260,6 +263,17 @@ impl Pool {
             }
             members.former.push(Arc::clone(endpoint));
         }
+    }
+
+    /// One line, however many: some names have another answer each time.
+    fn log_change(&self, added: &[&Arc<Endpoint>], removed: &[&Arc<Endpoint>], endpoints: usize) {
+        if added.is_empty() && removed.is_empty() {
+            return;
+        }
+        let connections: usize = removed.iter().map(|endpoint| endpoint.connections()).sum();
+        let list = |some: &[&Arc<Endpoint>]| first_of(some.iter().map(|endpoint| endpoint.address), MAX_LISTED);
+        let (route, added, removed) = (&*self.setup.route, list(added), list(removed));
+        info!(route, added, removed, connections, endpoints, "endpoints changed");
     }
 
     fn welcome(self: &Arc<Self>, address: SocketAddr, members: &mut Members) -> Arc<Endpoint> {
@@ -368,10 +382,10 @@ impl Pool {
             info!(route, endpoint = %endpoint.address, changed, issuer = certificate.issuer, "certificate");
         }
         let names = if is_new { &self.setup.names[..] } else { &[] };
-        let uncovered: Vec<String> = certificate.not_covered(names).map(ToString::to_string).collect();
+        let uncovered = certificate.not_covered(names);
         if !uncovered.is_empty() {
             warn!(
-                route, endpoint = %endpoint.address, not_covered = uncovered.join(", "), covered = certificate.names.join(", "),
+                route, endpoint = %endpoint.address, not_covered = first_of(uncovered.iter(), MAX_LISTED), covered = first_of(certificate.names.iter(), MAX_LISTED),
                 "certificate does not cover the route's names: clients that verify it need tls-server-name"
             );
         }
