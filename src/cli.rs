@@ -81,7 +81,7 @@ pub(crate) struct Run {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("configuration").required(true).args(["file", "config"]))]
 pub(crate) struct Check {
-    /// The configuration
+    /// The configuration; - for standard input
     pub(crate) file: Option<PathBuf>,
     /// The same, as other commands are given it
     #[arg(short, long, value_name = "FILE")]
@@ -136,7 +136,7 @@ pub(crate) struct Doctor {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("running").required(true).args(["admin", "from"]))]
 pub(crate) struct Plan {
-    /// The new configuration
+    /// The new configuration; - for standard input
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: PathBuf,
     /// The admin listener of the running instance

@@ -19,10 +19,9 @@ pub fn name(text: &str, error: NameError) -> String {
             None => error.to_string(),
         };
     }
-    if let Some((host, port)) = text.rsplit_once(':').filter(|(host, _)| is_name(host)) {
-        if port.parse::<u16>().is_ok() {
-            return format!("a port is not part of the name{}", write_name(host));
-        }
+    let is_port = |(host, port): &(&str, &str)| is_name(host) && port.parse::<u16>().is_ok();
+    if let Some((host, _)) = text.rsplit_once(':').filter(is_port) {
+        return format!("a port is not part of the name{}", write_name(host));
     }
     if let Some((host, _)) = text.split_once('/').filter(|(host, _)| is_name(host)) {
         return format!("a path is not part of the name{}", write_name(host));

@@ -137,6 +137,23 @@ fn certificates_that_do_not_verify_make_an_endpoint_dead_and_cut_nothing() {
 }
 
 #[test]
+fn what_is_expected_is_ready() {
+    let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
+    let server = ApiServer::start(&authority, NAME);
+    server.be(Mood::Status(302, "elsewhere"));
+    let router = router(&[server.address()], &check(&authority, &directory, "expect: [200-399, 404]"));
+    for _ in 0..2 {
+        let before = server.requests().len();
+        eventually("more checks", || server.requests().len() > before + 3);
+        assert_eq!(metric(&router, server.address(), "ready"), 1.0);
+        server.be(Mood::Status(404, "not there"));
+    }
+    server.be(Mood::Status(400, "no"));
+    let dead = state(&router, server.address(), "dead");
+    assert!(dead["cause"].as_str().unwrap().contains("/readyz 400"), "{dead}");
+}
+
+#[test]
 fn a_server_that_wants_to_know_who_asks_is_alive() {
     let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
     let (server, spare) = (ApiServer::start(&authority, NAME), ApiServer::start(&authority, NAME));

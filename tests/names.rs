@@ -147,6 +147,38 @@ fn c08_addresses_of_a_family_that_leads_nowhere_are_passed_over() {
     });
 }
 
+#[test]
+#[ignore = "needs root, unshare and ip"]
+fn c09_a_name_that_turns_its_addresses_over_is_one_line_each_time() {
+    alone(&named(), "true", |router| {
+        let all: Vec<String> = (10..18).map(|last| format!("127.0.0.{last}")).collect();
+        let slice = |from: usize| (from..from + 4).map(|number| &*all[number % 8]).collect::<Vec<_>>();
+        let names = NameServer::start(ips(&slice(0)));
+        let changes = || router.log().iter().filter(|line| line["message"] == "endpoints changed").count();
+        let list = |ips: &[&str]| ips.iter().map(|ip| format!("{ip}:6443")).collect::<Vec<_>>().join(", ");
+        told(router, "endpoints changed", "added", &list(&slice(0)));
+        for turn in [4, 0, 4] {
+            // The same in another order is no change, whether it is seen or not.
+            let mut turned = slice((turn + 4) % 8);
+            turned.reverse();
+            names.say(ips(&turned));
+            let before = changes();
+            names.say(ips(&slice(turn)));
+            eventually("the change", || changes() > before);
+            let line = router.log().into_iter().rfind(|line| line["message"] == "endpoints changed").unwrap();
+            assert_eq!(line["endpoints"], 4, "{line}");
+            let sorted = |value: &Value| {
+                let mut list: Vec<String> = value.as_str().unwrap().split(", ").map(Into::into).collect();
+                list.sort();
+                list.join(", ")
+            };
+            assert_eq!(sorted(&line["added"]), list(&slice(turn)), "{line}");
+            assert_eq!(sorted(&line["removed"]), list(&slice((turn + 4) % 8)), "{line}");
+        }
+        assert_eq!(changes(), 4);
+    });
+}
+
 /// From a port that the kernel would not choose.
 fn client_from(port: u16, router: SocketAddr) -> Client {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();

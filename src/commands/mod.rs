@@ -19,10 +19,11 @@ mod yaml;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 
 use snigate::client_hello::Alpn;
-use snigate::config::{Config, Listener, Route};
+use snigate::config::{self, Config, ConfigError, Listener, Route};
 use snigate::route::RouteTable;
 use snigate::units::first_of;
 use snigate::upstream::{Destination, lookup, plain};
@@ -51,6 +52,19 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         #[cfg(feature = "demo")]
         Command::Demo(options) => demo::run(&options),
     }
+}
+
+fn is_stdin(path: &Path) -> bool {
+    path == Path::new("-") || path == Path::new("/dev/stdin")
+}
+
+/// A configuration in a file, or on standard input.
+fn load(path: &Path) -> Result<Config, ConfigError> {
+    if !is_stdin(path) {
+        return Config::load(path);
+    }
+    let name = Path::new("standard input");
+    Config::of_file(name, &config::read_from(name, std::io::stdin().lock())?)
 }
 
 /// The application protocols that kubectl offers.

@@ -16,11 +16,11 @@ use snigate::units::span;
 use snigate::upstream::{OwnAddresses, plain};
 
 use super::admin::status;
-use super::{Refused, printable_lines, runtime};
+use super::{Refused, load, printable_lines, runtime};
 use crate::cli::Plan;
 
 pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
-    let new = Config::load(&options.config)?;
+    let new = load(&options.config)?;
     let running = match (&options.admin, &options.from) {
         (Some(admin), _) => {
             let (status, addresses) = runtime::run(status(admin))??;

@@ -10,7 +10,7 @@ use super::{Admin, Config, Limits, Listener, Log, LogFormat, Route, Timeouts, ra
 use crate::account::UNROUTED;
 use crate::admin::Hosts;
 use crate::admission::{Networks, SourceLimits, Sources};
-use crate::client_hello::DEFAULT_LIMIT;
+use crate::client_hello::{DEFAULT_LIMIT, IpLiteral};
 use crate::name::NamePattern;
 use crate::refusal::Refuse;
 use crate::relay::Engine;
@@ -73,7 +73,8 @@ fn build_listeners(listen: Vec<Short<raw::Listener>>, default: Option<raw::Refus
     }
     let mut listeners: Vec<Listener> = Vec::new();
     for (number, Short(listener)) in listen.into_iter().enumerate() {
-        let raw::Listener { name, address: Text(address), refuse, allow, deny, accept_proxy } = listener;
+        let raw::Listener { name, address: Text(address), refuse, allow, deny, accept_proxy, ip_literal_sni } =
+            listener;
         let is_named = name.is_some();
         let name = name.map_or_else(|| address.to_string(), |name| name.0.0);
         let path = format!("listen[{number}]");
@@ -94,7 +95,12 @@ fn build_listeners(listen: Vec<Short<raw::Listener>>, default: Option<raw::Refus
             Some(raw::Refuse::Reset) => Refuse::Reset,
         };
         let balancers = accept_proxy.map(|raw::AcceptProxy { from }| networks(from));
-        listeners.push(Listener { name, address, refuse, balancers, sources: build_sources(allow, deny) });
+        let ip_literal = match ip_literal_sni {
+            None | Some(raw::IpLiteralSni::None) => IpLiteral::NoName,
+            Some(raw::IpLiteralSni::Refuse) => IpLiteral::Refused,
+        };
+        let sources = build_sources(allow, deny);
+        listeners.push(Listener { name, address, refuse, balancers, ip_literal, sources });
     }
     Ok(listeners)
 }

@@ -8,8 +8,8 @@ use serde::Deserialize;
 
 use super::text::{
     AdminAddress, CheckName, Count, FilePath, HeldSize, HelloSize, Label, Network, NewRate, OneOrMany, Protocol,
-    RequestPath, Seconds, Service, Short, Shorthand, Span, SpanOrZero, Text, TrustedFile, UserTimeout, Workers,
-    one_of_many,
+    RequestPath, Seconds, Service, Short, Shorthand, Span, SpanOrZero, StatusRange, Text, TrustedFile, UserTimeout,
+    Workers, one_of_many,
 };
 use crate::name::NamePattern;
 use crate::upstream::Destination;
@@ -122,6 +122,18 @@ pub(super) struct Listener {
     /// Balancers that connect here and name the client in a PROXY header. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(super) accept_proxy: Option<AcceptProxy>,
+    /// What an IP address in place of the name is, which TLS forbids and some clients send. Default: none.
+    #[serde(default, deserialize_with = "present")]
+    pub(super) ip_literal_sni: Option<IpLiteralSni>,
+}
+
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum IpLiteralSni {
+    /// Malformed: the client is refused.
+    Refuse,
+    /// No name: the client goes where clients without a name go.
+    None,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -134,7 +146,15 @@ pub(super) struct AcceptProxy {
 impl Listener {
     /// Only an address, all else as it is by default.
     pub(super) fn at(address: SocketAddr) -> Self {
-        Self { name: None, address: Text(address), refuse: None, allow: None, deny: None, accept_proxy: None }
+        Self {
+            name: None,
+            address: Text(address),
+            refuse: None,
+            allow: None,
+            deny: None,
+            accept_proxy: None,
+            ip_literal_sni: None,
+        }
     }
 }
 
@@ -377,6 +397,9 @@ pub(super) struct HttpCheck {
     /// PEM file of its key. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(super) client_key: Option<Text<FilePath>>,
+    /// Statuses that count as ready, such as 204, 200-399 or a list of those. Default: 200.
+    #[serde(default, deserialize_with = "present")]
+    pub(super) expect: Option<OneOrMany<Text<StatusRange>>>,
     /// What 401 and 403 mean. Default: alive.
     #[serde(default, deserialize_with = "present")]
     pub(super) unauthorized: Option<Unauthorized>,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -295,6 +296,29 @@ impl Written for RequestPath {
     fn read(text: &str) -> Result<Self, String> {
         let uri = from_str::<hyper::Uri>(text)?;
         if text.starts_with('/') && uri.authority().is_none() { Ok(Self(uri)) } else { Err(String::new()) }
+    }
+}
+
+/// Statuses of HTTP.
+#[derive(Clone, Debug)]
+pub(super) struct StatusRange(pub(super) RangeInclusive<u16>);
+
+impl Written for StatusRange {
+    const EXPECTED: &'static str = "a status from 100 to 599 such as 200, or a range such as 200-399";
+    const FORM: Form = Form::text("StatusRange", r"^[1-5]\d\d(-[1-5]\d\d)?$").or_number(100..=599);
+
+    fn read(text: &str) -> Result<Self, String> {
+        let status = |text: &str| {
+            let is_plain = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit());
+            text.parse().ok().filter(|status| is_plain && (100..=599).contains(status)).ok_or_else(String::new)
+        };
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let (first, last) = (status(first)?, status(last)?);
+        if first <= last { Ok(Self(first..=last)) } else { Err("the range ends before it begins".into()) }
+    }
+
+    fn from_number(status: u64) -> Option<Self> {
+        u16::try_from(status).ok().map(|status| Self(status..=status))
     }
 }
 

@@ -10,7 +10,7 @@ use super::text::{CheckName, FilePath, OneOrMany, RequestPath, Span, Text, Trust
 use super::{Listener, raw};
 use crate::name::NamePattern;
 use crate::proxy_protocol::Version;
-use crate::upstream::health::{Authorities, CaFile};
+use crate::upstream::health::{Authorities, CaFile, EXPECTED};
 use crate::upstream::{
     Balance, ConnectBudget, Destination, HealthCheck, HttpCheck, OnRemove, Settings, Thresholds, TlsCheck, leads_to,
 };
@@ -167,7 +167,7 @@ fn build_tls(raw: raw::TlsCheck, path: &str, names: &[NamePattern], directory: &
 type ClientFiles = Option<(PathBuf, PathBuf)>;
 
 fn build_http(raw: raw::HttpCheck, path: &str, directory: &Path) -> Result<(HttpCheck, ClientFiles), Wrong> {
-    let raw::HttpCheck { path: request_path, token_file, client_certificate, client_key, unauthorized } = raw;
+    let raw::HttpCheck { path: request_path, token_file, client_certificate, client_key, expect, unauthorized } = raw;
     let file = |raw: Option<Text<FilePath>>, key: &str| {
         raw.map(|Text(FilePath(file))| {
             let file = directory.join(file);
@@ -191,7 +191,9 @@ fn build_http(raw: raw::HttpCheck, path: &str, directory: &Path) -> Result<(Http
         Some(raw::Unauthorized::Failed) => false,
     };
     let path = request_path.map_or_else(|| hyper::Uri::from_static("/readyz"), |Text(RequestPath(path))| path);
-    Ok((HttpCheck { path, token_file, unauthorized_is_alive }, client))
+    let expect =
+        expect.map_or_else(|| vec![EXPECTED], |expect| expect.0.into_iter().map(|Text(range)| range.0).collect());
+    Ok((HttpCheck { path, token_file, expect, unauthorized_is_alive }, client))
 }
 
 impl raw::Upstream {

@@ -324,7 +324,7 @@ impl Server {
             connections: self.connections.clone(),
             roster: Arc::clone(&self.surroundings.roster),
         };
-        for (number, (config::Listener { name, address: _, refuse, balancers, sources }, source)) in
+        for (number, (config::Listener { name, address: _, refuse, balancers, ip_literal, sources }, source)) in
             configured.into_iter().zip(sources).enumerate()
         {
             let snapshot = Arc::new(Snapshot {
@@ -332,6 +332,7 @@ impl Server {
                 number,
                 refuse,
                 balancers,
+                ip_literal,
                 sources,
                 source_limits: settings.source_limits,
                 source_table: Arc::clone(&self.source_table),

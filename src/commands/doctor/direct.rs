@@ -230,9 +230,7 @@ async fn ready(visit: &Visit, address: SocketAddr) -> Check {
     let begun = Instant::now();
     let answer = ask_once(address, &check, visit.route.upstream.proxy_protocol).await;
     let (mark, says) = match answer.finding {
-        Ok(Finding::Ready) => {
-            (Mark::Ok, answer.note.map_or_else(|| format!("{} 200", visit.http.path), ToOwned::to_owned))
-        }
+        Ok(Finding::Ready) => (Mark::Ok, answer.note.map_or_else(|| visit.well_answered(), ToOwned::to_owned)),
         Ok(Finding::Unready(reason)) => (Mark::Failed, format!("not ready: {reason}")),
         Ok(Finding::Gone(reason) | Finding::Wrong(reason)) => {
             (visit.mark_of_wrong_answer(), format!("does not answer as an API server does: {reason}"))

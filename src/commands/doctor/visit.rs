@@ -11,7 +11,7 @@ use snigate::name::NamePattern;
 use snigate::route::{Client, MatchedBy, RouteTable};
 use snigate::units::first_of;
 use snigate::units::span;
-use snigate::upstream::health::{CaFile, TlsClient};
+use snigate::upstream::health::{CaFile, EXPECTED, TlsClient};
 use snigate::upstream::{
     Certificate, Destination, HttpCheck, Own, OwnAddresses, TlsCheck, connect_to, leads_to, lookup, plain,
 };
@@ -93,7 +93,8 @@ impl Visit {
         let http = check.and_then(|check| check.http.clone());
         let is_checked = http.is_some();
         let path = hyper::Uri::from_static("/readyz");
-        let http = http.unwrap_or(HttpCheck { path, token_file: None, unauthorized_is_alive: true });
+        let http =
+            http.unwrap_or(HttpCheck { path, token_file: None, expect: vec![EXPECTED], unauthorized_is_alive: true });
         let patience = check.map_or(PATIENCE, |check| check.timeout);
         Self { route: route.clone(), here: Arc::clone(here), below, asked_name, tls, http, is_checked, patience }
     }
@@ -205,6 +206,12 @@ impl Visit {
     pub(super) fn other_with(&self, name: &str) -> Option<&Route> {
         let listener = self.route.matchers.listeners.as_ref().and_then(|numbers| numbers.first());
         self.here.has_name(name, listener.copied().unwrap_or(0)).filter(|route| route.name != self.route.name)
+    }
+
+    /// What was asked, and that the answer is the right one.
+    pub(super) fn well_answered(&self) -> String {
+        let HttpCheck { path, expect, .. } = &self.http;
+        if *expect == [EXPECTED] { format!("{path} 200") } else { format!("{path} as `expect` has it") }
     }
 
     /// What the operator has not configured as a check need not be there.

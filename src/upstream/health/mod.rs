@@ -5,6 +5,7 @@ mod probe;
 mod tls;
 mod verifier;
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,9 +59,14 @@ pub struct HttpCheck {
     pub path: hyper::Uri,
     /// A bearer token.
     pub token_file: Option<PathBuf>,
+    /// What counts as ready.
+    pub expect: Vec<RangeInclusive<u16>>,
     /// Whether 401 and 403 mean that it is alive, which is all that can be known then.
     pub unauthorized_is_alive: bool,
 }
+
+/// How API servers say that they are ready.
+pub const EXPECTED: RangeInclusive<u16> = 200..=200;
 
 /// Checks at a time, of all routes: each has a descriptor, and the process has put these aside.
 pub const MAX_CHECKS: usize = 64;

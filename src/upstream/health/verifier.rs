@@ -125,7 +125,11 @@ mod tests {
     }
 
     /// With this in `ca_file`, shown that, in 2025.
-    fn verify(trusted: &CertificateDer<'static>, shown: &CertificateDer<'_>, name: Option<&'static str>) -> Result<(), Error> {
+    fn verify(
+        trusted: &CertificateDer<'static>,
+        shown: &CertificateDer<'_>,
+        name: Option<&'static str>,
+    ) -> Result<(), Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
         roots.add(trusted.clone()).unwrap();
@@ -174,7 +178,8 @@ mod tests {
 
     #[test]
     fn whoever_has_signed_it_need_not_be_known() {
-        let authority = CertifiedIssuer::self_signed(parameters(true, (2024, 2030)), KeyPair::generate().unwrap()).unwrap();
+        let authority =
+            CertifiedIssuer::self_signed(parameters(true, (2024, 2030)), KeyPair::generate().unwrap()).unwrap();
         let leaf = parameters(false, (2024, 2030)).signed_by(&KeyPair::generate().unwrap(), &authority).unwrap();
         assert_eq!(verify(leaf.der(), leaf.der(), Some("a.example")), Ok(()));
         assert_eq!(verify(&authority.der().clone(), leaf.der(), Some("a.example")), Ok(()));
