@@ -14,7 +14,7 @@ use crate::support::api_server::{ApiServer, Mood};
 use crate::support::backend::{black_hole, free};
 use crate::support::client::{End, alert};
 use crate::support::tls::{Authority, get};
-use crate::support::{Backend, Client, Hello, Process, Router, eventually};
+use crate::support::{Backend, Client, Hello, Process, Router, eventually, snigate};
 
 const NAME: &str = "a.example";
 
@@ -134,6 +134,39 @@ fn certificates_that_do_not_verify_make_an_endpoint_dead_and_cut_nothing() {
         server.address()
     );
     assert!(router.metric(&series) > 0.0);
+}
+
+#[test]
+fn a_certificate_of_many_names_and_a_strange_issuer_is_told_as_it_is() {
+    let (authority, directory) = (Authority::called("good \u{202e}live\x1b[2J"), TempDir::new().unwrap());
+    let server = ApiServer::start(&authority, NAME);
+    let names: Vec<String> = (0..150).map(|number| format!("n{number}.example")).chain([NAME.into()]).collect();
+    server.show(&authority.issue_for(&names));
+    let router = router(&[server.address()], &check(&authority, &directory, ""));
+    eventually("a check", || router.get("/api/status").1.contains("\"names_total\": 151"));
+    let status: Value = serde_json::from_str(&router.get("/api/status").1).unwrap();
+    let certificate = &status["routes"][0]["upstream"][0]["endpoints"][0]["certificate"];
+    assert_eq!(certificate["not_covered"], serde_json::json!([]));
+    assert_eq!(certificate["names"].as_array().unwrap().len(), 100, "shown, not decided on");
+    assert!(certificate["issuer"].as_str().unwrap().contains("good \\u{202e}live\\u{1b}[2J"), "{certificate}");
+    let uncovered =
+        format!("snigate_endpoint_certificate_uncovered_names{{route=\"{NAME}\",endpoint=\"{}\"}}", server.address());
+    assert_eq!(router.metric(&uncovered), 0.0);
+
+    let text =
+        std::fs::read_to_string(&router.config).unwrap().replacen("127.0.0.1:0", &router.address().to_string(), 1);
+    let file = directory.path().join("doctor.yaml");
+    std::fs::write(&file, text).unwrap();
+    for format in [&[][..], &["--json"]] {
+        let doctor = snigate().arg("doctor").arg("-c").arg(&file).args(format).output().unwrap();
+        let told = String::from_utf8(doctor.stdout).unwrap();
+        assert!(doctor.status.success(), "{told}");
+        assert!(told.contains("and 145 more") && told.contains("\\u{202e}"), "{told}");
+        assert!(!told.contains(['\u{202e}', '\x1b']), "{told:?}");
+    }
+    server.show(&Authority::called("other \u{202e}").issue(NAME));
+    router.wait("the other issuer", |line| line["issuer"].as_str().is_some_and(|issuer| issuer.contains("\\u{202e}")));
+    assert!(router.log().iter().all(|line| line["not_covered"].is_null()));
 }
 
 #[test]
