@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::name::{NameError, ServerName};
+use crate::upstream::Destination;
 
 /// Why this is no name, nor a pattern of names.
 #[must_use]
@@ -64,8 +65,10 @@ fn host_of(text: &str) -> &str {
 #[must_use]
 pub fn endpoint(text: &str) -> Option<String> {
     let write = |found: &str| {
-        let is_right = found.parse::<crate::upstream::Destination>().is_ok();
-        if is_right { format!("; write {}", quoted(found)) } else { String::new() }
+        let plain = found.rsplit_once(':').and_then(|(host, port)| Some(format!("{}:{port}", ascii(host)?)));
+        let found = plain.filter(|_| !found.is_ascii()).unwrap_or_else(|| found.to_owned());
+        let is_right = found.parse::<Destination>().is_ok();
+        if is_right { format!("; write {}", quoted(&found)) } else { String::new() }
     };
     if let Some((scheme, _)) = text.split_once("://") {
         let with_port = |port| format!("{}:{port}", authority(text));
@@ -74,7 +77,7 @@ pub fn endpoint(text: &str) -> Option<String> {
             _ => with_port(443),
         };
         let found = authority(text);
-        let has_port = found.parse::<crate::upstream::Destination>().is_ok();
+        let has_port = found.parse::<Destination>().is_ok();
         return Some(format!("a URL{}", write(if has_port { found } else { &port })));
     }
     if text.starts_with("unix") && text[4..].starts_with([':', '@']) || text.starts_with('/') {
@@ -209,6 +212,7 @@ mod tests {
         for (text, expected) in [
             ("https://10.0.0.1:6443/readyz", Some("a URL; write 10.0.0.1:6443")),
             ("https://user:word@api.internal", Some("a URL; write api.internal:443")),
+            ("https://b\u{fc}cher.example/x", Some("a URL; write xn--bcher-kva.example:443")),
             ("http://[2001:db8::1]", Some("a URL; write \"[2001:db8::1]:80\"")),
             ("https://", Some("a URL")),
             ("unix:/run/x.sock", Some("a Unix socket; endpoints are reached over TCP")),

@@ -610,7 +610,7 @@ fn what_yaml_cannot_read_is_said_in_plain_words() {
         ("  - sni: !a!b c\n", "a value that begins with `!` needs quotes"),
         ("  - sni: - a\n", "an item of a list (`- `) begins on a line of its own"),
         ("  - sni: \"\\q\"\n", "an unknown escape in double quotes"),
-        ("  - sni: ]\n", "a value is missing here, or a bracket is too many"),
+        ("  - sni: ]\n", "a value is missing here, or a bracket has no other end"),
         ("  - alpn: [h2 : , }\n", "a "),
         (
             "  - sni: a.example\n      upstream: h:1\n",

@@ -149,7 +149,7 @@ fn c08_addresses_of_a_family_that_leads_nowhere_are_passed_over() {
 
 #[test]
 #[ignore = "needs root, unshare and ip"]
-fn c09_a_name_that_turns_its_addresses_over_is_one_line_each_time() {
+fn a_name_that_turns_its_addresses_over_is_one_line_each_time() {
     alone(&named(), "true", |router| {
         let all: Vec<String> = (10..18).map(|last| format!("127.0.0.{last}")).collect();
         let slice = |from: usize| (from..from + 4).map(|number| &*all[number % 8]).collect::<Vec<_>>();

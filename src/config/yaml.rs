@@ -195,7 +195,7 @@ fn of_libyaml(what: &str) -> Option<&'static str> {
         ),
         ("found unknown escape character", "an unknown escape in double quotes; in single quotes a `\\` is no escape"),
         ("found undefined tag handle", "a value that begins with `!` needs quotes"),
-        ("did not find expected node content", "a value is missing here, or a bracket is too many"),
+        ("did not find expected node content", "a value is missing here, or a bracket has no other end"),
         (
             "did not find expected <document start>",
             "a line that belongs to no key: is it, or the first one, indented wrongly?",
