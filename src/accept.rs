@@ -28,7 +28,7 @@ const FULL_AGAIN: Duration = Duration::from_millis(100);
 
 /// An address could not be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {error}{}", hint(.error))]
+#[error("cannot listen on {address}: {error}{}", hint(.address, .error))]
 pub struct BindError {
     /// The address.
     pub address: SocketAddr,
@@ -36,13 +36,18 @@ pub struct BindError {
     pub error: io::Error,
 }
 
-fn hint(error: &io::Error) -> &'static str {
-    match Errno::from_io_error(error) {
+fn hint(address: &SocketAddr, error: &io::Error) -> String {
+    let hint = match Errno::from_io_error(error) {
+        Some(Errno::AFNOSUPPORT) if address.ip().is_unspecified() => {
+            return format!("; this machine has no IPv6: write 0.0.0.0:{}", address.port());
+        }
+        Some(Errno::AFNOSUPPORT) => "; this machine has no IPv6: write an IPv4 address",
         Some(Errno::ADDRINUSE) => "; another process listens there",
         Some(Errno::ACCESS) => "; ports below 1024 need the capability CAP_NET_BIND_SERVICE",
         Some(Errno::ADDRNOTAVAIL) => "; no interface of this machine has that address",
         _ => "",
-    }
+    };
+    hint.into()
 }
 
 /// Listens. `[::]` takes IPv4 clients too.
@@ -301,6 +306,16 @@ mod tests {
             // It would overrule the keepalive.
             assert_eq!(socket.tcp_user_timeout().unwrap(), None);
         }
+    }
+
+    #[test]
+    fn a_machine_without_ipv6_is_told_what_to_write() {
+        let told = |address: &str| {
+            let error = io::Error::from(Errno::AFNOSUPPORT);
+            BindError { address: address.parse().unwrap(), error }.to_string()
+        };
+        assert!(told("[::]:6443").ends_with("; this machine has no IPv6: write 0.0.0.0:6443"), "{}", told("[::]:6443"));
+        assert!(told("[::1]:6443").ends_with("; this machine has no IPv6: write an IPv4 address"));
     }
 
     #[tokio::test]

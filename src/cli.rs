@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use snigate::config;
 use snigate::name::{NamePattern, ServerName};
+use snigate::pasted;
 use snigate::upstream::Destination;
 
 use crate::commands::Server;
@@ -80,7 +81,7 @@ pub(crate) struct Run {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("configuration").required(true).args(["file", "config"]))]
 pub(crate) struct Check {
-    /// The configuration
+    /// The configuration; - for standard input
     pub(crate) file: Option<PathBuf>,
     /// The same, as other commands are given it
     #[arg(short, long, value_name = "FILE")]
@@ -135,7 +136,7 @@ pub(crate) struct Doctor {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("running").required(true).args(["admin", "from"]))]
 pub(crate) struct Plan {
-    /// The new configuration
+    /// The new configuration; - for standard input
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: PathBuf,
     /// The admin listener of the running instance
@@ -233,7 +234,7 @@ impl From<LogFormat> for config::LogFormat {
 
 fn route(text: &str) -> Result<(NamePattern, Destination), String> {
     let (name, endpoint) = text.split_once('=').ok_or("expected NAME=HOST:PORT")?;
-    let name = NamePattern::parse(name).map_err(|error| error.to_string())?;
+    let name = NamePattern::parse(name).map_err(|error| pasted::name(name, error))?;
     Ok((name, endpoint.parse()?))
 }
 
@@ -243,5 +244,5 @@ fn host_port(text: &str) -> Result<Destination, String> {
 }
 
 fn server_name(text: &str) -> Result<String, String> {
-    ServerName::parse(text.as_bytes()).map(|name| name.to_string()).map_err(|error| error.to_string())
+    ServerName::parse(text.as_bytes()).map(|name| name.to_string()).map_err(|error| pasted::name(text, error))
 }

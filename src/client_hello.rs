@@ -32,12 +32,14 @@
 mod framing;
 mod lists;
 
+use std::net::IpAddr;
+
 pub use framing::{DEFAULT_LIMIT, Framing, Progress};
 pub use lists::{Alpn, CipherSuites, Codes, Extension, Extensions, ExtensionsIter, Protocols, SupportedVersions};
 use tls_parser::nom::IResult;
 use tls_parser::{SNIType, TlsExtensionType, parse_tls_extension_sni_hostname};
 
-use crate::name::{NameError, ServerName};
+use crate::name::{self, NameError, ServerName};
 
 const HANDSHAKE_HEADER_LENGTH: usize = 4;
 const MAX_SESSION_ID_LENGTH: usize = 32;
@@ -72,11 +74,29 @@ pub struct ClientHello<'a> {
     pub early_data: bool,
     /// Whether it carries an encrypted hello (RFC 9849); the name read here is then the outer one.
     pub ech: bool,
+    /// The address that it sent in place of a name, where that counts as none.
+    pub ip_literal: Option<IpAddr>,
+}
+
+/// What an IP address in place of the name is. RFC 6066, section 3, forbids it, and some clients send it, such as .NET
+/// before version 8 on Linux.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum IpLiteral {
+    /// A name that may not be routed.
+    #[default]
+    Refused,
+    /// No name.
+    NoName,
 }
 
 impl<'a> ClientHello<'a> {
     /// Reads a whole handshake message, its four-byte header included.
     pub fn parse(message: &'a [u8]) -> Result<Self, Invalid<'a>> {
+        Self::parse_with(message, IpLiteral::Refused)
+    }
+
+    /// The same, of clients that may send an address in place of a name.
+    pub fn parse_with(message: &'a [u8], ip_literal: IpLiteral) -> Result<Self, Invalid<'a>> {
         let mut message = Cursor(message);
         message.take(HANDSHAKE_HEADER_LENGTH, Field::Hello)?;
         let legacy_version = message.u16(Field::Hello)?;
@@ -99,18 +119,19 @@ impl<'a> ClientHello<'a> {
             extensions: Extensions::default(),
             early_data: false,
             ech: false,
+            ip_literal: None,
         };
         if message.is_empty() {
             return Ok(hello);
         }
         let extensions = message.vector_u16(Field::Extensions)?;
         message.finish(Field::Hello)?;
-        hello.read_extensions(extensions)?;
+        hello.read_extensions(extensions, ip_literal)?;
         hello.extensions = Extensions(extensions);
         Ok(hello)
     }
 
-    fn read_extensions(&mut self, extensions: &'a [u8]) -> Result<(), Invalid<'a>> {
+    fn read_extensions(&mut self, extensions: &'a [u8], ip_literal: IpLiteral) -> Result<(), Invalid<'a>> {
         let mut extensions = Cursor(extensions);
         let mut seen = SeenTypes::default();
         while !extensions.is_empty() {
@@ -119,7 +140,7 @@ impl<'a> ClientHello<'a> {
                 return Err(Reason::DuplicateExtension(extension_type).into());
             }
             match TlsExtensionType(extension_type) {
-                TlsExtensionType::ServerName => self.server_name = Some(server_name(content)?),
+                TlsExtensionType::ServerName => self.read_server_name(content, ip_literal)?,
                 TlsExtensionType::ApplicationLayerProtocolNegotiation => self.alpn = Alpn::parse(content),
                 TlsExtensionType::SupportedVersions => {
                     self.supported_versions = SupportedVersions::parse(content);
@@ -127,6 +148,20 @@ impl<'a> ClientHello<'a> {
                 TlsExtensionType::EarlyData => self.early_data = true,
                 ENCRYPTED_CLIENT_HELLO => self.ech = true,
                 _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn read_server_name(&mut self, content: &'a [u8], ip_literal: IpLiteral) -> Result<(), Invalid<'a>> {
+        match server_name(content) {
+            Ok(name) => self.server_name = Some(name),
+            Err(invalid) => {
+                let literal = invalid.server_name.and_then(name::ip_literal);
+                self.ip_literal = literal.filter(|_| ip_literal == IpLiteral::NoName);
+                if self.ip_literal.is_none() {
+                    return Err(invalid);
+                }
             }
         }
         Ok(())

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::account::{Account, ClosedBy, Facts, Listener, Outcome, RouteCounters, canonical, escape};
 use crate::admission::{Networks, Seat, SourceLimits, Sources, Table};
-use crate::client_hello::ClientHello;
+use crate::client_hello::{ClientHello, IpLiteral};
 use crate::hello::Hello;
 use crate::proxy_protocol::{self, Named};
 use crate::refusal::{Refusal, Refuse};
@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub refuse: Refuse,
     /// Who may connect there, and must name the client in a PROXY header; `None`: clients connect themselves.
     pub balancers: Option<Networks>,
+    /// What an address in place of a name is there.
+    pub ip_literal: IpLiteral,
     /// From where clients may come.
     pub sources: Sources,
     /// And how many.
@@ -121,7 +123,7 @@ pub fn serve<P: Send>(
             hello.read(&client, deadline).await?;
             drop(waiting);
             account.hello_read();
-            let hello = hello.parse()?;
+            let hello = hello.parse(snapshot.ip_literal)?;
             account.learn(|facts| note(&hello, facts));
 
             let asked = Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener: snapshot.number };
@@ -236,7 +238,8 @@ fn announce(
 
 /// What the log line will say of the hello.
 fn note(hello: &ClientHello<'_>, facts: &mut Facts) {
-    facts.server_name = hello.server_name.map(|name| name.to_string().into());
+    let literal = || hello.ip_literal.map(|address| address.to_string().into());
+    facts.server_name = hello.server_name.map(|name| name.to_string().into()).or_else(literal);
     facts.next_protocol = hello.alpn.ok().map(|offered| {
         let protocols: Vec<&[u8]> = offered.iter().collect();
         escape(&protocols.join(&b','))
@@ -321,6 +324,7 @@ mod tests {
             number: 0,
             refuse: Refuse::Alert,
             balancers: None,
+            ip_literal: IpLiteral::NoName,
             sources: Sources::default(),
             source_limits: SourceLimits::default(),
             source_table: Arc::default(),

@@ -5,7 +5,7 @@ use std::io;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use crate::client_hello::{ClientHello, Framing, Invalid, Progress, Reason};
+use crate::client_hello::{ClientHello, Framing, Invalid, IpLiteral, Progress, Reason};
 use crate::held::Charge;
 use crate::proxy_protocol::{self, Named};
 use crate::tcp::{is_transient, try_read, with_scratch};
@@ -123,8 +123,8 @@ impl Hello {
     }
 
     /// What it says, once it is whole.
-    pub fn parse(&self) -> Result<ClientHello<'_>, Invalid<'_>> {
-        ClientHello::parse(self.framing.message(&self.received))
+    pub fn parse(&self, ip_literal: IpLiteral) -> Result<ClientHello<'_>, Invalid<'_>> {
+        ClientHello::parse_with(self.framing.message(&self.received), ip_literal)
     }
 
     /// How many bytes have been received.

@@ -19,7 +19,8 @@
 //! together, and takes them apart when the configuration changes ([`watch`]) or the process is to end; [`roster`] knows
 //! all connections that are to be told then, or when there is no place for others. [`held`] bounds the memory that slow peers
 //! take; [`sandbox`] gives up what the process does not need. [`upgrade`] hands the listeners to a new process, [`systemd`] is told of
-//! all this, and [`admin`] shows the counters. [`units`] writes durations and sizes as the configuration takes them.
+//! all this, and [`admin`] shows the counters. [`units`] writes durations and sizes as the configuration takes them, [`visible`] what
+//! others have sent so that it can be shown, and [`pasted`] knows what is typed where a name or an address should be.
 //!
 //! # As a library
 //! [`client_hello`], [`server_hello`], [`name`] and [`route`] are pure: bytes and names in, answers out. They are all there is with
@@ -44,6 +45,8 @@ pub mod held;
 #[cfg(feature = "router")]
 pub mod hello;
 pub mod name;
+#[cfg(feature = "router")]
+pub mod pasted;
 #[cfg(feature = "router")]
 pub mod proxy_protocol;
 #[cfg(feature = "router")]
@@ -70,5 +73,6 @@ pub mod units;
 pub mod upgrade;
 #[cfg(feature = "router")]
 pub mod upstream;
+pub mod visible;
 #[cfg(feature = "router")]
 pub mod watch;

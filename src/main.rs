@@ -36,5 +36,5 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 
 #[expect(clippy::print_stderr, reason = "errors of the command line go to the terminal, not into the log")]
 fn complain(error: &anyhow::Error) {
-    eprintln!("snigate: {error:#}");
+    eprintln!("snigate: {}", commands::printable_lines(&format!("{error:#}")));
 }

@@ -6,7 +6,7 @@
 //! IP address are none ([RFC 6066, section 3](https://www.rfc-editor.org/rfc/rfc6066#section-3)).
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
 /// The longest name, in bytes, without a trailing dot (RFC 1035, section 2.3.4).
 pub const MAX_LENGTH: usize = 253;
@@ -159,7 +159,7 @@ fn check(name: &[u8]) -> Result<(), NameError> {
     }
     let mut last = name;
     for label in name.split(|byte| *byte == b'.') {
-        check_label(label).map_err(|error| if is_ip_address(name) { NameError::IpAddress } else { error })?;
+        check_label(label).map_err(|error| if ip_literal(name).is_some() { NameError::IpAddress } else { error })?;
         last = label;
     }
     if is_number(last) { Err(NameError::IpAddress) } else { Ok(()) }
@@ -189,11 +189,14 @@ fn is_number(label: &[u8]) -> bool {
     }
 }
 
-/// Only for a better reason: an IPv6 address breaks the rules for labels anyway.
-fn is_ip_address(name: &[u8]) -> bool {
-    let Ok(text) = str::from_utf8(name) else { return false };
-    let text = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-    text.parse::<Ipv6Addr>().is_ok() || text.parse::<Ipv4Addr>().is_ok()
+/// The address that stands where a name should be, in brackets or without; not what only resolvers take for one.
+#[must_use]
+pub fn ip_literal(name: &[u8]) -> Option<IpAddr> {
+    let text = str::from_utf8(name).ok()?;
+    match text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
+        Some(bracketed) => bracketed.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+        None => text.parse().ok(),
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
-//! Durations and sizes as they are shown: as the configuration takes them. And dates.
+//! Durations and sizes as they are shown: as the configuration takes them. And dates, and lists.
 
+use std::fmt::Display;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// In the largest unit that leaves no rest. One day is 24 hours, as everybody writes it.
@@ -26,6 +27,14 @@ pub fn size(bytes: usize) -> String {
 #[must_use]
 pub fn time(seconds: u64) -> humantime::Rfc3339Timestamp {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds))
+}
+
+/// So many of them at most, and how many more there are.
+#[must_use]
+pub fn first_of(items: impl ExactSizeIterator<Item: Display>, most: usize) -> String {
+    let more = items.len().saturating_sub(most);
+    let listed = items.take(most).map(|item| item.to_string()).collect::<Vec<_>>().join(", ");
+    if more == 0 { listed } else { format!("{listed} and {more} more") }
 }
 
 fn in_unit(number: u128, units: &[(u128, &str)], smallest: &str) -> String {

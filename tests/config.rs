@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -52,7 +52,7 @@ fn with(lines: &str) -> String {
 /// Every key that there is, but for files.
 pub const EVERYTHING: &str = "listen:
   - 127.0.0.1:0
-  - {name: inside, address: \"[::1]:0\", refuse: close, allow: [\"::1\", \"2001:db8::/32\"], deny: 192.0.2.1}
+  - {name: inside, address: \"[::1]:0\", refuse: close, ip_literal_sni: refuse, allow: [\"::1\", \"2001:db8::/32\"], deny: 192.0.2.1}
 refuse: reset
 routes:
   - name: one
@@ -76,14 +76,14 @@ routes:
         rise: 2
         fall: 3
         tls: {server_name: kubernetes, verify: false}
-        http: {path: /readyz, unauthorized: failed}
+        http: {path: /readyz, expect: [200-399, 404], unauthorized: failed}
 timeouts: {hello: 10s, idle: 24h, half_close: 60s, drain: 0s}
 tcp: {keepalive: {idle: 30s, interval: 5s, count: 3}, user_timeout: 15m}
 limits: {connections: 100, hello_bytes: 16KiB, per_source: 1000, new_per_source: 50/s}
 relay: splice
 sandbox: require
 workers: 2
-admin: {address: 127.0.0.1:0, allow_remote: true}
+admin: {address: 127.0.0.1:0, allow_remote: true, hosts: [admin.example, \"*.svc\"]}
 log: {format: json, level: debug, refusals_per_second: 0}
 ";
 
@@ -102,7 +102,9 @@ fn g15_what_check_accepts_runs() {
     let output = String::from_utf8(check(&path).stdout).unwrap();
     for told in [
         "127.0.0.1:0, refusing with a reset",
-        "inside on [::1]:0, refusing with a close, open to ::1, 2001:db8::/32, not from 192.0.2.1",
+        "inside on [::1]:0, refusing with a close, open to ::1, 2001:db8::/32, not from 192.0.2.1, refusing IP addresses as names",
+        "(expect: 200-399 404, unauthorized: failed)",
+        "answering for addresses, localhost, admin.example, *.svc",
         "open to   10.0.0.0/8, not from 10.1.0.0/16, at most 5000 at a time",
         "open to   anywhere",
         "a.example, *.a.example; offering h2; at inside",
@@ -144,10 +146,25 @@ fn g03_what_stands_twice_is_refused_with_both_places() {
         &two("{name: x, upstream: \"h:1\"}", "{name: y, upstream: \"h:1\"}"),
         ":4:5: routes[1]: clients without a name would match routes[0] as well, and neither is more specific (line 3)",
     );
+    let at = |listener: &str| format!("{{sni: a.example, listener: {listener}, upstream: \"h:1\"}}");
+    let listen = "listen: [{name: a, address: 127.0.0.1:7001}, {name: b, address: 127.0.0.1:7002}]";
+    refused(
+        &two(&at("a"), &at("b")).replace("listen: 127.0.0.1:0", listen),
+        ":4:5: routes[1]: the name `a.example`, which it has from its first `sni`, is taken by routes[0]; give one of them a `name` (line 3)",
+    );
+    refused(
+        &two("{listener: a, upstream: \"h:1\"}", "{listener: b, upstream: \"h:1\"}")
+            .replace("listen: 127.0.0.1:0", listen),
+        ":4:5: routes[1]: the name `default`, which it has from taking every name, is taken by routes[0]; give one of them a `name` (line 3)",
+    );
+    refused(
+        "listen: [127.0.0.1:0, 127.0.0.1:0]\nroutes: [{upstream: \"h:1\"}]\n",
+        ":1:23: listen[1]: the name `127.0.0.1:0`, which it has from its address, is taken by listen[0]; give one of them a `name` (line 1)",
+    );
     refused(&route("sni: [a.example, a.example]\nupstream: h:1"), ":3:10: routes[0].sni: `a.example` stands twice");
     refused(
         "listen: [127.0.0.1:7001, 127.0.0.1:7001]\nroutes: [{upstream: \"h:1\"}]\n",
-        ":1:26: listen[1]: the name `127.0.0.1:7001` is taken by listen[0] (line 1)",
+        ":1:26: listen[1]: 127.0.0.1:7001 is taken by listen[0] (line 1)",
     );
     refused(
         "listen: [{name: a, address: 127.0.0.1:7001}, 127.0.0.1:7001]\nroutes: [{upstream: \"h:1\"}]\n",
@@ -226,7 +243,7 @@ fn g04_wrong_names_and_addresses_are_refused_with_what_was_expected() {
     for (value, reason) in [
         ("192.0.2.1", "the name is an IP address; "),
         ("a..b", "a label of the name is empty; "),
-        ("\"a b\"", "the name has a character other than letters, digits, '-', '_' and '.'; "),
+        ("\"a^b\"", "the name has a character other than letters, digits, '-', '_' and '.'; "),
         ("\"*\"", "to take every name, leave `sni` out; "),
     ] {
         let shown = value.trim_matches('"');
@@ -238,17 +255,19 @@ fn g04_wrong_names_and_addresses_are_refused_with_what_was_expected() {
     refused(&route("sni: [a.example, 7]\nupstream: h:1"), &format!(":3:22: routes[0].sni[1]: integer `7`, {NAME}"));
     const ENDPOINT: &str = "expected host:port such as api.example.com:6443, 192.0.2.1:6443 or \"[2001:db8::1]:6443\"";
     let told = complaint(route("upstream: https://api.example.com:6443").as_bytes());
-    assert!(told.contains("a URL; expected host:port"), "{told}");
+    assert!(told.contains("a URL; write api.example.com:6443; expected host:port"), "{told}");
     let told = complaint(route("upstream: 10.0.0.256:6443").as_bytes());
     assert!(told.contains("neither an IP address nor a DNS name; expected host:port"), "{told}");
     refused(&route("upstream: a"), &format!(":3:15: routes[0].upstream: `a`: the port is missing; {ENDPOINT}"));
     refused(
         &route("upstream: \"2001:db8::1:6443\""),
-        &format!(":3:15: routes[0].upstream: `2001:db8::1:6443`: an IPv6 address needs brackets; {ENDPOINT}"),
+        &format!(
+            ":3:15: routes[0].upstream: `2001:db8::1:6443`: an IPv6 address needs brackets; write \"[2001:db8::1]:6443\"; {ENDPOINT}"
+        ),
     );
     refused(
         "listen: localhost:6443\nroutes: []\n",
-        ":1:9: listen: `localhost:6443`: expected an IP address and port such as 0.0.0.0:6443 or \"[::]:6443\"",
+        ":1:9: listen: `localhost:6443`: a hostname; write 127.0.0.1:6443 or \"[::1]:6443\"; expected an IP address and port such as 0.0.0.0:6443 or \"[::]:6443\"",
     );
     refused(
         &route("listener: [other]\nupstream: h:1"),
@@ -494,6 +513,11 @@ fn pools_are_refused_with_what_is_wrong_in_them() {
             "{endpoints: b:1, health_check: {tls: {verify: false}, http: {unauthorized: fine}}}",
             "expected `alive` or `failed`",
         ),
+        (
+            "{endpoints: b:1, health_check: {tls: {verify: false}, http: {expect: 399-200}}}",
+            "the range ends before it begins; expected a status from 100 to 599",
+        ),
+        ("{endpoints: b:1, health_check: {tls: {verify: false}, http: {expect: 600}}}", "`600`: out of range"),
         ("{endpoints: b:1, helth_check: {}}", "health_check"),
     ] {
         let told = complaint(upstream(map).as_bytes());
@@ -531,4 +555,111 @@ fn a_dcos_service_is_an_endpoint() {
         let told = String::from_utf8(check(&path).stdout).unwrap();
         assert!(told.contains(&format!("leads to  {expected} ")), "{told}");
     }
+}
+
+#[test]
+fn what_is_pasted_is_named_with_the_right_line() {
+    for (text, expected) in [
+        (
+            route("upstream: \"10.0.0.1:6443, 10.0.0.2:6443\""),
+            "several values in one; write a list: [\"10.0.0.1:6443\", \"10.0.0.2:6443\"]",
+        ),
+        (route("sni: a.example b.example\nupstream: h:1"), "write a list: [\"a.example\", \"b.example\"]"),
+        (route("allow: 10.0.0.0/8;192.0.2.1\nupstream: h:1"), "write a list: [\"10.0.0.0/8\", \"192.0.2.1\"]"),
+        (with("").replace("127.0.0.1:0", "0.0.0.0:7001, 0.0.0.0:7002"), "write a list: [\"0.0.0.0:7001\", "),
+        (route("upstream: \"[fe80::1%eth0]:6443\""), "the zone `%eth0` of a link-local address is not supported"),
+        (route("sni: münchen.example\nupstream: h:1"), "clients send as `xn--mnchen-3ya.example`"),
+        (route("upstream: münchen.example:1"), "write `xn--mnchen-3ya.example:1`"),
+        (with("").replace("127.0.0.1:0", "6443"), "write 0.0.0.0:6443, or \"[::]:6443\""),
+        (with("").replace("127.0.0.1:0", "\"*:6443\""), "write 0.0.0.0:6443, or \"[::]:6443\""),
+        (with("admin: localhost:9443"), "a hostname; write 127.0.0.1:9443 or"),
+        (with("admin: {address: 127.0.0.1:0, hosts: https://a.example/}"), "a URL; write `a.example`"),
+    ] {
+        let told = complaint(text.as_bytes());
+        assert!(told.contains(expected), "{text}\n{told}");
+    }
+}
+
+#[test]
+fn what_is_in_a_file_does_not_steer_the_terminal() {
+    for text in [
+        route("sni: \"a\\u202eb\"\nupstream: h:1"),
+        with("\"a\\u202eb\": 1"),
+        with("log: {level: \"\\e[2J\\u2066\"}"),
+        route("name: \"a\\u200fb\"\nupstream: h:1"),
+        route("sni: a.example\nlistener: \"\\e[2J\"\nupstream: h:1"),
+    ] {
+        let told = complaint(text.as_bytes());
+        assert!(told.contains("\\u{"), "{told}");
+        assert!(!told.contains(['\u{202e}', '\u{2066}', '\u{200f}', '\x1b']), "{told:?}");
+    }
+}
+
+#[test]
+fn what_yaml_cannot_read_is_said_in_plain_words() {
+    const HEAD: &str = "listen: 127.0.0.1:0\nroutes:\n";
+    for (text, expected) in [
+        (
+            "  - sni: a.example\n    upstream: h:1\n - sni: b.example\n",
+            ":5:2: the indentation does not fit the lines above",
+        ),
+        ("  - sni: a: b\n", ":3:11: a `:` where no key can be"),
+        ("  - {sni: a.example, upstream: \"h:1\"}\n  sni: b\n", "the indentation does not fit the list above"),
+        ("  - sni: @a\n", ":3:10: a value that begins with this character needs quotes"),
+        ("  - sni: \"a\n", "a quote is not closed before the end of the file"),
+        ("  - sni: !a!b c\n", "a value that begins with `!` needs quotes"),
+        ("  - sni: - a\n", "an item of a list (`- `) begins on a line of its own"),
+        ("  - sni: \"\\q\"\n", "an unknown escape in double quotes"),
+        ("  - sni: ]\n", "a value is missing here, or a bracket has no other end"),
+        ("  - alpn: [h2 : , }\n", "a "),
+        (
+            "  - sni: a.example\n      upstream: h:1\n",
+            ":4:7: routes[0].sni: the key `upstream` is indented too far: here it is a part of the value above it",
+        ),
+    ] {
+        let told = complaint(format!("{HEAD}{text}").as_bytes());
+        assert!(told.contains(expected), "{text}\n{told}");
+        assert!(!told.contains("did not find expected") && !told.contains("not allowed in this context"), "{told}");
+    }
+}
+
+#[test]
+fn a_file_may_come_from_standard_input() {
+    for name in ["-", "/dev/stdin"] {
+        let check = |text: &str| {
+            let mut child = snigate()
+                .args(["check", name])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+            child.wait_with_output().unwrap()
+        };
+        let valid = check(VALID);
+        assert!(valid.status.success() && valid.stdout.starts_with(b"standard input is valid.\n"), "{valid:?}");
+        let wrong = check("listen: 127.0.0.1:0\nroutes: 7\n");
+        assert_eq!(wrong.status.code(), Some(78));
+        let told = String::from_utf8(wrong.stderr).unwrap();
+        assert!(told.starts_with("snigate: standard input:2:9: routes: "), "{told}");
+    }
+}
+
+#[test]
+fn the_cas_of_the_machine_may_be_trusted() {
+    let config = upstream("{endpoints: b:1, health_check: {tls: {ca_file: system}}}");
+    let (directory, authority) = (TempDir::new().unwrap(), crate::support::tls::Authority::new());
+    let path = directory.path().join("c.yaml");
+    std::fs::write(&path, config).unwrap();
+    let file = authority.write(directory.path(), "bundle.pem");
+    let check = |file: &Path| {
+        let output = snigate().arg("check").arg(&path).env("SSL_CERT_FILE", file).env_remove("SSL_CERT_DIR").output();
+        output.unwrap()
+    };
+    let told = String::from_utf8(check(&file).stdout).unwrap();
+    assert!(told.contains("TLS with the CAs of this system"), "{told}");
+    let without = check(&directory.path().join("none.pem"));
+    let told = String::from_utf8(without.stderr).unwrap();
+    assert!(without.status.code() == Some(78) && told.contains("ca_file: no CA is found on this system"), "{told}");
 }

@@ -70,7 +70,7 @@ fn a_name_is_explained() {
     );
     let unknown = of_name("b.test", &[]);
     assert_eq!((&unknown["outcome"], &unknown["route"]), (&json!("sni"), &Value::Null));
-    let address = of_name("192.0.2.1", &[]);
+    let address = of_name("127.1", &[]);
     assert_eq!((&address["outcome"], &address["reason"]), (&json!("reject"), &json!("the name is an IP address")));
 
     let text = "name      a.example\nroute     one\nleads to  127.0.0.1:1\nbecause   the route has this very name\n";
@@ -170,6 +170,31 @@ fn who_may_come_in_is_explained() {
     assert!(text.ends_with(&format!("`allow` of the route closed does not have it{named}")), "{text}");
     let (text, _) = explain_by(&balanced, &["--sni", "c.example"], b"");
     assert!(text.ends_with(&format!("not from 10.1.0.0/16{named}")), "{text}");
+}
+
+#[test]
+fn an_address_as_the_name_is_explained() {
+    let reason = "an IP address as the name counts as none (`ip_literal_sni`); ";
+    let told = of_name("192.0.2.1", &["--alpn", "h2"]);
+    let expected = json!(format!("{reason}no route takes clients without a name"));
+    assert_eq!((&told["outcome"], &told["route"], &told["reason"]), (&json!("no_sni"), &Value::Null, &expected));
+    let rest = format!("{CONFIG}  - {{name: rest, upstream: 127.0.0.1:6}}\n");
+    let hello = Hello::to("[2001:db8::1]").alpn(&["h2"]);
+    for (arguments, input) in
+        [(&["--sni", "2001:db8::1", "--json"][..], Vec::new()), (&["--hello", "-", "--json"], hello.record())]
+    {
+        let (text, is_served) = explain_by(&rest, arguments, &input);
+        let told: Value = serde_json::from_str(&text).unwrap();
+        assert!(is_served && told["route"] == "rest" && told["reason"].as_str().unwrap().starts_with(reason), "{told}");
+    }
+    let strict = rest.replace("[127.0.0.1:0,", "[{address: 127.0.0.1:0, ip_literal_sni: refuse},");
+    for (arguments, input) in
+        [(&["--sni", "2001:db8::1", "--json"][..], Vec::new()), (&["--hello", "-", "--json"], hello.record())]
+    {
+        let (text, is_served) = explain_by(&strict, arguments, &input);
+        let told: Value = serde_json::from_str(&text).unwrap();
+        assert!(!is_served && told["outcome"] == "reject" && told["reason"] == "the name is an IP address", "{told}");
+    }
 }
 
 #[test]

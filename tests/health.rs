@@ -14,7 +14,7 @@ use crate::support::api_server::{ApiServer, Mood};
 use crate::support::backend::{black_hole, free};
 use crate::support::client::{End, alert};
 use crate::support::tls::{Authority, get};
-use crate::support::{Backend, Client, Hello, PATIENCE, Process, Router, eventually, watchdog};
+use crate::support::{Backend, Client, Hello, PATIENCE, Process, Router, eventually, snigate, watchdog};
 
 const NAME: &str = "a.example";
 
@@ -136,6 +136,56 @@ fn certificates_that_do_not_verify_make_an_endpoint_dead_and_cut_nothing() {
         server.address()
     );
     assert!(router.metric(&series) > 0.0);
+}
+
+#[test]
+fn a_certificate_of_many_names_and_a_strange_issuer_is_told_as_it_is() {
+    let (authority, directory) = (Authority::called("good \u{202e}live\x1b[2J"), TempDir::new().unwrap());
+    let server = ApiServer::start(&authority, NAME);
+    let names: Vec<String> = (0..150).map(|number| format!("n{number}.example")).chain([NAME.into()]).collect();
+    server.show(&authority.issue_for(&names));
+    let router = router(&[server.address()], &check(&authority, &directory, ""));
+    eventually("a check", || router.get("/api/status").1.contains("\"names_total\": 151"));
+    let status: Value = serde_json::from_str(&router.get("/api/status").1).unwrap();
+    let certificate = &status["routes"][0]["upstream"][0]["endpoints"][0]["certificate"];
+    assert_eq!(certificate["not_covered"], serde_json::json!([]));
+    assert_eq!(certificate["names"].as_array().unwrap().len(), 100, "shown, not decided on");
+    assert!(certificate["issuer"].as_str().unwrap().contains("good \\u{202e}live\\u{1b}[2J"), "{certificate}");
+    let uncovered =
+        format!("snigate_endpoint_certificate_uncovered_names{{route=\"{NAME}\",endpoint=\"{}\"}}", server.address());
+    assert_eq!(router.metric(&uncovered), 0.0);
+
+    let text =
+        std::fs::read_to_string(&router.config).unwrap().replacen("127.0.0.1:0", &router.address().to_string(), 1);
+    let file = directory.path().join("doctor.yaml");
+    std::fs::write(&file, text).unwrap();
+    for format in [&[][..], &["--json"]] {
+        let doctor = snigate().arg("doctor").arg("-c").arg(&file).args(format).output().unwrap();
+        let told = String::from_utf8(doctor.stdout).unwrap();
+        assert!(doctor.status.success(), "{told}");
+        assert!(told.contains("and 145 more") && told.contains("\\u{202e}"), "{told}");
+        assert!(!told.contains(['\u{202e}', '\x1b']), "{told:?}");
+    }
+    server.show(&Authority::called("other \u{202e}").issue(NAME));
+    router.wait("the other issuer", |line| line["issuer"].as_str().is_some_and(|issuer| issuer.contains("\\u{202e}")));
+    assert!(router.log().iter().all(|line| line["not_covered"].is_null()));
+}
+
+#[test]
+fn what_is_expected_is_ready() {
+    let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
+    let server = ApiServer::start(&authority, NAME);
+    server.be(Mood::Status(302, "elsewhere"));
+    let router = router(&[server.address()], &check(&authority, &directory, "expect: [200-399, 404]"));
+    for _ in 0..2 {
+        let before = server.requests().len();
+        eventually("more checks", || server.requests().len() > before + 3);
+        assert_eq!(metric(&router, server.address(), "ready"), 1.0);
+        server.be(Mood::Status(404, "not there"));
+    }
+    server.be(Mood::Status(400, "no"));
+    let dead = state(&router, server.address(), "dead");
+    assert!(dead["cause"].as_str().unwrap().contains("/readyz 400"), "{dead}");
 }
 
 #[test]
@@ -546,6 +596,41 @@ fn openssl_server(address: SocketAddr, directory: &TempDir) -> Process {
     command.args(["s_server", "-WWW", "-quiet", "-cert", "server.pem", "-key", "server-key.pem", "-accept"]);
     command.arg(address.to_string()).current_dir(directory.path());
     Process(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+}
+
+#[test]
+#[ignore = "needs openssl"]
+fn a_certificate_as_openssl_makes_them_is_its_own_ca_file() {
+    for more in ["", " -addext basicConstraints=critical,CA:FALSE"] {
+        let directory = TempDir::new().unwrap();
+        std::fs::write(directory.path().join("readyz"), "ok").unwrap();
+        let made = Command::new("sh")
+            .arg("-c")
+            .arg(format!(
+                "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN={NAME} \
+                 -addext subjectAltName=DNS:{NAME} -keyout server-key.pem -out server.pem{more}"
+            ))
+            .current_dir(directory.path())
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let (right, wrong) = (free(), free());
+        let _servers = [openssl_server(right, &directory), openssl_server(wrong, &directory)];
+        let file = directory.path().join("server.pem");
+        let check = |name: &str| {
+            format!(
+                "health_check: {{interval: 200ms, rise: 1, fall: 2, tls: {{ca_file: {}, server_name: {name}}}}}",
+                file.display()
+            )
+        };
+        let becomes = |router: &Router, endpoint: SocketAddr, state: &str| {
+            eventually(&format!("{endpoint} {state}"), || metric(router, endpoint, state) == 1.0);
+        };
+        let verified = router(&[right], &check(NAME));
+        eventually("it is checked", || verified.get("/api/status").1.contains("\"last_check\": {"));
+        becomes(&verified, right, "ready");
+        becomes(&router(&[wrong], &check("b.example")), wrong, "dead");
+    }
 }
 
 #[test]

@@ -149,7 +149,9 @@ fn a08_a09_a10_a12_bad_names_never_reach_a_catch_all() {
     for name in ["a\0.example", "a b", "a%2e", "a/b", "a:1", "a\r\nb", "ä", "a..b", ".a", "-", "..", "a.example.."] {
         cases.push(named(name.as_bytes()));
     }
-    for address in ["192.0.2.1", "192.0.2.1.", "[::1]", "::1", "0x7f.1", "017700000001", "2130706433"] {
+    for address in
+        ["192.0.2.1.", "127.1", "[::1", "[192.0.2.1]", "fe80::1%eth0", "0x7f.1", "017700000001", "2130706433"]
+    {
         cases.push(named(address.as_bytes()));
     }
     for case in cases {
@@ -159,6 +161,47 @@ fn a08_a09_a10_a12_bad_names_never_reach_a_catch_all() {
         assert!(account["reason"].is_string(), "{account}");
     }
     assert_eq!(backend.accepted(), 0);
+}
+
+#[test]
+fn a12_an_address_in_place_of_the_name_is_none_or_refused() {
+    let (rest, other) = (Backend::named("rest"), Backend::named("other"));
+    let router = Router::start(&format!(
+        "listen: [{{name: open, address: 127.0.0.1:0}}, {{name: strict, address: 127.0.0.1:0, ip_literal_sni: refuse}}]\n\
+         routes: [{{sni: \"*.example\", upstream: \"{}\"}}, {{name: rest, listener: [open, strict], upstream: \"{}\"}}]\n",
+        other.address(),
+        rest.address()
+    ));
+    let [open, strict] = ["open", "strict"].map(|name| router.address_of(|listener| listener == name));
+    for address in ["192.0.2.1", "::1", "[2001:db8::1]", "::ffff:192.0.2.1"] {
+        let hello = Hello::to(address).record();
+        let mut client = Client::send(open, &hello);
+        client.finish();
+        assert_eq!(client.rest().0, b"rest", "{address}");
+        let account = router.account_of(client.address());
+        assert_eq!((account["route"].as_str(), account["outcome"].as_str()), (Some("rest"), Some("completed")));
+        assert_eq!(account["server.address"], address.trim_matches(['[', ']']), "what was sent is logged");
+
+        let mut client = Client::send(strict, &hello);
+        assert_eq!(client.rest(), (alert(50), End::Fin), "{address}");
+        let account = router.account_of(client.address());
+        assert_eq!((&account["outcome"], &account["route"]), (&"malformed".into(), &"_none".into()), "{account}");
+    }
+    // All else in the hello is looked at as ever.
+    let twice = Hello::to("192.0.2.1").server_name(b"a.example").record();
+    let two = Hello::new().extension(hello::SERVER_NAME, server_name_list(&[(0, b"192.0.2.1"), (0, b"a.example")]));
+    for wrong in [twice, two.record()] {
+        assert_eq!(Client::send(open, &wrong).rest(), (alert(50), End::Fin));
+    }
+
+    // Where nobody takes clients without a name, nobody takes these.
+    router
+        .reload(&format!("listen: 127.0.0.2:0\nroutes: [{{sni: \"*.example\", upstream: \"{}\"}}]\n", other.address()));
+    let only =
+        router.wait("the new listener", |line| line["message"] == "listening" && line["listener"] == "127.0.0.2:0");
+    let mut client = Client::send(only["address"].as_str().unwrap().parse().unwrap(), &Hello::to("192.0.2.1").record());
+    assert_eq!(client.rest(), (alert(112), End::Fin));
+    assert_eq!(router.account_of(client.address())["outcome"], "no_name");
 }
 
 #[test]

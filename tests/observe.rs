@@ -261,12 +261,12 @@ fn the_admin_listener_only_answers_what_it_has() {
     assert_eq!(router.get("/livez"), (200, "ok\n".into()));
     assert_eq!(router.get("/readyz").0, 200);
     assert_eq!(router.get("/nothing").0, 404);
-    let mut post = Client::send(router.admin(), b"POST /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+    let mut post = Client::send(router.admin(), b"POST /metrics HTTP/1.1\r\nhost: [::1]\r\nconnection: close\r\n\r\n");
     assert!(post.rest().0.starts_with(b"HTTP/1.1 405 "));
 }
 
 fn metric(admin: SocketAddr, series: &str) -> f64 {
-    let mut client = Client::send(admin, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let mut client = Client::send(admin, b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     let text = String::from_utf8(client.rest().0).unwrap();
     let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     value.unwrap().parse().unwrap()
@@ -441,7 +441,7 @@ fn e11_z8_names_that_clients_make_up_add_no_series() {
 fn e13_scrapers_that_are_slow_or_many_hurt_nobody() {
     let backend = Backend::named("served");
     let router = Router::routing(&[(NAME, backend.address())]);
-    let request = b"GET /metrics HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n";
+    let request = b"GET /metrics HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n";
     let many: Vec<Client> = (0..1000).map(|_| Client::send(router.admin(), request)).collect();
     for _ in 0..100 {
         assert_eq!(serve_one(&router, &Hello::to(NAME))["outcome"], "completed");
@@ -461,4 +461,44 @@ fn e13_scrapers_that_are_slow_or_many_hurt_nobody() {
     let mut client = Client::connect(router.admin());
     let _ = client.stream.write_all(&huge);
     assert_eq!(router.get("/livez").0, 200);
+}
+
+/// What the admin listener answers to this request.
+fn asked(router: &Router, request: &str) -> String {
+    let mut client = Client::send(router.admin(), request.as_bytes());
+    String::from_utf8(client.rest().0).unwrap()
+}
+
+#[test]
+fn the_admin_listener_answers_only_for_hosts_that_are_its_own() {
+    let backend = Backend::named("served");
+    let routes = format!("routes: [{{sni: a.example, upstream: \"{}\"}}]\n", backend.address());
+    let config = |admin: &str| format!("listen: 127.0.0.1:0\nadmin: {admin}\n{routes}");
+    let router = Router::start(&config("127.0.0.1:0"));
+    let get = |host: &str, more: &str| {
+        asked(&router, &format!("GET /api/status HTTP/1.1\r\nhost: {host}\r\n{more}connection: close\r\n\r\n"))
+    };
+    let port = router.admin().port();
+    for host in [format!("127.0.0.1:{port}"), "localhost".into(), format!("[::1]:{port}"), "10.0.0.9".into()] {
+        let answer = get(&host, "");
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("a.example"), "{host}: {answer}");
+        assert!(!answer.to_lowercase().contains("access-control"), "{answer}");
+    }
+    let refused = get(&format!("evil.example:{port}"), "");
+    assert!(refused.starts_with("HTTP/1.1 421 Misdirected Request\r\n"), "{refused}");
+    assert!(refused.contains("hosts: [evil.example]") && !refused.contains("a.example\""), "{refused}");
+    let of_page = get("127.0.0.1", "origin: http://evil.example\r\n");
+    assert!(of_page.starts_with("HTTP/1.1 403 ") && !of_page.contains("access-control"), "{of_page}");
+    assert!(get("127.0.0.1", "sec-fetch-site: cross-site\r\n").starts_with("HTTP/1.1 403 "));
+
+    // As HAProxy and others probe.
+    for path in ["/livez", "/readyz", "/metrics"] {
+        assert!(asked(&router, &format!("GET {path} HTTP/1.0\r\n\r\n")).contains(" 200 "), "{path}");
+    }
+    assert!(asked(&router, "GET /api/status HTTP/1.0\r\n\r\n").contains(" 421 "));
+
+    assert_eq!(router.reload(&config("{address: 127.0.0.1:0, hosts: evil.example}"))["message"], "reloaded");
+    assert!(get("evil.example", "").starts_with("HTTP/1.1 200 "), "the socket is the same, the names are new");
+    router.reload(&config("127.0.0.1:0"));
+    assert!(get("evil.example", "").starts_with("HTTP/1.1 421 "));
 }

@@ -132,7 +132,7 @@ fn the_page_comes_alone_and_is_never_run_with_what_clients_sent() {
     for (path, kind) in [("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")] {
         let mut client = Client::send(
             router.admin(),
-            format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").as_bytes(),
+            format!("GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n").as_bytes(),
         );
         let response = String::from_utf8(client.rest().0).unwrap();
         let (head, body) = response.split_once("\r\n\r\n").unwrap();
@@ -148,7 +148,7 @@ fn viewers_and_scrapers_do_not_keep_each_other_out() {
     let backend = Backend::named("served");
     let router = Router::routing(&[(NAME, backend.address())]);
     let view = || {
-        let mut client = Client::send(router.admin(), b"GET /api/events HTTP/1.1\r\nhost: admin\r\n\r\n");
+        let mut client = Client::send(router.admin(), b"GET /api/events HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n");
         let status = String::from_utf8(client.read(12)).unwrap();
         (client, status)
     };

@@ -226,3 +226,25 @@ fn a_machine_of_the_same_name_is_another_one() {
         assert!(here.1.contains("  + 10.9.0.9:6443  cannot listen: ") && here.0 == Some(1), "{here:?}");
     });
 }
+
+#[test]
+fn a_new_admin_address_is_tried() {
+    let backend = Backend::named("served");
+    let routes = [("a.example", endpoints(&[backend.address()]))];
+    let router = Router::start(&text(&routes, ""));
+    let admin = router.admin().to_string();
+    let with_admin =
+        |address: SocketAddr| text(&routes, "").replace("admin: 127.0.0.1:0", &format!("admin: \"{address}\""));
+    let (wanted, taken) = (free(), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let (status, told) = plan(&with_admin(wanted), &["--admin", &admin]);
+    assert_eq!(status, Some(0), "{told}");
+    assert!(told.contains(&format!("  + {wanted}  admin, begins to listen\n")), "{told}");
+    assert!(told.contains("  - 127.0.0.1:0  admin, closes\n"), "{told}");
+
+    let taken = taken.local_addr().unwrap();
+    let (status, told) = plan(&with_admin(taken), &["--admin", &admin]);
+    assert_eq!(status, Some(1), "{told}");
+    assert!(told.contains(&format!("  + {taken}  admin, cannot be listened at: ")), "{told}");
+    let refused = router.reload(&with_admin(taken));
+    assert!(refused["reason"].as_str().unwrap().contains("another process listens there"), "{refused}");
+}

@@ -363,7 +363,7 @@ fn who_keeps_a_connection_to_the_old_admin_listener_is_sent_away() {
     let (router, _) = linked(&config(&[(NAME, backend.address()), ("held.example", held_backend.address())], ""));
     let _stream = Client::send(router.address(), &Hello::to("held.example").record());
     let _upstream = held.recv_timeout(PATIENCE).unwrap();
-    let mut scraper = Client::send(router.admin(), b"GET /livez HTTP/1.1\r\nhost: admin\r\n\r\n");
+    let mut scraper = Client::send(router.admin(), b"GET /livez HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n");
     assert!(String::from_utf8(scraper.read(15)).unwrap().ends_with("200 OK"));
     upgrade(&router);
     let (rest, end) = scraper.rest();

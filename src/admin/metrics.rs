@@ -231,7 +231,7 @@ impl Snapshot {
         )?;
         for (route, address, endpoint, target) in each() {
             let Some(certificate) = endpoint.certificate() else { continue };
-            let count = certificate.not_covered(&target.upstream.setup().names).count();
+            let count = certificate.not_covered(&target.upstream.setup().names).len();
             let labels = [("route", route), ("endpoint", &*address)];
             ConstGauge::new(whole(count as u64)).encode(uncovered.encode_family(&labels)?)?;
         }

@@ -1,20 +1,21 @@
 //! What runs now, as JSON.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 
 use super::history::Totals;
-use super::{MAX_ROUTES_SHOWN, State};
+use super::{MAX_ROUTES_SHOWN, State as Admin};
 use crate::account::Refused;
 use crate::connection::Route;
 use crate::name::NamePattern;
 use crate::server::At;
-use crate::upstream::{Certificate, LastCheck};
+use crate::upstream::{Certificate, LastCheck, State};
 
 /// With so many routes at most.
-pub(super) fn of(state: &State, max_routes: usize) -> Value {
+pub(super) fn of(state: &Admin, max_routes: usize) -> Value {
     let generation = state.generation.load_full();
     let listener =
         |at: &At| json!({"name": at.name, "configured": at.configured.to_string(), "address": at.address.to_string()});
@@ -34,14 +35,34 @@ pub(super) fn of(state: &State, max_routes: usize) -> Value {
             "last_success_timestamp_seconds": reloads.last_success.load(Relaxed),
             "fixed": fixed,
         },
+        "admin": state.configured.to_string(),
         "listeners": generation.listeners.iter().map(listener).collect::<Vec<_>>(),
         "routes_total": generation.routes.len(),
+        "summary": summary(&generation.routes),
         "routes": generation.routes.iter().take(max_routes).map(|target| route(target)).collect::<Vec<_>>(),
     })
 }
 
+/// How all routes are, however many are shown.
+fn summary(routes: &[Arc<Route>]) -> Value {
+    let (mut ready, mut unready, mut dead, mut failing_open, mut without_address) = (0, 0, 0, 0, 0);
+    for route in routes {
+        let endpoints = route.upstream.endpoints();
+        failing_open += usize::from(route.upstream.fails_open());
+        without_address += usize::from(endpoints.is_empty());
+        for endpoint in &*endpoints {
+            *match endpoint.state() {
+                State::Ready => &mut ready,
+                State::Unready => &mut unready,
+                State::Dead => &mut dead,
+            } += 1;
+        }
+    }
+    json!({"ready": ready, "unready": unready, "dead": dead, "failing_open": failing_open, "without_address": without_address})
+}
+
 /// What the page shows.
-pub(super) fn event(state: &State) -> Value {
+pub(super) fn event(state: &Admin) -> Value {
     const REFUSALS: usize = 20;
     json!({
         "time": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
@@ -51,7 +72,7 @@ pub(super) fn event(state: &State) -> Value {
 }
 
 /// The last clients that were not served, the last one first.
-pub(super) fn refusals(state: &State, most: usize) -> Value {
+pub(super) fn refusals(state: &Admin, most: usize) -> Value {
     let refusal = |refused: &Refused| {
         let Refused { at, client, listener, route, server_name, outcome, reason } = refused;
         json!({
@@ -110,13 +131,17 @@ fn last_check(check: LastCheck) -> Value {
     json!({"time": humantime::format_rfc3339_millis(at).to_string(), "seconds": took.as_secs_f64()})
 }
 
+/// Of a certificate, which may have thousands.
+const MAX_NAMES_SHOWN: usize = 100;
+
 /// The certificate that the last check was shown, and which of these names it does not cover.
 fn certificate_of(certificate: &Certificate, names: &[NamePattern]) -> Value {
-    let not_covered = certificate.not_covered(names).map(ToString::to_string);
+    let not_covered = certificate.not_covered(names).into_iter().map(ToString::to_string);
     json!({
         "expires_timestamp_seconds": certificate.expires,
         "issuer": certificate.issuer,
-        "names": certificate.names,
+        "names": certificate.names.iter().take(MAX_NAMES_SHOWN).collect::<Vec<_>>(),
+        "names_total": certificate.names.len(),
         "not_covered": not_covered.collect::<Vec<_>>(),
     })
 }

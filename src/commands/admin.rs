@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
@@ -38,8 +38,12 @@ async fn ask(admin: &Destination) -> anyhow::Result<(Value, Vec<SocketAddr>)> {
     tokio::spawn(connection);
     let request = Request::get("/api/status").header("host", admin.to_string()).body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
-    ensure!(response.status() == StatusCode::OK, "it answers {}", response.status());
+    let status = response.status();
     let body = Limited::new(response.into_body(), MAX_STATUS).collect().await;
     let body = body.map_err(|error| anyhow!("{error}"))?.to_bytes();
+    if status == StatusCode::MISDIRECTED_REQUEST {
+        bail!("{}", String::from_utf8_lossy(&body).trim());
+    }
+    ensure!(status == StatusCode::OK, "it answers {status}");
     Ok((serde_json::from_slice(&body)?, addresses))
 }

@@ -2,33 +2,37 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use snigate::admin::Hosts;
 use snigate::admission::SourceLimits;
-use snigate::config::{Config, Listener, Route};
+use snigate::client_hello::IpLiteral;
+use snigate::config::{Admin, Config, Listener, Route};
 use snigate::refusal::Refuse;
 use snigate::relay::Engine;
 use snigate::units::{size, span};
+use snigate::upstream::health::{CaFile, EXPECTED};
 use snigate::upstream::{Balance, HealthCheck, HttpCheck, OnRemove, Settings, Thresholds, TlsCheck};
 
-use super::{any_listener, any_protocol};
+use super::{any_listener, any_protocol, is_stdin, load};
 use crate::cli::Check;
 
 pub(super) fn run(options: &Check) -> anyhow::Result<ExitCode> {
     let file = options.file.as_ref().or(options.config.as_ref()).context("expected FILE or --config")?;
-    let config = Config::load(file)?;
+    let config = load(file)?;
     std::io::stdout().write_all(describe(file, &config)?.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
-    writeln!(text, "{} is valid.", file.display())?;
+    writeln!(text, "{} is valid.", if is_stdin(file) { "standard input".into() } else { file.display().to_string() })?;
 
     writeln!(text, "\nlisteners")?;
-    for Listener { name, address, refuse, balancers, sources } in &config.listeners {
+    for Listener { name, address, refuse, balancers, ip_literal, sources } in &config.listeners {
         let refuse = match refuse {
             Refuse::Alert => "a TLS alert",
             Refuse::Close => "a close",
@@ -36,7 +40,11 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
         };
         let name = if *name == address.to_string() { String::new() } else { format!("{name} on ") };
         let named = balancers.as_ref().map_or(String::new(), |from| format!(", named in PROXY headers from {from}"));
-        writeln!(text, "  {name}{address}, refusing with {refuse}, open to {sources}{named}")?;
+        let literal = match ip_literal {
+            IpLiteral::NoName => "",
+            IpLiteral::Refused => ", refusing IP addresses as names",
+        };
+        writeln!(text, "  {name}{address}, refusing with {refuse}, open to {sources}{named}{literal}")?;
     }
 
     writeln!(text, "\nroutes")?;
@@ -90,7 +98,12 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     writeln!(text, "workers    {}", config.workers.map_or("auto".into(), |workers| workers.to_string()))?;
     writeln!(text, "sandbox    {}", config.sandbox.label())?;
     writeln!(text, "watch      {}", config.watch)?;
-    writeln!(text, "admin      {}", config.admin.map_or("none".into(), |address| address.to_string()))?;
+    let admin = config.admin.as_ref().map_or("none".into(), |Admin { address, hosts: Hosts(hosts) }| {
+        let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+        let hosts = [&["addresses".into(), "localhost".into()], &hosts[..]].concat();
+        format!("{address}, answering for {}", hosts.join(", "))
+    });
+    writeln!(text, "admin      {admin}")?;
     Ok(text)
 }
 
@@ -132,15 +145,19 @@ fn upstream(text: &mut String, upstream: &Settings) -> std::fmt::Result {
     };
     let mut what = vec!["connect".to_owned()];
     if let Some(TlsCheck { ca_file, verified_name, asked_name: _, client }) = tls {
-        let chain = ca_file.as_ref().map_or("any certificate".into(), |file| format!("CA {}", file.display()));
+        let chain = ca_file.as_ref().map_or("any certificate".into(), |from| match from {
+            CaFile::File(file) => format!("CA {}", file.display()),
+            CaFile::System => from.to_string(),
+        });
         let name = verified_name.as_ref().map_or(String::new(), |name| format!(" and name {}", name.to_str()));
         let client = if client.is_some() { ", showing a certificate" } else { "" };
         what.push(format!("TLS with {chain}{name}{client}"));
     }
-    if let Some(HttpCheck { path, token_file, unauthorized_is_alive }) = http {
+    if let Some(HttpCheck { path, token_file, expect, unauthorized_is_alive }) = http {
         let token = if token_file.is_some() { " with a token" } else { "" };
         let unauthorized = if *unauthorized_is_alive { "alive" } else { "failed" };
-        what.push(format!("GET {path}{token} (unauthorized: {unauthorized})"));
+        let expect = if *expect == [EXPECTED] { String::new() } else { format!("expect: {}, ", statuses(expect)) };
+        what.push(format!("GET {path}{token} ({expect}unauthorized: {unauthorized})"));
     }
     let Thresholds { rise, fall, unready } = thresholds;
     let unready = if http.is_some() { format!(", unready {unready}") } else { String::new() };
@@ -151,6 +168,14 @@ fn upstream(text: &mut String, upstream: &Settings) -> std::fmt::Result {
         span(*interval),
         span(*timeout),
     )
+}
+
+fn statuses(expect: &[RangeInclusive<u16>]) -> String {
+    let range = |range: &RangeInclusive<u16>| match (range.start(), range.end()) {
+        (first, last) if first == last => first.to_string(),
+        (first, last) => format!("{first}-{last}"),
+    };
+    expect.iter().map(range).collect::<Vec<_>>().join(" ")
 }
 
 fn takes(route: &Route, listeners: &[Listener]) -> String {

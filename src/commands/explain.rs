@@ -9,9 +9,10 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use snigate::admission::{NotAdmitted, Sources};
-use snigate::client_hello::{Alpn, ClientHello, Framing, Parsed, SupportedVersions};
+use snigate::client_hello::{Alpn, ClientHello, Framing, IpLiteral, Parsed, SupportedVersions};
 use snigate::config::{Config, Route};
-use snigate::name::{NamePattern, ServerName};
+use snigate::name::{NamePattern, ServerName, ip_literal};
+use snigate::pasted;
 use snigate::route::{Client, MatchedBy, Matchers};
 
 use super::{alpn_list, any_listener, any_protocol, route_table};
@@ -72,8 +73,13 @@ struct Explanation {
 fn explain_name(config: &Config, name: &str, alpn: &[String], listener: usize) -> Explanation {
     let server_name = match ServerName::parse(name.as_bytes()) {
         Ok(server_name) => server_name,
+        Err(_) if is_no_name(config, name.as_bytes(), listener) => {
+            let list = alpn_list(alpn.iter().map(String::as_bytes));
+            return explain_address(config, alpn.to_vec(), Alpn::from_list(&list).ok(), listener);
+        }
         Err(error) => {
-            return Explanation { outcome: "reject", reason: Some(error.to_string()), ..Explanation::default() };
+            let reason = Some(pasted::name(name, error));
+            return Explanation { outcome: "reject", reason, ..Explanation::default() };
         }
     };
     let mut explanation = Explanation {
@@ -85,6 +91,18 @@ fn explain_name(config: &Config, name: &str, alpn: &[String], listener: usize) -
     let list = alpn_list(alpn.iter().map(String::as_bytes));
     let offered = Alpn::from_list(&list);
     explanation.find_route(config, &Client { server_name: Some(server_name), alpn: offered.ok(), listener });
+    explanation
+}
+
+/// Whether it is an address, and addresses are no names there.
+fn is_no_name(config: &Config, name: &[u8], listener: usize) -> bool {
+    config.listeners[listener].ip_literal == IpLiteral::NoName && ip_literal(name).is_some()
+}
+
+fn explain_address(config: &Config, alpn: Vec<String>, offered: Option<Alpn<'_>>, listener: usize) -> Explanation {
+    let mut explanation = Explanation { outcome: "no_sni", alpn, ..Explanation::default() };
+    explanation.find_route(config, &Client { server_name: None, alpn: offered, listener });
+    explanation.say_that_addresses_are_no_names();
     explanation
 }
 
@@ -102,6 +120,21 @@ fn explain_hello(config: &Config, bytes: &[u8], listener: usize) -> Explanation 
             reason: Some(format!("after {} bytes the ClientHello is not complete", bytes.len())),
             ..Explanation::default()
         },
+        Parsed::Invalid(invalid) if invalid.server_name.is_some_and(|name| is_no_name(config, name, listener)) => {
+            match ClientHello::parse_with(framing.message(bytes), IpLiteral::NoName) {
+                Ok(hello) => {
+                    let mut explanation = describe(&hello);
+                    explanation.find_route(config, &Client { server_name: None, alpn: hello.alpn.ok(), listener });
+                    explanation.say_that_addresses_are_no_names();
+                    explanation
+                }
+                Err(invalid) => Explanation {
+                    outcome: "reject",
+                    reason: Some(invalid.reason.to_string()),
+                    ..Explanation::default()
+                },
+            }
+        }
         Parsed::Invalid(invalid) => Explanation {
             outcome: "reject",
             name: invalid.server_name.map(|name| name.escape_ascii().to_string()),
@@ -156,6 +189,11 @@ impl Explanation {
         };
         let reasons: Vec<String> = [by_name + others].into_iter().chain(passed_over).collect();
         self.reason = Some(reasons.join("; "));
+    }
+
+    fn say_that_addresses_are_no_names(&mut self) {
+        let reason = self.reason.take().unwrap_or_default();
+        self.reason = Some(format!("an IP address as the name counts as none (`ip_literal_sni`); {reason}"));
     }
 
     /// Whether it may come in from there: to the listener, and to the route if it has come to one.

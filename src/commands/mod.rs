@@ -18,14 +18,16 @@ mod schema;
 mod yaml;
 
 use std::collections::BTreeSet;
-use std::fmt::Display;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 
 use snigate::client_hello::Alpn;
-use snigate::config::{Config, Listener, Route};
+use snigate::config::{self, Config, ConfigError, Listener, Route};
 use snigate::route::RouteTable;
+use snigate::units::first_of;
 use snigate::upstream::{Destination, lookup, plain};
+use snigate::visible::visible;
 
 pub(crate) use self::kubeconfig::Server;
 use crate::cli::{Arguments, Command};
@@ -52,6 +54,19 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
 }
 
+fn is_stdin(path: &Path) -> bool {
+    path == Path::new("-") || path == Path::new("/dev/stdin")
+}
+
+/// A configuration in a file, or on standard input.
+fn load(path: &Path) -> Result<Config, ConfigError> {
+    if !is_stdin(path) {
+        return Config::load(path);
+    }
+    let name = Path::new("standard input");
+    Config::of_file(name, &config::read_from(name, std::io::stdin().lock())?)
+}
+
 /// The application protocols that kubectl offers.
 fn kubectl_alpn() -> Option<Alpn<'static>> {
     Alpn::from_list(b"\x02h2\x08http/1.1").ok()
@@ -70,8 +85,12 @@ fn unresolved(error: &std::io::Error) -> String {
 
 /// What others have written does not steer the terminal, nor end a comment.
 fn printable(text: &str) -> String {
-    let stands = |character: char| character == ' ' || character.is_ascii_graphic() || character.is_alphanumeric();
-    text.chars().map(|one| if stands(one) { one.to_string() } else { one.escape_default().to_string() }).collect()
+    visible(text).into_owned()
+}
+
+/// The same of each line.
+pub(crate) fn printable_lines(text: &str) -> String {
+    text.split('\n').map(visible).collect::<Vec<_>>().join("\n")
 }
 
 /// Longer words are no misspelt ones.
@@ -137,11 +156,4 @@ const MAX_LISTED: usize = 20;
 
 fn listed<'c>(routes: impl ExactSizeIterator<Item = &'c Route>) -> String {
     first_of(routes.map(|route| &route.name), MAX_LISTED)
-}
-
-/// So many at most, and how many more there are.
-fn first_of(items: impl ExactSizeIterator<Item: Display>, most: usize) -> String {
-    let more = items.len().saturating_sub(most);
-    let listed = items.take(most).map(|item| item.to_string()).collect::<Vec<_>>().join(", ");
-    if more == 0 { listed } else { format!("{listed} and {more} more") }
 }

@@ -6,10 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::text::{self, OneOrMany, Short, Text};
-use super::{Config, Limits, Listener, Log, LogFormat, Route, Timeouts, raw, upstream};
+use super::{Admin, Config, Limits, Listener, Log, LogFormat, Route, Timeouts, raw, upstream};
 use crate::account::UNROUTED;
+use crate::admin::Hosts;
 use crate::admission::{Networks, SourceLimits, Sources};
-use crate::client_hello::DEFAULT_LIMIT;
+use crate::client_hello::{DEFAULT_LIMIT, IpLiteral};
 use crate::name::NamePattern;
 use crate::refusal::Refuse;
 use crate::relay::Engine;
@@ -55,7 +56,7 @@ pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Wrong
         },
         workers: workers.and_then(|workers| workers.0.0),
         watch,
-        admin: admin.map(|admin| build_admin(&admin.0, &listeners)).transpose()?,
+        admin: admin.map(|admin| build_admin(admin.0, &listeners)).transpose()?,
         sandbox: match sandbox {
             None | Some(raw::Sandbox::Auto) => Sandbox::Auto,
             Some(raw::Sandbox::Require) => Sandbox::Require,
@@ -72,16 +73,11 @@ fn build_listeners(listen: Vec<Short<raw::Listener>>, default: Option<raw::Refus
     }
     let mut listeners: Vec<Listener> = Vec::new();
     for (number, Short(listener)) in listen.into_iter().enumerate() {
-        let raw::Listener { name, address: Text(address), refuse, allow, deny, accept_proxy } = listener;
+        let raw::Listener { name, address: Text(address), refuse, allow, deny, accept_proxy, ip_literal_sni } =
+            listener;
+        let is_named = name.is_some();
         let name = name.map_or_else(|| address.to_string(), |name| name.0.0);
         let path = format!("listen[{number}]");
-        if let Some(other) = listeners.iter().position(|other| other.name == name) {
-            return Err(Wrong::with(
-                path,
-                format!("the name `{name}` is taken by listen[{other}]"),
-                format!("listen[{other}]"),
-            ));
-        }
         if let Some(other) = listeners.iter().position(|other| overlap(other.address, address)) {
             return Err(Wrong::with(
                 path,
@@ -89,15 +85,33 @@ fn build_listeners(listen: Vec<Short<raw::Listener>>, default: Option<raw::Refus
                 format!("listen[{other}]"),
             ));
         }
+        if let Some(other) = listeners.iter().position(|other| other.name == name) {
+            let from = "its address";
+            return Err(Wrong::with(path, taken(&name, is_named, from, "listen", other), format!("listen[{other}]")));
+        }
         let refuse = match refuse.or(default) {
             None | Some(raw::Refuse::Alert) => Refuse::Alert,
             Some(raw::Refuse::Close) => Refuse::Close,
             Some(raw::Refuse::Reset) => Refuse::Reset,
         };
         let balancers = accept_proxy.map(|raw::AcceptProxy { from }| networks(from));
-        listeners.push(Listener { name, address, refuse, balancers, sources: build_sources(allow, deny) });
+        let ip_literal = match ip_literal_sni {
+            None | Some(raw::IpLiteralSni::None) => IpLiteral::NoName,
+            Some(raw::IpLiteralSni::Refuse) => IpLiteral::Refused,
+        };
+        let sources = build_sources(allow, deny);
+        listeners.push(Listener { name, address, refuse, balancers, ip_literal, sources });
     }
     Ok(listeners)
+}
+
+/// Nobody looks for a name that nobody wrote.
+fn taken(name: &str, is_named: bool, from: &str, list: &str, other: usize) -> String {
+    if is_named {
+        format!("the name `{name}` is taken by {list}[{other}]")
+    } else {
+        format!("the name `{name}`, which it has from {from}, is taken by {list}[{other}]; give one of them a `name`")
+    }
 }
 
 fn build_routes(raw_routes: Vec<raw::Route>, listeners: &[Listener], directory: &Path) -> Result<Vec<Route>, Wrong> {
@@ -109,6 +123,7 @@ fn build_routes(raw_routes: Vec<raw::Route>, listeners: &[Listener], directory: 
     let mut routes = Vec::new();
     for (number, raw) in raw_routes.into_iter().enumerate() {
         let path = format!("routes[{number}]");
+        let is_named = raw.name.is_some();
         let route = build_route(raw, &path, listeners, directory)?;
         table.insert(&route.patterns, &route.matchers, &number).map_err(|conflict| {
             let claimed = conflict.pattern.map_or_else(|| "clients without a name".into(), |name| format!("`{name}`"));
@@ -120,7 +135,8 @@ fn build_routes(raw_routes: Vec<raw::Route>, listeners: &[Listener], directory: 
             Wrong::with(&path, message, format!("routes[{}]", conflict.earlier))
         })?;
         if let Some(other) = names.insert(route.name.clone(), number) {
-            let message = format!("the name `{}` is taken by routes[{other}]", route.name);
+            let from = if route.patterns.is_empty() { "taking every name" } else { "its first `sni`" };
+            let message = taken(&route.name, is_named, from, "routes", other);
             return Err(Wrong::with(path, message, format!("routes[{other}]")));
         }
         routes.push(route);
@@ -215,8 +231,9 @@ fn build_limits(raw: raw::Limits) -> Limits {
     }
 }
 
-fn build_admin(raw: &raw::Admin, listeners: &[Listener]) -> Result<SocketAddr, Wrong> {
-    let raw::Admin { address: Text(text::AdminAddress(address)), allow_remote } = *raw;
+fn build_admin(raw: raw::Admin, listeners: &[Listener]) -> Result<Admin, Wrong> {
+    let raw::Admin { address: Text(text::AdminAddress(address)), allow_remote, hosts } = raw;
+    let hosts = Hosts(hosts.map_or_else(Vec::new, |hosts| hosts.0.into_iter().map(|Text(host)| host).collect()));
     if !allow_remote && !address.ip().to_canonical().is_loopback() {
         let message = format!(
             "{address} can be reached from other machines; expected a loopback address such as 127.0.0.1:9443, or {{address: \"{address}\", allow_remote: true}}"
@@ -225,7 +242,7 @@ fn build_admin(raw: &raw::Admin, listeners: &[Listener]) -> Result<SocketAddr, W
     }
     match listeners.iter().find(|listener| overlap(address, listener.address)) {
         Some(listener) => Err(Wrong::at("admin", format!("{address} is taken by the listener `{}`", listener.name))),
-        None => Ok(address),
+        None => Ok(Admin { address, hosts }),
     }
 }
 

@@ -19,7 +19,9 @@ pub use self::build::overlap;
 pub use self::schema::schema;
 use self::text::{OneOrMany, Short, Text};
 use self::yaml::{Place, YamlError};
+use crate::admin::Hosts;
 use crate::admission::{Networks, SourceLimits, Sources};
+use crate::client_hello::IpLiteral;
 use crate::name::NamePattern;
 use crate::refusal::Refuse;
 use crate::relay::Engine;
@@ -27,6 +29,7 @@ use crate::route::Matchers;
 use crate::sandbox::Sandbox;
 use crate::tcp::TcpOptions;
 use crate::upstream::{Destination, Settings};
+use crate::visible::visible;
 
 /// Room for 100,000 routes.
 const MAX_FILE_SIZE: u64 = 32 * 1024 * 1024;
@@ -55,11 +58,20 @@ pub struct Config {
     /// Whether the file is looked at all the time, and taken when it changes.
     pub watch: bool,
     /// Where the admin listener is.
-    pub admin: Option<SocketAddr>,
+    pub admin: Option<Admin>,
     /// What the process gives up.
     pub sandbox: Sandbox,
     /// What is logged, and how.
     pub log: Log,
+}
+
+/// Where the admin listener is.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// With port 0 the kernel chooses.
+    pub address: SocketAddr,
+    /// For whom it answers.
+    pub hosts: Hosts,
 }
 
 /// An address that clients connect to.
@@ -73,6 +85,8 @@ pub struct Listener {
     pub refuse: Refuse,
     /// Who connects here in place of clients, and names them in PROXY headers; `None`: clients connect themselves.
     pub balancers: Option<Networks>,
+    /// What an address in place of a name is.
+    pub ip_literal: IpLiteral,
     /// From where they may come.
     pub sources: Sources,
 }
@@ -200,7 +214,8 @@ impl fmt::Display for ConfigError {
             }
             f.write_str(": ")?;
         }
-        f.write_str(&self.message)
+        // It repeats what is in the file.
+        f.write_str(&visible(&self.message))
     }
 }
 
@@ -297,8 +312,15 @@ pub fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
     if !metadata.is_file() {
         return Err(refused("cannot read the configuration: not a regular file".into()));
     }
+    read_from(path, File::open(path).map_err(cannot)?)
+}
+
+/// The bytes of a configuration that comes from elsewhere, and is called so in errors.
+pub fn read_from(name: &Path, reader: impl Read) -> Result<Vec<u8>, ConfigError> {
+    let refused = |message: String| ConfigError { file: Some(name.to_owned()), position: None, message };
     let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes)).map_err(cannot)?;
+    let read = reader.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes);
+    read.map_err(|error| refused(format!("cannot read the configuration: {error}")))?;
     if bytes.len() as u64 > MAX_FILE_SIZE {
         return Err(refused(format!("the configuration is larger than {} MiB", MAX_FILE_SIZE >> 20)));
     }

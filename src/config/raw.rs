@@ -8,7 +8,8 @@ use serde::Deserialize;
 
 use super::text::{
     AdminAddress, CheckName, Count, FilePath, HeldSize, HelloSize, Label, Network, NewRate, OneOrMany, Protocol,
-    RequestPath, Seconds, Service, Short, Shorthand, Span, SpanOrZero, Text, UserTimeout, Workers,
+    RequestPath, Seconds, Service, Short, Shorthand, Span, SpanOrZero, StatusRange, Text, TrustedFile, UserTimeout,
+    Workers, one_of_many,
 };
 use crate::name::NamePattern;
 use crate::upstream::Destination;
@@ -85,8 +86,11 @@ impl<'de> Deserialize<'de> for Listen {
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Listen, E> {
-                let one = Short::deserialize(serde::de::value::StrDeserializer::new(text))?;
-                Ok(Listen(vec![one]))
+                one_of_many(text).map(|Text(address)| Listen(vec![Short(Listener::at(address))]))
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Listen, E> {
+                self.visit_str(&number.to_string())
             }
 
             fn visit_seq<A: serde::de::SeqAccess<'de>>(self, sequence: A) -> Result<Listen, A::Error> {
@@ -118,6 +122,18 @@ pub(super) struct Listener {
     /// Balancers that connect here and name the client in a PROXY header. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(super) accept_proxy: Option<AcceptProxy>,
+    /// What an IP address in place of the name is, which TLS forbids and some clients send. Default: none.
+    #[serde(default, deserialize_with = "present")]
+    pub(super) ip_literal_sni: Option<IpLiteralSni>,
+}
+
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum IpLiteralSni {
+    /// Malformed: the client is refused.
+    Refuse,
+    /// No name: the client goes where clients without a name go.
+    None,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -130,7 +146,15 @@ pub(super) struct AcceptProxy {
 impl Listener {
     /// Only an address, all else as it is by default.
     pub(super) fn at(address: SocketAddr) -> Self {
-        Self { name: None, address: Text(address), refuse: None, allow: None, deny: None, accept_proxy: None }
+        Self {
+            name: None,
+            address: Text(address),
+            refuse: None,
+            allow: None,
+            deny: None,
+            accept_proxy: None,
+            ip_literal_sni: None,
+        }
     }
 }
 
@@ -349,9 +373,10 @@ pub(super) struct HealthCheck {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TlsCheck {
-    /// PEM file of the CA that the certificate must come from.
+    /// PEM file of the CA that the certificate must come from, or of that very certificate; `system`: the CAs of this
+    /// machine.
     #[serde(default, deserialize_with = "present")]
-    pub(super) ca_file: Option<Text<FilePath>>,
+    pub(super) ca_file: Option<Text<TrustedFile>>,
     /// Name to ask for, and that the certificate must carry. Default: the first exact `sni`, not verified.
     #[serde(default, deserialize_with = "present")]
     pub(super) server_name: Option<Text<CheckName>>,
@@ -376,6 +401,9 @@ pub(super) struct HttpCheck {
     /// PEM file of its key. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(super) client_key: Option<Text<FilePath>>,
+    /// Statuses that count as ready, such as 204, 200-399 or a list of those. Default: 200.
+    #[serde(default, deserialize_with = "present")]
+    pub(super) expect: Option<OneOrMany<Text<StatusRange>>>,
     /// What 401 and 403 mean. Default: alive.
     #[serde(default, deserialize_with = "present")]
     pub(super) unauthorized: Option<Unauthorized>,
@@ -488,6 +516,9 @@ pub(super) struct Admin {
     /// Whether the address may be one that other machines reach. Default: false.
     #[serde(default)]
     pub(super) allow_remote: bool,
+    /// Names by which it is reached, besides addresses and localhost; requests for others are refused. Default: none.
+    #[serde(default, deserialize_with = "present")]
+    pub(super) hosts: Option<OneOrMany<Text<NamePattern>>>,
 }
 
 impl Shorthand for Admin {
@@ -495,7 +526,7 @@ impl Shorthand for Admin {
     type Text = AdminAddress;
 
     fn from_text(address: AdminAddress) -> Self {
-        Self { address: Text(address), allow_remote: false }
+        Self { address: Text(address), allow_remote: false, hosts: None }
     }
 }
 

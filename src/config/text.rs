@@ -3,6 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -14,7 +15,10 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor}
 use super::schema::Form;
 use crate::admission::Rate;
 use crate::name::NamePattern;
+use crate::pasted;
 use crate::upstream::Destination;
+use crate::upstream::health::CaFile;
+use crate::visible::{is_visible, visible};
 
 /// A value written as text.
 pub(super) trait Written: Sized {
@@ -62,7 +66,7 @@ impl<T: Written> Visitor<'_> for TextVisitor<T> {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-        Self::result(T::read(text), text.escape_debug())
+        Self::result(T::read(text), visible(text))
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
@@ -99,7 +103,11 @@ impl<'de, T: Written> Visitor<'de> for OneOrManyVisitor<T> {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-        TextVisitor(PhantomData).visit_str(text).map(|one| OneOrMany(vec![one]))
+        one_of_many(text).map(|one| OneOrMany(vec![one]))
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
+        TextVisitor(PhantomData).visit_u64(number).map(|one| OneOrMany(vec![one]))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, sequence: A) -> Result<Self::Value, A::Error> {
@@ -109,6 +117,14 @@ impl<'de, T: Written> Visitor<'de> for OneOrManyVisitor<T> {
         } else {
             Ok(OneOrMany(many))
         }
+    }
+}
+
+/// Where a list may be as well.
+pub(super) fn one_of_many<T: Written, E: Error>(text: &str) -> Result<Text<T>, E> {
+    match pasted::list(text, |part| T::read(part).is_ok()) {
+        Some(list) if T::read(text).is_err() => TextVisitor::result(Err(list), visible(text)),
+        _ => TextVisitor(PhantomData).visit_str(text),
     }
 }
 
@@ -146,7 +162,12 @@ impl<'de, T: Shorthand + Deserialize<'de>> Visitor<'de> for ShortVisitor<T> {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-        TextVisitor(PhantomData).visit_str(text).map(|text| Short(T::from_text(text.0)))
+        let text = if T::from_list(Vec::new()).is_some() {
+            one_of_many(text)?
+        } else {
+            TextVisitor(PhantomData).visit_str(text)?
+        };
+        Ok(Short(T::from_text(text.0)))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, sequence: A) -> Result<Self::Value, A::Error> {
@@ -170,7 +191,7 @@ impl Written for SocketAddr {
     const FORM: Form = Form::text("Address", ADDRESS);
 
     fn read(text: &str) -> Result<Self, String> {
-        from_str(text)
+        text.parse().map_err(|_| pasted::listener(text).unwrap_or_default())
     }
 }
 
@@ -183,7 +204,7 @@ impl Written for AdminAddress {
     const FORM: Form = Form::text("AdminAddress", ADDRESS);
 
     fn read(text: &str) -> Result<Self, String> {
-        from_str(text).map(Self)
+        text.parse().map(Self).map_err(|_| pasted::listener(text).unwrap_or_default())
     }
 }
 
@@ -195,7 +216,7 @@ impl Written for NamePattern {
     fn read(text: &str) -> Result<Self, String> {
         Self::parse(text).map_err(|error| match text {
             "*" => "to take every name, leave `sni` out".into(),
-            _ => error.to_string(),
+            _ => pasted::name(text, error),
         })
     }
 }
@@ -235,6 +256,22 @@ impl Written for FilePath {
     }
 }
 
+/// Where the trusted certificates are.
+#[derive(Clone, Debug)]
+pub(super) struct TrustedFile(pub(super) CaFile);
+
+impl Written for TrustedFile {
+    const EXPECTED: &'static str = "the path of a PEM file, from the directory of the configuration, or system";
+    const FORM: Form = Form::text("CaFile", r"^[^\x00]+$");
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "system" => Ok(Self(CaFile::System)),
+            path => FilePath::read(path).map(|FilePath(path)| Self(CaFile::File(path))),
+        }
+    }
+}
+
 /// The name that a certificate must carry.
 #[derive(Clone, Debug)]
 pub(super) struct CheckName(pub(super) rustls::pki_types::ServerName<'static>);
@@ -262,6 +299,29 @@ impl Written for RequestPath {
     }
 }
 
+/// Statuses of HTTP.
+#[derive(Clone, Debug)]
+pub(super) struct StatusRange(pub(super) RangeInclusive<u16>);
+
+impl Written for StatusRange {
+    const EXPECTED: &'static str = "a status from 100 to 599 such as 200, or a range such as 200-399";
+    const FORM: Form = Form::text("StatusRange", r"^[1-5]\d\d(-[1-5]\d\d)?$").or_number(100..=599);
+
+    fn read(text: &str) -> Result<Self, String> {
+        let status = |text: &str| {
+            let is_plain = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit());
+            text.parse().ok().filter(|status| is_plain && (100..=599).contains(status)).ok_or_else(String::new)
+        };
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let (first, last) = (status(first)?, status(last)?);
+        if first <= last { Ok(Self(first..=last)) } else { Err("the range ends before it begins".into()) }
+    }
+
+    fn from_number(status: u64) -> Option<Self> {
+        u16::try_from(status).ok().map(|status| Self(status..=status))
+    }
+}
+
 /// A name that the operator gives to something.
 #[derive(Clone, Debug)]
 pub(super) struct Label(pub(super) String);
@@ -271,7 +331,7 @@ impl Written for Label {
     const FORM: Form = Form::text("Label", r"^[^_\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]{0,252}$");
 
     fn read(text: &str) -> Result<Self, String> {
-        let fits = (1..=253).contains(&text.len()) && !text.starts_with('_') && !text.contains(char::is_control);
+        let fits = (1..=253).contains(&text.len()) && !text.starts_with('_') && text.chars().all(is_visible);
         if fits { Ok(Self(text.into())) } else { Err(String::new()) }
     }
 }

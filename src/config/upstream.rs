@@ -6,11 +6,11 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 
 use super::build::Wrong;
-use super::text::{CheckName, FilePath, OneOrMany, RequestPath, Span, Text};
+use super::text::{CheckName, FilePath, OneOrMany, RequestPath, Span, Text, TrustedFile};
 use super::{Listener, raw};
 use crate::name::NamePattern;
 use crate::proxy_protocol::Version;
-use crate::upstream::health::read_roots;
+use crate::upstream::health::{Authorities, CaFile, EXPECTED};
 use crate::upstream::{
     Balance, ConnectBudget, Destination, HealthCheck, HttpCheck, OnRemove, Settings, Thresholds, TlsCheck, leads_to,
 };
@@ -150,15 +150,18 @@ fn build_tls(raw: raw::TlsCheck, path: &str, names: &[NamePattern], directory: &
     let verified_name = server_name.map(|Text(CheckName(name))| name);
     let verify = verify.unwrap_or(true);
     let ca_file = match (ca_file, verify) {
-        (Some(Text(FilePath(file))), true) => {
-            let file = directory.join(file);
-            read_roots(&file).map_err(|reason| Wrong::at(format!("{path}.ca_file"), reason))?;
-            Some(file)
+        (Some(Text(TrustedFile(from))), true) => {
+            let from = match from {
+                CaFile::File(file) => CaFile::File(directory.join(file)),
+                CaFile::System => CaFile::System,
+            };
+            Authorities::read(&from).map_err(|reason| Wrong::at(format!("{path}.ca_file"), reason))?;
+            Some(from)
         }
         (None, false) => None,
         (Some(_), false) => return Err(Wrong::at(format!("{path}.ca_file"), "not used with `verify: false`")),
         (None, true) => {
-            let message = "missing key `ca_file`, the PEM file of the cluster's CA; or `verify: false`, to believe any certificate";
+            let message = "missing key `ca_file`, the PEM file of the cluster's CA, or `system`; or `verify: false`, to trust any certificate";
             return Err(Wrong::at(path, message));
         }
     };
@@ -170,7 +173,7 @@ fn build_tls(raw: raw::TlsCheck, path: &str, names: &[NamePattern], directory: &
 type ClientFiles = Option<(PathBuf, PathBuf)>;
 
 fn build_http(raw: raw::HttpCheck, path: &str, directory: &Path) -> Result<(HttpCheck, ClientFiles), Wrong> {
-    let raw::HttpCheck { path: request_path, token_file, client_certificate, client_key, unauthorized } = raw;
+    let raw::HttpCheck { path: request_path, token_file, client_certificate, client_key, expect, unauthorized } = raw;
     let file = |raw: Option<Text<FilePath>>, key: &str| {
         raw.map(|Text(FilePath(file))| {
             let file = directory.join(file);
@@ -194,7 +197,9 @@ fn build_http(raw: raw::HttpCheck, path: &str, directory: &Path) -> Result<(Http
         Some(raw::Unauthorized::Failed) => false,
     };
     let path = request_path.map_or_else(|| hyper::Uri::from_static("/readyz"), |Text(RequestPath(path))| path);
-    Ok((HttpCheck { path, token_file, unauthorized_is_alive }, client))
+    let expect =
+        expect.map_or_else(|| vec![EXPECTED], |expect| expect.0.into_iter().map(|Text(range)| range.0).collect());
+    Ok((HttpCheck { path, token_file, expect, unauthorized_is_alive }, client))
 }
 
 impl raw::Upstream {

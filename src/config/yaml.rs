@@ -93,6 +93,9 @@ fn explain(text: &str, error: &serde_yaml::Error) -> YamlError {
         _ => ("", message),
     };
     let prefix = if path.is_empty() { String::new() } else { format!("{path}: ") };
+    if let Some((position, message)) = swallowed_line(what, text, position) {
+        return YamlError { position: Some(position), message: format!("{prefix}{message}") };
+    }
     if let Some((key, known)) = quoted(what, "unknown field `") {
         let position = locate(text, &Place::key(path, key)).or(position);
         let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
@@ -117,7 +120,7 @@ fn explain(text: &str, error: &serde_yaml::Error) -> YamlError {
 /// The parser speaks of Rust types and of the inside of YAML.
 fn in_our_words(what: &str, text: &str, position: Option<Position>) -> String {
     let line = position.and_then(|at| text.lines().nth(at.line - 1)).unwrap_or_default();
-    if what.contains("while scanning an alias") {
+    if what.contains("while scanning an alias") || what.starts_with("unknown anchor") {
         return "a name that begins with `*` needs quotes: \"*.example.com\"".into();
     }
     if what.contains("while parsing a flow node") && line.contains("[:") {
@@ -127,6 +130,9 @@ fn in_our_words(what: &str, text: &str, position: Option<Position>) -> String {
         return "the file is text without keys; expected `listen` and `routes` (for HAProxy's and nginx's files there is \
             `snigate import`)"
             .into();
+    }
+    if let Some(plain) = of_libyaml(what) {
+        return plain.into();
     }
     if let Some((value, expected)) = quoted(what, "unknown variant `") {
         return format!("`{value}`: {}", expected.trim_start_matches(", "));
@@ -148,6 +154,55 @@ fn in_our_words(what: &str, text: &str, position: Option<Position>) -> String {
     .replace("sequence, ", "a list, ")
     .replace("map, ", "a map, ")
     .replace("a boolean", "true or false")
+}
+
+/// A key that is indented too far is taken for a part of the value above it.
+fn swallowed_line(what: &str, text: &str, position: Option<Position>) -> Option<(Position, String)> {
+    let (value, _) = quoted(what, "`")?;
+    let line = position?.line + 1;
+    let next = text.lines().nth(line - 1)?;
+    let (key, _) = next.split_once(':')?;
+    let is_swallowed =
+        !key.trim().is_empty() && value.split_once(' ').is_some_and(|(_, rest)| rest.starts_with(key.trim()));
+    let column = next.chars().take_while(|character| *character == ' ').count() + 1;
+    let message = || format!("the key `{}` is indented too far: here it is a part of the value above it", key.trim());
+    is_swallowed.then(|| (Position { line, column }, message()))
+}
+
+/// What the parser says most often, and what has happened then.
+fn of_libyaml(what: &str) -> Option<&'static str> {
+    const WORDS: [(&str, &str); 14] = [
+        (
+            "did not find expected key",
+            "the indentation does not fit the lines above, or a quote or bracket is not closed",
+        ),
+        (
+            "mapping values are not allowed in this context",
+            "a `:` where no key can be: the line is indented too far, or the value needs quotes",
+        ),
+        (
+            "did not find expected '-' indicator",
+            "the indentation does not fit the list above: all its items begin with `- ` in one column",
+        ),
+        ("could not find expected ':'", "a key without a `:` behind it, here or on the line above"),
+        ("found character that cannot start any token", "a value that begins with this character needs quotes"),
+        ("found unexpected end of stream", "a quote is not closed before the end of the file"),
+        ("did not find expected ',' or ']'", "a `,` or the closing `]` is missing"),
+        ("did not find expected ',' or '}'", "a `,` or the closing `}` is missing"),
+        (
+            "block sequence entries are not allowed in this context",
+            "an item of a list (`- `) begins on a line of its own, below its key",
+        ),
+        ("found unknown escape character", "an unknown escape in double quotes; in single quotes a `\\` is no escape"),
+        ("found undefined tag handle", "a value that begins with `!` needs quotes"),
+        ("did not find expected node content", "a value is missing here, or a bracket has no other end"),
+        (
+            "did not find expected <document start>",
+            "a line that belongs to no key: is it, or the first one, indented wrongly?",
+        ),
+        ("control characters are not allowed", "a control character; save the file as plain text"),
+    ];
+    WORDS.into_iter().find(|(theirs, _)| what.contains(theirs)).map(|(_, ours)| ours)
 }
 
 fn character_at(text: &str, Position { line, column }: Position) -> Option<char> {

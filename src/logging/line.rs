@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 use serde_json::Value;
+use snigate::visible::is_visible;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level};
 
@@ -48,10 +49,20 @@ fn quote(line: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     line.push(b'"');
     write(line);
     // Not `any`: without an early end it is done many bytes at a time.
-    let is_special = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
+    let is_special = |byte: u8| !(b' '..=b'~').contains(&byte) || byte == b'"' || byte == b'\\';
     if line[start + 1..].iter().fold(false, |found, byte| found | is_special(*byte)) {
         let text = line.split_off(start).split_off(1);
-        let _ = serde_json::to_writer(line, &String::from_utf8_lossy(&text));
+        let quoted = Value::from(String::from_utf8_lossy(&text)).to_string();
+        for character in quoted.chars() {
+            // Lines of JSON are looked at in terminals, too.
+            if is_visible(character) {
+                line.extend(character.encode_utf8(&mut [0; 4]).bytes());
+            } else {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    let _ = write!(line, "\\u{unit:04x}");
+                }
+            }
+        }
     } else {
         line.push(b'"');
     }
@@ -101,10 +112,10 @@ pub(super) fn text(line: &mut Vec<u8>, event: &Event<'_>, is_colored: bool) {
     // Into memory: this cannot fail.
     let _ = write!(line, "{dim}{time}{plain} {colored}{level:>5}{plain} ");
     for character in rest.chars() {
-        let _ = if character.is_control() {
-            write!(line, "{}", character.escape_debug())
-        } else {
+        let _ = if is_visible(character) {
             write!(line, "{character}")
+        } else {
+            write!(line, "{}", character.escape_debug())
         };
     }
 }
@@ -237,11 +248,24 @@ mod tests {
 
     #[test]
     fn e10_strings_are_quoted_as_json_has_it() {
-        for text in ["", "a.example", "[::1]:443", "a\"b", "\\", "\n", "\u{1b}[31m", "\u{202e}\u{e9}", "a\0b"] {
+        for text in [
+            "",
+            "a.example",
+            "[::1]:443",
+            "a\"b",
+            "\\",
+            "\n",
+            "\u{1b}[31m",
+            "\u{202e}\u{e9}",
+            "a\0b",
+            "\x7f\u{9b}",
+            "\u{e0041}",
+        ] {
             let mut line = b"before".to_vec();
             quote_formatted(&mut line, format_args!("{text}"));
             let quoted = line.strip_prefix(b"before").unwrap();
             assert_eq!(serde_json::from_slice::<String>(quoted).unwrap(), text);
+            assert!(str::from_utf8(quoted).unwrap().chars().all(is_visible), "{}", quoted.escape_ascii());
         }
     }
 }

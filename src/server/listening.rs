@@ -85,7 +85,7 @@ impl Listening {
 /// A socket that listens; nobody accepts from it yet.
 #[derive(Debug)]
 pub(super) struct Opened {
-    configured: SocketAddr,
+    pub(super) configured: SocketAddr,
     pub(super) address: SocketAddr,
     socket: Socket,
     listener: Option<TcpListener>,

@@ -28,7 +28,7 @@ use self::listening::{Acceptor, Listening, Opened};
 use self::memory::Memory;
 use crate::accept::{BindError, Stop};
 use crate::account::Counters;
-use crate::admin::{self, State};
+use crate::admin::{self, Hosts, State};
 use crate::admission::{SourceLimits, Table};
 use crate::config::{self, Config, Limits, Log, Timeouts};
 use crate::connection::Snapshot;
@@ -50,6 +50,7 @@ pub struct Server {
     admin: Option<Listening>,
     /// Removed listeners that serve their queues.
     closing: TaskTracker,
+    admin_hosts: Arc<ArcSwap<Hosts>>,
     timeouts: Timeouts,
     fixed: Fixed,
     /// Readiness has gone.
@@ -161,6 +162,7 @@ impl Server {
             listeners: Vec::new(),
             admin: None,
             closing: TaskTracker::new(),
+            admin_hosts: Arc::default(),
             timeouts: config.timeouts,
             fixed: fixed(&config),
             draining: CancellationToken::new(),
@@ -231,12 +233,11 @@ impl Server {
         let memory = Memory::read();
         let share = capacity::share(connections, config.listeners.len(), config.relay, memory)?;
 
-        let admin_name = |address| (ADMIN, address);
         let wanted: Vec<(&str, SocketAddr)> = config
             .listeners
             .iter()
             .map(|listener| (&*listener.name, listener.address))
-            .chain(config.admin.map(admin_name))
+            .chain(config.admin.as_ref().map(|admin| (ADMIN, admin.address)))
             .collect();
         let names: Vec<Arc<Snapshot>> = self.listeners.iter().map(|(_, snapshot)| snapshot.load_full()).collect();
         let names = names.iter().map(|snapshot| &*snapshot.listener.name).chain(self.admin.as_ref().map(|_| ADMIN));
@@ -302,7 +303,7 @@ impl Server {
             relay,
             workers: _,
             watch: _,
-            admin: _,
+            admin,
             sandbox: _,
             log,
         } = config;
@@ -326,6 +327,9 @@ impl Server {
 
         let mut closed = self.listen(listeners, prepared.listeners, &settings, &generation);
         self.generation.store(generation);
+        if let Some(admin) = admin {
+            self.admin_hosts.store(Arc::new(admin.hosts));
+        }
         if !matches!(prepared.admin, Some(Source::Running(_))) {
             closed.extend(self.admin.take());
         }
@@ -350,7 +354,7 @@ impl Server {
             connections: self.connections.clone(),
             roster: Arc::clone(&self.surroundings.roster),
         };
-        for (number, (config::Listener { name, address: _, refuse, balancers, sources }, source)) in
+        for (number, (config::Listener { name, address: _, refuse, balancers, ip_literal, sources }, source)) in
             configured.into_iter().zip(sources).enumerate()
         {
             let snapshot = Arc::new(Snapshot {
@@ -358,6 +362,7 @@ impl Server {
                 number,
                 refuse,
                 balancers,
+                ip_literal,
                 sources,
                 source_limits: settings.source_limits,
                 source_table: Arc::clone(&self.source_table),
@@ -394,6 +399,8 @@ impl Server {
             counters: Arc::clone(&self.counters),
             history: Arc::default(),
             viewers: Arc::new(Semaphore::new(admin::MAX_VIEWERS)),
+            hosts: Arc::clone(&self.admin_hosts),
+            configured: socket.configured,
             fixed: self.fixed.clone(),
             draining: self.draining.clone(),
         };

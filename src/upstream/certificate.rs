@@ -1,5 +1,6 @@
 //! What an endpoint's certificate says, as far as its operator should know.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use rustls::pki_types::CertificateDer;
@@ -8,6 +9,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
 use crate::name::{NamePattern, parents};
+use crate::visible::visible;
 
 /// A certificate that expires sooner is worth a warning.
 pub const EXPIRES_SOON_SECONDS: i64 = 14 * 24 * 3600;
@@ -15,7 +17,7 @@ pub const EXPIRES_SOON_SECONDS: i64 = 14 * 24 * 3600;
 /// A server's certificate. Nothing is verified here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
-    /// The DNS names it is for, as they stand in it.
+    /// The DNS names it is for, as they stand in it, all of them; what would not be seen as itself is escaped.
     pub names: Vec<String>,
     /// The addresses it is for.
     pub addresses: Vec<IpAddr>,
@@ -23,14 +25,11 @@ pub struct Certificate {
     pub begins: i64,
     /// Until when it is valid, in seconds since the epoch.
     pub expires: i64,
-    /// Who has issued it.
+    /// Who has issued it; what would not be seen as itself is escaped.
     pub issuer: String,
     /// The public key, to see whether it is another one.
     key: Vec<u8>,
 }
-
-/// Whoever answers chooses how many there are.
-const MAX_NAMES: usize = 100;
 
 impl Certificate {
     /// Reads a certificate; `None` if it is none.
@@ -42,16 +41,14 @@ impl Certificate {
             addresses: Vec::new(),
             begins: certificate.validity().not_before.timestamp(),
             expires: certificate.validity().not_after.timestamp(),
-            issuer: certificate.issuer().to_string(),
+            issuer: visible(&certificate.issuer().to_string()).into_owned(),
             key: certificate.public_key().raw.to_vec(),
         };
         let alternatives = certificate.subject_alternative_name().ok().flatten();
         for name in alternatives.iter().flat_map(|extension| &extension.value.general_names) {
             match name {
-                GeneralName::DNSName(name) if read.names.len() < MAX_NAMES => read.names.push((*name).to_owned()),
-                GeneralName::IPAddress(octets) if read.addresses.len() < MAX_NAMES => {
-                    read.addresses.extend(address(octets));
-                }
+                GeneralName::DNSName(name) => read.names.push(visible(name).into_owned()),
+                GeneralName::IPAddress(octets) => read.addresses.extend(address(octets)),
                 _ => {}
             }
         }
@@ -62,16 +59,19 @@ impl Certificate {
     /// a name one label below.
     #[must_use]
     pub fn covers(&self, pattern: &NamePattern) -> bool {
-        let pattern = pattern.to_string();
-        self.names.iter().any(|name| match name.strip_prefix("*.") {
-            Some(suffix) => parents(&pattern).next().is_some_and(|parent| parent.eq_ignore_ascii_case(suffix)),
-            None => name.eq_ignore_ascii_case(&pattern),
-        })
+        self.not_covered(std::slice::from_ref(pattern)).is_empty()
     }
 
-    /// Those of these names that it does not cover.
-    pub fn not_covered<'n>(&self, names: &'n [NamePattern]) -> impl Iterator<Item = &'n NamePattern> {
-        names.iter().filter(|name| !self.covers(name))
+    /// Those of these names that it does not cover. There may be thousands of both.
+    #[must_use]
+    pub fn not_covered<'n>(&self, names: &'n [NamePattern]) -> Vec<&'n NamePattern> {
+        let own: HashSet<String> = self.names.iter().map(|name| name.to_ascii_lowercase()).collect();
+        let covers = |pattern: &&NamePattern| {
+            let pattern = pattern.to_string();
+            let by_wildcard = || parents(&pattern).next().is_some_and(|parent| own.contains(&format!("*.{parent}")));
+            own.contains(&pattern) || by_wildcard()
+        };
+        names.iter().filter(|pattern| !covers(pattern)).collect()
     }
 
     /// Whether it is the same one, and not one that was renewed.
@@ -125,6 +125,10 @@ impl Certificates {
                 self.shown.remove(0);
             }
         }
+        for (former, _) in &mut self.shown {
+            // The other end chooses how many there are, and only those of the last one are asked for.
+            (former.names, former.addresses) = (Vec::new(), Vec::new());
+        }
         self.shown.push((certificate, expires_soon));
         news
     }
@@ -156,6 +160,24 @@ mod tests {
             assert!(!covers(name), "{name}");
         }
         assert!(Certificate::read(&vec![0x30, 0x03, 1, 2, 3].into()).is_none());
+    }
+
+    #[test]
+    fn no_name_is_too_far_down_the_list() {
+        let names: Vec<String> = (0..2000).map(|number| format!("n{number}.example")).collect();
+        let certificate = issued(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(certificate.names, names);
+        let wanted = ["n1999.example", "n2000.example", "n0.example"].map(|name| NamePattern::parse(name).unwrap());
+        assert_eq!(certificate.not_covered(&wanted), [&wanted[1]]);
+    }
+
+    #[test]
+    fn what_others_have_written_into_it_can_be_shown() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "good \u{202e}live\u{2066}\x1b[2J");
+        let certificate = Certificate::read(params.self_signed(&key).unwrap().der()).unwrap();
+        assert!(certificate.issuer.contains("good \\u{202e}live\\u{2066}\\u{1b}[2J"), "{}", certificate.issuer);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use crate::name::{NameError, ServerName};
+use crate::pasted;
 
 /// An address, or a name that may have several.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -68,8 +69,8 @@ impl FromStr for Destination {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text.contains("://") {
-            return Err("a URL".into());
+        if let Some(found) = pasted::endpoint(text) {
+            return Err(found);
         }
         let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
         let port = port.parse().ok().filter(|port| *port > 0).ok_or("the port is no number from 1 to 65535")?;

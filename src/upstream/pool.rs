@@ -20,6 +20,7 @@ use super::endpoint::{Change, Endpoint, EndpointId};
 use super::health::{self, HealthCheck};
 use super::own::Own;
 use super::{Destination, Setup, Surroundings, failure};
+use crate::units::first_of;
 
 /// How many refused, timed-out or unanswered connections in a row make an endpoint dead where nothing checks it.
 const UNCHECKED: Thresholds = Thresholds { rise: 1, fall: 3, unready: 3 };
@@ -66,6 +67,9 @@ impl Members {
         });
     }
 }
+
+/// How many addresses or names a log line has.
+const MAX_LISTED: usize = 20;
 
 #[derive(Clone, Debug, Default)]
 struct Answer {
@@ -257,19 +261,29 @@ impl Pool {
         }
         members.loops = loops;
         self.endpoints.store(Arc::new(after.clone()));
-        for endpoint in after.iter().filter(|endpoint| !before.iter().any(|other| other.id == endpoint.id)) {
-            info!(route = &*self.setup.route, endpoint = %endpoint.address, state = endpoint.state().label(), "endpoint added");
-        }
-        for endpoint in before.iter().filter(|endpoint| !after.iter().any(|other| other.id == endpoint.id)) {
+        let lacks = |some: &[Arc<Endpoint>], one: &Endpoint| !some.iter().any(|other| other.id == one.id);
+        let added: Vec<_> = after.iter().filter(|endpoint| lacks(&before, endpoint)).collect();
+        let removed: Vec<_> = before.iter().filter(|endpoint| lacks(&after, endpoint)).collect();
+        self.log_change(&added, &removed, after.len());
+        for endpoint in removed {
             if let Some(caretaker) = members.caretakers.remove(&endpoint.id) {
                 caretaker.abort();
             }
-            let connections = endpoint.connections();
-            info!(route = &*self.setup.route, endpoint = %endpoint.address, connections, "endpoint removed");
             endpoint.leave();
             members.former.push(Arc::clone(endpoint));
         }
         members.forget_some();
+    }
+
+    /// One line, however many: some names have another answer each time.
+    fn log_change(&self, added: &[&Arc<Endpoint>], removed: &[&Arc<Endpoint>], endpoints: usize) {
+        if added.is_empty() && removed.is_empty() {
+            return;
+        }
+        let connections: usize = removed.iter().map(|endpoint| endpoint.connections()).sum();
+        let list = |some: &[&Arc<Endpoint>]| first_of(some.iter().map(|endpoint| endpoint.address), MAX_LISTED);
+        let (route, added, removed) = (&*self.setup.route, list(added), list(removed));
+        info!(route, added, removed, connections, endpoints, "endpoints changed");
     }
 
     fn welcome(self: &Arc<Self>, address: SocketAddr, members: &mut Members) -> Arc<Endpoint> {
@@ -375,10 +389,10 @@ impl Pool {
             info!(route, endpoint = %endpoint.address, changed, issuer = certificate.issuer, "certificate");
         }
         let names = if is_new { &self.setup.names[..] } else { &[] };
-        let uncovered: Vec<String> = certificate.not_covered(names).map(ToString::to_string).collect();
+        let uncovered = certificate.not_covered(names);
         if !uncovered.is_empty() {
             warn!(
-                route, endpoint = %endpoint.address, not_covered = uncovered.join(", "), covered = certificate.names.join(", "),
+                route, endpoint = %endpoint.address, not_covered = first_of(uncovered.iter(), MAX_LISTED), covered = first_of(certificate.names.iter(), MAX_LISTED),
                 "certificate does not cover the route's names: clients that verify it need tls-server-name"
             );
         }

@@ -24,14 +24,26 @@ pub struct Issued {
 
 impl Authority {
     pub fn new() -> Self {
+        Self::called("test CA")
+    }
+
+    pub fn called(name: &str) -> Self {
         let mut parameters = CertificateParams::new([]).unwrap();
-        parameters.distinguished_name.push(DnType::CommonName, "test CA");
+        parameters.distinguished_name.push(DnType::CommonName, name);
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(parameters, KeyPair::generate().unwrap()).unwrap())
     }
 
     pub fn issue(&self, name: &str) -> Issued {
         self.issue_with(name, |_| {})
+    }
+
+    /// One for all of these names.
+    pub fn issue_for(&self, names: &[String]) -> Issued {
+        self.issue_with(&names[0], |parameters| {
+            let alternatives = CertificateParams::new(names).unwrap().subject_alt_names;
+            parameters.subject_alt_names = alternatives;
+        })
     }
 
     /// One that was valid in 2020.

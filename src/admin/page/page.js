@@ -151,23 +151,21 @@ class Row {
 }
 
 function verdict(status) {
-  const endpoints = status.routes.flatMap((route) => route.upstream.flatMap((one) => one.endpoints));
-  const count = (state) => endpoints.filter((endpoint) => endpoint.state === state).length;
-  const failing = status.routes.filter((route) => route.failing_open).length;
-  const nowhere = status.routes.filter((route) => route.upstream.every((one) => one.endpoints.length === 0)).length;
+  // Of all routes, also of those that are not shown.
+  const { ready, unready, dead, failing_open: failing, without_address: nowhere } = status.summary;
   const troubles = [];
   if (status.draining) troubles.push("stopping: no new connections");
   if (failing > 0) troubles.push(`${plural(failing, "route has", "routes have")} no ready endpoint`);
   if (nowhere > 0) troubles.push(`${plural(nowhere, "route has", "routes have")} no address`);
-  if (count("dead") > 0) troubles.push(`${plural(count("dead"), "endpoint is", "endpoints are")} dead`);
-  if (count("unready") > 0) troubles.push(`${plural(count("unready"), "endpoint is", "endpoints are")} unready`);
+  if (dead > 0) troubles.push(`${plural(dead, "endpoint is", "endpoints are")} dead`);
+  if (unready > 0) troubles.push(`${plural(unready, "endpoint is", "endpoints are")} unready`);
   if (!status.config.last_reload_successful) troubles.push("the last reload was refused");
   const error = byId("error");
   error.hidden = !status.config.last_error;
   setText(error, status.config.last_error || "");
   const left = status.predecessor_connections;
   const before = left > 0 ? `, ${plural(left, "connection", "connections")} still in processes before an upgrade` : "";
-  const all = `${plural(status.routes_total, "route", "routes")}, ${plural(endpoints.length, "endpoint", "endpoints")}${before}`;
+  const all = `${plural(status.routes_total, "route", "routes")}, ${plural(ready + unready + dead, "endpoint", "endpoints")}${before}`;
   const line = byId("verdict");
   setText(line, troubles.length === 0 ? `All is well: ${all}.` : `${troubles.join("; ")}. (${all})`);
   line.className = troubles.length === 0 ? "well" : "unwell";

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +9,7 @@ use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ProtocolVersion};
 use snigate::name::NamePattern;
 use snigate::proxy_protocol;
-use snigate::units::time;
+use snigate::units::{first_of, time};
 use snigate::upstream::health::{Handshake, ask_once, said};
 use snigate::upstream::{Certificate, EXPIRES_SOON_SECONDS, Finding, HealthCheck, Thresholds};
 use tokio::io::AsyncWriteExt;
@@ -20,7 +19,6 @@ use tokio_rustls::client::TlsStream;
 
 use super::report::{Check, Mark};
 use super::visit::{Visit, late};
-use crate::commands::first_of;
 
 /// The most names of a certificate that are listed.
 const MAX_NAMES: usize = 6;
@@ -106,13 +104,13 @@ fn chain(visit: &Visit, address: SocketAddr, certificate: Option<&Certificate>) 
             format!("issued by {issuer}; not verified, because there is no `health_check.tls.ca_file`, nor --ca");
         return Check::new(Mark::Note, "chain", address, says);
     };
-    Check::new(Mark::Ok, "chain", address, format!("verifies against {}, issued by {issuer}", ca.display()))
+    Check::new(Mark::Ok, "chain", address, format!("verifies against {ca}, issued by {issuer}"))
 }
 
 /// Why the certificate was not believed, if that is what went wrong.
 pub(super) fn untrusted(error: &io::Error, visit: &Visit, certificate: Option<&Certificate>) -> Option<String> {
     let rustls::Error::InvalidCertificate(reason) = error.get_ref()?.downcast_ref()? else { return None };
-    let ca = visit.tls.ca_file.as_deref().unwrap_or(Path::new("`ca_file`")).display();
+    let ca = visit.tls.ca_file.as_ref().map_or("`ca_file`".into(), ToString::to_string);
     let issuer = certificate.map_or("?", |certificate| &certificate.issuer);
     Some(match reason {
         CertificateError::UnknownIssuer => format!("the certificate was issued by {issuer}, which is not in {ca}"),
@@ -153,20 +151,22 @@ fn names(visit: &Visit, address: SocketAddr, certificate: &Certificate) -> Optio
     if wanted.is_empty() {
         return None;
     }
-    let missing: Vec<&NamePattern> = certificate.not_covered(&wanted).collect();
+    let missing = certificate.not_covered(&wanted);
     let is_exact = |name: &NamePattern| name.as_exact().is_some();
     let carried = carried(certificate);
     if missing.is_empty() {
         return Some(Check::new(Mark::Ok, "names", address, format!("the certificate is for {carried}")));
     }
     // Who has an alias for `tls-server-name` in `sni` knows that the other names are not covered.
-    let has_alias = visit.route.patterns.iter().any(|name| is_exact(name) && certificate.covers(name));
+    let patterns = &visit.route.patterns;
+    let uncovered = certificate.not_covered(patterns);
+    let has_alias =
+        patterns.iter().filter(|name| is_exact(name)).count() > uncovered.iter().filter(|name| is_exact(name)).count();
     let is_failure = missing.iter().any(|name| is_exact(name)) && !has_alias;
-    let listed: Vec<String> = missing.iter().take(MAX_NAMES).map(ToString::to_string).collect();
+    let them = if let [only] = &missing[..] { only.to_string() } else { "them".into() };
     let says = format!(
-        "the certificate is not for {}, but for {carried}: add {} as a SAN to the API server's certificate{}",
-        listed.join(", "),
-        if listed.len() == 1 { &listed[0] } else { "them" },
+        "the certificate is not for {}, but for {carried}: add {them} as a SAN to the API server's certificate{}",
+        first_of(missing.iter(), MAX_NAMES),
         alias(visit, certificate)
     );
     Some(Check::new(if is_failure { Mark::Failed } else { Mark::Note }, "names", address, says))
@@ -197,7 +197,7 @@ fn carried(certificate: &Certificate) -> String {
     if certificate.names.is_empty() {
         return "no DNS name".into();
     }
-    first_of(certificate.names.iter().map(|name| name.escape_debug()), MAX_NAMES)
+    first_of(certificate.names.iter(), MAX_NAMES)
 }
 
 fn dates(address: SocketAddr, certificate: &Certificate, now: i64) -> Check {
@@ -230,9 +230,7 @@ async fn ready(visit: &Visit, address: SocketAddr) -> Check {
     let begun = Instant::now();
     let answer = ask_once(address, &check, visit.route.upstream.proxy_protocol).await;
     let (mark, says) = match answer.finding {
-        Ok(Finding::Ready) => {
-            (Mark::Ok, answer.note.map_or_else(|| format!("{} 200", visit.http.path), ToOwned::to_owned))
-        }
+        Ok(Finding::Ready) => (Mark::Ok, answer.note.map_or_else(|| visit.well_answered(), ToOwned::to_owned)),
         Ok(Finding::Unready(reason)) => (Mark::Failed, format!("not ready: {reason}")),
         Ok(Finding::Gone(reason) | Finding::Wrong(reason)) => {
             (visit.mark_of_wrong_answer(), format!("does not answer as an API server does: {reason}"))

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use snigate::config::{Config, Route};
-use snigate::upstream::health::read_roots;
+use snigate::upstream::health::{Authorities, CaFile};
 use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 
@@ -31,7 +31,7 @@ const MAX_AT_A_TIME: usize = 32;
 pub(super) fn run(options: &Doctor) -> anyhow::Result<ExitCode> {
     let config = Config::load(&options.config)?;
     if let Some(ca) = &options.ca {
-        read_roots(ca).map_err(anyhow::Error::msg).context("--ca")?;
+        Authorities::read(&CaFile::File(ca.clone())).map_err(anyhow::Error::msg).context("--ca")?;
     }
     let chosen = choose(&config, &options.names)?;
     runtime::run(async {

@@ -30,7 +30,7 @@ pub(super) enum Mark {
 
 impl Check {
     pub(super) fn new(mark: Mark, step: &'static str, subject: impl Display, says: impl Into<String>) -> Self {
-        Self { step, subject: subject.to_string(), mark, took: None, says: says.into() }
+        Self { step, subject: printable(&subject.to_string()), mark, took: None, says: printable(&says.into()) }
     }
 
     pub(super) fn since(self, begun: Instant) -> Self {
@@ -66,7 +66,7 @@ impl Report {
                 0 => " (under 1 ms)".into(),
                 ms => format!(" ({ms} ms)"),
             });
-            let _ = writeln!(text, "  {mark} {step:<8}  {subject:<width$}  {}{took}", printable(says));
+            let _ = writeln!(text, "  {mark} {step:<8}  {subject:<width$}  {says}{took}");
         }
         text.push('\n');
         text

@@ -10,7 +10,7 @@ use crate::commands::admin;
 /// `None`: there is nobody to ask.
 pub(super) async fn examine(here: &Here) -> Option<Check> {
     let config = &here.config;
-    let address = reached_at(config.admin.filter(|address| address.port() != 0)?);
+    let address = reached_at(config.admin.as_ref().map(|admin| admin.address).filter(|address| address.port() != 0)?);
     let is_elsewhere = here.has(address.ip()) && here.through.iter().any(|through| !here.has(through.ip()));
     let check = |mark, says: String| {
         let (mark, says) = if is_elsewhere {

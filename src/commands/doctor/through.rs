@@ -70,7 +70,7 @@ async fn ask(visit: &Visit, door: SocketAddr, shown: &[Certificate]) -> (Mark, S
         Err(reason) => return wrong(reason),
     };
     match request(stream, &host, &visit.http, token).await {
-        Ok(None) => (mark, format!("{what}; {} 200", visit.http.path)),
+        Ok(None) => (mark, format!("{what}; {}", visit.well_answered())),
         Ok(Some(_)) => (mark, format!("{what}; alive")),
         // The way is what counts here.
         Err(Finding::Unready(reason)) => (Mark::Note, format!("{what}; not ready: {reason}")),

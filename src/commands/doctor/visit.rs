@@ -9,8 +9,9 @@ use rustls::pki_types::ServerName;
 use snigate::config::{Config, Listener, Route};
 use snigate::name::NamePattern;
 use snigate::route::{Client, MatchedBy, RouteTable};
+use snigate::units::first_of;
 use snigate::units::span;
-use snigate::upstream::health::TlsClient;
+use snigate::upstream::health::{CaFile, EXPECTED, TlsClient};
 use snigate::upstream::{
     Certificate, Destination, HttpCheck, Own, OwnAddresses, TlsCheck, connect_to, leads_to, lookup, plain,
 };
@@ -22,7 +23,7 @@ use super::entrance::{Door, door, given_door, name_leads_here};
 use super::report::{Check, Mark, Report};
 use super::{all, direct, through};
 use crate::commands::named::takes;
-use crate::commands::{first_of, kubectl_alpn, route_table, unresolved};
+use crate::commands::{kubectl_alpn, route_table, unresolved};
 
 /// Where no health check says how long it may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -86,13 +87,14 @@ impl Visit {
         let check = route.upstream.health_check.as_ref();
         let unverified = TlsCheck { ca_file: None, verified_name: None, asked_name: None, client: None };
         let mut tls = check.and_then(|check| check.tls.clone()).unwrap_or(unverified);
-        tls.ca_file = tls.ca_file.or_else(|| ca.map(Path::to_owned));
+        tls.ca_file = tls.ca_file.or_else(|| ca.map(|ca| CaFile::File(ca.to_owned())));
         let is_bound = tls.verified_name.is_some();
         tls.asked_name = below_name.filter(|_| !is_bound).or(tls.asked_name).or_else(|| asked_name.clone());
         let http = check.and_then(|check| check.http.clone());
         let is_checked = http.is_some();
         let path = hyper::Uri::from_static("/readyz");
-        let http = http.unwrap_or(HttpCheck { path, token_file: None, unauthorized_is_alive: true });
+        let http =
+            http.unwrap_or(HttpCheck { path, token_file: None, expect: vec![EXPECTED], unauthorized_is_alive: true });
         let patience = check.map_or(PATIENCE, |check| check.timeout);
         Self { route: route.clone(), here: Arc::clone(here), below, asked_name, tls, http, is_checked, patience }
     }
@@ -204,6 +206,12 @@ impl Visit {
     pub(super) fn other_with(&self, name: &str) -> Option<&Route> {
         let listener = self.route.matchers.listeners.as_ref().and_then(|numbers| numbers.first());
         self.here.has_name(name, listener.copied().unwrap_or(0)).filter(|route| route.name != self.route.name)
+    }
+
+    /// What was asked, and that the answer is the right one.
+    pub(super) fn well_answered(&self) -> String {
+        let HttpCheck { path, expect, .. } = &self.http;
+        if *expect == [EXPECTED] { format!("{path} 200") } else { format!("{path} as `expect` has it") }
     }
 
     /// What the operator has not configured as a check need not be there.

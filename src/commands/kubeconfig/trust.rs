@@ -7,7 +7,7 @@ use anyhow::bail;
 use data_encoding::BASE64;
 use serde_yaml::Value;
 use snigate::config::Route;
-use snigate::upstream::health::{read_certificates, read_roots};
+use snigate::upstream::health::{Authorities, CaFile};
 
 use super::existing::Existing;
 use crate::cli::Kubeconfig;
@@ -26,9 +26,11 @@ impl Trust {
     pub(super) fn choose(options: &Kubeconfig, route: &Route, existing: Option<&Existing>) -> anyhow::Result<Self> {
         let check = route.upstream.health_check.as_ref();
         let ca_file = check.and_then(|check| check.tls.as_ref()?.ca_file.as_ref());
-        match (options.ca.as_ref().or(ca_file), existing) {
+        let from = options.ca.clone().map(CaFile::File).or(ca_file.cloned());
+        match (from, existing) {
             _ if options.insecure_skip_tls_verify => Ok(Self::Anyone),
-            (Some(file), _) => Self::in_file(file),
+            (Some(CaFile::System), _) => Ok(Self::System),
+            (Some(CaFile::File(file)), _) => Self::in_file(&file),
             (None, Some(existing)) => existing.trust(),
             (None, None) => bail!(
                 "no CA for the route `{}`: API servers do not send theirs, so it cannot be asked for; expected --ca FILE, \
@@ -40,10 +42,10 @@ impl Trust {
 
     /// The certificates alone: there may be a key beside them.
     pub(super) fn in_file(path: &Path) -> anyhow::Result<Self> {
-        let certificates = read_roots(path).and_then(|()| read_certificates(path)).map_err(anyhow::Error::msg)?;
+        let authorities = Authorities::read(&CaFile::File(path.to_owned())).map_err(anyhow::Error::msg)?;
         let mut pem = String::new();
-        for certificate in certificates {
-            let text = BASE64.encode(&certificate);
+        for certificate in &authorities.certificates {
+            let text = BASE64.encode(certificate);
             pem.push_str("-----BEGIN CERTIFICATE-----\n");
             for line in text.as_bytes().chunks(64) {
                 writeln!(pem, "{}", String::from_utf8_lossy(line))?;

@@ -18,6 +18,8 @@ use super::running::{Running, RunningRoute, digest};
 /// Timeouts, limits and other settings left aside.
 pub(super) struct Difference {
     listeners: Vec<(String, ListenerChange)>,
+    /// Of the admin listener.
+    admin: Vec<(String, ListenerChange)>,
     routes: Vec<(String, RouteChange)>,
     /// Routes that stay as they are.
     unchanged: usize,
@@ -73,16 +75,7 @@ impl Difference {
                 let change = match running.listeners.get(&address) {
                     Some(name) if *name == listener.name => ListenerChange::Unchanged,
                     Some(name) => ListenerChange::Renamed { from: name.clone(), to: listener.name.clone() },
-                    None => taken.get(&listener.address).map_or(ListenerChange::Added, |taken| {
-                        let certainty = if !running.is_here {
-                            Certainty::Elsewhere
-                        } else if may_differ(&taken.error) {
-                            Certainty::MoreRights
-                        } else {
-                            Certainty::Certain
-                        };
-                        ListenerChange::Unavailable { error: plain(&taken.error), certainty }
-                    }),
+                    None => added(running, taken.get(&listener.address)),
                 };
                 (address, change)
             })
@@ -90,6 +83,13 @@ impl Difference {
         let stays = |address: &String| new.listeners.iter().any(|listener| listener.address.to_string() == *address);
         let removed = running.listeners.keys().filter(|address| !stays(address));
         listeners.extend(removed.map(|address| (address.clone(), ListenerChange::Removed)));
+
+        let mut admin = Vec::new();
+        let after = new.admin.as_ref().map(|admin| admin.address);
+        if running.admin != after.map(|address| address.to_string()) {
+            admin.extend(after.map(|address| (address.to_string(), added(running, taken.get(&address)))));
+            admin.extend(running.admin.iter().map(|address| (address.clone(), ListenerChange::Removed)));
+        }
 
         let change = |route: &Route| match running.routes.get(&route.name) {
             None => Some(RouteChange::Added),
@@ -105,7 +105,7 @@ impl Difference {
             let closing = Closing { connections: before.connections, policy: before.on_remove.clone() };
             (name.clone(), RouteChange::Removed(closing))
         }));
-        Self { listeners, routes, unchanged, drain: new.timeouts.drain }
+        Self { listeners, admin, routes, unchanged, drain: new.timeouts.drain }
     }
 
     fn closings(&self) -> impl Iterator<Item = &Closing> {
@@ -135,25 +135,11 @@ impl Difference {
         )?;
         writeln!(text, "\nlisteners")?;
         for (address, change) in &self.listeners {
-            match change {
-                ListenerChange::Added => writeln!(text, "  + {address}  starts listening")?,
-                ListenerChange::Unavailable { error, certainty } => {
-                    let what = match certainty {
-                        Certainty::Certain => format!("cannot listen: {error}"),
-                        Certainty::Elsewhere => format!("starts listening; on this machine it could not: {error}"),
-                        Certainty::MoreRights => {
-                            "starts listening, if the running instance may: this user may not".into()
-                        }
-                    };
-                    writeln!(text, "  + {address}  {what}")?;
-                }
-                ListenerChange::Renamed { from, to } => writeln!(text, "  ~ {address}  renamed from {from} to {to}")?,
-                ListenerChange::Unchanged => writeln!(text, "    {address}  unchanged")?,
-                ListenerChange::Removed => writeln!(
-                    text,
-                    "  - {address}  stops listening after draining its accept queue; open connections continue"
-                )?,
-            }
+            writeln!(text, "  {} {address}  {}", change.sign(), change.text())?;
+        }
+        for (address, change) in &self.admin {
+            let what = if matches!(change, ListenerChange::Removed) { "stops listening".into() } else { change.text() };
+            writeln!(text, "  {} {address}  admin, {what}", change.sign())?;
         }
         writeln!(text, "\nroutes")?;
         for (name, change) in &self.routes {
@@ -208,6 +194,7 @@ impl Difference {
         };
         json!({
             "listeners": self.listeners.iter().map(listener).collect::<Vec<_>>(),
+            "admin": self.admin.iter().map(listener).collect::<Vec<_>>(),
             "routes": self.routes.iter().map(route).collect::<Vec<_>>(),
             "routes_unchanged": self.unchanged,
             "drain_seconds": self.drain.as_secs_f64(),
@@ -218,6 +205,46 @@ impl Difference {
     fn is_counted(&self) -> bool {
         self.closings().all(|closing| closing.connections.is_some())
     }
+}
+
+impl ListenerChange {
+    fn sign(&self) -> char {
+        match self {
+            Self::Added | Self::Unavailable { .. } => '+',
+            Self::Renamed { .. } => '~',
+            Self::Unchanged => ' ',
+            Self::Removed => '-',
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Added => "starts listening".into(),
+            Self::Unavailable { error, certainty: Certainty::Certain } => format!("cannot listen: {error}"),
+            Self::Unavailable { error, certainty: Certainty::Elsewhere } => {
+                format!("starts listening; on this machine it could not: {error}")
+            }
+            Self::Unavailable { error: _, certainty: Certainty::MoreRights } => {
+                "starts listening, if the running instance may: this user may not".into()
+            }
+            Self::Renamed { from, to } => format!("renamed from {from} to {to}"),
+            Self::Unchanged => "unchanged".into(),
+            Self::Removed => "stops listening after draining its accept queue; open connections continue".into(),
+        }
+    }
+}
+
+/// What becomes of a new address. `taken`: why it cannot be bound here.
+fn added(running: &Running, taken: Option<&BindError>) -> ListenerChange {
+    let Some(taken) = taken else { return ListenerChange::Added };
+    let certainty = if !running.is_here {
+        Certainty::Elsewhere
+    } else if may_differ(&taken.error) {
+        Certainty::MoreRights
+    } else {
+        Certainty::Certain
+    };
+    ListenerChange::Unavailable { error: plain(&taken.error), certainty }
 }
 
 fn changed(before: &RunningRoute, route: &Route) -> RouteChange {

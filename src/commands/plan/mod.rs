@@ -18,14 +18,14 @@ use self::difference::Difference;
 use self::running::Running;
 
 use super::admin::status;
-use super::{Refused, runtime};
+use super::{Refused, load, printable_lines, runtime};
 use crate::cli::Plan;
 
 /// With `--exit-code`, where connections would be closed.
 const EXIT_CLOSES: u8 = 2;
 
 pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
-    let new = Config::load(&options.config)?;
+    let new = load(&options.config)?;
     let running = match (&options.admin, &options.from) {
         (Some(admin), _) => {
             let (status, addresses) = runtime::run(status(admin))??;
@@ -39,14 +39,15 @@ pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
     if let Some(refusal) = refusal(&running, &new) {
         bail!(Refused(format!("a reload to {} would be refused: {refusal}", options.config.display())));
     }
-    let addresses = new.listeners.iter().map(|listener| listener.address);
     // One that overlaps with a running one is bound beside it.
-    let taken = addresses.filter(|address| running.addresses().all(|running| !overlap(*address, running)));
+    let taken =
+        running.new_addresses(&new).filter(|address| running.addresses().all(|running| !overlap(*address, running)));
     let taken: BTreeMap<SocketAddr, BindError> =
         taken.filter_map(|address| Some((address, is_free(address).err()?))).collect();
     let difference = Difference::between(&running, &new, &taken);
     let text = if options.json { format!("{:#}\n", difference.json()) } else { difference.text(&options.config)? };
-    io::stdout().write_all(text.as_bytes())?;
+    // Some of it is what the other end calls its routes.
+    io::stdout().write_all(printable_lines(&text).as_bytes())?;
     let is_known = |taken: &&BindError| running.is_here && !may_differ(&taken.error);
     if let Some(error) = taken.values().find(is_known) {
         bail!("a reload to {} would be refused now: {error}", options.config.display());

@@ -13,6 +13,8 @@ pub(super) struct Running {
     pub(super) is_here: bool,
     /// Names by address.
     pub(super) listeners: BTreeMap<String, String>,
+    /// The admin listener's address.
+    pub(super) admin: Option<String>,
     pub(super) routes: BTreeMap<String, RunningRoute>,
     /// What no reload changes, by key.
     pub(super) fixed: BTreeMap<String, String>,
@@ -39,6 +41,7 @@ impl Running {
         Self {
             is_here: false,
             listeners: listeners.map(|listener| (listener.address.to_string(), listener.name.clone())).collect(),
+            admin: config.admin.as_ref().map(|admin| admin.address.to_string()),
             routes: config.routes.iter().map(|one| (one.name.clone(), route(one))).collect(),
             fixed: fixed(config).map(|(key, value)| (key.into(), value)).into(),
         }
@@ -67,6 +70,7 @@ impl Running {
             // A port that is forwarded is another machine's; many machines have one name.
             is_here: is_own && status["host"] == *rustix::system::uname().nodename().to_string_lossy(),
             listeners: status["listeners"].as_array()?.iter().map(listener).collect::<Option<_>>()?,
+            admin: Some(text(&status["admin"])?),
             routes: status["routes"].as_array()?.iter().map(route).collect::<Option<_>>()?,
             fixed: status["config"]["fixed"].as_object()?.iter().map(fixed).collect::<Option<_>>()?,
         })
@@ -75,7 +79,15 @@ impl Running {
 
 impl Running {
     pub(super) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
-        self.listeners.keys().filter_map(|address| address.parse().ok())
+        self.listeners.keys().chain(&self.admin).filter_map(|address| address.parse().ok())
+    }
+
+    /// Those that the new configuration has and this one does not.
+    pub(super) fn new_addresses(&self, new: &Config) -> impl Iterator<Item = SocketAddr> {
+        let listeners = new.listeners.iter().map(|listener| listener.address);
+        let listeners = listeners.filter(|address| !self.listeners.contains_key(&address.to_string()));
+        let admin = new.admin.as_ref().map(|admin| admin.address);
+        listeners.chain(admin.filter(|address| self.admin != Some(address.to_string())))
     }
 }
 

@@ -1,18 +1,21 @@
 //! Looks after one endpoint: asks it whether it is ready, lets its connections go when it is gone.
 
+mod authorities;
 mod probe;
 mod tls;
 mod verifier;
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
 
+pub use self::authorities::{Authorities, CaFile};
 pub use self::probe::{Answer, ask_once, read_token, request};
 pub use self::tls::{Handshake, TlsClient, said};
 
@@ -40,8 +43,8 @@ pub struct HealthCheck {
 /// Whether the other end of TLS is who it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TlsCheck {
-    /// The certificates that are trusted, as PEM; `None`: all, nothing is verified.
-    pub ca_file: Option<PathBuf>,
+    /// The certificates that are trusted; `None`: all, nothing is verified.
+    pub ca_file: Option<CaFile>,
     /// The name that the certificate must carry, too; `None`: any.
     pub verified_name: Option<ServerName<'static>>,
     /// The name that is asked for (SNI).
@@ -57,9 +60,14 @@ pub struct HttpCheck {
     pub path: hyper::Uri,
     /// A bearer token.
     pub token_file: Option<PathBuf>,
+    /// What counts as ready.
+    pub expect: Vec<RangeInclusive<u16>>,
     /// Whether 401 and 403 mean that it is alive, which is all that can be known then.
     pub unauthorized_is_alive: bool,
 }
+
+/// How API servers say that they are ready.
+pub const EXPECTED: RangeInclusive<u16> = 200..=200;
 
 /// Checks at a time, of all routes: each has a descriptor, and the process has put these aside.
 pub const MAX_CHECKS: usize = 64;
@@ -152,12 +160,7 @@ async fn ask(pool: &Pool, endpoint: &Endpoint, check: &HealthCheck, note: &mut O
 
 /// Whether a file has certificates that can be trusted: what is wrong with it, otherwise.
 pub fn read_roots(path: &Path) -> Result<(), String> {
-    tls::read_roots(path).map(drop)
-}
-
-/// The certificates in a PEM file, at least one: what is wrong with it, otherwise.
-pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    tls::read_certificates(path)
+    Authorities::read(&CaFile::File(path.to_owned())).map(drop)
 }
 
 #[cfg(test)]

@@ -155,7 +155,7 @@ pub async fn request(
         _ = connection => exchange.await?,
     };
     match status {
-        StatusCode::OK => Ok(None),
+        status if http.expect.iter().any(|range| range.contains(&status.as_u16())) => Ok(None),
         StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE => {
             Err(Finding::Unready(format!("{} {}{}", http.path, status.as_u16(), failed_checks(&body))))
         }

@@ -1,13 +1,12 @@
 //! A TLS client that verifies as a health check says, and remembers what it was shown.
 
 use std::io;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::{AlertDescription, CertificateError, ClientConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -15,9 +14,11 @@ use tokio_rustls::client::TlsStream;
 use super::super::certificate::Certificate;
 use super::super::failure;
 use super::TlsCheck;
-use super::verifier::Verifier;
+use super::authorities::{Authorities, not_pem, read_certificates};
+use super::verifier::{Trust, Verifier};
 use crate::server_hello::alert_name;
 use crate::units::time;
+use crate::visible::visible;
 
 /// For one handshake: certificates are renewed under the same names.
 #[derive(Debug)]
@@ -39,17 +40,19 @@ impl TlsClient {
     /// Reads the files that the check names.
     pub fn read(tls: &TlsCheck) -> Result<Self, String> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let chain = match &tls.ca_file {
+        let trust = match &tls.ca_file {
             None => None,
-            Some(path) => {
-                let roots = Arc::new(read_roots(path)?);
+            Some(from) => {
+                let authorities = Authorities::read(from)?;
+                let roots = Arc::clone(&authorities.roots);
                 let builder = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
-                Some(builder.build().map_err(|error| format!("{}: {error}", path.display()))?)
+                let chain = builder.build().map_err(|error| format!("{from}: {error}"))?;
+                Some(Trust { authorities, chain })
             }
         };
         let verifier = Arc::new(Verifier {
             provider: Arc::clone(&provider),
-            chain,
+            trust,
             name: tls.verified_name.clone(),
             shown: Mutex::default(),
         });
@@ -62,8 +65,8 @@ impl TlsClient {
             None => builder.with_no_client_auth(),
             Some((chain, key)) => {
                 let certificates = read_certificates(chain)?;
-                let secret =
-                    PrivateKeyDer::from_pem_file(key).map_err(|error| format!("{}: {}", key.display(), pem(&error)))?;
+                let secret = PrivateKeyDer::from_pem_file(key)
+                    .map_err(|error| format!("{}: {}", key.display(), not_pem(&error)))?;
                 let with = builder.with_client_auth_cert(certificates, secret);
                 with.map_err(|error| format!("{}: {error}", chain.display()))?
             }
@@ -106,9 +109,9 @@ pub fn said(error: &io::Error) -> String {
     }
     let text = error.to_string();
     if text.contains("CaUsedAsEndEntity") {
-        return "the certificate is that of a CA (self-signed?), and no server certificate signed by `ca_file`".into();
+        return "the certificate is that of a CA (self-signed?); such a one is trusted only where `ca_file` has this very certificate".into();
     }
-    text.split("; ").next().unwrap_or(&text).to_owned()
+    visible(text.split("; ").next().unwrap_or(&text)).into_owned()
 }
 
 fn refused_with(alert: AlertDescription) -> String {
@@ -128,33 +131,5 @@ fn refused_with(alert: AlertDescription) -> String {
             "it does not accept the client certificate of `health_check.http`, or demands one where there is none ({name})"
         ),
         _ => format!("it refuses with the TLS alert {name}"),
-    }
-}
-
-pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let in_file = |error: &rustls::pki_types::pem::Error| format!("{}: {}", path.display(), pem(error));
-    let certificates: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(path).map_err(|error| in_file(&error))?.collect();
-    let certificates = certificates.map_err(|error| in_file(&error))?;
-    if certificates.is_empty() {
-        return Err(format!("{}: no certificate in it; expected PEM (-----BEGIN CERTIFICATE-----)", path.display()));
-    }
-    Ok(certificates)
-}
-
-/// The certificates in a file as those that are trusted.
-pub(super) fn read_roots(path: &Path) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
-    for certificate in read_certificates(path)? {
-        roots.add(certificate).map_err(|error| format!("{}: {error}", path.display()))?;
-    }
-    Ok(roots)
-}
-
-/// Without what is in the file: it may be a key.
-fn pem(error: &rustls::pki_types::pem::Error) -> String {
-    match error {
-        rustls::pki_types::pem::Error::Io(error) => error.to_string(),
-        _ => "not PEM, or not what is expected in it".into(),
     }
 }

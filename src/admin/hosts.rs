@@ -1,0 +1,173 @@
+//! Which requests are meant for the listener.
+//!
+//! A page of another origin cannot read what the listener answers, unless its owner lets its name lead to the listener
+//! (DNS rebinding): then the browser takes both for one origin, and says so in `Host`. So names are refused that are not
+//! known to be ours. An address as `Host` is what the browser has connected to, and cannot be made to lead elsewhere.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use hyper::header::{HOST, HeaderMap, HeaderValue, ORIGIN};
+use hyper::http::uri::{Authority, Uri};
+use hyper::{Request, StatusCode};
+
+use crate::name::{NamePattern, ServerName};
+use crate::visible::visible;
+
+/// Names by which the listener is reached, besides addresses and `localhost`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hosts(pub Vec<NamePattern>);
+
+/// What probes and scrapers ask for, of which some send no `Host`. Browsers always do.
+const WITHOUT_HOST: [&str; 4] = ["/livez", "/readyz", "/healthz", "/metrics"];
+
+impl Hosts {
+    /// Whether to answer; otherwise what to say instead.
+    pub(super) fn admit<B>(&self, request: &Request<B>) -> Result<(), (StatusCode, String)> {
+        let wrong = |what: &str| (StatusCode::BAD_REQUEST, format!("{what}\n"));
+        let mut hosts = request.headers().get_all(HOST).iter();
+        let host = hosts.next().filter(|host| !host.is_empty()).map(authority);
+        if hosts.next().is_some() {
+            return Err(wrong("there is more than one Host"));
+        }
+        let host = host.transpose().map_err(|()| wrong("Host is not a host and port"))?;
+        // Clients of proxies send whole URLs, and the host in them counts.
+        for authority in request.uri().authority().into_iter().chain(&host) {
+            if !self.has(authority.host()) {
+                return Err((StatusCode::MISDIRECTED_REQUEST, misdirected(authority.host())));
+            }
+        }
+        if host.is_none() && !WITHOUT_HOST.contains(&request.uri().path()) {
+            return Err((
+                StatusCode::MISDIRECTED_REQUEST,
+                "expected a Host, as browsers and HTTP/1.1 send it\n".into(),
+            ));
+        }
+        if is_of_another_site(request.headers(), host.as_ref()) {
+            return Err((StatusCode::FORBIDDEN, "a page of another origin asks\n".into()));
+        }
+        Ok(())
+    }
+
+    fn has(&self, host: &str) -> bool {
+        let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        if let Some(address) = bracketed {
+            return address.parse::<Ipv6Addr>().is_ok();
+        }
+        if host.parse::<IpAddr>().is_ok() {
+            return true;
+        }
+        let Ok(name) = ServerName::parse(host.as_bytes()) else { return false };
+        name.to_string() == "localhost" || self.0.iter().any(|pattern| pattern.matches(&name))
+    }
+}
+
+fn authority(host: &HeaderValue) -> Result<Authority, ()> {
+    let authority: Authority = host.to_str().map_err(drop)?.parse().map_err(drop)?;
+    if authority.as_str().contains('@') { Err(()) } else { Ok(authority) }
+}
+
+fn misdirected(host: &str) -> String {
+    format!(
+        "this listener does not answer for the host `{host}`; ask for an address or localhost, or, if that name is how it is \
+         reached, set `admin: {{address: …, hosts: [{host}]}}`\n",
+        host = visible(host)
+    )
+}
+
+/// Whether a page elsewhere has made the browser ask. It could not read the answer, but it could take places. To follow
+/// a link is something else.
+fn is_of_another_site(headers: &HeaderMap, host: Option<&Authority>) -> bool {
+    let is = |header: &str, value: &str| headers.get(header).is_some_and(|sent| sent == value);
+    let is_elsewhere = is("sec-fetch-site", "cross-site") || is("sec-fetch-site", "same-site");
+    let is_link = is("sec-fetch-mode", "navigate") && is("sec-fetch-dest", "document");
+    let is_of_origin = |origin: &HeaderValue| {
+        let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
+        host.is_some() && origin.as_ref().and_then(Uri::authority) == host
+    };
+    (is_elsewhere && !is_link) || !headers.get_all(ORIGIN).iter().all(is_of_origin)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(path: &str, headers: &[(&str, &str)]) -> u16 {
+        let hosts =
+            Hosts(["admin.example.com", "*.svc.cluster.local"].map(|one| NamePattern::parse(one).unwrap()).into());
+        let mut request = Request::get(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        hosts.admit(&request.body(()).unwrap()).map_or_else(|(status, _)| status.as_u16(), |()| 200)
+    }
+
+    #[test]
+    fn only_names_that_cannot_be_rebound_are_answered() {
+        for host in [
+            "127.0.0.1:9443",
+            "127.0.0.1",
+            "10.1.2.3:80",
+            "[::1]:9443",
+            "[2001:db8::1]",
+            "localhost",
+            "LOCALHOST:1",
+            "localhost.:9443",
+            "Admin.Example.com:9443",
+            "snigate.edge.svc.cluster.local",
+        ] {
+            assert_eq!(status("/api/status", &[("host", host)]), 200, "{host}");
+        }
+        for host in [
+            "evil.example",
+            "evil.example:9443",
+            "admin.example.com.evil.example",
+            "svc.cluster.local",
+            "localhost.evil.example",
+            "evil.localhost",
+            "127.0.0.1.evil.example",
+            "2130706433",
+            "0x7f.1",
+            "127.1",
+        ] {
+            assert_eq!(status("/api/status", &[("host", host)]), 421, "{host}");
+            assert_eq!(status("/metrics", &[("host", host)]), 421, "{host}");
+        }
+        for host in ["127.0.0.1@evil.example", "a b", "evil.example/", "[::1", "\u{e4}"] {
+            assert_eq!(status("/api/status", &[("host", host)]), 400, "{host}");
+        }
+        assert_eq!(status("/", &[("host", "127.0.0.1"), ("host", "evil.example")]), 400);
+        assert_eq!(status("http://evil.example/api/status", &[("host", "127.0.0.1")]), 421);
+        assert_eq!(status("http://127.0.0.1/api/status", &[("host", "evil.example")]), 421);
+    }
+
+    #[test]
+    fn probes_need_no_host() {
+        for path in WITHOUT_HOST {
+            assert_eq!((status(path, &[]), status(path, &[("host", "")])), (200, 200), "{path}");
+        }
+        for path in ["/", "/api/status", "/page.js", "/metrics/x"] {
+            assert_eq!(status(path, &[]), 421, "{path}");
+        }
+    }
+
+    #[test]
+    fn pages_of_other_origins_are_not_answered() {
+        let asked = |more: &[(&str, &str)]| status("/api/events", &[&[("host", "127.0.0.1:9443")], more].concat());
+        assert_eq!(asked(&[("origin", "http://127.0.0.1:9443")]), 200);
+        assert_eq!(asked(&[("sec-fetch-site", "same-origin")]), 200);
+        assert_eq!(asked(&[("sec-fetch-site", "none"), ("sec-fetch-mode", "navigate")]), 200);
+        let link = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
+        assert_eq!(asked(&link), 200);
+        let frame = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "iframe")];
+        for wrong in [
+            &[("origin", "http://evil.example")][..],
+            &[("origin", "http://127.0.0.1:9444")],
+            &[("origin", "null")],
+            &[("sec-fetch-site", "cross-site")],
+            &[("sec-fetch-site", "same-site"), ("sec-fetch-mode", "no-cors")],
+            &frame,
+        ] {
+            assert_eq!(asked(wrong), 403, "{wrong:?}");
+        }
+    }
+}

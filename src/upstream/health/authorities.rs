@@ -1,0 +1,100 @@
+//! The certificates that a check trusts.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::{self, PemObject};
+
+/// Where they are.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum CaFile {
+    /// In a PEM file.
+    File(PathBuf),
+    /// Where this machine keeps those that its programs trust.
+    System,
+}
+
+impl fmt::Display for CaFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::System => f.write_str("the CAs of this system"),
+        }
+    }
+}
+
+/// They themselves, at least one.
+#[derive(Debug)]
+pub struct Authorities {
+    /// As they are.
+    pub certificates: Vec<CertificateDer<'static>>,
+    /// As those that may have signed others.
+    pub(super) roots: Arc<RootCertStore>,
+}
+
+impl Authorities {
+    /// Reads them; what is wrong with them, otherwise.
+    pub fn read(from: &CaFile) -> Result<Arc<Self>, String> {
+        match from {
+            CaFile::File(path) => Self::of_file(path).map(Arc::new),
+            CaFile::System => Self::of_system(),
+        }
+    }
+
+    fn of_file(path: &Path) -> Result<Self, String> {
+        let certificates = read_certificates(path)?;
+        let mut roots = RootCertStore::empty();
+        for certificate in &certificates {
+            roots.add(certificate.clone()).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+        Ok(Self { certificates, roots: Arc::new(roots) })
+    }
+
+    /// There are hundreds, in as many files, and they change with the updates of the machine.
+    fn of_system() -> Result<Arc<Self>, String> {
+        const RENEWED: Duration = Duration::from_secs(60);
+        static LAST: Mutex<Option<(Instant, Arc<Authorities>)>> = Mutex::new(None);
+        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, authorities)) = last.as_ref().filter(|(read, _)| read.elapsed() < RENEWED) {
+            return Ok(Arc::clone(authorities));
+        }
+        let found = rustls_native_certs::load_native_certs();
+        let mut roots = RootCertStore::empty();
+        let (usable, _) = roots.add_parsable_certificates(found.certs.iter().cloned());
+        if usable == 0 {
+            let why = found.errors.first().map_or(String::new(), |error| format!(": {error}"));
+            return Err(format!("no CA is found on this system (SSL_CERT_FILE, SSL_CERT_DIR, /etc/ssl/certs){why}"));
+        }
+        let authorities = Arc::new(Self { certificates: found.certs, roots: Arc::new(roots) });
+        *last = Some((Instant::now(), Arc::clone(&authorities)));
+        Ok(authorities)
+    }
+
+    /// Whether this very certificate is among them.
+    pub(super) fn has(&self, certificate: &CertificateDer<'_>) -> bool {
+        self.certificates.iter().any(|one| **one == **certificate)
+    }
+}
+
+pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let in_file = |error: &pem::Error| format!("{}: {}", path.display(), not_pem(error));
+    let certificates: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(path).map_err(|error| in_file(&error))?.collect();
+    let certificates = certificates.map_err(|error| in_file(&error))?;
+    if certificates.is_empty() {
+        return Err(format!("{}: no certificate in it; expected PEM (-----BEGIN CERTIFICATE-----)", path.display()));
+    }
+    Ok(certificates)
+}
+
+/// Without what is in the file: it may be a key.
+pub(super) fn not_pem(error: &pem::Error) -> String {
+    match error {
+        pem::Error::Io(error) => error.to_string(),
+        _ => "not PEM, or not what is expected in it".into(),
+    }
+}
