@@ -36,7 +36,7 @@ pub(super) struct Frontend {
     pub(super) place: Place,
     pub(super) addresses: Vec<SocketAddr>,
     /// Peers that send PROXY headers.
-    pub(super) accept_proxy: Vec<IpNet>,
+    pub(super) accept_proxy: BTreeMap<SocketAddr, Vec<IpNet>>,
     /// Found once the rules are tried.
     pub(super) sources: Sources,
     /// Who is admitted; a phase ends with the first rule that matches, and refuses or lets the next one decide.

@@ -94,8 +94,9 @@ impl<'a> Listener<'a> {
                 let is_free = |name: &String| all.iter().all(|listener| listener.name != *name);
                 let numbered = (2..).map(|number| format!("{}-{number}", frontend.name));
                 let name = std::iter::once(frontend.name.clone()).chain(numbered).find(is_free);
-                let (name, address) = (name.unwrap_or_default(), address.to_string());
-                let (accept_proxy, sources) = (&frontend.accept_proxy[..], &frontend.sources);
+                let name = name.unwrap_or_default();
+                let accept_proxy = frontend.accept_proxy.get(address).map_or(&[][..], Vec::as_slice);
+                let (sources, address) = (&frontend.sources, address.to_string());
                 all.push(Self { name, address, accept_proxy, frontend: number, sources });
             }
         }

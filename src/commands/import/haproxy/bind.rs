@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::frontend;
+use super::access::everywhere;
 use super::sections::Line;
 use crate::commands::import::draft::{Draft, Frontend, Listens, TLS_ENDED};
 use crate::commands::import::ledger::{Ledger, Place};
@@ -34,6 +34,7 @@ pub(super) fn listen(
     ledger: &mut Ledger,
 ) {
     let mut wide = false;
+    let mut listening = Vec::new();
     for text in addresses.split(',') {
         let all = match read(text) {
             Ok(all) => all,
@@ -45,10 +46,24 @@ pub(super) fn listen(
         for address in all {
             wide |= address.is_ipv6() && address.ip().is_unspecified();
             match draft.listen(frontend, address) {
-                Listens::Yes => drop(frontend.places.insert(place.clone())),
+                Listens::Yes => {
+                    listening.push(address);
+                    frontend.places.insert(place.clone());
+                }
                 Listens::With(wider) => {
                     frontend.places.insert(place.clone());
                     wide = false;
+                    let before = frontend.accept_proxy.keys().any(|other| other.port() == wider.port());
+                    match (parameters.contains(&"accept-proxy"), before) {
+                        (true, true) => listening.push(wider),
+                        (false, false) => {}
+                        _ => {
+                            frontend.accept_proxy.remove(&wider);
+                            let reason = "one of two addresses that are one listener here has `accept-proxy`, which \
+                                that listener has not: clients with PROXY headers are refused";
+                            ledger.narrower(place, reason);
+                        }
+                    }
                     ledger.note(place, format!("{wider} stands for both addresses, as it takes the clients of both"));
                 }
                 Listens::Taken(reason) => ledger.narrower(place, format!("`{text}` is left out: {reason}")),
@@ -63,7 +78,10 @@ pub(super) fn listen(
         ledger.wider(place, "`v6only`: a listener at [::] takes IPv4 clients, too");
     }
     if has("accept-proxy") {
-        frontend::accept_proxy(frontend, place, ledger);
+        let reason = "`accept-proxy`: PROXY headers are accepted from every address, as before; let `accept_proxy` have \
+            but the networks of the balancers";
+        ledger.note(place, reason);
+        frontend.accept_proxy.extend(listening.iter().map(|address| (*address, everywhere())));
     }
     let value = |key: &str| parameters.iter().position(|word| *word == key).and_then(|at| parameters.get(at + 1));
     if has("ssl") && value("verify") == Some(&"required") {

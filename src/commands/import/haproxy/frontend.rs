@@ -1,8 +1,8 @@
 //! `frontend` and the front of `listen`: where it listens, and which clients are routed where.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
-use super::access::{Access, everywhere};
+use super::access::Access;
 use super::bind;
 use super::condition::{Acls, Condition};
 use super::dynamic;
@@ -47,7 +47,7 @@ pub(super) fn read(section: &Section, lines: &[&Line], around: &Around<'_>, draf
         name: label(&section.name),
         place: Place::lines(&section.range()),
         addresses: Vec::new(),
-        accept_proxy: Vec::new(),
+        accept_proxy: BTreeMap::new(),
         sources: Sources::default(),
         phases: Vec::new(),
         rules: Vec::new(),
@@ -113,8 +113,10 @@ pub(super) fn read(section: &Section, lines: &[&Line], around: &Around<'_>, draf
     }
     frontend.limits = access.limits;
     frontend.places.extend(access.places);
-    if frontend.accept_proxy.is_empty() {
-        frontend.accept_proxy = access.accept_proxy;
+    if !access.accept_proxy.is_empty() {
+        for address in &frontend.addresses {
+            frontend.accept_proxy.entry(*address).or_insert_with(|| access.accept_proxy.clone());
+        }
     }
     let asks_for_names = frontend.phases.iter().flatten().chain(&frontend.rules).any(asks_for_a_name);
     let shows_tls = lines.iter().any(|line| line.words.iter().any(|word| word.contains("ssl_hello_type")));
@@ -143,12 +145,4 @@ fn asks_for_a_name(rule: &Rule) -> bool {
     let mut asks = false;
     rule.when.each(&mut |test| asks |= matches!(test, Test::Names(_) | Test::HasName));
     asks
-}
-
-/// For clients that name themselves in a header.
-pub(super) fn accept_proxy(frontend: &mut Frontend, place: &Place, ledger: &mut Ledger) {
-    let reason = "`accept-proxy`: PROXY headers are accepted from every address, as before; let `accept_proxy` have but \
-        the networks of the balancers";
-    ledger.note(place, reason);
-    frontend.accept_proxy = everywhere();
 }

@@ -1,6 +1,6 @@
 //! `server`: where it listens, and where it leads.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
@@ -73,7 +73,7 @@ pub(super) fn read<'a>(server: &'a Directive, stream: &mut Stream<'a>, draft: &m
         name: "port".into(),
         place: server.whole(),
         addresses: Vec::new(),
-        accept_proxy: Vec::new(),
+        accept_proxy: BTreeMap::new(),
         sources: Sources::default(),
         phases: Vec::new(),
         rules: Vec::new(),
@@ -216,7 +216,7 @@ fn listen_all(
             ledger.note(&place, TLS_ENDED);
         }
         if has("proxy_protocol") {
-            accept_proxy(frontend, settings, &place, ledger);
+            accept_proxy(frontend, address, settings, &place, ledger);
         }
         let known = ["ssl", "proxy_protocol", "default_server", "default", "ipv6only=off", "ipv6only=on"];
         let rest: Vec<&str> = parameters.iter().map(String::as_str).filter(|word| !known.contains(word)).collect();
@@ -234,7 +234,13 @@ fn listen_all(
     is_default
 }
 
-fn accept_proxy(frontend: &mut Frontend, settings: &Inherited<'_>, place: &Place, ledger: &mut Ledger) {
+fn accept_proxy(
+    frontend: &mut Frontend,
+    address: SocketAddr,
+    settings: &Inherited<'_>,
+    place: &Place,
+    ledger: &mut Ledger,
+) {
     let trusted: Vec<IpNet> = settings.trusted.iter().filter_map(|from| network(&from.words[1])).collect();
     frontend.places.extend(settings.trusted.iter().map(|from| from.place()));
     if trusted.is_empty() {
@@ -247,10 +253,11 @@ fn accept_proxy(frontend: &mut Frontend, settings: &Inherited<'_>, place: &Place
                 "`allow` and `deny` look at the address in the PROXY header here, which any peer may send",
             );
         }
-        frontend.accept_proxy = ["0.0.0.0/0", "::/0"].into_iter().filter_map(network).collect();
+        let everywhere = ["0.0.0.0/0", "::/0"].into_iter().filter_map(network).collect();
+        frontend.accept_proxy.insert(address, everywhere);
     } else {
         ledger.note(place, "peers elsewhere than in `accept_proxy` are refused");
-        frontend.accept_proxy = trusted;
+        frontend.accept_proxy.insert(address, trusted);
     }
 }
 

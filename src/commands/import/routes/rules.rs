@@ -188,7 +188,10 @@ impl Findings {
             let mut carry = || rule.also.iter().chain([&rule.place]).for_each(|place: &Place| ledger.carry(place));
             if self.used.contains(&number) {
                 carry();
-            } else if let Some((_, by)) = self.beaten.get(&number) {
+            } else if let Some((_, by)) = self.beaten.get(&number).filter(|_| !self.doubted.contains(&number)) {
+                if self.shadowed.iter().any(|(shadowed, ..)| *shadowed == number) {
+                    continue;
+                }
                 let by = &rules.rule(*by).place;
                 ledger
                     .note(&rule.place, format!("it is never reached: the rule before ({by}) decides for its clients"));
