@@ -114,8 +114,10 @@ fn of_frontend(frontend: &Frontend, draft: &Draft, ledger: &mut Ledger) -> Made 
         routes[number].names.extend(pattern.cloned());
     };
     for (pattern, (_, verdicts)) in patterns.iter().zip(named) {
-        let around = wider(pattern).find_map(|wider| by_pattern.get(&wider).copied()).unwrap_or(others);
-        if verdicts == around {
+        let above = wider(pattern).find_map(|wider| by_pattern.get(&wider).copied());
+        // What the source has as a name of its own stays one, though the route for all others may say the same.
+        let is_kept = above.is_none() && verdicts[0].upstream.is_some() && verdicts[0].is_asked_for;
+        if verdicts == above.unwrap_or(others) && !is_kept {
             continue;
         }
         add(Some(pattern), &verdicts[0], Vec::new());

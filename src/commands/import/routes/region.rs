@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use ipnet::IpNet;
 use snigate::name::NamePattern;
 
-use super::rules::{Doubt, Findings, Rules};
+use super::rules::{Decided, Doubt, Findings, Rules};
 use crate::commands::import::draft::{Draft, Frontend, Outcome, Rule, Upstream};
 use crate::commands::import::expression::Test;
 use crate::commands::import::ledger::{Ledger, Place};
@@ -21,6 +21,8 @@ pub(super) struct Verdict {
     /// Those that are not refused.
     pub(super) clients: Addresses,
     by: Place,
+    /// A rule asks for just this name.
+    pub(super) is_asked_for: bool,
 }
 
 impl PartialEq for Verdict {
@@ -161,24 +163,24 @@ impl<'a> Judge<'a> {
         let admitted = pass(&self.phases, region, alpn, Addresses::all(), &mut notes, &mut by);
         self.admitted = self.admitted.or(&admitted);
 
-        let (shares, doubts) = self.main.rules.decide(region, alpn, &admitted, &mut self.main.findings.borrow_mut());
-        notes.extend(doubts.iter().map(|doubt| {
+        let decided = self.main.rules.decide(region, alpn, &admitted, &mut self.main.findings.borrow_mut());
+        notes.extend(decided.doubts.iter().map(|doubt| {
             (doubt.clients.clone(), of_route(self.main.place(doubt), doubt, self.main.rules.rule(doubt.rule)))
         }));
         let mut to: Vec<(String, Addresses, Place)> = Vec::new();
-        for (outcome, clients) in shares {
-            let place = self.main.rules.place_of(region, &outcome).unwrap_or(&self.frontend.place);
+        for (outcome, clients) in decided.shares.iter().cloned() {
+            let place = decided.place(&outcome).unwrap_or(&self.frontend.place);
             let Outcome::To(key) = &outcome else { continue };
             match self.behind.get(key.as_str()) {
                 Some(behind) => {
                     let clients = pass(&behind.phases, region, alpn, clients, &mut notes, &mut by);
-                    let (shares, doubts) =
+                    let chosen =
                         behind.choices.rules.decide(region, alpn, &clients, &mut behind.choices.findings.borrow_mut());
-                    notes.extend(doubts.iter().map(|doubt| {
+                    notes.extend(chosen.doubts.iter().map(|doubt| {
                         let note = of_route(behind.choices.place(doubt), doubt, behind.choices.rules.rule(doubt.rule));
                         (doubt.clients.clone(), note)
                     }));
-                    for (outcome, clients) in shares {
+                    for (outcome, clients) in chosen.shares {
                         if let Outcome::To(key) = outcome {
                             to.push((key, clients, place.clone()));
                         }
@@ -201,7 +203,13 @@ impl<'a> Judge<'a> {
             }
             is_there
         });
-        let verdict = self.settle(to, by.unwrap_or_else(|| self.frontend.place.clone()));
+        let asked = |pattern: &NamePattern| {
+            let names = decided.by.iter().filter_map(|rule| rule.when.names_asked());
+            names.into_iter().any(|names| names.contains(pattern))
+        };
+        let is_asked_for = matches!(region, Region::Named(pattern) if asked(pattern));
+        let mut verdict = self.settle(to, by.unwrap_or_else(|| self.frontend.place.clone()));
+        verdict.is_asked_for = is_asked_for;
         // Where all are refused anyway, it does not matter what else could have refused them.
         self.notes.extend(notes.into_iter().filter_map(|(clients, note)| {
             let matters = !note.is_wider || !clients.and(&verdict.clients).is_empty();
@@ -215,7 +223,7 @@ impl<'a> Judge<'a> {
         to.sort_by(|(_, one, _), (_, other, _)| other.is_larger_than(one).cmp(&one.is_larger_than(other)));
         let mut all = to.into_iter();
         let Some((upstream, mut clients, by)) = all.next() else {
-            return Verdict { upstream: None, clients: Addresses::none(), by: refused_by };
+            return Verdict { upstream: None, clients: Addresses::none(), by: refused_by, is_asked_for: false };
         };
         for (other, more, place) in all {
             let some: Vec<String> = more.networks().iter().take(4).map(ToString::to_string).collect();
@@ -230,7 +238,7 @@ impl<'a> Judge<'a> {
             self.notes.push(Note { is_wider: false, place, reason });
             clients = clients.or(&more);
         }
-        Verdict { upstream: Some(upstream), clients, by }
+        Verdict { upstream: Some(upstream), clients, by, is_asked_for: false }
     }
 
     /// Clients without a name have no route of their own.
@@ -288,7 +296,7 @@ fn pass(
 ) -> Addresses {
     let mut left = clients;
     for phase in phases {
-        let (shares, doubts) = phase.rules.decide(region, alpn, &left, &mut phase.findings.borrow_mut());
+        let Decided { shares, doubts, by } = phase.rules.decide(region, alpn, &left, &mut phase.findings.borrow_mut());
         for doubt in doubts {
             let note = of_phase(phase.place(&doubt), &doubt, phase.rules.rule(doubt.rule));
             notes.push((doubt.clients, note));
@@ -298,7 +306,7 @@ fn pass(
             if outcome == Outcome::Pass {
                 left = clients;
             } else if refused_by.is_none() {
-                *refused_by = phase.rules.place_of(region, &outcome).cloned();
+                *refused_by = by.iter().find(|rule| rule.then == outcome).map(|rule| rule.place.clone());
             }
         }
     }

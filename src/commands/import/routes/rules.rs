@@ -52,6 +52,19 @@ pub(super) struct Doubt {
     pub(super) rest: BTreeSet<Outcome>,
 }
 
+pub(super) struct Decided<'a> {
+    pub(super) shares: Shares,
+    pub(super) doubts: Vec<Doubt>,
+    /// The rules that decided for someone.
+    pub(super) by: Vec<&'a Rule>,
+}
+
+impl<'a> Decided<'a> {
+    pub(super) fn place(&self, outcome: &Outcome) -> Option<&'a Place> {
+        self.by.iter().find(|rule| rule.then == *outcome).map(|rule| &rule.place)
+    }
+}
+
 impl<'a> Rules<'a> {
     pub(super) fn new(rules: &'a [Rule], otherwise: Outcome) -> Self {
         let (mut by_name, mut general) = (HashMap::<_, Vec<usize>>::new(), Vec::new());
@@ -68,12 +81,6 @@ impl<'a> Rules<'a> {
 
     pub(super) fn rule(&self, number: usize) -> &'a Rule {
         &self.rules[number]
-    }
-
-    /// Of a rule for this region with this outcome.
-    pub(super) fn place_of(&self, region: Region<'_>, outcome: &Outcome) -> Option<&'a Place> {
-        let rules = self.about(region).into_iter().map(|number| self.rule(number));
-        rules.filter(|rule| rule.then == *outcome).map(|rule| &rule.place).next()
     }
 
     fn about(&self, region: Region<'_>) -> Vec<usize> {
@@ -95,7 +102,7 @@ impl<'a> Rules<'a> {
         alpn: bool,
         clients: &Addresses,
         findings: &mut Findings,
-    ) -> (Shares, Vec<Doubt>) {
+    ) -> Decided<'a> {
         let matched: Vec<Matched> = (self.about(region).into_iter())
             .map(|number| {
                 let mut doubts = BTreeSet::new();
@@ -105,6 +112,7 @@ impl<'a> Rules<'a> {
             })
             .collect();
         let mut doubts = Vec::new();
+        let mut by = Vec::new();
         let mut left = clients.clone();
         let mut last = None;
         for (at, Matched { number, chosen, doubtful, doubts: reasons }) in matched.iter().enumerate() {
@@ -135,9 +143,10 @@ impl<'a> Rules<'a> {
                 findings.used.insert(number);
                 left = left.minus(&taken);
                 last = Some(number);
+                by.push(&self.rules[number]);
             }
         }
-        (self.shares(&matched, clients), doubts)
+        Decided { shares: self.shares(&matched, clients), doubts, by }
     }
 
     fn shares(&self, matched: &[Matched], clients: &Addresses) -> Shares {
@@ -189,7 +198,9 @@ impl Findings {
             if self.used.contains(&number) {
                 carry();
             } else if let Some((_, by)) = self.beaten.get(&number).filter(|_| !self.doubted.contains(&number)) {
-                if self.shadowed.iter().any(|(shadowed, ..)| *shadowed == number) {
+                // Such as a default that a lookup falls back to.
+                let is_part = rules.rule(*by).also.contains(&rule.place);
+                if is_part || self.shadowed.iter().any(|(shadowed, ..)| *shadowed == number) {
                     continue;
                 }
                 let by = &rules.rule(*by).place;
