@@ -556,7 +556,7 @@ fn haproxy_by_small_cases() {
         ("bind :1\n use_backend b if { req.ssl_sni -m found }", "clients that send no name are refused by the source"),
         (
             "bind :1\n use_backend %[req.ssl_sni,map(hosts.map,b)]\n use_backend b if { req.ssl_sni a.example }",
-            "it is never reached",
+            "a.example is decided before (line 3)",
         ),
         ("bind :1\n use_backend %[req.ssl_sni,map(.)]\n default_backend b", "cannot read .: not a regular file"),
         ("bind :1\n use_backend b if TRUE\n use_backend b if { req.ssl_sni a.example }", "decided before (line 3)"),

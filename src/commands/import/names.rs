@@ -148,13 +148,11 @@ impl Form {
     fn holds_below(&self, parent: &str) -> Truth {
         let rest = format!(".{parent}");
         match self {
-            Self::Exact(_) => Truth::No,
             Self::Below(text) => (parent == text || rest.ends_with(&format!(".{text}"))).into(),
             Self::OneBelow(text) if parent == text => Truth::Partly(true),
-            Self::OneBelow(text) if text.ends_with(&rest) || rest.ends_with(&format!(".{text}")) => Truth::No,
-            Self::OneBelow(_) => Truth::No,
+            Self::Exact(_) | Self::OneBelow(_) => Truth::No,
+            Self::Ends(text) if !rest.ends_with(text.as_str()) && !text.ends_with(&rest) => Truth::No,
             Self::Ends(text) if rest.ends_with(text.as_str()) => Truth::Yes,
-            Self::Ends(text) if !text.ends_with(&rest) => Truth::No,
             Self::Contains(text) if rest.contains(text.as_str()) => Truth::Yes,
             Self::Labels(text) if format!("{rest}.").contains(&format!(".{text}.")) => Truth::Yes,
             Self::Ends(_) | Self::Begins(_) | Self::Contains(_) | Self::Labels(_) | Self::Loose(_) => {

@@ -68,7 +68,7 @@ impl Access {
         {
             let limit = match *limit {
                 Limit::New(count, _) => period(table(&words)).map(|period| Limit::New(count, Some(period))),
-                limit => Some(limit),
+                limit @ Limit::Connections(_) => Some(limit),
             };
             if let Some(limit) = limit {
                 self.limits.push((limit, place));

@@ -224,8 +224,7 @@ fn of_names(method: &str, values: &[(String, Place)], ledger: &mut Ledger) -> Re
 
 fn of_lookup(lookup: &Lookup, method: &str, values: &[(String, Place)]) -> Result<Expression, String> {
     let values: Vec<&str> = values.iter().map(|(value, _)| value.as_str()).collect();
-    type Compare = fn(&str, &str) -> bool;
-    let compare: Compare = match method {
+    let compare: fn(&str, &str) -> bool = match method {
         "found" => return Ok(lookup.is_found()),
         "str" => |value, text| value == text,
         "beg" => |value, text| value.starts_with(text),
@@ -267,7 +266,7 @@ fn is_every_version(values: &[(String, Place)]) -> bool {
 
 fn is_above_zero(values: &[(String, Place)]) -> bool {
     let texts: Vec<&str> = values.iter().map(|(value, _)| value.as_str()).collect();
-    matches!(texts[..], ["gt", "0"] | ["ge", "1"] | ["1:"] | ["ge", "0"])
+    matches!(texts[..], ["gt", "0"] | ["ge", "1" | "0"] | ["1:"])
 }
 
 /// A comparison with what a source has.

@@ -54,13 +54,13 @@ pub(super) fn rules(
     let mut rules = Vec::new();
     match &sample.lookup {
         None => {
-            let mut names: Vec<(&str, Form)> = Vec::new();
+            let mut found: Vec<(&str, Form)> = Vec::new();
             for backend in backends {
                 let name = backend.strip_prefix(before).and_then(|name| name.strip_suffix(after));
-                names.extend(name.and_then(|name| Form::exact(name).ok()).map(|form| (*backend, form)));
+                found.extend(name.and_then(|name| Form::exact(name).ok()).map(|form| (*backend, form)));
             }
-            names.sort_by_key(|(backend, _)| *backend);
-            rules.extend(names.into_iter().map(|(backend, form)| rule(place, form, backend, &when)));
+            found.sort_by_key(|(backend, _)| *backend);
+            rules.extend(found.into_iter().map(|(backend, form)| rule(place, form, backend, &when)));
         }
         Some(lookup) => {
             // That it finds something is what the entries say themselves.

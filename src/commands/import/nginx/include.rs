@@ -44,7 +44,9 @@ pub(super) fn read(source: &str, files: &Files, ledger: &mut Ledger) -> Vec<Dire
     }
     let mut all = syntax::read(main.text, &mut Ledger::new(""));
     let before = main.before;
-    all.iter_mut().for_each(|directive| directive.moved(None, before));
+    for directive in &mut all {
+        directive.moved(None, before);
+    }
     let directory = main.path.parent().map(Path::to_path_buf);
     Includes { files, dump }.fill(&mut all, directory.as_deref(), 0, ledger);
     all
@@ -83,21 +85,18 @@ impl Includes<'_> {
                 continue;
             }
             let place = directive.place();
-            match self.files(pattern, directory).filter(|_| depth < MAX_DEPTH) {
-                Some(all) => {
-                    ledger.carry(&place);
-                    for mut one in all {
-                        self.fill(&mut one, directory, depth + 1, ledger);
-                        filled.append(&mut one);
-                    }
-                }
-                None => {
-                    let reason = format!(
-                        "`include {pattern}`: cannot be read here, so what is in it is left out, such as rules that \
-                        refuse clients; put the file beside this one, or import what `nginx -T` prints"
-                    );
-                    ledger.wider(&place, reason);
-                }
+            let Some(all) = self.files(pattern, directory).filter(|_| depth < MAX_DEPTH) else {
+                let reason = format!(
+                    "`include {pattern}`: cannot be read here, so what is in it is left out, such as rules that \
+                    refuse clients; put the file beside this one, or import what `nginx -T` prints"
+                );
+                ledger.wider(&place, reason);
+                continue;
+            };
+            ledger.carry(&place);
+            for mut one in all {
+                self.fill(&mut one, directory, depth + 1, ledger);
+                filled.append(&mut one);
             }
         }
         *directives = filled;
@@ -112,7 +111,9 @@ impl Includes<'_> {
             let found: Vec<_> = self.dump.iter().filter(|file| fits(&wanted, &file.path.to_string_lossy())).collect();
             let read = found.iter().map(|file| {
                 let mut all = syntax::read(file.text, &mut Ledger::new(""));
-                all.iter_mut().for_each(|directive| directive.moved(None, file.before));
+                for directive in &mut all {
+                    directive.moved(None, file.before);
+                }
                 all
             });
             return (has_stars || !found.is_empty()).then(|| read.collect());
@@ -126,14 +127,18 @@ impl Includes<'_> {
             paths = names.filter(|one| fits(name, one)).take(MOST).collect();
             paths.sort();
             if !folder.is_empty() {
-                paths.iter_mut().for_each(|path| *path = format!("{folder}/{path}"));
+                for path in &mut paths {
+                    *path = format!("{folder}/{path}");
+                }
             }
         }
         let read = |path: &String| {
             let text = self.files.read(path).ok()?;
             let mut all = syntax::read(&text, &mut Ledger::new(""));
             let file: Rc<str> = path.as_str().into();
-            all.iter_mut().for_each(|directive| directive.moved(Some(&file), 0));
+            for directive in &mut all {
+                directive.moved(Some(&file), 0);
+            }
             Some(all)
         };
         paths.iter().map(read).collect()

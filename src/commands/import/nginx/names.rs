@@ -43,9 +43,9 @@ pub(super) fn variable(text: &str) -> Option<&str> {
     name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_').then_some(name)
 }
 
-pub(super) fn values<'a>(
+pub(super) fn values(
     name: &str,
-    stream: &mut Stream<'a>,
+    stream: &mut Stream<'_>,
     depth: usize,
     ledger: &mut Ledger,
 ) -> Result<Vec<Value>, String> {

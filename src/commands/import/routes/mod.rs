@@ -108,8 +108,15 @@ fn of_frontend(frontend: &Frontend, draft: &Draft, ledger: &mut Ledger) -> Made 
         let key = (upstream.clone(), sources.clone(), alpn.clone(), pattern.is_none());
         let number = *numbers.entry(key).or_insert(routes.len());
         if number == routes.len() {
-            let (name, names, aliases) = (String::new(), Vec::new(), Vec::new());
-            routes.push(Route { name, names, alpn, aliases, frontend: 0, sources, upstream });
+            routes.push(Route {
+                name: String::new(),
+                names: Vec::new(),
+                alpn,
+                aliases: Vec::new(),
+                frontend: 0,
+                sources,
+                upstream,
+            });
         }
         routes[number].names.extend(pattern.cloned());
     };
@@ -131,7 +138,7 @@ fn of_frontend(frontend: &Frontend, draft: &Draft, ledger: &mut Ledger) -> Made 
     if others[0].upstream.is_some() {
         add(None, &others[0], Vec::new());
     }
-    judge.compare_nameless(&others[0], &nameless[0], ledger);
+    Judge::compare_nameless(&others[0], &nameless[0], ledger);
     judge.report(ledger);
     Made { shared: Sources::of(&within, &super::sources::Addresses::all(), &mentioned), routes }
 }

@@ -242,7 +242,7 @@ impl<'a> Judge<'a> {
     }
 
     /// Clients without a name have no route of their own.
-    pub(super) fn compare_nameless(&mut self, others: &Verdict, nameless: &Verdict, ledger: &mut Ledger) {
+    pub(super) fn compare_nameless(others: &Verdict, nameless: &Verdict, ledger: &mut Ledger) {
         if others == nameless {
             return;
         }

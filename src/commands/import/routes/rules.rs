@@ -13,7 +13,7 @@ use crate::commands::import::sources::Addresses;
 pub(super) type Shares = Vec<(Outcome, Addresses)>;
 
 pub(super) struct Rules<'a> {
-    rules: &'a [Rule],
+    all: &'a [Rule],
     otherwise: Outcome,
     /// By the names that they ask for.
     by_name: HashMap<&'a NamePattern, Vec<usize>>,
@@ -71,16 +71,18 @@ impl<'a> Rules<'a> {
         for (number, rule) in rules.iter().enumerate() {
             match rule.when.names_asked() {
                 Some(patterns) => {
-                    patterns.iter().for_each(|pattern| by_name.entry(pattern).or_default().push(number));
+                    for pattern in patterns {
+                        by_name.entry(pattern).or_default().push(number);
+                    }
                 }
                 None => general.push(number),
             }
         }
-        Self { rules, otherwise, by_name, general }
+        Self { all: rules, otherwise, by_name, general }
     }
 
     pub(super) fn rule(&self, number: usize) -> &'a Rule {
-        &self.rules[number]
+        &self.all[number]
     }
 
     fn about(&self, region: Region<'_>) -> Vec<usize> {
@@ -106,7 +108,7 @@ impl<'a> Rules<'a> {
         let matched: Vec<Matched> = (self.about(region).into_iter())
             .map(|number| {
                 let mut doubts = BTreeSet::new();
-                let holds = self.rules[number].when.holds_for(region, alpn, &mut doubts);
+                let holds = self.all[number].when.holds_for(region, alpn, &mut doubts);
                 let doubtful = holds.possibly.minus(&holds.surely);
                 Matched { number, chosen: holds.chosen, doubtful, doubts }
             })
@@ -130,11 +132,8 @@ impl<'a> Rules<'a> {
                 }
                 findings.doubted.insert(number);
                 let rest = self.shares(&matched[at + 1..], &clients);
-                let rest: BTreeSet<Outcome> = rest
-                    .into_iter()
-                    .map(|(outcome, _)| outcome)
-                    .filter(|one| *one != self.rules[number].then)
-                    .collect();
+                let rest: BTreeSet<Outcome> =
+                    rest.into_iter().map(|(outcome, _)| outcome).filter(|one| *one != self.all[number].then).collect();
                 if !rest.is_empty() {
                     doubts.push(Doubt { rule: number, clients, reasons: reasons.clone(), chosen, rest });
                 }
@@ -143,7 +142,7 @@ impl<'a> Rules<'a> {
                 findings.used.insert(number);
                 left = left.minus(&taken);
                 last = Some(number);
-                by.push(&self.rules[number]);
+                by.push(&self.all[number]);
             }
         }
         Decided { shares: self.shares(&matched, clients), doubts, by }
@@ -160,7 +159,7 @@ impl<'a> Rules<'a> {
             let taken = left.and(chosen);
             if !taken.is_empty() {
                 left = left.minus(&taken);
-                add(&self.rules[*number].then, taken);
+                add(&self.all[*number].then, taken);
             }
             if left.is_empty() {
                 break;
@@ -177,7 +176,7 @@ impl Findings {
     fn note_beaten(&mut self, rules: &Rules<'_>, number: usize, region: Region<'_>, by: Option<usize>) {
         let Some(by) = by else { return };
         let name = if let Region::Named(pattern) = region { Some(pattern.clone()) } else { None };
-        let asked = rules.rules[number].when.names_asked();
+        let asked = rules.all[number].when.names_asked();
         if let Some(pattern) = name.as_ref().filter(|name| asked.is_some_and(|asked| asked.contains(name))) {
             self.shadowed.push((number, pattern.clone(), by));
         }
@@ -193,7 +192,7 @@ impl Findings {
                 ledger.note(place, format!("{pattern} is decided before ({by}), and the first rule wins"));
             }
         }
-        for (number, rule) in rules.rules.iter().enumerate() {
+        for (number, rule) in rules.all.iter().enumerate() {
             let mut carry = || rule.also.iter().chain([&rule.place]).for_each(|place: &Place| ledger.carry(place));
             if self.used.contains(&number) {
                 carry();
