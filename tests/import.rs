@@ -579,7 +579,7 @@ fn haproxy_by_small_cases() {
             "clients that it refuses for that are admitted",
         ),
         ("bind :1\n tcp-request connection reject if { src -f gone }\n default_backend b", "cannot read gone"),
-        ("bind :1\n tcp-request content reject if !{ req_ssl_hello_type 1 }\n default_backend b", "carried over: 1-5"),
+        ("bind :1\n tcp-request content reject if !{ req_ssl_hello_type 1 }\n default_backend b", "carried over: 1-6"),
         (
             "bind :1\n default_backend b\nfrontend g\n bind 127.0.0.1:1\n default_backend b",
             "0.0.0.0:1 of `f` is the same address",
@@ -601,7 +601,7 @@ fn haproxy_by_small_cases() {
             "bind :1\n tcp-request content accept if { req.ssl_sni a }\n tcp-request content reject\n default_backend b",
             "sni: a",
         ),
-        ("bind :1\n tcp-request content reject if {\n default_backend b", "(a brace is not closed)"),
+        ("bind :1\n tcp-request content reject if {\n default_backend b", "a brace is not closed: clients that it refuses"),
         (
             "bind :1\n tcp-request connection accept if { src ::1 }\n http-request deny if { src 10.0.0.0/8 }\n default_backend b",
             "deny: [10.0.0.0/8]",

@@ -88,6 +88,26 @@ fn what_can_be_said_exactly_is() {
     }
 }
 
+/// What the strict result has in it.
+#[test]
+fn what_has_a_counterpart_of_another_kind_gets_it() {
+    let to = "map $ssl_preread_server_name $s { a.example one; default rest; } map $s $up { one 10.0.0.1:1; rest 10.0.0.2:1; }";
+    for (from, source, expected) in [
+        ("nginx", format!("stream {{ {to} server {{ listen 443; ssl_preread on; proxy_pass $up; }} }}"), "sni: a.example\n    upstream: 10.0.0.1:1"),
+        ("nginx", format!("stream {{ {to} server {{ listen 443 proxy_protocol; set_real_ip_from 10.0.0.0/8; ssl_preread on; proxy_pass $up; }} }}"), "accept_proxy: {from: [10.0.0.0/8]}"),
+        ("nginx", "stream { map $ssl_preread_alpn_protocols $up { ~\\bacme-tls/1\\b 10.0.0.1:1; default 10.0.0.2:1; } server { listen 443; ssl_preread on; proxy_pass $up; } }".into(), "alpn: [acme-tls/1]\n    upstream: 10.0.0.1:1"),
+        ("nginx", "stream { limit_conn_zone $binary_remote_addr zone=z:1m; server { listen 443; limit_conn z 7; proxy_pass 10.0.0.1:1; } }".into(), "per_source: 7"),
+        ("nginx", "stream { server { listen 443; server_name a.example; proxy_pass 10.0.0.1:1; } }".into(), "- name: 10.0.0.1:1-default\n    upstream: 10.0.0.1:1"),
+        ("haproxy", format!("{FRONT} stick-table type ip size 1m store conn_cur\n tcp-request connection track-sc0 src\n tcp-request connection reject if {{ sc0_conn_cur gt 9 }}\n default_backend one{BACK}"), "per_source: 9"),
+        ("haproxy", format!("{FRONT} default_backend own{BACK}backend own\n server s 127.0.0.1:9443 send-proxy\nfrontend tls\n mode http\n bind 127.0.0.1:9443 accept-proxy ssl crt x\n default_backend one\n"), "- 127.0.0.1:9443\n      proxy_protocol: v1"),
+        ("haproxy", format!("{FRONT} default_backend many{BACK}backend many\n use-server s2 if {{ req.ssl_sni -i a.example }}\n server s1 10.0.0.8:1\n server s2 10.0.0.9:1\n"), "sni: a.example\n    upstream: 10.0.0.9:1"),
+        ("haproxy", format!(".if !version_atleast(2.0)\nfrontend old\n bind :1\n default_backend two\n.else\n{FRONT} default_backend one\n.endif{BACK}"), "listen: 0.0.0.0:6443"),
+    ] {
+        let (code, text, error) = import(from, &source, &[], &[]);
+        assert!(code == Some(0) && text.contains(expected), "{expected} of\n{source}\nin\n{text}{error}");
+    }
+}
+
 /// Nothing is written unless it is asked for, and the line is named.
 #[test]
 fn what_serves_others_than_the_source_needs_lossy() {
