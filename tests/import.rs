@@ -601,7 +601,10 @@ fn haproxy_by_small_cases() {
             "bind :1\n tcp-request content accept if { req.ssl_sni a }\n tcp-request content reject\n default_backend b",
             "sni: a",
         ),
-        ("bind :1\n tcp-request content reject if {\n default_backend b", "a brace is not closed: clients that it refuses"),
+        (
+            "bind :1\n tcp-request content reject if {\n default_backend b",
+            "a brace is not closed: clients that it refuses",
+        ),
         (
             "bind :1\n tcp-request connection accept if { src ::1 }\n http-request deny if { src 10.0.0.0/8 }\n default_backend b",
             "deny: [10.0.0.0/8]",
