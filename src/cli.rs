@@ -160,6 +160,10 @@ pub(crate) struct Import {
     pub(crate) from: ImportFrom,
     /// The configuration; - for standard input
     pub(crate) file: PathBuf,
+    /// Write the result even if clients are admitted, refused or routed otherwise than the source does; notes at its
+    /// head say which
+    #[arg(long)]
+    pub(crate) lossy: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

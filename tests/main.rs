@@ -14,6 +14,7 @@ mod fuzz_seeds;
 mod health;
 mod hello;
 mod import;
+mod import_faithful;
 mod interop;
 mod kubeconfig;
 mod lifecycle;

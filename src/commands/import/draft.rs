@@ -6,19 +6,17 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use snigate::config::overlap;
-use snigate::name::NamePattern;
 use snigate::upstream::Destination;
 
+use super::expression::{Expression, Limit};
 use super::ledger::Place;
+use super::sources::Sources;
 
 /// What a proxy's own certificate becomes.
 pub(super) const TLS_ENDED: &str = "`ssl`: snigate does not end TLS, and holds no certificate. Clients see the API \
     server's own certificate: they need its CA, and where it does not carry the name they connect to, \
     `tls-server-name`; that is then the name they ask for, and must stand in `sni`, too (the names of servers are \
     suggested there). Client certificates reach the API server";
-
-/// What a rule about addresses becomes that cannot be one.
-pub(super) const OPEN: &str = "NOT carried over, so clients that it kept out may come in: see `allow` and `deny`";
 
 /// What becomes of listeners that looked at nothing.
 pub(super) const UNCERTAIN: &str = "nothing in it says that its clients speak TLS; those that do not are refused";
@@ -28,6 +26,8 @@ pub(super) struct Draft {
     pub(super) frontends: Vec<Frontend>,
     pub(super) upstreams: BTreeMap<String, Upstream>,
     pub(super) timeouts: Timeouts,
+    /// For each source, at all listeners.
+    pub(super) limits: Vec<Limit>,
 }
 
 /// Listeners that share their rules.
@@ -35,45 +35,48 @@ pub(super) struct Frontend {
     pub(super) name: String,
     pub(super) place: Place,
     pub(super) addresses: Vec<SocketAddr>,
+    /// Peers that send PROXY headers.
+    pub(super) accept_proxy: BTreeMap<SocketAddr, Vec<IpNet>>,
+    /// Found once the rules are tried.
     pub(super) sources: Sources,
+    /// Who is admitted; a phase ends with the first rule that matches, and refuses or lets the next one decide.
+    pub(super) phases: Vec<Vec<Rule>>,
+    /// Where to; what no rule matches is refused.
     pub(super) rules: Vec<Rule>,
+    /// For each source.
+    pub(super) limits: Vec<(Limit, Place)>,
     /// It showed a certificate of its own.
     pub(super) ended_tls: bool,
     /// Lines that hold if it is used.
     pub(super) places: BTreeSet<Place>,
 }
 
-/// From where clients may come; empty lists say nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Sources {
-    pub(super) allow: Vec<IpNet>,
-    pub(super) deny: Vec<IpNet>,
-}
-
-impl Sources {
-    pub(super) fn is_empty(&self) -> bool {
-        self.allow.is_empty() && self.deny.is_empty()
-    }
-}
-
+/// The first of several that matches decides.
+#[derive(Clone)]
 pub(super) struct Rule {
     pub(super) place: Place,
     /// What it is made of, too.
     pub(super) also: BTreeSet<Place>,
-    pub(super) takes: Takes,
-    pub(super) sources: Sources,
-    pub(super) upstream: String,
+    pub(super) when: Expression,
+    pub(super) then: Outcome,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Takes {
-    /// Every other name, and none.
-    All,
-    /// At least one.
-    Names(Vec<NamePattern>),
+impl Rule {
+    pub(super) fn new(place: &Place, when: Expression, then: Outcome) -> Self {
+        Self { place: place.clone(), also: BTreeSet::new(), when, then }
+    }
 }
 
-#[derive(Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Outcome {
+    /// Of a phase: the next one decides.
+    Pass,
+    Refuse,
+    /// An upstream, by its key.
+    To(String),
+}
+
+#[derive(Clone, Default)]
 pub(super) struct Upstream {
     pub(super) endpoints: Vec<(Destination, Place)>,
     /// For when all others are gone, which snigate does not have.
@@ -83,11 +86,17 @@ pub(super) struct Upstream {
     pub(super) slow_start: Option<Duration>,
     pub(super) proxy_protocol: Option<&'static str>,
     pub(super) check: Option<Check>,
+    /// Who is admitted to it, as of a frontend.
+    pub(super) phases: Vec<Vec<Rule>>,
+    /// Which of its servers alone is used by whom: upstreams of their own.
+    pub(super) choices: Vec<Rule>,
+    /// The source has no server for it either.
+    pub(super) is_vacant: bool,
     /// Lines that hold if it is used.
     pub(super) places: BTreeSet<Place>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Check {
     pub(super) interval: Option<Duration>,
     pub(super) timeout: Option<Duration>,

@@ -56,11 +56,35 @@ impl std::fmt::Display for Place {
     }
 }
 
+/// How much a note matters; the gravest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Grade {
+    /// Clients may be admitted that were not.
+    Wider,
+    /// Clients are refused that were not, or routed to something else.
+    Narrower,
+    Ordinary,
+    /// It has nothing to do with where clients are routed.
+    NotNeeded,
+}
+
+impl Grade {
+    fn is_grave(self) -> bool {
+        self <= Self::Narrower
+    }
+}
+
+struct Note {
+    grade: Grade,
+    place: Place,
+    reason: String,
+}
+
 pub(super) struct Ledger {
     lines: Vec<String>,
     carried: BTreeSet<usize>,
     noted: HashSet<usize>,
-    notes: Vec<(Place, String)>,
+    notes: Vec<Note>,
     known: HashSet<(Place, String)>,
 }
 
@@ -81,11 +105,26 @@ impl Ledger {
     /// It is not, or not entirely, or means something else there.
     pub(super) fn note(&mut self, place: &Place, reason: impl Into<String>) {
         let reason = reason.into();
+        let is_needed = !reason.contains(NOT_NEEDED) || reason.contains("not needed, or");
+        self.add(if is_needed { Grade::Ordinary } else { Grade::NotNeeded }, place, reason);
+    }
+
+    /// Clients may be admitted here that the source refuses.
+    pub(super) fn wider(&mut self, place: &Place, reason: impl Into<String>) {
+        self.add(Grade::Wider, place, reason.into());
+    }
+
+    /// Clients are refused here, or routed to something else, that the source serves.
+    pub(super) fn narrower(&mut self, place: &Place, reason: impl Into<String>) {
+        self.add(Grade::Narrower, place, reason.into());
+    }
+
+    fn add(&mut self, grade: Grade, place: &Place, reason: String) {
         if self.known.insert((place.clone(), reason.clone())) {
             if place.file.is_none() {
                 self.noted.extend(place.of());
             }
-            self.notes.push((place.clone(), reason));
+            self.notes.push(Note { grade, place: place.clone(), reason });
         }
     }
 
@@ -107,20 +146,26 @@ impl Ledger {
         1..=self.lines.len()
     }
 
-    /// How many there are.
-    pub(super) fn notes(&self) -> usize {
-        self.notes.len()
+    /// How many there are on clients that are not served as before, and others that are worth reading.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let grave = self.notes.iter().filter(|note| note.grade.is_grave()).count();
+        let worth_reading = self.notes.iter().filter(|note| note.grade != Grade::NotNeeded).count();
+        (grave, worth_reading - grave)
     }
 
     /// The notes alone, for an error: at most so many, and none on what is not needed anyway.
-    pub(super) fn first_notes(&mut self, count: usize) -> String {
-        self.sort();
-        let is_grave = |(_, reason): &&(Place, String)| !reason.contains(NOT_NEEDED) && reason != NOTHING_CARRIED;
+    pub(super) fn first_notes(&self, count: usize) -> String {
+        let is_told = |note: &&Note| note.grade != Grade::NotNeeded && note.reason != NOTHING_CARRIED;
+        let mut told: Vec<&Note> = self.notes.iter().filter(is_told).collect();
+        told.sort_by_key(|note| (!note.grade.is_grave(), &note.place));
+        let grave = told.iter().filter(|note| note.grade.is_grave()).count();
+        // What may be wrong for clients is never cut off.
+        let count = count.max(grave);
         let mut text = String::new();
-        for (place, reason) in self.notes.iter().filter(is_grave).take(count) {
+        for Note { place, reason, .. } in told.iter().take(count) {
             let _ = write!(text, "\n  {place}: {}: {}", self.text(place), printable(reason));
         }
-        match self.notes.iter().filter(is_grave).count().saturating_sub(count) {
+        match told.len().saturating_sub(count) {
             0 => {}
             more => {
                 let _ = write!(text, "\n  and {more} more");
@@ -129,26 +174,44 @@ impl Ledger {
         text
     }
 
-    /// Stable: what was found first about a line stands first.
-    fn sort(&mut self) {
-        self.notes.sort_by(|(one, _), (other, _)| one.cmp(other));
+    /// Those on clients that are not served as before, as comments.
+    pub(super) fn write_grave(&mut self, text: &mut String) {
+        self.notes.sort_by(|one, other| (one.grade, &one.place).cmp(&(other.grade, &other.place)));
+        for (grade, title) in [
+            (Grade::Wider, "Clients that could not connect before and can now"),
+            (Grade::Narrower, "Clients that are refused now, or routed to something else"),
+        ] {
+            let notes: Vec<&Note> = self.notes.iter().filter(|note| note.grade == grade).collect();
+            if !notes.is_empty() {
+                let _ = writeln!(text, "#\n# {title}:");
+                self.write_notes(text, &notes);
+            }
+        }
     }
 
-    /// As comments.
-    pub(super) fn write(mut self, text: &mut String, has_catch_all: bool) {
+    /// What else is to be said, as comments.
+    pub(super) fn write(&self, text: &mut String) {
         let _ = writeln!(text, "\n# Lines that are carried over: {}.", ranges(&self.carried));
-        if self.notes.is_empty() {
-            return;
+        let of = |grade| self.notes.iter().filter(move |note| note.grade == grade);
+        let mut ordinary: Vec<&Note> = of(Grade::Ordinary).collect();
+        if !ordinary.is_empty() {
+            ordinary.sort_by_key(|note| &note.place);
+            text.push_str("#\n# What is not, or not entirely, or means something else here:\n");
+            self.write_notes(text, &ordinary);
         }
-        text.push_str("#\n# What is not, or not entirely, or means something else here:\n");
-        if has_catch_all {
-            text.push_str(
-                "# (A name whose rule is left out goes to a route without `sni`, if its listener has one.)\n",
-            );
+        let elsewhere = of(Grade::NotNeeded).filter(|note| note.place.file.is_some()).count();
+        let lines: BTreeSet<usize> =
+            of(Grade::NotNeeded).filter(|note| note.place.file.is_none()).flat_map(|note| note.place.of()).collect();
+        if !lines.is_empty() {
+            let more = if elsewhere > 0 { format!(", and {elsewhere} in files that it names") } else { String::new() };
+            let _ =
+                writeln!(text, "#\n# Not needed here (logs, workers, buffers and the like): {}{more}.", ranges(&lines));
         }
-        self.sort();
+    }
+
+    fn write_notes(&self, text: &mut String, notes: &[&Note]) {
         let mut before = None;
-        for (place, reason) in &self.notes {
+        for Note { place, reason, .. } in notes {
             if before.replace(place) != Some(place) {
                 let line = format!("# {place}: {}", self.text(place));
                 let _ = writeln!(text, "#\n{}", line.trim_end());

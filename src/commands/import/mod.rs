@@ -1,10 +1,14 @@
 //! `snigate import`
 
 mod draft;
+mod expression;
 mod haproxy;
 mod ledger;
+mod names;
 mod nginx;
+mod regex;
 mod routes;
+mod sources;
 mod values;
 mod yaml;
 
@@ -36,20 +40,33 @@ pub(super) fn run(options: &Import) -> anyhow::Result<ExitCode> {
     let source = if is_stdin { text(stdin()) } else { File::open(path).and_then(text) }.with_context(cannot)?;
     let files = Files { directory: if is_stdin { PathBuf::new() } else { path.parent().unwrap_or(path).into() } };
     let name = printable(&name);
-    let Translated { text, notes } = translate(options.from, &source, &name, &files)?;
-    stdout().write_all(text.as_bytes())?;
-    if notes > 0 {
-        // Who sends the result into a file sees this all the same.
-        let told = format!("snigate: read the {notes} notes at the end of what was made of {name} before you use it\n");
-        stderr().write_all(told.as_bytes())?;
+    let Translated { text, ledger } = translate(options.from, &source, &name, &files)?;
+    let (grave, others) = ledger.counts();
+    if grave > 0 && !options.lossy {
+        bail!(
+            "nothing is written, as not all clients would be served as {name} serves them; change it, or write the \
+            result all the same with --lossy:{}",
+            ledger.first_notes(TOLD)
+        );
     }
+    stdout().write_all(text.as_bytes())?;
+    // Who sends the result into a file sees this all the same.
+    let told = match (grave, others) {
+        (0, 0) => return Ok(ExitCode::SUCCESS),
+        (0, _) => format!("snigate: read the {others} notes at the end of what was made of {name} before you use it\n"),
+        (_, _) => format!(
+            "snigate: not all clients are served as {name} serves them: read the {grave} notes at the head of the \
+            result, and the {others} at its end\n"
+        ),
+    };
+    stderr().write_all(told.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
 struct Translated {
     text: String,
-    /// On lines that are not carried over, or mean something else.
-    notes: usize,
+    /// With what is not carried over, or means something else.
+    ledger: Ledger,
 }
 
 fn translate(from: ImportFrom, source: &str, name: &str, files: &Files) -> anyhow::Result<Translated> {
@@ -57,7 +74,7 @@ fn translate(from: ImportFrom, source: &str, name: &str, files: &Files) -> anyho
     let mut draft = Draft::default();
     let (kind, routes) = match from {
         ImportFrom::Haproxy => ("haproxy", haproxy::translate(source, files, &mut draft, &mut ledger)),
-        ImportFrom::Nginx => ("nginx", nginx::translate(source, &mut draft, &mut ledger)),
+        ImportFrom::Nginx => ("nginx", nginx::translate(source, files, &mut draft, &mut ledger)),
     };
     if routes.is_empty() {
         let needed = match from {
@@ -79,16 +96,16 @@ fn translate(from: ImportFrom, source: &str, name: &str, files: &Files) -> anyho
 #
 #   snigate check FILE
 #   snigate explain -c FILE --sni NAME
-
 "
     );
+    ledger.write_grave(&mut text);
+    text.push('\n');
     yaml::write(&mut text, &draft, &routes, CaFiles::Named)?;
-    let notes = ledger.notes();
-    ledger.write(&mut text, routes.iter().any(|route| route.names.is_empty()));
+    ledger.write(&mut text);
     if text.len() as u64 > MAX_SIZE {
         bail!("what was made of {name} is larger than {} MiB", MAX_SIZE >> 20);
     }
-    Ok(Translated { text, notes })
+    Ok(Translated { text, ledger })
 }
 
 /// Files that the source names.
@@ -97,6 +114,10 @@ struct Files {
 }
 
 impl Files {
+    fn directory(&self) -> &std::path::Path {
+        &self.directory
+    }
+
     fn read(&self, path: &str) -> Result<String, String> {
         let path = self.directory.join(path);
         // A pipe in its place could keep us waiting.

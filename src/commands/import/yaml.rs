@@ -2,11 +2,14 @@
 
 use std::fmt::Write as _;
 
+use ipnet::IpNet;
 use snigate::name::NamePattern;
 use snigate::units::span;
 
-use super::draft::{Check, Draft, Frontend, Sources, TlsCheck, Upstream};
+use super::draft::{Check, Draft, Frontend, TlsCheck, Upstream};
+use super::expression::Limit;
 use super::routes::Route;
+use super::sources::Sources;
 use crate::commands::yaml::scalar;
 
 /// Whether CA files are named, or left out so that the rest can be checked without them.
@@ -30,13 +33,16 @@ pub(super) fn write(text: &mut String, draft: &Draft, routes: &[Route], ca_files
     text.push_str("\nroutes:");
     for (number, route) in routes.iter().enumerate() {
         text.push_str(if number == 0 { "\n" } else { "\n\n" });
-        let upstream = &draft.upstreams[&route.upstream];
         let at = (draft.frontends.len() > 1).then(|| {
             let names = listeners.iter().filter(|listener| listener.frontend == route.frontend);
             names.map(|listener| scalar(&listener.name)).collect::<Vec<_>>()
         });
         write_route(text, route, at.as_deref())?;
-        write_upstream(text, upstream, ca_files)?;
+        match &route.upstream {
+            Some(upstream) => write_upstream(text, &draft.upstreams[upstream], ca_files)?,
+            // All are denied, so nothing is ever connected to.
+            None => write!(text, "    upstream: {NOWHERE}")?,
+        }
     }
     text.push('\n');
     let timeouts = draft.timeouts.named().map(|(key, all)| (key, all.last()));
@@ -46,12 +52,36 @@ pub(super) fn write(text: &mut String, draft: &Draft, routes: &[Route], ca_files
             writeln!(text, "  {key}: {}", span(longest.0))?;
         }
     }
+    if !draft.limits.is_empty() {
+        text.push_str("\nlimits:\n");
+        for limit in &draft.limits {
+            match limit {
+                Limit::Connections(count) => writeln!(text, "  per_source: {count}")?,
+                Limit::New(count, period) => writeln!(text, "  new_per_source: {}", rate(*count, *period))?,
+            }
+        }
+    }
     Ok(())
 }
+
+/// So many in so many milliseconds.
+fn rate(count: u64, period: Option<u64>) -> String {
+    let (unit, length) = match period.unwrap_or(1000) {
+        0..=1000 => ("s", 1000),
+        1001..=60_000 => ("m", 60_000),
+        _ => ("h", 3_600_000),
+    };
+    let per_unit = u128::from(count) * length / u128::from(period.unwrap_or(1000).max(1));
+    format!("{}/{unit}", per_unit.clamp(1, 1_000_000))
+}
+
+/// Where a route leads that refuses all: an address for documentation.
+const NOWHERE: &str = "192.0.2.1:9";
 
 struct Listener<'a> {
     name: String,
     address: String,
+    accept_proxy: &'a [IpNet],
     frontend: usize,
     sources: &'a Sources,
 }
@@ -64,8 +94,10 @@ impl<'a> Listener<'a> {
                 let is_free = |name: &String| all.iter().all(|listener| listener.name != *name);
                 let numbered = (2..).map(|number| format!("{}-{number}", frontend.name));
                 let name = std::iter::once(frontend.name.clone()).chain(numbered).find(is_free);
-                let (name, address) = (name.unwrap_or_default(), address.to_string());
-                all.push(Self { name, address, frontend: number, sources: &frontend.sources });
+                let name = name.unwrap_or_default();
+                let accept_proxy = frontend.accept_proxy.get(address).map_or(&[][..], Vec::as_slice);
+                let (sources, address) = (&frontend.sources, address.to_string());
+                all.push(Self { name, address, accept_proxy, frontend: number, sources });
             }
         }
         all
@@ -73,31 +105,40 @@ impl<'a> Listener<'a> {
 }
 
 fn write_listeners(text: &mut String, listeners: &[Listener<'_>]) -> std::fmt::Result {
-    if let [Listener { address, sources, .. }] = listeners
+    if let [Listener { address, sources, accept_proxy: [], .. }] = listeners
         && sources.is_empty()
     {
         return writeln!(text, "listen: {}", scalar(address));
     }
     text.push_str("listen:\n");
-    for Listener { name, address, sources, .. } in listeners {
+    for Listener { name, address, sources, accept_proxy, .. } in listeners {
         writeln!(text, "  - name: {}\n    address: {}", scalar(name), scalar(address))?;
+        if !accept_proxy.is_empty() {
+            writeln!(text, "    accept_proxy: {{from: [{}]}}", networks(accept_proxy))?;
+        }
         write_sources(text, sources)?;
     }
     Ok(())
 }
 
 fn write_sources(text: &mut String, sources: &Sources) -> std::fmt::Result {
-    for (key, networks) in [("allow", &sources.allow), ("deny", &sources.deny)] {
-        if !networks.is_empty() {
-            let networks: Vec<String> = networks.iter().map(|network| scalar(&network.to_string())).collect();
-            writeln!(text, "    {key}: [{}]", networks.join(", "))?;
+    for (key, all) in [("allow", &sources.allow), ("deny", &sources.deny)] {
+        if !all.is_empty() {
+            writeln!(text, "    {key}: [{}]", networks(all))?;
         }
     }
     Ok(())
 }
 
+fn networks(all: &[IpNet]) -> String {
+    all.iter().map(|network| scalar(&network.to_string())).collect::<Vec<_>>().join(", ")
+}
+
 fn write_route(text: &mut String, route: &Route, at: Option<&[String]>) -> std::fmt::Result {
-    let Route { name, names, aliases, sources, .. } = route;
+    let Route { name, names, alpn, aliases, sources, upstream, frontend: _ } = route;
+    if upstream.is_none() {
+        text.push_str("  # Clients that ask for these names are refused.\n");
+    }
     writeln!(text, "  - name: {}", scalar(name))?;
     let written = |name: &NamePattern| scalar(&name.to_string());
     match &names[..] {
@@ -109,6 +150,10 @@ fn write_route(text: &mut String, route: &Route, at: Option<&[String]>) -> std::
             aliases.iter().try_for_each(|name| writeln!(text, "      # - {}", written(name)))?;
         }
     }
+    if !alpn.is_empty() {
+        let alpn: Vec<String> = alpn.iter().map(|protocol| scalar(protocol)).collect();
+        writeln!(text, "    alpn: [{}]", alpn.join(", "))?;
+    }
     match at {
         None => {}
         Some([name]) => writeln!(text, "    listener: {name}")?,
@@ -119,8 +164,7 @@ fn write_route(text: &mut String, route: &Route, at: Option<&[String]>) -> std::
 
 /// Without the last line's end.
 fn write_upstream(text: &mut String, upstream: &Upstream, ca_files: CaFiles) -> std::fmt::Result {
-    let Upstream { endpoints, backups, balance, connect_timeout, slow_start, proxy_protocol, check, places: _ } =
-        upstream;
+    let Upstream { endpoints, backups, balance, connect_timeout, slow_start, proxy_protocol, check, .. } = upstream;
     let mut more = String::new();
     if let Some(balance) = balance {
         write!(more, "\n      balance: {balance}")?;

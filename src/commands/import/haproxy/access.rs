@@ -1,135 +1,135 @@
-//! Rules about where clients may come from: they become the lists of the listeners, if they say the same.
+//! Rules about who is admitted, in the phases that a connection goes through.
 
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::condition::{Condition, Test};
-use crate::commands::import::draft::{Frontend, OPEN, Sources};
+use super::condition::{Acls, Condition};
+use super::sections::Line;
+use crate::commands::import::draft::{Outcome, Rule};
+use crate::commands::import::expression::{Expression, Limit, Test};
 use crate::commands::import::ledger::{Ledger, Place};
+use crate::commands::import::values::network;
 
+/// What the rules of a section come to.
 #[derive(Default)]
 pub(super) struct Access {
-    sources: Sources,
-    /// Accepted before anything else was asked; holds once all others are rejected.
-    accepted: Vec<IpNet>,
-    accepting: BTreeSet<Place>,
-    places: BTreeSet<Place>,
-    pub(super) waits_for_tls: bool,
-    accepts_names: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Action {
-    Accept,
-    Reject,
+    /// Connection, session, content, and what is inside TLS.
+    phases: [Vec<Rule>; 4],
+    pub(super) limits: Vec<(Limit, Place)>,
+    pub(super) accept_proxy: Vec<IpNet>,
+    pub(super) places: BTreeSet<Place>,
 }
 
 impl Access {
-    /// If it is one: what is done, and the words of the condition.
-    pub(super) fn action<'w>(words: &'w [&'w str]) -> Option<(Action, &'w [&'w str])> {
-        let (action, condition) = match words {
-            ["tcp-request", "connection" | "content" | "session", action, condition @ ..]
-            | ["http-request", action, condition @ ..] => (*action, condition),
-            _ => return None,
+    /// Whether the line is one of these. `period` is that of a table of the name, or of the section's own.
+    pub(super) fn add(
+        &mut self,
+        line: &Line,
+        acls: &mut Acls<'_>,
+        period: impl Fn(Option<&str>) -> Option<u64>,
+        ledger: &mut Ledger,
+    ) -> bool {
+        let words = line.words();
+        let place = line.place();
+        let (phase, action, rest) = match &words[..] {
+            ["tcp-request", "connection", action, rest @ ..] => (0, *action, rest),
+            ["tcp-request", "session", action, rest @ ..] => (1, *action, rest),
+            ["tcp-request", "content", action, rest @ ..] => (2, *action, rest),
+            ["http-request", action, rest @ ..] => (3, *action, rest),
+            _ => return false,
         };
-        let at = condition.iter().position(|word| matches!(*word, "if" | "unless")).unwrap_or(condition.len());
-        match action {
-            "accept" | "allow" => Some((Action::Accept, &condition[at..])),
-            "reject" | "deny" | "silent-drop" | "tarpit" => Some((Action::Reject, &condition[at..])),
-            _ => None,
-        }
-    }
-
-    pub(super) fn add(&mut self, action: Action, condition: Condition, place: &Place, ledger: &mut Ledger) {
-        for terms in condition.alternatives {
-            let terms: Vec<(bool, Test)> = terms.into_iter().map(|term| (term.negated, term.test)).collect();
-            let done = match action {
-                Action::Accept => self.accept(&terms, place, ledger),
-                Action::Reject => self.reject(terms, place, ledger),
-            };
-            if done {
-                self.places.insert(place.clone());
-                self.places.extend(condition.places.iter().cloned());
+        let at = rest.iter().position(|word| matches!(*word, "if" | "unless")).unwrap_or(rest.len());
+        let condition = acls.condition(&rest[at..], &place, ledger);
+        let then = match action {
+            "accept" | "allow" => Outcome::Pass,
+            "reject" | "deny" | "silent-drop" | "tarpit" | "auth" => Outcome::Refuse,
+            "expect-proxy" if phase == 0 => {
+                self.expect_proxy(&condition, &rest[at..], acls, &place, ledger);
+                return true;
             }
-        }
-    }
-
-    fn accept(&mut self, terms: &[(bool, Test)], place: &Place, ledger: &mut Ledger) -> bool {
-        match terms {
-            [(false, Test::Sources(networks))] if !self.waits_for_tls => {
-                self.accepted.extend(networks);
-                self.accepting.insert(place.clone());
+            _ => {
+                let variable = action.strip_prefix("set-var(").and_then(|name| name.strip_suffix(')'));
+                if let Some(name) = variable {
+                    acls.variables.add(name, &rest[..at].join(" "), at < rest.len(), &place);
+                } else if let Some(name) = action.strip_prefix("set-var-fmt(").and_then(|name| name.strip_suffix(')')) {
+                    acls.variables.add(name, "", true, &place);
+                } else if action.starts_with("track-sc") && matches!(rest, ["src", ..]) {
+                    self.places.insert(place);
+                }
                 return false;
             }
-            _ if terms.iter().all(|(negated, test)| !negated && *test == Test::Always) => {
-                ledger.note(place, "not needed: a client is routed when its whole ClientHello is there");
-                self.waits_for_tls = true;
-            }
-            [(false, Test::Names(_) | Test::HasName), ..] => {
-                ledger.note(place, "not needed: a name that no route has is refused");
-                self.accepts_names = true;
-            }
-            _ => ledger.note(place, "a condition for accepting clients without a counterpart; see `allow`"),
-        }
-        false
-    }
-
-    fn reject(&mut self, terms: Vec<(bool, Test)>, place: &Place, ledger: &mut Ledger) -> bool {
-        if terms.is_empty() {
-            return self.reject_others(place, ledger);
-        }
-        let are_only = |negation: bool| {
-            terms.iter().all(|(negated, test)| *negated == negation && matches!(test, Test::Sources(_)))
         };
-        let is_accepting = !self.accepting.is_empty();
-        if are_only(false) && terms.len() == 1 && !is_accepting {
-            self.sources.deny.extend(networks(terms));
-            return true;
-        }
-        if are_only(true) && self.sources.allow.is_empty() && !is_accepting {
-            self.sources.allow.extend(networks(terms));
-            return true;
-        }
-        let is_not = |wanted: Test| terms.iter().any(|(negated, test)| *negated && *test == wanted);
-        let reason = if is_not(Test::Always) {
-            "not needed: what is not TLS is refused"
-        } else if is_not(Test::HasName) {
-            "clients that send no name are refused here, too, unless there is a route without `sni`"
-        } else {
-            OPEN
-        };
-        ledger.note(place, reason);
-        false
-    }
-
-    fn reject_others(&mut self, place: &Place, ledger: &mut Ledger) -> bool {
-        if self.accepting.is_empty() || !self.sources.allow.is_empty() {
-            let reason = if self.accepts_names && self.accepting.is_empty() {
-                "only the names accepted before came in; here a route without `sni`, if there is one, takes all others"
-            } else if self.waits_for_tls && self.accepting.is_empty() {
-                "not needed: what is not TLS is refused"
-            } else {
-                OPEN
+        let Condition { when, places } =
+            condition.unwrap_or_else(|reason| Condition { when: Expression::unknown(reason), places: BTreeSet::new() });
+        if let Some(Test::Beyond(limit)) = when.alone()
+            && then == Outcome::Refuse
+            && self.phases[phase].iter().all(|rule| rule.then == Outcome::Refuse)
+        {
+            let limit = match *limit {
+                Limit::New(count, _) => period(table(&words)).map(|period| Limit::New(count, Some(period))),
+                limit @ Limit::Connections(_) => Some(limit),
             };
-            ledger.note(place, reason);
-            return false;
+            if let Some(limit) = limit {
+                self.limits.push((limit, place));
+                self.places.extend(places);
+                return true;
+            }
         }
-        self.sources.allow.append(&mut self.accepted);
-        self.places.append(&mut self.accepting);
+        let when = match action {
+            "auth" => when.and(Expression::unknown("a password that HAProxy asks for inside TLS")),
+            _ => when,
+        };
+        self.phases[phase].push(Rule { place, also: places, when, then });
         true
     }
 
-    pub(super) fn finish(self, frontend: &mut Frontend, ledger: &mut Ledger) {
-        for place in &self.accepting {
-            ledger.note(place, "not needed: all clients are accepted, except those of `deny`");
+    fn expect_proxy(
+        &mut self,
+        condition: &Result<Condition, String>,
+        words: &[&str],
+        acls: &Acls<'_>,
+        place: &Place,
+        ledger: &mut Ledger,
+    ) {
+        let from = match condition {
+            Ok(Condition { when, .. }) if when.is_always() => Some(everywhere()),
+            Ok(Condition { when, places }) => match when.alone() {
+                Some(Test::Sources(from)) => {
+                    self.places.extend(places.iter().cloned());
+                    Some(from.networks())
+                }
+                _ => None,
+            },
+            Err(_) => None,
+        };
+        let _ = acls;
+        match from {
+            Some(from) => {
+                if !words.is_empty() {
+                    ledger.narrower(place, "`expect-proxy`: clients from elsewhere, that send no PROXY header, are refused at a listener with `accept_proxy`");
+                }
+                self.accept_proxy.extend(from);
+                self.places.insert(place.clone());
+            }
+            None => ledger.narrower(place, "`expect-proxy`: `accept_proxy` takes networks only, so it is left out: PROXY headers are not understood, and their senders are refused"),
         }
-        frontend.sources = self.sources;
-        frontend.places.extend(self.places);
+    }
+
+    pub(super) fn phases(&mut self) -> Vec<Vec<Rule>> {
+        std::mem::take(&mut self.phases).into_iter().filter(|rules| !rules.is_empty()).collect()
     }
 }
 
-fn networks(terms: Vec<(bool, Test)>) -> Vec<IpNet> {
-    let networks = |(_, test)| if let Test::Sources(networks) = test { networks } else { Vec::new() };
-    terms.into_iter().flat_map(networks).collect()
+/// All networks there are.
+pub(super) fn everywhere() -> Vec<IpNet> {
+    ["0.0.0.0/0", "::/0"].into_iter().filter_map(network).collect()
+}
+
+/// The name of the table that a rate is looked up in, if it is said.
+fn table<'w>(words: &[&'w str]) -> Option<&'w str> {
+    let inside = |word: &'w str| word.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    let named =
+        words.iter().skip(3).find_map(|word| inside(word)).map(|inside| inside.rsplit(',').next().unwrap_or(inside));
+    named.filter(|name| !name.is_empty() && !name.bytes().all(|byte| byte.is_ascii_digit()))
 }

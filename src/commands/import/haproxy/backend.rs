@@ -1,36 +1,31 @@
 //! `backend` and the back of `listen`: servers, and how they are chosen and checked.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
-
 use super::Globals;
-use super::sections::Line;
+use super::access::Access;
+use super::check::{self, Request};
+use super::condition::{Acls, Condition};
+use super::frontend::Around;
+use super::sections::{Line, Section};
 use super::server::Parameters;
-use crate::commands::import::draft::{Check, Draft, TlsCheck, Upstream};
+use crate::commands::import::draft::{Draft, Outcome, Rule, Upstream};
+use crate::commands::import::expression::Expression;
 use crate::commands::import::ledger::{Ledger, Place};
 use crate::commands::import::values::duration;
 
-/// What `option httpchk` and its like ask for.
-#[derive(Default)]
-struct Request {
-    line: Option<RequestLine>,
-    over_tls: bool,
-    /// Where it is said which answers are good.
-    expects: Vec<Place>,
-}
-
-struct RequestLine {
-    method: String,
-    path: String,
+struct Server<'a> {
+    name: &'a str,
+    parameters: Parameters,
+    address: &'a str,
     place: Place,
 }
 
 /// `lines` are those of its defaults and its own.
 pub(super) fn read(
-    name: &str,
+    section: &Section,
     lines: &[&Line],
     globals: &Globals,
     is_behind_tls: bool,
+    around: &Around<'_>,
     draft: &mut Draft,
     ledger: &mut Ledger,
 ) {
@@ -38,7 +33,10 @@ pub(super) fn read(
     let mut defaults = Parameters::default();
     let mut request = Request::default();
     let mut check_timeout = None;
-    let mut servers: Vec<(Parameters, Place)> = Vec::new();
+    let mut servers: Vec<Server<'_>> = Vec::new();
+    let mut acls = Acls::new(around.files, if is_behind_tls { None } else { Some(false) });
+    let mut access = Access::default();
+    let mut chosen = Vec::new();
     for line in lines {
         let place = line.place();
         let words = line.words();
@@ -61,25 +59,48 @@ pub(super) fn read(
                 defaults.read(parameters, &place, globals, ledger);
                 upstream.places.insert(place);
             }
-            ["server", _, address, ref parameters @ ..] | ["server-template", _, _, address, ref parameters @ ..] => {
+            ["server", name, address, ref parameters @ ..]
+            | ["server-template", name, _, address, ref parameters @ ..] => {
                 let mut server = defaults.clone();
                 server.read(parameters, &place, globals, ledger);
                 server.add_to(&mut upstream, address, is_behind_tls, &place, ledger);
-                servers.push((server, place));
+                servers.push(Server { name, parameters: server, address, place });
             }
             ["option" | "http-check", ref option @ ..] => request.read(option, &place, ledger),
+            ["acl", ..] if section.kind == "backend" => acls.add(&words, &place, ledger),
+            ["use-server", server, ref condition @ ..] => {
+                let condition = acls
+                    .condition(condition, &place, ledger)
+                    .unwrap_or_else(|reason| Condition { when: Expression::unknown(reason), places: [].into() });
+                chosen.push((server, condition, place));
+            }
+            // Those of a `listen` are read with its front.
+            ["tcp-request" | "http-request", ..] if section.kind == "backend" => {
+                access.add(line, &mut acls, |_| None, ledger);
+            }
             ["mode", "tcp"] => drop(upstream.places.insert(place)),
             _ => {}
         }
     }
-    if let Some((first, _)) = servers.iter().find(|(server, _)| server.check) {
-        if let Some((_, place)) = servers.iter().find(|(other, _)| !other.is_checked_like(first)) {
+    let checked: Vec<(&Parameters, &Place)> =
+        servers.iter().map(|server| (&server.parameters, &server.place)).collect();
+    if let Some((first, _)) = checked.iter().find(|(server, _)| server.check) {
+        if let Some((_, place)) = checked.iter().find(|(other, _)| !other.is_checked_like(first)) {
             let reason = "the servers differ in how they are checked; here all are checked like the first one that is";
             ledger.note(place, reason);
         }
-        upstream.check = Some(check(first, request, check_timeout, &mut upstream.places, ledger));
+        upstream.check = Some(check::check(first, request, check_timeout, &mut upstream.places, ledger));
     }
-    draft.upstreams.insert(name.into(), upstream);
+    upstream.is_vacant = servers.is_empty()
+        && !lines
+            .iter()
+            .any(|line| matches!(line.words[0].as_str(), "http-request" | "dispatch" | "use-fcgi-app" | "option"));
+    upstream.phases = access.phases();
+    for (name, condition, place) in chosen {
+        choose(&section.name, name, condition, &place, &servers, &mut upstream, draft, ledger);
+    }
+    upstream.places.insert(section.header.place());
+    draft.upstreams.insert(section.name.clone(), upstream);
 }
 
 fn set(upstream: &mut Upstream, balance: &'static str, place: Place) {
@@ -87,85 +108,30 @@ fn set(upstream: &mut Upstream, balance: &'static str, place: Place) {
     upstream.places.insert(place);
 }
 
-impl Request {
-    fn read(&mut self, option: &[&str], place: &Place, ledger: &mut Ledger) {
-        let (method, path) = match *option {
-            ["httpchk"] => ("OPTIONS", "/"),
-            ["httpchk", path] => ("OPTIONS", path),
-            ["httpchk", method, path, ref rest @ ..] => {
-                if !rest.is_empty() {
-                    let rest = rest.join(" ");
-                    ledger.note(place, format!("`{rest}`: the request is HTTP/1.1, with no headers but Host"));
-                }
-                (method, path)
-            }
-            ["connect", ref parameters @ ..] if parameters.contains(&"ssl") => {
-                ledger.note(place, "the check's TLS verifies as the `tls` of `health_check` says");
-                self.over_tls = true;
-                return;
-            }
-            ["send", ref parameters @ ..] => {
-                let value = |key| parameters.iter().position(|word| *word == key).and_then(|at| parameters.get(at + 1));
-                (*value("meth").unwrap_or(&"GET"), *value("uri").unwrap_or(&"/"))
-            }
-            ["expect", ..] => return self.expects.push(place.clone()),
-            ["ssl-hello-chk"] => {
-                ledger.note(place, "the check is a TLS handshake");
-                self.over_tls = true;
-                return;
-            }
-            _ => return,
-        };
-        if let Some(RequestLine { place, .. }) = &self.line {
-            ledger.note(place, "another line after it says what is asked for");
-        }
-        self.line = Some(RequestLine { method: method.into(), path: path.into(), place: place.clone() });
-    }
-}
-
-impl RequestLine {
-    /// The path, if snigate can ask for it.
-    fn path(self, over_tls: bool, ledger: &mut Ledger) -> Option<String> {
-        let Self { method, path, place } = self;
-        let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}#".contains(&byte);
-        if !over_tls {
-            ledger.note(&place, "checks over plain HTTP are not made, so the check only connects");
-            return None;
-        }
-        if !path.starts_with('/') || !path.bytes().all(is_plain) {
-            ledger.note(&place, format!("`{path}` is no path"));
-            return None;
-        }
-        if method != "GET" {
-            ledger.note(&place, format!("the request is GET, not {method}"));
-        }
-        ledger.carry(&place);
-        Some(path)
-    }
-}
-
-fn check(
-    server: &Parameters,
-    request: Request,
-    timeout: Option<(Duration, Place)>,
-    places: &mut BTreeSet<Place>,
+/// `use-server`: an upstream with this one alone.
+#[expect(clippy::too_many_arguments, reason = "what a backend is made of")]
+fn choose(
+    backend: &str,
+    server: &str,
+    condition: Condition,
+    place: &Place,
+    servers: &[Server<'_>],
+    upstream: &mut Upstream,
+    draft: &mut Draft,
     ledger: &mut Ledger,
-) -> Check {
-    let Request { line, over_tls, expects } = request;
-    let tls = server.check_tls().or_else(|| over_tls.then_some(TlsCheck::Unverified));
-    let path = line.and_then(|line| line.path(tls.is_some(), ledger));
-    for place in expects.iter().filter(|_| path.is_some()) {
-        ledger.note(place, "an answer with 200 is ready, one with 500 or 503 is not, and 401 and 403 count as alive");
+) {
+    let Condition { when, places: also } = condition;
+    let key = format!("{backend}/{server}");
+    let found = servers.iter().find(|one| one.name == server);
+    let destination = found.and_then(|server| super::server::destination(server.address).ok());
+    let mut alone = upstream.clone();
+    alone.endpoints = found.and_then(|server| Some((destination?, server.place.clone()))).into_iter().collect();
+    alone.backups.clear();
+    alone.choices.clear();
+    alone.phases.clear();
+    if !alone.endpoints.is_empty() {
+        ledger.note(place, "while this server is unreachable its clients are refused; HAProxy takes another one then");
     }
-    let interval = server.interval;
-    let timeout = timeout.and_then(|(timeout, place)| {
-        // What `interval` is when it is not written.
-        if timeout > interval.unwrap_or(Duration::from_secs(5)) {
-            ledger.note(&place, "longer than the `interval` of checks, so left out: checks do not overlap");
-            return None;
-        }
-        places.insert(place);
-        Some(timeout)
-    });
-    Check { interval, timeout, rise: server.rise, fall: server.fall, tls, path }
+    draft.upstreams.insert(key.clone(), alone);
+    upstream.choices.push(Rule { place: place.clone(), also, when, then: Outcome::To(key) });
 }

@@ -1,90 +1,60 @@
-//! What stands behind `if` and in `acl`: as far as it is about names and addresses of clients.
+//! What stands behind `if` and in `acl`.
 
 use std::collections::{BTreeSet, HashMap};
 
 use ipnet::IpNet;
-use snigate::name::NamePattern;
 
+use super::lists;
+use super::sample::{Lookup, Sample, Variables, is_name};
 use crate::commands::import::Files;
-use crate::commands::import::draft::{Sources, Takes};
+use crate::commands::import::expression::{Expression, Limit, Names, Test};
 use crate::commands::import::ledger::{Ledger, Place};
-use crate::commands::import::values::{below, exact, network};
-
-/// What is true of a client.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Test {
-    /// It asks for one of these.
-    Names(Vec<NamePattern>),
-    /// It asks for some name.
-    HasName,
-    /// It comes from one of these.
-    Sources(Vec<IpNet>),
-    /// That it speaks TLS, which is true of all here.
-    Always,
-    /// Something else.
-    Other(String),
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Term {
-    pub(super) negated: bool,
-    pub(super) test: Test,
-}
-
-/// All of these.
-pub(super) type Conjunction = Vec<Term>;
+use crate::commands::import::sources::Addresses;
+use crate::commands::import::values::network;
 
 pub(super) struct Condition {
-    /// One of these.
-    pub(super) alternatives: Vec<Conjunction>,
+    pub(super) when: Expression,
     /// The lines that it is made of, too.
     pub(super) places: BTreeSet<Place>,
 }
 
 /// The `acl` lines of a section, by name. Those of the same name are alternatives.
-#[derive(Default)]
-pub(super) struct Acls(HashMap<String, (Test, BTreeSet<Place>)>);
+pub(super) struct Acls<'a> {
+    named: HashMap<String, (Vec<Expression>, BTreeSet<Place>)>,
+    pub(super) variables: Variables,
+    files: &'a Files,
+    /// Of the frontend's listeners: all, none, or some.
+    ends_tls: Option<bool>,
+}
 
-impl Acls {
-    pub(super) fn add(&mut self, words: &[&str], place: &Place, files: &Files, ledger: &mut Ledger) {
+impl<'a> Acls<'a> {
+    pub(super) fn new(files: &'a Files, ends_tls: Option<bool>) -> Self {
+        Self { named: HashMap::new(), variables: Variables::default(), files, ends_tls }
+    }
+
+    pub(super) fn add(&mut self, words: &[&str], place: &Place, ledger: &mut Ledger) {
         let [_, name, test @ ..] = words else { return };
-        let test = read_test(test, place, files, ledger);
-        match self.0.get_mut(*name) {
-            None => {
-                self.0.insert((*name).into(), (test, [place.clone()].into()));
-            }
-            Some((before, places)) => {
-                places.insert(place.clone());
-                match (before, test) {
-                    (Test::Names(names), Test::Names(more)) => names.extend(more),
-                    (Test::Sources(networks), Test::Sources(more)) => networks.extend(more),
-                    (before, _) => *before = Test::Other(format!("the ACL `{name}` mixes different things")),
-                }
-            }
-        }
+        let mut places = BTreeSet::from([place.clone()]);
+        let test = self.read_test(test, place, &mut places, ledger);
+        let (tests, all) = self.named.entry((*name).into()).or_default();
+        tests.push(test);
+        all.append(&mut places);
     }
 
     /// What stands behind an action: nothing, or `if` or `unless` and a condition.
-    pub(super) fn condition(
-        &self,
-        words: &[&str],
-        place: &Place,
-        files: &Files,
-        ledger: &mut Ledger,
-    ) -> Result<Condition, String> {
+    pub(super) fn condition(&self, words: &[&str], place: &Place, ledger: &mut Ledger) -> Result<Condition, String> {
         match words {
-            [] => Ok(Condition { alternatives: vec![Vec::new()], places: BTreeSet::new() }),
-            ["if", words @ ..] => self.read(words, place, files, ledger),
+            [] => Ok(Condition { when: Expression::always(), places: BTreeSet::new() }),
+            ["if", words @ ..] => self.read(words, place, ledger),
             ["unless", words @ ..] => {
-                let Condition { alternatives, places } = self.read(words, place, files, ledger)?;
-                let alternatives = negate(alternatives).ok_or("`unless` with such a condition has no counterpart")?;
-                Ok(Condition { alternatives, places })
+                let Condition { when, places } = self.read(words, place, ledger)?;
+                Ok(Condition { when: when.negated(), places })
             }
             [word, ..] => Err(format!("`{word}` is not understood")),
         }
     }
 
-    fn read(&self, words: &[&str], place: &Place, files: &Files, ledger: &mut Ledger) -> Result<Condition, String> {
+    fn read(&self, words: &[&str], place: &Place, ledger: &mut Ledger) -> Result<Condition, String> {
         let mut alternatives = vec![Vec::new()];
         let mut places = BTreeSet::new();
         let mut negated = false;
@@ -101,133 +71,249 @@ impl Acls {
                 }
                 "{" => {
                     let end = rest.iter().position(|word| *word == "}").ok_or("a brace is not closed")?;
-                    let test = read_test(&rest[..end], place, files, ledger);
+                    let test = self.read_test(&rest[..end], place, &mut places, ledger);
                     rest = &rest[end + 1..];
                     test
                 }
-                name => match self.0.get(name) {
-                    Some((test, of)) => {
+                name => match self.named.get(name) {
+                    Some((tests, of)) => {
                         places.extend(of.iter().cloned());
-                        test.clone()
+                        match &tests[..] {
+                            [one] => one.clone(),
+                            _ => Expression::Any(tests.clone()),
+                        }
                     }
-                    None if name == "TRUE" => Test::Always,
-                    None => Test::Other(format!("there is no ACL `{name}`, or it has no counterpart")),
+                    None => predefined(name),
                 },
             };
             if let Some(last) = alternatives.last_mut() {
-                last.push(Term { negated: std::mem::take(&mut negated), test });
+                last.push(if std::mem::take(&mut negated) { test.negated() } else { test });
             }
         }
         if alternatives.iter().any(Vec::is_empty) {
             return Err("a condition is missing".into());
         }
-        Ok(Condition { alternatives, places })
+        let mut all: Vec<Expression> = alternatives.into_iter().map(conjunction).collect();
+        let when = if all.len() == 1 { all.remove(0) } else { Expression::Any(all) };
+        Ok(Condition { when, places })
     }
-}
 
-/// Only what stays an alternative of terms, or becomes one.
-fn negate(alternatives: Vec<Conjunction>) -> Option<Vec<Conjunction>> {
-    let not = |term: Term| Term { negated: !term.negated, ..term };
-    if alternatives.len() == 1 {
-        return Some(alternatives.into_iter().flatten().map(|term| vec![not(term)]).collect());
+    /// Of one word on: what is looked at, how it is compared, with what.
+    fn read_test(
+        &self,
+        words: &[&str],
+        place: &Place,
+        places: &mut BTreeSet<Place>,
+        ledger: &mut Ledger,
+    ) -> Expression {
+        let test = self.try_test(words, place, places, ledger);
+        test.unwrap_or_else(|reason| Expression::unknown(format!("`{}`: {reason}", words.join(" "))))
     }
-    let all_single = alternatives.iter().all(|terms| terms.len() == 1);
-    all_single.then(|| vec![alternatives.into_iter().flatten().map(not).collect()])
-}
 
-/// Which clients satisfy all of it.
-pub(super) fn clients(terms: Conjunction) -> Result<(Takes, Sources), String> {
-    let mut takes = Takes::All;
-    let mut sources = Sources::default();
-    let mut has_name = false;
-    for Term { negated, test } in terms {
-        match (test, negated) {
-            (Test::Always, false) => {}
-            (Test::Always, true) => return Err("it is true of no client that speaks TLS".into()),
-            (Test::HasName, false) => has_name = true,
-            (Test::Names(names), false) if takes == Takes::All => takes = Takes::Names(names),
-            (Test::Names(_), false) => return Err("two conditions on one name have no counterpart".into()),
-            (Test::Names(_) | Test::HasName, true) => {
-                return Err("a route cannot take all clients but those with some names".into());
+    fn try_test(
+        &self,
+        words: &[&str],
+        place: &Place,
+        places: &mut BTreeSet<Place>,
+        ledger: &mut Ledger,
+    ) -> Result<Expression, String> {
+        let (sample, rest) = words.split_first().ok_or("a condition is missing")?;
+        let (sample, method) = ["end", "dom", "str", "beg", "sub", "dir", "reg"]
+            .into_iter()
+            .find_map(|method| Some((sample.strip_suffix(method)?.strip_suffix('_')?, method)))
+            .unwrap_or((sample, "str"));
+        let Sample { fetch, lookup, places: of } = Sample::read(sample, &self.variables, self.files)?;
+        places.extend(of);
+        let Arguments { method, values, files } = Arguments::read(method, rest)?;
+        let mut values: Vec<(String, Place)> = values.iter().map(|value| ((*value).into(), place.clone())).collect();
+        for file in files {
+            values.extend(lists::read(file, self.files)?.into_iter().map(|entry| (entry.key, entry.place)));
+        }
+        if let Some(lookup) = lookup {
+            return of_lookup(&lookup, method, &values);
+        }
+        match fetch.as_str() {
+            fetch if is_name(fetch) || fetch == "ssl_fc_has_sni" => {
+                let sees = if fetch.starts_with("ssl_fc") { self.ends_tls } else { self.ends_tls.map(|ends| !ends) };
+                match (sees, method) {
+                    (Some(false), _) if fetch.starts_with("ssl_fc") => Ok(Expression::of(Test::Constant(false))),
+                    (_, "found") => Ok(Expression::of(Test::HasName)),
+                    _ if fetch == "ssl_fc_has_sni" => Ok(Expression::of(Test::HasName)),
+                    _ => of_names(method, &values, ledger),
+                }
             }
-            (Test::Sources(networks), false) if sources.allow.is_empty() => sources.allow = networks,
-            (Test::Sources(_), false) => return Err("two conditions on one address have no counterpart".into()),
-            (Test::Sources(mut networks), true) => sources.deny.append(&mut networks),
-            (Test::Other(reason), _) => return Err(reason),
+            "src" => {
+                let networks: Option<Vec<IpNet>> = values.iter().map(|(value, _)| network(value)).collect();
+                match networks {
+                    Some(networks) if !networks.is_empty() => {
+                        Ok(Expression::of(Test::Sources(Addresses::of(&networks))))
+                    }
+                    _ => Err("not every address in it is a network".into()),
+                }
+            }
+            "req.ssl_hello_type" | "req_ssl_hello_type" => {
+                Ok(Expression::of(Test::Constant(values.iter().any(|(value, _)| value == "1"))))
+            }
+            "ssl_fc" => self
+                .ends_tls
+                .map(|ends| Expression::of(Test::Constant(ends)))
+                .ok_or_else(|| "only some of the listeners of the frontend end TLS".into()),
+            "req.ssl_ver" | "req_ssl_ver" if is_every_version(&values) => Ok(Expression::of(Test::Constant(true))),
+            "req.len" | "req_len" if is_above_zero(&values) => Ok(Expression::of(Test::Constant(true))),
+            "always_true" => Ok(Expression::of(Test::Constant(true))),
+            "always_false" => Ok(Expression::of(Test::Constant(false))),
+            "req.ssl_alpn" | "ssl_fc_alpn" => of_alpn(&fetch, method, &values),
+            "dst" | "dst_port" | "fc_dst" | "fc_dst_port" | "so_name" | "so_id" => {
+                Err("it looks at where clients arrive; see `listener`".into())
+            }
+            fetch => match limit(fetch, &values) {
+                Some(limit) => Ok(Expression::of(Test::Beyond(limit))),
+                None if fetch.starts_with("src_") || fetch.starts_with("sc") || fetch.ends_with("conn") => {
+                    Err("it has no counterpart; see `limits` and `max_connections`".into())
+                }
+                None if fetch.contains("ssl_ver") || fetch.contains("len") => {
+                    Err("it is not looked at: a client is routed by the name that it asks for".into())
+                }
+                None => Err("it has no counterpart: what is inside TLS is not seen, only the name asked for is".into()),
+            },
         }
     }
-    if has_name && takes == Takes::All {
-        return Err("a route that takes every name takes clients without one, too".into());
-    }
-    Ok((takes, sources))
 }
 
-/// Of one word on: what is looked at, how it is compared, with what.
-fn read_test(words: &[&str], place: &Place, files: &Files, ledger: &mut Ledger) -> Test {
-    let Some((sample, rest)) = words.split_first() else { return Test::Other("a condition is missing".into()) };
-    let mut converters = sample.split(',');
-    let fetch = converters.next().unwrap_or_default();
-    if let Some(converter) = converters.find(|converter| *converter != "lower") {
-        return Test::Other(format!("`{converter}` has no counterpart"));
+fn conjunction(mut terms: Vec<Expression>) -> Expression {
+    if terms.len() == 1 { terms.remove(0) } else { Expression::All(terms) }
+}
+
+fn predefined(name: &str) -> Expression {
+    match name {
+        "TRUE" | "WAIT_END" | "REQ_CONTENT" => Expression::of(Test::Constant(true)),
+        "FALSE" | "HTTP" | "HTTP_1.0" | "HTTP_1.1" | "HTTP_2.0" | "RDP_COOKIE" => Expression::of(Test::Constant(false)),
+        "LOCALHOST" => {
+            let local: Vec<IpNet> = ["127.0.0.0/8", "::1"].into_iter().filter_map(network).collect();
+            Expression::of(Test::Sources(Addresses::of(&local)))
+        }
+        _ => Expression::unknown(format!("there is no ACL `{name}`, or it has no counterpart")),
     }
-    let (fetch, method) = ["end", "dom", "str", "beg", "sub", "dir", "reg"]
-        .into_iter()
-        .find_map(|method| Some((fetch.strip_suffix(method)?.strip_suffix('_')?, method)))
-        .unwrap_or((fetch, "str"));
-    let Arguments { method, values, file } = match Arguments::read(method, rest) {
-        Ok(arguments) => arguments,
-        Err(reason) => return Test::Other(reason),
+}
+
+fn of_names(method: &str, values: &[(String, Place)], ledger: &mut Ledger) -> Result<Expression, String> {
+    let mut names = Names::default();
+    let mut unknown = Vec::new();
+    for (value, place) in values {
+        match lists::forms(method, value) {
+            Ok((forms, doubt)) => {
+                if method == "reg" {
+                    let read: Vec<String> = forms.iter().map(ToString::to_string).collect();
+                    ledger.note(place, format!("`{value}` is read as {}", read.join(", ")));
+                }
+                let mut more = Names::of(forms);
+                more.doubt = doubt;
+                names.extend(more);
+            }
+            Err(why) => unknown.push(Expression::unknown(format!("`{value}`: {why}"))),
+        }
+    }
+    if names.is_empty() && unknown.is_empty() {
+        return Err("no name is given".into());
+    }
+    if unknown.is_empty() {
+        return Ok(Expression::names(names));
+    }
+    Ok(Expression::Any(std::iter::once(Expression::names(names)).chain(unknown).collect()))
+}
+
+fn of_lookup(lookup: &Lookup, method: &str, values: &[(String, Place)]) -> Result<Expression, String> {
+    let values: Vec<&str> = values.iter().map(|(value, _)| value.as_str()).collect();
+    let compare: fn(&str, &str) -> bool = match method {
+        "found" => return Ok(lookup.is_found()),
+        "str" => |value, text| value == text,
+        "beg" => |value, text| value.starts_with(text),
+        "end" => |value, text| value.ends_with(text),
+        "sub" => |value, text| value.contains(text),
+        _ => return Err(format!("the comparison `{method}` has no counterpart")),
     };
-    let mut values: Vec<(String, Place)> = values.iter().map(|value| ((*value).into(), place.clone())).collect();
-    if let Some(file) = file {
-        match read_list(file, files) {
-            Ok(list) => values.extend(list.into_iter().map(|(key, _, place)| (key, place))),
-            Err(reason) => return Test::Other(reason),
-        }
+    Ok(lookup.gives(|value| values.iter().any(|text| compare(value, text))))
+}
+
+fn of_alpn(fetch: &str, method: &str, values: &[(String, Place)]) -> Result<Expression, String> {
+    let values: Vec<&str> = values.iter().map(|(value, _)| value.as_str()).collect();
+    // What the client offers is one text there, with commas; at the end of TLS it is what was agreed on.
+    let fits = match (fetch, method) {
+        ("req.ssl_alpn", "sub") => values.iter().all(|value| !value.contains(',')),
+        (_, "str") => values.iter().all(|value| value.starts_with("acme-tls/")),
+        _ => false,
+    };
+    if values.is_empty() || !fits {
+        return Err("whether a protocol is offered is all that a route asks; see `alpn`".into());
     }
-    match fetch {
-        "req.ssl_sni" | "req_ssl_sni" | "ssl_fc_sni" if method == "found" => Test::HasName,
-        "req.ssl_sni" | "req_ssl_sni" | "ssl_fc_sni" => read_names(method, &values, ledger),
-        "src" => match values.iter().map(|(value, _)| network(value)).collect::<Option<Vec<IpNet>>>() {
-            Some(networks) if !networks.is_empty() => Test::Sources(networks),
-            _ => Test::Other("not every address in it is a network".into()),
-        },
-        "req.ssl_hello_type" | "req_ssl_hello_type" if values.iter().any(|(value, _)| value == "1") => Test::Always,
-        "ssl_fc" | "req.ssl_ver" | "req_ssl_ver" | "req.len" | "req_len" | "always_true" => Test::Always,
-        "req.ssl_alpn" | "ssl_fc_alpn" => Test::Other("it looks at the application protocols; see `alpn`".into()),
-        "dst" | "dst_port" | "fc_dst" | "fc_dst_port" | "so_name" | "so_id" => {
-            Test::Other("it looks at where clients arrive; see `listener`".into())
-        }
-        _ if fetch.starts_with("src_") || fetch.starts_with("sc") || fetch.ends_with("conn") => {
-            Test::Other(format!("`{fetch}` has no counterpart; see `limits` and `max_connections`"))
-        }
-        _ => Test::Other(format!(
-            "`{fetch}` has no counterpart: what is inside TLS is not seen, only the name asked for is"
-        )),
+    Ok(Expression::of(Test::Alpn(values.into_iter().map(str::to_owned).collect())))
+}
+
+/// Every client of today has one of these versions.
+fn is_every_version(values: &[(String, Place)]) -> bool {
+    let number = |text: &str| {
+        let (major, minor) = text.split_once('.').unwrap_or((text, "0"));
+        Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
+    };
+    let texts: Vec<&str> = values.iter().map(|(value, _)| value.as_str()).collect();
+    match texts[..] {
+        ["gt", text] => number(text).is_some_and(|number| number < (3, 1)),
+        ["ge", text] => number(text).is_some_and(|number| number <= (3, 1)),
+        [text] => text.strip_suffix(':').and_then(number).is_some_and(|number| number <= (3, 1)),
+        _ => false,
+    }
+}
+
+fn is_above_zero(values: &[(String, Place)]) -> bool {
+    let texts: Vec<&str> = values.iter().map(|(value, _)| value.as_str()).collect();
+    matches!(texts[..], ["gt", "0"] | ["ge", "1" | "0"] | ["1:"])
+}
+
+/// A comparison with what a source has.
+fn limit(fetch: &str, values: &[(String, Place)]) -> Option<Limit> {
+    let texts: Vec<&str> = values.iter().map(|(value, _)| value.as_str()).collect();
+    let allowed = match texts[..] {
+        ["gt", number] => number.parse().ok()?,
+        ["ge", number] => number.parse::<u64>().ok()?.checked_sub(1)?,
+        _ => return None,
+    };
+    let allowed = Some(allowed).filter(|allowed| (1..=1_000_000).contains(allowed))?;
+    let counter = fetch.strip_prefix("src_").or_else(|| {
+        let counter = fetch.strip_prefix("sc")?;
+        counter.strip_prefix(['0', '1', '2', '_'])
+    })?;
+    match counter.trim_start_matches('_').split('(').next()? {
+        "conn_cur" => Some(Limit::Connections(allowed)),
+        "conn_rate" => Some(Limit::New(allowed, None)),
+        _ => None,
     }
 }
 
 struct Arguments<'a> {
     method: &'a str,
     values: Vec<&'a str>,
-    file: Option<&'a str>,
+    files: Vec<&'a str>,
 }
 
 impl<'a> Arguments<'a> {
     fn read(method: &'a str, words: &[&'a str]) -> Result<Self, String> {
-        let mut arguments = Self { method, values: Vec::new(), file: None };
+        let mut arguments = Self { method, values: Vec::new(), files: Vec::new() };
         let mut rest = words;
         while let [word, after @ ..] = rest {
             rest = after;
             match (*word, after) {
-                ("-i" | "-n", _) => {}
+                ("-i" | "-n" | "-M", _) => {}
                 ("-m", [method, after @ ..]) => (arguments.method, rest) = (method, after),
-                ("-f", [file, after @ ..]) => (arguments.file, rest) = (Some(*file), after),
+                ("-u", [_, after @ ..]) => rest = after,
+                ("-f", [file, after @ ..]) => {
+                    arguments.files.push(file);
+                    rest = after;
+                }
                 ("--", values) => {
                     arguments.values.extend(values);
                     break;
                 }
-                (flag, _) if flag.len() == 2 && flag.starts_with('-') => {
+                (flag, _) if flag.len() == 2 && flag.starts_with('-') && arguments.values.is_empty() => {
                     return Err(format!("the flag `{flag}` is not understood"));
                 }
                 (value, _) => arguments.values.push(value),
@@ -235,55 +321,4 @@ impl<'a> Arguments<'a> {
         }
         Ok(arguments)
     }
-}
-
-fn read_names(method: &str, values: &[(String, Place)], ledger: &mut Ledger) -> Test {
-    let mut names = Vec::new();
-    let mut reason = "no name is given".to_owned();
-    for (value, place) in values {
-        match names_like(method, value) {
-            Ok((like, caveat)) => {
-                names.extend(like);
-                if let Some(caveat) = caveat {
-                    ledger.note(place, format!("`{value}`: {caveat}"));
-                }
-            }
-            Err(why) => {
-                reason = format!("`{value}`: {why}");
-                ledger.note(place, reason.clone());
-            }
-        }
-    }
-    if names.is_empty() { Test::Other(reason) } else { Test::Names(names) }
-}
-
-/// The names that compare so with the text, and what is lost.
-pub(super) fn names_like(method: &str, text: &str) -> Result<(Vec<NamePattern>, Option<&'static str>), String> {
-    match (method, text.strip_prefix('.')) {
-        ("str", _) => Ok((vec![exact(text)?], None)),
-        ("end", Some(suffix)) => Ok((vec![below(suffix)?], None)),
-        ("end", None) => {
-            let caveat = "HAProxy took names that merely end in these letters, too, within a label";
-            Ok((vec![exact(text)?, below(text)?], Some(caveat)))
-        }
-        ("dom", _) => {
-            let text = text.trim_matches('.');
-            Ok((vec![exact(text)?, below(text)?], Some("HAProxy took names that have it in the middle, too")))
-        }
-        ("reg", _) => Err("a regular expression; a route has names, and `*.` for all below one".into()),
-        _ => Err(format!("the comparison `{method}` has no counterpart")),
-    }
-}
-
-/// The lines of a file that the source names: a key, and perhaps a value.
-pub(super) fn read_list(path: &str, files: &Files) -> Result<Vec<(String, String, Place)>, String> {
-    let text = files.read(path).map_err(|error| format!("cannot read {path}: {error}"))?;
-    let file = path.into();
-    let lines = text.lines().map(str::trim).enumerate();
-    let says_something = |(_, line): &(usize, &str)| !line.is_empty() && !line.starts_with('#');
-    let read = |(index, line): (usize, &str)| {
-        let (key, value) = line.split_once(|character: char| character.is_ascii_whitespace()).unwrap_or((line, ""));
-        (key.to_owned(), value.trim().to_owned(), Place::elsewhere(&file, index + 1))
-    };
-    Ok(lines.filter(says_something).map(read).collect())
 }

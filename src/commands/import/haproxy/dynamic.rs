@@ -1,92 +1,98 @@
-//! `use_backend %[...]`: the name asked for is looked up in a map, or is the backend's.
+//! `use_backend TEXT%[...]TEXT`: the name asked for is looked up in a map, or is the backend's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
-use snigate::name::NamePattern;
-
-use super::condition::{names_like, read_list};
+use super::condition::Condition;
+use super::lists::Entry;
+use super::sample::{Sample, Variables, is_name};
 use crate::commands::import::Files;
-use crate::commands::import::draft::{Rule, Sources, Takes};
+use crate::commands::import::draft::{Outcome, Rule};
+use crate::commands::import::expression::{Expression, Names, Test};
 use crate::commands::import::ledger::{Ledger, Place};
+use crate::commands::import::names::Form;
 
+/// Of clients for whom it names no backend HAProxy takes the default, and no further rule.
 pub(super) fn rules(
-    expression: &str,
-    backends: &[&str],
+    text: &str,
+    condition: Condition,
+    backends: &HashSet<&str>,
+    default: &Outcome,
     place: &Place,
-    files: &Files,
+    (variables, files): (&Variables, &Files),
     ledger: &mut Ledger,
-) -> Result<Vec<Rule>, String> {
-    let mut parts = split(expression).into_iter();
-    let fetch = parts.next().unwrap_or_default();
-    if !matches!(fetch, "req.ssl_sni" | "req_ssl_sni" | "ssl_fc_sni") {
-        return Err(format!("`{fetch}` has no counterpart: only the name asked for is seen"));
-    }
-    let rule = |takes, place: &Place, also, upstream: &str| Rule {
-        place: place.clone(),
-        also,
-        takes,
-        sources: Sources::default(),
-        upstream: upstream.into(),
+) -> Vec<Rule> {
+    let Condition { when, places: mut also } = condition;
+    let parsed = text.split_once("%[").and_then(|(before, rest)| Some((before, rest.split_once(']')?)));
+    let sample = match parsed {
+        Some((_, (expression, after))) if !after.contains('%') => Sample::read(expression, variables, files),
+        _ => Err(format!("`{text}` is not understood")),
     };
-    let converters: Vec<&str> = parts.filter(|part| *part != "lower").collect();
-    let map = match &converters[..] {
-        [] => {
-            let named = backends.iter().filter_map(|backend| Some((NamePattern::parse(backend).ok()?, *backend)));
-            return Ok(named
-                .map(|(name, backend)| rule(Takes::Names(vec![name]), place, [].into(), backend))
-                .collect());
+    let (before, after) = parsed.map_or(("", ""), |(before, (_, after))| (before, after));
+    let sample = sample.and_then(|sample| {
+        if is_name(&sample.fetch) {
+            Ok(sample)
+        } else {
+            Err(format!("`{}` has no counterpart: only the name asked for is seen", sample.fetch))
         }
-        [map] => map,
-        [_, other, ..] => return Err(format!("`{other}` has no counterpart")),
+    });
+    let sample = match sample {
+        Ok(sample) => sample,
+        Err(reason) => {
+            let when = when.and(Expression::unknown(reason));
+            return vec![Rule { place: place.clone(), also, when, then: Outcome::To(text.into()) }];
+        }
     };
-    let (converter, arguments) = map
-        .strip_suffix(')')
-        .and_then(|map| map.split_once('('))
-        .ok_or_else(|| format!("`{map}` is not understood"))?;
-    let method = match converter.strip_prefix("map") {
-        Some("" | "_str") => "str",
-        Some("_end") => "end",
-        Some("_dom") => "dom",
-        _ => return Err(format!("`{converter}` has no counterpart")),
+    also.extend(sample.places.iter().cloned());
+    also.insert(place.clone());
+    let named = |value: &str| format!("{before}{value}{after}");
+    let rule = |at: &Place, form: Form, backend: &str, when: &Expression| Rule {
+        place: at.clone(),
+        also: also.clone(),
+        when: Expression::names(Names::of([form])).and(when.clone()),
+        then: Outcome::To(backend.into()),
     };
-    let mut arguments = arguments.split(',').map(|argument| argument.trim_matches(['"', '\'', ' ']));
-    let entries = read_list(arguments.next().unwrap_or_default(), files)?;
-
     let mut rules = Vec::new();
-    for (key, backend, at) in entries {
-        if !backends.contains(&backend.as_str()) {
-            ledger.note(&at, format!("`{key}`: there is no backend `{backend}`"));
-            continue;
-        }
-        match names_like(method, &key) {
-            Ok((names, caveat)) => {
-                if let Some(caveat) = caveat {
-                    ledger.note(&at, format!("`{key}`: {caveat}"));
-                }
-                rules.push(rule(Takes::Names(names), &at, BTreeSet::from([place.clone()]), &backend));
+    match &sample.lookup {
+        None => {
+            let mut found: Vec<(&str, Form)> = Vec::new();
+            for backend in backends {
+                let name = backend.strip_prefix(before).and_then(|name| name.strip_suffix(after));
+                found.extend(name.and_then(|name| Form::exact(name).ok()).map(|form| (*backend, form)));
             }
-            Err(reason) => ledger.note(&at, format!("`{key}`: {reason}")),
+            found.sort_by_key(|(backend, _)| *backend);
+            rules.extend(found.into_iter().map(|(backend, form)| rule(place, form, backend, &when)));
+        }
+        Some(lookup) => {
+            // That it finds something is what the entries say themselves.
+            let when = if asks_for_no_more(&when) { Expression::always() } else { when.clone() };
+            for (form, Entry { key, value, place: at }) in &lookup.entries {
+                let backend = named(value);
+                if backends.contains(backend.as_str()) {
+                    rules.push(rule(at, form.clone(), &backend, &when));
+                } else {
+                    ledger.note(at, format!("`{key}`: there is no backend `{backend}`, so it goes to the default one"));
+                    let mut to_default = rule(at, form.clone(), &backend, &when);
+                    to_default.then = default.clone();
+                    rules.push(to_default);
+                }
+            }
+            for (Entry { key, value, place: at }, reason) in &lookup.left_out {
+                let when = when.clone().and(Expression::unknown(format!("`{key}`: {reason}")));
+                rules.push(Rule { place: at.clone(), also: BTreeSet::new(), when, then: Outcome::To(named(value)) });
+            }
+            if let Some(value) = &lookup.default {
+                let backend = named(value);
+                let then = if backends.contains(backend.as_str()) { Outcome::To(backend) } else { default.clone() };
+                let when = when.and(Expression::of(Test::HasName));
+                rules.push(Rule { place: place.clone(), also: also.clone(), when, then });
+            }
         }
     }
-    if let Some(default) = arguments.next() {
-        let reason =
-            format!("`{default}` now takes clients that send no name, too; in HAProxy they went to `default_backend`");
-        ledger.note(place, reason);
-        rules.push(rule(Takes::All, place, BTreeSet::new(), default));
-    }
-    Ok(rules)
+    rules.push(Rule { place: place.clone(), also, when, then: default.clone() });
+    rules
 }
 
-/// At commas that are in no parentheses.
-fn split(expression: &str) -> Vec<&str> {
-    let mut depth = 0usize;
-    let is_end = |character: char| {
-        match character {
-            '(' => depth += 1,
-            ')' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        character == ',' && depth == 0
-    };
-    expression.split(is_end).collect()
+/// Whether a condition is but that there is a name, or that a lookup finds one.
+fn asks_for_no_more(when: &Expression) -> bool {
+    when.is_always() || matches!(when.alone(), Some(Test::HasName))
 }

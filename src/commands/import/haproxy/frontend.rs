@@ -1,168 +1,148 @@
-//! `frontend` and the front of `listen`: where it listens, and who is led where.
+//! `frontend` and the front of `listen`: where it listens, and which clients are routed where.
 
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, HashSet};
 
 use super::access::Access;
-use super::condition::Acls;
+use super::bind;
+use super::condition::{Acls, Condition};
+use super::dynamic;
 use super::keywords;
-use super::rules;
 use super::sections::{Line, Section};
 use crate::commands::import::Files;
-use crate::commands::import::draft::{Draft, Frontend, Listens, OPEN, Sources, TLS_ENDED, Takes, UNCERTAIN};
+use crate::commands::import::draft::{Draft, Frontend, Outcome, Rule, UNCERTAIN};
+use crate::commands::import::expression::{Expression, Test};
 use crate::commands::import::ledger::{Ledger, Place};
-use crate::commands::import::values::{duration, label, listen_address};
+use crate::commands::import::sources::Sources;
+use crate::commands::import::values::{duration, label};
+
+/// What a client has to send its hello if nothing is said.
+const HELLO: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Whether TLS comes to it, as far as that can be known.
 pub(super) fn takes_tls(lines: &[&Line]) -> bool {
     let mode = lines.iter().rfind(|line| line.words[0] == "mode").and_then(|line| line.words.get(1));
     mode.is_none_or(|mode| mode == "tcp" || !keywords::is_mode(mode))
-        || lines.iter().any(|line| is_bind(line) && ends_tls(line))
+        || lines.iter().any(|line| bind::is_bind(line) && bind::ends_tls(line))
 }
 
-fn is_bind(line: &Line) -> bool {
-    line.words[0] == "bind"
+/// What is known of the whole file.
+pub(super) struct Around<'a> {
+    /// The names of all backends.
+    pub(super) backends: HashSet<&'a str>,
+    pub(super) files: &'a Files,
+    /// Of the table of a section, in milliseconds.
+    pub(super) period: &'a dyn Fn(&str) -> Option<u64>,
 }
 
-fn ends_tls(line: &Line) -> bool {
-    line.words.iter().any(|word| word == "ssl")
-}
-
-/// `lines` are those of its defaults and its own; `backends` the names of all backends.
-pub(super) fn read(
-    section: &Section,
-    lines: &[&Line],
-    backends: &[&str],
-    files: &Files,
-    draft: &mut Draft,
-    ledger: &mut Ledger,
-) {
+/// `lines` are those of its defaults and its own.
+pub(super) fn read(section: &Section, lines: &[&Line], around: &Around<'_>, draft: &mut Draft, ledger: &mut Ledger) {
+    let binds: Vec<&&Line> = lines.iter().filter(|line| bind::is_bind(line)).collect();
+    let ending = binds.iter().filter(|line| bind::ends_tls(line)).count();
+    let ends_tls = match ending {
+        0 => Some(false),
+        all if all == binds.len() => Some(true),
+        _ => None,
+    };
     let mut frontend = Frontend {
         name: label(&section.name),
         place: Place::lines(&section.range()),
         addresses: Vec::new(),
+        accept_proxy: BTreeMap::new(),
         sources: Sources::default(),
+        phases: Vec::new(),
         rules: Vec::new(),
-        ended_tls: lines.iter().any(|line| is_bind(line) && ends_tls(line)),
+        limits: Vec::new(),
+        ended_tls: ending > 0,
         places: [section.header.place()].into(),
     };
-    let mut acls = Acls::default();
+    let mut acls = Acls::new(around.files, ends_tls);
     let mut access = Access::default();
-    let mut default = None;
-    // All clients, in a map.
-    let mut looked_up = false;
+    let default = default(section, lines);
+    let then = default.as_ref().map_or(Outcome::Refuse, |rule| rule.then.clone());
+    let mut waits = ending > 0;
     for line in lines {
         let words = line.words();
+        let place = line.place();
         match words[..] {
             ["bind", addresses, ref parameters @ ..] => {
-                listen(&mut frontend, addresses, parameters, &line.place(), draft, ledger);
+                bind::listen(&mut frontend, addresses, parameters, &place, draft, ledger);
             }
-            ["acl", ..] => acls.add(&words, &line.place(), files, ledger),
+            ["acl", ..] => acls.add(&words, &place, ledger),
             ["use_backend", backend, ref condition @ ..] => {
-                match rules::of(backend, condition, &acls, backends, line, files, ledger) {
-                    _ if looked_up => {
-                        let reason =
-                            "HAProxy does not come here: what it does not find in a map before goes to the default";
-                        ledger.note(&line.place(), reason);
+                let condition = acls
+                    .condition(condition, &place, ledger)
+                    .unwrap_or_else(|reason| Condition { when: Expression::unknown(reason), places: [].into() });
+                if backend.contains('%') {
+                    let of = (&acls.variables, around.files);
+                    let mut rules = dynamic::rules(backend, condition, &around.backends, &then, &place, of, ledger);
+                    if let (Some(last), Some(default)) = (rules.last_mut(), &default) {
+                        last.also.insert(default.place.clone());
                     }
-                    Ok(rules) => {
-                        let are_for_all = rules.iter().all(|rule| rule.sources.is_empty());
-                        looked_up = backend.starts_with('%') && !rules.is_empty() && are_for_all;
-                        frontend.rules.extend(rules);
-                    }
-                    Err(reason) => ledger.note(&line.place(), reason),
+                    frontend.rules.extend(rules);
+                } else {
+                    let Condition { when, places: also } = condition;
+                    frontend.rules.push(Rule { place, also, when, then: Outcome::To(backend.into()) });
                 }
             }
-            ["default_backend", backend, ..] => default = Some(rules::led_to(backend, Takes::All, line.place())),
-            ["tcp-request", "inspect-delay", delay, ..] => match duration(delay, "ms") {
-                Ok(delay) => drop(draft.timeouts.hello.insert((delay, line.place()))),
-                Err(reason) => ledger.note(&line.place(), format!("`{delay}`: {reason}")),
-            },
+            ["tcp-request", "inspect-delay", delay, ..] => {
+                waits = true;
+                match duration(delay, "ms") {
+                    Ok(delay) if delay > HELLO => drop(draft.timeouts.hello.insert((delay, place))),
+                    Ok(_) => {
+                        let reason = "after it HAProxy goes on without the hello; here a client has `timeouts.hello`, \
+                            10s, and is then refused";
+                        ledger.note(&place, reason);
+                    }
+                    Err(reason) => ledger.note(&place, format!("`{delay}`: {reason}")),
+                }
+            }
             ["tcp-request" | "http-request", ..] => {
-                if let Some((action, condition)) = Access::action(&words) {
-                    match acls.condition(condition, &line.place(), files, ledger) {
-                        Ok(condition) => access.add(action, condition, &line.place(), ledger),
-                        Err(reason) => ledger.note(&line.place(), format!("{OPEN} ({reason})")),
-                    }
-                }
+                let period = |table: Option<&str>| (around.period)(table.unwrap_or(&section.name));
+                access.add(line, &mut acls, period, ledger);
             }
-            ["mode", "tcp"] => drop(frontend.places.insert(line.place())),
+            ["stick-table", ..] => drop(access.places.insert(place)),
+            ["mode", "tcp"] => drop(frontend.places.insert(place)),
             _ => {}
         }
     }
-    if section.kind == "listen" && section.has_servers() {
-        default = default.or_else(|| Some(rules::led_to(&section.name, Takes::All, section.header.place())));
-    }
     frontend.rules.extend(default);
-    rules::drop_ambiguous(&mut frontend.rules, ledger);
-    let shows_tls = frontend.ended_tls || access.waits_for_tls;
-    access.finish(&mut frontend, ledger);
-    if !shows_tls && frontend.rules.iter().all(|rule| rule.takes == Takes::All) {
+    frontend.phases = access.phases();
+    if access.limits.is_empty() {
+        // A table that no limit is made of.
+        access.places.clear();
+    }
+    frontend.limits = access.limits;
+    frontend.places.extend(access.places);
+    if !access.accept_proxy.is_empty() {
+        for address in &frontend.addresses {
+            frontend.accept_proxy.entry(*address).or_insert_with(|| access.accept_proxy.clone());
+        }
+    }
+    let asks_for_names = frontend.phases.iter().flatten().chain(&frontend.rules).any(asks_for_a_name);
+    let shows_tls = lines.iter().any(|line| line.words.iter().any(|word| word.contains("ssl_hello_type")));
+    if !asks_for_names && !shows_tls && !frontend.ended_tls {
         ledger.note(&section.header.place(), UNCERTAIN);
+    } else if asks_for_names && !waits {
+        let reason = "without `tcp-request inspect-delay` HAProxy may look for the name before it is there; here all \
+            clients are routed by their names";
+        ledger.note(&section.header.place(), reason);
     }
     draft.frontends.push(frontend);
 }
 
-impl Section {
-    fn has_servers(&self) -> bool {
-        self.lines.iter().any(|line| line.words[0].starts_with("server"))
-    }
+fn default(section: &Section, lines: &[&Line]) -> Option<Rule> {
+    let said = lines.iter().rev().find_map(|line| match line.words()[..] {
+        ["default_backend", backend, ..] => Some((line.place(), backend.to_owned())),
+        _ => None,
+    });
+    let has_servers = section.lines.iter().any(|line| line.words[0].starts_with("server"));
+    let own = || (section.kind == "listen" && has_servers).then(|| (section.header.place(), section.name.clone()));
+    let (place, backend) = said.or_else(own)?;
+    Some(Rule::new(&place, Expression::always(), Outcome::To(backend)))
 }
 
-fn listen(
-    frontend: &mut Frontend,
-    addresses: &str,
-    parameters: &[&str],
-    place: &Place,
-    draft: &Draft,
-    ledger: &mut Ledger,
-) {
-    for text in addresses.split(',') {
-        match address(text) {
-            Ok(address) => match draft.listen(frontend, address) {
-                Listens::Yes => drop(frontend.places.insert(place.clone())),
-                Listens::With(wider) => {
-                    frontend.places.insert(place.clone());
-                    ledger.note(place, format!("{wider} stands for both addresses, as it takes the clients of both"));
-                }
-                Listens::Taken(reason) => ledger.note(place, format!("`{text}` is left out: {reason}")),
-            },
-            Err(reason) => ledger.note(place, format!("`{text}` is left out: {reason}")),
-        }
-    }
-    if parameters.contains(&"ssl") {
-        ledger.note(place, TLS_ENDED);
-    }
-    if parameters.contains(&"v6only") {
-        ledger.note(place, "`v6only`: a listener at [::] takes IPv4 clients, too");
-    }
-    if parameters.contains(&"accept-proxy") {
-        let reason =
-            "`accept-proxy`: a listener needs to know who sends PROXY headers: `accept_proxy: {from: [NETWORK]}`";
-        ledger.note(place, reason);
-    }
-    let of_tls =
-        ["ssl", "crt", "verify", "ca-file", "crl-file", "alpn", "ciphers", "ciphersuites", "ssl-min-ver", "crt-list"];
-    let said = ["v4v6", "v6only", "accept-proxy"];
-    let mut rest = Vec::new();
-    let mut is_value = false;
-    for word in parameters {
-        let known = of_tls.contains(word) || said.contains(word);
-        if !known && !is_value {
-            rest.push(*word);
-        }
-        is_value = of_tls.contains(word) && *word != "ssl";
-    }
-    if !rest.is_empty() {
-        ledger.note(place, format!("`{}`: not needed, or without a counterpart", rest.join(" ")));
-    }
-}
-
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let (host, port) = text.rsplit_once(':').ok_or("it is no address and port")?;
-    let (host, is_ipv6) = match (host.strip_prefix("ipv4@"), host.strip_prefix("ipv6@")) {
-        (Some(host), _) => (host, false),
-        (_, Some(host)) => (host, true),
-        _ => (host, false),
-    };
-    listen_address(if is_ipv6 && matches!(host, "" | "*") { "::" } else { host }, port)
+fn asks_for_a_name(rule: &Rule) -> bool {
+    let mut asks = false;
+    rule.when.each(&mut |test| asks |= matches!(test, Test::Names(_) | Test::HasName));
+    asks
 }

@@ -2,8 +2,10 @@
 
 use std::ops::RangeInclusive;
 
+use super::branches::Branches;
 use super::keywords;
 use crate::commands::import::ledger::{Ledger, Place};
+use crate::commands::import::values::duration;
 use crate::commands::{did_you_mean, nearest};
 
 pub(super) struct Section {
@@ -19,6 +21,14 @@ pub(super) struct Section {
 impl Section {
     pub(super) fn range(&self) -> RangeInclusive<usize> {
         self.header.number..=self.lines.last().unwrap_or(&self.header).number
+    }
+
+    /// In which the table of the section counts connections, in milliseconds.
+    pub(super) fn table_period(&self) -> Option<u64> {
+        let table = self.lines.iter().rfind(|line| line.words[0] == "stick-table")?;
+        let (_, period) = table.words.iter().find_map(|word| word.split_once("conn_rate("))?;
+        let period = duration(period.split_once(')')?.0, "ms").ok()?;
+        u64::try_from(period.as_millis()).ok()
     }
 
     pub(super) fn is_disabled(&self) -> bool {
@@ -70,6 +80,7 @@ pub(super) const KINDS: [&str; 20] = [
 pub(super) fn read(source: &str, ledger: &mut Ledger) -> Vec<Section> {
     let mut sections: Vec<Section> = Vec::new();
     let mut latest_defaults = None;
+    let mut branches = Branches::default();
     for (index, text) in source.lines().enumerate() {
         let number = index + 1;
         let words = match words(text) {
@@ -80,6 +91,9 @@ pub(super) fn read(source: &str, ledger: &mut Ledger) -> Vec<Section> {
             }
         };
         let Some(first) = words.first() else { continue };
+        if branches.leaves_out(&words, &Place::line(number), ledger) {
+            continue;
+        }
         if KINDS.contains(&first.as_str()) {
             let from = words.iter().position(|word| word == "from").and_then(|at| words.get(at + 1));
             let named = |name: &String| sections.iter().position(|one| one.kind == "defaults" && one.name == *name);
@@ -100,28 +114,37 @@ pub(super) fn read(source: &str, ledger: &mut Ledger) -> Vec<Section> {
     sections
 }
 
-/// Quotes keep spaces together, a backslash keeps a character as it is, `#` begins a comment.
+/// Quotes keep spaces together, a backslash keeps some characters as they are, `#` begins a comment.
 fn words(text: &str) -> Result<Vec<String>, &'static str> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
-    let mut characters = text.chars();
+    let mut quote = None;
+    let mut characters = text.chars().peekable();
     while let Some(character) = characters.next() {
-        match character {
-            '#' => break,
-            _ if character.is_ascii_whitespace() => words.extend(word.take()),
-            '\\' => word.get_or_insert_default().extend(characters.next()),
-            '\'' | '"' => {
-                let word = word.get_or_insert_default();
-                loop {
-                    match characters.next().ok_or("a quote is not closed")? {
-                        end if end == character => break,
-                        '\\' if character == '"' => word.extend(characters.next()),
-                        inside => word.push(inside),
-                    }
-                }
+        match (character, quote) {
+            (end, Some(quoted)) if end == quoted => quote = None,
+            ('\\', None | Some('"')) => {
+                let is_escaped = |next: &char| match next {
+                    ' ' | '\\' | '#' | '"' => true,
+                    '\'' => quote.is_none(),
+                    '$' => quote.is_some(),
+                    _ => false,
+                };
+                // In front of any other, as in a regular expression, it stands for itself.
+                word.get_or_insert_default().push(characters.next_if(is_escaped).unwrap_or('\\'));
             }
-            _ => word.get_or_insert_default().push(character),
+            (inside, Some(_)) => word.get_or_insert_default().push(inside),
+            ('#', None) => break,
+            (space, None) if space.is_ascii_whitespace() => words.extend(word.take()),
+            ('\'' | '"', None) => {
+                word.get_or_insert_default();
+                quote = Some(character);
+            }
+            (plain, None) => word.get_or_insert_default().push(plain),
         }
+    }
+    if quote.is_some() {
+        return Err("a quote is not closed");
     }
     words.extend(word);
     Ok(words)
@@ -135,6 +158,7 @@ mod tests {
     fn words_are_split_as_haproxy_does() {
         assert_eq!(words("  a b\\ c \"d # e\" 'f\"'g # h").unwrap(), ["a", "b c", "d # e", "f\"g"]);
         assert_eq!(words("a\\# \"\" x\r").unwrap(), ["a#", "", "x"]);
+        assert_eq!(words(r#"^a\.b\\c "d\.e\"" 'f\.g\'"#).unwrap(), [r"^a\.b\c", r#"d\.e""#, r"f\.g\"]);
         assert!(words("a \"b").is_err() && words("'").is_err());
         assert!(words(" # a \"b").unwrap().is_empty());
     }

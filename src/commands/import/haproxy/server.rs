@@ -148,6 +148,26 @@ impl Parameters {
             }
             return;
         }
+        if let Some((_, first)) = upstream.endpoints.first()
+            && upstream.proxy_protocol != self.proxy_protocol
+        {
+            let told = |version: Option<&str>| {
+                version.map_or("no PROXY header".to_owned(), |one| format!("a PROXY header {one}"))
+            };
+            let reason = format!(
+                "left out: it gets {}, the server before ({first}) {}, and an upstream has one `proxy_protocol`",
+                told(self.proxy_protocol),
+                told(upstream.proxy_protocol)
+            );
+            ledger.note(
+                first,
+                format!(
+                    "the upstream sends what this server gets: {}; the one in {place} differs",
+                    told(upstream.proxy_protocol)
+                ),
+            );
+            return ledger.note(place, reason);
+        }
         upstream.endpoints.push((destination, place.clone()));
         upstream.slow_start = upstream.slow_start.or(self.slow_start);
         upstream.proxy_protocol = upstream.proxy_protocol.or(self.proxy_protocol);
@@ -220,7 +240,10 @@ fn is_name(text: &str) -> bool {
     rustls::pki_types::ServerName::try_from(text).is_ok()
 }
 
-fn destination(text: &str) -> Result<Destination, String> {
+pub(super) fn destination(text: &str) -> Result<Destination, String> {
+    if text.starts_with('_') {
+        return Err("a name of SRV records; snigate looks up addresses only: write the hostname and its port".into());
+    }
     if text.starts_with('/') || text.starts_with("unix@") || text.starts_with("abns@") {
         return Err("a Unix socket; endpoints have a host and a port".into());
     }

@@ -1,5 +1,6 @@
 //! nginx's stream module: servers that listen, maps from names, and upstreams.
 
+mod include;
 mod names;
 mod reasons;
 mod server;
@@ -7,12 +8,14 @@ mod syntax;
 mod upstream;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use self::server::Inherited;
 use self::syntax::Directive;
-use super::draft::Draft;
+use super::Files;
+use super::draft::{Draft, Rule};
 use super::ledger::{Ledger, NOTHING_CARRIED, Place};
-use super::routes::{self, Order, Route};
+use super::routes::{self, Route};
 
 /// What stands in the streams, by name.
 #[derive(Default)]
@@ -24,10 +27,16 @@ struct Stream<'a> {
     inherited: Inherited<'a>,
     /// Upstreams and maps that something leads to.
     used: BTreeSet<&'a str>,
+    /// Of servers with names: where, the rank of the name, and the rules for it.
+    named: Vec<(Vec<SocketAddr>, (u8, usize), Rule)>,
+    /// The rules for all other names: where, whether that is said, and the rules.
+    others: Vec<(Vec<SocketAddr>, bool, Vec<Rule>)>,
+    /// Zones that count connections of a client.
+    zones: BTreeSet<&'a str>,
 }
 
-pub(super) fn translate(source: &str, draft: &mut Draft, ledger: &mut Ledger) -> Vec<Route> {
-    let all = syntax::read(source, ledger);
+pub(super) fn translate(source: &str, files: &Files, draft: &mut Draft, ledger: &mut Ledger) -> Vec<Route> {
+    let all = include::read(source, files, ledger);
     let is =
         |name: &'static str| move |directive: &&Directive| directive.words.first().is_some_and(|word| word == name);
     // A file that another one includes within its stream.
@@ -44,7 +53,7 @@ pub(super) fn translate(source: &str, draft: &mut Draft, ledger: &mut Ledger) ->
                 "events" => "`events`: not needed: connections and workers are as many as this process may have".into(),
                 name => format!("`{name}`: only streams are translated"),
             };
-            ledger.note(&Place::lines(&directive.range()), reason);
+            ledger.note(&directive.whole(), reason);
         } else {
             ledger.note(&directive.place(), reasons::of(&directive.words()));
         }
@@ -53,16 +62,14 @@ pub(super) fn translate(source: &str, draft: &mut Draft, ledger: &mut Ledger) ->
     for server in std::mem::take(&mut stream.servers) {
         server::read(server, &mut stream, draft, ledger);
     }
+    server::finish(&mut stream, draft);
     for (name, directive) in stream.upstreams.iter().chain(&stream.maps) {
         if !stream.used.contains(name) {
-            ledger.note(
-                &Place::lines(&directive.range()),
-                format!("`{name}`: no server that is carried over leads to it"),
-            );
+            ledger.note(&directive.whole(), format!("`{name}`: no server that is carried over leads to it"));
         }
     }
 
-    let routes = routes::make(draft, Order::MostSpecific, ledger);
+    let routes = routes::make(draft, ledger);
     for directive in all.iter().filter(is("stream")) {
         directive.frame().iter().for_each(|place| ledger.carry(place));
     }
@@ -84,10 +91,10 @@ impl<'a> Stream<'a> {
                 }
             }
             ["map", source, variable] if directive.block.is_some() => {
-                if !matches!(source, "$ssl_preread_server_name" | "${ssl_preread_server_name}") {
+                if names::variable(source).is_none() {
                     let reason =
-                        format!("`{source}`: only the name asked for leads somewhere; see `alpn` and `listener`, too");
-                    ledger.note(&Place::lines(&directive.range()), reason);
+                        format!("`{source}`: only a variable alone leads somewhere; see `alpn` and `listener`");
+                    ledger.note(&directive.whole(), reason);
                 } else if self.maps.insert(variable, directive).is_some() {
                     ledger.note(
                         &directive.place(),
@@ -95,10 +102,14 @@ impl<'a> Stream<'a> {
                     );
                 }
             }
+            ["limit_conn_zone", "$binary_remote_addr" | "$remote_addr", zone] => {
+                self.zones.extend(zone.strip_prefix("zone=").and_then(|zone| zone.split(':').next()));
+                self.inherited.zone = Some(directive);
+            }
             ["server"] if directive.block.is_some() => self.servers.push(directive),
             _ if directive.block.is_some() => {
                 let reason = format!("`{}`: without a counterpart", directive.words.join(" "));
-                ledger.note(&Place::lines(&directive.range()), reason);
+                ledger.note(&directive.whole(), reason);
             }
             _ => self.inherited.add(directive, ledger),
         }

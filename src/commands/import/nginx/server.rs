@@ -1,12 +1,17 @@
 //! `server`: where it listens, and where it leads.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use ipnet::IpNet;
+
+use super::names::{self, Value};
 use super::syntax::Directive;
-use super::{Stream, names, reasons, upstream};
-use crate::commands::import::draft::{Draft, Frontend, Listens, OPEN, Rule, Sources, TLS_ENDED, Takes, UNCERTAIN};
+use super::{Stream, reasons, upstream};
+use crate::commands::import::draft::{Draft, Frontend, Listens, Outcome, Rule, TLS_ENDED, UNCERTAIN};
+use crate::commands::import::expression::{Expression, Limit, Test};
 use crate::commands::import::ledger::{Ledger, Place};
+use crate::commands::import::sources::{Addresses, Sources};
 use crate::commands::import::values::{duration, listen_address, network};
 
 /// What a stream says for its servers, and a server for itself.
@@ -18,6 +23,9 @@ pub(super) struct Inherited<'a> {
     hello: Option<&'a Directive>,
     pub(super) proxy_protocol: Option<&'a Directive>,
     access: Vec<&'a Directive>,
+    trusted: Vec<&'a Directive>,
+    limit: Option<&'a Directive>,
+    pub(super) zone: Option<&'a Directive>,
 }
 
 impl<'a> Inherited<'a> {
@@ -29,6 +37,14 @@ impl<'a> Inherited<'a> {
             ["preread_timeout", _] => self.hello = Some(directive),
             ["proxy_protocol", _] => self.proxy_protocol = Some(directive),
             ["allow" | "deny", _] => self.access.push(directive),
+            ["set_real_ip_from", _] => self.trusted.push(directive),
+            ["limit_conn", _, _] => self.limit = Some(directive),
+            ["ssl_verify_client", "on"] => ledger.wider(
+                &directive.place(),
+                "`ssl_verify_client`: nginx refuses clients without a certificate; here the server decides, which gets \
+                the client's certificate",
+            ),
+            ["include", _] => {}
             _ => ledger.note(&directive.place(), reasons::of(&directive.words())),
         }
     }
@@ -51,50 +67,78 @@ pub(super) fn read<'a>(server: &'a Directive, stream: &mut Stream<'a>, draft: &m
         settings.access.clone_from(&stream.inherited.access);
     }
     let Some(target) = target else {
-        return ledger.note(&Place::lines(&server.range()), "without `proxy_pass` it leads nowhere");
+        return ledger.note(&server.whole(), "without `proxy_pass` it leads nowhere");
     };
     let mut frontend = Frontend {
         name: "port".into(),
-        place: Place::lines(&server.range()),
+        place: server.whole(),
         addresses: Vec::new(),
+        accept_proxy: BTreeMap::new(),
         sources: Sources::default(),
+        phases: Vec::new(),
         rules: Vec::new(),
+        limits: Vec::new(),
         ended_tls: false,
         places: server.frame().into_iter().chain([target.place()]).collect(),
     };
-    let is_default = listen_all(&mut frontend, &listens, draft, ledger);
+    let is_default = listen_all(&mut frontend, &listens, &settings, draft, ledger);
     if let Some(first) = frontend.addresses.first() {
         frontend.name = format!("port-{}", first.port());
     }
-    let mut rules = match rules(target, &settings, stream, draft, ledger) {
-        Ok(rules) => rules,
-        Err(reason) => {
-            ledger.note(&target.place(), reason);
-            Vec::new()
-        }
-    };
+    let rules = rules(target, &settings, stream, draft, ledger).unwrap_or_else(|reason| {
+        ledger.narrower(&target.place(), format!("{reason}; its clients are refused"));
+        Vec::new()
+    });
     if settings.preread.is_none() && !frontend.ended_tls && !target.words[1].starts_with('$') {
         ledger.note(&server.place(), UNCERTAIN);
     }
-    if let Some(server_names) = server_names {
-        rules = names::narrowed(rules, server_names, is_default, ledger);
-    }
-    settings.apply(&mut frontend, draft, ledger);
+    settings.apply(&mut frontend, stream, draft, ledger);
+    let at = frontend.addresses.clone();
     let shared = draft.frontends.iter_mut().find(|other| other.addresses == frontend.addresses);
-    match shared {
-        Some(shared) if server_names.is_some() && !frontend.addresses.is_empty() => {
-            shared.rules.extend(rules);
+    let is_shared = match shared {
+        Some(shared) if server_names.is_some() && !at.is_empty() => {
             shared.places.extend(frontend.places);
-            if shared.sources != frontend.sources {
+            let written = |phases: &[Vec<Rule>]| {
+                let rules = phases.iter().flatten();
+                rules.map(|rule| format!("{:?}{:?}", rule.when, rule.then)).collect::<Vec<_>>()
+            };
+            if written(&shared.phases) != written(&frontend.phases) {
                 let reason = "its `allow` and `deny` differ from those of the first server at this address, which hold";
-                ledger.note(&frontend.place, reason);
+                ledger.wider(&frontend.place, reason);
             }
+            true
         }
         _ => {
             keep_free(&mut frontend, draft, ledger);
-            frontend.rules = rules;
             draft.frontends.push(frontend);
+            false
         }
+    };
+    let Some(server_names) = server_names else {
+        return stream.others.push((at, is_default, rules));
+    };
+    for (rank, when) in names::of_server(server_names, ledger) {
+        let end = Rule::new(&server_names.place(), Expression::always(), Outcome::Refuse);
+        for mut rule in rules.iter().cloned().chain([end]) {
+            rule.when = when.clone().and(rule.when);
+            rule.also.insert(server_names.place());
+            stream.named.push((at.clone(), rank, rule));
+        }
+    }
+    if is_default || !is_shared {
+        stream.others.push((at, is_default, rules));
+    }
+}
+
+/// Gives the frontends the rules of all servers at their addresses.
+pub(super) fn finish(stream: &mut Stream<'_>, draft: &mut Draft) {
+    stream.named.sort_by_key(|(_, rank, _)| *rank);
+    for frontend in &mut draft.frontends {
+        let named = stream.named.iter().filter(|(at, ..)| *at == frontend.addresses);
+        frontend.rules.extend(named.map(|(_, _, rule)| rule.clone()));
+        let others = || stream.others.iter().filter(|(at, ..)| *at == frontend.addresses);
+        let others = others().find(|(_, is_said, _)| *is_said).or_else(|| others().next());
+        frontend.rules.extend(others.iter().flat_map(|(_, _, rules)| rules.iter().cloned()));
     }
 }
 
@@ -106,27 +150,40 @@ fn rules<'a>(
     ledger: &mut Ledger,
 ) -> Result<Vec<Rule>, String> {
     let text = target.words[1].as_str();
-    if text.starts_with('$') {
-        let variable = text.trim_start_matches("${").trim_end_matches('}').trim_start_matches('$');
-        let known = stream.maps.iter().find(|(name, _)| name.trim_start_matches('$') == variable);
-        let Some((name, map)) = known.map(|(name, map)| (*name, *map)) else {
-            return Err(format!("`{text}`: no map from the name asked for leads to it"));
-        };
-        stream.used.insert(name);
-        if settings.preread.is_none_or(|preread| preread.words[1] != "on") {
-            ledger.note(&target.place(), "without `ssl_preread on` nginx saw no names here; snigate does");
-        }
-        let lead =
-            |to: &str, place: &Place, ledger: &mut Ledger| upstream::lead(to, place, settings, stream, draft, ledger);
-        return Ok(names::of_map(map, lead, ledger));
+    let Some(name) = names::variable(text) else {
+        let upstream = upstream::lead(text, &target.place(), settings, stream, draft, ledger)?;
+        return Ok(vec![Rule::new(&target.place(), Expression::always(), Outcome::To(upstream))]);
+    };
+    let values = names::values(name, stream, 0, ledger)?;
+    if settings.preread.is_none_or(|preread| preread.words[1] != "on") {
+        ledger.note(&target.place(), "without `ssl_preread on` nginx saw no names here; snigate does");
     }
-    let upstream = upstream::lead(text, &target.place(), settings, stream, draft, ledger)?;
-    let (also, sources) = (BTreeSet::new(), Sources::default());
-    Ok(vec![Rule { place: target.place(), also, takes: Takes::All, sources, upstream }])
+    let mut rules = Vec::new();
+    for Value { when, text, place, also } in values {
+        let then = match upstream::lead(&text, &place, settings, stream, draft, ledger) {
+            Ok(upstream) => Outcome::To(upstream),
+            Err(reason) => {
+                if text.is_empty() {
+                    ledger.note(&place, reason);
+                } else {
+                    ledger.narrower(&place, format!("{reason}; its clients are refused"));
+                }
+                Outcome::Refuse
+            }
+        };
+        rules.push(Rule { place, also, when, then });
+    }
+    Ok(rules)
 }
 
 /// Whether it is the default for one of its addresses.
-fn listen_all(frontend: &mut Frontend, listens: &[&Directive], draft: &Draft, ledger: &mut Ledger) -> bool {
+fn listen_all(
+    frontend: &mut Frontend,
+    listens: &[&Directive],
+    settings: &Inherited<'_>,
+    draft: &Draft,
+    ledger: &mut Ledger,
+) -> bool {
     // Only among its own; whether another server has them is seen later.
     let alone = Draft::default();
     let mut is_default = false;
@@ -143,7 +200,7 @@ fn listen_all(frontend: &mut Frontend, listens: &[&Directive], draft: &Draft, le
         let address = match address(text) {
             Ok(address) => address,
             Err(reason) => {
-                ledger.note(&place, format!("`{text}` is left out: {reason}"));
+                ledger.narrower(&place, format!("`{text}` is left out: {reason}"));
                 continue;
             }
         };
@@ -159,9 +216,7 @@ fn listen_all(frontend: &mut Frontend, listens: &[&Directive], draft: &Draft, le
             ledger.note(&place, TLS_ENDED);
         }
         if has("proxy_protocol") {
-            let reason =
-                "`proxy_protocol`: a listener needs to know who sends PROXY headers: `accept_proxy: {from: [NETWORK]}`";
-            ledger.note(&place, reason);
+            accept_proxy(frontend, address, settings, &place, ledger);
         }
         let known = ["ssl", "proxy_protocol", "default_server", "default", "ipv6only=off", "ipv6only=on"];
         let rest: Vec<&str> = parameters.iter().map(String::as_str).filter(|word| !known.contains(word)).collect();
@@ -173,17 +228,44 @@ fn listen_all(frontend: &mut Frontend, listens: &[&Directive], draft: &Draft, le
         let others = draft.frontends.iter().flat_map(|other| &other.addresses).copied();
         let mut all = listens.iter().filter_map(|listen| address(&listen.words[1]).ok()).chain(others);
         if !all.any(|one| one.is_ipv4() && one.port() == port) {
-            ledger.note(&place, "a listener at [::] takes IPv4 clients, too");
+            ledger.wider(&place, "a listener at [::] takes IPv4 clients, too, unless `ipv6only=off` is there");
         }
     }
     is_default
+}
+
+fn accept_proxy(
+    frontend: &mut Frontend,
+    address: SocketAddr,
+    settings: &Inherited<'_>,
+    place: &Place,
+    ledger: &mut Ledger,
+) {
+    let trusted: Vec<IpNet> = settings.trusted.iter().filter_map(|from| network(&from.words[1])).collect();
+    frontend.places.extend(settings.trusted.iter().map(|from| from.place()));
+    if trusted.is_empty() {
+        let reason = "`proxy_protocol`: headers are accepted from every address; let `accept_proxy` have but the \
+            networks of the balancers";
+        ledger.note(place, reason);
+        if !settings.access.is_empty() {
+            ledger.wider(
+                place,
+                "`allow` and `deny` look at the address in the PROXY header here, which any peer may send",
+            );
+        }
+        let everywhere = ["0.0.0.0/0", "::/0"].into_iter().filter_map(network).collect();
+        frontend.accept_proxy.insert(address, everywhere);
+    } else {
+        ledger.note(place, "peers elsewhere than in `accept_proxy` are refused");
+        frontend.accept_proxy.insert(address, trusted);
+    }
 }
 
 /// Takes out the addresses that another server has.
 fn keep_free(frontend: &mut Frontend, draft: &Draft, ledger: &mut Ledger) {
     for address in std::mem::take(&mut frontend.addresses) {
         if let Listens::Taken(reason) = draft.listen(frontend, address) {
-            ledger.note(&frontend.place, format!("{address} is left out: {reason}"));
+            ledger.narrower(&frontend.place, format!("{address} is left out: {reason}"));
         }
     }
 }
@@ -199,7 +281,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 }
 
 impl Inherited<'_> {
-    fn apply(&self, frontend: &mut Frontend, draft: &mut Draft, ledger: &mut Ledger) {
+    fn apply(&self, frontend: &mut Frontend, stream: &Stream<'_>, draft: &mut Draft, ledger: &mut Ledger) {
         if let Some(preread) = self.preread {
             frontend.places.insert(preread.place());
         }
@@ -211,30 +293,34 @@ impl Inherited<'_> {
                 Err(reason) => ledger.note(&directive.place(), format!("`{}`: {reason}", directive.words.join(" "))),
             }
         }
-        match self.sources() {
-            Ok(sources) => {
-                frontend.sources = sources;
-                frontend.places.extend(self.access.iter().map(|directive| directive.place()));
-            }
-            Err(reason) => self.access.iter().for_each(|directive| ledger.note(&directive.place(), reason.clone())),
+        let rules = self.access.iter().map(|directive| rule(directive)).collect::<Vec<_>>();
+        if !rules.is_empty() {
+            frontend.phases.push(rules);
         }
-    }
-
-    /// The first that matches holds there; here what is denied is denied whatever is allowed.
-    fn sources(&self) -> Result<Sources, String> {
-        let mut sources = Sources::default();
-        for directive in &self.access {
-            match directive.words()[..] {
-                ["deny", "all"] if sources.allow.is_empty() => return Err(format!("`deny all`: {OPEN}")),
-                ["deny", "all"] => return Ok(sources),
-                ["allow", "all"] => return Ok(Sources { allow: Vec::new(), ..sources }),
-                ["allow", text] => sources.allow.push(network(text).ok_or_else(|| format!("`{text}`: {OPEN}"))?),
-                ["deny", text] if sources.allow.is_empty() => {
-                    sources.deny.push(network(text).ok_or_else(|| format!("`{text}`: {OPEN}"))?);
+        if let Some(directive) = self.limit {
+            let count = directive.words[2].parse().ok().filter(|count| (1..=1_000_000).contains(count));
+            match count.filter(|_| stream.zones.contains(directive.words[1].as_str())) {
+                Some(count) => {
+                    frontend.limits.push((Limit::Connections(count), directive.place()));
+                    frontend.places.extend(self.zone.map(Directive::place));
                 }
-                _ => return Err(format!("`deny` after `allow`: {OPEN}")),
+                None => ledger
+                    .wider(&directive.place(), "a limit that is not one for each client's address, so it is left out"),
             }
         }
-        Ok(Sources { allow: Vec::new(), ..sources })
     }
+}
+
+/// `allow` and `deny`: the first that matches holds.
+fn rule(directive: &Directive) -> Rule {
+    let text = directive.words[1].as_str();
+    let when = match (text, network(text)) {
+        ("all", _) => Expression::always(),
+        (_, Some(network)) => Expression::of(Test::Sources(Addresses::of(&[network]))),
+        // Clients of such sockets do not come here.
+        _ if text.starts_with("unix:") => Expression::of(Test::Constant(false)),
+        _ => Expression::unknown(format!("`{text}` is no network")),
+    };
+    let then = if directive.words[0] == "deny" { Outcome::Refuse } else { Outcome::Pass };
+    Rule { place: directive.place(), also: BTreeSet::new(), when, then }
 }

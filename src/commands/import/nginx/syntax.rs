@@ -2,6 +2,7 @@
 
 use std::iter::Peekable;
 use std::ops::RangeInclusive;
+use std::rc::Rc;
 use std::str::Chars;
 
 use crate::commands::import::ledger::{Ledger, Place};
@@ -16,6 +17,8 @@ pub(super) struct Directive {
     pub(super) last: usize,
     pub(super) words: Vec<String>,
     pub(super) block: Option<Block>,
+    /// `None`: the source itself.
+    pub(super) file: Option<Rc<str>>,
 }
 
 #[derive(Debug)]
@@ -27,7 +30,7 @@ pub(super) struct Block {
 
 impl Directive {
     fn of(lines: RangeInclusive<usize>, words: &mut Vec<String>) -> Self {
-        Self { first: *lines.start(), last: *lines.end(), words: std::mem::take(words), block: None }
+        Self { first: *lines.start(), last: *lines.end(), words: std::mem::take(words), block: None, file: None }
     }
 
     pub(super) fn words(&self) -> Vec<&str> {
@@ -39,17 +42,37 @@ impl Directive {
     }
 
     pub(super) fn place(&self) -> Place {
-        Place::lines(&(self.first..=self.last))
+        self.at(self.first..=self.last)
     }
 
     /// With its block.
-    pub(super) fn range(&self) -> RangeInclusive<usize> {
+    pub(super) fn whole(&self) -> Place {
+        self.at(self.range())
+    }
+
+    fn at(&self, lines: RangeInclusive<usize>) -> Place {
+        self.file.as_ref().map_or_else(|| Place::lines(&lines), |file| Place::elsewhere(file, *lines.start()))
+    }
+
+    /// It and all within are in this file, so many lines further on.
+    pub(super) fn moved(&mut self, file: Option<&Rc<str>>, by: usize) {
+        self.first += by;
+        self.last += by;
+        self.file = file.cloned();
+        if let Some(block) = &mut self.block {
+            block.end += by;
+            block.directives.iter_mut().for_each(|inner| inner.moved(file, by));
+        }
+    }
+
+    fn range(&self) -> RangeInclusive<usize> {
         self.first..=self.block.as_ref().map_or(self.last, |block| block.end)
     }
 
     /// Its words and the brace that ends it, without what is between.
     pub(super) fn frame(&self) -> [Place; 2] {
-        [self.place(), Place::line(*self.range().end())]
+        let end = *self.range().end();
+        [self.place(), self.at(end..=end)]
     }
 }
 

@@ -100,7 +100,7 @@ fn read(directive: &Directive, ledger: &mut Ledger) -> Upstream {
                 );
             }
             ["zone", ..] => ledger.note(&place, "`zone`: not needed: workers share what they know of endpoints"),
-            _ => ledger.note(&Place::lines(&inner.range()), reasons::of(&inner.words())),
+            _ => ledger.note(&inner.whole(), reasons::of(&inner.words())),
         }
     }
     upstream
