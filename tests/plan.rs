@@ -101,6 +101,7 @@ connections that would be closed: 5
                 {"route": "goes.example", "change": "removed", "on_remove": "drain", "connections": 3},
                 {"route": "keeps.example", "change": "removed", "on_remove": "keep", "connections": 1},
             ],
+            "admin": [],
             "routes_unchanged": 1,
             "drain_seconds": 1.0,
             "connections_closed": 5,
@@ -238,13 +239,13 @@ fn a_new_admin_address_is_tried() {
     let (wanted, taken) = (free(), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     let (status, told) = plan(&with_admin(wanted), &["--admin", &admin]);
     assert_eq!(status, Some(0), "{told}");
-    assert!(told.contains(&format!("  + {wanted}  admin, begins to listen\n")), "{told}");
-    assert!(told.contains("  - 127.0.0.1:0  admin, closes\n"), "{told}");
+    assert!(told.contains(&format!("  + {wanted}  admin, starts listening\n")), "{told}");
+    assert!(told.contains("  - 127.0.0.1:0  admin, stops listening\n"), "{told}");
 
     let taken = taken.local_addr().unwrap();
     let (status, told) = plan(&with_admin(taken), &["--admin", &admin]);
     assert_eq!(status, Some(1), "{told}");
-    assert!(told.contains(&format!("  + {taken}  admin, cannot be listened at: ")), "{told}");
+    assert!(told.contains(&format!("  + {taken}  admin, cannot listen: ")), "{told}");
     let refused = router.reload(&with_admin(taken));
     assert!(refused["reason"].as_str().unwrap().contains("another process listens there"), "{refused}");
 }

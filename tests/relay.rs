@@ -240,15 +240,21 @@ fn d10_small_buffers_deliver_the_same() {
 }
 
 #[test]
-fn d18_urgent_bytes_do_no_harm() {
+fn d18_urgent_bytes_are_bytes_of_the_stream() {
     let (backend, held) = Backend::held();
-    let router = Router::routing(&[(NAME, backend.address())]);
-    let (client, mut upstream) = connected(&router, &held);
-    let socket = socket2::SockRef::from(&client.stream);
-    assert_eq!(socket.send(b"before").unwrap(), 6);
-    assert_eq!(socket.send_out_of_band(b"!").unwrap(), 1);
-    assert_eq!(socket.send(b"after").unwrap(), 5);
-    client.finish();
-    // It is no part of the stream, as for any server that does not ask for it.
-    assert_eq!(rest(&mut upstream), (b"beforeafter".to_vec(), End::Fin));
+    for engine in ["auto", "copy", "splice"] {
+        let router = Router::start(&config(&[(NAME, backend.address())], &format!("relay: {engine}\n")));
+        let (mut client, mut upstream) = connected(&router, &held);
+        let socket = socket2::SockRef::from(&client.stream);
+        assert_eq!(socket.send(b"before").unwrap(), 6);
+        assert_eq!(socket.send_out_of_band(b"!").unwrap(), 1);
+        let mut received = [0; 7];
+        upstream.read_exact(&mut received).unwrap();
+        assert_eq!(&received, b"before!", "{engine}: nothing comes after it");
+        assert_eq!(socket.send(b"after").unwrap(), 5);
+        assert_eq!(socket2::SockRef::from(&upstream).send_out_of_band(b"?").unwrap(), 1);
+        assert_eq!(client.read(1), b"?", "{engine}");
+        client.finish();
+        assert_eq!(rest(&mut upstream), (b"after".to_vec(), End::Fin), "{engine}");
+    }
 }

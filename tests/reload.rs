@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::backend::{closed, free};
+use crate::support::backend::{closed, free, free_everywhere};
 use crate::support::client::{End, alert};
 use crate::support::router::config;
 use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually, snigate};
@@ -110,7 +110,8 @@ fn listening(addresses: &[(&str, SocketAddr)], upstream: SocketAddr, more: &str)
 fn g09_listeners_come_and_go_without_their_connections() {
     let (backend, held) = Backend::held();
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let [stays, goes, comes] = [("stays", any), ("goes", free()), ("comes", free())];
+    let (_reserved, port) = free_everywhere();
+    let [stays, goes, comes] = [("stays", any), ("goes", free()), ("comes", SocketAddr::from(([127, 0, 0, 1], port)))];
     let router = Router::start(&listening(&[stays, goes], backend.address(), ""));
     let stays_at = router.address_of(|name| name == "stays");
     let hello = Hello::to(NAME).record();

@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::backend::free_everywhere;
 use crate::support::client::{End, rest};
 use crate::support::router::config;
 use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually};
@@ -173,7 +174,8 @@ fn h08_the_new_process_tells_how_many_connections_the_old_ones_have() {
 fn h11_an_upgrade_to_overlapping_addresses_serves_who_waits_at_the_old_ones() {
     let served = Backend::named("served");
     let text = config(&[(NAME, served.address())], "");
-    let narrow = crate::support::backend::free();
+    let (_reserved, port) = free_everywhere();
+    let narrow = SocketAddr::from(([127, 0, 0, 1], port));
     let (mut router, _) = linked(&text.replace("listen: 127.0.0.1:0", &format!("listen: {narrow}")));
     let wide = SocketAddr::new([0, 0, 0, 0].into(), narrow.port());
     fs::write(&router.config, text.replace("listen: 127.0.0.1:0", &format!("listen: {wide}"))).unwrap();

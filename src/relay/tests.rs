@@ -218,7 +218,7 @@ async fn d06_an_error_in_one_direction_leaves_the_other_its_bytes() {
 
 /// As at the end of `kubectl exec`: the server closes, and what the client still says meets a closed socket.
 #[tokio::test]
-async fn d26_a_side_that_has_closed_completely_ends_in_order_whatever_is_sent_to_it_later() {
+async fn d25_a_side_that_has_closed_completely_ends_in_order_whatever_is_sent_to_it_later() {
     for engine in ENGINES {
         for side in [Side::Client, Side::Upstream] {
             let Relayed { client, upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
@@ -236,7 +236,7 @@ async fn d26_a_side_that_has_closed_completely_ends_in_order_whatever_is_sent_to
 
 /// What it had acknowledged after its FIN is lost by the reset.
 #[tokio::test]
-async fn d26_a_side_that_still_read_and_then_resets_is_no_orderly_end() {
+async fn d25_a_side_that_still_read_and_then_resets_is_no_orderly_end() {
     for engine in ENGINES {
         let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
         upstream.shutdown().await.unwrap();
@@ -254,7 +254,7 @@ fn send_urgent(stream: &TcpStream, bytes: &[u8]) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn d25_urgent_bytes_arrive_in_their_place() {
+async fn d18_urgent_bytes_arrive_in_their_place() {
     for engine in ENGINES {
         let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
         for _ in 0..3 {

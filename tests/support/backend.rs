@@ -80,6 +80,15 @@ impl Backend {
     }
 }
 
+/// A port of which nobody listens at any address, for as long as the socket is there: the kernel chooses it for nobody.
+pub fn free_everywhere() -> (Socket, u16) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&SocketAddr::from(([0, 0, 0, 0], 0)).into()).unwrap();
+    let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+    (socket, port)
+}
+
 /// An address where nobody listens, nor will: it is taken.
 pub fn closed() -> SocketAddr {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
