@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::support::{Router, snigate, tls};
+use crate::support::{Client, Process, Router, eventually, snigate, tls};
 
 const README: &str = include_str!("../README.md");
 
@@ -188,6 +188,33 @@ fn the_demo_shows_what_it_promises() {
     }
 }
 
+#[test]
+fn the_demo_explains_before_it_logs_and_its_plan_works() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("out");
+    let file = std::fs::File::create(&out).unwrap();
+    let mut command = snigate();
+    command.arg("demo").stdout(file.try_clone().unwrap()).stderr(file);
+    let demo = Process(command.spawn().unwrap());
+    let said = || std::fs::read_to_string(&out).unwrap();
+    eventually("its explanation", || said().contains("Ctrl-C ends it"));
+    let text = said();
+    assert!(!text.split("Ctrl-C ends it").next().unwrap().contains("\"level\""), "no log line cuts into it: {text}");
+    let plan = text.lines().find_map(|line| line.trim().split_once(" plan ")).unwrap().1;
+    let planned = snigate().arg("plan").args(plan.split(' ')).output().unwrap();
+    let planned = String::from_utf8(planned.stdout).unwrap();
+    assert!(planned.contains("  - kubernetes02.demo.test  0 open"), "{planned}");
+    let admin: SocketAddr = plan.rsplit(' ').next().unwrap().parse().unwrap();
+    eventually("a dead endpoint", || {
+        let mut client = Client::send(
+            admin,
+            format!("GET /api/status HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n").as_bytes(),
+        );
+        String::from_utf8(client.rest().0).unwrap().contains("\"state\": \"dead\"")
+    });
+    demo.signal(rustix::process::Signal::INT);
+}
+
 /// Every name of ours in this text, without the suffixes of histograms.
 fn metrics_in(text: &str) -> Vec<String> {
     let is_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
@@ -207,9 +234,7 @@ fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
         ca.display()
     ));
     let uncovered = "snigate_endpoint_certificate_uncovered_names";
-    crate::support::eventually("a check", || {
-        router.get("/metrics").1.lines().any(|line| line.starts_with(&format!("{uncovered}{{")))
-    });
+    eventually("a check", || router.get("/metrics").1.lines().any(|line| line.starts_with(&format!("{uncovered}{{"))));
     let (_, metrics) = router.get("/metrics");
     let series = metrics.lines().find(|line| line.starts_with(&format!("{uncovered}{{"))).unwrap();
     assert!(series.ends_with(" 1"), "{series}");

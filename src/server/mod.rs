@@ -415,6 +415,12 @@ impl Server {
         self.listeners.iter().map(|(listening, _)| listening.address).collect()
     }
 
+    /// Where the admin listener is, if there is one.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(|listening| listening.address)
+    }
+
     /// How many connections are open.
     #[must_use]
     pub fn connections(&self) -> usize {

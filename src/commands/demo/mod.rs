@@ -5,22 +5,25 @@ mod cluster;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 use std::{fs, io};
 
 use anyhow::{Context, bail};
 use snigate::config::{Config, Log, LogFormat};
 use snigate::server::Server;
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
 use tracing::Level;
 
 use self::client::{Answer, Identity};
 use self::cluster::{Authority, Cluster};
 use crate::cli::Demo;
-use crate::logging;
+use crate::logging::{self, Logging};
 
 const OPEN: &str = "kubernetes01.demo.test";
 /// Asks its clients for certificates.
@@ -29,23 +32,41 @@ const UNKNOWN: &str = "kubernetes03.demo.test";
 const USER: &str = "jane";
 
 pub(super) fn run(options: &Demo) -> anyhow::Result<ExitCode> {
-    let level = if options.once { Level::WARN } else { Level::INFO };
-    logging::start(&Log { format: LogFormat::Auto, level, refusals_per_second: 0 });
-    tokio::runtime::Runtime::new()?.block_on(show(options))
+    // What is logged is shown when all is explained.
+    let logging = logging::start(&Log { format: LogFormat::Auto, level: Level::ERROR, refusals_per_second: 0 });
+    tokio::runtime::Runtime::new()?.block_on(show(options, &logging))
 }
 
-async fn show(options: &Demo) -> anyhow::Result<ExitCode> {
+async fn show(options: &Demo, logging: &Logging) -> anyhow::Result<ExitCode> {
     let open_authority = Authority::new("kubernetes01")?;
     let guarded_authority = Authority::new("kubernetes02")?;
     let identity = guarded_authority.issue_client(USER)?;
     let open = Cluster::start(&open_authority, OPEN, None).await?;
     let guarded = Cluster::start(&guarded_authority, GUARDED, Some(&identity)).await?;
 
-    let routes = [(OPEN, &open), (GUARDED, &guarded)];
-    let routes = routes.map(|(name, cluster)| format!("  - sni: {name}\n    upstream: {}\n", cluster.address()));
-    let config = format!("listen: \"{}\"\nroutes:\n{}timeouts: {{drain: 1s}}\n", options.listen, routes.concat());
+    // Bound, so that nobody else has it, and nobody listens there.
+    let dead = TcpSocket::new_v4()?;
+    dead.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+    let config = format!(
+        "listen: \"{}\"
+admin: 127.0.0.1:0
+routes:
+  - sni: {OPEN}
+    upstream:
+      endpoints: [\"{}\", \"{}\"]      # nobody listens at the second
+      health_check: {{interval: 1s}}
+  - sni: {GUARDED}
+    upstream: {}
+timeouts: {{drain: 1s}}
+",
+        options.listen,
+        open.address(),
+        dead.local_addr()?,
+        guarded.address()
+    );
     let (mut server, _) = Server::start(Config::from_yaml(config.as_bytes())?, Vec::new())?;
     let address = *server.addresses().first().context("the router has no address")?;
+    let admin = server.admin_address().context("the router has no admin listener")?;
 
     let cases = [
         Case { name: OPEN, authority: &open_authority, identity: None, expected: "answered" },
@@ -57,7 +78,8 @@ async fn show(options: &Demo) -> anyhow::Result<ExitCode> {
     for case in &cases {
         rows.push(case.row(client::ask(address, case.name, case.authority, case.identity).await)?);
     }
-    let config = config.replace(&options.listen.to_string(), &address.to_string());
+    let config = config.replacen(&options.listen.to_string(), &address.to_string(), 1);
+    let config = config.replace("admin: 127.0.0.1:0", &format!("admin: {admin}"));
     print(&table(address, &config, &rows))?;
     if options.once {
         server.drain().await;
@@ -66,7 +88,15 @@ async fn show(options: &Demo) -> anyhow::Result<ExitCode> {
 
     let files = TempDir::with_prefix("snigate-demo-")?;
     write_files(files.path(), address, &open_authority, &guarded_authority, &identity)?;
-    print(&commands(files.path(), address))?;
+    // The same without the second cluster.
+    let (before, rest) = config.split_once(&format!("  - sni: {GUARDED}\n")).context("no such route")?;
+    let after = rest.split_once('\n').map_or("", |(_, after)| after);
+    fs::write(files.path().join("next.yaml"), format!("{before}{after}"))?;
+    print(&commands(files.path(), address, admin))?;
+    while server.connections() > 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    logging.set_level(Level::INFO);
     let (mut terminate, mut hang_up) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
     tokio::select! {
         interrupted = tokio::signal::ctrl_c() => interrupted?,
@@ -155,11 +185,15 @@ fn write_files(
     fs::write(path("kubeconfig"), kubeconfig)
 }
 
-fn commands(directory: &Path, address: SocketAddr) -> String {
+fn commands(directory: &Path, address: SocketAddr, admin: SocketAddr) -> String {
     let directory = directory.display();
+    let program = std::env::args().next().unwrap_or_else(|| "snigate".into());
     format!(
-        "Try it by hand, in another terminal:
+        "The status page, with one dead endpoint: http://{admin}/
 
+Try it by hand, in another terminal; what snigate logs follows below:
+
+    {program} plan -c {directory}/next.yaml --admin {admin}
     cd {directory}
     curl --cacert kubernetes01-ca.pem --connect-to ::{address} https://{OPEN}/version
     curl --cacert kubernetes02-ca.pem --cert jane.pem --key jane-key.pem --connect-to ::{address} https://{GUARDED}/version
