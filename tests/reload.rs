@@ -180,6 +180,30 @@ fn g09_listeners_come_and_go_without_their_connections() {
     assert_eq!(router.account_of(client.address())["listener"], "renamed");
 }
 
+/// The queue of a removed listener waits for permits, and nothing waits for it.
+#[test]
+fn g09_a_removed_listener_whose_clients_wait_does_not_hold_up_the_reload() {
+    let (backend, held) = Backend::held();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let goes = free();
+    let limit = "limits: {connections: 1}\n";
+    let router = Router::start(&listening(&[("stays", any), ("goes", goes)], backend.address(), limit));
+    let hello = Hello::to(NAME).record();
+    let first = Client::send(router.address_of(|name| name == "stays"), &hello);
+    let upstream = held.recv_timeout(PATIENCE).unwrap();
+    let mut waiting = Client::send(goes, &hello);
+    router.wait("that it is full", |line| {
+        line["message"].as_str().is_some_and(|message| message.starts_with("limits.connections is reached"))
+    });
+    let told = router.reload(&listening(&[("stays", any)], backend.address(), limit));
+    assert_eq!((told["message"].as_str(), told["listeners"].as_u64()), (Some("reloaded"), Some(1)));
+    drop((first, upstream));
+    let mut served = held.recv_timeout(PATIENCE).unwrap();
+    std::io::Write::write_all(&mut served, b"served").unwrap();
+    assert_eq!(waiting.read(6), b"served", "it has waited in the queue of the removed listener");
+    assert_eq!(router.log().iter().filter(|line| line["message"] == "reloaded").count(), 1);
+}
+
 /// Two listeners whose ports the kernel has chosen.
 fn two_chosen(order: [&str; 2], route: &str, backend: SocketAddr) -> String {
     let listeners = order.map(|name| format!("{{name: {name}, address: \"127.0.0.1:0\"}}")).join(", ");
