@@ -200,6 +200,9 @@ pub(crate) struct Kubeconfig {
     /// the URL's does not
     #[arg(long, value_name = "NAME", value_parser = server_name)]
     pub(crate) tls_server_name: Option<String>,
+    /// The admin listener of the running instance, which knows the names in the API server's certificate
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_port, conflicts_with = "insecure_skip_tls_verify")]
+    pub(crate) admin: Option<Destination>,
     /// Have kubectl believe any certificate
     #[arg(long)]
     pub(crate) insecure_skip_tls_verify: bool,

@@ -456,3 +456,41 @@ users: [{{name: jane, user: {{client-certificate: jane.pem, client-key: jane-key
     let without = place.kubectl(&["dev", "--ca", "ca.pem", "--tls-server-name", ALIAS], TOKEN);
     assert!(without.contains("certificate required"), "{without}");
 }
+
+/// The running instance knows what checks were shown.
+#[test]
+fn the_names_in_the_certificate_are_asked_of_the_running_instance() {
+    use crate::support::api_server::ApiServer;
+    use crate::support::eventually;
+    let authority = Authority::new();
+    let server = ApiServer::start(&authority, "kubernetes");
+    let directory = TempDir::new().unwrap();
+    let ca = authority.write(directory.path(), "ca.pem");
+    let config = |names: &str| {
+        format!(
+            "listen: 127.0.0.1:6443\nroutes:\n  - name: dev\n    sni: [{names}]\n    upstream:\n      endpoints: [\"{}\"]\n      \
+             health_check: {{interval: 100ms, tls: {{ca_file: {}}}}}\n",
+            server.address(),
+            ca.display()
+        )
+    };
+    let running = config("dev.example.com").replace("127.0.0.1:6443\n", "127.0.0.1:0\nadmin: 127.0.0.1:0\n");
+    let router = Router::start(&running);
+    let admin = router.admin().to_string();
+    eventually("a check", || router.get("/api/status").1.contains("kubernetes\""));
+
+    let place = Place::new(&config("dev.example.com"));
+    let blind = place.print(&["dev"]);
+    assert!(
+        blind.contains("# Whether the API server's certificate has `dev.example.com` is not known here"),
+        "{blind}"
+    );
+    assert!(!blind.contains("user:"), "{blind}");
+    let (code, told) = place.run(&["dev", "--admin", &admin]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("the certificate of the route `dev` has kubernetes, of which none routes there"), "{told}");
+    place.write("snigate.yaml", &config("dev.example.com, kubernetes"));
+    assert_eq!(place.cluster(&["dev", "--admin", &admin])["tls-server-name"], "kubernetes");
+    place.write("snigate.yaml", &config("kubernetes"));
+    assert!(place.cluster(&["dev", "--admin", &admin])["tls-server-name"].is_null(), "the URL has the name");
+}

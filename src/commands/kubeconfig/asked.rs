@@ -17,6 +17,24 @@ pub(super) struct Clients<'c> {
     listener: usize,
 }
 
+/// What is known of the names in the API server's certificate.
+pub(super) enum Certificate {
+    /// Nobody verifies them.
+    Unverified,
+    /// Somebody verifies these already; there may be others.
+    Verified(Vec<String>),
+    /// All of them.
+    Seen(Vec<String>),
+}
+
+/// Whether this name of a certificate, perhaps a wildcard, is good for this host (RFC 9525, section 6.3).
+fn covers(name: &str, host: &str) -> bool {
+    match name.strip_prefix("*.") {
+        Some(parent) => host.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(parent)),
+        None => name.eq_ignore_ascii_case(host),
+    }
+}
+
 impl<'c> Clients<'c> {
     pub(super) fn of(config: &'c Config, route: &'c Route, server: &Server) -> Self {
         let numbers: Vec<usize> = match &route.matchers.listeners {
@@ -29,13 +47,12 @@ impl<'c> Clients<'c> {
         Self { config, table: route_table(config), route, listener }
     }
 
-    /// The `tls-server-name` they need. `wanted`: by the operator; `carried`: those that the certificate is known to
-    /// carry, the best first, none where nobody verifies it.
+    /// The `tls-server-name` they need. `wanted`: by the operator.
     pub(super) fn tls_server_name(
         &self,
         server: &Server,
         wanted: Option<&str>,
-        carried: &[String],
+        certificate: &Certificate,
         notes: &mut Vec<String>,
     ) -> anyhow::Result<Option<String>> {
         let route = &self.route.name;
@@ -51,13 +68,29 @@ impl<'c> Clients<'c> {
         }
         let host = server.name.as_deref();
         let host_leads_here = self.lead_here(host);
-        let is_carried = host.is_some_and(|host| carried.iter().any(|name| name == host));
+        let carried = match certificate {
+            Certificate::Unverified => &[][..],
+            Certificate::Verified(names) | Certificate::Seen(names) => names,
+        };
+        let is_carried = host.is_some_and(|host| carried.iter().any(|name| covers(name, host)));
         if host_leads_here && (is_carried || carried.is_empty()) {
+            if let (Some(host), Certificate::Verified(_), false) = (host, certificate, is_carried) {
+                notes.push(format!(
+                    "Whether the API server's certificate has `{host}` is not known here: --admin asks the running snigate."
+                ));
+            }
             return Ok(None);
         }
         if let Some(name) = carried.iter().find(|name| self.lead_here(Some(name))) {
             notes.push("`tls-server-name`: the certificate carries it, or it would not be verified already.".into());
             return Ok(Some(name.clone()));
+        }
+        if let Certificate::Seen(names) = certificate {
+            let list = names.join(", ");
+            bail!(
+                "the certificate of the route `{route}` has {list}, of which none routes there: kubectl would not verify \
+                 it; expected one of these names in the route's `sni`, or a certificate that has one of the route's names"
+            );
         }
         if let Some(name) = carried.first() {
             notes.push(format!(

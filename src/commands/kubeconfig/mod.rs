@@ -9,18 +9,20 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use rustls::pki_types::ServerName;
-use serde_yaml::{Mapping, Value};
+use serde_json::Value;
+use serde_yaml::{Mapping, Value as Yaml};
 use snigate::config::{Config, Route};
 use snigate::name::NamePattern;
 
-use self::asked::Clients;
+use self::asked::{Certificate, Clients};
 use self::existing::Existing;
 pub(crate) use self::server::Server;
 use self::trust::Trust;
+use super::admin::status;
 use super::named::{Named, named};
-use super::{listed, printable, yaml};
+use super::{listed, printable, runtime, yaml};
 use crate::cli::Kubeconfig;
 
 pub(super) fn run(options: &Kubeconfig) -> anyhow::Result<ExitCode> {
@@ -30,13 +32,14 @@ pub(super) fn run(options: &Kubeconfig) -> anyhow::Result<ExitCode> {
     let existing = options.from.as_ref().map(|path| Existing::read(path, cluster)).transpose()?;
     let server = options.server.clone().map_or_else(|| Server::of_route(&config, route, below.as_deref()), Ok)?;
     let trust = Trust::choose(options, route, existing.as_ref())?;
-    let carried = match trust {
-        Trust::Anyone => Vec::new(),
-        Trust::Authority(_) | Trust::System => known_names(route, existing.as_ref()),
+    let certificate = match (&trust, &options.admin) {
+        (Trust::Anyone, _) => Certificate::Unverified,
+        (_, Some(admin)) => Certificate::Seen(seen_names(&runtime::run(status(admin))??.0, route)?),
+        (_, None) => Certificate::Verified(known_names(route, existing.as_ref())),
     };
     let mut notes = vec![format!("Made by `snigate kubeconfig`: to the route `{}` through the router.", route.name)];
     let wanted = options.tls_server_name.as_deref();
-    let name = Clients::of(&config, route, &server).tls_server_name(&server, wanted, &carried, &mut notes)?;
+    let name = Clients::of(&config, route, &server).tls_server_name(&server, wanted, &certificate, &mut notes)?;
 
     let mut place: Mapping = [("server".into(), server.to_string().into())].into_iter().collect();
     place.extend(name.map(|name| ("tls-server-name".into(), name.into())));
@@ -70,6 +73,29 @@ fn exact_names(route: &Route) -> impl Iterator<Item = &str> {
     route.patterns.iter().filter_map(NamePattern::as_exact)
 }
 
+/// Those in the certificates that the running instance has been shown by the route's endpoints.
+fn seen_names(status: &Value, route: &Route) -> anyhow::Result<Vec<String>> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let routes = list(&status["routes"]);
+    let running = routes.iter().find(|running| running["name"] == *route.name);
+    let running = running.with_context(|| format!("the running instance has no route `{}`", route.name))?;
+    let endpoints = list(&running["upstream"]).into_iter().flat_map(|one| list(&one["endpoints"]));
+    let mut names: Vec<String> = endpoints
+        .flat_map(|endpoint| list(&endpoint["certificate"]["names"]))
+        .filter_map(|name| Some(name.as_str()?.to_ascii_lowercase()))
+        .collect();
+    names.sort();
+    names.dedup();
+    if names.is_empty() {
+        bail!(
+            "the running instance has seen no certificate of the route `{}`; expected `health_check: {{tls: …}}` in its \
+             `upstream`, and an endpoint that answers",
+            route.name
+        );
+    }
+    Ok(names)
+}
+
 /// Those that the API server's certificate carries, as somebody verifies them already.
 fn known_names(route: &Route, existing: Option<&Existing>) -> Vec<String> {
     let check = route.upstream.health_check.as_ref().and_then(|check| check.tls.as_ref()?.verified_name.as_ref());
@@ -81,17 +107,17 @@ fn known_names(route: &Route, existing: Option<&Existing>) -> Vec<String> {
 }
 
 fn new(name: &str, place: Mapping) -> Mapping {
-    let map = |entries: Vec<(&str, Value)>| -> Mapping {
+    let map = |entries: Vec<(&str, Yaml)>| -> Mapping {
         entries.into_iter().map(|(key, value)| (key.into(), value)).collect()
     };
     let entry = |kind: &str, value: Mapping| {
-        Value::Sequence(vec![map(vec![("name", name.into()), (kind, value.into())]).into()])
+        Yaml::Sequence(vec![map(vec![("name", name.into()), (kind, value.into())]).into()])
     };
     map(vec![
         ("apiVersion", "v1".into()),
         ("kind", "Config".into()),
         ("clusters", entry("cluster", place)),
-        ("contexts", entry("context", map(vec![("cluster", name.into()), ("user", "".into())]))),
+        ("contexts", entry("context", map(vec![("cluster", name.into())]))),
         ("current-context", name.into()),
     ])
 }
