@@ -393,6 +393,8 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
         for from in [Side::Client, Side::Upstream] {
             if rustix::io::ioctl_fionread(self.socket(from)).is_ok_and(|waiting| waiting > 0) {
                 self.poll_flow(cx, from, Readiness::Ignored);
+                // That may have been the end of it.
+                cx.waker().wake_by_ref();
             }
         }
     }
