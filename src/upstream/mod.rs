@@ -272,16 +272,18 @@ pub async fn connect_to(address: SocketAddr, tcp: &TcpOptions) -> io::Result<(Tc
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     tcp.apply(&socket)?;
     let stream = socket.connect(address).await?;
-    let local = stream.local_addr()?;
-    // Where nobody listens on a port of this machine, the kernel may connect the port to itself (simultaneous open).
-    if is_self_connected(local, address) { Err(io::ErrorKind::ConnectionRefused.into()) } else { Ok((stream, local)) }
+    let local = local_address(&stream, address)?;
+    Ok((stream, local))
 }
 
-/// Whether a socket with this local address is connected to itself, if it was to connect to `address`. However that is
-/// written: `::ffff:192.0.2.1` is 192.0.2.1, and 0.0.0.0 any address of this machine.
-fn is_self_connected(local: SocketAddr, address: SocketAddr) -> bool {
+/// The local address of a stream that was to connect to `address`, unless it is connected to itself: where nobody listens on a
+/// port of this machine, the kernel may do that (a simultaneous open).
+fn local_address(stream: &TcpStream, address: SocketAddr) -> io::Result<SocketAddr> {
+    let local = stream.local_addr()?;
+    // However it is written: `::ffff:192.0.2.1` is 192.0.2.1, and 0.0.0.0 any address of this machine.
     let (ip, wanted) = (local.ip().to_canonical(), address.ip().to_canonical());
-    local.port() == address.port() && (ip == wanted || wanted.is_unspecified())
+    let is_itself = local.port() == address.port() && (ip == wanted || wanted.is_unspecified());
+    if is_itself { Err(io::ErrorKind::ConnectionRefused.into()) } else { Ok(local) }
 }
 
 /// Give or take a tenth, so that what was configured together does not happen at the same moment for ever.

@@ -108,7 +108,9 @@ impl Signals {
     fn unless_stopped(&mut self, source: &Source) -> anyhow::Result<Option<Loaded>> {
         let from = source.clone();
         let (done, loaded) = oneshot::channel();
-        let thread = std::thread::Builder::new().name("start".into()).spawn(move || drop(done.send(from.load())))?;
+        let spawned = std::thread::Builder::new().name("start".into()).spawn(move || drop(done.send(from.load())));
+        // Whether there are enough threads is for others to say.
+        let Ok(thread) = spawned else { return Ok(Some(source.load())) };
         let loaded = runtime::run(async {
             tokio::select! {
                 loaded = loaded => Some(loaded),

@@ -20,11 +20,10 @@ use tokio_rustls::client::TlsStream;
 
 use super::super::certificate::Certificate;
 use super::super::condition::Finding;
-use super::super::connect_to;
 use super::super::failure::{self, Failure};
+use super::super::local_address;
 use super::tls::{Handshake, TlsClient, said};
 use super::{HealthCheck, HttpCheck, TlsCheck};
-use crate::tcp::TcpOptions;
 use crate::units::span;
 use crate::{proxy_protocol, relay};
 
@@ -72,8 +71,10 @@ async fn ask(
     is_connected: &mut bool,
 ) -> Result<(), End> {
     let credentials = credentials(check).await?;
-    let connected = connect_to(address, &TcpOptions::default()).await;
-    let (mut stream, _) = connected.map_err(|error| match Failure::of(&error) {
+    // Not as connections are: their handshake waits for the first bytes, and a check may have none.
+    let connected = TcpStream::connect(address).await;
+    let connected = connected.and_then(|stream| local_address(&stream, address).map(|_| stream));
+    let mut stream = connected.map_err(|error| match Failure::of(&error) {
         Failure::Local => Err(error.to_string()),
         _ => Ok(Finding::Gone(format!("connect: {}", failure::plain(&error)))),
     })?;
