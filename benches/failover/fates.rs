@@ -46,16 +46,17 @@ pub async fn row(which: &str, fate: Fate) -> String {
     // They count for the balance.
     let mut others = Vec::new();
     let (sender, begun) = tokio::sync::watch::channel(None::<Instant>);
-    for number in 0..STREAMS {
+    for _ in 0..STREAMS {
         let (mut stream, _) = open(proxy.address, &hello).await.unwrap();
         if !stream.1 {
             others.push(stream);
             continue;
         }
         let mut begun = begun.clone();
+        let is_busy = streams.len().is_multiple_of(2);
         streams.spawn(async move {
             let since = begun.wait_for(Option::is_some).await.unwrap().unwrap();
-            (number % 2 == 0, lasts(&mut stream.0, number % 2 == 0, since).await)
+            (is_busy, lasts(&mut stream.0, is_busy, since).await)
         });
     }
     let count = streams.len();
