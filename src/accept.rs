@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, connect_unspec, shutdown};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -242,6 +243,9 @@ async fn serve_queue(
     let Ok(listener) = listener.into_std() else { return };
     let deadline = Instant::now() + QUEUE_PATIENCE;
     for _ in 0..BACKLOG {
+        if !has_client(&listener) {
+            return;
+        }
         let Ok(Ok(permit)) = timeout_at(deadline, Arc::clone(permits).acquire_owned()).await else { return };
         let (client, peer) = match listener.accept() {
             Ok(accepted) => accepted,
@@ -256,6 +260,13 @@ async fn serve_queue(
             serve(client, peer, permit);
         }
     }
+}
+
+/// Whether somebody is in the queue.
+fn has_client(listener: &std::net::TcpListener) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // Where that cannot be asked, accepting tells.
+    poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&now)).map_or(true, |ready| ready > 0)
 }
 
 /// The labels of accept errors.
@@ -377,6 +388,14 @@ mod tests {
         let (served, copy) = accepted_of_three(2, Stop::stop).await;
         assert_eq!(served, 2);
         assert!(copy.accept().is_ok(), "the third one is still in the queue");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn h04_an_empty_queue_waits_for_no_permit() {
+        let listener = bind("127.0.0.1:0".parse().unwrap(), &OPTIONS).unwrap();
+        let begun = Instant::now();
+        serve_queue(listener, &Arc::new(Semaphore::new(0)), |_, _, _| {}).await;
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test]

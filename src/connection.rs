@@ -189,7 +189,11 @@ pub fn serve<P: Send>(
         };
         let hello = hello.into_bytes();
         let ending = relay::copy_bidirectional(&client, upstream, engine, hello, &deadlines, commands, happens).await;
-        if matches!(ending, Ending::Closed(Side::Upstream) | Ending::Reset(Side::Upstream)) && account.complains() {
+        let has_left = matches!(
+            ending,
+            Ending::Closed(Side::Upstream) | Ending::ClosedThenReset(Side::Upstream) | Ending::Reset(Side::Upstream)
+        );
+        if has_left && account.complains() {
             place.did_not_answer("closed without an answer to a ClientHello");
         }
         drop((client, connected, permit));

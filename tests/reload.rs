@@ -252,6 +252,32 @@ fn the_admin_listener_moves() {
 }
 
 #[test]
+fn addresses_change_hands_between_the_admin_and_a_listener() {
+    let backend = Backend::named("served");
+    let [one, two] = [free(), free()];
+    let text = |listener: SocketAddr, admin: Option<SocketAddr>| {
+        let admin = admin.map_or(String::new(), |admin| format!("admin: {admin}\n"));
+        let text = config(&[(NAME, backend.address())], "");
+        text.replace("listen: 127.0.0.1:0", &format!("listen: {listener}")).replace("admin: 127.0.0.1:0\n", &admin)
+    };
+    let router = Router::start(&text(one, Some(two)));
+    for (listener, admin) in [(two, Some(one)), (one, Some(two)), (two, None), (one, Some(two))] {
+        assert_eq!(router.reload(&text(listener, admin))["message"], "reloaded");
+        eventually("the listener serves", || {
+            TcpStream::connect(listener).is_ok() && ask(listener, NAME) == answered("served")
+        });
+        if let Some(admin) = admin {
+            eventually("the admin answers", || {
+                let Ok(stream) = TcpStream::connect(admin) else { return false };
+                let mut client = Client { stream };
+                client.write(format!("GET /livez HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n").as_bytes());
+                client.rest().0.starts_with(b"HTTP/1.1 200")
+            });
+        }
+    }
+}
+
+#[test]
 fn g10_a_hello_that_arrived_before_goes_where_it_would_have_gone() {
     let (old, new) = (Backend::named("old"), Backend::named("new"));
     let router = Router::routing(&[(NAME, old.address())]);

@@ -342,7 +342,7 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
     /// Whether the upstream has left the probe unanswered.
     fn is_unanswered(&mut self) -> bool {
         let Some(probe) = self.suspicion.as_mut().and_then(|suspicion| suspicion.probe.take()) else { return false };
-        if !has_been_heard(self.upstream, probe.begun.elapsed()) {
+        if !has_been_heard(self.upstream, probe.begun.elapsed()) && !has_closed_window(self.upstream) {
             return true;
         }
         // Should that fail, the peer is looked after more closely than it must be.
@@ -422,6 +422,13 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
         self.look_at = is_suspicious.then(|| now + LOOK_EVERY);
         if client { Some(Side::Client) } else { upstream.then_some(Side::Upstream) }
     }
+}
+
+/// Whether bytes wait for the peer to take more. The kernel sends no keepalives then, but probes of the window, up to two
+/// minutes apart: that none was acknowledged says nothing.
+fn has_closed_window(socket: &TcpStream) -> bool {
+    let is_nothing_on_the_way = sys::acknowledged(socket).is_ok_and(|known| known.outstanding == 0);
+    is_nothing_on_the_way && sys::unacknowledged(socket).is_ok_and(|waiting| waiting > 0)
 }
 
 /// Whether the kernel must say that there is something to read before it is read.

@@ -305,6 +305,32 @@ async fn b08_a_probe_ends_what_its_peer_does_not_acknowledge_and_nothing_else() 
     drop(client);
 }
 
+/// The kernel sends no keepalives while the window is closed, and its own probes are far apart.
+#[tokio::test]
+async fn b08_a_probe_spares_a_peer_that_does_not_read() {
+    let (client, client_side) = pair().await;
+    let (upstream_side, upstream) = pair().await;
+    let (sender, mut commands) = tokio::sync::mpsc::unbounded_channel();
+    let own_side = SockRef::from(&upstream_side).try_clone().unwrap();
+    let mut relay = tokio::spawn(async move {
+        let command = |cx: &mut Context<'_>| commands.poll_recv(cx).map(|command| command.unwrap_or(Command::Stop));
+        copy_bidirectional(&client_side, &upstream_side, Engine::Copy, Vec::new(), &DEADLINES, command, |_| {}).await
+    });
+    while tokio::time::timeout(Duration::from_millis(200), client.writable()).await.is_ok() {
+        let _ = client.try_write(&[0; 16384]);
+    }
+    // Longer between two probes of the window than a probe of ours takes.
+    let is_quiet = || sys::acknowledged(&own_side).unwrap().heard > Duration::from_secs(3);
+    while !is_quiet() {
+        sleep(Duration::from_millis(50)).await;
+    }
+    SockRef::from(&upstream).attach_filter(&[socket2::SockFilter::new(0x06, 0, 0, 0)]).unwrap();
+    sender.send(Command::Probe(Instant::now())).unwrap();
+    assert!(tokio::time::timeout(PROBE_TIME * 2, &mut relay).await.is_err(), "it is for other deadlines to say");
+    drop((client, sender));
+    relay.abort();
+}
+
 #[tokio::test(start_paused = true)]
 async fn d15_a_silent_connection_lives_until_the_idle_deadline() {
     let Relayed { client, upstream, relay } = relayed(b"", DEADLINES).await;

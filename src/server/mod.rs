@@ -244,7 +244,11 @@ impl Server {
         let running: Vec<&Listening> =
             self.listeners.iter().map(|(listening, _)| listening).chain(&self.admin).collect();
         let present: Vec<_> = names.zip(&running).map(|(name, listening)| (Some(name), listening.configured)).collect();
-        let kept = listening::assign(&wanted, &present);
+        let mut kept = listening::assign(&wanted, &present);
+        for (kept, (name, _)) in kept.iter_mut().zip(&wanted) {
+            // The admin's socket accepts for the admin only; where an address changes hands, a new one is bound beside it.
+            *kept = kept.filter(|number| (*name == ADMIN) == (present[*number].0 == Some(ADMIN)));
+        }
         let passed: Vec<_> = inherited.iter().map(|socket| (socket.name.as_deref(), socket.address)).collect();
         let taken_over = listening::assign(&wanted, &passed);
 

@@ -255,7 +255,8 @@ async fn change(
                     loaded = load(server, file.as_deref_mut()) => loaded,
                     signal = signals.stop(Busy::Reloading) => return Ending::Stop(signal),
                 };
-                let may_remove_most = trigger == Trigger::Signal || std::mem::take(&mut is_held_back);
+                let was_held_back = std::mem::take(&mut is_held_back);
+                let may_remove_most = trigger == Trigger::Signal || was_held_back;
                 let reloaded = match loaded {
                     Ok(loaded) => match removes_most(server, &loaded.config).filter(|_| !may_remove_most) {
                         Some(reason) => {
