@@ -81,7 +81,7 @@ pub fn bind_beside(leaving: &[Socket], address: SocketAddr, options: &TcpOptions
         TcpListener::from_std(socket.into())
     };
     let listener = share(leaving, true).and_then(|()| listen());
-    // Another process is not to share it. Should that fail, only one of the same user could.
+    // Another process is not to share it. The kernel remembers, so one of the same user that asks for it still can.
     let _ = share(leaving, false);
     listener.map_err(|error| BindError { address, error })
 }

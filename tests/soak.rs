@@ -2,6 +2,7 @@
 //! `SNIGATE_SOAK=3600 cargo test --release --test main z11 -- --nocapture`
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -70,6 +71,24 @@ impl Drop for Stop<'_> {
     }
 }
 
+/// Clients of all kinds, four at a time, until they are to stop.
+fn keep_coming<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    router: &'scope Router,
+    made: &'scope Made,
+    stop: &'scope AtomicBool,
+) {
+    for worker in 0..4 {
+        scope.spawn(move || {
+            let mut number = worker;
+            while !stop.load(Relaxed) {
+                assert!(one(router, number, made), "client {number}");
+                number += 5;
+            }
+        });
+    }
+}
+
 /// Echoes, however long it takes until something comes.
 fn patient() -> Backend {
     Backend::start(|mut stream| {
@@ -106,16 +125,7 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
     let mut samples = Vec::new();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for worker in 0..4 {
-            let (router, made, stop) = (&router, &made, &stop);
-            scope.spawn(move || {
-                let mut number = worker;
-                while !stop.load(Relaxed) {
-                    assert!(one(router, number, made), "client {number}");
-                    number += 5;
-                }
-            });
-        }
+        keep_coming(scope, &router, &made, &stop);
         let _stop = Stop(&stop);
         let begun = Instant::now();
         while begun.elapsed() < duration {
@@ -194,16 +204,7 @@ fn g13_h08_storm_of_changes_loses_no_connection() {
     let mut newest = router.pid();
     std::thread::scope(|scope| {
         let _stop = Stop(&stop);
-        for worker in 0..4 {
-            let (router, made, stop) = (&router, &made, &stop);
-            scope.spawn(move || {
-                let mut number = worker;
-                while !stop.load(Relaxed) {
-                    assert!(one(router, number, made), "client {number}");
-                    number += 5;
-                }
-            });
-        }
+        keep_coming(scope, &router, &made, &stop);
         let count = |message: &str| router.log().iter().filter(|line| line["message"] == message).count();
         for number in 1..=changes {
             std::fs::write(&router.config, text(number)).unwrap();

@@ -271,7 +271,7 @@ async fn change(
                     Err(reason) => Err(reason),
                 };
                 match reloaded {
-                    Ok(new) => (watches, failure, is_held_back) = (new, None, false),
+                    Ok(new) => (watches, failure) = (new, None),
                     Err(reason) => {
                         let reason = format!("{reason:#}");
                         server.counters().reloads.fail(&reason);
