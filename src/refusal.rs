@@ -116,7 +116,7 @@ impl From<HelloError> for Refusal {
             ),
             HelloError::NoRoom => Self::because(
                 Outcome::OverLimit,
-                "its hello is large, and too many bytes are held already (limits.held_bytes)",
+                "its hello is large, and limits.buffer_bytes is reached",
             ),
             HelloError::ProxyHeader(reason) => Self::because(Outcome::ProxyHeader, reason.to_string()),
         }

@@ -77,18 +77,18 @@ fn a16_f09_z9_stalled_hellos_leave_room_for_everybody_else() {
 fn f10_what_waits_for_the_rest_of_a_hello_is_bounded() {
     let backend = Backend::named("served");
     let router =
-        Router::start(&config(&[(NAME, backend.address())], "limits: {held_bytes: 1MiB}\ntimeouts: {hello: 60s}\n"));
-    assert_eq!(router.metric("snigate_held_bytes_limit"), f64::from(1 << 20));
+        Router::start(&config(&[(NAME, backend.address())], "limits: {buffer_bytes: 1MiB}\ntimeouts: {hello: 60s}\n"));
+    assert_eq!(router.metric("snigate_buffered_bytes_limit"), f64::from(1 << 20));
     let hello = Hello::to(NAME).padded_to(15_000).record();
     let mut clients: Vec<Client> =
         (0..200).map(|_| Client::send(router.address(), &hello[..hello.len() - 1])).collect();
     let refused = "snigate_connections_total{listener=\"127.0.0.1:0\",route=\"_none\",outcome=\"over_limit\"}";
     eventually("those for whom there is no room are refused", || router.metric(refused) > 100.0);
-    let held = router.metric("snigate_held_bytes");
+    let held = router.metric("snigate_buffered_bytes");
     assert!(held > 900_000.0 && held <= f64::from(1 << 20), "{held}");
     assert_eq!(clients.last_mut().unwrap().rest().0, alert(OVER_LIMIT), "the last to come");
     let account = router.wait("why", |line| line["outcome"] == "over_limit");
-    assert_eq!(account["reason"], "its hello is large, and too many bytes are held already (limits.held_bytes)");
+    assert_eq!(account["reason"], "its hello is large, and limits.buffer_bytes is reached");
     // Hellos as clients send them have room, also in two segments.
     let hello = Hello::to(NAME).padded_to(1900).record();
     let waiting = || router.metric("snigate_connections_active{route=\"_none\"}");
@@ -106,7 +106,7 @@ fn f10_what_waits_for_the_rest_of_a_hello_is_bounded() {
     clients[0].finish();
     assert_eq!(clients[0].rest().0, b"served");
     drop(clients);
-    eventually("all is given back", || router.metric("snigate_held_bytes") == 0.0);
+    eventually("all is given back", || router.metric("snigate_buffered_bytes") == 0.0);
 }
 
 /// The last byte of the hello above: of its padding.
@@ -117,14 +117,14 @@ fn hello_tail() -> [u8; 1] {
 #[test]
 fn f10_whole_hellos_count_for_as_long_as_an_endpoint_is_dialled() {
     let (_listener, nowhere) = black_hole();
-    let more = "limits: {held_bytes: 1MiB}\nlog: {refusals_per_second: 0}\n";
+    let more = "limits: {buffer_bytes: 1MiB}\nlog: {refusals_per_second: 0}\n";
     let router = Router::start(&config(&[(NAME, nowhere)], more));
     let hello = Hello::to(NAME).padded_to(15_000).record();
     let clients: Vec<Client> = (0..200).map(|_| Client::send(router.address(), &hello)).collect();
     router.wait_many("those for whom there is no room", 100, |line| line["outcome"] == "over_limit");
-    assert!(router.metric("snigate_held_bytes") <= f64::from(1 << 20));
+    assert!(router.metric("snigate_buffered_bytes") <= f64::from(1 << 20));
     drop(clients);
-    eventually("all is given back", || router.metric("snigate_held_bytes") == 0.0);
+    eventually("all is given back", || router.metric("snigate_buffered_bytes") == 0.0);
 }
 
 #[test]
@@ -137,9 +137,9 @@ fn d07_readers_that_do_not_read_are_bounded_together_and_cost_nobody_a_stream() 
         let _ = stream.read(&mut [0; 65536]);
         let _ = stream.write_all(&sent);
     });
-    let router = Router::start(&config(&[(NAME, backend.address())], "relay: copy\nlimits: {held_bytes: 1MiB}\n"));
+    let router = Router::start(&config(&[(NAME, backend.address())], "relay: copy\nlimits: {buffer_bytes: 1MiB}\n"));
     let hello = Hello::to(NAME).record();
-    let held = || router.metric("snigate_held_bytes");
+    let held = || router.metric("snigate_buffered_bytes");
     let slowly = || {
         let mut client = Client::connect(router.address());
         socket2::SockRef::from(&client.stream).set_recv_buffer_size(128 * 1024).unwrap();

@@ -65,7 +65,7 @@ routes:
   - {sni: [\"*.A.Example.\", x_1.4-5, 0.a], listener: a b, upstream: [\"[2001:db8::1]:6443\", \"api.example.com.:1\"]}
   - {sni: b.example, upstream: {dcos: /dev/a, slow_start: 1h 30m, dead: {grace: 1.5h}, resolve_every: 2days}}
   - {upstream: {dcos: {}, health_check: , connect: {timeout: \" 10 s \", per_try: 1s500ms}}}
-limits: {held_bytes: 1 MiB, hello_bytes: 1024, new_per_source: 300 / m}
+limits: {buffer_bytes: 1 MiB, hello_bytes: 1024, new_per_source: 300 / m}
 timeouts:
 tcp: {keepalive: }
 workers: auto

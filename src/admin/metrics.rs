@@ -115,12 +115,12 @@ impl Snapshot {
         let bytes = whole(held::bytes() as u64);
         gauge(
             encoder,
-            "snigate_held_bytes",
+            "snigate_buffered_bytes",
             "Bytes held for the rest of hellos and for peers that do not take them",
             bytes,
         )?;
         let limit = whole(held::limit() as u64);
-        gauge(encoder, "snigate_held_bytes_limit", "How many bytes may be held", limit)?;
+        gauge(encoder, "snigate_buffered_bytes_limit", "Most bytes that may be buffered", limit)?;
         let limit = whole(self.counters.connections_limit.load(Relaxed));
         gauge(encoder, "snigate_connections_limit", "How many connections may be open at once", limit)?;
         gauge(

@@ -77,13 +77,13 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
         span(config.user_timeout)
     )?;
     let connections = config.limits.connections.map_or("as descriptors allow".into(), |limit| limit.to_string());
-    let held = config.limits.held_bytes.map_or("as memory allows".into(), size);
+    let buffers = config.limits.buffer_bytes.map_or("as memory allows".into(), size);
     let SourceLimits { concurrent, new } = config.limits.source;
     let concurrent = concurrent.map_or("any number".into(), |limit| limit.to_string());
     let new = new.map_or("any number".into(), |rate| rate.to_string());
     writeln!(
         text,
-        "limits     connections {connections}, per_source {concurrent}, new_per_source {new}, hello_bytes {}, held_bytes {held}",
+        "limits     connections {connections}, per_source {concurrent}, new_per_source {new}, hello_bytes {}, buffer_bytes {buffers}",
         size(config.limits.hello_bytes)
     )?;
     let log = &config.log;

@@ -219,11 +219,11 @@ fn build_keepalive(raw: &raw::Keepalive) -> TcpOptions {
 }
 
 fn build_limits(raw: raw::Limits) -> Limits {
-    let raw::Limits { connections, hello_bytes, held_bytes, per_source, new_per_source } = raw;
+    let raw::Limits { connections, hello_bytes, buffer_bytes, per_source, new_per_source } = raw;
     Limits {
         connections: connections.map(|connections| connections.0.0 as usize),
         hello_bytes: hello_bytes.map_or(DEFAULT_LIMIT, |size| size.0.0),
-        held_bytes: held_bytes.map(|size| size.0.0),
+        buffer_bytes: buffer_bytes.map(|size| size.0.0),
         source: SourceLimits {
             concurrent: per_source.map(|count| count.0.0),
             new: new_per_source.map(|rate| rate.0.0),

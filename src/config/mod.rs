@@ -143,7 +143,7 @@ pub struct Limits {
     /// Raw bytes of a hello.
     pub hello_bytes: usize,
     /// Bytes that may be held for peers that do not take them, of all connections together; `None`: as memory allows.
-    pub held_bytes: Option<usize>,
+    pub buffer_bytes: Option<usize>,
     /// What one source may have.
     pub source: SourceLimits,
 }

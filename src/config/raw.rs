@@ -488,7 +488,7 @@ pub(super) struct Limits {
     pub(super) hello_bytes: Option<Text<HelloSize>>,
     /// Bytes that wait for hellos and slow readers in all, 1MiB to 1024GiB. Default: a quarter of the memory.
     #[serde(default, deserialize_with = "present")]
-    pub(super) held_bytes: Option<Text<HeldSize>>,
+    pub(super) buffer_bytes: Option<Text<HeldSize>>,
     /// Connections at a time of an IPv4 address or IPv6 /64, 1 to 10000000. Default: any number.
     #[serde(default, deserialize_with = "present")]
     pub(super) per_source: Option<Text<Count<1, 10_000_000>>>,

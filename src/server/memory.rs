@@ -25,7 +25,7 @@ impl Memory {
     }
 
     /// How many bytes may be held where it is not configured.
-    pub(super) fn held_bytes(self) -> usize {
+    pub(super) fn buffer_bytes(self) -> usize {
         usize::try_from((self.0 / SHARE).max(MIN_HELD)).unwrap_or(usize::MAX)
     }
 
@@ -82,6 +82,6 @@ mod tests {
         write("memory/c/memory.limit_in_bytes", "67108864\n");
         assert_eq!(cgroup_limit(root, "9:cpu,cpuacct:/\n4:memory:/c/d\n"), Some(64 << 20));
         assert_eq!(cgroup_limit(root, "nonsense"), None);
-        assert!(Memory::read().held_bytes() >= 8 << 20);
+        assert!(Memory::read().buffer_bytes() >= 8 << 20);
     }
 }

@@ -229,7 +229,7 @@ impl Server {
 
     /// All that can fail, and changes nothing; and which of what was inherited is needed.
     fn prepare(&self, config: &Config, inherited: Vec<Inherited>) -> Result<(Prepared, Vec<bool>), StartError> {
-        let Limits { connections, hello_bytes: _, held_bytes: _, source: _ } = config.limits;
+        let Limits { connections, hello_bytes: _, buffer_bytes: _, source: _ } = config.limits;
         let memory = Memory::read();
         let share = capacity::share(connections, config.listeners.len(), config.relay, memory)?;
 
@@ -312,7 +312,7 @@ impl Server {
             log,
         } = config;
         let Timeouts { hello, idle, half_close, drain: _, upgrade_drain: _, shutdown_delay: _ } = timeouts;
-        let Limits { connections: _, hello_bytes, held_bytes, source } = limits;
+        let Limits { connections: _, hello_bytes, buffer_bytes, source } = limits;
         let Log { format: _, level: _, refusals_per_second } = log;
         let settings = Settings {
             engine: relay,
@@ -324,7 +324,7 @@ impl Server {
         };
         self.counters.refusal_log.admit(refusals_per_second);
         self.counters.reloads.digest.store(digest.unwrap_or(0), Relaxed);
-        held::set_limit(held_bytes.unwrap_or_else(|| prepared.memory.held_bytes()));
+        held::set_limit(buffer_bytes.unwrap_or_else(|| prepared.memory.buffer_bytes()));
         self.capacity.set(prepared.share);
         self.counters.connections_limit.store(self.capacity.connections as u64, Relaxed);
         self.timeouts = timeouts;
