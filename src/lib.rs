@@ -28,51 +28,51 @@
 //! the `demo` command with its throwaway certificates.
 
 #[cfg(feature = "router")]
-pub mod accept;
+mod admin;
 #[cfg(feature = "router")]
-pub mod account;
-#[cfg(feature = "router")]
-pub mod admin;
-#[cfg(feature = "router")]
-pub mod admission;
+mod cli;
 pub mod client_hello;
 #[cfg(feature = "router")]
-pub mod config;
+mod commands;
 #[cfg(feature = "router")]
-pub mod connection;
+mod config;
 #[cfg(feature = "router")]
-pub mod held;
+mod connection;
 #[cfg(feature = "router")]
-pub mod hello;
+mod listener;
+#[cfg(feature = "router")]
+mod logging;
 pub mod name;
 #[cfg(feature = "router")]
-pub mod pasted;
+mod process;
 #[cfg(feature = "router")]
-pub mod proxy_protocol;
+mod proxy_protocol;
 #[cfg(feature = "router")]
-pub mod refusal;
-#[cfg(feature = "router")]
-pub mod relay;
-#[cfg(feature = "router")]
-pub mod roster;
+mod relay;
 pub mod route;
 #[cfg(feature = "router")]
-pub mod sandbox;
-#[cfg(feature = "router")]
-pub mod server;
+mod server;
 pub mod server_hello;
 #[cfg(feature = "router")]
-mod sys;
+mod telemetry;
 #[cfg(feature = "router")]
-pub mod systemd;
+mod text;
 #[cfg(feature = "router")]
-pub mod tcp;
+mod upstream;
+
+/// What the fuzzers and their replay need of the private rooms. No part of the public API.
 #[cfg(feature = "router")]
-pub mod units;
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::proxy_protocol::{Client, Header, Invalid, MAX_LENGTH, Named, Version, header, parse};
+
+    /// Reads a configuration; how many listeners and routes it has.
+    pub fn config(yaml: &[u8]) -> Result<(usize, usize), String> {
+        let config = crate::config::Config::from_yaml(yaml).map_err(|error| error.to_string())?;
+        Ok((config.listeners.len(), config.routes.len()))
+    }
+}
+
 #[cfg(feature = "router")]
-pub mod upgrade;
-#[cfg(feature = "router")]
-pub mod upstream;
-pub mod visible;
-#[cfg(feature = "router")]
-pub mod watch;
+#[doc(hidden)]
+pub use commands::main;

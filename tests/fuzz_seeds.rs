@@ -4,9 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use snigate::client_hello::{Framing, Parsed};
-use snigate::config::Config;
+use snigate::internals;
 use snigate::name::ServerName;
-use snigate::proxy_protocol;
 
 #[path = "../fuzz/properties.rs"]
 mod properties;
@@ -67,12 +66,12 @@ fn names_headers_and_configurations_are_what_they_are_called() {
         properties::name(&bytes);
     }
     for (name, bytes) in seeds("config") {
-        let shape = if Config::from_yaml(&bytes).is_ok() { "valid" } else { "refused" };
+        let shape = if internals::config(&bytes).is_ok() { "valid" } else { "refused" };
         assert!(name.starts_with(shape), "{name} is {shape}");
         properties::config(&bytes);
     }
     for (name, bytes) in seeds("proxy_header") {
-        let shape = match proxy_protocol::parse(&bytes) {
+        let shape = match internals::parse(&bytes) {
             Ok(Some(_)) => "good",
             Ok(None) => "incomplete",
             Err(_) => "bad",

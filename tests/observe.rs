@@ -229,7 +229,7 @@ fn rust_log_wins_over_the_configured_level() {
         command.env("RUST_LOG", wanted).args(["run", "-c"]).arg(&path);
         Router::spawn(command, path, directory)
     };
-    let router = start("warn,snigate::account=debug,snigate::server=info");
+    let router = start("warn,snigate::telemetry=debug,snigate::server=info");
     let bare = Client::connect(router.address());
     bare.finish();
     assert_eq!(router.account_of(bare.address())["level"], "DEBUG");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use crate::account::RouteCounters;
+use crate::telemetry::RouteCounters;
 
 /// Of each step.
 pub(super) const STEP: Duration = Duration::from_secs(5);

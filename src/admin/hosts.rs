@@ -11,7 +11,7 @@ use hyper::http::uri::{Authority, Uri};
 use hyper::{Request, StatusCode};
 
 use crate::name::{NamePattern, ServerName};
-use crate::visible::visible;
+use crate::text::escape::visible;
 
 /// Names by which the listener is reached, besides addresses and `localhost`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -16,10 +16,10 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::runtime::Handle;
 
 use super::State as Admin;
-use crate::accept::ERROR_LABELS;
-use crate::account::{Counters, Outcome, Reloads, RouteCounters, Stage, UNROUTED};
-use crate::held;
+use crate::listener::accept::ERROR_LABELS;
+use crate::relay::budget;
 use crate::server::Generation;
+use crate::telemetry::{Counters, Outcome, Reloads, RouteCounters, Stage, UNROUTED};
 use crate::upstream::State;
 
 /// All metrics, with the end mark of the format.
@@ -112,14 +112,14 @@ impl Snapshot {
             let labels = [("route", route.name())];
             ConstGauge::new(route.active.load(Relaxed)).encode(active.encode_family(&labels)?)?;
         }
-        let bytes = whole(held::bytes() as u64);
+        let bytes = whole(budget::bytes() as u64);
         gauge(
             encoder,
             "snigate_buffered_bytes",
             "Bytes held for the rest of hellos and for peers that do not take them",
             bytes,
         )?;
-        let limit = whole(held::limit() as u64);
+        let limit = whole(budget::limit() as u64);
         gauge(encoder, "snigate_buffered_bytes_limit", "Most bytes that may be buffered", limit)?;
         let limit = whole(self.counters.connections_limit.load(Relaxed));
         gauge(encoder, "snigate_connections_limit", "How many connections may be open at once", limit)?;

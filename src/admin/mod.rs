@@ -39,9 +39,9 @@ pub use self::history::History;
 use self::history::Totals;
 pub use self::hosts::Hosts;
 
-use crate::accept::{self, Events, Stop};
-use crate::account::Counters;
+use crate::listener::accept::{self, Events, Stop};
 use crate::server::{Fixed, Generation};
+use crate::telemetry::Counters;
 
 /// Scrapers and probes are few; more of them wait.
 const MAX_CONNECTIONS: usize = 16;

@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 
 use super::history::Totals;
 use super::{MAX_ROUTES_SHOWN, State as Admin};
-use crate::account::Refused;
 use crate::connection::Route;
 use crate::name::NamePattern;
 use crate::server::At;
+use crate::telemetry::Refused;
 use crate::upstream::{Certificate, LastCheck, State};
 
 /// With so many routes at most.

@@ -3,6 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::text::Destination;
+use crate::text::units::span;
+use crate::upstream::plain;
 use anyhow::{Context, anyhow, bail, ensure};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
@@ -10,8 +13,6 @@ use hyper::client::conn::http1;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use snigate::units::span;
-use snigate::upstream::{Destination, plain};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 

@@ -6,16 +6,16 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::admin::Hosts;
+use crate::client_hello::IpLiteral;
+use crate::config::{Admin, Config, Listener, Route};
+use crate::connection::admission::SourceLimits;
+use crate::connection::reject::Refuse;
+use crate::relay::Engine;
+use crate::text::units::{size, span};
+use crate::upstream::health::{CaFile, EXPECTED};
+use crate::upstream::{Balance, HealthCheck, HttpCheck, OnRemove, Settings, Thresholds, TlsCheck};
 use anyhow::Context;
-use snigate::admin::Hosts;
-use snigate::admission::SourceLimits;
-use snigate::client_hello::IpLiteral;
-use snigate::config::{Admin, Config, Listener, Route};
-use snigate::refusal::Refuse;
-use snigate::relay::Engine;
-use snigate::units::{size, span};
-use snigate::upstream::health::{CaFile, EXPECTED};
-use snigate::upstream::{Balance, HealthCheck, HttpCheck, OnRemove, Settings, Thresholds, TlsCheck};
 
 use super::{any_listener, any_protocol, is_stdin, load};
 use crate::cli::Check;

@@ -6,14 +6,14 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::client_hello::{Alpn, ClientHello, Framing, IpLiteral, Parsed, SupportedVersions};
+use crate::config::{Config, Route};
+use crate::connection::admission::{NotAdmitted, Sources};
+use crate::name::{NamePattern, ServerName, ip_literal};
+use crate::route::{Client, MatchedBy, Matchers};
+use crate::text::pasted;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
-use snigate::admission::{NotAdmitted, Sources};
-use snigate::client_hello::{Alpn, ClientHello, Framing, IpLiteral, Parsed, SupportedVersions};
-use snigate::config::{Config, Route};
-use snigate::name::{NamePattern, ServerName, ip_literal};
-use snigate::pasted;
-use snigate::route::{Client, MatchedBy, Matchers};
 
 use super::{alpn_list, any_listener, any_protocol, route_table};
 use crate::cli::Explain;

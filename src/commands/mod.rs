@@ -9,6 +9,7 @@ mod doctor;
 mod explain;
 mod import;
 mod kubeconfig;
+mod main;
 mod man;
 mod named;
 mod plan;
@@ -22,14 +23,16 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
-use snigate::client_hello::Alpn;
-use snigate::config::{self, Config, ConfigError, Listener, Route};
-use snigate::route::RouteTable;
-use snigate::units::first_of;
-use snigate::upstream::{Destination, lookup, plain};
-use snigate::visible::visible;
+use crate::client_hello::Alpn;
+use crate::config::{self, Config, ConfigError, Listener, Route};
+use crate::route::RouteTable;
+use crate::text::Destination;
+use crate::text::escape::visible;
+use crate::text::units::first_of;
+use crate::upstream::{lookup, plain};
 
 pub(crate) use self::kubeconfig::Server;
+pub use self::main::main;
 use crate::cli::{Arguments, Command};
 
 /// A configuration is valid and would not be taken all the same.

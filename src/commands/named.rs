@@ -1,9 +1,9 @@
 //! Which routes an operator means by a name.
 
-use snigate::client_hello::Alpn;
-use snigate::config::{Config, Route};
-use snigate::name::{NamePattern, ServerName};
-use snigate::route::{Client, RouteTable};
+use crate::client_hello::Alpn;
+use crate::config::{Config, Route};
+use crate::name::{NamePattern, ServerName};
+use crate::route::{Client, RouteTable};
 
 use super::{alpn_list, did_you_mean, listed, nearest, route_table};
 

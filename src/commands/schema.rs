@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use snigate::config;
+use crate::config;
 
 pub(super) fn run() -> anyhow::Result<ExitCode> {
     std::io::stdout().write_all(config::schema().as_bytes())?;

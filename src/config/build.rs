@@ -7,16 +7,16 @@ use std::time::Duration;
 
 use super::text::{self, OneOrMany, Short, Text};
 use super::{Admin, Config, Limits, Listener, Log, LogFormat, Route, Timeouts, raw, upstream};
-use crate::account::UNROUTED;
 use crate::admin::Hosts;
-use crate::admission::{Networks, SourceLimits, Sources};
 use crate::client_hello::{DEFAULT_LIMIT, IpLiteral};
+use crate::connection::admission::{Networks, SourceLimits, Sources};
+use crate::connection::reject::Refuse;
 use crate::name::NamePattern;
-use crate::refusal::Refuse;
+use crate::process::sandbox::Sandbox;
 use crate::relay::Engine;
+use crate::relay::tcp::TcpOptions;
 use crate::route::{Matchers, RouteTable};
-use crate::sandbox::Sandbox;
-use crate::tcp::TcpOptions;
+use crate::telemetry::UNROUTED;
 
 /// What is wrong with a well-formed file.
 pub(super) struct Wrong {

@@ -20,16 +20,17 @@ pub use self::schema::schema;
 use self::text::{OneOrMany, Short, Text};
 use self::yaml::{Place, YamlError};
 use crate::admin::Hosts;
-use crate::admission::{Networks, SourceLimits, Sources};
 use crate::client_hello::IpLiteral;
+use crate::connection::admission::{Networks, SourceLimits, Sources};
+use crate::connection::reject::Refuse;
 use crate::name::NamePattern;
-use crate::refusal::Refuse;
+use crate::process::sandbox::Sandbox;
 use crate::relay::Engine;
+use crate::relay::tcp::TcpOptions;
 use crate::route::Matchers;
-use crate::sandbox::Sandbox;
-use crate::tcp::TcpOptions;
-use crate::upstream::{Destination, Settings};
-use crate::visible::visible;
+use crate::text::Destination;
+use crate::text::escape::visible;
+use crate::upstream::Settings;
 
 /// Room for 100,000 routes.
 const MAX_FILE_SIZE: u64 = 32 * 1024 * 1024;

@@ -12,7 +12,7 @@ use super::text::{
     Workers, one_of_many,
 };
 use crate::name::NamePattern;
-use crate::upstream::Destination;
+use crate::text::Destination;
 
 /// A key that stands there has a value: an empty one is a mistake, not the default.
 fn present<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {

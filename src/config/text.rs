@@ -13,12 +13,12 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use super::schema::Form;
-use crate::admission::Rate;
+use crate::connection::admission::Rate;
 use crate::name::NamePattern;
-use crate::pasted;
-use crate::upstream::Destination;
+use crate::text::Destination;
+use crate::text::escape::{is_visible, visible};
+use crate::text::pasted;
 use crate::upstream::health::CaFile;
-use crate::visible::{is_visible, visible};
 
 /// A value written as text.
 pub(super) trait Written: Sized {

@@ -10,9 +10,10 @@ use super::text::{CheckName, FilePath, OneOrMany, RequestPath, Span, Text, Trust
 use super::{Listener, raw};
 use crate::name::NamePattern;
 use crate::proxy_protocol::Version;
+use crate::text::Destination;
 use crate::upstream::health::{Authorities, CaFile, EXPECTED};
 use crate::upstream::{
-    Balance, ConnectBudget, Destination, HealthCheck, HttpCheck, OnRemove, Settings, Thresholds, TlsCheck, leads_to,
+    Balance, ConnectBudget, HealthCheck, HttpCheck, OnRemove, Settings, Thresholds, TlsCheck, leads_to,
 };
 
 /// A route's `upstream`, found at `path`. Files are relative to the directory of the configuration.

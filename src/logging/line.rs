@@ -4,9 +4,9 @@ use std::fmt::{self, Debug, Write as _};
 use std::io::Write as _;
 use std::time::SystemTime;
 
+use crate::text::escape::is_visible;
 use serde::Serialize;
 use serde_json::Value;
-use snigate::visible::is_visible;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level};
 

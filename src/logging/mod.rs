@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use snigate::account::Counters;
-use snigate::config::{Log, LogFormat};
+use crate::config::{Log, LogFormat};
+use crate::telemetry::Counters;
 use tokio::time::interval;
 use tracing::{Event, Level, Subscriber, error, warn};
 use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 use super::pipe::Pipe;
 use super::{Engine, Readiness};
-use crate::held::{self, Held};
-use crate::tcp::{is_transient, try_read, with_scratch};
+use crate::relay::budget::{self, Held};
+use crate::relay::tcp::{is_transient, try_read, with_scratch};
 
 /// A direction is bulk when so much has come in a row, in reads of at least [`BULK_READ`].
 const BULK: u32 = 256 * 1024;
@@ -185,7 +185,7 @@ impl Flow {
     ) -> Poll<Result<usize, Fault>> {
         with_scratch(|scratch| {
             // What is not taken must be held. Where there is no room for much, less is read at a time.
-            let room = if held::has_room_for(scratch.len()) { scratch.len() } else { SMALL_READ };
+            let room = if budget::has_room_for(scratch.len()) { scratch.len() } else { SMALL_READ };
             let scratch = &mut scratch[..room];
             let read = match readiness {
                 Readiness::AsAnnounced => poll_read(cx, from, scratch),

@@ -4,13 +4,16 @@
 //! a reset, after what had been received before it; an error in one direction does not discard what the other still
 //! holds. An idle connection holds no buffer: bytes pass through one per worker thread, and only what a slow
 //! reader has not taken is kept, at most 64 KiB per direction, during which nothing more is read for it. When all connections
-//! together keep too much ([`held`](crate::held)), it is 4 KiB for those that come to it then.
+//! together keep too much ([`held`](crate::relay::budget)), it is 4 KiB for those that come to it then.
 //!
 //! A direction that proves to be bulk is moved by splice(2), through a pipe that it has only while bytes are in it. What
 //! is in a pipe for a slow reader is the kernel's and at most 256 KiB of pages.
 
+pub mod budget;
 mod flow;
 mod pipe;
+pub mod sys;
+pub mod tcp;
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -25,8 +28,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::sys;
-use crate::tcp::TcpOptions;
+use self::tcp::TcpOptions;
 
 /// How long a connection may be silent.
 #[derive(Clone, Copy, Debug)]

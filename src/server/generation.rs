@@ -9,11 +9,11 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::info;
 
-use crate::account::Counters;
 use crate::config;
 use crate::connection::Route;
-use crate::roster::{Order, Roster};
+use crate::connection::registry::{Order, Roster};
 use crate::route::RouteTable;
+use crate::telemetry::Counters;
 use crate::upstream::{Endpoint, EndpointId, OnRemove, Setup, Surroundings, Upstream};
 
 /// The routes of one configuration.

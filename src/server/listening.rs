@@ -14,12 +14,12 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::accept::{self, BindError, Stop};
-use crate::account::Counters;
 use crate::config;
+use crate::connection::registry::Roster;
 use crate::connection::{self, Snapshot};
-use crate::roster::Roster;
-use crate::tcp::TcpOptions;
+use crate::listener::accept::{self, BindError, Stop};
+use crate::relay::tcp::TcpOptions;
+use crate::telemetry::Counters;
 
 /// A listening socket that this process did not open, from a predecessor or from systemd.
 #[derive(Debug)]

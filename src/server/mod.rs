@@ -26,15 +26,15 @@ pub use self::generation::{At, Changes, Generation};
 pub use self::listening::Inherited;
 use self::listening::{Acceptor, Listening, Opened};
 use self::memory::Memory;
-use crate::accept::{BindError, Stop};
-use crate::account::Counters;
 use crate::admin::{self, Hosts, State};
-use crate::admission::{SourceLimits, Table};
 use crate::config::{self, Config, Limits, Log, Timeouts};
 use crate::connection::Snapshot;
-use crate::held;
+use crate::connection::admission::{SourceLimits, Table};
+use crate::listener::accept::{BindError, Stop};
+use crate::relay::budget;
+use crate::relay::tcp::TcpOptions;
 use crate::relay::{Deadlines, Engine};
-use crate::tcp::TcpOptions;
+use crate::telemetry::Counters;
 use crate::upstream::Surroundings;
 
 /// A running server.
@@ -324,7 +324,7 @@ impl Server {
         };
         self.counters.refusal_log.admit(refusals_per_second);
         self.counters.reloads.digest.store(digest.unwrap_or(0), Relaxed);
-        held::set_limit(buffer_bytes.unwrap_or_else(|| prepared.memory.buffer_bytes()));
+        budget::set_limit(buffer_bytes.unwrap_or_else(|| prepared.memory.buffer_bytes()));
         self.capacity.set(prepared.share);
         self.counters.connections_limit.store(self.capacity.connections as u64, Relaxed);
         self.timeouts = timeouts;

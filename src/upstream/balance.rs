@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::condition::State;
 use super::endpoint::Endpoint;
+use super::health::State;
 
 /// How endpoints share new connections. None remembers a client: one that reconnects, because its API server asked it
 /// to, can land elsewhere.
@@ -88,8 +88,8 @@ fn lighter<'a>(first: &'a Candidate, second: &'a Candidate) -> &'a Candidate {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-    use super::super::condition::{Finding, Thresholds};
     use super::super::endpoint::Place;
+    use super::super::health::{Finding, Thresholds};
     use super::*;
 
     const THRESHOLDS: Thresholds = Thresholds { rise: 1, fall: 1, unready: 1 };

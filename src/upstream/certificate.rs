@@ -9,7 +9,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
 use crate::name::{NamePattern, parents};
-use crate::visible::visible;
+use crate::text::escape::visible;
 
 /// A certificate that expires sooner is worth a warning.
 pub const EXPIRES_SOON_SECONDS: i64 = 14 * 24 * 3600;

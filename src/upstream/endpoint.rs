@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::certificate::{Certificate, Certificates};
-use super::condition::{Condition, Finding, State, Thresholds};
+use super::health::{Condition, Finding, State, Thresholds};
 use super::pool::Pool;
 
 /// Which endpoint; no two in a process are the same.

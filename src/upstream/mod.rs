@@ -6,12 +6,10 @@
 
 mod balance;
 mod certificate;
-mod condition;
-mod destination;
 mod endpoint;
 mod failure;
 pub mod health;
-mod own;
+mod loop_check;
 mod pool;
 mod resolve;
 
@@ -29,18 +27,18 @@ use tracing::warn;
 
 pub use self::balance::Balance;
 pub use self::certificate::{Certificate, EXPIRES_SOON_SECONDS};
-pub use self::condition::{Finding, State, Thresholds};
-pub use self::destination::Destination;
 pub use self::endpoint::{Endpoint, EndpointId, LastCheck, Place};
 pub use self::failure::{ConnectError, Failure, plain};
+pub use self::health::{Finding, State, Thresholds};
 pub use self::health::{HealthCheck, HttpCheck, TlsCheck};
-pub use self::own::{Own, OwnAddresses, leads_to};
+pub use self::loop_check::{Own, OwnAddresses, leads_to};
 use self::pool::Pool;
 pub use self::resolve::lookup;
+use crate::connection::registry::Roster;
 use crate::name::NamePattern;
 use crate::proxy_protocol;
-use crate::roster::Roster;
-use crate::tcp::TcpOptions;
+use crate::relay::tcp::TcpOptions;
+use crate::text::Destination;
 
 /// How a route's endpoints are found, kept and reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

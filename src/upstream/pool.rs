@@ -15,12 +15,13 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use super::certificate::{Certificate, EXPIRES_SOON_SECONDS, News};
-use super::condition::{Finding, State, Thresholds};
 use super::endpoint::{Change, Endpoint, EndpointId};
 use super::health::{self, HealthCheck};
-use super::own::Own;
-use super::{Destination, Setup, Surroundings, failure};
-use crate::units::first_of;
+use super::health::{Finding, State, Thresholds};
+use super::loop_check::Own;
+use super::{Setup, Surroundings, failure};
+use crate::text::Destination;
+use crate::text::units::first_of;
 
 /// How many refused, timed-out or unanswered connections in a row make an endpoint dead where nothing checks it.
 const UNCHECKED: Thresholds = Thresholds { rise: 1, fall: 3, unready: 3 };

@@ -11,9 +11,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 use std::{fs, io};
 
+use crate::config::{Config, Log, LogFormat};
+use crate::server::Server;
 use anyhow::{Context, bail};
-use snigate::config::{Config, Log, LogFormat};
-use snigate::server::Server;
 use tempfile::TempDir;
 use tokio::net::TcpSocket;
 use tokio::signal::unix::{SignalKind, signal};

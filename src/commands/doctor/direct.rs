@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::name::NamePattern;
+use crate::proxy_protocol;
+use crate::text::units::{first_of, time};
+use crate::upstream::health::{Handshake, ask_once, said};
+use crate::upstream::{Certificate, EXPIRES_SOON_SECONDS, Finding, HealthCheck, Thresholds};
 use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ProtocolVersion};
-use snigate::name::NamePattern;
-use snigate::proxy_protocol;
-use snigate::units::{first_of, time};
-use snigate::upstream::health::{Handshake, ask_once, said};
-use snigate::upstream::{Certificate, EXPIRES_SOON_SECONDS, Finding, HealthCheck, Thresholds};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;

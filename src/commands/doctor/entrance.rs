@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use snigate::config::Listener;
-use snigate::upstream::lookup;
+use crate::config::Listener;
+use crate::upstream::lookup;
 
 use super::report::{Check, Mark};
 use super::visit::{Here, Visit, list};

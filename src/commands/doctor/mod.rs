@@ -13,9 +13,9 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use crate::config::{Config, Route};
+use crate::upstream::health::{Authorities, CaFile};
 use anyhow::Context;
-use snigate::config::{Config, Route};
-use snigate::upstream::health::{Authorities, CaFile};
 use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 

@@ -1,6 +1,6 @@
 //! Whether the running snigate has taken the file.
 
-use snigate::units::time;
+use crate::text::units::time;
 
 use super::entrance::reached_at;
 use super::report::{Check, Mark};

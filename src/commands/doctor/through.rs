@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::upstream::health::{Handshake, read_token, request};
+use crate::upstream::{Certificate, Finding};
 use rustls::AlertDescription;
 use rustls::pki_types::ServerName;
-use snigate::upstream::health::{Handshake, read_token, request};
-use snigate::upstream::{Certificate, Finding};
 use tokio::time::timeout;
 
 use super::direct::{failed, is_end, untrusted};

@@ -5,16 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::config::{Config, Listener, Route};
+use crate::name::NamePattern;
+use crate::route::{Client, MatchedBy, RouteTable};
+use crate::text::Destination;
+use crate::text::units::first_of;
+use crate::text::units::span;
+use crate::upstream::health::{CaFile, EXPECTED, TlsClient};
+use crate::upstream::{Certificate, HttpCheck, Own, OwnAddresses, TlsCheck, connect_to, leads_to, lookup, plain};
 use rustls::pki_types::ServerName;
-use snigate::config::{Config, Listener, Route};
-use snigate::name::NamePattern;
-use snigate::route::{Client, MatchedBy, RouteTable};
-use snigate::units::first_of;
-use snigate::units::span;
-use snigate::upstream::health::{CaFile, EXPECTED, TlsClient};
-use snigate::upstream::{
-    Certificate, Destination, HttpCheck, Own, OwnAddresses, TlsCheck, connect_to, leads_to, lookup, plain,
-};
 use tokio::net::TcpStream;
 use tokio::task::JoinError;
 use tokio::time::timeout;
@@ -47,7 +46,7 @@ impl Here {
 
     /// The route that has this very name, for kubectl at this listener.
     pub(super) fn has_name(&self, name: &str, listener: usize) -> Option<&Route> {
-        let server_name = snigate::name::ServerName::parse(name.as_bytes()).ok();
+        let server_name = crate::name::ServerName::parse(name.as_bytes()).ok();
         let found = self.table.find(&Client { server_name, alpn: kubectl_alpn(), listener })?;
         (found.by == MatchedBy::Exact).then(|| &self.config.routes[*found.target])
     }
@@ -144,7 +143,7 @@ impl Visit {
 
     /// Whether clients of this listener come to the route.
     fn is_led_to_at(&self, listener: usize) -> bool {
-        let name = self.below.as_ref().and_then(|name| snigate::name::ServerName::parse(name.as_bytes()).ok());
+        let name = self.below.as_ref().and_then(|name| crate::name::ServerName::parse(name.as_bytes()).ok());
         let Here { config, table, .. } = &*self.here;
         self.route.matchers.listener_holds(listener)
             && name.is_none_or(|name| takes(config, table, &self.route, name, listener))

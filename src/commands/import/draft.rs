@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::config::overlap;
+use crate::text::Destination;
 use ipnet::IpNet;
-use snigate::config::overlap;
-use snigate::upstream::Destination;
 
 use super::expression::{Expression, Limit};
 use super::ledger::Place;

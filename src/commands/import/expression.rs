@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::rc::Rc;
 
-use snigate::name::NamePattern;
+use crate::name::NamePattern;
 
 use super::names::{Form, Region, Truth, wider};
 use super::sources::Addresses;

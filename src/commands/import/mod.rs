@@ -17,8 +17,8 @@ use std::io::{Read, Write as _, stderr, stdin, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::config::Config;
 use anyhow::{Context, bail};
-use snigate::config::Config;
 
 use self::draft::Draft;
 use self::ledger::Ledger;

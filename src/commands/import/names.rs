@@ -1,6 +1,6 @@
 //! What names may look like: exact ones, all below one, and looser comparisons, which a route may not be able to make.
 
-use snigate::name::NamePattern;
+use crate::name::NamePattern;
 
 use super::values::{below, exact};
 

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use crate::name::NamePattern;
 use ipnet::{IpNet, Ipv4Net};
-use snigate::name::NamePattern;
 
 /// The range of durations in a configuration.
 const DURATIONS: std::ops::RangeInclusive<Duration> =
@@ -107,7 +107,7 @@ mod tests {
             ("60", "s", "1m"),
             ("1h30m", "s", "90m"),
         ] {
-            assert_eq!(snigate::units::span(duration(text, unit).unwrap()), expected, "{text}");
+            assert_eq!(crate::text::units::span(duration(text, unit).unwrap()), expected, "{text}");
         }
         for text in ["", "s", "10x", "0", "1us", "1y", "99999999999999999999d", "18446744073709551615d", "400d", "-1"] {
             assert!(duration(text, "ms").is_err(), "{text}");

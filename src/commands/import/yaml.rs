@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
+use crate::name::NamePattern;
+use crate::text::units::span;
 use ipnet::IpNet;
-use snigate::name::NamePattern;
-use snigate::units::span;
 
 use super::draft::{Check, Draft, Frontend, TlsCheck, Upstream};
 use super::expression::Limit;

@@ -1,9 +1,9 @@
 //! Which name kubectl has to ask for, so that it is led to the route and can verify who answers.
 
+use crate::config::{Config, Route};
+use crate::name::{NamePattern, ServerName};
+use crate::route::{Client, RouteTable};
 use anyhow::{Context, bail};
-use snigate::config::{Config, Route};
-use snigate::name::{NamePattern, ServerName};
-use snigate::route::{Client, RouteTable};
 
 use super::exact_names;
 use super::server::Server;

@@ -9,12 +9,12 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use crate::config::{Config, Route};
+use crate::name::NamePattern;
 use anyhow::{Context, bail};
 use rustls::pki_types::ServerName;
 use serde_json::Value;
 use serde_yaml::{Mapping, Value as Yaml};
-use snigate::config::{Config, Route};
-use snigate::name::NamePattern;
 
 use self::asked::{Certificate, Clients};
 use self::existing::Existing;

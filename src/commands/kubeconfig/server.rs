@@ -4,10 +4,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use crate::config::{Config, Route};
+use crate::name::ServerName;
 use anyhow::{Context, bail};
 use hyper::Uri;
-use snigate::config::{Config, Route};
-use snigate::name::ServerName;
 
 use super::exact_names;
 

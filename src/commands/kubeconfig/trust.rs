@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use crate::config::Route;
+use crate::upstream::health::{Authorities, CaFile};
 use anyhow::bail;
 use data_encoding::BASE64;
 use serde_yaml::Value;
-use snigate::config::Route;
-use snigate::upstream::health::{Authorities, CaFile};
 
 use super::existing::Existing;
 use crate::cli::Kubeconfig;

@@ -6,11 +6,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::config::{Config, Route};
+use crate::listener::accept::BindError;
+use crate::text::units::span;
+use crate::upstream::{OnRemove, plain};
 use serde_json::{Value, json};
-use snigate::accept::BindError;
-use snigate::config::{Config, Route};
-use snigate::units::span;
-use snigate::upstream::{OnRemove, plain};
 
 use super::may_differ;
 use super::running::{Running, RunningRoute, digest};

@@ -8,11 +8,11 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
+use crate::config::{Config, overlap};
+use crate::listener::accept::{BindError, is_free};
+use crate::server::{ReloadError, fixed};
+use crate::upstream::OwnAddresses;
 use anyhow::{Context, bail};
-use snigate::accept::{BindError, is_free};
-use snigate::config::{Config, overlap};
-use snigate::server::{ReloadError, fixed};
-use snigate::upstream::OwnAddresses;
 
 use self::difference::Difference;
 use self::running::Running;

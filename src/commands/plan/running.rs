@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use crate::config::{Config, Route};
+use crate::server::fixed;
 use serde_json::Value;
-use snigate::config::{Config, Route};
-use snigate::server::fixed;
 
 /// What runs now.
 pub(super) struct Running {

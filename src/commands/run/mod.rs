@@ -7,14 +7,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
+use crate::config::{self, Config, ConfigError, Log, LogFormat};
+use crate::process::sandbox::{self, Entered, Sandbox};
+use crate::process::systemd::{self, Manager, Phase};
+use crate::process::upgrade::{self, Predecessor, Successor, UpgradeError};
+use crate::process::watch::{Digest, Stamp, Watch};
+use crate::server::{Changes, Inherited, Server};
 use anyhow::{Context as _, anyhow};
 use rustix::process::{Pid, kill_process};
-use snigate::config::{self, Config, ConfigError, Log, LogFormat};
-use snigate::sandbox::{self, Entered, Sandbox};
-use snigate::server::{Changes, Inherited, Server};
-use snigate::systemd::{self, Manager, Phase};
-use snigate::upgrade::{self, Predecessor, Successor, UpgradeError};
-use snigate::watch::{Digest, Stamp, Watch};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
@@ -22,8 +22,9 @@ use tracing::{error, info, warn};
 use self::signals::{Asked, Busy, Signals};
 use super::runtime;
 use crate::cli::Run;
+use crate::commands::main::EXIT_CONFIG;
+use crate::logging;
 use crate::logging::Logging;
-use crate::{EXIT_CONFIG, logging};
 
 pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::catch()?;

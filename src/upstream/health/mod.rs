@@ -2,6 +2,7 @@
 
 mod authorities;
 mod probe;
+mod state;
 mod tls;
 mod verifier;
 
@@ -17,9 +18,10 @@ use tracing::warn;
 
 pub use self::authorities::{Authorities, CaFile};
 pub use self::probe::{Answer, ask_once, read_token, request};
+pub(crate) use self::state::Condition;
+pub use self::state::{Finding, State, Thresholds};
 pub use self::tls::{Handshake, TlsClient, said};
 
-use super::condition::Thresholds;
 use super::endpoint::Endpoint;
 use super::jittered;
 use super::pool::Pool;

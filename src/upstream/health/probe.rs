@@ -19,12 +19,12 @@ use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
 use super::super::certificate::Certificate;
-use super::super::condition::Finding;
 use super::super::failure::{self, Failure};
 use super::super::local_address;
+use super::state::Finding;
 use super::tls::{Handshake, TlsClient, said};
 use super::{HealthCheck, HttpCheck, TlsCheck};
-use crate::units::span;
+use crate::text::units::span;
 use crate::{proxy_protocol, relay};
 
 /// The most of an answer that is read: `/readyz` names the checks that failed.

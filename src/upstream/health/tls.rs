@@ -17,8 +17,8 @@ use super::TlsCheck;
 use super::authorities::{Authorities, not_pem, read_certificates};
 use super::verifier::{Trust, Verifier};
 use crate::server_hello::alert_name;
-use crate::units::time;
-use crate::visible::visible;
+use crate::text::escape::visible;
+use crate::text::units::time;
 
 /// For one handshake: certificates are renewed under the same names.
 #[derive(Debug)]

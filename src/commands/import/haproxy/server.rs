@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use snigate::upstream::{Destination, health};
+use crate::text::Destination;
+use crate::upstream::health;
 
 use super::Globals;
 use crate::commands::import::draft::{TlsCheck, Upstream};

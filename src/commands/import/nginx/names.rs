@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use snigate::name::NamePattern;
+use crate::name::NamePattern;
 
 use super::Stream;
 use super::syntax::Directive;

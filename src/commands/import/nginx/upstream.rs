@@ -1,6 +1,6 @@
 //! `upstream`: its servers, and how they are chosen.
 
-use snigate::upstream::Destination;
+use crate::text::Destination;
 
 use super::server::Inherited;
 use super::syntax::Directive;

@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use snigate::upstream::{Destination, leads_to};
+use crate::text::Destination;
+use crate::upstream::leads_to;
 
 use crate::commands::import::draft::{Draft, Frontend, Outcome};
 use crate::commands::import::ledger::Ledger;

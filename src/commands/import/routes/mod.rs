@@ -10,8 +10,8 @@ mod rules;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use snigate::name::NamePattern;
-use snigate::units::span;
+use crate::name::NamePattern;
+use crate::text::units::span;
 
 use self::region::{Judge, Verdict};
 use super::draft::{Draft, Frontend, Upstream};

@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use crate::name::NamePattern;
 use ipnet::IpNet;
-use snigate::name::NamePattern;
 
 use super::rules::{Decided, Doubt, Findings, Rules};
 use crate::commands::import::draft::{Draft, Frontend, Outcome, Rule, Upstream};

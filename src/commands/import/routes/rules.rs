@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use snigate::name::NamePattern;
+use crate::name::NamePattern;
 
 use crate::commands::import::draft::{Outcome, Rule};
 use crate::commands::import::ledger::{Ledger, Place};

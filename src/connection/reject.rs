@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use crate::account::{ClosedBy, Facts, Outcome, escape};
 use crate::client_hello::{self, Invalid};
-use crate::hello::HelloError;
+use crate::connection::read_hello::HelloError;
 use crate::relay;
+use crate::telemetry::{ClosedBy, Facts, Outcome, escape};
 use crate::upstream::{ConnectError, Failure};
 
 /// How a client that is refused is told.
@@ -114,10 +114,9 @@ impl From<HelloError> for Refusal {
                 Outcome::NotTls,
                 "a PROXY header, which this listener does not expect (it has no accept_proxy)",
             ),
-            HelloError::NoRoom => Self::because(
-                Outcome::OverLimit,
-                "its hello is large, and limits.buffer_bytes is reached",
-            ),
+            HelloError::NoRoom => {
+                Self::because(Outcome::OverLimit, "its hello is large, and limits.buffer_bytes is reached")
+            }
             HelloError::ProxyHeader(reason) => Self::because(Outcome::ProxyHeader, reason.to_string()),
         }
     }

@@ -1,5 +1,10 @@
 //! The story of a connection: admit → read hello → route → admit → connect → relay → account.
 
+pub mod admission;
+pub mod read_hello;
+pub mod registry;
+pub mod reject;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::Context;
@@ -10,16 +15,16 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::account::{Account, ClosedBy, Facts, Listener, Outcome, RouteCounters, canonical, escape};
-use crate::admission::{Networks, Seat, SourceLimits, Sources, Table};
 use crate::client_hello::{ClientHello, IpLiteral};
-use crate::hello::Hello;
+use crate::connection::admission::{Networks, Seat, SourceLimits, Sources, Table};
+use crate::connection::read_hello::Hello;
+use crate::connection::registry::{Member, Message, Order, Wait};
+use crate::connection::reject::{Refusal, Refuse};
 use crate::proxy_protocol::{self, Named};
-use crate::refusal::{Refusal, Refuse};
 use crate::relay::{self, Command, Deadlines, Ending, Engine, Event, Side};
-use crate::roster::{Member, Message, Order, Wait};
 use crate::route::{Client, RouteTable};
 use crate::server_hello::Answer;
+use crate::telemetry::{Account, ClosedBy, Facts, Listener, Outcome, RouteCounters, canonical, escape};
 use crate::upstream::{Connected, Upstream};
 
 /// All that a connection needs to know when it arrives; it never changes.
@@ -313,8 +318,8 @@ fn refusal_of(order: Order) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::account::Counters;
-    use crate::roster::Roster;
+    use crate::connection::registry::Roster;
+    use crate::telemetry::Counters;
 
     /// A task has 112 bytes more and is a multiple of 128: one byte here can be 128 for every idle connection.
     #[tokio::test]

@@ -6,9 +6,9 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use crate::client_hello::{ClientHello, Framing, Invalid, IpLiteral, Progress, Reason};
-use crate::held::Charge;
 use crate::proxy_protocol::{self, Named};
-use crate::tcp::{is_transient, try_read, with_scratch};
+use crate::relay::budget::Charge;
+use crate::relay::tcp::{is_transient, try_read, with_scratch};
 
 /// A hello as far as it has been received, and what came right behind it.
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 //! together first.
 //!
 //! ```
-//! use snigate::client_hello::{Framing, Parsed};
+//! use crate::client_hello::{Framing, Parsed};
 //!
 //! # let received = b"GET / HTTP/1.1\r\n";
 //! let mut framing = Framing::default();
@@ -376,7 +376,7 @@ fn set_bit(word: &mut u64, bit: u16) -> bool {
 }
 
 #[cfg(test)]
-#[path = "../tests/support/hello.rs"]
+#[path = "../../tests/support/hello.rs"]
 pub(crate) mod sample;
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::name::{NameError, ServerName};
-use crate::upstream::Destination;
+use crate::text::Destination;
 
 /// Why this is no name, nor a pattern of names.
 #[must_use]

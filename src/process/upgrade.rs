@@ -26,8 +26,8 @@ use tokio::process::{Child, Command};
 use tokio::time::{interval, timeout};
 use tracing::{info, warn};
 
-use crate::account::Counters;
 use crate::server::Inherited;
+use crate::telemetry::Counters;
 
 /// Tells a process that its standard input is a predecessor.
 const MARK: &str = "SNIGATE_UPGRADE";

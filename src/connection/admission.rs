@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::time::Instant;
 
-use crate::units::span;
+use crate::text::units::span;
 
 /// A set of networks. A lookup is a binary search, however many there are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

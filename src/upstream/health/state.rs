@@ -54,7 +54,7 @@ pub struct Thresholds {
 
 /// An endpoint's state, and the findings that lead to the next. It begins as ready: whether it is will be seen.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Condition {
+pub(crate) struct Condition {
     state: State,
     cause: Box<str>,
     is_gone: bool,
@@ -69,33 +69,33 @@ pub(super) struct Condition {
 }
 
 impl Condition {
-    pub(super) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         self.state
     }
 
     /// The last finding that was not ready; empty while it is.
-    pub(super) fn cause(&self) -> &str {
+    pub(crate) fn cause(&self) -> &str {
         &self.cause
     }
 
     /// Whether it is dead because it is not there.
-    pub(super) fn is_gone(&self) -> bool {
+    pub(crate) fn is_gone(&self) -> bool {
         self.state == State::Dead && self.is_gone
     }
 
     /// Whether it has said that it is not ready, but not often enough yet.
-    pub(super) fn is_about_to_be_unready(&self) -> bool {
+    pub(crate) fn is_about_to_be_unready(&self) -> bool {
         self.state == State::Ready && self.says_unready > 0
     }
 
     /// How many findings in a row led to this state, if it is not ready.
-    pub(super) fn failures(&self) -> u32 {
+    pub(crate) fn failures(&self) -> u32 {
         self.not_ready.max(self.failed_clients)
     }
 
     /// Takes in what a client's connection has found; the state before, if it is another one now. Clients are not to be
     /// trusted with more than this: what one finds counts only as long as no other finds the opposite.
-    pub(super) fn learn_from_client(&mut self, finding: &Finding, thresholds: Thresholds) -> Option<State> {
+    pub(crate) fn learn_from_client(&mut self, finding: &Finding, thresholds: Thresholds) -> Option<State> {
         let before = self.state;
         self.failed_clients = match finding {
             Finding::Ready | Finding::Unready(_) => 0,
@@ -121,7 +121,7 @@ impl Condition {
     }
 
     /// Takes in what a check has found; the state before, if it is another one now.
-    pub(super) fn learn(&mut self, finding: &Finding, thresholds: Thresholds) -> Option<State> {
+    pub(crate) fn learn(&mut self, finding: &Finding, thresholds: Thresholds) -> Option<State> {
         let before = self.state;
         let (is_ready, is_alive) = match finding {
             Finding::Ready => (true, true),

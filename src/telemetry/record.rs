@@ -1,11 +1,5 @@
 //! What became of a connection: counted once, logged once.
 
-mod address;
-mod counters;
-mod outcome;
-mod refusal_log;
-mod refusals;
-
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
@@ -13,13 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
-pub use counters::{Counters, Listener, OutcomeCounts, Reloads, RouteCounters, UNROUTED};
-pub use outcome::{Alert, ClosedBy, Outcome, Stage};
-pub use refusal_log::RefusalLog;
-pub use refusals::{Refusals, Refused};
 use tracing::Level;
 
-use self::address::{ip_text, socket_text};
+use super::address::{ip_text, socket_text};
+use super::counters::{Listener, RouteCounters};
+use super::outcome::{ClosedBy, Outcome};
+use super::recent::Refused;
 use crate::server_hello::{Answer, alert_name};
 
 /// The longest server name in a log line, in bytes; longer ones (all invalid) are cut.
@@ -339,6 +332,7 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::Counters;
 
     #[test]
     fn e10_names_are_escaped_and_cut() {

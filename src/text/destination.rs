@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use crate::name::{NameError, ServerName};
-use crate::pasted;
+use crate::text::pasted;
 
 /// An address, or a name that may have several.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -3,12 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use crate::config;
+use crate::name::{NamePattern, ServerName};
+use crate::text::Destination;
+use crate::text::pasted;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use snigate::config;
-use snigate::name::{NamePattern, ServerName};
-use snigate::pasted;
-use snigate::upstream::Destination;
 
 use crate::commands::Server;
 
