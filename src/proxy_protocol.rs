@@ -79,7 +79,7 @@ const TEXT: &[u8] = b"PROXY ";
 
 /// Whether this is the beginning of a header, and not only its first byte.
 #[must_use]
-pub fn begins(received: &[u8]) -> bool {
+pub(crate) fn begins(received: &[u8]) -> bool {
     received.starts_with(TEXT) || received.starts_with(SIGNATURE)
 }
 

@@ -17,7 +17,7 @@ const MAX_STEPS: usize = 180;
 
 /// The steps of each route that the page shows.
 #[derive(Debug, Default)]
-pub struct History(Mutex<Steps>);
+pub(crate) struct History(Mutex<Steps>);
 
 #[derive(Debug, Default)]
 struct Steps {

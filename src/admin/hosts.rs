@@ -15,7 +15,7 @@ use crate::text::escape::visible;
 
 /// Names by which the listener is reached, besides addresses and `localhost`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hosts(pub Vec<NamePattern>);
+pub(crate) struct Hosts(pub(crate) Vec<NamePattern>);
 
 /// What probes and scrapers ask for, of which some send no `Host`. Browsers always do.
 const WITHOUT_HOST: [&str; 4] = ["/livez", "/readyz", "/healthz", "/metrics"];

@@ -35,9 +35,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_unti
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-pub use self::history::History;
+pub(crate) use self::history::History;
 use self::history::Totals;
-pub use self::hosts::Hosts;
+pub(crate) use self::hosts::Hosts;
 
 use crate::listener::accept::{self, Events, Stop};
 use crate::server::{Fixed, Generation};
@@ -46,7 +46,7 @@ use crate::telemetry::Counters;
 /// Scrapers and probes are few; more of them wait.
 const MAX_CONNECTIONS: usize = 16;
 /// People who look at the page.
-pub const MAX_VIEWERS: usize = 8;
+pub(crate) const MAX_VIEWERS: usize = 8;
 /// How many routes the page shows.
 const MAX_ROUTES_SHOWN: usize = 1000;
 /// What they see is never older.
@@ -62,27 +62,27 @@ const SEND_BUFFER: usize = 128 * 1024;
 
 /// What the admin listener looks at.
 #[derive(Clone, Debug)]
-pub struct State {
+pub(crate) struct State {
     /// What is configured now.
-    pub generation: Arc<ArcSwap<Generation>>,
+    pub(crate) generation: Arc<ArcSwap<Generation>>,
     /// What is not counted per route.
-    pub counters: Arc<Counters>,
+    pub(crate) counters: Arc<Counters>,
     /// What it was like before.
-    pub history: Arc<History>,
+    pub(crate) history: Arc<History>,
     /// Places for those who look at the page.
-    pub viewers: Arc<Semaphore>,
+    pub(crate) viewers: Arc<Semaphore>,
     /// For whom it answers.
-    pub hosts: Arc<ArcSwap<Hosts>>,
+    pub(crate) hosts: Arc<ArcSwap<Hosts>>,
     /// Where it is, as configured.
-    pub configured: SocketAddr,
+    pub(crate) configured: SocketAddr,
     /// What no reload changes, by key.
-    pub fixed: Fixed,
+    pub(crate) fixed: Fixed,
     /// Cancelled when no more connections are accepted.
-    pub draining: CancellationToken,
+    pub(crate) draining: CancellationToken,
 }
 
 /// Serves until `stop`: as a rule for as long as the process runs, because probes want an answer while connections drain.
-pub async fn run(socket: TcpListener, state: State, stop: Stop) {
+pub(crate) async fn run(socket: TcpListener, state: State, stop: Stop) {
     let state = Arc::new(state);
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let historian = tokio::spawn(remember(Arc::clone(&state)));

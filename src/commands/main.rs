@@ -12,6 +12,7 @@ use crate::logging;
 pub(super) const EXIT_CONFIG: u8 = 78;
 
 /// Does what the command line asks for.
+#[must_use]
 pub fn main() -> ExitCode {
     let result = super::run(Arguments::parse());
     logging::finish();

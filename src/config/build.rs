@@ -186,8 +186,7 @@ fn networks(list: List) -> Networks {
 }
 
 /// Whether the kernel would refuse to listen on the second of the two: `[::]` takes the IPv4 addresses, too.
-#[must_use]
-pub fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+pub(crate) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let covers = |one: SocketAddr, other: SocketAddr| {
         one.ip().is_unspecified() && (one.is_ipv6() || other.ip().to_canonical().is_ipv4())
     };

@@ -15,8 +15,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use self::build::overlap;
-pub use self::schema::schema;
+pub(crate) use self::build::overlap;
+pub(crate) use self::schema::schema;
 use self::text::{OneOrMany, Short, Text};
 use self::yaml::{Place, YamlError};
 use crate::admin::Hosts;
@@ -37,82 +37,81 @@ const MAX_FILE_SIZE: u64 = 32 * 1024 * 1024;
 
 /// A valid configuration.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// Of the file's content, if there is a file.
-    pub digest: Option<u64>,
+    pub(crate) digest: Option<u64>,
     /// At least one; no two with the same name or address.
-    pub listeners: Vec<Listener>,
+    pub(crate) listeners: Vec<Listener>,
     /// At least one; no two with the same name, and none that takes another's clients at equal rank.
-    pub routes: Vec<Route>,
+    pub(crate) routes: Vec<Route>,
     /// How long things may take.
-    pub timeouts: Timeouts,
+    pub(crate) timeouts: Timeouts,
     /// For both legs of every connection.
-    pub tcp: TcpOptions,
+    pub(crate) tcp: TcpOptions,
     /// How long a peer may take none of the bytes that wait for it.
-    pub user_timeout: Duration,
+    pub(crate) user_timeout: Duration,
     /// How much there may be.
-    pub limits: Limits,
+    pub(crate) limits: Limits,
     /// How bytes are relayed.
-    pub relay: Engine,
+    pub(crate) relay: Engine,
     /// Worker threads; `None`: as many as CPUs are allowed to this process.
-    pub workers: Option<usize>,
+    pub(crate) workers: Option<usize>,
     /// Whether the file is looked at all the time, and taken when it changes.
-    pub watch: bool,
+    pub(crate) watch: bool,
     /// Where the admin listener is.
-    pub admin: Option<Admin>,
+    pub(crate) admin: Option<Admin>,
     /// What the process gives up.
-    pub sandbox: Sandbox,
+    pub(crate) sandbox: Sandbox,
     /// What is logged, and how.
-    pub log: Log,
+    pub(crate) log: Log,
 }
 
 /// Where the admin listener is.
 #[derive(Clone, Debug)]
-pub struct Admin {
+pub(crate) struct Admin {
     /// With port 0 the kernel chooses.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// For whom it answers.
-    pub hosts: Hosts,
+    pub(crate) hosts: Hosts,
 }
 
 /// An address that clients connect to.
 #[derive(Clone, Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     /// In logs, metrics and `routes[].listener`.
-    pub name: String,
+    pub(crate) name: String,
     /// With port 0 the kernel chooses.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// How clients are refused here.
-    pub refuse: Refuse,
+    pub(crate) refuse: Refuse,
     /// Who connects here in place of clients, and names them in PROXY headers; `None`: clients connect themselves.
-    pub balancers: Option<Networks>,
+    pub(crate) balancers: Option<Networks>,
     /// What an address in place of a name is.
-    pub ip_literal: IpLiteral,
+    pub(crate) ip_literal: IpLiteral,
     /// From where they may come.
-    pub sources: Sources,
+    pub(crate) sources: Sources,
 }
 
 /// Which clients go where.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Route {
+pub(crate) struct Route {
     /// In logs and metrics.
-    pub name: String,
+    pub(crate) name: String,
     /// The names it takes; none: every name, and clients that send none.
-    pub patterns: Vec<NamePattern>,
+    pub(crate) patterns: Vec<NamePattern>,
     /// What else a client must satisfy.
-    pub matchers: Matchers,
+    pub(crate) matchers: Matchers,
     /// From where its clients may come.
-    pub sources: Sources,
+    pub(crate) sources: Sources,
     /// How many connections it may have; `None`: any number.
-    pub max_connections: Option<u32>,
+    pub(crate) max_connections: Option<u32>,
     /// Where it leads.
-    pub upstream: Settings,
+    pub(crate) upstream: Settings,
 }
 
 impl Route {
     /// A number that another configuration of the same route has, too, in another process of the same version.
-    #[must_use]
-    pub fn digest(&self) -> u64 {
+    pub(crate) fn digest(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.hash(&mut hasher);
         hasher.finish()
@@ -121,43 +120,43 @@ impl Route {
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
+pub(crate) struct Timeouts {
     /// From accept to the whole hello.
-    pub hello: Duration,
+    pub(crate) hello: Duration,
     /// No byte in either direction.
-    pub idle: Duration,
+    pub(crate) idle: Duration,
     /// No byte in either direction since one side has closed.
-    pub half_close: Duration,
+    pub(crate) half_close: Duration,
     /// For open connections at the end, and for those of what a reload removes.
-    pub drain: Duration,
+    pub(crate) drain: Duration,
     /// For open connections after an upgrade, in the old process.
-    pub upgrade_drain: Duration,
+    pub(crate) upgrade_drain: Duration,
     /// From the signal to stop, when readiness goes, to the last accept.
-    pub shutdown_delay: Duration,
+    pub(crate) shutdown_delay: Duration,
 }
 
 /// How much there may be.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Open connections; `None`: as many as descriptors allow.
-    pub connections: Option<usize>,
+    pub(crate) connections: Option<usize>,
     /// Raw bytes of a hello.
-    pub hello_bytes: usize,
+    pub(crate) hello_bytes: usize,
     /// Bytes that may be held for peers that do not take them, of all connections together; `None`: as memory allows.
-    pub buffer_bytes: Option<usize>,
+    pub(crate) buffer_bytes: Option<usize>,
     /// What one source may have.
-    pub source: SourceLimits,
+    pub(crate) source: SourceLimits,
 }
 
 /// What is logged, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Log {
+pub(crate) struct Log {
     /// Text or JSON.
-    pub format: LogFormat,
+    pub(crate) format: LogFormat,
     /// The least that is logged.
-    pub level: tracing::Level,
+    pub(crate) level: tracing::Level,
     /// Refusals with the same outcome that are logged per second; 0: all.
-    pub refusals_per_second: u32,
+    pub(crate) refusals_per_second: u32,
 }
 
 impl Default for Log {
@@ -168,7 +167,7 @@ impl Default for Log {
 
 /// What a log line looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// Text on a terminal, JSON elsewhere.
     Auto,
     /// For people.
@@ -189,16 +188,16 @@ impl fmt::Display for LogFormat {
 
 /// A position in the file, both from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Position {
+pub(crate) struct Position {
     /// The line.
-    pub line: usize,
+    pub(crate) line: usize,
     /// The column, in characters.
-    pub column: usize,
+    pub(crate) column: usize,
 }
 
 /// Why a configuration is refused.
 #[derive(Debug)]
-pub struct ConfigError {
+pub(crate) struct ConfigError {
     file: Option<PathBuf>,
     position: Option<Position>,
     message: String,
@@ -222,12 +221,12 @@ impl fmt::Display for ConfigError {
 
 impl Config {
     /// Reads a file.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+    pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
         Self::of_file(path, &read(path)?)
     }
 
     /// Reads what has been [`read`] from this file.
-    pub fn of_file(path: &Path, bytes: &[u8]) -> Result<Self, ConfigError> {
+    pub(crate) fn of_file(path: &Path, bytes: &[u8]) -> Result<Self, ConfigError> {
         let directory = path.parent().unwrap_or(Path::new(""));
         Self::parse(bytes, directory).map_err(|YamlError { position, message }| ConfigError {
             file: Some(path.to_owned()),
@@ -237,7 +236,7 @@ impl Config {
     }
 
     /// Reads the contents of a file. The files that it names are looked for in the current directory.
-    pub fn from_yaml(bytes: &[u8]) -> Result<Self, ConfigError> {
+    pub(crate) fn from_yaml(bytes: &[u8]) -> Result<Self, ConfigError> {
         Self::parse(bytes, Path::new("")).map_err(|error| ConfigError {
             file: None,
             position: error.position,
@@ -246,7 +245,7 @@ impl Config {
     }
 
     /// What `snigate run` is given without a file: listeners, routes by name, and where all others go.
-    pub fn from_arguments(
+    pub(crate) fn from_arguments(
         listen: Vec<SocketAddr>,
         routes: Vec<(NamePattern, Destination)>,
         default: Option<Destination>,
@@ -298,15 +297,14 @@ impl Config {
 }
 
 /// A number that stands for a content, in another process of the same version, too.
-#[must_use]
-pub fn digest(content: &[u8]) -> u64 {
+pub(crate) fn digest(content: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     content.hash(&mut hasher);
     hasher.finish()
 }
 
 /// The bytes of a configuration: of a regular file, and not too many.
-pub fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
     let refused = |message: String| ConfigError { file: Some(path.to_owned()), position: None, message };
     let cannot = |error: std::io::Error| refused(format!("cannot read the configuration: {error}"));
     let metadata = std::fs::metadata(path).map_err(cannot)?;
@@ -317,7 +315,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
 }
 
 /// The bytes of a configuration that comes from elsewhere, and is called so in errors.
-pub fn read_from(name: &Path, reader: impl Read) -> Result<Vec<u8>, ConfigError> {
+pub(crate) fn read_from(name: &Path, reader: impl Read) -> Result<Vec<u8>, ConfigError> {
     let refused = |message: String| ConfigError { file: Some(name.to_owned()), position: None, message };
     let mut bytes = Vec::new();
     let read = reader.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes);

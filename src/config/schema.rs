@@ -13,8 +13,7 @@ use super::raw;
 use super::text::{OneOrMany, Short, Shorthand, Text, Written};
 
 /// The JSON Schema (draft-07) of a configuration file.
-#[must_use]
-pub fn schema() -> String {
+pub(crate) fn schema() -> String {
     let mut settings = SchemaSettings::draft07();
     settings.transforms.insert(0, Box::new(without_null));
     let schema = settings.into_generator().into_root_schema_for::<raw::Config>();

@@ -14,7 +14,7 @@ use crate::text::units::span;
 
 /// A set of networks. A lookup is a binary search, however many there are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Networks {
+pub(crate) struct Networks {
     /// First and last addresses, ordered; no two overlap.
     v4: Box<[(u32, u32)]>,
     v6: Box<[(u128, u128)]>,
@@ -40,14 +40,12 @@ impl FromIterator<IpNet> for Networks {
 
 impl Networks {
     /// Whether the address, in its canonical form, is in one of them.
-    #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
         self.find(address).is_some()
     }
 
     /// The one that the address, in its canonical form, is in. Networks that are one together count as one.
-    #[must_use]
-    pub fn find(&self, address: IpAddr) -> Option<IpNet> {
+    pub(crate) fn find(&self, address: IpAddr) -> Option<IpNet> {
         fn find<T: Copy + Ord>(ranges: &[(T, T)], address: T) -> Option<(T, T)> {
             let after = ranges.partition_point(|(first, _)| *first <= address);
             after.checked_sub(1).map(|number| ranges[number]).filter(|(_, last)| address <= *last)
@@ -61,22 +59,21 @@ impl Networks {
 
 /// From where clients may come.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Sources {
+pub(crate) struct Sources {
     /// From nowhere else, if there are any.
-    pub allow: Option<Networks>,
+    pub(crate) allow: Option<Networks>,
     /// Not from there, whatever is allowed.
-    pub deny: Option<Networks>,
+    pub(crate) deny: Option<Networks>,
 }
 
 impl Sources {
     /// Whether a client with this canonical address may come in.
-    #[must_use]
-    pub fn admit(&self, client: IpAddr) -> bool {
+    pub(crate) fn admit(&self, client: IpAddr) -> bool {
         self.decide(client).is_ok()
     }
 
     /// The network by which it may, if it takes one; or why it may not.
-    pub fn decide(&self, client: IpAddr) -> Result<Option<IpNet>, NotAdmitted> {
+    pub(crate) fn decide(&self, client: IpAddr) -> Result<Option<IpNet>, NotAdmitted> {
         if let Some(network) = self.deny.as_ref().and_then(|deny| deny.find(client)) {
             return Err(NotAdmitted::Denied(network));
         }
@@ -86,7 +83,7 @@ impl Sources {
 
 /// Why a client may not come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotAdmitted {
+pub(crate) enum NotAdmitted {
     /// It comes from this network of `deny`.
     Denied(IpNet),
     /// It comes from none of `allow`.
@@ -138,20 +135,20 @@ impl fmt::Display for Sources {
 
 /// How much one source may have: an IPv4 address, or the 64 bits of IPv6 that a network has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SourceLimits {
+pub(crate) struct SourceLimits {
     /// Connections at a time.
-    pub concurrent: Option<u32>,
+    pub(crate) concurrent: Option<u32>,
     /// New connections.
-    pub new: Option<Rate>,
+    pub(crate) new: Option<Rate>,
 }
 
 /// So many in so much time, at once if they come at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
+pub(crate) struct Rate {
     /// At least 1.
-    pub count: u32,
+    pub(crate) count: u32,
     /// Not zero.
-    pub per: Duration,
+    pub(crate) per: Duration,
 }
 
 impl fmt::Display for Rate {
@@ -168,7 +165,7 @@ impl fmt::Display for Rate {
 
 /// Why a source may have no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Excess {
+pub(crate) enum Excess {
     /// It has so many connections.
     Concurrent(u32),
     /// It comes faster than this.
@@ -191,7 +188,7 @@ const MAX_IDLE: usize = 4096;
 
 /// What each source has. It outlives every configuration.
 #[derive(Debug)]
-pub struct Table {
+pub(crate) struct Table {
     shards: [Mutex<Shard>; SHARDS],
     // Keyed, so that sources cannot be chosen to collide.
     hasher: RandomState,
@@ -235,7 +232,7 @@ impl Default for Table {
 
 impl Table {
     /// A place for a connection from there, if there is a limit; or why it gets none.
-    pub fn enter(self: &Arc<Self>, client: IpAddr, limits: &SourceLimits) -> Result<Option<Seat>, Excess> {
+    pub(crate) fn enter(self: &Arc<Self>, client: IpAddr, limits: &SourceLimits) -> Result<Option<Seat>, Excess> {
         if *limits == SourceLimits::default() {
             return Ok(None);
         }
@@ -284,7 +281,7 @@ impl Shard {
 
 /// A connection's place among those of its source, given back when it is dropped.
 #[derive(Debug)]
-pub struct Seat {
+pub(crate) struct Seat {
     table: Arc<Table>,
     source: Source,
 }

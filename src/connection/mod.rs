@@ -1,9 +1,9 @@
 //! The story of a connection: admit → read hello → route → admit → connect → relay → account.
 
-pub mod admission;
-pub mod read_hello;
-pub mod registry;
-pub mod reject;
+pub(crate) mod admission;
+pub(crate) mod read_hello;
+pub(crate) mod registry;
+pub(crate) mod reject;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -29,33 +29,33 @@ use crate::upstream::{Connected, Upstream};
 
 /// All that a connection needs to know when it arrives; it never changes.
 #[derive(Debug)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// Where it arrived, and is counted.
-    pub listener: Arc<Listener>,
+    pub(crate) listener: Arc<Listener>,
     /// The number by which routes know the listener.
-    pub number: usize,
+    pub(crate) number: usize,
     /// How clients are refused there.
-    pub refuse: Refuse,
+    pub(crate) refuse: Refuse,
     /// Who may connect there, and must name the client in a PROXY header; `None`: clients connect themselves.
-    pub balancers: Option<Networks>,
+    pub(crate) balancers: Option<Networks>,
     /// What an address in place of a name is there.
-    pub ip_literal: IpLiteral,
+    pub(crate) ip_literal: IpLiteral,
     /// From where clients may come.
-    pub sources: Sources,
+    pub(crate) sources: Sources,
     /// And how many.
-    pub source_limits: SourceLimits,
+    pub(crate) source_limits: SourceLimits,
     /// What they have.
-    pub source_table: Arc<Table>,
+    pub(crate) source_table: Arc<Table>,
     /// Who goes where.
-    pub routes: Arc<RouteTable<Arc<Route>>>,
+    pub(crate) routes: Arc<RouteTable<Arc<Route>>>,
     /// From accept to the whole hello.
-    pub hello_timeout: Duration,
+    pub(crate) hello_timeout: Duration,
     /// The largest hello, in raw bytes.
-    pub hello_limit: usize,
+    pub(crate) hello_limit: usize,
     /// For the relay.
-    pub deadlines: Arc<Deadlines>,
+    pub(crate) deadlines: Arc<Deadlines>,
     /// For the relay.
-    pub engine: Engine,
+    pub(crate) engine: Engine,
 }
 
 impl Snapshot {
@@ -72,17 +72,17 @@ impl Snapshot {
 
 /// A route's target.
 #[derive(Debug)]
-pub struct Route {
+pub(crate) struct Route {
     /// From where its clients may come.
-    pub sources: Sources,
+    pub(crate) sources: Sources,
     /// How many connections it may have.
-    pub max_connections: Option<u32>,
+    pub(crate) max_connections: Option<u32>,
     /// Where it leads.
-    pub upstream: Upstream,
+    pub(crate) upstream: Upstream,
     /// Where it is counted.
-    pub counters: Arc<RouteCounters>,
+    pub(crate) counters: Arc<RouteCounters>,
     /// Of its configuration.
-    pub digest: u64,
+    pub(crate) digest: u64,
 }
 
 impl Route {
@@ -103,7 +103,7 @@ impl Route {
 
 /// Serves one accepted connection until it has ended, or its `membership` says that it must, and only then drops its
 /// `permit`. (An `async fn` would keep room for its arguments twice, for as long as it waits.)
-pub fn serve<P: Send>(
+pub(crate) fn serve<P: Send>(
     client: TcpStream,
     peer: SocketAddr,
     snapshot: Arc<Snapshot>,

@@ -12,7 +12,7 @@ use crate::relay::tcp::{is_transient, try_read, with_scratch};
 
 /// A hello as far as it has been received, and what came right behind it.
 #[derive(Debug)]
-pub struct Hello {
+pub(crate) struct Hello {
     framing: Framing,
     received: Vec<u8>,
     limit: usize,
@@ -24,7 +24,7 @@ const ALWAYS_HELD: usize = 2048;
 
 /// Why a hello did not come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HelloError {
+pub(crate) enum HelloError {
     /// The client closed or reset the connection.
     Gone,
     /// The deadline has passed.
@@ -41,13 +41,12 @@ pub enum HelloError {
 
 impl Hello {
     /// A hello of at most `limit` raw bytes.
-    #[must_use]
-    pub fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self { framing: Framing::new(limit), received: Vec::new(), limit, charge: Charge::default() }
     }
 
     /// Reads the PROXY header that comes before the hello; whom it names.
-    pub async fn read_proxy_header(
+    pub(crate) async fn read_proxy_header(
         &mut self,
         client: &TcpStream,
         deadline: Instant,
@@ -66,7 +65,7 @@ impl Hello {
     }
 
     /// Reads until the hello is whole. The deadline is absolute: progress does not extend it.
-    pub async fn read(&mut self, client: &TcpStream, deadline: Instant) -> Result<(), HelloError> {
+    pub(crate) async fn read(&mut self, client: &TcpStream, deadline: Instant) -> Result<(), HelloError> {
         timeout_at(deadline, self.read_whole(client)).await.unwrap_or(Err(HelloError::TimedOut))
     }
 
@@ -123,19 +122,17 @@ impl Hello {
     }
 
     /// What it says, once it is whole.
-    pub fn parse(&self, ip_literal: IpLiteral) -> Result<ClientHello<'_>, Invalid<'_>> {
+    pub(crate) fn parse(&self, ip_literal: IpLiteral) -> Result<ClientHello<'_>, Invalid<'_>> {
         ClientHello::parse_with(self.framing.message(&self.received), ip_literal)
     }
 
     /// How many bytes have been received.
-    #[must_use]
-    pub fn received(&self) -> usize {
+    pub(crate) fn received(&self) -> usize {
         self.received.len()
     }
 
     /// All bytes received.
-    #[must_use]
-    pub fn into_bytes(self) -> Vec<u8> {
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.received
     }
 }

@@ -15,7 +15,7 @@ use crate::upstream::EndpointId;
 
 /// Why a connection is told to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub(crate) enum Order {
     /// This process ends.
     Drain,
     /// A reload has removed its route or endpoint.
@@ -26,7 +26,7 @@ pub enum Order {
 
 /// What a connection is sent by the rest of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Message {
+pub(crate) enum Message {
     /// It must end.
     End(Order),
     /// Its endpoint was found dead at this moment: it must find out whether its own connection to it is.
@@ -38,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Who is here. Until it is told to end, this costs a connection no lock per poll, and some 80 bytes.
 #[derive(Debug, Default)]
-pub struct Roster {
+pub(crate) struct Roster {
     members: Mutex<Members>,
 }
 
@@ -69,7 +69,7 @@ enum Stage {
 
 /// What a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
+pub(crate) enum Wait {
     /// For its client's hello.
     Hello,
     /// For its client to go.
@@ -150,7 +150,7 @@ impl Entry {
 
 /// One connection's entry; it leaves when this is dropped.
 #[derive(Debug)]
-pub struct Member {
+pub(crate) struct Member {
     messages: Receiver<Message>,
     order: Option<Order>,
     number: u32,
@@ -159,8 +159,7 @@ pub struct Member {
 
 impl Roster {
     /// A connection is here.
-    #[must_use]
-    pub fn enter(self: &Arc<Self>) -> Member {
+    pub(crate) fn enter(self: &Arc<Self>) -> Member {
         let (sender, messages) = oneshot::channel();
         let mut members = self.members();
         let sender = (!members.closed).then_some(sender);
@@ -172,14 +171,14 @@ impl Roster {
 
     /// There is no place for another one: whoever was refused and has not gone, or whose hello has been awaited longest, is
     /// told to end. A hello is awaited for a second at least, unless more than `most` are.
-    pub fn make_room(&self, most: usize) {
+    pub(crate) fn make_room(&self, most: usize) {
         let mut members = self.members();
         let patience = if members.expected.waiting > most { Duration::ZERO } else { PATIENCE };
         let _ = members.dismiss(Wait::Leave, Duration::ZERO) || members.dismiss(Wait::Hello, patience);
     }
 
     /// Tells all that are here, and all that will come, to end.
-    pub fn end_all(&self) {
+    pub(crate) fn end_all(&self) {
         let mut members = self.members();
         members.closed = true;
         for (_, entry) in &mut members.present {
@@ -190,22 +189,21 @@ impl Roster {
 
     /// Has those that are connected to this endpoint probe their connections, which was found dead at this moment; how many
     /// these are.
-    pub fn probe_those_at(&self, endpoint: EndpointId, since: Instant) -> usize {
+    pub(crate) fn probe_those_at(&self, endpoint: EndpointId, since: Instant) -> usize {
         let mut members = self.members();
         let those = members.present.iter_mut().filter(|(_, entry)| entry.is_at(|at| at == endpoint));
         those.filter_map(|(_, entry)| entry.sender.take()?.send(Message::Probe(since)).ok()).count()
     }
 
     /// The numbers of those that are connected to one of these endpoints and have not been told to end.
-    #[must_use]
-    pub fn those_at(&self, endpoints: &HashSet<EndpointId>) -> Vec<usize> {
+    pub(crate) fn those_at(&self, endpoints: &HashSet<EndpointId>) -> Vec<usize> {
         let members = self.members();
         let those = members.present.iter().filter(|(_, entry)| entry.is_at(|at| endpoints.contains(&at)));
         those.map(|(number, _)| number).collect()
     }
 
     /// Tells those of these numbers that are still connected to one of these endpoints; how many these are.
-    pub fn end(&self, numbers: &[usize], endpoints: &HashSet<EndpointId>, order: Order) -> usize {
+    pub(crate) fn end(&self, numbers: &[usize], endpoints: &HashSet<EndpointId>, order: Order) -> usize {
         let mut members = self.members();
         let tell = |number: &usize| {
             let entry = members.present.get_mut(*number)?;
@@ -224,20 +222,18 @@ impl Roster {
 
 impl Member {
     /// What it was told; the end of the process, as long as it was told nothing.
-    #[must_use]
-    pub fn order(&self) -> Order {
+    pub(crate) fn order(&self) -> Order {
         self.order.unwrap_or(Order::Drain)
     }
 
     /// From now on, until what is returned is dropped, the connection waits for its client.
-    #[must_use]
-    pub fn wait(&self, wait: Wait) -> Waiting {
+    pub(crate) fn wait(&self, wait: Wait) -> Waiting {
         let since = self.roster.members().begin(self.number, wait);
         Waiting { wait, since, number: self.number, roster: Arc::clone(&self.roster) }
     }
 
     /// The connection has reached this endpoint.
-    pub fn reached(&self, endpoint: EndpointId) {
+    pub(crate) fn reached(&self, endpoint: EndpointId) {
         if let Some(entry) = self.roster.members().present.get_mut(self.number as usize) {
             entry.stage = Stage::At(endpoint);
         }
@@ -246,7 +242,7 @@ impl Member {
 
 /// A connection waits for its client, for as long as it has this.
 #[derive(Debug)]
-pub struct Waiting {
+pub(crate) struct Waiting {
     wait: Wait,
     since: Instant,
     number: u32,
@@ -261,7 +257,7 @@ impl Drop for Waiting {
 
 impl Member {
     /// The next message; none after the one to end.
-    pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Message> {
+    pub(crate) fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Message> {
         if self.order.is_some() {
             return Poll::Pending;
         }

@@ -14,7 +14,7 @@ use crate::upstream::{ConnectError, Failure};
 
 /// How a client that is refused is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refuse {
+pub(crate) enum Refuse {
     /// With a fatal TLS alert that says why. `kubectl` gives up at once.
     Alert,
     /// With a FIN. `kubectl` tries again for 50 seconds and then says `EOF`.
@@ -32,30 +32,28 @@ const MAX_DRAINED: usize = 256 * 1024;
 
 /// Why a client is not served.
 #[derive(Debug)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     /// What is counted.
-    pub outcome: Outcome,
+    pub(crate) outcome: Outcome,
     /// In words, if there is more to say.
-    pub reason: Option<Box<str>>,
+    pub(crate) reason: Option<Box<str>>,
     /// The name it asked for, escaped, if the name is what was wrong.
-    pub server_name: Option<Box<str>>,
+    pub(crate) server_name: Option<Box<str>>,
 }
 
 impl Refusal {
     /// With this to say.
-    #[must_use]
-    pub fn because(outcome: Outcome, reason: impl Into<Box<str>>) -> Self {
+    pub(crate) fn because(outcome: Outcome, reason: impl Into<Box<str>>) -> Self {
         Self { outcome, reason: Some(reason.into()), server_name: None }
     }
 
     /// Who ended the connection.
-    #[must_use]
-    pub fn closed_by(&self) -> ClosedBy {
+    pub(crate) fn closed_by(&self) -> ClosedBy {
         if self.outcome == Outcome::ClientGone { ClosedBy::Client } else { ClosedBy::Us }
     }
 
     /// What the log line will say of it.
-    pub fn note(&self, facts: &mut Facts) {
+    pub(crate) fn note(&self, facts: &mut Facts) {
         facts.reason.clone_from(&self.reason);
         if self.server_name.is_some() {
             facts.server_name.clone_from(&self.server_name);
@@ -63,7 +61,7 @@ impl Refusal {
     }
 
     /// Tells the client and closes.
-    pub async fn deliver(&self, client: TcpStream, how: Refuse) {
+    pub(crate) async fn deliver(&self, client: TcpStream, how: Refuse) {
         match how {
             // Who sends no PROXY header where one must be is not worth a place.
             _ if matches!(self.outcome, Outcome::ClientGone | Outcome::ProxyHeader) => {}

@@ -30,11 +30,11 @@ const FULL_AGAIN: Duration = Duration::from_millis(100);
 /// An address could not be listened on.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {error}{}", hint(.address, .error))]
-pub struct BindError {
+pub(crate) struct BindError {
     /// The address.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// Why.
-    pub error: io::Error,
+    pub(crate) error: io::Error,
 }
 
 fn hint(address: &SocketAddr, error: &io::Error) -> String {
@@ -52,7 +52,7 @@ fn hint(address: &SocketAddr, error: &io::Error) -> String {
 }
 
 /// Listens. `[::]` takes IPv4 clients too.
-pub fn bind(address: SocketAddr, options: &TcpOptions) -> Result<TcpListener, BindError> {
+pub(crate) fn bind(address: SocketAddr, options: &TcpOptions) -> Result<TcpListener, BindError> {
     let listen = || {
         let socket = bound(address)?;
         options.apply(&socket)?;
@@ -63,13 +63,17 @@ pub fn bind(address: SocketAddr, options: &TcpOptions) -> Result<TcpListener, Bi
 }
 
 /// Whether [`bind`] could listen there now. Nobody sees this: it does not listen, and keeps nobody from doing so.
-pub fn is_free(address: SocketAddr) -> Result<(), BindError> {
+pub(crate) fn is_free(address: SocketAddr) -> Result<(), BindError> {
     bound(address).map(drop).map_err(|error| BindError { address, error })
 }
 
 /// Listens where one of `leaving` stands in the way, a socket of ours that is about to be closed: both share the port until
 /// then, and a client reaches the one whose address is closer to what it has connected to.
-pub fn bind_beside(leaving: &[Socket], address: SocketAddr, options: &TcpOptions) -> Result<TcpListener, BindError> {
+pub(crate) fn bind_beside(
+    leaving: &[Socket],
+    address: SocketAddr,
+    options: &TcpOptions,
+) -> Result<TcpListener, BindError> {
     let share = |sockets: &[Socket], is_shared| sockets.iter().try_for_each(|socket| socket.set_reuse_port(is_shared));
     let listen = || {
         let socket = new_socket(address)?;
@@ -104,40 +108,39 @@ fn new_socket(address: SocketAddr) -> io::Result<Socket> {
 
 /// Whom to tell.
 #[derive(Debug)]
-pub struct Events<F, G> {
+pub(crate) struct Events<F, G> {
     /// `accept` failed.
-    pub failed: F,
+    pub(crate) failed: F,
     /// All permits are taken, and somebody may be waiting.
-    pub full: G,
+    pub(crate) full: G,
 }
 
 /// Ends an accept loop.
 #[derive(Clone, Debug, Default)]
-pub struct Stop {
+pub(crate) struct Stop {
     stopped: CancellationToken,
     leaves_queue: Arc<AtomicBool>,
 }
 
 impl Stop {
     /// No more clients are accepted but those that the kernel has queued by then.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stopped.cancel();
     }
 
     /// Not even those: a successor has the same socket, and with it the queue.
-    pub fn hand_over(&self) {
+    pub(crate) fn hand_over(&self) {
         self.leaves_queue.store(true, Relaxed);
         self.stopped.cancel();
     }
 
     /// Ready once it is to end.
-    pub async fn stopped(&self) {
+    pub(crate) async fn stopped(&self) {
         self.stopped.cancelled().await;
     }
 
     /// Whether it is to end.
-    #[must_use]
-    pub fn is_stopped(&self) -> bool {
+    pub(crate) fn is_stopped(&self) -> bool {
         self.stopped.is_cancelled()
     }
 }
@@ -146,7 +149,7 @@ impl Stop {
 ///
 /// A permit is taken before each accept, so that clients beyond the limit wait in the kernel's queue. Errors never end
 /// the loop.
-pub async fn run(
+pub(crate) async fn run(
     mut listener: TcpListener,
     permits: Arc<Semaphore>,
     stop: Stop,
@@ -270,12 +273,11 @@ fn has_client(listener: &std::net::TcpListener) -> bool {
 }
 
 /// The labels of accept errors.
-pub const ERROR_LABELS: [&str; 8] =
+pub(crate) const ERROR_LABELS: [&str; 8] =
     ["ECONNABORTED", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EPERM", "EPROTO", "other"];
 
 /// The label of an accept error.
-#[must_use]
-pub fn error_label(error: &io::Error) -> &'static str {
+pub(crate) fn error_label(error: &io::Error) -> &'static str {
     match Errno::from_io_error(error) {
         Some(Errno::MFILE) => "EMFILE",
         Some(Errno::NFILE) => "ENFILE",

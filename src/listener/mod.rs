@@ -1,3 +1,3 @@
 //! Sockets that listen, and the loop that accepts from one. Knows nothing of TLS or routes.
 
-pub mod accept;
+pub(crate) mod accept;

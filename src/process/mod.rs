@@ -1,6 +1,6 @@
 //! The process and what surrounds it: its successor, systemd, the sandbox, the watched file.
 
-pub mod sandbox;
-pub mod systemd;
-pub mod upgrade;
-pub mod watch;
+pub(crate) mod sandbox;
+pub(crate) mod systemd;
+pub(crate) mod upgrade;
+pub(crate) mod watch;

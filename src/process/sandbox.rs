@@ -15,7 +15,7 @@ use rustix::thread::{
 
 /// Whether the process gives up what it will not need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sandbox {
+pub(crate) enum Sandbox {
     /// As far as the kernel lets it.
     Auto,
     /// All of it, or there is no start.
@@ -26,8 +26,7 @@ pub enum Sandbox {
 
 impl Sandbox {
     /// As it is configured.
-    #[must_use]
-    pub fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Auto => "auto",
             Self::Require => "require",
@@ -38,11 +37,11 @@ impl Sandbox {
 
 /// What became of it.
 #[derive(Debug, Default)]
-pub struct Entered {
+pub(crate) struct Entered {
     /// What could not be given up, and why.
-    pub shortcomings: Vec<String>,
+    pub(crate) shortcomings: Vec<String>,
     /// Whether there were capabilities that files may have been read by.
-    pub had_more: bool,
+    pub(crate) had_more: bool,
 }
 
 /// Low ports: a reload may add one.
@@ -50,8 +49,7 @@ const KEPT: CapabilitySet = CapabilitySet::NET_BIND_SERVICE;
 
 /// Gives up, for good: core dumps (they have what clients sent), new privileges, all capabilities but
 /// `CAP_NET_BIND_SERVICE`, and writing to any file but `/dev/null`. Must be called before there is another thread.
-#[must_use]
-pub fn enter() -> Entered {
+pub(crate) fn enter() -> Entered {
     let mut entered = Entered::default();
     let mut note = |what: &str, result: Result<(), String>| {
         if let Err(reason) = result {

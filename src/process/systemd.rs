@@ -16,7 +16,7 @@ use crate::server::Inherited;
 
 /// What systemd is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// It serves, and is the main process of the unit.
     Serving,
     /// It takes a new configuration.
@@ -31,7 +31,7 @@ pub enum Phase {
 
 /// Where to tell systemd. What it is told, a thread of its own sends: the socket may be full.
 #[derive(Clone, Debug)]
-pub struct Manager(Option<SyncSender<(Phase, oneshot::Sender<()>)>>);
+pub(crate) struct Manager(Option<SyncSender<(Phase, oneshot::Sender<()>)>>);
 
 /// More than that is not worth to be told late.
 const MAX_UNSENT: usize = 16;
@@ -41,8 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Manager {
     /// If there is one.
-    #[must_use]
-    pub fn find() -> Self {
+    pub(crate) fn find() -> Self {
         if std::env::var_os("NOTIFY_SOCKET").is_none() {
             return Self(None);
         }
@@ -59,12 +58,12 @@ impl Manager {
     }
 
     /// Tells it, sooner or later; not at all if it does not listen.
-    pub fn tell(&self, phase: Phase) {
+    pub(crate) fn tell(&self, phase: Phase) {
         drop(self.send(phase));
     }
 
     /// Tells it, and waits until it is told, but not for long.
-    pub async fn tell_now(&self, phase: Phase) {
+    pub(crate) async fn tell_now(&self, phase: Phase) {
         if let Some(sent) = self.send(phase) {
             // Late or not: there is nothing to be done about it.
             let _ = timeout(PATIENCE, sent).await;
@@ -82,8 +81,7 @@ impl Manager {
 
     /// Tells it that we are alive, twice as often as it asks for (`WatchdogSec=`), for as long as the runtime works and this
     /// is not aborted.
-    #[must_use]
-    pub fn keep_telling(&self) -> Option<AbortHandle> {
+    pub(crate) fn keep_telling(&self) -> Option<AbortHandle> {
         let within = watchdog_enabled()?;
         let manager = self.clone();
         let telling = tokio::spawn(async move {
@@ -115,7 +113,7 @@ fn send(phase: Phase) {
 }
 
 /// The sockets of a socket unit (`LISTEN_FDS`).
-pub fn sockets() -> io::Result<Vec<Inherited>> {
+pub(crate) fn sockets() -> io::Result<Vec<Inherited>> {
     let mut passed = ListenFd::from_env();
     let mut sockets = Vec::new();
     for number in 0..passed.len() {

@@ -47,7 +47,7 @@ const PROOF: Duration = Duration::from_millis(500);
 
 /// Why the old process goes on.
 #[derive(Debug, thiserror::Error)]
-pub enum UpgradeError {
+pub(crate) enum UpgradeError {
     /// It did not even start.
     #[error("cannot start {program}: {error}")]
     Start {
@@ -72,11 +72,11 @@ pub enum UpgradeError {
 
 /// A process that has taken over.
 #[derive(Debug)]
-pub struct Successor {
+pub(crate) struct Successor {
     /// Which one.
-    pub process: u32,
+    pub(crate) process: u32,
     /// Which of the listeners it has.
-    pub taken: Vec<bool>,
+    pub(crate) taken: Vec<bool>,
     channel: UnixStream,
 }
 
@@ -85,7 +85,7 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 
 impl Successor {
     /// Tells it how many connections are left here, until this process ends or the successor does.
-    pub fn keep_telling(self, connections: impl Fn() -> usize + Send + 'static) -> io::Result<()> {
+    pub(crate) fn keep_telling(self, connections: impl Fn() -> usize + Send + 'static) -> io::Result<()> {
         self.channel.set_nonblocking(true)?;
         let mut channel = tokio::net::UnixStream::from_std(self.channel)?;
         tokio::spawn(async move {
@@ -103,7 +103,7 @@ impl Successor {
 
 /// Starts the program again, as this process was started, and returns when it serves from these listeners. If this future is
 /// dropped, the new process is killed.
-pub async fn start(listeners: Vec<Inherited>) -> Result<Successor, UpgradeError> {
+pub(crate) async fn start(listeners: Vec<Inherited>) -> Result<Successor, UpgradeError> {
     if std::process::id() == 1 {
         return Err(UpgradeError::First);
     }
@@ -230,17 +230,16 @@ fn send(channel: &UnixStream, listener: &str, sockets: &[BorrowedFd<'_>]) -> io:
 
 /// The process that this one is to follow.
 #[derive(Debug)]
-pub struct Predecessor(UnixStream);
+pub(crate) struct Predecessor(UnixStream);
 
 impl Predecessor {
     /// Whether there seems to be one.
-    #[must_use]
-    pub fn is_there() -> bool {
+    pub(crate) fn is_there() -> bool {
         std::env::var_os(MARK).is_some()
     }
 
     /// The predecessor, if there is one, and its listeners.
-    pub fn meet() -> io::Result<Option<(Self, Vec<Inherited>)>> {
+    pub(crate) fn meet() -> io::Result<Option<(Self, Vec<Inherited>)>> {
         if !Self::is_there() {
             return Ok(None);
         }
@@ -260,7 +259,7 @@ impl Predecessor {
     }
 
     /// Tells it that we serve, so that it stops to, and which of its listeners we have.
-    pub fn dismiss(mut self, taken: &[bool]) -> io::Result<Draining> {
+    pub(crate) fn dismiss(mut self, taken: &[bool]) -> io::Result<Draining> {
         self.0.write_all(READY)?;
         let taken: Vec<u8> = taken.iter().map(|taken| u8::from(*taken)).collect();
         self.0.write_all(&taken)?;
@@ -271,11 +270,11 @@ impl Predecessor {
 
 /// A predecessor that has handed over, and has connections left.
 #[derive(Debug)]
-pub struct Draining(tokio::net::UnixStream);
+pub(crate) struct Draining(tokio::net::UnixStream);
 
 impl Draining {
     /// Notes how many connections it has, until it ends.
-    pub async fn watch(mut self, counters: &Counters) {
+    pub(crate) async fn watch(mut self, counters: &Counters) {
         let mut has_any = false;
         while let Ok(connections) = self.0.read_u64().await {
             counters.predecessor_connections.store(connections, Relaxed);

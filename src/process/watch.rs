@@ -21,7 +21,7 @@ const SETTLED: Duration = Duration::from_millis(500);
 
 /// A file, and what is known of it.
 #[derive(Debug)]
-pub struct Watch {
+pub(crate) struct Watch {
     path: PathBuf,
     /// Of the content that was taken last; `None`: there was none.
     taken: Option<Digest>,
@@ -32,18 +32,17 @@ pub struct Watch {
 
 /// Stands for a content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Digest(u64);
+pub(crate) struct Digest(u64);
 
 impl Digest {
     /// Of this content.
-    #[must_use]
-    pub fn of(content: &[u8]) -> Self {
+    pub(crate) fn of(content: &[u8]) -> Self {
         Self(config::digest(content))
     }
 }
 
 /// What changes with every write, rename or link.
-pub type Stamp = (u64, u64, u64, i64, i64, i64, i64);
+pub(crate) type Stamp = (u64, u64, u64, i64, i64, i64, i64);
 
 fn stamp(metadata: &Metadata) -> Stamp {
     (
@@ -63,31 +62,30 @@ fn digest(path: &Path) -> io::Result<Digest> {
 
 impl Watch {
     /// This content has been taken, if there was one.
-    #[must_use]
-    pub fn new(path: PathBuf, taken: Option<Digest>) -> Self {
+    pub(crate) fn new(path: PathBuf, taken: Option<Digest>) -> Self {
         Self { path, taken, unchanged: None, is_missing: false }
     }
 
     /// Another one has been taken.
-    pub fn has_taken(&mut self, content: Option<Digest>) {
+    pub(crate) fn has_taken(&mut self, content: Option<Digest>) {
         self.taken = content;
         self.unchanged = None;
     }
 
     /// What the file looks like from outside, if it is there.
-    pub async fn stamp(&self) -> Option<Stamp> {
+    pub(crate) async fn stamp(&self) -> Option<Stamp> {
         self.read(|path| fs::metadata(path)).await.ok().map(|metadata| stamp(&metadata))
     }
 
     /// The content that the file has had since it looked like this is not applied: it has changed when it is written again,
     /// whatever is written.
-    pub fn has_held_back(&mut self, stamp: Option<Stamp>) {
+    pub(crate) fn has_held_back(&mut self, stamp: Option<Stamp>) {
         self.taken = None;
         self.unchanged = stamp;
     }
 
     /// Until the file has another content than the one that was taken last.
-    pub async fn changed(&mut self) {
+    pub(crate) async fn changed(&mut self) {
         loop {
             sleep(EVERY).await;
             match self.look().await {

@@ -9,19 +9,17 @@ static HELD: AtomicUsize = AtomicUsize::new(0);
 static LIMIT: AtomicUsize = AtomicUsize::new(usize::MAX);
 
 /// How many bytes should be held at the most.
-pub fn set_limit(bytes: usize) {
+pub(crate) fn set_limit(bytes: usize) {
     LIMIT.store(bytes, Relaxed);
 }
 
 /// How many bytes should be held at the most.
-#[must_use]
-pub fn limit() -> usize {
+pub(crate) fn limit() -> usize {
     LIMIT.load(Relaxed)
 }
 
 /// How many bytes are held.
-#[must_use]
-pub fn bytes() -> usize {
+pub(crate) fn bytes() -> usize {
     HELD.load(Relaxed)
 }
 

@@ -9,11 +9,11 @@
 //! A direction that proves to be bulk is moved by splice(2), through a pipe that it has only while bytes are in it. What
 //! is in a pipe for a slow reader is the kernel's and at most 256 KiB of pages.
 
-pub mod budget;
+pub(crate) mod budget;
 mod flow;
 mod pipe;
-pub mod sys;
-pub mod tcp;
+pub(crate) mod sys;
+pub(crate) mod tcp;
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -22,7 +22,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use flow::{Fault, Flow, Piece};
-pub use pipe::set_limit as set_pipe_limit;
+pub(crate) use pipe::set_limit as set_pipe_limit;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -32,18 +32,18 @@ use self::tcp::TcpOptions;
 
 /// How long a connection may be silent.
 #[derive(Clone, Copy, Debug)]
-pub struct Deadlines {
+pub(crate) struct Deadlines {
     /// No byte in either direction.
-    pub idle: Duration,
+    pub(crate) idle: Duration,
     /// No byte in either direction since one side has closed.
-    pub half_close: Duration,
+    pub(crate) half_close: Duration,
     /// A side takes none of the bytes that wait for it.
-    pub stalled: Duration,
+    pub(crate) stalled: Duration,
 }
 
 /// What happens while a connection is relayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event<'a> {
+pub(crate) enum Event<'a> {
     /// So many bytes from this side were handed to the other side's kernel.
     Delivered(Side, usize),
     /// The first bytes of the upstream have come, as many as came at once.
@@ -54,7 +54,7 @@ pub enum Event<'a> {
 
 /// How bytes are moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Engine {
+pub(crate) enum Engine {
     /// Copied; spliced while much comes in a row.
     Auto,
     /// Always copied.
@@ -65,7 +65,7 @@ pub enum Engine {
 
 /// One of the two peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub(crate) enum Side {
     /// The one that connected to us.
     Client,
     /// The one that we connected to.
@@ -74,7 +74,7 @@ pub enum Side {
 
 /// How a relay ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub(crate) enum Ending {
     /// Both sides have closed in order, this one first.
     Closed(Side),
     /// This side has closed in order, and had closed completely: what was sent to it later was answered by a reset.
@@ -96,7 +96,7 @@ pub enum Ending {
 
 /// What a relay can be told while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
+pub(crate) enum Command {
     /// To end.
     Stop,
     /// To end if the upstream has acknowledged nothing since then, and does not now.
@@ -108,7 +108,7 @@ pub enum Command {
 ///
 /// `engine` says how; no engine changes what arrives. `hello` is what has been read from the client already; it goes to
 /// the upstream first. `happens` is told of every [`Event`]. `command` is polled for the next [`Command`].
-pub fn copy_bidirectional<'a>(
+pub(crate) fn copy_bidirectional<'a>(
     client: &'a TcpStream,
     upstream: &'a TcpStream,
     engine: Engine,
@@ -195,7 +195,7 @@ struct Probe {
 }
 
 /// For a peer to acknowledge one of the probes, one a second.
-pub const PROBE_TIME: Duration = Duration::from_secs(4);
+pub(crate) const PROBE_TIME: Duration = Duration::from_secs(4);
 
 /// How long a side may acknowledge nothing, not even probes of its closed window, while bytes are on the way to it.
 /// Keepalives are not sent then, and retransmission goes on for a quarter of an hour.

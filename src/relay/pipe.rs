@@ -21,7 +21,7 @@ thread_local! {
 }
 
 /// How many pipes, of two descriptors each, this process may have open for relays.
-pub fn set_limit(pipes: usize) {
+pub(crate) fn set_limit(pipes: usize) {
     LIMIT.store(pipes, Relaxed);
 }
 

@@ -12,13 +12,14 @@ use tokio::net::TcpStream;
 
 /// How the kernel looks after a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TcpOptions {
+#[expect(clippy::struct_field_names, reason = "other options would not begin with `keepalive`")]
+pub(crate) struct TcpOptions {
     /// Silence before the first keepalive probe; whole seconds.
-    pub keepalive_idle: Duration,
+    pub(crate) keepalive_idle: Duration,
     /// Between probes; whole seconds.
-    pub keepalive_interval: Duration,
+    pub(crate) keepalive_interval: Duration,
     /// Probes without an answer before the peer is dead.
-    pub keepalive_count: u32,
+    pub(crate) keepalive_count: u32,
 }
 
 impl Default for TcpOptions {
@@ -33,7 +34,7 @@ impl TcpOptions {
     /// `TCP_USER_TIMEOUT` is left alone: where it is set, the kernel counts no keepalive probes any more (tcp(7)).
     ///
     /// Urgent bytes (`MSG_OOB`) are bytes like others, in their place in the stream: nothing that is sent is lost.
-    pub fn apply(&self, socket: &impl AsFd) -> io::Result<()> {
+    pub(crate) fn apply(&self, socket: &impl AsFd) -> io::Result<()> {
         let options = SockRef::from(socket);
         self.keep_alive(socket)?;
         options.set_out_of_band_inline(true)?;

@@ -18,38 +18,38 @@ use crate::upstream::{Endpoint, EndpointId, OnRemove, Setup, Surroundings, Upstr
 
 /// The routes of one configuration.
 #[derive(Debug, Default)]
-pub struct Generation {
+pub(crate) struct Generation {
     pub(super) table: Arc<RouteTable<Arc<Route>>>,
     /// In the order of the configuration.
-    pub routes: Vec<Arc<Route>>,
+    pub(crate) routes: Vec<Arc<Route>>,
     /// In the order of the configuration.
-    pub listeners: Vec<At>,
+    pub(crate) listeners: Vec<At>,
     /// Those that are no longer configured, by name, for as long as their connections are drained.
     leaving: HashMap<Box<str>, Weak<Route>>,
 }
 
 /// Where a listener is.
 #[derive(Clone, Debug)]
-pub struct At {
+pub(crate) struct At {
     /// Its name.
-    pub name: Box<str>,
+    pub(crate) name: Box<str>,
     /// As configured.
-    pub configured: SocketAddr,
+    pub(crate) configured: SocketAddr,
     /// With the port that the kernel has chosen, if it was to.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 /// How two generations differ, in routes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub(crate) struct Changes {
     /// Those that were not there before.
-    pub added: usize,
+    pub(crate) added: usize,
     /// Those that are not as they were.
-    pub changed: usize,
+    pub(crate) changed: usize,
     /// Those that are no longer there.
-    pub removed: usize,
+    pub(crate) removed: usize,
     /// The rest.
-    pub unchanged: usize,
+    pub(crate) unchanged: usize,
 }
 
 /// Endpoints that the configuration no longer has.

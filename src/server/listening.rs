@@ -23,13 +23,13 @@ use crate::telemetry::Counters;
 
 /// A listening socket that this process did not open, from a predecessor or from systemd.
 #[derive(Debug)]
-pub struct Inherited {
+pub(crate) struct Inherited {
     /// The address that is configured for it; its own, unless the kernel has chosen the port.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// The listener's name, if it is known.
-    pub name: Option<Box<str>>,
+    pub(crate) name: Option<Box<str>>,
     /// The socket.
-    pub socket: StdTcpListener,
+    pub(crate) socket: StdTcpListener,
 }
 
 /// A listener, for as long as the configuration has it.

@@ -22,8 +22,8 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use self::capacity::{Capacity, Share};
-pub use self::generation::{At, Changes, Generation};
-pub use self::listening::Inherited;
+pub(crate) use self::generation::{At, Changes, Generation};
+pub(crate) use self::listening::Inherited;
 use self::listening::{Acceptor, Listening, Opened};
 use self::memory::Memory;
 use crate::admin::{self, Hosts, State};
@@ -39,7 +39,7 @@ use crate::upstream::Surroundings;
 
 /// A running server.
 #[derive(Debug)]
-pub struct Server {
+pub(crate) struct Server {
     counters: Arc<Counters>,
     surroundings: Arc<Surroundings>,
     connections: TaskTracker,
@@ -61,11 +61,10 @@ pub struct Server {
 const ADMIN: &str = "_admin";
 
 /// What cannot change while the process runs, by key.
-pub type Fixed = [(&'static str, String); 3];
+pub(crate) type Fixed = [(&'static str, String); 3];
 
 /// What cannot change while the process runs, by key.
-#[must_use]
-pub fn fixed(config: &Config) -> Fixed {
+pub(crate) fn fixed(config: &Config) -> Fixed {
     let Config { workers, sandbox, log: Log { format, level: _, refusals_per_second: _ }, .. } = config;
     let workers = workers.map_or_else(|| "auto".into(), |workers| workers.to_string());
     [("workers", workers), ("log.format", format.to_string()), ("sandbox", sandbox.label().into())]
@@ -73,7 +72,7 @@ pub fn fixed(config: &Config) -> Fixed {
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub(crate) enum StartError {
     /// An address is not to be had.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -93,8 +92,7 @@ pub enum StartError {
 
 impl StartError {
     /// Whether another configuration would help.
-    #[must_use]
-    pub fn is_configuration(&self) -> bool {
+    pub(crate) fn is_configuration(&self) -> bool {
         match self {
             Self::Bind(_) => false,
             Self::Descriptors { .. } => true,
@@ -104,7 +102,7 @@ impl StartError {
 
 /// Why the running configuration stays.
 #[derive(Debug, thiserror::Error)]
-pub enum ReloadError {
+pub(crate) enum ReloadError {
     /// As at a start.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -149,7 +147,7 @@ struct Settings {
 impl Server {
     /// Binds all addresses, or takes them over from what was inherited, and begins to serve; which of what was inherited it
     /// has taken over. The others are closed. Must be called within a tokio runtime.
-    pub fn start(mut config: Config, inherited: Vec<Inherited>) -> Result<(Self, Vec<bool>), StartError> {
+    pub(crate) fn start(mut config: Config, inherited: Vec<Inherited>) -> Result<(Self, Vec<bool>), StartError> {
         capacity::raise_limit();
         let counters = Arc::new(Counters::new(config.log.refusals_per_second));
         let mut server = Self {
@@ -181,7 +179,7 @@ impl Server {
 
     /// Takes this configuration in place of the running one, as a whole or not at all. Connections and what both
     /// configurations have stay as they are.
-    pub async fn reload(&mut self, mut config: Config) -> Result<Changes, ReloadError> {
+    pub(crate) async fn reload(&mut self, mut config: Config) -> Result<Changes, ReloadError> {
         if let Some(((key, running), (_, wanted))) =
             self.fixed.iter().zip(&fixed(&config)).find(|(running, wanted)| running != wanted)
         {
@@ -212,15 +210,14 @@ impl Server {
     }
 
     /// Waits until the listeners that were removed have served their queues: their addresses are free then.
-    pub async fn settle(&self) {
+    pub(crate) async fn settle(&self) {
         self.closing.close();
         self.closing.wait().await;
         self.closing.reopen();
     }
 
     /// How many of the running routes this configuration does not have, and how many there are.
-    #[must_use]
-    pub fn removed_by(&self, config: &Config) -> (usize, usize) {
+    pub(crate) fn removed_by(&self, config: &Config) -> (usize, usize) {
         let kept: HashSet<&str> = config.routes.iter().map(|route| &*route.name).collect();
         let generation = self.generation.load();
         let removed = generation.routes.iter().filter(|route| !kept.contains(route.counters.name())).count();
@@ -414,25 +411,24 @@ impl Server {
     }
 
     /// Where it listens, in the order of the configuration.
-    #[must_use]
-    pub fn addresses(&self) -> Vec<SocketAddr> {
+    #[cfg(feature = "demo")]
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         self.listeners.iter().map(|(listening, _)| listening.address).collect()
     }
 
     /// Where the admin listener is, if there is one.
-    #[must_use]
-    pub fn admin_address(&self) -> Option<SocketAddr> {
+    #[cfg(feature = "demo")]
+    pub(crate) fn admin_address(&self) -> Option<SocketAddr> {
         self.admin.as_ref().map(|listening| listening.address)
     }
 
     /// How many connections are open.
-    #[must_use]
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.connections.len()
     }
 
     /// Counts the connections that are open at any time, those of predecessors included.
-    pub fn count_connections(&self) -> impl Fn() -> usize + Send + 'static {
+    pub(crate) fn count_connections(&self) -> impl Fn() -> usize + Send + 'static {
         let (connections, counters) = (self.connections.clone(), Arc::clone(&self.counters));
         move || {
             let of_predecessors = counters.predecessor_connections.load(Relaxed);
@@ -441,19 +437,17 @@ impl Server {
     }
 
     /// Where reloads are counted.
-    #[must_use]
-    pub fn counters(&self) -> &Arc<Counters> {
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
 
     /// How long things may take, as configured now.
-    #[must_use]
-    pub fn timeouts(&self) -> &Timeouts {
+    pub(crate) fn timeouts(&self) -> &Timeouts {
         &self.timeouts
     }
 
     /// The listening sockets once more, the admin's included, for a successor.
-    pub fn sockets(&self) -> io::Result<Vec<Inherited>> {
+    pub(crate) fn sockets(&self) -> io::Result<Vec<Inherited>> {
         let names = self.listeners.iter().map(|(_, snapshot)| snapshot.load().listener.name.clone());
         let listeners = self.listeners.iter().map(|(listening, _)| listening).chain(&self.admin);
         let inherit = |(name, listening): (Box<str>, &Listening)| {
@@ -465,7 +459,7 @@ impl Server {
 
     /// A successor serves: this process accepts no more, not even for the admin. The queues of the sockets that the successor
     /// has taken over, as [`Server::sockets`] lists them, are its own.
-    pub async fn step_back(&mut self, taken: &[bool]) {
+    pub(crate) async fn step_back(&mut self, taken: &[bool]) {
         self.draining.cancel();
         let listeners =
             mem::take(&mut self.listeners).into_iter().map(|(listening, _)| listening).chain(self.admin.take());
@@ -482,7 +476,7 @@ impl Server {
 
     /// Says that it is not ready, and after `timeouts.shutdown_delay` accepts no more; lets connections run for
     /// `timeouts.drain`, then closes those that are left; how many these were.
-    pub async fn drain(&mut self) -> usize {
+    pub(crate) async fn drain(&mut self) -> usize {
         self.draining.cancel();
         let Timeouts { shutdown_delay, drain, .. } = self.timeouts;
         if !shutdown_delay.is_zero() {
@@ -503,7 +497,7 @@ impl Server {
     }
 
     /// Accepts no more; lets connections run until then, and closes those that are left; how many these were.
-    pub async fn finish(&mut self, deadline: Instant) -> usize {
+    pub(crate) async fn finish(&mut self, deadline: Instant) -> usize {
         let left = deadline.saturating_duration_since(Instant::now());
         let pid = std::process::id();
         info!(connections = self.connections.len(), timeout_s = left.as_secs_f64().round(), pid, "draining");

@@ -10,7 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use super::{Outcome, RefusalLog, Refusals};
 
 /// The route of connections that have none.
-pub const UNROUTED: &str = "_none";
+pub(crate) const UNROUTED: &str = "_none";
 
 /// In seconds. Hellos and connects take milliseconds, or one of the timeouts.
 const LATENCY_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
@@ -20,27 +20,27 @@ const LIFETIME_BUCKETS: [f64; 11] = [0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 
 
 /// All that is counted. It outlives every configuration.
 #[derive(Debug)]
-pub struct Counters {
+pub(crate) struct Counters {
     /// Connections before they are routed, and those that never are.
-    pub unrouted: Arc<RouteCounters>,
+    pub(crate) unrouted: Arc<RouteCounters>,
     routes: Mutex<BTreeMap<Box<str>, Used<Arc<RouteCounters>>>>,
     listeners: Mutex<Vec<Used<Box<str>>>>,
     /// From accept to the whole hello.
-    pub hello_seconds: Histogram,
+    pub(crate) hello_seconds: Histogram,
     /// Which refusals may be logged.
-    pub refusal_log: Arc<RefusalLog>,
+    pub(crate) refusal_log: Arc<RefusalLog>,
     /// Configurations that were to replace the running one.
-    pub reloads: Reloads,
+    pub(crate) reloads: Reloads,
     /// Clients that were not served, the last ones.
-    pub refusals: Refusals,
+    pub(crate) refusals: Refusals,
     /// How many connections may be open at once.
-    pub connections_limit: AtomicU64,
+    pub(crate) connections_limit: AtomicU64,
     /// Open connections that have stayed in processes before this one, since an upgrade.
-    pub predecessor_connections: AtomicU64,
+    pub(crate) predecessor_connections: AtomicU64,
     /// Log lines that nobody took.
-    pub log_lines_lost: AtomicU64,
+    pub(crate) log_lines_lost: AtomicU64,
     /// When this process began to count.
-    pub started: SystemTime,
+    pub(crate) started: SystemTime,
     accept_errors: Mutex<BTreeMap<&'static str, u64>>,
     errors_logged: OncePerSecond,
     full_logged: OncePerSecond,
@@ -48,38 +48,38 @@ pub struct Counters {
 
 /// Where connections arrive, and all that is counted of them.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     /// In logs and metrics.
-    pub name: Box<str>,
+    pub(crate) name: Box<str>,
     /// Where they are counted.
-    pub counters: Arc<Counters>,
+    pub(crate) counters: Arc<Counters>,
 }
 
 /// What became of configurations that were to replace the running one.
 #[derive(Debug, Default)]
-pub struct Reloads {
+pub(crate) struct Reloads {
     /// Those that did.
-    pub succeeded: AtomicU64,
+    pub(crate) succeeded: AtomicU64,
     /// Those that were refused.
-    pub failed: AtomicU64,
+    pub(crate) failed: AtomicU64,
     /// Whether the last one was refused.
-    pub last_failed: AtomicBool,
+    pub(crate) last_failed: AtomicBool,
     /// When the running configuration was taken, in seconds since the epoch.
-    pub last_success: AtomicU64,
+    pub(crate) last_success: AtomicU64,
     /// Of the content of the running configuration; 0: it came from no file.
-    pub digest: AtomicU64,
+    pub(crate) digest: AtomicU64,
     last_error: Mutex<Option<Box<str>>>,
 }
 
 impl Reloads {
     /// A configuration is in use.
-    pub fn succeed(&self) {
+    pub(crate) fn succeed(&self) {
         self.succeeded.fetch_add(1, Relaxed);
         self.taken();
     }
 
     /// The first configuration is in use.
-    pub fn taken(&self) {
+    pub(crate) fn taken(&self) {
         self.last_failed.store(false, Relaxed);
         *self.error() = None;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -87,15 +87,14 @@ impl Reloads {
     }
 
     /// A configuration was refused.
-    pub fn fail(&self, reason: &str) {
+    pub(crate) fn fail(&self, reason: &str) {
         self.failed.fetch_add(1, Relaxed);
         self.last_failed.store(true, Relaxed);
         *self.error() = Some(reason.into());
     }
 
     /// Why the last one was refused, if it was.
-    #[must_use]
-    pub fn last_error(&self) -> Option<Box<str>> {
+    pub(crate) fn last_error(&self) -> Option<Box<str>> {
         self.error().clone()
     }
 
@@ -144,8 +143,7 @@ impl OncePerSecond {
 
 impl Counters {
     /// `refusals_per_second` per outcome are logged; 0: all.
-    #[must_use]
-    pub fn new(refusals_per_second: u32) -> Self {
+    pub(crate) fn new(refusals_per_second: u32) -> Self {
         Self {
             unrouted: Arc::new(RouteCounters::new(UNROUTED)),
             routes: Mutex::default(),
@@ -165,15 +163,13 @@ impl Counters {
     }
 
     /// A listener with this name.
-    #[must_use]
-    pub fn listener(self: &Arc<Self>, name: &str) -> Arc<Listener> {
+    pub(crate) fn listener(self: &Arc<Self>, name: &str) -> Arc<Listener> {
         Arc::new(Listener { name: name.into(), counters: Arc::clone(self) })
     }
 
     /// The counters of the route with this name: the same for as long as a configuration or a connection has them, and for
     /// some minutes more.
-    #[must_use]
-    pub fn route(&self, name: &str) -> Arc<RouteCounters> {
+    pub(crate) fn route(&self, name: &str) -> Arc<RouteCounters> {
         let mut routes = self.known_routes();
         let route = routes.entry(name.into()).or_insert_with(|| Used::new(Arc::new(RouteCounters::new(name))));
         Arc::clone(&route.what)
@@ -181,8 +177,7 @@ impl Counters {
 
     /// The counters of all routes that a configuration or a connection has, or had some minutes ago: what was removed has
     /// ended in the eyes of a scraper, too.
-    #[must_use]
-    pub fn routes(&self) -> Vec<Arc<RouteCounters>> {
+    pub(crate) fn routes(&self) -> Vec<Arc<RouteCounters>> {
         let mut routes = self.known_routes();
         routes.retain(|_, route| {
             let is_used = Arc::strong_count(&route.what) > 1;
@@ -194,14 +189,13 @@ impl Counters {
     }
 
     /// The names of all listeners that there are, or were some minutes ago.
-    #[must_use]
-    pub fn listeners(&self) -> Vec<Box<str>> {
+    pub(crate) fn listeners(&self) -> Vec<Box<str>> {
         self.known_listeners().iter().map(|listener| listener.what.clone()).collect()
     }
 
     /// From now on there are these listeners. Routes that nobody has any more are forgotten, too: it may be that nobody
     /// scrapes.
-    pub fn there_are(&self, names: &[Box<str>]) {
+    pub(crate) fn there_are(&self, names: &[Box<str>]) {
         drop(self.routes());
         let mut listeners = self.known_listeners();
         for name in names {
@@ -233,45 +227,44 @@ impl Counters {
     }
 
     /// A listener's `accept` failed. Whether that may be logged: at most once per second.
-    pub fn accept_error(&self, error: &'static str) -> bool {
+    pub(crate) fn accept_error(&self, error: &'static str) -> bool {
         *self.accept_errors.lock().unwrap_or_else(PoisonError::into_inner).entry(error).or_default() += 1;
         self.errors_logged.passes()
     }
 
     /// There is no room for another connection. Whether that may be logged: at most once per second.
-    pub fn full(&self) -> bool {
+    pub(crate) fn full(&self) -> bool {
         self.full_logged.passes()
     }
 
     /// How often `accept` failed, by error.
-    #[must_use]
-    pub fn accept_errors(&self) -> BTreeMap<&'static str, u64> {
+    pub(crate) fn accept_errors(&self) -> BTreeMap<&'static str, u64> {
         self.accept_errors.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 /// What is counted per route.
 #[derive(Debug)]
-pub struct RouteCounters {
+pub(crate) struct RouteCounters {
     name: Box<str>,
     /// By listener; there are few.
     ended: Mutex<Vec<(Box<str>, OutcomeCounts)>>,
     /// Connections open now.
-    pub active: AtomicI64,
+    pub(crate) active: AtomicI64,
     /// Bytes from clients.
-    pub received: AtomicU64,
+    pub(crate) received: AtomicU64,
     /// Bytes to clients.
-    pub sent: AtomicU64,
+    pub(crate) sent: AtomicU64,
     /// From the route to the connected endpoint.
-    pub connect_seconds: Histogram,
+    pub(crate) connect_seconds: Histogram,
     /// From the connected endpoint, which is sent the hello at once, to its first bytes.
-    pub answer_seconds: Histogram,
+    pub(crate) answer_seconds: Histogram,
     /// The same once more, for means: so many, and microseconds in all.
-    pub answers: AtomicU64,
+    pub(crate) answers: AtomicU64,
     /// See `answers`.
-    pub answer_micros: AtomicU64,
+    pub(crate) answer_micros: AtomicU64,
     /// From accept to the end.
-    pub connection_seconds: Histogram,
+    pub(crate) connection_seconds: Histogram,
 }
 
 impl RouteCounters {
@@ -291,8 +284,7 @@ impl RouteCounters {
     }
 
     /// The route's name in logs and metrics.
-    #[must_use]
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
@@ -304,15 +296,13 @@ impl RouteCounters {
     }
 
     /// How connections ended that arrived at this listener.
-    #[must_use]
-    pub fn outcomes(&self, listener: &str) -> OutcomeCounts {
+    pub(crate) fn outcomes(&self, listener: &str) -> OutcomeCounts {
         let ended = self.ended();
         ended.iter().find(|(name, _)| **name == *listener).map_or_else(OutcomeCounts::default, |(_, counts)| *counts)
     }
 
     /// How many connections have ended, wherever they arrived.
-    #[must_use]
-    pub fn ended_in_all(&self) -> u64 {
+    pub(crate) fn ended_in_all(&self) -> u64 {
         self.ended().iter().flat_map(|(_, counts)| counts.0).sum()
     }
 
@@ -333,12 +323,11 @@ impl RouteCounters {
 
 /// Ended connections, by outcome.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct OutcomeCounts([u64; Outcome::ALL.len()]);
+pub(crate) struct OutcomeCounts([u64; Outcome::ALL.len()]);
 
 impl OutcomeCounts {
     /// How many ended like this.
-    #[must_use]
-    pub fn get(&self, outcome: Outcome) -> u64 {
+    pub(crate) fn get(&self, outcome: Outcome) -> u64 {
         self.0[outcome as usize]
     }
 }

@@ -13,7 +13,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 
 /// Admits so many lines per second and outcome, and says how many it held back.
 #[derive(Debug)]
-pub struct RefusalLog {
+pub(crate) struct RefusalLog {
     per_second: AtomicU32,
     windows: [Mutex<Window>; Outcome::ALL.len()],
 }
@@ -31,7 +31,7 @@ impl RefusalLog {
     }
 
     /// From now on so many.
-    pub fn admit(&self, per_second: u32) {
+    pub(crate) fn admit(&self, per_second: u32) {
         self.per_second.store(per_second, Relaxed);
     }
 
@@ -67,7 +67,7 @@ impl RefusalLog {
     }
 
     /// Says now what has been held back.
-    pub fn flush(&self) {
+    pub(crate) fn flush(&self) {
         for outcome in Outcome::ALL {
             self.summarise(outcome);
         }

@@ -7,8 +7,8 @@ mod outcome;
 mod recent;
 mod record;
 
-pub use self::counters::{Counters, Listener, Reloads, RouteCounters, UNROUTED};
-pub use self::line_limit::RefusalLog;
-pub use self::outcome::{ClosedBy, Outcome, Stage};
-pub use self::recent::{Refusals, Refused};
-pub use self::record::{Account, Facts, canonical, escape};
+pub(crate) use self::counters::{Counters, Listener, Reloads, RouteCounters, UNROUTED};
+pub(crate) use self::line_limit::RefusalLog;
+pub(crate) use self::outcome::{ClosedBy, Outcome, Stage};
+pub(crate) use self::recent::{Refusals, Refused};
+pub(crate) use self::record::{Account, Facts, canonical, escape};

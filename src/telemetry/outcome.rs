@@ -5,7 +5,7 @@ use tracing::Level;
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// Both sides closed in order.
     Completed,
     /// The client reset the connection.
@@ -57,7 +57,7 @@ pub enum Outcome {
 /// A TLS alert description (RFC 8446, section 6), sent as fatal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Alert {
+pub(crate) enum Alert {
     /// The hello could not be read.
     DecodeError = 50,
     /// It may not come in.
@@ -70,8 +70,7 @@ pub enum Alert {
 
 impl Alert {
     /// The alert as a whole TLS record.
-    #[must_use]
-    pub fn record(self) -> [u8; 7] {
+    pub(crate) fn record(self) -> [u8; 7] {
         const FATAL: u8 = 2;
         [21, 3, 3, 0, 2, FATAL, self as u8]
     }
@@ -79,7 +78,7 @@ impl Alert {
 
 /// Who ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClosedBy {
+pub(crate) enum ClosedBy {
     /// The client.
     Client,
     /// The API server.
@@ -100,7 +99,7 @@ impl ClosedBy {
 
 impl Outcome {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::Completed,
         Self::ClientReset,
         Self::UpstreamReset,
@@ -127,8 +126,7 @@ impl Outcome {
     ];
 
     /// The value of `outcome` in logs and metrics.
-    #[must_use]
-    pub fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Completed => "completed",
             Self::ClientReset => "client_reset",
@@ -157,8 +155,7 @@ impl Outcome {
     }
 
     /// How far up it is logged: clients cannot raise warnings, what needs the operator is at least one.
-    #[must_use]
-    pub fn level(self) -> Level {
+    pub(crate) fn level(self) -> Level {
         match self {
             Self::Completed
             | Self::ClientReset
@@ -184,8 +181,7 @@ impl Outcome {
     }
 
     /// What a client that is refused is told, if it speaks TLS.
-    #[must_use]
-    pub fn alert(self) -> Option<Alert> {
+    pub(crate) fn alert(self) -> Option<Alert> {
         match self {
             Self::UnknownName | Self::NoName => Some(Alert::UnrecognizedName),
             Self::Malformed => Some(Alert::DecodeError),
@@ -213,8 +209,7 @@ impl Outcome {
     }
 
     /// Where on its way a connection can end like this.
-    #[must_use]
-    pub fn stage(self) -> Stage {
+    pub(crate) fn stage(self) -> Stage {
         match self {
             Self::UnknownName
             | Self::NoName
@@ -236,8 +231,7 @@ impl Outcome {
     }
 
     /// Whether the connection never reached an endpoint.
-    #[must_use]
-    pub fn is_refusal(self) -> bool {
+    pub(crate) fn is_refusal(self) -> bool {
         match self.stage() {
             Stage::BeforeRoute | Stage::Connect => true,
             Stage::Relay => false,
@@ -248,7 +242,7 @@ impl Outcome {
 
 /// Where on its way a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub(crate) enum Stage {
     /// Before a route took it.
     BeforeRoute,
     /// While an endpoint was dialled.

@@ -12,26 +12,26 @@ const MAX_REMEMBERED: usize = 256;
 
 /// A client that was not served.
 #[derive(Clone, Debug)]
-pub struct Refused {
+pub(crate) struct Refused {
     /// When.
-    pub at: SystemTime,
+    pub(crate) at: SystemTime,
     /// Who.
-    pub client: SocketAddr,
+    pub(crate) client: SocketAddr,
     /// Where it arrived.
-    pub listener: Box<str>,
+    pub(crate) listener: Box<str>,
     /// Who should have served it, if that was known.
-    pub route: Box<str>,
+    pub(crate) route: Box<str>,
     /// What it asked for, escaped.
-    pub server_name: Option<Box<str>>,
+    pub(crate) server_name: Option<Box<str>>,
     /// Why.
-    pub outcome: Outcome,
+    pub(crate) outcome: Outcome,
     /// Why, in words.
-    pub reason: Option<Box<str>>,
+    pub(crate) reason: Option<Box<str>>,
 }
 
 /// The last refusals.
 #[derive(Debug, Default)]
-pub struct Refusals(Mutex<VecDeque<Refused>>);
+pub(crate) struct Refusals(Mutex<VecDeque<Refused>>);
 
 impl Refusals {
     pub(super) fn note(&self, refused: Refused) {
@@ -43,8 +43,7 @@ impl Refusals {
     }
 
     /// The last one first.
-    #[must_use]
-    pub fn last(&self) -> Vec<Refused> {
+    pub(crate) fn last(&self) -> Vec<Refused> {
         self.lock().iter().rev().cloned().collect()
     }
 

@@ -22,7 +22,7 @@ const MAX_LOGGED_NAME: usize = 255;
 ///
 /// A connection whose task panics closes its account too, as [`Outcome::LocalError`].
 #[derive(Debug)]
-pub struct Account {
+pub(crate) struct Account {
     listener: Arc<Listener>,
     route: Arc<RouteCounters>,
     client: SocketAddr,
@@ -38,35 +38,34 @@ pub struct Account {
 
 /// What is learned of a connection on its way, each with the log field it becomes.
 #[derive(Debug, Default)]
-pub struct Facts {
+pub(crate) struct Facts {
     /// `network.peer.address`: who has connected, where a PROXY header has named the client.
-    pub peer: Option<Box<IpAddr>>,
+    pub(crate) peer: Option<Box<IpAddr>>,
     /// `server.address`, escaped.
-    pub server_name: Option<Box<str>>,
+    pub(crate) server_name: Option<Box<str>>,
     /// `tls.next_protocol`: what the client offers, escaped.
-    pub next_protocol: Option<Box<str>>,
+    pub(crate) next_protocol: Option<Box<str>>,
     /// `tls.protocol.version`: the highest the client offers.
-    pub protocol_version: Option<u16>,
+    pub(crate) protocol_version: Option<u16>,
     /// `tls.established.version`, or `tls.alert`: what the upstream has answered first.
-    pub answer: Option<Answer>,
+    pub(crate) answer: Option<Answer>,
     /// `upstream.address`
-    pub upstream: Option<SocketAddr>,
+    pub(crate) upstream: Option<SocketAddr>,
     /// `upstream.local.address`: who we are to the API server, as in its audit log.
-    pub upstream_local: Option<SocketAddr>,
+    pub(crate) upstream_local: Option<SocketAddr>,
     /// `hello_ms`: from accept to the whole hello.
-    pub hello: Option<Micros>,
+    pub(crate) hello: Option<Micros>,
     /// `connect_ms`: from the route to the connected endpoint.
-    pub connect: Option<Micros>,
+    pub(crate) connect: Option<Micros>,
     /// `answer_ms`: from the connected endpoint to its first bytes.
-    pub answer_took: Option<Micros>,
+    pub(crate) answer_took: Option<Micros>,
     /// `reason`: what was wrong, in words; of a connection that was served, with the endpoints tried before.
-    pub reason: Option<Box<str>>,
+    pub(crate) reason: Option<Box<str>>,
 }
 
 impl Account {
     /// Opens the account of a connection that no route has taken yet.
-    #[must_use]
-    pub fn open(listener: &Arc<Listener>, client: SocketAddr) -> Self {
+    pub(crate) fn open(listener: &Arc<Listener>, client: SocketAddr) -> Self {
         let unrouted = &listener.counters.unrouted;
         unrouted.active.fetch_add(1, Relaxed);
         Self {
@@ -85,43 +84,40 @@ impl Account {
     }
 
     /// The client, in its canonical form.
-    #[must_use]
-    pub fn client(&self) -> SocketAddr {
+    pub(crate) fn client(&self) -> SocketAddr {
         self.client
     }
 
     /// The client's address, in its canonical form.
-    #[must_use]
-    pub fn source(&self) -> IpAddr {
+    pub(crate) fn source(&self) -> IpAddr {
         self.client.ip()
     }
 
     /// Who has connected speaks for this client.
-    pub fn speaks_for(&mut self, client: SocketAddr) {
+    pub(crate) fn speaks_for(&mut self, client: SocketAddr) {
         self.facts.peer = Some(Box::new(self.client.ip()));
         self.client = canonical(client);
     }
 
     /// Since the connection was accepted.
-    #[must_use]
-    pub fn age(&self) -> Duration {
+    pub(crate) fn age(&self) -> Duration {
         self.opened.elapsed()
     }
 
     /// Something was learned that the log line will say.
-    pub fn learn(&mut self, note: impl FnOnce(&mut Facts)) {
+    pub(crate) fn learn(&mut self, note: impl FnOnce(&mut Facts)) {
         note(&mut self.facts);
     }
 
     /// The hello is whole.
-    pub fn hello_read(&mut self) {
+    pub(crate) fn hello_read(&mut self) {
         let age = self.age();
         self.listener.counters.hello_seconds.observe(age.as_secs_f64());
         self.facts.hello = Some(age.into());
     }
 
     /// A route has taken the connection; how many it has now.
-    pub fn routed(&mut self, route: &Arc<RouteCounters>) -> i64 {
+    pub(crate) fn routed(&mut self, route: &Arc<RouteCounters>) -> i64 {
         self.route.active.fetch_sub(1, Relaxed);
         let before = route.active.fetch_add(1, Relaxed);
         self.route = Arc::clone(route);
@@ -129,7 +125,7 @@ impl Account {
     }
 
     /// An endpoint has answered.
-    pub fn connected(&mut self, took: Duration, upstream: SocketAddr, local: SocketAddr) {
+    pub(crate) fn connected(&mut self, took: Duration, upstream: SocketAddr, local: SocketAddr) {
         self.route.connect_seconds.observe(took.as_secs_f64());
         self.facts.connect = Some(took.into());
         self.facts.upstream = Some(upstream);
@@ -137,7 +133,7 @@ impl Account {
     }
 
     /// The first bytes of the endpoint have come.
-    pub fn answered(&mut self, answer: Option<Answer>) {
+    pub(crate) fn answered(&mut self, answer: Option<Answer>) {
         let before = [self.facts.hello, self.facts.connect].into_iter().flatten().map(Duration::from).sum();
         let took = self.age().saturating_sub(before);
         self.route.answered(took);
@@ -146,7 +142,7 @@ impl Account {
     }
 
     /// It is not served, after so many bytes, and takes no place of others while it leaves.
-    pub fn refused(&mut self, received: usize) {
+    pub(crate) fn refused(&mut self, received: usize) {
         self.received(received);
         if std::mem::take(&mut self.is_counted) {
             self.route.active.fetch_sub(1, Relaxed);
@@ -154,24 +150,24 @@ impl Account {
     }
 
     /// Bytes came from the client.
-    pub fn received(&mut self, bytes: usize) {
+    pub(crate) fn received(&mut self, bytes: usize) {
         self.received += bytes as u64;
         self.route.received.fetch_add(bytes as u64, Relaxed);
     }
 
     /// Bytes went to the client.
-    pub fn sent(&mut self, bytes: usize) {
+    pub(crate) fn sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;
         self.route.sent.fetch_add(bytes as u64, Relaxed);
     }
 
     /// Whether nothing has gone to the client, and this is the first time that it is asked.
-    pub fn complains(&mut self) -> bool {
+    pub(crate) fn complains(&mut self) -> bool {
         self.sent == 0 && !std::mem::replace(&mut self.has_complained, true)
     }
 
     /// How it ended. The account is closed when it is dropped.
-    pub fn end(&mut self, outcome: Outcome, closed_by: ClosedBy) {
+    pub(crate) fn end(&mut self, outcome: Outcome, closed_by: ClosedBy) {
         self.outcome = outcome;
         self.closed_by = closed_by;
     }
@@ -279,7 +275,7 @@ fn refused(answer: Answer) -> Option<Cow<'static, str>> {
 
 /// A short time to the microsecond, from one to an hour. Every connection has some of these for as long as it lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Micros(NonZeroU32);
+pub(crate) struct Micros(NonZeroU32);
 
 impl From<Duration> for Micros {
     fn from(duration: Duration) -> Self {
@@ -316,16 +312,14 @@ fn milliseconds(duration: Duration) -> f64 {
 }
 
 /// Bytes of a client as they may stand in a log: printable ASCII, the rest escaped, cut at 255 bytes.
-#[must_use]
-pub fn escape(bytes: &[u8]) -> Box<str> {
+pub(crate) fn escape(bytes: &[u8]) -> Box<str> {
     let mut escaped = bytes.escape_ascii().to_string();
     escaped.truncate(MAX_LOGGED_NAME);
     escaped.into()
 }
 
 /// The client's address in the form rules and logs use: an IPv4-mapped one becomes IPv4.
-#[must_use]
-pub fn canonical(address: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(IpAddr::to_canonical(&address.ip()), address.port())
 }
 

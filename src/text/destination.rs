@@ -9,7 +9,7 @@ use crate::text::pasted;
 
 /// An address, or a name that may have several.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Destination {
+pub(crate) struct Destination {
     host: Host,
     port: u16,
 }
@@ -22,8 +22,7 @@ enum Host {
 
 impl Destination {
     /// The address, if it is none to be resolved.
-    #[must_use]
-    pub fn address(&self) -> Option<SocketAddr> {
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
         match self.host {
             Host::Address(ip) => Some(SocketAddr::new(ip, self.port)),
             Host::Name(_) => None,
@@ -31,8 +30,7 @@ impl Destination {
     }
 
     /// The name and the port, if the endpoint is not an address.
-    #[must_use]
-    pub fn name(&self) -> Option<(&str, u16)> {
+    pub(crate) fn name(&self) -> Option<(&str, u16)> {
         match &self.host {
             Host::Address(_) => None,
             Host::Name(name) => Some((name, self.port)),
@@ -41,7 +39,7 @@ impl Destination {
 
     /// The API server of a Kubernetes cluster on DC/OS, by the name of its service: its virtual address within the
     /// cluster, where slashes are left out.
-    pub fn dcos(service: &str, port: u16) -> Result<Self, String> {
+    pub(crate) fn dcos(service: &str, port: u16) -> Result<Self, String> {
         let label = service.replace('/', "");
         if label.is_empty() {
             return Err("the service's name is missing".into());

@@ -4,8 +4,7 @@ use std::borrow::Cow;
 
 /// The text, with everything escaped (`\u{202e}`) that would not be seen as what it is: control characters, which steer
 /// terminals and end lines, and what reorders or hides the characters beside it.
-#[must_use]
-pub fn visible(text: &str) -> Cow<'_, str> {
+pub(crate) fn visible(text: &str) -> Cow<'_, str> {
     if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         return text.into();
     }
@@ -21,8 +20,7 @@ pub fn visible(text: &str) -> Cow<'_, str> {
 }
 
 /// Whether the character is seen as itself.
-#[must_use]
-pub fn is_visible(character: char) -> bool {
+pub(crate) fn is_visible(character: char) -> bool {
     matches!(character, '"' | '\'' | '\\') || character.escape_debug().len() == 1
 }
 

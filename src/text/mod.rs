@@ -1,8 +1,8 @@
 //! Text that operators write and read: addresses, durations and sizes, and what others have sent, made safe to show.
 
-pub mod destination;
-pub mod escape;
-pub mod pasted;
-pub mod units;
+pub(crate) mod destination;
+pub(crate) mod escape;
+pub(crate) mod pasted;
+pub(crate) mod units;
 
-pub use self::destination::Destination;
+pub(crate) use self::destination::Destination;

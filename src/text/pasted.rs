@@ -6,8 +6,7 @@ use crate::name::{NameError, ServerName};
 use crate::text::Destination;
 
 /// Why this is no name, nor a pattern of names.
-#[must_use]
-pub fn name(text: &str, error: NameError) -> String {
+pub(crate) fn name(text: &str, error: NameError) -> String {
     if let Some((_, rest)) = text.split_once("://") {
         return format!("a URL{}", write_name(host_of(rest)));
     }
@@ -62,8 +61,7 @@ fn host_of(text: &str) -> &str {
 }
 
 /// What is wrong with this endpoint, where it is something else than `host:port`.
-#[must_use]
-pub fn endpoint(text: &str) -> Option<String> {
+pub(crate) fn endpoint(text: &str) -> Option<String> {
     let write = |found: &str| {
         let plain = found.rsplit_once(':').and_then(|(host, port)| Some(format!("{}:{port}", ascii(host)?)));
         let found = plain.filter(|_| !found.is_ascii()).unwrap_or_else(|| found.to_owned());
@@ -122,8 +120,7 @@ pub fn endpoint(text: &str) -> Option<String> {
 }
 
 /// What is wrong with this address to listen on, if it can be said.
-#[must_use]
-pub fn listener(text: &str) -> Option<String> {
+pub(crate) fn listener(text: &str) -> Option<String> {
     let everywhere =
         |port: &str| Some(format!("the address is missing; write 0.0.0.0:{port}, or \"[::]:{port}\" for IPv6 as well"));
     let text = if text.contains("://") { authority(text) } else { text };
@@ -158,8 +155,7 @@ pub fn listener(text: &str) -> Option<String> {
 }
 
 /// The list that was meant where several values are in one, if each of them is right.
-#[must_use]
-pub fn list(text: &str, is_right: impl Fn(&str) -> bool) -> Option<String> {
+pub(crate) fn list(text: &str, is_right: impl Fn(&str) -> bool) -> Option<String> {
     let parts: Vec<&str> = text
         .split(|character: char| ",;".contains(character) || character.is_whitespace())
         .filter(|part| !part.is_empty())

@@ -4,8 +4,7 @@ use std::fmt::Display;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// In the largest unit that leaves no rest. One day is 24 hours, as everybody writes it.
-#[must_use]
-pub fn span(duration: Duration) -> String {
+pub(crate) fn span(duration: Duration) -> String {
     const HOUR: u128 = 3_600_000_000_000;
     const UNITS: [(u128, &str); 5] =
         [(HOUR, "h"), (60_000_000_000, "m"), (1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us")];
@@ -17,21 +16,18 @@ pub fn span(duration: Duration) -> String {
 }
 
 /// The same of bytes, which have no unit themselves.
-#[must_use]
-pub fn size(bytes: usize) -> String {
+pub(crate) fn size(bytes: usize) -> String {
     const UNITS: [(u128, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     in_unit(bytes as u128, &UNITS, "")
 }
 
 /// So many seconds after the epoch, as RFC 3339 has it.
-#[must_use]
-pub fn time(seconds: u64) -> humantime::Rfc3339Timestamp {
+pub(crate) fn time(seconds: u64) -> humantime::Rfc3339Timestamp {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
 /// So many of them at most, and how many more there are.
-#[must_use]
-pub fn first_of(items: impl ExactSizeIterator<Item: Display>, most: usize) -> String {
+pub(crate) fn first_of(items: impl ExactSizeIterator<Item: Display>, most: usize) -> String {
     let more = items.len().saturating_sub(most);
     let listed = items.take(most).map(|item| item.to_string()).collect::<Vec<_>>().join(", ");
     if more == 0 { listed } else { format!("{listed} and {more} more") }

@@ -9,7 +9,7 @@ use super::health::State;
 /// How endpoints share new connections. None remembers a client: one that reconnects, because its API server asked it
 /// to, can land elsewhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Balance {
+pub(crate) enum Balance {
     /// Where there are the fewest; equals take turns.
     #[default]
     LeastConnections,

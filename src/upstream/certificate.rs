@@ -12,29 +12,28 @@ use crate::name::{NamePattern, parents};
 use crate::text::escape::visible;
 
 /// A certificate that expires sooner is worth a warning.
-pub const EXPIRES_SOON_SECONDS: i64 = 14 * 24 * 3600;
+pub(crate) const EXPIRES_SOON_SECONDS: i64 = 14 * 24 * 3600;
 
 /// A server's certificate. Nothing is verified here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Certificate {
+pub(crate) struct Certificate {
     /// The DNS names it is for, as they stand in it, all of them; what would not be seen as itself is escaped.
-    pub names: Vec<String>,
+    pub(crate) names: Vec<String>,
     /// The addresses it is for.
-    pub addresses: Vec<IpAddr>,
+    pub(crate) addresses: Vec<IpAddr>,
     /// From when it is valid, in seconds since the epoch.
-    pub begins: i64,
+    pub(crate) begins: i64,
     /// Until when it is valid, in seconds since the epoch.
-    pub expires: i64,
+    pub(crate) expires: i64,
     /// Who has issued it; what would not be seen as itself is escaped.
-    pub issuer: String,
+    pub(crate) issuer: String,
     /// The public key, to see whether it is another one.
     key: Vec<u8>,
 }
 
 impl Certificate {
     /// Reads a certificate; `None` if it is none.
-    #[must_use]
-    pub fn read(der: &CertificateDer<'_>) -> Option<Self> {
+    pub(crate) fn read(der: &CertificateDer<'_>) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let mut read = Self {
             names: Vec::new(),
@@ -55,16 +54,9 @@ impl Certificate {
         Some(read)
     }
 
-    /// Whether clients that ask for this name can verify it (RFC 9525, section 6.3). For a wildcard: those that ask for
-    /// a name one label below.
-    #[must_use]
-    pub fn covers(&self, pattern: &NamePattern) -> bool {
-        self.not_covered(std::slice::from_ref(pattern)).is_empty()
-    }
-
-    /// Those of these names that it does not cover. There may be thousands of both.
-    #[must_use]
-    pub fn not_covered<'n>(&self, names: &'n [NamePattern]) -> Vec<&'n NamePattern> {
+    /// The names that clients cannot verify with it (RFC 9525, section 6.3). A wildcard stands for the names one label below.
+    /// There may be thousands of both.
+    pub(crate) fn not_covered<'n>(&self, names: &'n [NamePattern]) -> Vec<&'n NamePattern> {
         let own: HashSet<String> = self.names.iter().map(|name| name.to_ascii_lowercase()).collect();
         let covers = |pattern: &&NamePattern| {
             let pattern = pattern.to_string();
@@ -75,8 +67,7 @@ impl Certificate {
     }
 
     /// Whether it is the same one, and not one that was renewed.
-    #[must_use]
-    pub fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.key == other.key && self.expires == other.expires
     }
 }
@@ -152,7 +143,7 @@ mod tests {
     fn a_certificate_covers_what_clients_can_verify() {
         let certificate = issued(&["Dev.Example.com", "*.apps.example.com", "192.0.2.1"]);
         assert_eq!(certificate.addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
-        let covers = |pattern: &str| certificate.covers(&NamePattern::parse(pattern).unwrap());
+        let covers = |pattern: &str| certificate.not_covered(&[NamePattern::parse(pattern).unwrap()]).is_empty();
         for name in ["dev.example.com", "a.apps.example.com", "*.apps.example.com"] {
             assert!(covers(name), "{name}");
         }

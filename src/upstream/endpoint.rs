@@ -14,7 +14,7 @@ use super::pool::Pool;
 
 /// Which endpoint; no two in a process are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct EndpointId(u64);
+pub(crate) struct EndpointId(u64);
 
 impl EndpointId {
     pub(crate) fn next() -> Self {
@@ -25,11 +25,11 @@ impl EndpointId {
 
 /// An address, and what is known of who answers there.
 #[derive(Debug)]
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     /// Told to the roster by the connections it has.
-    pub id: EndpointId,
+    pub(crate) id: EndpointId,
     /// Where it is.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// Who has it now.
     pool: Mutex<Weak<Pool>>,
     connections: AtomicUsize,
@@ -90,8 +90,7 @@ impl Endpoint {
     }
 
     /// Whether new connections may go there, as far as the configuration and names say.
-    #[must_use]
-    pub fn is_present(&self) -> bool {
+    pub(crate) fn is_present(&self) -> bool {
         self.is_present.load(Relaxed)
     }
 
@@ -104,39 +103,33 @@ impl Endpoint {
     }
 
     /// How many connections it has, those that are being made included.
-    #[must_use]
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.connections.load(Relaxed)
     }
 
     /// Whether new connections go there.
-    #[must_use]
-    pub fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         let state = self.state.load(Relaxed);
         State::ALL.into_iter().find(|known| *known as u8 == state).unwrap_or(State::Dead)
     }
 
     /// Why it is not ready; empty if it is.
-    #[must_use]
-    pub fn cause(&self) -> Box<str> {
+    pub(crate) fn cause(&self) -> Box<str> {
         self.condition().cause().into()
     }
 
     /// The certificate that its last check was shown.
-    #[must_use]
-    pub fn certificate(&self) -> Option<Certificate> {
+    pub(crate) fn certificate(&self) -> Option<Certificate> {
         self.certificates().last().cloned()
     }
 
     /// Whether a check or a connection has had to do with it: until then it counts as ready.
-    #[must_use]
-    pub fn is_known(&self) -> bool {
+    pub(crate) fn is_known(&self) -> bool {
         self.is_known.load(Relaxed)
     }
 
     /// The last check, if there was one.
-    #[must_use]
-    pub fn last_check(&self) -> Option<LastCheck> {
+    pub(crate) fn last_check(&self) -> Option<LastCheck> {
         *self.last_check.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -215,11 +208,11 @@ impl Endpoint {
 
 /// A check that has ended, whatever it has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LastCheck {
+pub(crate) struct LastCheck {
     /// When it ended.
-    pub at: SystemTime,
+    pub(crate) at: SystemTime,
     /// From connecting to the answer.
-    pub took: Duration,
+    pub(crate) took: Duration,
 }
 
 /// A change of state.
@@ -233,7 +226,7 @@ pub(super) struct Change {
 
 /// A connection's place at an endpoint, given back when it is dropped.
 #[derive(Debug)]
-pub struct Place(Arc<Endpoint>);
+pub(crate) struct Place(Arc<Endpoint>);
 
 impl Place {
     pub(super) fn take(endpoint: &Arc<Endpoint>) -> Self {
@@ -242,20 +235,19 @@ impl Place {
     }
 
     /// Where it is.
-    #[must_use]
-    pub fn endpoint(&self) -> &Endpoint {
+    pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.0
     }
 
     /// The first byte has come from there.
-    pub fn answered(&self) {
+    pub(crate) fn answered(&self) {
         if self.0.is_suspect() {
             self.0.report(&Finding::Ready);
         }
     }
 
     /// Nothing has come from there for a while, or it has closed before anything did. A connection says so once.
-    pub fn did_not_answer(&self, cause: &str) {
+    pub(crate) fn did_not_answer(&self, cause: &str) {
         self.0.report(&Finding::Wrong(cause.into()));
     }
 }

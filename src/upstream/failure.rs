@@ -8,13 +8,13 @@ use rustix::io::Errno;
 /// No endpoint was reached.
 #[derive(Debug, thiserror::Error)]
 #[error("{tries} failed; {last}")]
-pub struct ConnectError {
+pub(crate) struct ConnectError {
     /// The gravest of the failures.
-    pub kind: Failure,
+    pub(crate) kind: Failure,
     /// How many names and addresses failed.
-    pub tries: usize,
+    pub(crate) tries: usize,
     /// The one that failed last with this kind, and how.
-    pub last: String,
+    pub(crate) last: String,
 }
 
 impl ConnectError {
@@ -33,7 +33,7 @@ impl ConnectError {
 
 /// Kinds of failure; a later one says more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// There is no address to connect to.
     NoEndpoint,
     /// The address is one of our own listeners.
@@ -65,8 +65,7 @@ impl Failure {
 }
 
 /// What the error says, without its number.
-#[must_use]
-pub fn plain(error: &io::Error) -> String {
+pub(crate) fn plain(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or(&text).to_lowercase()
 }

@@ -4,8 +4,7 @@ use std::cell::LazyCell;
 use std::net::{IpAddr, SocketAddr};
 
 /// Whether a connection to `address` arrives at `listener`, as far as can be told from the two.
-#[must_use]
-pub fn leads_to(address: SocketAddr, listener: SocketAddr) -> bool {
+pub(crate) fn leads_to(address: SocketAddr, listener: SocketAddr) -> bool {
     let (ip, listening) = (address.ip().to_canonical(), listener.ip().to_canonical());
     let here = ip.is_loopback() || ip.is_unspecified();
     address.port() == listener.port()
@@ -14,19 +13,17 @@ pub fn leads_to(address: SocketAddr, listener: SocketAddr) -> bool {
 
 /// The addresses of this machine.
 #[derive(Debug)]
-pub struct OwnAddresses(Vec<IpAddr>);
+pub(crate) struct OwnAddresses(Vec<IpAddr>);
 
 impl OwnAddresses {
     /// As they are now.
-    #[must_use]
-    pub fn read() -> Self {
+    pub(crate) fn read() -> Self {
         // Where the kernel does not say, addresses are taken for somebody else's.
         Self(if_addrs::get_if_addrs().unwrap_or_default().iter().map(if_addrs::Interface::ip).collect())
     }
 
     /// Whether this is one of them.
-    #[must_use]
-    pub fn has(&self, address: IpAddr) -> bool {
+    pub(crate) fn has(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         address.is_loopback() || self.0.contains(&address)
     }
@@ -34,21 +31,19 @@ impl OwnAddresses {
 
 /// The same for all listeners, where this machine may be asked which addresses are its own: once, and only if it matters.
 #[derive(Debug)]
-pub struct Own<'a> {
+pub(crate) struct Own<'a> {
     listeners: &'a [SocketAddr],
     addresses: LazyCell<OwnAddresses>,
 }
 
 impl<'a> Own<'a> {
     /// Of these listeners.
-    #[must_use]
-    pub fn new(listeners: &'a [SocketAddr]) -> Self {
+    pub(crate) fn new(listeners: &'a [SocketAddr]) -> Self {
         Self { listeners, addresses: LazyCell::new(OwnAddresses::read) }
     }
 
     /// Whether a connection to `address` arrives at one of them.
-    #[must_use]
-    pub fn is_led_to(&self, address: SocketAddr) -> bool {
+    pub(crate) fn is_led_to(&self, address: SocketAddr) -> bool {
         let same_port = || self.listeners.iter().filter(|listener| listener.port() == address.port());
         same_port().any(|listener| leads_to(address, *listener))
             || (same_port().any(|listener| listener.ip().is_unspecified()) && self.addresses.has(address.ip()))

@@ -8,7 +8,7 @@ mod balance;
 mod certificate;
 mod endpoint;
 mod failure;
-pub mod health;
+pub(crate) mod health;
 mod loop_check;
 mod pool;
 mod resolve;
@@ -25,15 +25,15 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
-pub use self::balance::Balance;
-pub use self::certificate::{Certificate, EXPIRES_SOON_SECONDS};
-pub use self::endpoint::{Endpoint, EndpointId, LastCheck, Place};
-pub use self::failure::{ConnectError, Failure, plain};
-pub use self::health::{Finding, State, Thresholds};
-pub use self::health::{HealthCheck, HttpCheck, TlsCheck};
-pub use self::loop_check::{Own, OwnAddresses, leads_to};
+pub(crate) use self::balance::Balance;
+pub(crate) use self::certificate::{Certificate, EXPIRES_SOON_SECONDS};
+pub(crate) use self::endpoint::{Endpoint, EndpointId, LastCheck, Place};
+pub(crate) use self::failure::{ConnectError, Failure, plain};
+pub(crate) use self::health::{Finding, State, Thresholds};
+pub(crate) use self::health::{HealthCheck, HttpCheck, TlsCheck};
+pub(crate) use self::loop_check::{Own, OwnAddresses, leads_to};
 use self::pool::Pool;
-pub use self::resolve::lookup;
+pub(crate) use self::resolve::lookup;
 use crate::connection::registry::Roster;
 use crate::name::NamePattern;
 use crate::proxy_protocol;
@@ -42,30 +42,30 @@ use crate::text::Destination;
 
 /// How a route's endpoints are found, kept and reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// At least one; no two the same.
-    pub destinations: Vec<Destination>,
+    pub(crate) destinations: Vec<Destination>,
     /// Which one is next.
-    pub balance: Balance,
+    pub(crate) balance: Balance,
     /// For reaching one.
-    pub budget: ConnectBudget,
+    pub(crate) budget: ConnectBudget,
     /// From the return of an endpoint to its full share.
-    pub slow_start: Duration,
+    pub(crate) slow_start: Duration,
     /// How long a dead endpoint keeps its connections; `None`: for as long as they last.
-    pub dead_grace: Option<Duration>,
+    pub(crate) dead_grace: Option<Duration>,
     /// What becomes of the connections of an endpoint, or of all, when the configuration no longer has it.
-    pub on_remove: OnRemove,
+    pub(crate) on_remove: OnRemove,
     /// How often names are looked up.
-    pub resolve_every: Duration,
+    pub(crate) resolve_every: Duration,
     /// How endpoints are told who the client is, if they expect that.
-    pub proxy_protocol: Option<proxy_protocol::Version>,
+    pub(crate) proxy_protocol: Option<proxy_protocol::Version>,
     /// How endpoints are checked; `None`: only what connections find out counts.
-    pub health_check: Option<HealthCheck>,
+    pub(crate) health_check: Option<HealthCheck>,
 }
 
 /// What becomes of connections to an endpoint that the configuration no longer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum OnRemove {
+pub(crate) enum OnRemove {
     /// They may last for `timeouts.drain`.
     Drain,
     /// They stay.
@@ -76,8 +76,7 @@ pub enum OnRemove {
 
 impl OnRemove {
     /// As it is configured.
-    #[must_use]
-    pub fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Drain => "drain",
             Self::Keep => "keep",
@@ -88,38 +87,38 @@ impl OnRemove {
 
 /// How long may be spent on reaching an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ConnectBudget {
+pub(crate) struct ConnectBudget {
     /// In all, waiting for the first answer to a name included.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
     /// On one address.
-    pub per_try: Duration,
+    pub(crate) per_try: Duration,
 }
 
 /// What a route says of its upstream: two with the same setup do the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Setup {
+pub(crate) struct Setup {
     /// The route's name, for logs.
-    pub route: Box<str>,
+    pub(crate) route: Box<str>,
     /// What its clients ask for, and certificates should cover.
-    pub names: Vec<NamePattern>,
+    pub(crate) names: Vec<NamePattern>,
     /// As configured.
-    pub settings: Settings,
+    pub(crate) settings: Settings,
 }
 
 /// What all upstreams have in common, as it is now.
 #[derive(Debug, Default)]
-pub struct Surroundings {
+pub(crate) struct Surroundings {
     /// For the connections that are made.
-    pub tcp: ArcSwap<TcpOptions>,
+    pub(crate) tcp: ArcSwap<TcpOptions>,
     /// Our own addresses, which are no upstreams.
-    pub listeners: ArcSwap<Vec<SocketAddr>>,
+    pub(crate) listeners: ArcSwap<Vec<SocketAddr>>,
     /// Told whose connections must end.
-    pub roster: Arc<Roster>,
+    pub(crate) roster: Arc<Roster>,
 }
 
 /// The endpoints of one route, for as long as the route is in use.
 #[derive(Debug)]
-pub struct Upstream {
+pub(crate) struct Upstream {
     pool: Arc<Pool>,
     turn: AtomicUsize,
     resolvers: Vec<AbortHandle>,
@@ -128,8 +127,7 @@ pub struct Upstream {
 impl Upstream {
     /// Begins to resolve and to check, within a tokio runtime. The endpoints of a predecessor keep what is known of them;
     /// it is retired.
-    #[must_use]
-    pub fn start(setup: Setup, surroundings: &Arc<Surroundings>, predecessor: Option<&Self>) -> Self {
+    pub(crate) fn start(setup: Setup, surroundings: &Arc<Surroundings>, predecessor: Option<&Self>) -> Self {
         let check = setup.settings.health_check.as_ref();
         if check.and_then(|check| check.tls.as_ref()).is_some_and(|tls| tls.ca_file.is_none()) {
             warn!(
@@ -158,54 +156,49 @@ impl Upstream {
     }
 
     /// What it depends on.
-    #[must_use]
-    pub fn setup(&self) -> &Setup {
+    pub(crate) fn setup(&self) -> &Setup {
         &self.pool.setup
     }
 
     /// The surroundings have changed.
-    pub fn look_again(&self) {
+    pub(crate) fn look_again(&self) {
         self.pool.look_again();
     }
 
     /// No longer resolves or checks. Connections that came before may still be made, also those that wait for the first
     /// answer to a name.
-    pub fn retire(&self) {
+    pub(crate) fn retire(&self) {
         self.pool.close();
     }
 
     /// The same, and no other upstream has its endpoints.
-    pub fn remove(&self) {
+    pub(crate) fn remove(&self) {
         self.pool.remove();
     }
 
     /// The destinations, each with the addresses that it stands for now.
-    #[must_use]
-    pub fn destinations(&self) -> Vec<(&Destination, Vec<SocketAddr>)> {
+    pub(crate) fn destinations(&self) -> Vec<(&Destination, Vec<SocketAddr>)> {
         self.pool.destinations()
     }
 
     /// All endpoints that may have connections: those there are now, and those that have left.
-    #[must_use]
-    pub fn endpoints_ever(&self) -> Vec<Arc<Endpoint>> {
+    pub(crate) fn endpoints_ever(&self) -> Vec<Arc<Endpoint>> {
         self.pool.endpoints_ever()
     }
 
     /// The endpoints there are now.
-    #[must_use]
-    pub fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
+    pub(crate) fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
         self.pool.endpoints()
     }
 
     /// Whether connections are tried with all endpoints, because none is ready.
-    #[must_use]
-    pub fn fails_open(&self) -> bool {
+    pub(crate) fn fails_open(&self) -> bool {
         self.pool.fails_open()
     }
 
     /// Connects to the first endpoint that answers, trying every one in turn within the budget. Nothing has been sent to
     /// any of them.
-    pub async fn connect(&self) -> Result<Connected, ConnectError> {
+    pub(crate) async fn connect(&self) -> Result<Connected, ConnectError> {
         let Settings { balance, budget, slow_start, .. } = self.pool.setup.settings;
         let deadline = Instant::now() + budget.timeout;
         let endpoints = self.pool.endpoints_by(deadline).await;
@@ -266,7 +259,7 @@ impl Drop for Upstream {
 }
 
 /// Connects to one address, as connections are; the stream and its local address.
-pub async fn connect_to(address: SocketAddr, tcp: &TcpOptions) -> io::Result<(TcpStream, SocketAddr)> {
+pub(crate) async fn connect_to(address: SocketAddr, tcp: &TcpOptions) -> io::Result<(TcpStream, SocketAddr)> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     tcp.apply(&socket)?;
     let stream = socket.connect(address).await?;
@@ -291,13 +284,13 @@ fn jittered(duration: Duration) -> Duration {
 
 /// An endpoint that answered.
 #[derive(Debug)]
-pub struct Connected {
+pub(crate) struct Connected {
     /// The connection.
-    pub stream: TcpStream,
+    pub(crate) stream: TcpStream,
     /// Its local address.
-    pub local: SocketAddr,
+    pub(crate) local: SocketAddr,
     /// Whose it is.
-    pub place: Place,
+    pub(crate) place: Place,
     /// What failed on the way to it, if anything did.
-    pub passed_over: Option<ConnectError>,
+    pub(crate) passed_over: Option<ConnectError>,
 }

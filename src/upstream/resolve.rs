@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_LOOKUPS: usize = 32;
 
 /// The addresses that a name stands for now.
-pub async fn lookup(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+pub(crate) async fn lookup(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     timeout(PATIENCE, system(host.into(), port)).await.unwrap_or_else(|_| Err(late())).and_then(tidy)
 }
 

@@ -11,7 +11,7 @@ use rustls::pki_types::pem::{self, PemObject};
 
 /// Where they are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum CaFile {
+pub(crate) enum CaFile {
     /// In a PEM file.
     File(PathBuf),
     /// Where this machine keeps those that its programs trust.
@@ -29,16 +29,16 @@ impl fmt::Display for CaFile {
 
 /// They themselves, at least one.
 #[derive(Debug)]
-pub struct Authorities {
+pub(crate) struct Authorities {
     /// As they are.
-    pub certificates: Vec<CertificateDer<'static>>,
+    pub(crate) certificates: Vec<CertificateDer<'static>>,
     /// As those that may have signed others.
     pub(super) roots: Arc<RootCertStore>,
 }
 
 impl Authorities {
     /// Reads them; what is wrong with them, otherwise.
-    pub fn read(from: &CaFile) -> Result<Arc<Self>, String> {
+    pub(crate) fn read(from: &CaFile) -> Result<Arc<Self>, String> {
         match from {
             CaFile::File(path) => Self::of_file(path).map(Arc::new),
             CaFile::System => Self::of_system(),

@@ -16,11 +16,11 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
 
-pub use self::authorities::{Authorities, CaFile};
-pub use self::probe::{Answer, ask_once, read_token, request};
+pub(crate) use self::authorities::{Authorities, CaFile};
+pub(crate) use self::probe::{Answer, ask_once, read_token, request};
 pub(crate) use self::state::Condition;
-pub use self::state::{Finding, State, Thresholds};
-pub use self::tls::{Handshake, TlsClient, said};
+pub(crate) use self::state::{Finding, State, Thresholds};
+pub(crate) use self::tls::{Handshake, TlsClient, said};
 
 use super::endpoint::Endpoint;
 use super::jittered;
@@ -29,50 +29,50 @@ use crate::relay::PROBE_TIME;
 
 /// How an endpoint is asked whether it is ready. Without `tls`: whether it can be connected to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct HealthCheck {
+pub(crate) struct HealthCheck {
     /// From one to the next, give or take a tenth.
-    pub interval: Duration,
+    pub(crate) interval: Duration,
     /// For one, from connecting to the answer.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
     /// How many in a row change the state.
-    pub thresholds: Thresholds,
+    pub(crate) thresholds: Thresholds,
     /// A TLS handshake.
-    pub tls: Option<TlsCheck>,
+    pub(crate) tls: Option<TlsCheck>,
     /// A request over that TLS.
-    pub http: Option<HttpCheck>,
+    pub(crate) http: Option<HttpCheck>,
 }
 
 /// Whether the other end of TLS is who it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct TlsCheck {
+pub(crate) struct TlsCheck {
     /// The certificates that are trusted; `None`: all, nothing is verified.
-    pub ca_file: Option<CaFile>,
+    pub(crate) ca_file: Option<CaFile>,
     /// The name that the certificate must carry, too; `None`: any.
-    pub verified_name: Option<ServerName<'static>>,
+    pub(crate) verified_name: Option<ServerName<'static>>,
     /// The name that is asked for (SNI).
-    pub asked_name: Option<ServerName<'static>>,
+    pub(crate) asked_name: Option<ServerName<'static>>,
     /// Certificate chain and key that we show, both PEM.
-    pub client: Option<(PathBuf, PathBuf)>,
+    pub(crate) client: Option<(PathBuf, PathBuf)>,
 }
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct HttpCheck {
+pub(crate) struct HttpCheck {
     /// `/readyz`
-    pub path: hyper::Uri,
+    pub(crate) path: hyper::Uri,
     /// A bearer token.
-    pub token_file: Option<PathBuf>,
+    pub(crate) token_file: Option<PathBuf>,
     /// What counts as ready.
-    pub expect: Vec<RangeInclusive<u16>>,
+    pub(crate) expect: Vec<RangeInclusive<u16>>,
     /// Whether 401 and 403 mean that it is alive, which is all that can be known then.
-    pub unauthorized_is_alive: bool,
+    pub(crate) unauthorized_is_alive: bool,
 }
 
 /// How API servers say that they are ready.
-pub const EXPECTED: RangeInclusive<u16> = 200..=200;
+pub(crate) const EXPECTED: RangeInclusive<u16> = 200..=200;
 
 /// Checks at a time, of all routes: each has a descriptor, and the process has put these aside.
-pub const MAX_CHECKS: usize = 64;
+pub(crate) const MAX_CHECKS: usize = 64;
 /// And of one route.
 pub(super) const MAX_CHECKS_OF_A_POOL: usize = 16;
 static CHECKS: Semaphore = Semaphore::const_new(MAX_CHECKS);
@@ -161,7 +161,7 @@ async fn ask(pool: &Pool, endpoint: &Endpoint, check: &HealthCheck, note: &mut O
 }
 
 /// Whether a file has certificates that can be trusted: what is wrong with it, otherwise.
-pub fn read_roots(path: &Path) -> Result<(), String> {
+pub(crate) fn read_roots(path: &Path) -> Result<(), String> {
     Authorities::read(&CaFile::File(path.to_owned())).map(drop)
 }
 

@@ -32,17 +32,21 @@ const MAX_ANSWER: usize = 16 * 1024;
 
 /// What a check has brought.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// An error is our own: there was no check.
-    pub finding: Result<Finding, String>,
+    pub(crate) finding: Result<Finding, String>,
     /// As it was shown, whatever is to be thought of it.
-    pub certificate: Option<Certificate>,
+    pub(crate) certificate: Option<Certificate>,
     /// What the operator should know although it is no failure.
-    pub note: Option<&'static str>,
+    pub(crate) note: Option<&'static str>,
 }
 
 /// Asks once. All of it has one deadline. `header`: how the endpoint wants to be told who is there, if it does.
-pub async fn ask_once(address: SocketAddr, check: &HealthCheck, header: Option<proxy_protocol::Version>) -> Answer {
+pub(crate) async fn ask_once(
+    address: SocketAddr,
+    check: &HealthCheck,
+    header: Option<proxy_protocol::Version>,
+) -> Answer {
     let mut answer = Answer { finding: Ok(Finding::Ready), certificate: None, note: None };
     let mut is_connected = false;
     let result = timeout(check.timeout, ask(address, check, header, &mut answer, &mut is_connected)).await;
@@ -118,7 +122,7 @@ async fn credentials(check: &HealthCheck) -> Result<Option<Credentials>, End> {
 }
 
 /// Asks over this connection; what the operator should know although it is no failure.
-pub async fn request(
+pub(crate) async fn request(
     stream: TlsStream<TcpStream>,
     host: &str,
     http: &HttpCheck,
@@ -172,7 +176,7 @@ fn is_of_tls(error: &io::Error) -> bool {
 }
 
 /// The header that carries the token in this file.
-pub fn read_token(path: &Path) -> Result<HeaderValue, String> {
+pub(crate) fn read_token(path: &Path) -> Result<HeaderValue, String> {
     let token = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let value = HeaderValue::try_from(format!("Bearer {}", token.trim()));
     // What is in the file is not for the log, not even if it is no token.

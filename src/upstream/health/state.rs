@@ -3,7 +3,7 @@
 /// Whether new connections go to an endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
-pub enum State {
+pub(crate) enum State {
     /// They do.
     #[default]
     Ready,
@@ -15,11 +15,10 @@ pub enum State {
 
 impl State {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Ready, Self::Unready, Self::Dead];
+    pub(crate) const ALL: [Self; 3] = [Self::Ready, Self::Unready, Self::Dead];
 
     /// The value of `state` in logs and metrics.
-    #[must_use]
-    pub fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Ready => "ready",
             Self::Unready => "unready",
@@ -30,7 +29,7 @@ impl State {
 
 /// What a check, or a connection, has found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finding {
+pub(crate) enum Finding {
     /// It is ready.
     Ready,
     /// It is alive, and says that it is not ready.
@@ -43,13 +42,13 @@ pub enum Finding {
 
 /// How many findings in a row change the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Thresholds {
+pub(crate) struct Thresholds {
     /// To be ready, or at least alive, again.
-    pub rise: u32,
+    pub(crate) rise: u32,
     /// To be no longer ready, or no longer alive.
-    pub fall: u32,
+    pub(crate) fall: u32,
     /// To be unready, if the endpoint itself says so: that is no packet which may have been lost.
-    pub unready: u32,
+    pub(crate) unready: u32,
 }
 
 /// An endpoint's state, and the findings that lead to the next. It begins as ready: whether it is will be seen.

@@ -22,23 +22,23 @@ use crate::text::units::time;
 
 /// For one handshake: certificates are renewed under the same names.
 #[derive(Debug)]
-pub struct TlsClient {
+pub(crate) struct TlsClient {
     config: ClientConfig,
     verifier: Arc<Verifier>,
 }
 
 /// What came of it.
 #[derive(Debug)]
-pub struct Handshake {
+pub(crate) struct Handshake {
     /// As it was shown, whatever is to be thought of it.
-    pub certificate: Option<Certificate>,
+    pub(crate) certificate: Option<Certificate>,
     /// What was not verified is no stream.
-    pub stream: io::Result<TlsStream<TcpStream>>,
+    pub(crate) stream: io::Result<TlsStream<TcpStream>>,
 }
 
 impl TlsClient {
     /// Reads the files that the check names.
-    pub fn read(tls: &TlsCheck) -> Result<Self, String> {
+    pub(crate) fn read(tls: &TlsCheck) -> Result<Self, String> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let trust = match &tls.ca_file {
             None => None,
@@ -77,14 +77,13 @@ impl TlsClient {
     }
 
     /// Offers these application protocols in place of HTTP/1.1.
-    #[must_use]
-    pub fn offering(mut self, protocols: Vec<Vec<u8>>) -> Self {
+    pub(crate) fn offering(mut self, protocols: Vec<Vec<u8>>) -> Self {
         self.config.alpn_protocols = protocols;
         self
     }
 
     /// Asks for this name; for none, if it is an address.
-    pub async fn handshake(self, name: ServerName<'static>, stream: TcpStream) -> Handshake {
+    pub(crate) async fn handshake(self, name: ServerName<'static>, stream: TcpStream) -> Handshake {
         let stream = TlsConnector::from(Arc::new(self.config)).connect(name, stream).await;
         let certificate = self.verifier.take_shown().and_then(|der| Certificate::read(&der));
         Handshake { certificate, stream }
@@ -92,8 +91,7 @@ impl TlsClient {
 }
 
 /// Why TLS failed. rustls explains itself at length; the first sentence will do.
-#[must_use]
-pub fn said(error: &io::Error) -> String {
+pub(crate) fn said(error: &io::Error) -> String {
     if error.raw_os_error().is_some() {
         return failure::plain(error);
     }
