@@ -15,22 +15,21 @@ use prometheus_client::registry::{Registry, Unit};
 
 use tokio::runtime::Handle;
 
-use super::State as Admin;
+use super::{State as Admin, View};
 use crate::listener::accept::ERROR_LABELS;
 use crate::relay::budget;
-use crate::server::Generation;
 use crate::telemetry::{Counters, Outcome, Reloads, RouteCounters, Stage, UNROUTED};
 use crate::upstream::State;
 
 /// All metrics, with the end mark of the format.
 pub(super) fn encode(state: &Admin) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
-    let generation = state.generation.load_full();
+    let view = state.view.load_full();
     let (routes, listeners) = (state.counters.routes(), state.counters.listeners());
     let counters = Arc::clone(&state.counters);
     registry.register_collector(Box::new(Snapshot {
         counters,
-        generation,
+        view,
         routes,
         listeners,
         runtime: RuntimeNumbers::now(),
@@ -43,7 +42,7 @@ pub(super) fn encode(state: &Admin) -> Result<String, fmt::Error> {
 #[derive(Debug)]
 struct Snapshot {
     counters: Arc<Counters>,
-    generation: Arc<Generation>,
+    view: Arc<View>,
     /// Those of the configuration, and those that have been removed lately.
     routes: Vec<Arc<RouteCounters>>,
     /// The same of listeners, by name.
@@ -182,7 +181,7 @@ impl Snapshot {
     }
 
     fn endpoints(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let routes = &self.generation.routes;
+        let routes = &self.view.routes;
         let pools: Vec<_> =
             routes.iter().map(|route| (route.counters.name(), route.upstream.endpoints(), route)).collect();
         let each = || {

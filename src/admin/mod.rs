@@ -39,8 +39,8 @@ pub(crate) use self::history::History;
 use self::history::Totals;
 pub(crate) use self::hosts::Hosts;
 
+use crate::connection::Route;
 use crate::listener::accept::{self, Events, Stop};
-use crate::server::{Fixed, Generation};
 use crate::telemetry::Counters;
 
 /// Scrapers and probes are few; more of them wait.
@@ -60,11 +60,31 @@ const STALLED: Duration = Duration::from_secs(30);
 /// What the kernel holds for a reader; with more, one that reads slowly would seem to read nothing for a long time.
 const SEND_BUFFER: usize = 128 * 1024;
 
+/// What one configuration has, in its order.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    pub(crate) routes: Vec<Arc<Route>>,
+    pub(crate) listeners: Vec<ListenerAddress>,
+}
+
+/// Where a listener is.
+#[derive(Clone, Debug)]
+pub(crate) struct ListenerAddress {
+    pub(crate) name: Box<str>,
+    /// As configured.
+    pub(crate) configured: SocketAddr,
+    /// With the port that the kernel chose, where port 0 is configured.
+    pub(crate) address: SocketAddr,
+}
+
+/// The keys that cannot change while the process runs, with their values.
+pub(crate) type Fixed = [(&'static str, String); 3];
+
 /// What the admin listener looks at.
 #[derive(Clone, Debug)]
 pub(crate) struct State {
     /// What is configured now.
-    pub(crate) generation: Arc<ArcSwap<Generation>>,
+    pub(crate) view: Arc<ArcSwap<View>>,
     /// What is not counted per route.
     pub(crate) counters: Arc<Counters>,
     /// What it was like before.
@@ -101,8 +121,8 @@ async fn remember(state: Arc<State>) {
     turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         turn.tick().await;
-        let generation = state.generation.load_full();
-        let routes = generation.routes.iter().take(MAX_ROUTES_SHOWN);
+        let view = state.view.load_full();
+        let routes = view.routes.iter().take(MAX_ROUTES_SHOWN);
         state.history.take(routes.map(|route| (route.counters.name(), Totals::of(&route.counters))));
     }
 }

@@ -7,18 +7,16 @@ use std::time::SystemTime;
 use serde_json::{Map, Value, json};
 
 use super::history::Totals;
-use super::{MAX_ROUTES_SHOWN, State as Admin};
+use super::{ListenerAddress, MAX_ROUTES_SHOWN, State as Admin};
 use crate::connection::Route;
 use crate::name::NamePattern;
-use crate::server::At;
-use crate::telemetry::Refused;
+use crate::telemetry::RecentRejection;
 use crate::upstream::{Certificate, LastCheck, State};
 
 /// With so many routes at most.
 pub(super) fn of(state: &Admin, max_routes: usize) -> Value {
-    let generation = state.generation.load_full();
-    let listener =
-        |at: &At| json!({"name": at.name, "configured": at.configured.to_string(), "address": at.address.to_string()});
+    let view = state.view.load_full();
+    let listener = |at: &ListenerAddress| json!({"name": at.name, "configured": at.configured.to_string(), "address": at.address.to_string()});
     let reloads = &state.counters.reloads;
     let fixed: Map<String, Value> = state.fixed.iter().map(|(key, value)| ((*key).into(), json!(value))).collect();
     json!({
@@ -36,10 +34,10 @@ pub(super) fn of(state: &Admin, max_routes: usize) -> Value {
             "fixed": fixed,
         },
         "admin": state.configured.to_string(),
-        "listeners": generation.listeners.iter().map(listener).collect::<Vec<_>>(),
-        "routes_total": generation.routes.len(),
-        "summary": summary(&generation.routes),
-        "routes": generation.routes.iter().take(max_routes).map(|target| route(target)).collect::<Vec<_>>(),
+        "listeners": view.listeners.iter().map(listener).collect::<Vec<_>>(),
+        "routes_total": view.routes.len(),
+        "summary": summary(&view.routes),
+        "routes": view.routes.iter().take(max_routes).map(|target| route(target)).collect::<Vec<_>>(),
     })
 }
 
@@ -73,8 +71,8 @@ pub(super) fn event(state: &Admin) -> Value {
 
 /// The last clients that were not served, the last one first.
 pub(super) fn refusals(state: &Admin, most: usize) -> Value {
-    let refusal = |refused: &Refused| {
-        let Refused { at, client, listener, route, server_name, outcome, reason } = refused;
+    let refusal = |refused: &RecentRejection| {
+        let RecentRejection { at, client, listener, route, server_name, outcome, reason } = refused;
         json!({
             "time": humantime::format_rfc3339_millis(*at).to_string(),
             "client": client.to_string(),
@@ -85,7 +83,7 @@ pub(super) fn refusals(state: &Admin, most: usize) -> Value {
             "reason": reason,
         })
     };
-    state.counters.refusals.last().iter().take(most).map(refusal).collect()
+    state.counters.recent_rejections.last().iter().take(most).map(refusal).collect()
 }
 
 fn route(route: &Route) -> Value {

@@ -1,5 +1,7 @@
 //! What can be typed. Nothing is done here.
 
+mod server_url;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -10,7 +12,7 @@ use crate::text::pasted;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::commands::Server;
+pub(crate) use self::server_url::ServerUrl;
 
 /// One address for the Kubernetes APIs of many clusters: routes TLS connections by the name their client asks for,
 /// without terminating TLS.
@@ -185,7 +187,7 @@ pub(crate) struct Kubeconfig {
     /// How clients reach the router; unless given, by the route's first exact name, or NAME if it is below a
     /// wildcard, and its listener's port
     #[arg(long, value_name = "URL")]
-    pub(crate) server: Option<Server>,
+    pub(crate) server: Option<ServerUrl>,
     /// Rewrite this kubeconfig: all but where one of its clusters is stays as it is; - for standard input
     #[arg(long, value_name = "KUBECONFIG")]
     pub(crate) from: Option<PathBuf>,

@@ -10,33 +10,34 @@ use crate::admin::Hosts;
 use crate::client_hello::IpLiteral;
 use crate::config::{Admin, Config, Listener, Route};
 use crate::connection::admission::SourceLimits;
-use crate::connection::reject::Refuse;
+use crate::connection::reject::RejectWith;
 use crate::relay::Engine;
+use crate::text::input;
 use crate::text::units::{size, span};
 use crate::upstream::health::{CaFile, EXPECTED};
 use crate::upstream::{Balance, HealthCheck, HttpCheck, OnRemove, Settings, Thresholds, TlsCheck};
 use anyhow::Context;
 
-use super::{any_listener, any_protocol, is_stdin, load};
+use super::{any_listener, any_protocol};
 use crate::cli::Check;
 
 pub(super) fn run(options: &Check) -> anyhow::Result<ExitCode> {
     let file = options.file.as_ref().or(options.config.as_ref()).context("expected FILE or --config")?;
-    let config = load(file)?;
+    let config = Config::load(file)?;
     std::io::stdout().write_all(describe(file, &config)?.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
-    writeln!(text, "{} is valid.", if is_stdin(file) { "standard input".into() } else { file.display().to_string() })?;
+    writeln!(text, "{} is valid.", input::name_of(file))?;
 
     writeln!(text, "\nlisteners")?;
     for Listener { name, address, refuse, balancers, ip_literal, sources } in &config.listeners {
         let refuse = match refuse {
-            Refuse::Alert => "a TLS alert",
-            Refuse::Close => "a close",
-            Refuse::Reset => "a reset",
+            RejectWith::Alert => "a TLS alert",
+            RejectWith::Close => "a close",
+            RejectWith::Reset => "a reset",
         };
         let name = if *name == address.to_string() { String::new() } else { format!("{name} on ") };
         let named = balancers.as_ref().map_or(String::new(), |from| format!(", named in PROXY headers from {from}"));

@@ -1,9 +1,7 @@
 //! `snigate explain`
 
-use std::fs::File;
-use std::io::{Read, Write as _, stdin, stdout};
+use std::io::{Write as _, stdout};
 use std::net::IpAddr;
-use std::path::Path;
 use std::process::ExitCode;
 
 use crate::client_hello::{Alpn, ClientHello, Framing, IpLiteral, Parsed, SupportedVersions};
@@ -11,15 +9,12 @@ use crate::config::{Config, Route};
 use crate::connection::admission::{NotAdmitted, Sources};
 use crate::name::{NamePattern, ServerName, ip_literal};
 use crate::route::{Client, MatchedBy, Matchers};
-use crate::text::pasted;
+use crate::text::{input, pasted};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use super::{alpn_list, any_listener, any_protocol, route_table};
 use crate::cli::Explain;
-
-/// No hello is longer, whatever the configuration says.
-const MAX_INPUT: u64 = 64 * 1024;
 
 pub(super) fn run(options: &Explain) -> anyhow::Result<ExitCode> {
     let config = Config::load(&options.config)?;
@@ -32,24 +27,17 @@ pub(super) fn run(options: &Explain) -> anyhow::Result<ExitCode> {
     };
     let mut explanation = match (&options.sni, &options.hello) {
         (Some(name), _) => explain_name(&config, name, &options.alpn, listener),
-        (None, Some(path)) => explain_hello(&config, &read(path)?, listener),
+        (None, Some(path)) => explain_hello(
+            &config,
+            &input::read(path).with_context(|| format!("cannot read {}", input::name_of(path)))?,
+            listener,
+        ),
         (None, None) => bail!("expected --sni or --hello"),
     };
     explanation.admit(&config, listener, options.client);
     let text = if options.json { format!("{}\n", explanation.json()) } else { explanation.text() };
     stdout().write_all(text.as_bytes())?;
     Ok(if explanation.is_served() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if path == Path::new("-") {
-        stdin().take(MAX_INPUT).read_to_end(&mut bytes).context("cannot read standard input")?;
-    } else {
-        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-        file.take(MAX_INPUT).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
-    }
-    Ok(bytes)
 }
 
 /// What becomes of a client.

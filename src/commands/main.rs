@@ -32,7 +32,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.is::<ConfigError>() || error.is::<super::Refused>() { EXIT_CONFIG } else { 1 }
+    if error.is::<ConfigError>() || error.is::<super::WouldBeRefused>() { EXIT_CONFIG } else { 1 }
 }
 
 #[expect(clippy::print_stderr, reason = "errors of the command line go to the terminal, not into the log")]

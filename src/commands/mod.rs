@@ -20,25 +20,23 @@ mod yaml;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::ExitCode;
 
 use crate::client_hello::Alpn;
-use crate::config::{self, Config, ConfigError, Listener, Route};
+use crate::config::{Config, Listener, Route};
 use crate::route::RouteTable;
 use crate::text::Destination;
 use crate::text::escape::visible;
 use crate::text::units::first_of;
 use crate::upstream::{lookup, plain};
 
-pub(crate) use self::kubeconfig::Server;
 pub use self::main::main;
 use crate::cli::{Arguments, Command};
 
 /// A configuration is valid and would not be taken all the same.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct Refused(String);
+pub(crate) struct WouldBeRefused(String);
 
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
@@ -55,19 +53,6 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         #[cfg(feature = "demo")]
         Command::Demo(options) => demo::run(&options),
     }
-}
-
-fn is_stdin(path: &Path) -> bool {
-    path == Path::new("-") || path == Path::new("/dev/stdin")
-}
-
-/// A configuration in a file, or on standard input.
-fn load(path: &Path) -> Result<Config, ConfigError> {
-    if !is_stdin(path) {
-        return Config::load(path);
-    }
-    let name = Path::new("standard input");
-    Config::of_file(name, &config::read_from(name, std::io::stdin().lock())?)
 }
 
 /// The application protocols that kubectl offers.

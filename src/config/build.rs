@@ -1,7 +1,6 @@
 //! From what is written to what is meant: defaults, and what two values must not be together.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,7 +9,8 @@ use super::{Admin, Config, Limits, Listener, Log, LogFormat, Route, Timeouts, ra
 use crate::admin::Hosts;
 use crate::client_hello::{DEFAULT_LIMIT, IpLiteral};
 use crate::connection::admission::{Networks, SourceLimits, Sources};
-use crate::connection::reject::Refuse;
+use crate::connection::reject::RejectWith;
+use crate::listener::overlap;
 use crate::name::NamePattern;
 use crate::process::sandbox::Sandbox;
 use crate::relay::Engine;
@@ -67,7 +67,10 @@ pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Wrong
     })
 }
 
-fn build_listeners(listen: Vec<Short<raw::Listener>>, default: Option<raw::Refuse>) -> Result<Vec<Listener>, Wrong> {
+fn build_listeners(
+    listen: Vec<Short<raw::Listener>>,
+    default: Option<raw::RejectWith>,
+) -> Result<Vec<Listener>, Wrong> {
     if listen.is_empty() {
         return Err(Wrong::at("listen", "an empty list; expected at least one address such as 0.0.0.0:6443"));
     }
@@ -90,14 +93,14 @@ fn build_listeners(listen: Vec<Short<raw::Listener>>, default: Option<raw::Refus
             return Err(Wrong::with(path, taken(&name, is_named, from, "listen", other), format!("listen[{other}]")));
         }
         let refuse = match refuse.or(default) {
-            None | Some(raw::Refuse::Alert) => Refuse::Alert,
-            Some(raw::Refuse::Close) => Refuse::Close,
-            Some(raw::Refuse::Reset) => Refuse::Reset,
+            None | Some(raw::RejectWith::Alert) => RejectWith::Alert,
+            Some(raw::RejectWith::Close) => RejectWith::Close,
+            Some(raw::RejectWith::Reset) => RejectWith::Reset,
         };
         let balancers = accept_proxy.map(|raw::AcceptProxy { from }| networks(from));
         let ip_literal = match ip_literal_sni {
             None | Some(raw::IpLiteralSni::None) => IpLiteral::NoName,
-            Some(raw::IpLiteralSni::Refuse) => IpLiteral::Refused,
+            Some(raw::IpLiteralSni::RejectWith) => IpLiteral::Refused,
         };
         let sources = build_sources(allow, deny);
         listeners.push(Listener { name, address, refuse, balancers, ip_literal, sources });
@@ -183,15 +186,6 @@ fn build_sources(allow: Option<List>, deny: Option<List>) -> Sources {
 
 fn networks(list: List) -> Networks {
     list.0.into_iter().map(|Text(text::Network(network))| network).collect()
-}
-
-/// Whether the kernel would refuse to listen on the second of the two: `[::]` takes the IPv4 addresses, too.
-pub(crate) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    let covers = |one: SocketAddr, other: SocketAddr| {
-        one.ip().is_unspecified() && (one.is_ipv6() || other.ip().to_canonical().is_ipv4())
-    };
-    let is_same = one.ip().to_canonical() == other.ip().to_canonical();
-    one.port() != 0 && one.port() == other.port() && (is_same || covers(one, other) || covers(other, one))
 }
 
 fn build_timeouts(raw: raw::Timeouts) -> Timeouts {

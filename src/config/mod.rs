@@ -8,21 +8,18 @@ mod upstream;
 mod yaml;
 
 use std::fmt;
-use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub(crate) use self::build::overlap;
 pub(crate) use self::schema::schema;
 use self::text::{OneOrMany, Short, Text};
 use self::yaml::{Place, YamlError};
 use crate::admin::Hosts;
 use crate::client_hello::IpLiteral;
 use crate::connection::admission::{Networks, SourceLimits, Sources};
-use crate::connection::reject::Refuse;
+use crate::connection::reject::RejectWith;
 use crate::name::NamePattern;
 use crate::process::sandbox::Sandbox;
 use crate::relay::Engine;
@@ -30,10 +27,8 @@ use crate::relay::tcp::TcpOptions;
 use crate::route::Matchers;
 use crate::text::Destination;
 use crate::text::escape::visible;
+use crate::text::input;
 use crate::upstream::Settings;
-
-/// Room for 100,000 routes.
-const MAX_FILE_SIZE: u64 = 32 * 1024 * 1024;
 
 /// A valid configuration.
 #[derive(Clone, Debug)]
@@ -83,7 +78,7 @@ pub(crate) struct Listener {
     /// With port 0 the kernel chooses.
     pub(crate) address: SocketAddr,
     /// How clients are refused here.
-    pub(crate) refuse: Refuse,
+    pub(crate) refuse: RejectWith,
     /// Who connects here in place of clients, and names them in PROXY headers; `None`: clients connect themselves.
     pub(crate) balancers: Option<Networks>,
     /// What an address in place of a name is.
@@ -155,7 +150,7 @@ pub(crate) struct Log {
     pub(crate) format: LogFormat,
     /// The least that is logged.
     pub(crate) level: tracing::Level,
-    /// Refusals with the same outcome that are logged per second; 0: all.
+    /// RecentRejections with the same outcome that are logged per second; 0: all.
     pub(crate) refusals_per_second: u32,
 }
 
@@ -220,7 +215,7 @@ impl fmt::Display for ConfigError {
 }
 
 impl Config {
-    /// Reads a file.
+    /// Reads a file, or standard input.
     pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
         Self::of_file(path, &read(path)?)
     }
@@ -229,7 +224,7 @@ impl Config {
     pub(crate) fn of_file(path: &Path, bytes: &[u8]) -> Result<Self, ConfigError> {
         let directory = path.parent().unwrap_or(Path::new(""));
         Self::parse(bytes, directory).map_err(|YamlError { position, message }| ConfigError {
-            file: Some(path.to_owned()),
+            file: Some(input::name_of(path).into()),
             position,
             message,
         })
@@ -285,7 +280,7 @@ impl Config {
 
     fn parse(bytes: &[u8], directory: &Path) -> Result<Self, YamlError> {
         let raw = yaml::parse(bytes)?;
-        let with_digest = |config| Self { digest: Some(digest(bytes)), ..config };
+        let with_digest = |config| Self { digest: Some(input::digest(bytes)), ..config };
         build::config(raw, directory).map(with_digest).map_err(|wrong| {
             let text = yaml::decode(bytes).unwrap_or_default();
             let locate = |path: &str| yaml::locate(text, &Place::value(path));
@@ -296,32 +291,11 @@ impl Config {
     }
 }
 
-/// A number that stands for a content, in another process of the same version, too.
-pub(crate) fn digest(content: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    content.hash(&mut hasher);
-    hasher.finish()
-}
-
-/// The bytes of a configuration: of a regular file, and not too many.
+/// The content of a configuration file, or of standard input.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
-    let refused = |message: String| ConfigError { file: Some(path.to_owned()), position: None, message };
-    let cannot = |error: std::io::Error| refused(format!("cannot read the configuration: {error}"));
-    let metadata = std::fs::metadata(path).map_err(cannot)?;
-    if !metadata.is_file() {
-        return Err(refused("cannot read the configuration: not a regular file".into()));
-    }
-    read_from(path, File::open(path).map_err(cannot)?)
-}
-
-/// The bytes of a configuration that comes from elsewhere, and is called so in errors.
-pub(crate) fn read_from(name: &Path, reader: impl Read) -> Result<Vec<u8>, ConfigError> {
-    let refused = |message: String| ConfigError { file: Some(name.to_owned()), position: None, message };
-    let mut bytes = Vec::new();
-    let read = reader.take(MAX_FILE_SIZE + 1).read_to_end(&mut bytes);
-    read.map_err(|error| refused(format!("cannot read the configuration: {error}")))?;
-    if bytes.len() as u64 > MAX_FILE_SIZE {
-        return Err(refused(format!("the configuration is larger than {} MiB", MAX_FILE_SIZE >> 20)));
-    }
-    Ok(bytes)
+    input::read_regular(path).map_err(|error| ConfigError {
+        file: Some(input::name_of(path).into()),
+        position: None,
+        message: format!("cannot read the configuration: {error}"),
+    })
 }

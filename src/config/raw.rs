@@ -27,7 +27,7 @@ pub(super) struct Config {
     pub(super) listen: Listen,
     /// How a client is told that it is not served. Default: alert.
     #[serde(default, deserialize_with = "present")]
-    pub(super) refuse: Option<Refuse>,
+    pub(super) refuse: Option<RejectWith>,
     /// Which clients go where: the most specific name wins, whatever the order.
     #[schemars(length(min = 1))]
     pub(super) routes: Vec<Route>,
@@ -112,7 +112,7 @@ pub(super) struct Listener {
     pub(super) address: Text<SocketAddr>,
     /// How a client is told here that it is not served. Default: the `refuse` of all listeners.
     #[serde(default, deserialize_with = "present")]
-    pub(super) refuse: Option<Refuse>,
+    pub(super) refuse: Option<RejectWith>,
     /// Networks that clients may come from. Default: everywhere.
     #[serde(default, deserialize_with = "present")]
     pub(super) allow: Option<OneOrMany<Text<Network>>>,
@@ -131,7 +131,7 @@ pub(super) struct Listener {
 #[serde(rename_all = "snake_case")]
 pub(super) enum IpLiteralSni {
     /// Malformed: the client is refused.
-    Refuse,
+    RejectWith,
     /// No name: the client goes where clients without a name go.
     None,
 }
@@ -169,7 +169,7 @@ impl Shorthand for Listener {
 
 #[derive(Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Refuse {
+pub(super) enum RejectWith {
     /// A TLS alert, which ends a client at once.
     Alert,
     /// A plain close.
@@ -539,7 +539,7 @@ pub(super) struct Log {
     /// The least that is logged. Default: info.
     #[serde(default, deserialize_with = "present")]
     pub(super) level: Option<LogLevel>,
-    /// Refusals with the same outcome that are logged per second; 0: all. Default: 50.
+    /// RecentRejections with the same outcome that are logged per second; 0: all. Default: 50.
     #[serde(default, deserialize_with = "present")]
     pub(super) refusals_per_second: Option<Text<Count<0, 1_000_000>>>,
 }

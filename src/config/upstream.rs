@@ -13,7 +13,7 @@ use crate::proxy_protocol::Version;
 use crate::text::Destination;
 use crate::upstream::health::{Authorities, CaFile, EXPECTED};
 use crate::upstream::{
-    Balance, ConnectBudget, HealthCheck, HttpCheck, OnRemove, Settings, Thresholds, TlsCheck, leads_to,
+    Balance, ConnectBudget, HealthCheck, HttpCheck, OnRemove, Settings, Thresholds, TlsCheck, arrives_at,
 };
 
 /// A route's `upstream`, found at `path`. Files are relative to the directory of the configuration.
@@ -86,7 +86,7 @@ fn check_destinations(destinations: &[Destination], path: &str, listeners: &[Lis
             return Err(Wrong::at(path, format!("{destination} stands twice")));
         }
         let is_reached_by =
-            |listener: &&Listener| destination.address().is_some_and(|address| leads_to(address, listener.address));
+            |listener: &&Listener| destination.address().is_some_and(|address| arrives_at(address, listener.address));
         if let Some(listener) = listeners.iter().find(is_reached_by) {
             let message =
                 format!("{destination} is the listener `{}` itself: connections would go in circles", listener.name);

@@ -232,7 +232,11 @@ impl Default for Table {
 
 impl Table {
     /// A place for a connection from there, if there is a limit; or why it gets none.
-    pub(crate) fn enter(self: &Arc<Self>, client: IpAddr, limits: &SourceLimits) -> Result<Option<Seat>, Excess> {
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        client: IpAddr,
+        limits: &SourceLimits,
+    ) -> Result<Option<SourcePermit>, Excess> {
         if *limits == SourceLimits::default() {
             return Ok(None);
         }
@@ -255,7 +259,7 @@ impl Table {
         }
         entry.open += 1;
         drop(shard);
-        Ok(Some(Seat { table: Arc::clone(self), source }))
+        Ok(Some(SourcePermit { table: Arc::clone(self), source }))
     }
 
     fn shard(&self, source: Source) -> MutexGuard<'_, Shard> {
@@ -281,12 +285,12 @@ impl Shard {
 
 /// A connection's place among those of its source, given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct SourcePermit {
     table: Arc<Table>,
     source: Source,
 }
 
-impl Drop for Seat {
+impl Drop for SourcePermit {
     fn drop(&mut self) {
         let mut shard = self.table.shard(self.source);
         if let Some(entry) = shard.sources.get_mut(&self.source) {

@@ -16,256 +16,251 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::client_hello::{ClientHello, IpLiteral};
-use crate::connection::admission::{Networks, Seat, SourceLimits, Sources, Table};
+use crate::connection::admission::{Networks, SourceLimits, SourcePermit, Sources, Table};
 use crate::connection::read_hello::Hello;
-use crate::connection::registry::{Member, Message, Order, Wait};
-use crate::connection::reject::{Refusal, Refuse};
+use crate::connection::registry::{CloseReason, Handle, Message, Wait};
+use crate::connection::reject::{RejectWith, Rejection};
 use crate::proxy_protocol::{self, Named};
 use crate::relay::{self, Command, Deadlines, Ending, Engine, Event, Side};
 use crate::route::{Client, RouteTable};
 use crate::server_hello::Answer;
-use crate::telemetry::{Account, ClosedBy, Facts, Listener, Outcome, RouteCounters, canonical, escape};
+use crate::telemetry::{ClosedBy, ConnectionRecord, Listener, LogFields, Outcome, RouteCounters, canonical, escape};
 use crate::upstream::{Connected, Upstream};
 
-/// All that a connection needs to know when it arrives; it never changes.
+/// What a connection needs to know when it arrives. Never changes: a reload makes another one.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     /// Where it arrived, and is counted.
     pub(crate) listener: Arc<Listener>,
-    /// The number by which routes know the listener.
-    pub(crate) number: usize,
-    /// How clients are refused there.
-    pub(crate) refuse: Refuse,
-    /// Who may connect there, and must name the client in a PROXY header; `None`: clients connect themselves.
+    /// The listener's position in the configuration, by which routes match it.
+    pub(crate) listener_index: usize,
+    /// How rejected clients are notified.
+    pub(crate) reject_with: RejectWith,
+    /// The balancers that may connect here, and must send a PROXY header; `None`: clients connect directly.
     pub(crate) balancers: Option<Networks>,
-    /// What an address in place of a name is there.
+    /// How an IP address in the server name extension is treated.
     pub(crate) ip_literal: IpLiteral,
-    /// From where clients may come.
+    /// The clients that this listener admits.
     pub(crate) sources: Sources,
-    /// And how many.
+    /// How many connections a source may have.
     pub(crate) source_limits: SourceLimits,
-    /// What they have.
+    /// How many each source has.
     pub(crate) source_table: Arc<Table>,
-    /// Who goes where.
     pub(crate) routes: Arc<RouteTable<Arc<Route>>>,
-    /// From accept to the whole hello.
+    /// From accept to the complete hello.
     pub(crate) hello_timeout: Duration,
     /// The largest hello, in raw bytes.
     pub(crate) hello_limit: usize,
-    /// For the relay.
     pub(crate) deadlines: Arc<Deadlines>,
-    /// For the relay.
     pub(crate) engine: Engine,
 }
 
 impl Snapshot {
-    /// Whether a client may come in at all.
-    fn admit(&self, client: IpAddr) -> Result<Option<Box<Seat>>, Refusal> {
+    /// Admits a client to the listener, whatever its route.
+    fn admit(&self, client: IpAddr) -> Result<Option<Box<SourcePermit>>, Rejection> {
         if !self.sources.admit(client) {
-            return Err(Refusal::because(Outcome::Denied, "its address is not allowed at this listener"));
+            return Err(Rejection::because(Outcome::Denied, "the client's address is not allowed at this listener"));
         }
-        let seat = self.source_table.enter(client, &self.source_limits);
-        // Small in the task of each connection, whether there is a limit or not.
-        seat.map(|seat| seat.map(Box::new)).map_err(|excess| Refusal::because(Outcome::OverLimit, excess.to_string()))
+        let permit = self.source_table.enter(client, &self.source_limits);
+        // Boxed, to be small in the task of each connection, whether there is a limit or not.
+        permit
+            .map(|permit| permit.map(Box::new))
+            .map_err(|excess| Rejection::because(Outcome::OverLimit, excess.to_string()))
     }
 }
 
-/// A route's target.
+/// What the route table leads to.
 #[derive(Debug)]
 pub(crate) struct Route {
-    /// From where its clients may come.
+    /// The clients that this route admits.
     pub(crate) sources: Sources,
-    /// How many connections it may have.
     pub(crate) max_connections: Option<u32>,
-    /// Where it leads.
     pub(crate) upstream: Upstream,
-    /// Where it is counted.
     pub(crate) counters: Arc<RouteCounters>,
-    /// Of its configuration.
+    /// Identifies its configuration.
     pub(crate) digest: u64,
 }
 
 impl Route {
-    /// Whether it serves this client, which makes so many connections.
-    fn admit(&self, client: IpAddr, connections: i64) -> Result<(), Refusal> {
+    /// Admits a client to the route, which has so many connections with this one.
+    fn admit(&self, client: IpAddr, connections: i64) -> Result<(), Rejection> {
         if !self.sources.admit(client) {
-            return Err(Refusal::because(Outcome::Denied, "its address is not allowed for this route"));
+            return Err(Rejection::because(Outcome::Denied, "the client's address is not allowed for this route"));
         }
         match self.max_connections {
-            Some(limit) if connections > limit.into() => Err(Refusal::because(
-                Outcome::OverLimit,
-                format!("the route has its {limit} connections already (max_connections)"),
-            )),
+            Some(limit) if connections > limit.into() => {
+                Err(Rejection::because(Outcome::OverLimit, format!("the route has reached max_connections: {limit}")))
+            }
             _ => Ok(()),
         }
     }
 }
 
-/// Serves one accepted connection until it has ended, or its `membership` says that it must, and only then drops its
-/// `permit`. (An `async fn` would keep room for its arguments twice, for as long as it waits.)
+/// Serves one accepted connection until it has ended, or `handle` receives the message to close it, and only then drops its
+/// `permit`. (An `async fn` would reserve room for its arguments twice, for as long as it runs.)
 pub(crate) fn serve<P: Send>(
     client: TcpStream,
     peer: SocketAddr,
     snapshot: Arc<Snapshot>,
-    mut membership: Member,
+    mut handle: Handle,
     permit: P,
 ) -> impl Future<Output = ()> + Send {
-    let (refuse, engine, deadlines) = (snapshot.refuse, snapshot.engine, Arc::clone(&snapshot.deadlines));
-    let mut account = Account::open(&snapshot.listener, canonical(peer));
+    let (reject_with, engine, deadlines) = (snapshot.reject_with, snapshot.engine, Arc::clone(&snapshot.deadlines));
+    let mut record = ConnectionRecord::open(&snapshot.listener, canonical(peer));
     async move {
-        let waiting = membership.wait(Wait::Hello);
+        let waiting = handle.wait(Wait::Hello);
         // Boxed, as is all that is over when bytes are relayed.
         let mut hello = Box::new(Hello::new(snapshot.hello_limit));
-        let way = Box::pin(async {
+        let setup = Box::pin(async {
             let deadline = Instant::now() + snapshot.hello_timeout;
-            let named = if let Some(balancers) = &snapshot.balancers {
-                let named = introduce(&client, balancers, &mut hello, account.source(), deadline).await?;
-                named.inspect(|named| account.speaks_for(named.source))
+            let proxied = if let Some(balancers) = &snapshot.balancers {
+                let proxied = read_proxy_header(&client, balancers, &mut hello, record.source(), deadline).await?;
+                proxied.inspect(|proxied| record.set_client(proxied.source))
             } else {
                 None
             };
-            let seat = snapshot.admit(account.source())?;
+            let source_permit = snapshot.admit(record.source())?;
             hello.read(&client, deadline).await?;
             drop(waiting);
-            account.hello_read();
+            record.hello_complete();
             let hello = hello.parse(snapshot.ip_literal)?;
-            account.learn(|facts| note(&hello, facts));
+            note(&hello, &mut record.fields);
 
-            let asked = Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener: snapshot.number };
-            let route = snapshot.routes.find(&asked).ok_or_else(|| unrouted(&asked, &snapshot.routes))?.target;
-            let connections = account.routed(&route.counters);
-            route.admit(account.source(), connections)?;
+            let query =
+                Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener: snapshot.listener_index };
+            let route = snapshot.routes.find(&query).ok_or_else(|| unrouted(&query, &snapshot.routes))?.target;
+            let connections = record.routed(&route.counters);
+            route.admit(record.source(), connections)?;
 
             let start = Instant::now();
-            let Connected { stream: upstream, local, place, passed_over } = tokio::select! {
+            let Connected { stream: upstream, local, slot, failed_attempts } = tokio::select! {
                 connected = route.upstream.connect() => connected?,
                 () = reset(&client) => return Err(Outcome::ClientGone.into()),
             };
-            account.connected(start.elapsed(), place.endpoint().address, local);
-            account.learn(|facts| facts.reason = passed_over.map(|failure| failure.to_string().into()));
+            record.connected(start.elapsed(), slot.endpoint().address, local);
+            record.fields.reason = failed_attempts.map(|failures| failures.to_string().into());
             if let Some(version) = route.upstream.setup().settings.proxy_protocol {
-                announce(&upstream, version, &client, account.client(), named, &asked)?;
+                send_proxy_header(&upstream, version, &client, record.client(), proxied, &query)?;
             }
-            Ok::<_, Refusal>((upstream, place, seat))
+            Ok::<_, Rejection>((upstream, slot, source_permit))
         });
         let connected = tokio::select! {
-            result = way => result,
-            order = &mut membership => Err(refusal_of(order)),
+            result = setup => result,
+            reason = &mut handle => Err(rejection_of(reason)),
         };
-        let (upstream, place, _) = match &connected {
+        let (upstream, slot, _) = match &connected {
             Ok(connected) => connected,
-            Err(refusal) => {
-                account.refused(hello.received());
+            Err(rejection) => {
+                record.rejected(hello.received());
                 drop(hello);
-                let refuse = if membership.order() == Order::Crowded { Refuse::Reset } else { refuse };
-                let lingering = membership.wait(Wait::Leave);
+                let reject_with =
+                    if handle.close_reason() == CloseReason::Shed { RejectWith::Reset } else { reject_with };
+                let lingering = handle.wait(Wait::Close);
                 tokio::select! {
-                    () = Box::pin(refusal.deliver(client, refuse)) => {}
-                    _ = &mut membership => {}
+                    () = Box::pin(rejection.deliver(client, reject_with)) => {}
+                    _ = &mut handle => {}
                 }
                 drop(lingering);
-                account.end(refusal.outcome, refusal.closed_by());
-                account.learn(|facts| refusal.note(facts));
+                if rejection.server_name.is_some() {
+                    record.fields.server_name.clone_from(&rejection.server_name);
+                }
+                record.end(rejection.outcome, rejection.closed_by(), rejection.reason.clone());
                 return;
             }
         };
 
-        membership.reached(place.endpoint().id);
+        handle.reached(slot.endpoint().id);
         // A stream of days must not keep an old configuration alive.
         drop(snapshot);
-        let happens = |event: Event<'_>| match event {
-            Event::Delivered(Side::Client, bytes) => account.received(bytes),
-            Event::Delivered(Side::Upstream, bytes) => account.sent(bytes),
+        let on_event = |event: Event<'_>| match event {
+            Event::Delivered(Side::Client, bytes) => record.received(bytes),
+            Event::Delivered(Side::Upstream, bytes) => record.sent(bytes),
             Event::Answered(bytes) => {
-                place.answered();
-                account.answered(Answer::parse(bytes));
+                slot.answered();
+                record.answered(Answer::parse(bytes));
             }
-            Event::Unanswered => {
-                if account.complains() {
-                    place.did_not_answer("no answer to a ClientHello in time");
-                }
-            }
+            Event::Unanswered if record.has_sent_nothing() => slot.did_not_answer("no answer to a ClientHello in time"),
+            Event::Unanswered => {}
         };
         let commands = |cx: &mut Context<'_>| {
-            membership.poll_message(cx).map(|message| match message {
-                Message::End(_) => Command::Stop,
+            handle.poll_message(cx).map(|message| match message {
+                Message::Close(_) => Command::Stop,
                 Message::Probe(since) => Command::Probe(since),
             })
         };
         let hello = hello.into_bytes();
-        let ending = relay::copy_bidirectional(&client, upstream, engine, hello, &deadlines, commands, happens).await;
-        let has_left = matches!(
+        let ending = relay::copy_bidirectional(&client, upstream, engine, hello, &deadlines, commands, on_event).await;
+        let upstream_closed = matches!(
             ending,
             Ending::Closed(Side::Upstream) | Ending::ClosedThenReset(Side::Upstream) | Ending::Reset(Side::Upstream)
         );
-        if has_left && account.complains() {
-            place.did_not_answer("closed without an answer to a ClientHello");
+        if upstream_closed && record.has_sent_nothing() {
+            slot.did_not_answer("closed without an answer to a ClientHello");
         }
         drop((client, connected, permit));
-        let (outcome, closed_by) = outcome_of(ending, membership.order());
-        account.end(outcome, closed_by);
-        account.learn(|facts| facts.reason = why_closed(ending, membership.order()).or(facts.reason.take()));
+        let (outcome, closed_by) = outcome_of(ending, handle.close_reason());
+        record.end(outcome, closed_by, why_closed(ending, handle.close_reason()));
     }
 }
 
-/// Whom the balancer that has connected speaks for, if it does not speak for itself.
-async fn introduce(
+/// The client that the balancer has connected for; `None`: the balancer itself (`LOCAL`, `UNKNOWN`).
+async fn read_proxy_header(
     client: &TcpStream,
     balancers: &Networks,
     hello: &mut Hello,
     peer: IpAddr,
     deadline: Instant,
-) -> Result<Option<Named>, Refusal> {
+) -> Result<Option<Named>, Rejection> {
     if !balancers.contains(peer) {
-        return Err(Refusal::because(Outcome::ProxyHeader, "it is none of those in accept_proxy"));
+        return Err(Rejection::because(Outcome::ProxyHeader, "peer not in accept_proxy.from"));
     }
     Ok(hello.read_proxy_header(client, deadline).await?)
 }
 
-/// Tells the endpoint who the client is, before anything that the client has said.
-fn announce(
+/// Sends the client's address to the endpoint, before anything that the client has sent.
+fn send_proxy_header(
     upstream: &TcpStream,
     version: proxy_protocol::Version,
     client: &TcpStream,
     source: SocketAddr,
-    named: Option<Named>,
-    asked: &Client<'_>,
-) -> Result<(), Refusal> {
-    let arrived_at = named.map(|named| named.destination).or_else(|| client.local_addr().ok());
+    proxied: Option<Named>,
+    query: &Client<'_>,
+) -> Result<(), Rejection> {
+    let arrived_at = proxied.map(|proxied| proxied.destination).or_else(|| client.local_addr().ok());
     let header = arrived_at.map(|destination| {
         let named = Named { source, destination: canonical(destination) };
-        let alpn = asked.alpn.map(|alpn| alpn.as_list());
-        proxy_protocol::Client { named, server_name: asked.server_name, alpn }
+        let alpn = query.alpn.map(|alpn| alpn.as_list());
+        proxy_protocol::Client { named, server_name: query.server_name, alpn }
     });
     let header = proxy_protocol::header(version, header.as_ref());
     // It travels with the hello, which follows at once; both fit into the empty buffer of a new connection.
     match rustix::net::send(upstream, &header, SendFlags::MORE | SendFlags::NOSIGNAL) {
         Ok(sent) if sent == header.len() => Ok(()),
-        _ => Err(Refusal::because(Outcome::ConnectRefused, "the endpoint did not take the PROXY header")),
+        _ => Err(Rejection::because(Outcome::ConnectRefused, "the endpoint did not accept the PROXY header")),
     }
 }
 
-/// What the log line will say of the hello.
-fn note(hello: &ClientHello<'_>, facts: &mut Facts) {
+/// Notes what the log line says about the hello.
+fn note(hello: &ClientHello<'_>, fields: &mut LogFields) {
     let literal = || hello.ip_literal.map(|address| address.to_string().into());
-    facts.server_name = hello.server_name.map(|name| name.to_string().into()).or_else(literal);
-    facts.next_protocol = hello.alpn.ok().map(|offered| {
+    fields.server_name = hello.server_name.map(|name| name.to_string().into()).or_else(literal);
+    fields.next_protocol = hello.alpn.ok().map(|offered| {
         let protocols: Vec<&[u8]> = offered.iter().collect();
         escape(&protocols.join(&b','))
     });
-    facts.protocol_version = Some(hello.highest_version());
+    fields.protocol_version = Some(hello.highest_version());
 }
 
-/// Why no route takes it.
-fn unrouted(client: &Client<'_>, routes: &RouteTable<Arc<Route>>) -> Refusal {
+/// Why no route matches.
+fn unrouted(client: &Client<'_>, routes: &RouteTable<Arc<Route>>) -> Rejection {
     let (outcome, reason) = match client.server_name {
         Some(name) if routes.knows(name) => {
-            (Outcome::UnknownName, "the routes that have the name do not take its `alpn` or `listener`")
+            (Outcome::UnknownName, "routes with this name require another `alpn` or `listener`")
         }
         Some(_) => (Outcome::UnknownName, "no route has the name"),
-        None => (Outcome::NoName, "it sent no server name, and there is no route without `sni`"),
+        None => (Outcome::NoName, "the client sent no SNI, and there is no catch-all route"),
     };
-    Refusal::because(outcome, reason)
+    Rejection::because(outcome, reason)
 }
 
 /// Until the client resets the connection. A FIN is no reset: it may still want the answer.
@@ -275,16 +270,16 @@ async fn reset(client: &TcpStream) {
     }
 }
 
-/// What the log says of a connection that was closed here, besides its outcome.
-fn why_closed(ending: Ending, order: Order) -> Option<Box<str>> {
-    match (ending, order) {
-        (Ending::Stopped, Order::Removed) => Some("a reload has removed its route or endpoint".into()),
+/// Why a connection was closed by us, where the outcome does not say it.
+fn why_closed(ending: Ending, close_reason: CloseReason) -> Option<Box<str>> {
+    match (ending, close_reason) {
+        (Ending::Stopped, CloseReason::Removed) => Some("a reload removed its route or endpoint".into()),
         (Ending::ProbeUnanswered, _) => Some("the endpoint is dead and does not acknowledge this connection".into()),
         _ => None,
     }
 }
 
-fn outcome_of(ending: Ending, order: Order) -> (Outcome, ClosedBy) {
+fn outcome_of(ending: Ending, close_reason: CloseReason) -> (Outcome, ClosedBy) {
     let by = |side| match side {
         Side::Client => ClosedBy::Client,
         Side::Upstream => ClosedBy::Upstream,
@@ -297,28 +292,27 @@ fn outcome_of(ending: Ending, order: Order) -> (Outcome, ClosedBy) {
         Ending::IdleTimeout => (Outcome::IdleTimeout, ClosedBy::Us),
         Ending::HalfCloseTimeout => (Outcome::HalfCloseTimeout, ClosedBy::Us),
         Ending::ProbeUnanswered => (Outcome::CutEndpoint, ClosedBy::Us),
-        Ending::Stopped => match order {
-            Order::Drain | Order::Removed => (Outcome::Drained, ClosedBy::Us),
-            Order::Crowded => (Outcome::OverLimit, ClosedBy::Us),
+        Ending::Stopped => match close_reason {
+            CloseReason::Draining | CloseReason::Removed => (Outcome::Drained, ClosedBy::Us),
+            CloseReason::Shed => (Outcome::OverLimit, ClosedBy::Us),
         },
     }
 }
 
-/// Of a connection that has reached no endpoint yet.
-fn refusal_of(order: Order) -> Refusal {
-    match order {
-        Order::Drain | Order::Removed => Outcome::Drained.into(),
-        Order::Crowded => Refusal::because(
-            Outcome::OverLimit,
-            "limits.connections is reached, and of those who have sent no hello it had waited longest",
-        ),
+/// Of a connection that was closed before it reached an endpoint.
+fn rejection_of(reason: CloseReason) -> Rejection {
+    match reason {
+        CloseReason::Draining | CloseReason::Removed => Outcome::Drained.into(),
+        CloseReason::Shed => {
+            Rejection::because(Outcome::OverLimit, "shed at limits.connections: oldest connection without ClientHello")
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection::registry::Roster;
+    use crate::connection::registry::Registry;
     use crate::telemetry::Counters;
 
     /// A task has 112 bytes more and is a multiple of 128: one byte here can be 128 for every idle connection.
@@ -330,8 +324,8 @@ mod tests {
         let deadlines = Deadlines { idle: Duration::MAX, half_close: Duration::MAX, stalled: Duration::MAX };
         let snapshot = Snapshot {
             listener: Arc::new(Counters::new(0)).listener("api"),
-            number: 0,
-            refuse: Refuse::Alert,
+            listener_index: 0,
+            reject_with: RejectWith::Alert,
             balancers: None,
             ip_literal: IpLiteral::NoName,
             sources: Sources::default(),
@@ -344,8 +338,8 @@ mod tests {
             engine: Engine::Auto,
         };
         let permit = Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap();
-        let member = Arc::new(Roster::default()).enter();
-        let task = serve(accepted.unwrap().0, client.unwrap().local_addr().unwrap(), snapshot.into(), member, permit);
+        let handle = Arc::new(Registry::default()).enter();
+        let task = serve(accepted.unwrap().0, client.unwrap().local_addr().unwrap(), snapshot.into(), handle, permit);
         assert!(size_of_val(&task) <= 784, "{}", size_of_val(&task));
     }
 }

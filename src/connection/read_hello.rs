@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::client_hello::{ClientHello, Framing, Invalid, IpLiteral, Progress, Reason};
 use crate::proxy_protocol::{self, Named};
-use crate::relay::budget::Charge;
+use crate::relay::budget::Reservation;
 use crate::relay::tcp::{is_transient, try_read, with_scratch};
 
 /// A hello as far as it has been received, and what came right behind it.
@@ -16,7 +16,7 @@ pub(crate) struct Hello {
     framing: Framing,
     received: Vec<u8>,
     limit: usize,
-    charge: Charge,
+    charge: Reservation,
 }
 
 /// So much memory every hello may have; more only as long as there is room. Most hellos are smaller.
@@ -42,7 +42,7 @@ pub(crate) enum HelloError {
 impl Hello {
     /// A hello of at most `limit` raw bytes.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { framing: Framing::new(limit), received: Vec::new(), limit, charge: Charge::default() }
+        Self { framing: Framing::new(limit), received: Vec::new(), limit, charge: Reservation::default() }
     }
 
     /// Reads the PROXY header that comes before the hello; whom it names.

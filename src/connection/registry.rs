@@ -11,45 +11,45 @@ use slab::Slab;
 use tokio::sync::oneshot::{self, Receiver, Sender};
 use tokio::time::Instant;
 
-use crate::upstream::EndpointId;
+use crate::upstream::{EndpointId, OpenConnections};
 
 /// Why a connection is told to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// This process ends.
-    Drain,
+pub(crate) enum CloseReason {
+    /// The process is shutting down.
+    Draining,
     /// A reload has removed its route or endpoint.
     Removed,
-    /// There is no place for others, and it only waits.
-    Crowded,
+    /// `limits.connections` is reached, and it was only waiting for its client.
+    Shed,
 }
 
 /// What a connection is sent by the rest of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
-    /// It must end.
-    End(Order),
+    /// Close.
+    Close(CloseReason),
     /// Its endpoint was found dead at this moment: it must find out whether its own connection to it is.
     Probe(Instant),
 }
 
 /// So long a hello is awaited although there is no place for others: a round trip of anybody.
-const PATIENCE: Duration = Duration::from_secs(1);
+const MIN_HELLO_WAIT: Duration = Duration::from_secs(1);
 
 /// Who is here. Until it is told to end, this costs a connection no lock per poll, and some 80 bytes.
 #[derive(Debug, Default)]
-pub(crate) struct Roster {
-    members: Mutex<Members>,
+pub(crate) struct Registry {
+    entries: Mutex<Entries>,
 }
 
 #[derive(Debug, Default)]
-struct Members {
+struct Entries {
     present: Slab<Entry>,
     closed: bool,
     /// Those whose hello is awaited.
-    expected: Queue,
+    awaiting_hello: Queue,
     /// Those that have been refused, and have not gone yet.
-    leaving: Queue,
+    awaiting_close: Queue,
 }
 
 #[derive(Debug)]
@@ -63,7 +63,7 @@ struct Entry {
 enum Stage {
     /// Waiting in one of the queues.
     Waiting(Wait, Instant),
-    OnTheWay,
+    Connecting,
     At(EndpointId),
 }
 
@@ -72,8 +72,8 @@ enum Stage {
 pub(crate) enum Wait {
     /// For its client's hello.
     Hello,
-    /// For its client to go.
-    Leave,
+    /// For its client to close.
+    Close,
 }
 
 /// Who waits, and since when; who came last is at the end.
@@ -84,11 +84,11 @@ struct Queue {
     waiting: usize,
 }
 
-impl Members {
+impl Entries {
     fn queue(&mut self, wait: Wait) -> (&mut Slab<Entry>, &mut Queue) {
         match wait {
-            Wait::Hello => (&mut self.present, &mut self.expected),
-            Wait::Leave => (&mut self.present, &mut self.leaving),
+            Wait::Hello => (&mut self.present, &mut self.awaiting_hello),
+            Wait::Close => (&mut self.present, &mut self.awaiting_close),
         }
     }
 
@@ -112,13 +112,13 @@ impl Members {
         let is_there = waits(present, number, wait, since);
         if is_there {
             queue.waiting -= 1;
-            present[number as usize].stage = Stage::OnTheWay;
+            present[number as usize].stage = Stage::Connecting;
         }
         is_there
     }
 
     /// Tells whoever has waited longest to go; whether there was somebody who has waited for so long.
-    fn dismiss(&mut self, wait: Wait, at_least: Duration) -> bool {
+    fn close_oldest(&mut self, wait: Wait, at_least: Duration) -> bool {
         loop {
             let (present, queue) = self.queue(wait);
             let Some((number, since)) = queue.entries.front().copied() else { return false };
@@ -131,7 +131,7 @@ impl Members {
             }
             // It has been told something else already, otherwise.
             if let Some(sender) = self.present[number as usize].sender.take() {
-                return sender.send(Message::End(Order::Crowded)).is_ok();
+                return sender.send(Message::Close(CloseReason::Shed)).is_ok();
             }
         }
     }
@@ -150,91 +150,91 @@ impl Entry {
 
 /// One connection's entry; it leaves when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Member {
+pub(crate) struct Handle {
     messages: Receiver<Message>,
-    order: Option<Order>,
+    reason: Option<CloseReason>,
     number: u32,
-    roster: Arc<Roster>,
+    registry: Arc<Registry>,
 }
 
-impl Roster {
+impl Registry {
     /// A connection is here.
-    pub(crate) fn enter(self: &Arc<Self>) -> Member {
+    pub(crate) fn enter(self: &Arc<Self>) -> Handle {
         let (sender, messages) = oneshot::channel();
-        let mut members = self.members();
-        let sender = (!members.closed).then_some(sender);
-        let number = members.present.insert(Entry { sender, stage: Stage::OnTheWay });
+        let mut entries = self.entries();
+        let sender = (!entries.closed).then_some(sender);
+        let number = entries.present.insert(Entry { sender, stage: Stage::Connecting });
         // There are never as many descriptors.
         let number = u32::try_from(number).unwrap_or(u32::MAX);
-        Member { messages, order: None, number, roster: Arc::clone(self) }
+        Handle { messages, reason: None, number, registry: Arc::clone(self) }
     }
 
     /// There is no place for another one: whoever was refused and has not gone, or whose hello has been awaited longest, is
     /// told to end. A hello is awaited for a second at least, unless more than `most` are.
-    pub(crate) fn make_room(&self, most: usize) {
-        let mut members = self.members();
-        let patience = if members.expected.waiting > most { Duration::ZERO } else { PATIENCE };
-        let _ = members.dismiss(Wait::Leave, Duration::ZERO) || members.dismiss(Wait::Hello, patience);
+    pub(crate) fn shed_one(&self, most: usize) {
+        let mut entries = self.entries();
+        let patience = if entries.awaiting_hello.waiting > most { Duration::ZERO } else { MIN_HELLO_WAIT };
+        let _ = entries.close_oldest(Wait::Close, Duration::ZERO) || entries.close_oldest(Wait::Hello, patience);
     }
 
     /// Tells all that are here, and all that will come, to end.
-    pub(crate) fn end_all(&self) {
-        let mut members = self.members();
-        members.closed = true;
-        for (_, entry) in &mut members.present {
+    pub(crate) fn close_all(&self) {
+        let mut entries = self.entries();
+        entries.closed = true;
+        for (_, entry) in &mut entries.present {
             // Dropped unused, it wakes its receiver too.
             entry.sender.take();
         }
     }
 
-    /// Has those that are connected to this endpoint probe their connections, which was found dead at this moment; how many
-    /// these are.
-    pub(crate) fn probe_those_at(&self, endpoint: EndpointId, since: Instant) -> usize {
-        let mut members = self.members();
-        let those = members.present.iter_mut().filter(|(_, entry)| entry.is_at(|at| at == endpoint));
-        those.filter_map(|(_, entry)| entry.sender.take()?.send(Message::Probe(since)).ok()).count()
-    }
-
     /// The numbers of those that are connected to one of these endpoints and have not been told to end.
-    pub(crate) fn those_at(&self, endpoints: &HashSet<EndpointId>) -> Vec<usize> {
-        let members = self.members();
-        let those = members.present.iter().filter(|(_, entry)| entry.is_at(|at| endpoints.contains(&at)));
+    pub(crate) fn numbers_at(&self, endpoints: &HashSet<EndpointId>) -> Vec<usize> {
+        let entries = self.entries();
+        let those = entries.present.iter().filter(|(_, entry)| entry.is_at(|at| endpoints.contains(&at)));
         those.map(|(number, _)| number).collect()
     }
 
     /// Tells those of these numbers that are still connected to one of these endpoints; how many these are.
-    pub(crate) fn end(&self, numbers: &[usize], endpoints: &HashSet<EndpointId>, order: Order) -> usize {
-        let mut members = self.members();
+    pub(crate) fn close(&self, numbers: &[usize], endpoints: &HashSet<EndpointId>, reason: CloseReason) -> usize {
+        let mut entries = self.entries();
         let tell = |number: &usize| {
-            let entry = members.present.get_mut(*number)?;
+            let entry = entries.present.get_mut(*number)?;
             if !entry.is_at(|at| endpoints.contains(&at)) {
                 return None;
             }
-            entry.sender.take()?.send(Message::End(order)).ok()
+            entry.sender.take()?.send(Message::Close(reason)).ok()
         };
         numbers.iter().filter_map(tell).count()
     }
 
-    fn members(&self) -> MutexGuard<'_, Members> {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Member {
+impl OpenConnections for Registry {
+    fn probe(&self, endpoint: EndpointId, since: Instant) -> usize {
+        let mut entries = self.entries();
+        let those = entries.present.iter_mut().filter(|(_, entry)| entry.is_at(|at| at == endpoint));
+        those.filter_map(|(_, entry)| entry.sender.take()?.send(Message::Probe(since)).ok()).count()
+    }
+}
+
+impl Handle {
     /// What it was told; the end of the process, as long as it was told nothing.
-    pub(crate) fn order(&self) -> Order {
-        self.order.unwrap_or(Order::Drain)
+    pub(crate) fn close_reason(&self) -> CloseReason {
+        self.reason.unwrap_or(CloseReason::Draining)
     }
 
     /// From now on, until what is returned is dropped, the connection waits for its client.
     pub(crate) fn wait(&self, wait: Wait) -> Waiting {
-        let since = self.roster.members().begin(self.number, wait);
-        Waiting { wait, since, number: self.number, roster: Arc::clone(&self.roster) }
+        let since = self.registry.entries().begin(self.number, wait);
+        Waiting { wait, since, number: self.number, registry: Arc::clone(&self.registry) }
     }
 
     /// The connection has reached this endpoint.
     pub(crate) fn reached(&self, endpoint: EndpointId) {
-        if let Some(entry) = self.roster.members().present.get_mut(self.number as usize) {
+        if let Some(entry) = self.registry.entries().present.get_mut(self.number as usize) {
             entry.stage = Stage::At(endpoint);
         }
     }
@@ -246,24 +246,24 @@ pub(crate) struct Waiting {
     wait: Wait,
     since: Instant,
     number: u32,
-    roster: Arc<Roster>,
+    registry: Arc<Registry>,
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.roster.members().end(self.number, self.wait, self.since);
+        self.registry.entries().end(self.number, self.wait, self.since);
     }
 }
 
-impl Member {
+impl Handle {
     /// The next message; none after the one to end.
     pub(crate) fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Message> {
-        if self.order.is_some() {
+        if self.reason.is_some() {
             return Poll::Pending;
         }
-        let message = ready!(Pin::new(&mut self.messages).poll(cx)).unwrap_or(Message::End(Order::Drain));
+        let message = ready!(Pin::new(&mut self.messages).poll(cx)).unwrap_or(Message::Close(CloseReason::Draining));
         match message {
-            Message::End(order) => self.order = Some(order),
+            Message::Close(reason) => self.reason = Some(reason),
             Message::Probe(_) => self.receive_again(),
         }
         Poll::Ready(message)
@@ -273,34 +273,34 @@ impl Member {
     fn receive_again(&mut self) {
         let (sender, messages) = oneshot::channel();
         self.messages = messages;
-        let mut members = self.roster.members();
-        if members.closed {
+        let mut entries = self.registry.entries();
+        if entries.closed {
             return;
         }
-        if let Some(entry) = members.present.get_mut(self.number as usize) {
+        if let Some(entry) = entries.present.get_mut(self.number as usize) {
             entry.sender = Some(sender);
         }
     }
 }
 
 /// Ready when the connection is to end; once. For those that have not reached an endpoint, and so are sent nothing else.
-impl Future for Member {
-    type Output = Order;
+impl Future for Handle {
+    type Output = CloseReason;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Order> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<CloseReason> {
         loop {
-            if let Message::End(order) = ready!(self.poll_message(cx)) {
-                return Poll::Ready(order);
+            if let Message::Close(reason) = ready!(self.poll_message(cx)) {
+                return Poll::Ready(reason);
             }
         }
     }
 }
 
-impl Drop for Member {
+impl Drop for Handle {
     fn drop(&mut self) {
-        let mut members = self.roster.members();
-        if let Some(Entry { stage: Stage::Waiting(wait, _), .. }) = members.present.try_remove(self.number as usize) {
-            members.queue(wait).1.waiting -= 1;
+        let mut entries = self.registry.entries();
+        if let Some(Entry { stage: Stage::Waiting(wait, _), .. }) = entries.present.try_remove(self.number as usize) {
+            entries.queue(wait).1.waiting -= 1;
         }
     }
 }
@@ -311,93 +311,97 @@ mod tests {
 
     #[tokio::test]
     async fn those_who_are_here_and_those_who_come_late_are_told() {
-        let roster = Arc::new(Roster::default());
-        let (early, here) = (roster.enter(), roster.enter());
+        let registry = Arc::new(Registry::default());
+        let (early, here) = (registry.enter(), registry.enter());
         drop(early);
         let mut waiting = tokio::spawn(here);
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
-        roster.end_all();
-        assert_eq!((&mut waiting).await.unwrap(), Order::Drain);
-        assert_eq!(roster.enter().await, Order::Drain);
-        assert!(roster.members().present.is_empty());
+        registry.close_all();
+        assert_eq!((&mut waiting).await.unwrap(), CloseReason::Draining);
+        assert_eq!(registry.enter().await, CloseReason::Draining);
+        assert!(registry.entries().present.is_empty());
     }
 
-    fn is_told(member: &mut Member) -> bool {
+    fn is_told(handle: &mut Handle) -> bool {
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        Pin::new(member).poll(&mut cx).is_ready()
+        Pin::new(handle).poll(&mut cx).is_ready()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a16_who_has_waited_longest_makes_room() {
-        let roster = Arc::new(Roster::default());
-        let mut members: Vec<Member> = (0..6).map(|_| roster.enter()).collect();
-        let first = members[0].wait(Wait::Hello);
-        let _second = members[1].wait(Wait::Hello);
+        let registry = Arc::new(Registry::default());
+        let mut entries: Vec<Handle> = (0..6).map(|_| registry.enter()).collect();
+        let first = entries[0].wait(Wait::Hello);
+        let _second = entries[1].wait(Wait::Hello);
         drop(first);
-        let _third = members[2].wait(Wait::Hello);
-        roster.make_room(2);
-        assert!(!members.iter_mut().any(is_told), "they have come just now");
-        roster.make_room(1);
-        assert!(is_told(&mut members[1]) && members[1].order() == Order::Crowded, "two are too many");
-        assert!(!is_told(&mut members[1]), "once");
-        tokio::time::advance(PATIENCE).await;
-        let _fourth = members[3].wait(Wait::Hello);
-        let _refused = members[4].wait(Wait::Leave);
-        roster.make_room(9);
-        assert!(is_told(&mut members[4]), "who was refused goes first");
-        roster.make_room(9);
-        assert!(is_told(&mut members[2]) && !is_told(&mut members[3]), "then who has waited a second");
-        roster.make_room(9);
-        assert!(!is_told(&mut members[3]));
+        let _third = entries[2].wait(Wait::Hello);
+        registry.shed_one(2);
+        assert!(!entries.iter_mut().any(is_told), "they have come just now");
+        registry.shed_one(1);
+        assert!(is_told(&mut entries[1]) && entries[1].close_reason() == CloseReason::Shed, "two are too many");
+        assert!(!is_told(&mut entries[1]), "once");
+        tokio::time::advance(MIN_HELLO_WAIT).await;
+        let _fourth = entries[3].wait(Wait::Hello);
+        let _refused = entries[4].wait(Wait::Close);
+        registry.shed_one(9);
+        assert!(is_told(&mut entries[4]), "who was refused goes first");
+        registry.shed_one(9);
+        assert!(is_told(&mut entries[2]) && !is_told(&mut entries[3]), "then who has waited a second");
+        registry.shed_one(9);
+        assert!(!is_told(&mut entries[3]));
         for _ in 0..1000 {
             tokio::time::advance(Duration::from_micros(1)).await;
-            drop(members[5].wait(Wait::Hello));
+            drop(entries[5].wait(Wait::Hello));
         }
-        assert!(roster.members().expected.entries.len() < 100, "what is over is forgotten");
-        members.clear();
-        let members = roster.members();
-        assert_eq!((members.expected.waiting, members.leaving.waiting), (0, 0));
+        assert!(registry.entries().awaiting_hello.entries.len() < 100, "what is over is forgotten");
+        entries.clear();
+        let entries = registry.entries();
+        assert_eq!((entries.awaiting_hello.waiting, entries.awaiting_close.waiting), (0, 0));
     }
 
     #[tokio::test]
     async fn those_at_an_endpoint_are_told_alone() {
-        let roster = Arc::new(Roster::default());
+        let registry = Arc::new(Registry::default());
         let endpoints = [EndpointId::next(), EndpointId::next()];
-        let members = endpoints.map(|endpoint| {
-            let member = roster.enter();
-            member.reached(endpoint);
-            member
+        let entries = endpoints.map(|endpoint| {
+            let handle = registry.enter();
+            handle.reached(endpoint);
+            handle
         });
-        let nowhere = roster.enter();
+        let nowhere = registry.enter();
         let first = HashSet::from([endpoints[0]]);
-        let all = roster.those_at(&first);
-        assert_eq!(roster.end(&all, &first, Order::Removed), 1);
-        assert_eq!(roster.end(&all, &first, Order::Removed), 0, "once");
-        let [there, elsewhere] = members;
-        assert_eq!(there.await, Order::Removed);
-        for mut member in [elsewhere, nowhere] {
-            assert!(!is_told(&mut member));
+        let all = registry.numbers_at(&first);
+        assert_eq!(registry.close(&all, &first, CloseReason::Removed), 1);
+        assert_eq!(registry.close(&all, &first, CloseReason::Removed), 0, "once");
+        let [there, elsewhere] = entries;
+        assert_eq!(there.await, CloseReason::Removed);
+        for mut handle in [elsewhere, nowhere] {
+            assert!(!is_told(&mut handle));
         }
     }
 
     #[tokio::test]
     async fn b08_connections_are_probed_again_and_again_and_miss_no_order() {
-        let roster = Arc::new(Roster::default());
+        let registry = Arc::new(Registry::default());
         let endpoint = EndpointId::next();
-        let mut connection = roster.enter();
+        let mut connection = registry.enter();
         connection.reached(endpoint);
         let mut cx = Context::from_waker(std::task::Waker::noop());
         for _ in 0..3 {
             let since = Instant::now();
-            assert_eq!(roster.probe_those_at(endpoint, since), 1);
-            assert_eq!(roster.probe_those_at(endpoint, since), 0, "it has not received the first one yet");
+            assert_eq!(registry.probe(endpoint, since), 1);
+            assert_eq!(registry.probe(endpoint, since), 0, "it has not received the first one yet");
             assert_eq!(connection.poll_message(&mut cx), Poll::Ready(Message::Probe(since)));
             assert_eq!(connection.poll_message(&mut cx), Poll::Pending);
         }
-        assert_eq!(roster.probe_those_at(endpoint, Instant::now()), 1);
-        roster.end_all();
+        assert_eq!(registry.probe(endpoint, Instant::now()), 1);
+        registry.close_all();
         assert!(matches!(connection.poll_message(&mut cx), Poll::Ready(Message::Probe(_))));
-        assert_eq!(connection.poll_message(&mut cx), Poll::Ready(Message::End(Order::Drain)), "sent in between");
+        assert_eq!(
+            connection.poll_message(&mut cx),
+            Poll::Ready(Message::Close(CloseReason::Draining)),
+            "sent in between"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Why a client is not served, and how it is told.
+//! Why a client is rejected, and how it is notified.
 
 use std::io;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use tokio::time::{Instant, timeout_at};
 use crate::client_hello::{self, Invalid};
 use crate::connection::read_hello::HelloError;
 use crate::relay;
-use crate::telemetry::{ClosedBy, Facts, Outcome, escape};
+use crate::telemetry::{ClosedBy, Outcome, escape};
 use crate::upstream::{ConnectError, Failure};
 
-/// How a client that is refused is told.
+/// How a rejected client is notified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refuse {
+pub(crate) enum RejectWith {
     /// With a fatal TLS alert that says why. `kubectl` gives up at once.
     Alert,
     /// With a FIN. `kubectl` tries again for 50 seconds and then says `EOF`.
@@ -30,19 +30,19 @@ const LINGER: Duration = Duration::from_secs(1);
 /// overtake the alert.
 const MAX_DRAINED: usize = 256 * 1024;
 
-/// Why a client is not served.
+/// Why a client is rejected.
 #[derive(Debug)]
-pub(crate) struct Refusal {
+pub(crate) struct Rejection {
     /// What is counted.
     pub(crate) outcome: Outcome,
-    /// In words, if there is more to say.
+    /// What went wrong, where the outcome does not say all.
     pub(crate) reason: Option<Box<str>>,
-    /// The name it asked for, escaped, if the name is what was wrong.
+    /// The invalid name that it sent, escaped.
     pub(crate) server_name: Option<Box<str>>,
 }
 
-impl Refusal {
-    /// With this to say.
+impl Rejection {
+    /// With this reason.
     pub(crate) fn because(outcome: Outcome, reason: impl Into<Box<str>>) -> Self {
         Self { outcome, reason: Some(reason.into()), server_name: None }
     }
@@ -52,33 +52,25 @@ impl Refusal {
         if self.outcome == Outcome::ClientGone { ClosedBy::Client } else { ClosedBy::Us }
     }
 
-    /// What the log line will say of it.
-    pub(crate) fn note(&self, facts: &mut Facts) {
-        facts.reason.clone_from(&self.reason);
-        if self.server_name.is_some() {
-            facts.server_name.clone_from(&self.server_name);
-        }
-    }
-
-    /// Tells the client and closes.
-    pub(crate) async fn deliver(&self, client: TcpStream, how: Refuse) {
+    /// Notifies the client and closes.
+    pub(crate) async fn deliver(&self, client: TcpStream, how: RejectWith) {
         match how {
-            // Who sends no PROXY header where one must be is not worth a place.
+            // A peer without the PROXY header that is required gets nothing.
             _ if matches!(self.outcome, Outcome::ClientGone | Outcome::ProxyHeader) => {}
-            Refuse::Reset => relay::reset_on_close(&client),
-            Refuse::Alert => {
+            RejectWith::Reset => relay::reset_on_close(&client),
+            RejectWith::Alert => {
                 if let Some(alert) = self.outcome.alert() {
                     // Seven bytes fit into the empty send buffer of a new connection.
                     let _ = client.try_write(&alert.record());
                 }
                 close(&client).await;
             }
-            Refuse::Close => close(&client).await,
+            RejectWith::Close => close(&client).await,
         }
     }
 }
 
-/// Says that nothing more will come, and waits for the client to say so too.
+/// Sends a FIN, and waits for that of the client.
 async fn close(client: &TcpStream) {
     if rustix::net::shutdown(client, rustix::net::Shutdown::Write).is_err() {
         return;
@@ -96,22 +88,21 @@ async fn close(client: &TcpStream) {
     }
 }
 
-impl From<Outcome> for Refusal {
+impl From<Outcome> for Rejection {
     fn from(outcome: Outcome) -> Self {
         Self { outcome, reason: None, server_name: None }
     }
 }
 
-impl From<HelloError> for Refusal {
+impl From<HelloError> for Rejection {
     fn from(error: HelloError) -> Self {
         match error {
             HelloError::Gone => Outcome::ClientGone.into(),
             HelloError::TimedOut => Outcome::HelloTimeout.into(),
             HelloError::Invalid(reason) => Invalid::from(reason).into(),
-            HelloError::UnexpectedProxyHeader => Self::because(
-                Outcome::NotTls,
-                "a PROXY header, which this listener does not expect (it has no accept_proxy)",
-            ),
+            HelloError::UnexpectedProxyHeader => {
+                Self::because(Outcome::NotTls, "a PROXY header, but this listener has no accept_proxy")
+            }
             HelloError::NoRoom => {
                 Self::because(Outcome::OverLimit, "its hello is large, and limits.buffer_bytes is reached")
             }
@@ -120,7 +111,7 @@ impl From<HelloError> for Refusal {
     }
 }
 
-impl From<Invalid<'_>> for Refusal {
+impl From<Invalid<'_>> for Rejection {
     fn from(invalid: Invalid<'_>) -> Self {
         let outcome = match invalid.reason {
             client_hello::Reason::NotTls => Outcome::NotTls,
@@ -131,7 +122,7 @@ impl From<Invalid<'_>> for Refusal {
     }
 }
 
-impl From<ConnectError> for Refusal {
+impl From<ConnectError> for Rejection {
     fn from(error: ConnectError) -> Self {
         let outcome = match error.kind {
             Failure::NoEndpoint => Outcome::NoEndpoint,

@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{interval, timeout};
 use tracing::debug;
 
-use crate::server::Inherited;
+use crate::listener::Inherited;
 
 /// What systemd is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

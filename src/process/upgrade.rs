@@ -26,7 +26,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{interval, timeout};
 use tracing::{info, warn};
 
-use crate::server::Inherited;
+use crate::listener::Inherited;
 use crate::telemetry::Counters;
 
 /// Tells a process that its standard input is a predecessor.

@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::config;
+use crate::text::input;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ pub(crate) struct Digest(u64);
 impl Digest {
     /// Of this content.
     pub(crate) fn of(content: &[u8]) -> Self {
-        Self(config::digest(content))
+        Self(input::digest(content))
     }
 }
 
@@ -57,7 +57,7 @@ fn stamp(metadata: &Metadata) -> Stamp {
 }
 
 fn digest(path: &Path) -> io::Result<Digest> {
-    config::read(path).map(|content| Digest::of(&content)).map_err(io::Error::other)
+    input::read_regular(path).map(|content| Digest::of(&content))
 }
 
 impl Watch {

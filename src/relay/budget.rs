@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 // Of the process, as its memory is.
-static HELD: AtomicUsize = AtomicUsize::new(0);
+static BUFFERED: AtomicUsize = AtomicUsize::new(0);
 static LIMIT: AtomicUsize = AtomicUsize::new(usize::MAX);
 
 /// How many bytes should be held at the most.
@@ -20,7 +20,7 @@ pub(crate) fn limit() -> usize {
 
 /// How many bytes are held.
 pub(crate) fn bytes() -> usize {
-    HELD.load(Relaxed)
+    BUFFERED.load(Relaxed)
 }
 
 /// Whether so many more may be held.
@@ -34,9 +34,9 @@ pub(crate) struct Full;
 
 /// So many bytes, given back when it is dropped.
 #[derive(Debug, Default)]
-pub(crate) struct Charge(usize);
+pub(crate) struct Reservation(usize);
 
-impl Charge {
+impl Reservation {
     pub(crate) fn is_none(&self) -> bool {
         self.0 == 0
     }
@@ -46,32 +46,32 @@ impl Charge {
         let more = bytes.saturating_sub(self.0);
         let fits = |held: usize| held.checked_add(more).filter(|held| *held <= limit());
         if more > 0 {
-            HELD.fetch_update(Relaxed, Relaxed, fits).map_err(|_| Full)?;
+            BUFFERED.fetch_update(Relaxed, Relaxed, fits).map_err(|_| Full)?;
             self.0 += more;
         }
         Ok(())
     }
 }
 
-impl Drop for Charge {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        HELD.fetch_sub(self.0, Relaxed);
+        BUFFERED.fetch_sub(self.0, Relaxed);
     }
 }
 
 /// Bytes that wait for a peer. It is no larger than they are: an idle connection has room for two of these.
 #[derive(Debug)]
-pub(crate) struct Held(Box<[u8]>);
+pub(crate) struct Buffered(Box<[u8]>);
 
-impl Held {
+impl Buffered {
     pub(crate) fn of(bytes: impl Into<Box<[u8]>>) -> Self {
         let bytes = bytes.into();
-        HELD.fetch_add(bytes.len(), Relaxed);
+        BUFFERED.fetch_add(bytes.len(), Relaxed);
         Self(bytes)
     }
 }
 
-impl Deref for Held {
+impl Deref for Buffered {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -79,8 +79,8 @@ impl Deref for Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for Buffered {
     fn drop(&mut self) {
-        HELD.fetch_sub(self.0.len(), Relaxed);
+        BUFFERED.fetch_sub(self.0.len(), Relaxed);
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::pipe::Pipe;
 use super::{Engine, Readiness};
-use crate::relay::budget::{self, Held};
+use crate::relay::budget::{self, Buffered};
 use crate::relay::tcp::{is_transient, try_read, with_scratch};
 
 /// A direction is bulk when so much has come in a row, in reads of at least [`BULK_READ`].
@@ -42,7 +42,7 @@ enum State {
     Open,
     /// These bytes, from `start` on, are waiting for room; nothing more is read. The last of those before them was taken
     /// at `since`.
-    Holding { bytes: Held, start: usize, since: Instant },
+    Holding { bytes: Buffered, start: usize, since: Instant },
     /// The same, for the bytes in the pipe.
     Piped { pipe: Pipe, since: Instant },
     /// The FIN has been passed on, after everything before it.
@@ -72,7 +72,7 @@ pub(super) enum Fault {
 impl Flow {
     /// A direction that begins with these bytes.
     pub(super) fn new(engine: Engine, bytes: Vec<u8>) -> Self {
-        let state = if bytes.is_empty() { State::Open } else { State::holding(Held::of(bytes)) };
+        let state = if bytes.is_empty() { State::Open } else { State::holding(Buffered::of(bytes)) };
         Self { state, engine, has_begun: false, streak: 0 }
     }
 
@@ -147,7 +147,7 @@ impl Flow {
                     } else {
                         // Not a socket that splices after all.
                         self.engine = Engine::Copy;
-                        State::holding(Held::of(pipe.drain().map_err(Fault::Source)?))
+                        State::holding(Buffered::of(pipe.drain().map_err(Fault::Source)?))
                     };
                     None
                 }
@@ -198,7 +198,7 @@ impl Flow {
             }
             let written = write(to, bytes, tell).map_err(Fault::Destination)?;
             if written < length {
-                self.state = State::holding(Held::of(&bytes[written..]));
+                self.state = State::holding(Buffered::of(&bytes[written..]));
             }
             Poll::Ready(Ok(length))
         })
@@ -241,7 +241,7 @@ impl Flow {
 }
 
 impl State {
-    fn holding(bytes: Held) -> Self {
+    fn holding(bytes: Buffered) -> Self {
         Self::Holding { bytes, start: 0, since: Instant::now() }
     }
 }

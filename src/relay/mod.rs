@@ -481,8 +481,8 @@ async fn acknowledged(socket: &TcpStream, patience: Duration) {
             outstanding = now_outstanding;
             last_progress = Instant::now();
         }
-        let is_gone = socket.peer_addr().is_err();
-        if is_gone || last_progress.elapsed() >= patience {
+        let is_unreachable = socket.peer_addr().is_err();
+        if is_unreachable || last_progress.elapsed() >= patience {
             return;
         }
         sleep(pause).await;

@@ -1,7 +1,7 @@
 //! Listening sockets: which stay, which are new, and who accepts from them.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -14,23 +14,12 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::config;
-use crate::connection::registry::Roster;
+use crate::connection::registry::Registry;
 use crate::connection::{self, Snapshot};
-use crate::listener::accept::{self, BindError, Stop};
+use crate::listener::accept::{self, Stop};
+use crate::listener::{BindError, Inherited, bind, bind_beside, overlap};
 use crate::relay::tcp::TcpOptions;
 use crate::telemetry::Counters;
-
-/// A listening socket that this process did not open, from a predecessor or from systemd.
-#[derive(Debug)]
-pub(crate) struct Inherited {
-    /// The address that is configured for it; its own, unless the kernel has chosen the port.
-    pub(crate) address: SocketAddr,
-    /// The listener's name, if it is known.
-    pub(crate) name: Option<Box<str>>,
-    /// The socket.
-    pub(crate) socket: StdTcpListener,
-}
 
 /// A listener, for as long as the configuration has it.
 #[derive(Debug)]
@@ -136,13 +125,13 @@ pub(super) fn open(
     leaving: &[(SocketAddr, Socket)],
     options: &TcpOptions,
 ) -> Result<Opened, BindError> {
-    let listener = accept::bind(address, options).or_else(|error| {
+    let listener = bind(address, options).or_else(|error| {
         let is_in_the_way = |(other, socket): &(SocketAddr, Socket)| {
-            config::overlap(address, *other).then(|| socket.try_clone().ok()).flatten()
+            overlap(address, *other).then(|| socket.try_clone().ok()).flatten()
         };
         let in_the_way: Vec<Socket> = leaving.iter().filter_map(is_in_the_way).collect();
         match Errno::from_io_error(&error.error) {
-            Some(Errno::ADDRINUSE) if !in_the_way.is_empty() => accept::bind_beside(&in_the_way, address, options),
+            Some(Errno::ADDRINUSE) if !in_the_way.is_empty() => bind_beside(&in_the_way, address, options),
             _ => Err(error),
         }
     })?;
@@ -155,7 +144,7 @@ pub(super) struct Acceptor {
     pub(super) permits: Arc<Semaphore>,
     pub(super) counters: Arc<Counters>,
     pub(super) connections: TaskTracker,
-    pub(super) roster: Arc<Roster>,
+    pub(super) registry: Arc<Registry>,
 }
 
 impl Acceptor {
@@ -163,8 +152,8 @@ impl Acceptor {
     pub(super) fn accept(&self, mut socket: Opened, snapshot: Arc<ArcSwap<Snapshot>>) -> Option<Listening> {
         let listener = socket.take()?;
         info!(listener = &*snapshot.load().listener.name, address = %socket.address, "listening");
-        let Self { permits, counters, connections, roster } = self.clone();
-        let (failures, members) = (Arc::clone(&counters), Arc::clone(&roster));
+        let Self { permits, counters, connections, registry } = self.clone();
+        let (failures, members) = (Arc::clone(&counters), Arc::clone(&registry));
         let failed = move |error: &io::Error| {
             let label = accept::error_label(error);
             if failures.accept_error(label) {
@@ -173,7 +162,7 @@ impl Acceptor {
         };
         let serve = move |client, peer, permit| {
             // Not within another future: that would hold it twice.
-            connections.spawn(connection::serve(client, peer, snapshot.load_full(), roster.enter(), permit));
+            connections.spawn(connection::serve(client, peer, snapshot.load_full(), registry.enter(), permit));
         };
         let full = move || {
             if counters.full() {
@@ -181,7 +170,7 @@ impl Acceptor {
             }
             // Whoever connects and says nothing leaves room for those who do.
             let limit = usize::try_from(counters.connections_limit.load(Relaxed)).unwrap_or(usize::MAX);
-            members.make_room(limit / 2);
+            members.shed_one(limit / 2);
         };
         let events = accept::Events { failed, full };
         let stop = Stop::default();

@@ -22,15 +22,17 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use self::capacity::{Capacity, Share};
-pub(crate) use self::generation::{At, Changes, Generation};
-pub(crate) use self::listening::Inherited;
+pub(crate) use self::generation::Changes;
+use self::generation::{Generation, Next};
 use self::listening::{Acceptor, Listening, Opened};
 use self::memory::Memory;
-use crate::admin::{self, Hosts, State};
+use crate::admin::{self, Fixed, Hosts, ListenerAddress, State, View};
 use crate::config::{self, Config, Limits, Log, Timeouts};
 use crate::connection::Snapshot;
 use crate::connection::admission::{SourceLimits, Table};
-use crate::listener::accept::{BindError, Stop};
+use crate::connection::registry::Registry;
+use crate::listener::accept::Stop;
+use crate::listener::{BindError, Inherited};
 use crate::relay::budget;
 use crate::relay::tcp::TcpOptions;
 use crate::relay::{Deadlines, Engine};
@@ -42,10 +44,12 @@ use crate::upstream::Surroundings;
 pub(crate) struct Server {
     counters: Arc<Counters>,
     surroundings: Arc<Surroundings>,
+    registry: Arc<Registry>,
     connections: TaskTracker,
     capacity: Capacity,
     source_table: Arc<Table>,
-    generation: Arc<ArcSwap<Generation>>,
+    generation: ArcSwap<Generation>,
+    admin_view: Arc<ArcSwap<View>>,
     listeners: Vec<(Listening, Arc<ArcSwap<Snapshot>>)>,
     admin: Option<Listening>,
     /// Removed listeners that serve their queues.
@@ -59,9 +63,6 @@ pub(crate) struct Server {
 
 /// The admin's listener, in logs and at a hand-over. No other one has such a name.
 const ADMIN: &str = "_admin";
-
-/// What cannot change while the process runs, by key.
-pub(crate) type Fixed = [(&'static str, String); 3];
 
 /// What cannot change while the process runs, by key.
 pub(crate) fn fixed(config: &Config) -> Fixed {
@@ -150,13 +151,16 @@ impl Server {
     pub(crate) fn start(mut config: Config, inherited: Vec<Inherited>) -> Result<(Self, Vec<bool>), StartError> {
         capacity::raise_limit();
         let counters = Arc::new(Counters::new(config.log.refusals_per_second));
+        let registry = Arc::<Registry>::default();
         let mut server = Self {
             counters,
-            surroundings: Arc::default(),
+            surroundings: Arc::new(Surroundings::new(Arc::<Registry>::clone(&registry))),
+            registry,
             connections: TaskTracker::new(),
             capacity: Capacity::default(),
             source_table: Arc::default(),
-            generation: Arc::default(),
+            generation: ArcSwap::default(),
+            admin_view: Arc::default(),
             listeners: Vec::new(),
             admin: None,
             closing: TaskTracker::new(),
@@ -169,8 +173,8 @@ impl Server {
         let at = server.at(&config, &prepared);
         server.surroundings.tcp.store(Arc::new(config.tcp));
         let routes = mem::take(&mut config.routes);
-        let (generation, _, _) =
-            generation::succeed(&Generation::default(), routes, at, &server.counters, &server.surroundings);
+        let Next { generation, .. } =
+            generation::build_next(&Generation::default(), routes, at, &server.counters, &server.surroundings);
         let closed = server.commit(config, prepared, Arc::new(generation));
         debug_assert!(closed.is_empty(), "there was nothing before");
         server.counters.reloads.taken();
@@ -193,9 +197,9 @@ impl Server {
         let (old, routes) = (Arc::clone(&before), mem::take(&mut config.routes));
         let (counters, surroundings) = (Arc::clone(&self.counters), Arc::clone(&self.surroundings));
         // For 100,000 routes this takes long enough to be felt by connections.
-        let succeed = move || generation::succeed(&old, routes, at, &counters, &surroundings);
-        let built = tokio::task::spawn_blocking(succeed).await;
-        let (generation, changes, removed) = match built {
+        let build = move || generation::build_next(&old, routes, at, &counters, &surroundings);
+        let built = tokio::task::spawn_blocking(build).await;
+        let Next { generation, changes, removed } = match built {
             Ok(built) => built,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
@@ -204,7 +208,7 @@ impl Server {
             info!(address = %listener.address, "no longer listening");
             self.closing.spawn(listener.close());
         }
-        tokio::spawn(generation::end(before, removed, Arc::clone(&self.surroundings), self.timeouts.drain));
+        tokio::spawn(generation::retire(before, removed, Arc::clone(&self.registry), self.timeouts.drain));
         self.counters.reloads.succeed();
         Ok(changes)
     }
@@ -219,9 +223,9 @@ impl Server {
     /// How many of the running routes this configuration does not have, and how many there are.
     pub(crate) fn removed_by(&self, config: &Config) -> (usize, usize) {
         let kept: HashSet<&str> = config.routes.iter().map(|route| &*route.name).collect();
-        let generation = self.generation.load();
-        let removed = generation.routes.iter().filter(|route| !kept.contains(route.counters.name())).count();
-        (removed, generation.routes.len())
+        let routes = &self.generation.load().view.routes;
+        let removed = routes.iter().filter(|route| !kept.contains(route.counters.name())).count();
+        (removed, routes.len())
     }
 
     /// All that can fail, and changes nothing; and which of what was inherited is needed.
@@ -277,12 +281,12 @@ impl Server {
     }
 
     /// Where the listeners will be.
-    fn at(&self, config: &Config, prepared: &Prepared) -> Vec<At> {
+    fn at(&self, config: &Config, prepared: &Prepared) -> Vec<ListenerAddress> {
         let addresses = prepared.listeners.iter().map(|source| match source {
             Source::Running(number) => self.listeners[*number].0.address,
             Source::New(opened) => opened.address,
         });
-        let at = |(listener, address): (&config::Listener, _)| At {
+        let at = |(listener, address): (&config::Listener, _)| ListenerAddress {
             name: listener.name.as_str().into(),
             configured: listener.address,
             address,
@@ -319,7 +323,7 @@ impl Server {
             deadlines: Arc::new(Deadlines { idle, half_close, stalled: user_timeout }),
             tcp,
         };
-        self.counters.refusal_log.admit(refusals_per_second);
+        self.counters.line_limit.admit(refusals_per_second);
         self.counters.reloads.digest.store(digest.unwrap_or(0), Relaxed);
         budget::set_limit(buffer_bytes.unwrap_or_else(|| prepared.memory.buffer_bytes()));
         self.capacity.set(prepared.share);
@@ -327,6 +331,7 @@ impl Server {
         self.timeouts = timeouts;
 
         let mut closed = self.listen(listeners, prepared.listeners, &settings, &generation);
+        self.admin_view.store(Arc::clone(&generation.view));
         self.generation.store(generation);
         if let Some(admin) = admin {
             self.admin_hosts.store(Arc::new(admin.hosts));
@@ -353,15 +358,17 @@ impl Server {
             permits: Arc::clone(&self.capacity.permits),
             counters: Arc::clone(&self.counters),
             connections: self.connections.clone(),
-            roster: Arc::clone(&self.surroundings.roster),
+            registry: Arc::clone(&self.registry),
         };
-        for (number, (config::Listener { name, address: _, refuse, balancers, ip_literal, sources }, source)) in
-            configured.into_iter().zip(sources).enumerate()
+        for (
+            listener_index,
+            (config::Listener { name, address: _, refuse: reject_with, balancers, ip_literal, sources }, source),
+        ) in configured.into_iter().zip(sources).enumerate()
         {
             let snapshot = Arc::new(Snapshot {
                 listener: self.counters.listener(&name),
-                number,
-                refuse,
+                listener_index,
+                reject_with,
                 balancers,
                 ip_literal,
                 sources,
@@ -396,7 +403,7 @@ impl Server {
         let listener = socket.take()?;
         info!(listener = ADMIN, address = %socket.address, "listening");
         let state = State {
-            generation: Arc::clone(&self.generation),
+            view: Arc::clone(&self.admin_view),
             counters: Arc::clone(&self.counters),
             history: Arc::default(),
             viewers: Arc::new(Semaphore::new(admin::MAX_VIEWERS)),
@@ -504,10 +511,10 @@ impl Server {
         let mut cut = 0;
         if timeout_at(deadline, self.connections.wait()).await.is_err() {
             cut = self.connections.len();
-            self.surroundings.roster.end_all();
+            self.registry.close_all();
             self.connections.wait().await;
         }
-        self.counters.refusal_log.flush();
+        self.counters.line_limit.flush();
         info!(cut, pid, "drained");
         cut
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use prometheus_client::metrics::histogram::Histogram;
 
-use super::{Outcome, RefusalLog, Refusals};
+use super::{LineLimit, Outcome, RecentRejections};
 
 /// The route of connections that have none.
 pub(crate) const UNROUTED: &str = "_none";
@@ -28,11 +28,11 @@ pub(crate) struct Counters {
     /// From accept to the whole hello.
     pub(crate) hello_seconds: Histogram,
     /// Which refusals may be logged.
-    pub(crate) refusal_log: Arc<RefusalLog>,
+    pub(crate) line_limit: Arc<LineLimit>,
     /// Configurations that were to replace the running one.
     pub(crate) reloads: Reloads,
     /// Clients that were not served, the last ones.
-    pub(crate) refusals: Refusals,
+    pub(crate) recent_rejections: RecentRejections,
     /// How many connections may be open at once.
     pub(crate) connections_limit: AtomicU64,
     /// Open connections that have stayed in processes before this one, since an upgrade.
@@ -149,9 +149,9 @@ impl Counters {
             routes: Mutex::default(),
             listeners: Mutex::default(),
             hello_seconds: Histogram::new(LATENCY_BUCKETS),
-            refusal_log: Arc::new(RefusalLog::new(refusals_per_second)),
+            line_limit: Arc::new(LineLimit::new(refusals_per_second)),
             reloads: Reloads::default(),
-            refusals: Refusals::default(),
+            recent_rejections: RecentRejections::default(),
             connections_limit: AtomicU64::new(0),
             predecessor_connections: AtomicU64::new(0),
             log_lines_lost: AtomicU64::new(0),
@@ -195,7 +195,7 @@ impl Counters {
 
     /// From now on there are these listeners. Routes that nobody has any more are forgotten, too: it may be that nobody
     /// scrapes.
-    pub(crate) fn there_are(&self, names: &[Box<str>]) {
+    pub(crate) fn set_listeners(&self, names: &[Box<str>]) {
         drop(self.routes());
         let mut listeners = self.known_listeners();
         for name in names {

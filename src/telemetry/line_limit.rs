@@ -13,7 +13,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 
 /// Admits so many lines per second and outcome, and says how many it held back.
 #[derive(Debug)]
-pub(crate) struct RefusalLog {
+pub(crate) struct LineLimit {
     per_second: AtomicU32,
     windows: [Mutex<Window>; Outcome::ALL.len()],
 }
@@ -25,7 +25,7 @@ struct Window {
     suppressed: u64,
 }
 
-impl RefusalLog {
+impl LineLimit {
     pub(super) fn new(per_second: u32) -> Self {
         Self { per_second: per_second.into(), windows: Default::default() }
     }
@@ -91,8 +91,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn admits_so_many_per_second_and_outcome() {
-        let log = Arc::new(RefusalLog::new(3));
-        let admitted = |log: &Arc<RefusalLog>, outcome| (0..10).filter(|_| log.admits(outcome)).count();
+        let log = Arc::new(LineLimit::new(3));
+        let admitted = |log: &Arc<LineLimit>, outcome| (0..10).filter(|_| log.admits(outcome)).count();
         assert_eq!(admitted(&log, Outcome::UnknownName), 3);
         assert_eq!(admitted(&log, Outcome::NotTls), 3);
         assert_eq!(log.window(Outcome::UnknownName).suppressed, 7);
@@ -101,6 +101,6 @@ mod tests {
         assert_eq!(log.window(Outcome::UnknownName).suppressed, 0, "said, and begun anew");
         assert_eq!(admitted(&log, Outcome::UnknownName), 3);
 
-        assert_eq!(admitted(&Arc::new(RefusalLog::new(0)), Outcome::UnknownName), 10);
+        assert_eq!(admitted(&Arc::new(LineLimit::new(0)), Outcome::UnknownName), 10);
     }
 }

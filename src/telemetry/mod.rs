@@ -8,7 +8,7 @@ mod recent;
 mod record;
 
 pub(crate) use self::counters::{Counters, Listener, Reloads, RouteCounters, UNROUTED};
-pub(crate) use self::line_limit::RefusalLog;
+pub(crate) use self::line_limit::LineLimit;
 pub(crate) use self::outcome::{ClosedBy, Outcome, Stage};
-pub(crate) use self::recent::{Refusals, Refused};
-pub(crate) use self::record::{Account, Facts, canonical, escape};
+pub(crate) use self::recent::{RecentRejection, RecentRejections};
+pub(crate) use self::record::{ConnectionRecord, LogFields, canonical, escape};

@@ -231,7 +231,7 @@ impl Outcome {
     }
 
     /// Whether the connection never reached an endpoint.
-    pub(crate) fn is_refusal(self) -> bool {
+    pub(crate) fn is_rejection(self) -> bool {
         match self.stage() {
             Stage::BeforeRoute | Stage::Connect => true,
             Stage::Relay => false,

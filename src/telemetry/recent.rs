@@ -12,7 +12,7 @@ const MAX_REMEMBERED: usize = 256;
 
 /// A client that was not served.
 #[derive(Clone, Debug)]
-pub(crate) struct Refused {
+pub(crate) struct RecentRejection {
     /// When.
     pub(crate) at: SystemTime,
     /// Who.
@@ -31,10 +31,10 @@ pub(crate) struct Refused {
 
 /// The last refusals.
 #[derive(Debug, Default)]
-pub(crate) struct Refusals(Mutex<VecDeque<Refused>>);
+pub(crate) struct RecentRejections(Mutex<VecDeque<RecentRejection>>);
 
-impl Refusals {
-    pub(super) fn note(&self, refused: Refused) {
+impl RecentRejections {
+    pub(super) fn note(&self, refused: RecentRejection) {
         let mut refusals = self.lock();
         if refusals.len() == MAX_REMEMBERED {
             refusals.pop_front();
@@ -43,11 +43,11 @@ impl Refusals {
     }
 
     /// The last one first.
-    pub(crate) fn last(&self) -> Vec<Refused> {
+    pub(crate) fn last(&self) -> Vec<RecentRejection> {
         self.lock().iter().rev().cloned().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Refused>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<RecentRejection>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

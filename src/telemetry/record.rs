@@ -12,34 +12,34 @@ use tracing::Level;
 use super::address::{ip_text, socket_text};
 use super::counters::{Listener, RouteCounters};
 use super::outcome::{ClosedBy, Outcome};
-use super::recent::Refused;
+use super::recent::RecentRejection;
 use crate::server_hello::{Answer, alert_name};
 
 /// The longest server name in a log line, in bytes; longer ones (all invalid) are cut.
 const MAX_LOGGED_NAME: usize = 255;
 
-/// One connection's account: opened when it is accepted, closed exactly once, when it is dropped.
+/// The record of one connection: opened when it is accepted; counted and logged exactly once, when it is dropped.
 ///
-/// A connection whose task panics closes its account too, as [`Outcome::LocalError`].
+/// A connection whose task panics is counted too, as [`Outcome::LocalError`].
 #[derive(Debug)]
-pub(crate) struct Account {
+pub(crate) struct ConnectionRecord {
     listener: Arc<Listener>,
     route: Arc<RouteCounters>,
     client: SocketAddr,
     opened: Instant,
-    facts: Facts,
+    /// What else the log line says.
+    pub(crate) fields: LogFields,
     received: u64,
     sent: u64,
     outcome: Outcome,
     closed_by: ClosedBy,
-    has_complained: bool,
     is_counted: bool,
 }
 
-/// What is learned of a connection on its way, each with the log field it becomes.
+/// What becomes known of a connection on its way, each with its log field.
 #[derive(Debug, Default)]
-pub(crate) struct Facts {
-    /// `network.peer.address`: who has connected, where a PROXY header has named the client.
+pub(crate) struct LogFields {
+    /// `network.peer.address`: the balancer, where a PROXY header named the client.
     pub(crate) peer: Option<Box<IpAddr>>,
     /// `server.address`, escaped.
     pub(crate) server_name: Option<Box<str>>,
@@ -51,20 +51,20 @@ pub(crate) struct Facts {
     pub(crate) answer: Option<Answer>,
     /// `upstream.address`
     pub(crate) upstream: Option<SocketAddr>,
-    /// `upstream.local.address`: who we are to the API server, as in its audit log.
+    /// `upstream.local.address`: our address as the API server sees it, as in its audit log.
     pub(crate) upstream_local: Option<SocketAddr>,
-    /// `hello_ms`: from accept to the whole hello.
+    /// `hello_ms`: from accept to the complete hello.
     pub(crate) hello: Option<Micros>,
     /// `connect_ms`: from the route to the connected endpoint.
     pub(crate) connect: Option<Micros>,
     /// `answer_ms`: from the connected endpoint to its first bytes.
     pub(crate) answer_took: Option<Micros>,
-    /// `reason`: what was wrong, in words; of a connection that was served, with the endpoints tried before.
+    /// `reason`: what went wrong; on a connection that was served, the endpoints that failed before.
     pub(crate) reason: Option<Box<str>>,
 }
 
-impl Account {
-    /// Opens the account of a connection that no route has taken yet.
+impl ConnectionRecord {
+    /// Opens the record of a connection that is not routed yet.
     pub(crate) fn open(listener: &Arc<Listener>, client: SocketAddr) -> Self {
         let unrouted = &listener.counters.unrouted;
         unrouted.active.fetch_add(1, Relaxed);
@@ -73,12 +73,11 @@ impl Account {
             route: Arc::clone(unrouted),
             client,
             opened: Instant::now(),
-            facts: Facts::default(),
+            fields: LogFields::default(),
             received: 0,
             sent: 0,
             outcome: Outcome::LocalError,
             closed_by: ClosedBy::Us,
-            has_complained: false,
             is_counted: true,
         }
     }
@@ -93,9 +92,9 @@ impl Account {
         self.client.ip()
     }
 
-    /// Who has connected speaks for this client.
-    pub(crate) fn speaks_for(&mut self, client: SocketAddr) {
-        self.facts.peer = Some(Box::new(self.client.ip()));
+    /// The peer is a balancer, which has named this client.
+    pub(crate) fn set_client(&mut self, client: SocketAddr) {
+        self.fields.peer = Some(Box::new(self.client.ip()));
         self.client = canonical(client);
     }
 
@@ -104,19 +103,14 @@ impl Account {
         self.opened.elapsed()
     }
 
-    /// Something was learned that the log line will say.
-    pub(crate) fn learn(&mut self, note: impl FnOnce(&mut Facts)) {
-        note(&mut self.facts);
-    }
-
-    /// The hello is whole.
-    pub(crate) fn hello_read(&mut self) {
+    /// The hello is complete.
+    pub(crate) fn hello_complete(&mut self) {
         let age = self.age();
         self.listener.counters.hello_seconds.observe(age.as_secs_f64());
-        self.facts.hello = Some(age.into());
+        self.fields.hello = Some(age.into());
     }
 
-    /// A route has taken the connection; how many it has now.
+    /// A route matches; how many connections it has now.
     pub(crate) fn routed(&mut self, route: &Arc<RouteCounters>) -> i64 {
         self.route.active.fetch_sub(1, Relaxed);
         let before = route.active.fetch_add(1, Relaxed);
@@ -127,22 +121,22 @@ impl Account {
     /// An endpoint has answered.
     pub(crate) fn connected(&mut self, took: Duration, upstream: SocketAddr, local: SocketAddr) {
         self.route.connect_seconds.observe(took.as_secs_f64());
-        self.facts.connect = Some(took.into());
-        self.facts.upstream = Some(upstream);
-        self.facts.upstream_local = Some(local);
+        self.fields.connect = Some(took.into());
+        self.fields.upstream = Some(upstream);
+        self.fields.upstream_local = Some(local);
     }
 
     /// The first bytes of the endpoint have come.
     pub(crate) fn answered(&mut self, answer: Option<Answer>) {
-        let before = [self.facts.hello, self.facts.connect].into_iter().flatten().map(Duration::from).sum();
+        let before = [self.fields.hello, self.fields.connect].into_iter().flatten().map(Duration::from).sum();
         let took = self.age().saturating_sub(before);
         self.route.answered(took);
-        self.facts.answer = answer;
-        self.facts.answer_took = Some(took.into());
+        self.fields.answer = answer;
+        self.fields.answer_took = Some(took.into());
     }
 
-    /// It is not served, after so many bytes, and takes no place of others while it leaves.
-    pub(crate) fn refused(&mut self, received: usize) {
+    /// It is rejected, after so many bytes, and does not count as active while it lingers.
+    pub(crate) fn rejected(&mut self, received: usize) {
         self.received(received);
         if std::mem::take(&mut self.is_counted) {
             self.route.active.fetch_sub(1, Relaxed);
@@ -161,36 +155,39 @@ impl Account {
         self.route.sent.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// Whether nothing has gone to the client, and this is the first time that it is asked.
-    pub(crate) fn complains(&mut self) -> bool {
-        self.sent == 0 && !std::mem::replace(&mut self.has_complained, true)
+    /// Whether nothing has gone to the client yet.
+    pub(crate) fn has_sent_nothing(&self) -> bool {
+        self.sent == 0
     }
 
-    /// How it ended. The account is closed when it is dropped.
-    pub(crate) fn end(&mut self, outcome: Outcome, closed_by: ClosedBy) {
+    /// How it ended, and why, where the outcome does not say all. It is counted and logged when the record is dropped.
+    pub(crate) fn end(&mut self, outcome: Outcome, closed_by: ClosedBy, reason: Option<Box<str>>) {
+        if reason.is_some() {
+            self.fields.reason = reason;
+        }
         self.outcome = outcome;
         self.closed_by = closed_by;
     }
 
-    /// What connects and leaves without a word is a balancer's health check.
+    /// Whether it was closed without a byte, as by a balancer's TCP check.
     fn is_bare(&self) -> bool {
         self.outcome == Outcome::ClientGone && self.received == 0
     }
 
-    fn refusal(&self) -> Refused {
-        Refused {
+    fn recent_rejection(&self) -> RecentRejection {
+        RecentRejection {
             at: SystemTime::now(),
             client: self.client,
             listener: self.listener.name.clone(),
             route: self.route.name().into(),
-            server_name: self.facts.server_name.clone(),
+            server_name: self.fields.server_name.clone(),
             outcome: self.outcome,
-            reason: self.facts.reason.clone(),
+            reason: self.fields.reason.clone(),
         }
     }
 
     fn may_log(&self) -> bool {
-        !self.outcome.is_refusal() || self.is_bare() || self.listener.counters.refusal_log.admits(self.outcome)
+        !self.outcome.is_rejection() || self.is_bare() || self.listener.counters.line_limit.admits(self.outcome)
     }
 
     fn log(&self) {
@@ -204,28 +201,28 @@ impl Account {
                     listener = &*self.listener.name,
                     client.address = &*ip_text(self.client.ip()),
                     client.port = self.client.port(),
-                    network.peer.address = self.facts.peer.as_deref().copied().map(ip_text).as_deref(),
-                    server.address = self.facts.server_name.as_deref(),
-                    tls.next_protocol = self.facts.next_protocol.as_deref(),
-                    tls.protocol.version = self.facts.protocol_version.map(version),
-                    tls.established.version = self.facts.answer.and_then(established).map(version),
-                    tls.alert = self.facts.answer.and_then(refused).map(tracing::field::display),
-                    upstream.address = self.facts.upstream.map(socket_text).as_deref(),
-                    upstream.local.address = self.facts.upstream_local.map(socket_text).as_deref(),
+                    network.peer.address = self.fields.peer.as_deref().copied().map(ip_text).as_deref(),
+                    server.address = self.fields.server_name.as_deref(),
+                    tls.next_protocol = self.fields.next_protocol.as_deref(),
+                    tls.protocol.version = self.fields.protocol_version.map(version),
+                    tls.established.version = self.fields.answer.and_then(established).map(version),
+                    tls.alert = self.fields.answer.and_then(refused).map(tracing::field::display),
+                    upstream.address = self.fields.upstream.map(socket_text).as_deref(),
+                    upstream.local.address = self.fields.upstream_local.map(socket_text).as_deref(),
                     bytes.received = self.received,
                     bytes.sent = self.sent,
                     duration_ms = milliseconds(self.age()),
-                    hello_ms = self.facts.hello.map(Micros::milliseconds),
-                    connect_ms = self.facts.connect.map(Micros::milliseconds),
-                    answer_ms = self.facts.answer_took.map(Micros::milliseconds),
-                    reason = self.facts.reason.as_deref(),
+                    hello_ms = self.fields.hello.map(Micros::milliseconds),
+                    connect_ms = self.fields.connect.map(Micros::milliseconds),
+                    answer_ms = self.fields.answer_took.map(Micros::milliseconds),
+                    reason = self.fields.reason.as_deref(),
                     $message
                 )
             };
         }
         macro_rules! line_at {
             ($level:expr) => {
-                if self.outcome.is_refusal() && self.closed_by == ClosedBy::Us && self.facts.upstream.is_none() {
+                if self.outcome.is_rejection() && self.closed_by == ClosedBy::Us && self.fields.upstream.is_none() {
                     line!($level, "refused")
                 } else {
                     line!($level, "connection")
@@ -241,15 +238,15 @@ impl Account {
     }
 }
 
-impl Drop for Account {
+impl Drop for ConnectionRecord {
     fn drop(&mut self) {
         if self.is_counted {
             self.route.active.fetch_sub(1, Relaxed);
         }
         self.route.count(&self.listener.name, self.outcome);
         self.route.connection_seconds.observe(self.age().as_secs_f64());
-        if self.outcome.is_refusal() && !self.is_bare() {
-            self.listener.counters.refusals.note(self.refusal());
+        if self.outcome.is_rejection() && !self.is_bare() {
+            self.listener.counters.recent_rejections.note(self.recent_rejection());
         }
         if self.may_log() {
             self.log();
@@ -347,7 +344,7 @@ mod tests {
         // In a process of its own: the memory of this one is that of all tests beside it.
         if std::env::var_os("SNIGATE_ALONE").is_none() {
             let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
-            alone.args(["--exact", "account::tests::z8_names_that_clients_make_up_take_no_memory"]);
+            alone.args(["--exact", "telemetry::record::tests::z8_names_that_clients_make_up_take_no_memory"]);
             let output = alone.env("SNIGATE_ALONE", "1").output().unwrap();
             let told = String::from_utf8_lossy(&output.stdout);
             assert!(output.status.success() && told.contains("1 passed"), "{told}");
@@ -359,10 +356,10 @@ mod tests {
         let resident = || procfs::process::Process::myself().unwrap().stat().unwrap().rss * procfs::page_size();
         let mut before = 0;
         for number in 0..names {
-            let mut account = Account::open(&listener, "192.0.2.1:7".parse().unwrap());
-            account.learn(|facts| facts.server_name = Some(escape(format!("n{number}.unknown.example").as_bytes())));
-            account.end(Outcome::UnknownName, ClosedBy::Us);
-            drop(account);
+            let mut record = ConnectionRecord::open(&listener, "192.0.2.1:7".parse().unwrap());
+            record.fields.server_name = Some(escape(format!("n{number}.unknown.example").as_bytes()));
+            record.end(Outcome::UnknownName, ClosedBy::Us, None);
+            drop(record);
             if number == names / 10 {
                 before = resident();
             }
@@ -374,16 +371,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn d24_an_account_is_closed_once_even_by_a_panic() {
+    async fn d24_a_record_is_closed_once_even_by_a_panic() {
         let counters = Arc::new(Counters::new(0));
         let (listener, route) = (counters.listener("listener"), counters.route("a"));
         for panics in [false, true] {
-            let mut account = Account::open(&listener, "192.0.2.1:7".parse().unwrap());
-            account.routed(&route);
+            let mut record = ConnectionRecord::open(&listener, "192.0.2.1:7".parse().unwrap());
+            record.routed(&route);
             assert_eq!(route.active.load(Relaxed), 1);
             let task = tokio::spawn(async move {
                 assert!(!panics, "as the test asks");
-                account.end(Outcome::Completed, ClosedBy::Client);
+                record.end(Outcome::Completed, ClosedBy::Client, None);
             });
             assert_eq!(task.await.is_err(), panics);
             assert_eq!(route.active.load(Relaxed), 0);

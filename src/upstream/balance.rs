@@ -88,8 +88,8 @@ fn lighter<'a>(first: &'a Candidate, second: &'a Candidate) -> &'a Candidate {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-    use super::super::endpoint::Place;
-    use super::super::health::{Finding, Thresholds};
+    use super::super::endpoint::EndpointSlot;
+    use super::super::health::{ProbeResult, Thresholds};
     use super::*;
 
     const THRESHOLDS: Thresholds = Thresholds { rise: 1, fall: 1, unready: 1 };
@@ -110,7 +110,7 @@ mod tests {
         for turn in 0..connections {
             let number = pick(endpoints, &[0, 1, 2], None, balance, turn, SLOW_START).unwrap();
             shares[number] += 1;
-            held.push(Place::take(&endpoints[number]));
+            held.push(EndpointSlot::take(&endpoints[number]));
         }
         shares
     }
@@ -125,14 +125,14 @@ mod tests {
     #[tokio::test]
     async fn who_is_dead_leaves_its_turns_to_all_others() {
         let endpoints = three();
-        endpoints[1].learn(&Finding::Gone(String::new()), THRESHOLDS);
+        endpoints[1].learn(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
         assert_eq!(shares(&endpoints, Balance::RoundRobin, 300), [150, 0, 150]);
     }
 
     #[tokio::test]
     async fn few_connections_attract_more() {
         let endpoints = three();
-        let _held: Vec<Place> = (0..50).map(|_| Place::take(&endpoints[1])).collect();
+        let _held: Vec<EndpointSlot> = (0..50).map(|_| EndpointSlot::take(&endpoints[1])).collect();
         assert_eq!(shares(&endpoints, Balance::LeastConnections, 100), [50, 0, 50]);
         assert!(shares(&endpoints, Balance::Random, 200)[1] < 60);
     }
@@ -140,8 +140,8 @@ mod tests {
     #[tokio::test]
     async fn the_best_state_is_tried_first_and_the_worst_at_last() {
         let endpoints = three();
-        endpoints[0].learn(&Finding::Gone(String::new()), THRESHOLDS);
-        endpoints[2].learn(&Finding::Unready(String::new()), THRESHOLDS);
+        endpoints[0].learn(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
+        endpoints[2].learn(&ProbeResult::Unready(String::new()), THRESHOLDS);
         for balance in [Balance::LeastConnections, Balance::RoundRobin, Balance::Random] {
             let next = |untried: &[usize]| pick(&endpoints, untried, None, balance, 0, SLOW_START);
             assert_eq!(
@@ -169,14 +169,14 @@ mod tests {
             (1..=64).map(|port| Arc::new(Endpoint::new(([192, 0, 2, 1], port).into()))).collect();
         let untried: Vec<usize> = (0..endpoints.len()).collect();
         for endpoint in &endpoints[1..] {
-            endpoint.learn(&Finding::Gone(String::new()), THRESHOLDS);
+            endpoint.learn(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
         }
         let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !is_over.load(Relaxed) {
-                    endpoints[0].learn(&Finding::Gone(String::new()), THRESHOLDS);
-                    endpoints[0].learn(&Finding::Ready, THRESHOLDS);
+                    endpoints[0].learn(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
+                    endpoints[0].learn(&ProbeResult::Ready, THRESHOLDS);
                 }
             });
             let picked = (0..20_000).all(|turn| {
@@ -191,10 +191,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_has_recovered_starts_slowly() {
         let endpoints = three();
-        endpoints[0].learn(&Finding::Gone(String::new()), THRESHOLDS);
+        endpoints[0].learn(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
         tokio::time::sleep(Duration::from_secs(100)).await;
         assert!(endpoints[0].weight(SLOW_START) > 0.99, "as long as it has not recovered");
-        endpoints[0].learn(&Finding::Ready, THRESHOLDS);
+        endpoints[0].learn(&ProbeResult::Ready, THRESHOLDS);
         let share = |balance| shares(&endpoints, balance, 300)[0];
         assert!((10..=20).contains(&share(Balance::LeastConnections)));
         assert!((10..=70).contains(&share(Balance::RoundRobin)));

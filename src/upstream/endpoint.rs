@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::certificate::{Certificate, Certificates};
-use super::health::{Condition, Finding, State, Thresholds};
+use super::health::{HealthState, ProbeResult, State, Thresholds};
 use super::pool::Pool;
 
 /// Which endpoint; no two in a process are the same.
@@ -26,14 +26,14 @@ impl EndpointId {
 /// An address, and what is known of who answers there.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
-    /// Told to the roster by the connections it has.
+    /// By which the registry knows its connections.
     pub(crate) id: EndpointId,
     /// Where it is.
     pub(crate) address: SocketAddr,
     /// Who has it now.
     pool: Mutex<Weak<Pool>>,
     connections: AtomicUsize,
-    /// A copy of the condition's, to be read on every connection's way.
+    /// A copy of the health's, to be read on every connection's way.
     state: AtomicU8,
     suspect: AtomicBool,
     /// Whether a pool has it.
@@ -41,7 +41,7 @@ pub(crate) struct Endpoint {
     /// Milliseconds from `born` to when it became ready again.
     recovered: AtomicU64,
     born: Instant,
-    condition: Mutex<Condition>,
+    health: Mutex<HealthState>,
     /// Milliseconds from `born` to when a connection may try it although it is dead.
     trial: AtomicU64,
     certificates: Mutex<Certificates>,
@@ -69,7 +69,7 @@ impl Endpoint {
             is_present: AtomicBool::new(true),
             recovered: AtomicU64::new(NEVER),
             born: Instant::now(),
-            condition: Mutex::default(),
+            health: Mutex::default(),
             trial: AtomicU64::new(NEVER),
             certificates: Mutex::default(),
             is_known: AtomicBool::new(false),
@@ -95,10 +95,10 @@ impl Endpoint {
     }
 
     /// A connection has found this. Where nobody has the endpoint, nobody asks any more.
-    pub(super) fn report(&self, finding: &Finding) {
+    pub(super) fn report(&self, result: &ProbeResult) {
         let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
         if let Some(pool) = pool {
-            pool.report_of_client(self, finding);
+            pool.report_of_client(self, result);
         }
     }
 
@@ -115,7 +115,7 @@ impl Endpoint {
 
     /// Why it is not ready; empty if it is.
     pub(crate) fn cause(&self) -> Box<str> {
-        self.condition().cause().into()
+        self.health().cause().into()
     }
 
     /// The certificate that its last check was shown.
@@ -149,8 +149,8 @@ impl Endpoint {
         self.certificates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn condition(&self) -> MutexGuard<'_, Condition> {
-        self.condition.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn health(&self) -> MutexGuard<'_, HealthState> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether something has failed since it last answered.
@@ -159,20 +159,20 @@ impl Endpoint {
     }
 
     /// Takes in what a check has found; the change of state that it makes, if it does.
-    pub(super) fn learn(&self, finding: &Finding, thresholds: Thresholds) -> Option<Change> {
-        self.change(|condition| condition.learn(finding, thresholds))
+    pub(super) fn learn(&self, result: &ProbeResult, thresholds: Thresholds) -> Option<Change> {
+        self.change(|health| health.learn(result, thresholds))
     }
 
     /// Takes in what a connection has found; the change of state that it makes, if it does.
-    pub(super) fn learn_from_client(&self, finding: &Finding, thresholds: Thresholds) -> Option<Change> {
-        self.change(|condition| condition.learn_from_client(finding, thresholds))
+    pub(super) fn apply_client_result(&self, result: &ProbeResult, thresholds: Thresholds) -> Option<Change> {
+        self.change(|health| health.apply_client_result(result, thresholds))
     }
 
-    fn change(&self, learn: impl FnOnce(&mut Condition) -> Option<State>) -> Option<Change> {
-        let mut condition = self.condition();
-        let before = learn(&mut condition);
-        self.suspect.store(condition.failures() > 0, Relaxed);
-        let (before, after) = (before?, condition.state());
+    fn change(&self, learn: impl FnOnce(&mut HealthState) -> Option<State>) -> Option<Change> {
+        let mut health = self.health();
+        let before = learn(&mut health);
+        self.suspect.store(health.failures() > 0, Relaxed);
+        let (before, after) = (before?, health.state());
         match after {
             State::Ready => self.recovered.store(self.age(), Relaxed),
             State::Unready => {}
@@ -180,7 +180,7 @@ impl Endpoint {
         }
         self.state.store(after as u8, Relaxed);
         self.changed.notify_one();
-        Some(Change { before, after, findings: condition.failures() })
+        Some(Change { before, after, results: health.failures() })
     }
 
     /// Whether this connection may be the one that finds out whether the endpoint is still dead.
@@ -220,40 +220,44 @@ pub(crate) struct LastCheck {
 pub(super) struct Change {
     pub(super) before: State,
     pub(super) after: State,
-    /// How many findings in a row were not ready.
-    pub(super) findings: u32,
+    /// How many results in a row were not ready.
+    pub(super) results: u32,
 }
 
-/// A connection's place at an endpoint, given back when it is dropped.
+/// A connection's slot at an endpoint, counted until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place(Arc<Endpoint>);
+pub(crate) struct EndpointSlot {
+    endpoint: Arc<Endpoint>,
+    has_reported: AtomicBool,
+}
 
-impl Place {
+impl EndpointSlot {
     pub(super) fn take(endpoint: &Arc<Endpoint>) -> Self {
         endpoint.connections.fetch_add(1, Relaxed);
-        Self(Arc::clone(endpoint))
+        Self { endpoint: Arc::clone(endpoint), has_reported: AtomicBool::new(false) }
     }
 
-    /// Where it is.
     pub(crate) fn endpoint(&self) -> &Endpoint {
-        &self.0
+        &self.endpoint
     }
 
-    /// The first byte has come from there.
+    /// The endpoint has sent its first byte.
     pub(crate) fn answered(&self) {
-        if self.0.is_suspect() {
-            self.0.report(&Finding::Ready);
+        if self.endpoint.is_suspect() {
+            self.endpoint.report(&ProbeResult::Ready);
         }
     }
 
-    /// Nothing has come from there for a while, or it has closed before anything did. A connection says so once.
+    /// The endpoint has sent nothing for a while, or has closed before it sent anything. Counts once per connection.
     pub(crate) fn did_not_answer(&self, cause: &str) {
-        self.0.report(&Finding::Wrong(cause.into()));
+        if !self.has_reported.swap(true, Relaxed) {
+            self.endpoint.report(&ProbeResult::Wrong(cause.into()));
+        }
     }
 }
 
-impl Drop for Place {
+impl Drop for EndpointSlot {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Relaxed);
+        self.endpoint.connections.fetch_sub(1, Relaxed);
     }
 }

@@ -4,7 +4,7 @@ use std::cell::LazyCell;
 use std::net::{IpAddr, SocketAddr};
 
 /// Whether a connection to `address` arrives at `listener`, as far as can be told from the two.
-pub(crate) fn leads_to(address: SocketAddr, listener: SocketAddr) -> bool {
+pub(crate) fn arrives_at(address: SocketAddr, listener: SocketAddr) -> bool {
     let (ip, listening) = (address.ip().to_canonical(), listener.ip().to_canonical());
     let here = ip.is_loopback() || ip.is_unspecified();
     address.port() == listener.port()
@@ -13,9 +13,9 @@ pub(crate) fn leads_to(address: SocketAddr, listener: SocketAddr) -> bool {
 
 /// The addresses of this machine.
 #[derive(Debug)]
-pub(crate) struct OwnAddresses(Vec<IpAddr>);
+pub(crate) struct LocalAddresses(Vec<IpAddr>);
 
-impl OwnAddresses {
+impl LocalAddresses {
     /// As they are now.
     pub(crate) fn read() -> Self {
         // Where the kernel does not say, addresses are taken for somebody else's.
@@ -31,21 +31,21 @@ impl OwnAddresses {
 
 /// The same for all listeners, where this machine may be asked which addresses are its own: once, and only if it matters.
 #[derive(Debug)]
-pub(crate) struct Own<'a> {
+pub(crate) struct OwnListeners<'a> {
     listeners: &'a [SocketAddr],
-    addresses: LazyCell<OwnAddresses>,
+    addresses: LazyCell<LocalAddresses>,
 }
 
-impl<'a> Own<'a> {
+impl<'a> OwnListeners<'a> {
     /// Of these listeners.
     pub(crate) fn new(listeners: &'a [SocketAddr]) -> Self {
-        Self { listeners, addresses: LazyCell::new(OwnAddresses::read) }
+        Self { listeners, addresses: LazyCell::new(LocalAddresses::read) }
     }
 
     /// Whether a connection to `address` arrives at one of them.
-    pub(crate) fn is_led_to(&self, address: SocketAddr) -> bool {
+    pub(crate) fn contains(&self, address: SocketAddr) -> bool {
         let same_port = || self.listeners.iter().filter(|listener| listener.port() == address.port());
-        same_port().any(|listener| leads_to(address, *listener))
+        same_port().any(|listener| arrives_at(address, *listener))
             || (same_port().any(|listener| listener.ip().is_unspecified()) && self.addresses.has(address.ip()))
     }
 }
@@ -56,8 +56,9 @@ mod tests {
 
     #[test]
     fn b15_our_own_addresses_are_known_in_every_form() {
-        let leads =
-            |address: &str, listener: &str| Own::new(&[listener.parse().unwrap()]).is_led_to(address.parse().unwrap());
+        let leads = |address: &str, listener: &str| {
+            OwnListeners::new(&[listener.parse().unwrap()]).contains(address.parse().unwrap())
+        };
         for (address, listener) in [
             ("192.0.2.1:6443", "192.0.2.1:6443"),
             ("[::ffff:192.0.2.1]:6443", "192.0.2.1:6443"),

@@ -2,7 +2,7 @@
 //! them is reached.
 //!
 //! `resolve` and [`health`] publish into the pool and know nothing of each other, nor of connections. A connection
-//! asks the pool for the next endpoint, tells it what happened, and holds a [`Place`] there for as long as it lasts.
+//! asks the pool for the next endpoint, tells it what happened, and holds a [`EndpointSlot`] there for as long as it lasts.
 
 mod balance;
 mod certificate;
@@ -13,6 +13,7 @@ mod loop_check;
 mod pool;
 mod resolve;
 
+use std::fmt::Debug;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,14 +28,13 @@ use tracing::warn;
 
 pub(crate) use self::balance::Balance;
 pub(crate) use self::certificate::{Certificate, EXPIRES_SOON_SECONDS};
-pub(crate) use self::endpoint::{Endpoint, EndpointId, LastCheck, Place};
+pub(crate) use self::endpoint::{Endpoint, EndpointId, EndpointSlot, LastCheck};
 pub(crate) use self::failure::{ConnectError, Failure, plain};
-pub(crate) use self::health::{Finding, State, Thresholds};
 pub(crate) use self::health::{HealthCheck, HttpCheck, TlsCheck};
-pub(crate) use self::loop_check::{Own, OwnAddresses, leads_to};
+pub(crate) use self::health::{ProbeResult, State, Thresholds};
+pub(crate) use self::loop_check::{LocalAddresses, OwnListeners, arrives_at};
 use self::pool::Pool;
 pub(crate) use self::resolve::lookup;
-use crate::connection::registry::Roster;
 use crate::name::NamePattern;
 use crate::proxy_protocol;
 use crate::relay::tcp::TcpOptions;
@@ -105,15 +105,28 @@ pub(crate) struct Setup {
     pub(crate) settings: Settings,
 }
 
+/// The open connections, as far as pools need to know them.
+pub(crate) trait OpenConnections: Debug + Send + Sync {
+    /// Has those of this endpoint, which cannot be reached since then, find out whether their peer still answers; how many
+    /// these are.
+    fn probe(&self, endpoint: EndpointId, since: Instant) -> usize;
+}
+
 /// What all upstreams have in common, as it is now.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Surroundings {
     /// For the connections that are made.
     pub(crate) tcp: ArcSwap<TcpOptions>,
     /// Our own addresses, which are no upstreams.
     pub(crate) listeners: ArcSwap<Vec<SocketAddr>>,
-    /// Told whose connections must end.
-    pub(crate) roster: Arc<Roster>,
+    /// All that are open.
+    pub(crate) connections: Arc<dyn OpenConnections>,
+}
+
+impl Surroundings {
+    pub(crate) fn new(connections: Arc<dyn OpenConnections>) -> Self {
+        Self { tcp: ArcSwap::default(), listeners: ArcSwap::default(), connections }
+    }
 }
 
 /// The endpoints of one route, for as long as the route is in use.
@@ -161,8 +174,8 @@ impl Upstream {
     }
 
     /// The surroundings have changed.
-    pub(crate) fn look_again(&self) {
-        self.pool.look_again();
+    pub(crate) fn check_for_loops(&self) {
+        self.pool.check_for_loops();
     }
 
     /// No longer resolves or checks. Connections that came before may still be made, also those that wait for the first
@@ -212,14 +225,14 @@ impl Upstream {
             trial.take().or_else(|| balance::pick(&endpoints, &untried, failed_is_ipv4, balance, turn, slow_start))
         {
             let endpoint = &endpoints[number];
-            let place = Place::take(endpoint);
+            let slot = EndpointSlot::take(endpoint);
             let begun = Instant::now();
             let try_until = deadline.min(begun + budget.per_try);
             let (kind, reason) = match timeout_at(try_until, connect_to(endpoint.address, &tcp)).await {
                 Ok(Ok((stream, local))) => {
                     endpoint.was_tried();
-                    let passed_over = (failure.tries > 0).then_some(failure);
-                    return Ok(Connected { stream, local, place, passed_over });
+                    let failed_attempts = (failure.tries > 0).then_some(failure);
+                    return Ok(Connected { stream, local, slot, failed_attempts });
                 }
                 Ok(Err(error)) => (Failure::of(&error), plain(&error)),
                 Err(_) => (Failure::TimedOut, "no answer in time".into()),
@@ -229,7 +242,7 @@ impl Upstream {
             // Late is who had the time that he should have.
             let had_time = try_until >= begun + budget.per_try;
             if kind == Failure::Refused || (kind == Failure::TimedOut && had_time) {
-                endpoint.report(&Finding::Gone(reason));
+                endpoint.report(&ProbeResult::Unreachable(reason));
             }
             untried.retain(|other| *other != number);
             failed_is_ipv4 = Some(endpoint.address.is_ipv4());
@@ -289,8 +302,8 @@ pub(crate) struct Connected {
     pub(crate) stream: TcpStream,
     /// Its local address.
     pub(crate) local: SocketAddr,
-    /// Whose it is.
-    pub(crate) place: Place,
-    /// What failed on the way to it, if anything did.
-    pub(crate) passed_over: Option<ConnectError>,
+    /// Its slot there.
+    pub(crate) slot: EndpointSlot,
+    /// The endpoints that failed before it.
+    pub(crate) failed_attempts: Option<ConnectError>,
 }

@@ -17,8 +17,8 @@ use tracing::{info, warn};
 use super::certificate::{Certificate, EXPIRES_SOON_SECONDS, News};
 use super::endpoint::{Change, Endpoint, EndpointId};
 use super::health::{self, HealthCheck};
-use super::health::{Finding, State, Thresholds};
-use super::loop_check::Own;
+use super::health::{ProbeResult, State, Thresholds};
+use super::loop_check::OwnListeners;
 use super::{Setup, Surroundings, failure};
 use crate::text::Destination;
 use crate::text::units::first_of;
@@ -186,7 +186,7 @@ impl Pool {
     pub(super) fn begin(self: &Arc<Self>) {
         let mut members = self.members();
         for endpoint in &*self.endpoints() {
-            self.look_after(endpoint, &mut members);
+            self.monitor(endpoint, &mut members);
         }
         self.assemble(&mut members);
         self.look_around(&members);
@@ -198,7 +198,7 @@ impl Pool {
     }
 
     /// Our own addresses may have changed.
-    pub(super) fn look_again(self: &Arc<Self>) {
+    pub(super) fn check_for_loops(self: &Arc<Self>) {
         let mut members = self.members();
         self.assemble(&mut members);
         self.look_around(&members);
@@ -244,13 +244,13 @@ impl Pool {
         let listeners = self.surroundings.listeners.load();
         let mut after: Vec<Arc<Endpoint>> = Vec::new();
         let mut loops = Vec::new();
-        let own = Own::new(&listeners);
+        let own = OwnListeners::new(&listeners);
         let addresses: Vec<SocketAddr> = members.answers.iter().flat_map(|answer| &answer.addresses).copied().collect();
         for address in addresses {
             if after.iter().any(|endpoint| endpoint.address == address) || loops.contains(&address) {
                 continue;
             }
-            if own.is_led_to(address) {
+            if own.contains(address) {
                 if !members.loops.contains(&address) {
                     warn!(route = &*self.setup.route, endpoint = %address, "endpoint is one of our own listeners and is not used");
                 }
@@ -290,16 +290,16 @@ impl Pool {
     fn welcome(self: &Arc<Self>, address: SocketAddr, members: &mut Members) -> Arc<Endpoint> {
         let former = members.former.iter().position(|endpoint| endpoint.address == address);
         let endpoint = former.map_or_else(|| Arc::new(Endpoint::new(address)), |number| members.former.remove(number));
-        self.look_after(&endpoint, members);
+        self.monitor(&endpoint, members);
         endpoint
     }
 
-    fn look_after(self: &Arc<Self>, endpoint: &Arc<Endpoint>, members: &mut Members) {
+    fn monitor(self: &Arc<Self>, endpoint: &Arc<Endpoint>, members: &mut Members) {
         if members.is_closed {
             return;
         }
         endpoint.belong_to(self);
-        let caretaker = tokio::spawn(health::look_after(Arc::clone(self), Arc::clone(endpoint)));
+        let caretaker = tokio::spawn(health::monitor(Arc::clone(self), Arc::clone(endpoint)));
         members.caretakers.insert(endpoint.id, caretaker.abort_handle());
     }
 
@@ -321,18 +321,18 @@ impl Pool {
     }
 
     /// A check has found this.
-    pub(super) fn report(&self, endpoint: &Endpoint, finding: &Finding) {
-        let change = endpoint.learn(finding, self.thresholds());
+    pub(super) fn report(&self, endpoint: &Endpoint, result: &ProbeResult) {
+        let change = endpoint.learn(result, self.thresholds());
         self.tell(endpoint, change);
     }
 
     /// A connection has found this. That it got an answer says that the endpoint is ready only where nothing asks for more.
-    pub(super) fn report_of_client(&self, endpoint: &Endpoint, finding: &Finding) {
-        let is_enough = self.check().is_none() && *finding == Finding::Ready;
+    pub(super) fn report_of_client(&self, endpoint: &Endpoint, result: &ProbeResult) {
+        let is_enough = self.check().is_none() && *result == ProbeResult::Ready;
         let change = if is_enough {
-            endpoint.learn(finding, self.thresholds())
+            endpoint.learn(result, self.thresholds())
         } else {
-            endpoint.learn_from_client(finding, self.thresholds())
+            endpoint.apply_client_result(result, self.thresholds())
         };
         self.tell(endpoint, change);
     }
@@ -348,7 +348,7 @@ impl Pool {
         match change.after {
             State::Ready => info!(route, endpoint = %address, state, before, connections, "endpoint is {state}"),
             State::Unready | State::Dead => {
-                let (cause, in_a_row) = (&*endpoint.cause(), change.findings);
+                let (cause, in_a_row) = (&*endpoint.cause(), change.results);
                 warn!(route, endpoint = %address, state, before, connections, cause, in_a_row, "endpoint is {state}");
             }
         }
@@ -376,7 +376,7 @@ impl Pool {
 
     /// Has the connections of an endpoint, which cannot be connected to since then, find out whether they are dead.
     pub(super) fn probe_connections(&self, endpoint: &Endpoint, since: Instant) -> usize {
-        self.surroundings.roster.probe_those_at(endpoint.id, since)
+        self.surroundings.connections.probe(endpoint.id, since)
     }
 
     /// A check was shown this certificate.

@@ -9,7 +9,7 @@ use crate::name::NamePattern;
 use crate::proxy_protocol;
 use crate::text::units::{first_of, time};
 use crate::upstream::health::{Handshake, ask_once, said};
-use crate::upstream::{Certificate, EXPIRES_SOON_SECONDS, Finding, HealthCheck, Thresholds};
+use crate::upstream::{Certificate, EXPIRES_SOON_SECONDS, HealthCheck, ProbeResult, Thresholds};
 use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ProtocolVersion};
 use tokio::io::AsyncWriteExt;
@@ -229,10 +229,10 @@ async fn ready(visit: &Visit, address: SocketAddr) -> Check {
     };
     let begun = Instant::now();
     let answer = ask_once(address, &check, visit.route.upstream.proxy_protocol).await;
-    let (mark, says) = match answer.finding {
-        Ok(Finding::Ready) => (Mark::Ok, answer.note.map_or_else(|| visit.well_answered(), ToOwned::to_owned)),
-        Ok(Finding::Unready(reason)) => (Mark::Failed, format!("not ready: {reason}")),
-        Ok(Finding::Gone(reason) | Finding::Wrong(reason)) => {
+    let (mark, says) = match answer.result {
+        Ok(ProbeResult::Ready) => (Mark::Ok, answer.note.map_or_else(|| visit.well_answered(), ToOwned::to_owned)),
+        Ok(ProbeResult::Unready(reason)) => (Mark::Failed, format!("not ready: {reason}")),
+        Ok(ProbeResult::Unreachable(reason) | ProbeResult::Wrong(reason)) => {
             (visit.mark_of_wrong_answer(), format!("does not answer as an API server does: {reason}"))
         }
         Err(reason) => (Mark::Failed, format!("was not asked: {reason}")),

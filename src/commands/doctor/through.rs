@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::upstream::health::{Handshake, read_token, request};
-use crate::upstream::{Certificate, Finding};
+use crate::upstream::{Certificate, ProbeResult};
 use rustls::AlertDescription;
 use rustls::pki_types::ServerName;
 use tokio::time::timeout;
@@ -73,11 +73,11 @@ async fn ask(visit: &Visit, door: SocketAddr, shown: &[Certificate]) -> (Mark, S
         Ok(None) => (mark, format!("{what}; {}", visit.well_answered())),
         Ok(Some(_)) => (mark, format!("{what}; alive")),
         // The way is what counts here.
-        Err(Finding::Unready(reason)) => (Mark::Note, format!("{what}; not ready: {reason}")),
-        Err(Finding::Gone(reason) | Finding::Wrong(reason)) => {
+        Err(ProbeResult::Unready(reason)) => (Mark::Note, format!("{what}; not ready: {reason}")),
+        Err(ProbeResult::Unreachable(reason) | ProbeResult::Wrong(reason)) => {
             (visit.mark_of_wrong_answer(), format!("{what}; does not answer as an API server does: {reason}"))
         }
-        Err(Finding::Ready) => (mark, what.into()),
+        Err(ProbeResult::Ready) => (mark, what.into()),
     }
 }
 

@@ -12,7 +12,9 @@ use crate::text::Destination;
 use crate::text::units::first_of;
 use crate::text::units::span;
 use crate::upstream::health::{CaFile, EXPECTED, TlsClient};
-use crate::upstream::{Certificate, HttpCheck, Own, OwnAddresses, TlsCheck, connect_to, leads_to, lookup, plain};
+use crate::upstream::{
+    Certificate, HttpCheck, LocalAddresses, OwnListeners, TlsCheck, arrives_at, connect_to, lookup, plain,
+};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::task::JoinError;
@@ -36,12 +38,12 @@ pub(super) struct Here {
     table: RouteTable<usize>,
     /// In place of the listeners on this machine, if there are any.
     pub(super) through: Vec<SocketAddr>,
-    own: OwnAddresses,
+    own: LocalAddresses,
 }
 
 impl Here {
     pub(super) fn of(config: &Config, through: Vec<SocketAddr>) -> Self {
-        Self { config: config.clone(), table: route_table(config), through, own: OwnAddresses::read() }
+        Self { config: config.clone(), table: route_table(config), through, own: LocalAddresses::read() }
     }
 
     /// The route that has this very name, for kubectl at this listener.
@@ -161,8 +163,8 @@ impl Visit {
         addresses.sort_unstable();
         addresses.dedup();
         let listeners: Vec<SocketAddr> = self.here.config.listeners.iter().map(|listener| listener.address).collect();
-        let own = Own::new(&listeners);
-        let (loops, addresses): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|address| own.is_led_to(*address));
+        let own = OwnListeners::new(&listeners);
+        let (loops, addresses): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|address| own.contains(*address));
         drop(own);
         let says = "is a listener of this snigate: connections would go in circles";
         let looped = |address| Check::new(Mark::Failed, "connect", address, says);
@@ -196,7 +198,7 @@ impl Visit {
     /// Whether the configuration lets a client with this address in at this listener.
     pub(super) fn admits(&self, door: SocketAddr, client: SocketAddr) -> bool {
         let ip = client.ip().to_canonical();
-        let is_it = |listener: &&Listener| leads_to(door, listener.address);
+        let is_it = |listener: &&Listener| arrives_at(door, listener.address);
         let listener = self.here.config.listeners.iter().find(is_it);
         self.route.sources.admit(ip) && listener.is_none_or(|listener| listener.sources.admit(ip))
     }

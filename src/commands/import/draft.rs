@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::config::overlap;
+use crate::listener::overlap;
 use crate::text::Destination;
 use ipnet::IpNet;
 

@@ -6,7 +6,7 @@ use crate::route::{Client, RouteTable};
 use anyhow::{Context, bail};
 
 use super::exact_names;
-use super::server::Server;
+use crate::cli::ServerUrl;
 use crate::commands::{kubectl_alpn, route_table};
 
 /// Clients that come to the router for one route.
@@ -36,7 +36,7 @@ fn covers(name: &str, host: &str) -> bool {
 }
 
 impl<'c> Clients<'c> {
-    pub(super) fn of(config: &'c Config, route: &'c Route, server: &Server) -> Self {
+    pub(super) fn of(config: &'c Config, route: &'c Route, server: &ServerUrl) -> Self {
         let numbers: Vec<usize> = match &route.matchers.listeners {
             Some(numbers) => numbers.to_vec(),
             None => (0..config.listeners.len()).collect(),
@@ -50,7 +50,7 @@ impl<'c> Clients<'c> {
     /// The `tls-server-name` they need. `wanted`: by the operator.
     pub(super) fn tls_server_name(
         &self,
-        server: &Server,
+        server: &ServerUrl,
         wanted: Option<&str>,
         certificate: &Certificate,
         notes: &mut Vec<String>,

@@ -1,16 +1,13 @@
 //! A kubeconfig that is there, and stays as it is but for where one of its clusters is.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use serde_yaml::{Mapping, Value};
 
-use super::server::Server;
 use super::trust::Trust;
-
-/// Larger ones are something else.
-const MAX_SIZE: u64 = 32 * 1024 * 1024;
+use crate::cli::ServerUrl;
+use crate::text::input;
 
 pub(super) struct Existing {
     document: Mapping,
@@ -24,11 +21,10 @@ pub(super) struct Existing {
 impl Existing {
     /// `-` for standard input.
     pub(super) fn read(path: &Path, cluster: Option<&str>) -> anyhow::Result<Self> {
-        let is_stdin = path.as_os_str() == "-";
-        let called = if is_stdin { "standard input".into() } else { path.display().to_string() };
-        let directory = if is_stdin { Path::new("") } else { path.parent().unwrap_or(path) };
+        let called = input::name_of(path);
+        let directory = if input::is_stdin(path) { Path::new("") } else { path.parent().unwrap_or(path) };
         let directory = std::env::current_dir()?.join(directory);
-        let bytes = bytes(path, is_stdin).with_context(|| format!("cannot read {called}"))?;
+        let bytes = input::read(path).with_context(|| format!("cannot read {called}"))?;
         Self::parse(&bytes, directory, cluster).with_context(|| format!("{called} cannot be rewritten"))
     }
 
@@ -85,7 +81,7 @@ impl Existing {
     pub(super) fn verified_name(&self) -> Option<String> {
         let cluster = self.cluster().filter(|_| self.verifies())?;
         let name = text(cluster, "tls-server-name").map(str::to_ascii_lowercase);
-        name.or_else(|| text(cluster, "server")?.parse::<Server>().ok()?.name)
+        name.or_else(|| text(cluster, "server")?.parse::<ServerUrl>().ok()?.name)
     }
 
     fn verifies(&self) -> bool {
@@ -120,17 +116,6 @@ impl Existing {
         }
         Ok(self.document)
     }
-}
-
-fn bytes(path: &Path, is_stdin: bool) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let mut from: Box<dyn std::io::Read> =
-        if is_stdin { Box::new(std::io::stdin()) } else { Box::new(std::fs::File::open(path)?) };
-    from.by_ref().take(MAX_SIZE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_SIZE {
-        bail!("larger than {} MiB", MAX_SIZE >> 20);
-    }
-    Ok(bytes)
 }
 
 fn current_cluster(document: &Mapping) -> Option<&str> {

@@ -18,7 +18,6 @@ use serde_yaml::{Mapping, Value as Yaml};
 
 use self::asked::{Certificate, Clients};
 use self::existing::Existing;
-pub(crate) use self::server::Server;
 use self::trust::Trust;
 use super::admin::status;
 use super::named::{Named, named};
@@ -30,7 +29,7 @@ pub(super) fn run(options: &Kubeconfig) -> anyhow::Result<ExitCode> {
     let Named { route, below } = find_route(&config, &options.route)?;
     let cluster = options.cluster.as_deref();
     let existing = options.from.as_ref().map(|path| Existing::read(path, cluster)).transpose()?;
-    let server = options.server.clone().map_or_else(|| Server::of_route(&config, route, below.as_deref()), Ok)?;
+    let server = options.server.clone().map_or_else(|| server::of_route(&config, route, below.as_deref()), Ok)?;
     let trust = Trust::choose(options, route, existing.as_ref())?;
     let certificate = match (&trust, &options.admin) {
         (Trust::Anyone, _) => Certificate::Unverified,

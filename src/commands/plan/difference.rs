@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::config::{Config, Route};
-use crate::listener::accept::BindError;
+use crate::listener::BindError;
 use crate::text::units::span;
 use crate::upstream::{OnRemove, plain};
 use serde_json::{Value, json};

@@ -8,28 +8,28 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use crate::config::{Config, overlap};
-use crate::listener::accept::{BindError, is_free};
+use crate::config::Config;
+use crate::listener::{BindError, is_free, overlap};
 use crate::server::{ReloadError, fixed};
-use crate::upstream::OwnAddresses;
+use crate::upstream::LocalAddresses;
 use anyhow::{Context, bail};
 
 use self::difference::Difference;
 use self::running::Running;
 
 use super::admin::status;
-use super::{Refused, load, printable_lines, runtime};
+use super::{WouldBeRefused, printable_lines, runtime};
 use crate::cli::Plan;
 
 /// With `--exit-code`, where connections would be closed.
 const EXIT_CLOSES: u8 = 2;
 
 pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
-    let new = load(&options.config)?;
+    let new = Config::load(&options.config)?;
     let running = match (&options.admin, &options.from) {
         (Some(admin), _) => {
             let (status, addresses) = runtime::run(status(admin))??;
-            let own = OwnAddresses::read();
+            let own = LocalAddresses::read();
             Running::of_status(&status, addresses.iter().all(|address| own.has(address.ip())))
                 .with_context(|| format!("{admin} answers, but not as an admin listener of this version does"))?
         }
@@ -37,7 +37,7 @@ pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
         (None, None) => bail!("expected --admin or --from"),
     };
     if let Some(refusal) = refusal(&running, &new) {
-        bail!(Refused(format!("a reload to {} would be refused: {refusal}", options.config.display())));
+        bail!(WouldBeRefused(format!("a reload to {} would be refused: {refusal}", options.config.display())));
     }
     // One that overlaps with a running one is bound beside it.
     let taken =

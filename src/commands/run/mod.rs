@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use crate::config::{self, Config, ConfigError, Log, LogFormat};
+use crate::listener::Inherited;
 use crate::process::sandbox::{self, Entered, Sandbox};
 use crate::process::systemd::{self, Manager, Phase};
 use crate::process::upgrade::{self, Predecessor, Successor, UpgradeError};
 use crate::process::watch::{Digest, Stamp, Watch};
-use crate::server::{Changes, Inherited, Server};
+use crate::server::{Changes, Server};
 use anyhow::{Context as _, anyhow};
 use rustix::process::{Pid, kill_process};
 use tokio::sync::oneshot;

@@ -18,8 +18,8 @@ use tracing::warn;
 
 pub(crate) use self::authorities::{Authorities, CaFile};
 pub(crate) use self::probe::{Answer, ask_once, read_token, request};
-pub(crate) use self::state::Condition;
-pub(crate) use self::state::{Finding, State, Thresholds};
+pub(crate) use self::state::HealthState;
+pub(crate) use self::state::{ProbeResult, State, Thresholds};
 pub(crate) use self::tls::{Handshake, TlsClient, said};
 
 use super::endpoint::Endpoint;
@@ -84,7 +84,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const NEVER: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Runs until it is aborted: when the endpoint has left the pool, or the pool the configuration.
-pub(super) async fn look_after(pool: Arc<Pool>, endpoint: Arc<Endpoint>) {
+pub(super) async fn monitor(pool: Arc<Pool>, endpoint: Arc<Endpoint>) {
     let check = pool.check();
     let now = Instant::now();
     let first = check.map_or(NEVER, |check| check.interval.min(Duration::from_secs(1)).mul_f64(fastrand::f64()));
@@ -94,13 +94,13 @@ pub(super) async fn look_after(pool: Arc<Pool>, endpoint: Arc<Endpoint>) {
     let mut note = None;
     loop {
         let now = Instant::now();
-        let is_gone = endpoint.condition().is_gone();
+        let is_unreachable = endpoint.health().is_unreachable();
         // As long as the pool fails open, the grace does not run.
-        let is_doomed = is_gone && !pool.fails_open();
+        let is_doomed = is_unreachable && !pool.fails_open();
         grace_began = is_doomed.then(|| grace_began.unwrap_or(now));
         is_announced &= is_doomed;
         let probe_at = |begun: Instant| Some(begun + pool.dead_grace()?.saturating_sub(PROBE_TIME));
-        let look_again = if is_gone && !is_doomed { LOOK_AGAIN } else { NEVER };
+        let look_again = if is_unreachable && !is_doomed { LOOK_AGAIN } else { NEVER };
         tokio::select! {
             () = endpoint.changed.notified() => {}
             () = sleep(look_again) => {}
@@ -110,12 +110,12 @@ pub(super) async fn look_after(pool: Arc<Pool>, endpoint: Arc<Endpoint>) {
                     // Boxed: a check is large, and most of the time there is none.
                     Box::pin(ask(&pool, &endpoint, check, &mut note)).await;
                 }
-                let at_most = if endpoint.condition().is_about_to_be_unready() { SOON } else { NEVER };
+                let at_most = if endpoint.health().is_about_to_be_unready() { SOON } else { NEVER };
                 let until_next = check.map_or(NEVER, |check| jittered(check.interval.min(at_most)));
                 next_check = (begun + until_next).max(Instant::now());
             }
             () = sleep_until(grace_began.and_then(probe_at).unwrap_or(now + NEVER)) => {
-                let Some(since) = grace_began.filter(|_| endpoint.condition().is_gone() && !pool.fails_open()) else {
+                let Some(since) = grace_began.filter(|_| endpoint.health().is_unreachable() && !pool.fails_open()) else {
                     continue;
                 };
                 let connections = pool.probe_connections(&endpoint, since);
@@ -138,14 +138,14 @@ async fn ask(pool: &Pool, endpoint: &Endpoint, check: &HealthCheck, note: &mut O
     let Ok(_permit) = CHECKS.acquire().await else { return };
     let begun = Instant::now();
     let header = pool.setup.settings.proxy_protocol;
-    let Answer { finding, certificate, note: new_note } = ask_once(endpoint.address, check, header).await;
-    if finding.is_ok() {
+    let Answer { result, certificate, note: new_note } = ask_once(endpoint.address, check, header).await;
+    if result.is_ok() {
         endpoint.was_checked(begun.elapsed());
     }
     if let Some(certificate) = certificate {
         pool.shown(endpoint, &certificate);
     }
-    let new_note = match &finding {
+    let new_note = match &result {
         Ok(_) => new_note.map(str::to_owned),
         Err(reason) => Some(format!("not made: {reason}")),
     };
@@ -155,8 +155,8 @@ async fn ask(pool: &Pool, endpoint: &Endpoint, check: &HealthCheck, note: &mut O
         }
         *note = new_note;
     }
-    if let Ok(finding) = finding {
-        pool.report(endpoint, &finding);
+    if let Ok(result) = result {
+        pool.report(endpoint, &result);
     }
 }
 
@@ -174,6 +174,6 @@ mod tests {
         fn size<F>(_: impl Fn(Arc<Pool>, Arc<Endpoint>) -> F) -> usize {
             size_of::<F>()
         }
-        assert!(size(look_after) <= 640, "{}", size(look_after));
+        assert!(size(monitor) <= 640, "{}", size(monitor));
     }
 }

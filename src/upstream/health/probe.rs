@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 use super::super::certificate::Certificate;
 use super::super::failure::{self, Failure};
 use super::super::local_address;
-use super::state::Finding;
+use super::state::ProbeResult;
 use super::tls::{Handshake, TlsClient, said};
 use super::{HealthCheck, HttpCheck, TlsCheck};
 use crate::text::units::span;
@@ -34,7 +34,7 @@ const MAX_ANSWER: usize = 16 * 1024;
 #[derive(Debug)]
 pub(crate) struct Answer {
     /// An error is our own: there was no check.
-    pub(crate) finding: Result<Finding, String>,
+    pub(crate) result: Result<ProbeResult, String>,
     /// As it was shown, whatever is to be thought of it.
     pub(crate) certificate: Option<Certificate>,
     /// What the operator should know although it is no failure.
@@ -47,25 +47,25 @@ pub(crate) async fn ask_once(
     check: &HealthCheck,
     header: Option<proxy_protocol::Version>,
 ) -> Answer {
-    let mut answer = Answer { finding: Ok(Finding::Ready), certificate: None, note: None };
+    let mut answer = Answer { result: Ok(ProbeResult::Ready), certificate: None, note: None };
     let mut is_connected = false;
     let result = timeout(check.timeout, ask(address, check, header, &mut answer, &mut is_connected)).await;
     let late = |_| {
         let within = span(check.timeout);
         Err(Ok(if is_connected {
             // Its kernel is there, and with it perhaps the connections it has.
-            Finding::Wrong(format!("connected, but no answer within {within}"))
+            ProbeResult::Wrong(format!("connected, but no answer within {within}"))
         } else {
-            Finding::Gone(format!("connect: no answer within {within}"))
+            ProbeResult::Unreachable(format!("connect: no answer within {within}"))
         }))
     };
-    if let Err(finding) = result.unwrap_or_else(late) {
-        answer.finding = finding;
+    if let Err(result) = result.unwrap_or_else(late) {
+        answer.result = result;
     }
     answer
 }
 
-type End = Result<Finding, String>;
+type End = Result<ProbeResult, String>;
 
 async fn ask(
     address: SocketAddr,
@@ -80,21 +80,21 @@ async fn ask(
     let connected = connected.and_then(|stream| local_address(&stream, address).map(|_| stream));
     let mut stream = connected.map_err(|error| match Failure::of(&error) {
         Failure::Local => Err(error.to_string()),
-        _ => Ok(Finding::Gone(format!("connect: {}", failure::plain(&error)))),
+        _ => Ok(ProbeResult::Unreachable(format!("connect: {}", failure::plain(&error)))),
     })?;
     *is_connected = true;
     // Checks are many: their ends should not wait in TIME_WAIT.
     relay::reset_on_close(&stream);
     if let Some(version) = header {
         let sent = stream.write_all(&proxy_protocol::header(version, None)).await;
-        sent.map_err(|error| Ok(Finding::Wrong(format!("PROXY header: {}", failure::plain(&error)))))?;
+        sent.map_err(|error| Ok(ProbeResult::Wrong(format!("PROXY header: {}", failure::plain(&error)))))?;
     }
     let (Some(tls), Some(credentials)) = (&check.tls, credentials) else { return Ok(()) };
     let name = tls.asked_name.clone().unwrap_or_else(|| ServerName::from(address.ip()));
     let host = tls.asked_name.as_ref().map_or_else(|| address.to_string(), |name| name.to_str().into_owned());
     let Handshake { certificate, stream } = credentials.client.handshake(name, stream).await;
     answer.certificate = certificate;
-    let stream = stream.map_err(|error| Ok(Finding::Wrong(format!("TLS: {}", said(&error)))))?;
+    let stream = stream.map_err(|error| Ok(ProbeResult::Wrong(format!("TLS: {}", said(&error)))))?;
     let Some(http) = &check.http else { return Ok(()) };
     answer.note = request(stream, &host, http, credentials.token).await.map_err(Ok)?;
     Ok(())
@@ -127,12 +127,12 @@ pub(crate) async fn request(
     host: &str,
     http: &HttpCheck,
     token: Option<HeaderValue>,
-) -> Result<Option<&'static str>, Finding> {
+) -> Result<Option<&'static str>, ProbeResult> {
     // What is behind it says more: an alert, for one, where a certificate of ours is wanted.
     let wrong = |error: &dyn Error| {
         let cause = error.source();
         let of_tls = cause.and_then(|cause| cause.downcast_ref()).filter(|error| is_of_tls(error));
-        Finding::Wrong(match (of_tls, cause) {
+        ProbeResult::Wrong(match (of_tls, cause) {
             (Some(error), _) => format!("TLS: {}", said(error)),
             (_, Some(cause)) => format!("HTTP: {error}: {cause}"),
             (_, None) => format!("HTTP: {error}"),
@@ -162,12 +162,12 @@ pub(crate) async fn request(
     match status {
         status if http.expect.iter().any(|range| range.contains(&status.as_u16())) => Ok(None),
         StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE => {
-            Err(Finding::Unready(format!("{} {}{}", http.path, status.as_u16(), failed_checks(&body))))
+            Err(ProbeResult::Unready(format!("{} {}{}", http.path, status.as_u16(), failed_checks(&body))))
         }
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if http.unauthorized_is_alive => Ok(Some(
             "it is alive, but does not say whether it is ready: anonymous requests are not allowed; set `token_file` or `client_certificate`",
         )),
-        _ => Err(Finding::Wrong(format!("{} {}", http.path, status.as_u16()))),
+        _ => Err(ProbeResult::Wrong(format!("{} {}", http.path, status.as_u16()))),
     }
 }
 

@@ -29,18 +29,18 @@ impl State {
 
 /// What a check, or a connection, has found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Finding {
+pub(crate) enum ProbeResult {
     /// It is ready.
     Ready,
     /// It is alive, and says that it is not ready.
     Unready(String),
     /// It is not there: connecting or asking was refused or timed out.
-    Gone(String),
+    Unreachable(String),
     /// It is there, but not as it should be: a certificate that does not verify, an answer that is none.
     Wrong(String),
 }
 
-/// How many findings in a row change the state.
+/// How many results in a row change the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Thresholds {
     /// To be ready, or at least alive, again.
@@ -51,12 +51,12 @@ pub(crate) struct Thresholds {
     pub(crate) unready: u32,
 }
 
-/// An endpoint's state, and the findings that lead to the next. It begins as ready: whether it is will be seen.
+/// An endpoint's state, and the results that lead to the next. It begins as ready: whether it is will be seen.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Condition {
+pub(crate) struct HealthState {
     state: State,
     cause: Box<str>,
-    is_gone: bool,
+    is_unreachable: bool,
     /// Findings in a row that were so.
     ready: u32,
     alive: u32,
@@ -67,19 +67,19 @@ pub(crate) struct Condition {
     failed_clients: u32,
 }
 
-impl Condition {
+impl HealthState {
     pub(crate) fn state(&self) -> State {
         self.state
     }
 
-    /// The last finding that was not ready; empty while it is.
+    /// The last result that was not ready; empty while it is.
     pub(crate) fn cause(&self) -> &str {
         &self.cause
     }
 
     /// Whether it is dead because it is not there.
-    pub(crate) fn is_gone(&self) -> bool {
-        self.state == State::Dead && self.is_gone
+    pub(crate) fn is_unreachable(&self) -> bool {
+        self.state == State::Dead && self.is_unreachable
     }
 
     /// Whether it has said that it is not ready, but not often enough yet.
@@ -87,18 +87,18 @@ impl Condition {
         self.state == State::Ready && self.says_unready > 0
     }
 
-    /// How many findings in a row led to this state, if it is not ready.
+    /// How many results in a row led to this state, if it is not ready.
     pub(crate) fn failures(&self) -> u32 {
         self.not_ready.max(self.failed_clients)
     }
 
     /// Takes in what a client's connection has found; the state before, if it is another one now. Clients are not to be
     /// trusted with more than this: what one finds counts only as long as no other finds the opposite.
-    pub(crate) fn learn_from_client(&mut self, finding: &Finding, thresholds: Thresholds) -> Option<State> {
+    pub(crate) fn apply_client_result(&mut self, result: &ProbeResult, thresholds: Thresholds) -> Option<State> {
         let before = self.state;
-        self.failed_clients = match finding {
-            Finding::Ready | Finding::Unready(_) => 0,
-            Finding::Gone(_) | Finding::Wrong(_) => self.failed_clients.saturating_add(1),
+        self.failed_clients = match result {
+            ProbeResult::Ready | ProbeResult::Unready(_) => 0,
+            ProbeResult::Unreachable(_) | ProbeResult::Wrong(_) => self.failed_clients.saturating_add(1),
         };
         if self.failed_clients >= thresholds.fall {
             self.state = State::Dead;
@@ -106,26 +106,26 @@ impl Condition {
             self.ready = 0;
             self.alive = 0;
             if self.failed == 0 {
-                self.note(finding);
+                self.note(result);
             }
         }
         (self.state != before).then_some(before)
     }
 
-    fn note(&mut self, finding: &Finding) {
-        if let Finding::Unready(cause) | Finding::Gone(cause) | Finding::Wrong(cause) = finding {
+    fn note(&mut self, result: &ProbeResult) {
+        if let ProbeResult::Unready(cause) | ProbeResult::Unreachable(cause) | ProbeResult::Wrong(cause) = result {
             self.cause = cause.as_str().into();
         }
-        self.is_gone = matches!(finding, Finding::Gone(_));
+        self.is_unreachable = matches!(result, ProbeResult::Unreachable(_));
     }
 
     /// Takes in what a check has found; the state before, if it is another one now.
-    pub(crate) fn learn(&mut self, finding: &Finding, thresholds: Thresholds) -> Option<State> {
+    pub(crate) fn learn(&mut self, result: &ProbeResult, thresholds: Thresholds) -> Option<State> {
         let before = self.state;
-        let (is_ready, is_alive) = match finding {
-            Finding::Ready => (true, true),
-            Finding::Unready(_) => (false, true),
-            Finding::Gone(_) | Finding::Wrong(_) => (false, false),
+        let (is_ready, is_alive) = match result {
+            ProbeResult::Ready => (true, true),
+            ProbeResult::Unready(_) => (false, true),
+            ProbeResult::Unreachable(_) | ProbeResult::Wrong(_) => (false, false),
         };
         let count = |streak: u32, goes_on: bool| if goes_on { streak.saturating_add(1) } else { 0 };
         self.ready = count(self.ready, is_ready);
@@ -133,7 +133,7 @@ impl Condition {
         self.says_unready = count(self.says_unready, is_alive && !is_ready);
         self.not_ready = count(self.not_ready, !is_ready);
         self.failed = count(self.failed, !is_alive);
-        self.note(finding);
+        self.note(result);
         if is_ready {
             self.failed_clients = 0;
         }
@@ -159,31 +159,31 @@ mod tests {
 
     const THRESHOLDS: Thresholds = Thresholds { rise: 2, fall: 3, unready: 2 };
 
-    fn after(findings: &str) -> State {
-        let mut condition = Condition::default();
-        for finding in findings.chars() {
-            let finding = match finding {
-                'r' => Finding::Ready,
-                'u' => Finding::Unready("u".into()),
-                'g' => Finding::Gone("g".into()),
-                'w' => Finding::Wrong("w".into()),
+    fn after(results: &str) -> State {
+        let mut health = HealthState::default();
+        for result in results.chars() {
+            let result = match result {
+                'r' => ProbeResult::Ready,
+                'u' => ProbeResult::Unready("u".into()),
+                'g' => ProbeResult::Unreachable("g".into()),
+                'w' => ProbeResult::Wrong("w".into()),
                 other => panic!("{other}"),
             };
-            condition.learn(&finding, THRESHOLDS);
+            health.learn(&result, THRESHOLDS);
         }
-        condition.state()
+        health.state()
     }
 
     #[test]
     fn b11_it_takes_some_findings_in_a_row() {
-        for findings in ["", "ggrggrggr", "urwwr", "ururur", "grgrgrgr", "gu"] {
-            assert_eq!(after(findings), State::Ready, "{findings}");
+        for results in ["", "ggrggrggr", "urwwr", "ururur", "grgrgrgr", "gu"] {
+            assert_eq!(after(results), State::Ready, "{results}");
         }
-        for findings in ["uu", "uuu", "ugu", "gug", "guu", "ggguu", "gggrgruu"] {
-            assert_eq!(after(findings), State::Unready, "{findings}");
+        for results in ["uu", "uuu", "ugu", "gug", "guu", "ggguu", "gggrgruu"] {
+            assert_eq!(after(results), State::Unready, "{results}");
         }
-        for findings in ["ggg", "gwg", "www", "uuuggg", "gggr", "gggrg", "gggu", "gggrgrgrgr"] {
-            assert_eq!(after(findings), State::Dead, "{findings}");
+        for results in ["ggg", "gwg", "www", "uuuggg", "gggr", "gggrg", "gggu", "gggrgrgrgr"] {
+            assert_eq!(after(results), State::Dead, "{results}");
         }
         assert_eq!(after("gggrr"), State::Ready);
         assert_eq!(after("uuurr"), State::Ready);
@@ -191,43 +191,43 @@ mod tests {
 
     #[test]
     fn only_what_is_gone_is_gone() {
-        let mut condition = Condition::default();
+        let mut health = HealthState::default();
         for _ in 0..3 {
-            condition.learn(&Finding::Gone("refused".into()), THRESHOLDS);
+            health.learn(&ProbeResult::Unreachable("refused".into()), THRESHOLDS);
         }
-        assert!(condition.is_gone() && condition.cause() == "refused");
-        condition.learn(&Finding::Wrong("expired".into()), THRESHOLDS);
-        assert!(!condition.is_gone(), "it is there, after all");
-        condition.learn(&Finding::Gone("refused".into()), THRESHOLDS);
-        assert!(condition.is_gone());
-        condition.learn(&Finding::Ready, THRESHOLDS);
-        assert!(condition.state() == State::Dead && !condition.is_gone(), "dead, but coming back");
+        assert!(health.is_unreachable() && health.cause() == "refused");
+        health.learn(&ProbeResult::Wrong("expired".into()), THRESHOLDS);
+        assert!(!health.is_unreachable(), "it is there, after all");
+        health.learn(&ProbeResult::Unreachable("refused".into()), THRESHOLDS);
+        assert!(health.is_unreachable());
+        health.learn(&ProbeResult::Ready, THRESHOLDS);
+        assert!(health.state() == State::Dead && !health.is_unreachable(), "dead, but coming back");
     }
 
     #[test]
     fn one_client_cannot_outvote_the_others() {
-        let mut condition = Condition::default();
-        let bad = Finding::Wrong("odd".into());
+        let mut health = HealthState::default();
+        let bad = ProbeResult::Wrong("odd".into());
         for _ in 0..10 {
             for _ in 0..2 {
-                assert_eq!(condition.learn_from_client(&bad, THRESHOLDS), None);
+                assert_eq!(health.apply_client_result(&bad, THRESHOLDS), None);
             }
-            assert_eq!(condition.learn_from_client(&Finding::Ready, THRESHOLDS), None);
+            assert_eq!(health.apply_client_result(&ProbeResult::Ready, THRESHOLDS), None);
         }
         for _ in 0..2 {
-            condition.learn_from_client(&bad, THRESHOLDS);
+            health.apply_client_result(&bad, THRESHOLDS);
         }
-        condition.learn(&Finding::Ready, THRESHOLDS);
-        assert_eq!(condition.learn_from_client(&bad, THRESHOLDS), None, "nor a check");
+        health.learn(&ProbeResult::Ready, THRESHOLDS);
+        assert_eq!(health.apply_client_result(&bad, THRESHOLDS), None, "nor a check");
         for _ in 0..2 {
-            condition.learn_from_client(&bad, THRESHOLDS);
+            health.apply_client_result(&bad, THRESHOLDS);
         }
-        assert_eq!((condition.state(), condition.cause()), (State::Dead, "odd"));
-        condition.learn_from_client(&Finding::Ready, THRESHOLDS);
-        assert_eq!(condition.state(), State::Dead, "it is for checks, or trials, to say that it is back");
-        condition.learn(&Finding::Ready, THRESHOLDS);
-        assert_eq!(condition.state(), State::Dead);
-        condition.learn(&Finding::Ready, THRESHOLDS);
-        assert_eq!(condition.state(), State::Ready);
+        assert_eq!((health.state(), health.cause()), (State::Dead, "odd"));
+        health.apply_client_result(&ProbeResult::Ready, THRESHOLDS);
+        assert_eq!(health.state(), State::Dead, "it is for checks, or trials, to say that it is back");
+        health.learn(&ProbeResult::Ready, THRESHOLDS);
+        assert_eq!(health.state(), State::Dead);
+        health.learn(&ProbeResult::Ready, THRESHOLDS);
+        assert_eq!(health.state(), State::Ready);
     }
 }

@@ -20,7 +20,7 @@ use std::path::Path;
 
 use self::sections::{Line, Section};
 use super::Files;
-use crate::upstream::leads_to;
+use crate::upstream::arrives_at as leads_to;
 
 use self::frontend::Around;
 use super::draft::{Draft, Outcome};

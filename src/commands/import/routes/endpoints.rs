@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::text::Destination;
-use crate::upstream::leads_to;
+use crate::upstream::arrives_at as leads_to;
 
 use crate::commands::import::draft::{Draft, Frontend, Outcome};
 use crate::commands::import::ledger::Ledger;
