@@ -100,7 +100,7 @@ fn build_listeners(
         let balancers = accept_proxy.map(|raw::AcceptProxy { from }| networks(from));
         let ip_literal = match ip_literal_sni {
             None | Some(raw::IpLiteralSni::None) => IpLiteral::NoName,
-            Some(raw::IpLiteralSni::RejectWith) => IpLiteral::Refused,
+            Some(raw::IpLiteralSni::Refuse) => IpLiteral::Refused,
         };
         let sources = build_sources(allow, deny);
         listeners.push(Listener { name, address, refuse, balancers, ip_literal, sources });

@@ -131,7 +131,7 @@ pub(super) struct Listener {
 #[serde(rename_all = "snake_case")]
 pub(super) enum IpLiteralSni {
     /// Malformed: the client is refused.
-    RejectWith,
+    Refuse,
     /// No name: the client goes where clients without a name go.
     None,
 }

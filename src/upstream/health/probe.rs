@@ -24,8 +24,9 @@ use super::super::local_address;
 use super::state::ProbeResult;
 use super::tls::{Handshake, TlsClient, said};
 use super::{HealthCheck, HttpCheck, TlsCheck};
+use crate::proxy_protocol;
+use crate::relay;
 use crate::text::units::span;
-use crate::{proxy_protocol, relay};
 
 /// The most of an answer that is read: `/readyz` names the checks that failed.
 const MAX_ANSWER: usize = 16 * 1024;

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use crate::support::tls::Authority;
 use crate::support::{Backend, Client, Hello, Router, all_output, snigate};
 
-const README: &str = include_str!("../README.md");
+const README: &str = include_str!("../../README.md");
 
 /// The fenced blocks of this kind.
 fn blocks(kind: &str) -> Vec<&'static str> {

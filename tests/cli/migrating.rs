@@ -12,8 +12,8 @@ use crate::support::router::config;
 use crate::support::tls::{self, Authority};
 use crate::support::{Backend, Client, Hello, Router, all_output, snigate};
 
-const GUIDE: &str = include_str!("../deploy/haproxy/README.md");
-const TROUBLESHOOTING: &str = include_str!("../deploy/troubleshooting.md");
+const GUIDE: &str = include_str!("../../deploy/haproxy/README.md");
+const TROUBLESHOOTING: &str = include_str!("../../deploy/troubleshooting.md");
 
 /// The recipe's file, imported beside CA files of these names.
 fn imported(recipe: &str) -> (TempDir, String) {

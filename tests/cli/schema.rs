@@ -7,10 +7,10 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::config::{EVERYTHING, VALID};
+use crate::cli::config::{EVERYTHING, VALID};
 use crate::support::{snigate, tls};
 
-const README: &str = include_str!("../README.md");
+const README: &str = include_str!("../../README.md");
 
 /// Files that both refuse.
 const WRONG: [&str; 42] = [

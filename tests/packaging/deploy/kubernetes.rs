@@ -12,7 +12,7 @@ use super::{blocks, deployed, seconds};
 use crate::support::router::Router;
 use crate::support::{Backend, Client, Hello, snigate};
 
-const README: &str = include_str!("../../deploy/kubernetes/README.md");
+const README: &str = include_str!("../../../deploy/kubernetes/README.md");
 
 /// What this directory renders to, by kind.
 struct Rendered(Vec<Value>);
@@ -84,7 +84,7 @@ fn the_pod_may_do_little() {
     );
     assert_eq!(pod["automountServiceAccountToken"], false);
     assert!(pod["hostNetwork"].is_null());
-    let user = include_str!("../../deploy/container/Containerfile").lines().find(|line| line.starts_with("USER "));
+    let user = include_str!("../../../deploy/container/Containerfile").lines().find(|line| line.starts_with("USER "));
     assert_eq!(user, Some("USER 65532:65532"), "the image's");
 }
 

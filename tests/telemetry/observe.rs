@@ -166,8 +166,8 @@ fn clients_that_no_route_takes_are_told_apart() {
     ));
     for (hello, outcome, reason) in [
         (Hello::to("b.example"), "unknown_name", "no route has the name"),
-        (Hello::to(NAME), "unknown_name", "the routes that have the name do not take its `alpn` or `listener`"),
-        (Hello::new(), "no_name", "it sent no server name, and there is no route without `sni`"),
+        (Hello::to(NAME), "unknown_name", "routes with this name require another `alpn` or `listener`"),
+        (Hello::new(), "no_name", "the client sent no SNI, and there is no catch-all route"),
     ] {
         let account = serve_one(&router, &hello);
         assert_eq!((account["outcome"].as_str(), account["reason"].as_str()), (Some(outcome), Some(reason)));

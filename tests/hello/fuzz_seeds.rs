@@ -7,7 +7,7 @@ use snigate::client_hello::{Framing, Parsed};
 use snigate::internals;
 use snigate::name::ServerName;
 
-#[path = "../fuzz/properties.rs"]
+#[path = "../../fuzz/properties.rs"]
 mod properties;
 
 fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {

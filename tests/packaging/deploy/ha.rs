@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::blocks;
 use crate::support::{Backend, Router};
 
-const PAGE: &str = include_str!("../../deploy/ha.md");
+const PAGE: &str = include_str!("../../../deploy/ha.md");
 
 #[test]
 #[ignore = "needs keepalived"]

@@ -196,7 +196,7 @@ fn java_verifies_the_clusters_certificate() {
     let server = tls::serve(&files.authority, NAME, false);
     let router = Router::routing(&[(NAME, server.address())]);
     let program = files.path("Get.java");
-    std::fs::write(&program, include_str!("support/Get.java")).unwrap();
+    std::fs::write(&program, include_str!("../support/Get.java")).unwrap();
     let port = router.address().port().to_string();
     let get = |name: &str| all_output(&run("java", &[text(&program), text(&files.ca), &port, name]));
     let answer = get(NAME);

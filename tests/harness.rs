@@ -35,7 +35,7 @@ fn a_test_that_hangs_ends_the_run_and_is_named() {
 }
 
 fn line_of(text: &str) -> usize {
-    include_str!("watchdog.rs").lines().position(|line| line.trim() == format!("{text};")).unwrap() + 1
+    include_str!("harness.rs").lines().position(|line| line.trim() == format!("{text};")).unwrap() + 1
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::support::{Client, Process, Router, eventually, snigate, tls};
 
-const README: &str = include_str!("../README.md");
+const README: &str = include_str!("../../README.md");
 
 /// For tests that build what is shipped, on a machine that has never built it.
 const FOR_A_RELEASE_BUILD: Duration = Duration::from_secs(3600);
@@ -138,7 +138,7 @@ fn values<'u>(unit: &'u str, key: &str) -> Vec<&'u str> {
 
 #[test]
 fn the_units_start_reload_and_pass_sockets_as_snigate_expects() {
-    let unit = include_str!("../deploy/systemd/snigate.service");
+    let unit = include_str!("../../deploy/systemd/snigate.service");
     for (key, value) in [
         ("Type", "notify"),
         ("NotifyAccess", "all"),
@@ -166,7 +166,7 @@ fn the_units_start_reload_and_pass_sockets_as_snigate_expects() {
     // It stops before systemd kills it: 25 s is the default of `timeouts.drain`.
     assert!(values(unit, "TimeoutStopSec")[0].parse::<u64>().unwrap() > 25);
 
-    let socket = include_str!("../deploy/systemd/snigate.socket");
+    let socket = include_str!("../../deploy/systemd/snigate.socket");
     assert_eq!(values(socket, "ListenStream"), ["[::]:6443"]);
     for example in ["one-cluster.yaml", "two-clusters.yaml"] {
         assert!(self::example(example).contains("listen: \"[::]:6443\""), "the same address");
@@ -238,9 +238,9 @@ fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
     let (_, metrics) = router.get("/metrics");
     let series = metrics.lines().find(|line| line.starts_with(&format!("{uncovered}{{"))).unwrap();
     assert!(series.ends_with(" 1"), "{series}");
-    let dashboard = include_str!("../deploy/grafana/dashboard.json");
+    let dashboard = include_str!("../../deploy/grafana/dashboard.json");
     assert!(serde_json::from_str::<serde_json::Value>(dashboard).is_ok());
-    let alerts = include_str!("../deploy/grafana/alerts.yaml");
+    let alerts = include_str!("../../deploy/grafana/alerts.yaml");
     // And the README names all there are.
     for line in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE snigate_")) {
         let (name, kind) = line.split_once(' ').unwrap();

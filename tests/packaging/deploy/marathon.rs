@@ -10,8 +10,8 @@ use super::{blocks, deployed, seconds};
 use crate::support::api_server::ApiServer;
 use crate::support::{Router, eventually, snigate, tls};
 
-const APP: &str = include_str!("../../deploy/marathon/snigate.json");
-const README: &str = include_str!("../../deploy/marathon/README.md");
+const APP: &str = include_str!("../../../deploy/marathon/snigate.json");
+const README: &str = include_str!("../../../deploy/marathon/README.md");
 const CONFIGS: [&str; 2] = ["one-cluster.yaml", "two-clusters.yaml"];
 
 /// What a field may be.

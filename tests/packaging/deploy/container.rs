@@ -14,8 +14,8 @@ use crate::support::api_server::ApiServer;
 use crate::support::network::{Answer, NameServer, inside};
 use crate::support::{Router, eventually, tls, watchdog};
 
-const CONTAINERFILE: &str = include_str!("../../deploy/container/Containerfile");
-const README: &str = include_str!("../../deploy/container/README.md");
+const CONTAINERFILE: &str = include_str!("../../../deploy/container/Containerfile");
+const README: &str = include_str!("../../../deploy/container/README.md");
 
 /// What follows this instruction, each time.
 fn instructions(name: &str) -> impl Iterator<Item = &str> {

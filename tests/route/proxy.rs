@@ -54,8 +54,8 @@ fn e06_only_who_is_listed_may_name_a_client() {
     assert_eq!((&account["client.address"], &account["client.port"]), (&"192.0.2.7".into(), &4711.into()));
     assert_eq!((&account["outcome"], &account["bytes.received"]), (&"completed".into(), &hello.len().into()));
     for (from, bytes, reason) in [
-        ("127.0.0.3", &with_header, "it is none of those in accept_proxy"),
-        ("127.0.0.3", &hello, "it is none of those in accept_proxy"),
+        ("127.0.0.3", &with_header, "peer not in accept_proxy.from"),
+        ("127.0.0.3", &hello, "peer not in accept_proxy.from"),
         (BALANCER, &hello, "no PROXY header, which this listener requires (accept_proxy)"),
     ] {
         let ((received, _), client) = ask(&router, from, bytes);
@@ -77,7 +77,7 @@ fn e06_without_accept_proxy_a_header_is_no_hello() {
         let ((received, _), client) = ask(&router, BALANCER, &[header, &Hello::to(NAME).record()].concat());
         let account = router.account_of(client);
         assert_eq!((received, &account["outcome"]), (Vec::new(), &"not_tls".into()));
-        assert_eq!(account["reason"], "a PROXY header, which this listener does not expect (it has no accept_proxy)");
+        assert_eq!(account["reason"], "a PROXY header, but this listener has no accept_proxy");
     }
 }
 

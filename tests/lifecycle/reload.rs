@@ -316,7 +316,7 @@ fn removed(policy: &str, is_cut: bool) {
         let account = router.account_of(clients[0].address());
         assert_eq!((account["outcome"].as_str(), account["route"].as_str()), (Some("drained"), Some(NAME)));
         router.wait("that it was cut", |line| {
-            line["message"] == "connections of what was removed have ended" && line["cut"] == 1
+            line["message"] == "closed connections of removed routes and endpoints" && line["closed"] == 1
         });
         let ended = router.metric(&format!(
             "snigate_connections_total{{listener=\"127.0.0.1:0\",route=\"{NAME}\",outcome=\"drained\"}}"
@@ -604,7 +604,7 @@ fn g11_what_comes_back_before_it_is_drained_keeps_its_connections() {
     assert_eq!(router.reload(&text(&[(NAME, both), (OTHER, one), ("last.example", one)]))["added"], 1);
     router.reload(&text(&[(NAME, both), (OTHER, one)]));
     clients[3].rest();
-    router.wait("the end", |line| line["message"] == "connections of what was removed have ended");
+    router.wait("the end", |line| line["message"] == "closed connections of removed routes and endpoints");
     for upstream in &mut upstreams {
         let _ = std::io::Write::write_all(upstream, b"x");
     }

@@ -9,8 +9,8 @@ use tempfile::TempDir;
 use super::{FOR_A_RELEASE_BUILD, blocks, deployed, values};
 use crate::support::watchdog;
 
-const README: &str = include_str!("../../deploy/systemd/README.md");
-const UNIT: &str = include_str!("../../deploy/systemd/snigate.service");
+const README: &str = include_str!("../../../deploy/systemd/README.md");
+const UNIT: &str = include_str!("../../../deploy/systemd/snigate.service");
 
 fn run(program: &str, arguments: &[&str]) -> Output {
     Command::new(program).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap()

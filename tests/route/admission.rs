@@ -43,7 +43,7 @@ fn e03_a_listener_lets_in_whom_it_may() {
     assert_eq!(backend.accepted(), 3, "nobody else reached it");
     let account = router.wait("who was refused", |line| line["client.address"] == "127.0.0.7");
     assert_eq!((account["outcome"].as_str(), account["level"].as_str()), (Some("denied"), Some("INFO")));
-    assert_eq!(account["reason"], "its address is not allowed at this listener");
+    assert_eq!(account["reason"], "the client's address is not allowed at this listener");
     // It is told before it has said anything.
     let mut silent = client_from("127.0.0.7", router.address());
     assert_eq!(silent.read(7), alert(DENIED));
@@ -92,7 +92,7 @@ fn b22_a_route_has_no_more_connections_than_it_may() {
         assert_eq!(client.rest().0, alert(OVER_LIMIT));
         let account = router.account_of(client.address());
         assert_eq!((account["outcome"].as_str(), account["route"].as_str()), (Some("over_limit"), Some(NAME)));
-        assert_eq!(account["reason"], "the route has its 2 connections already (max_connections)");
+        assert_eq!(account["reason"], "the route has reached max_connections: 2");
     }
     assert_eq!(backend.accepted(), 2);
     // Others have theirs.

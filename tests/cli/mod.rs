@@ -1,0 +1,22 @@
+//! The commands, and the configuration that they read.
+
+/// What is refused, with which message.
+mod config;
+/// Every step from client to API server.
+mod doctor;
+/// Which route a client gets, and why.
+mod explain;
+/// Configurations of HAProxy and nginx.
+mod import;
+/// Imports, compared with HAProxy and nginx themselves.
+mod import_faithful;
+/// Kubeconfigs, and kubectl with them.
+mod kubeconfig;
+/// Manual page and completions.
+mod manual;
+/// The migration guide, step by step.
+mod migrating;
+/// What a reload would change.
+mod plan;
+/// The JSON Schema says the same.
+mod schema;

@@ -1,0 +1,8 @@
+//! Clients and machines at their worst.
+
+/// Stalled hellos, slow readers, floods.
+mod abuse;
+/// System calls that fail.
+mod faults;
+/// Everything at once.
+mod soak;

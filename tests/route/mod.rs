@@ -1,0 +1,10 @@
+//! Which route a client gets, and whether it is admitted.
+
+/// Allow, deny and limits.
+mod admission;
+/// PROXY headers.
+mod proxy;
+/// Alerts, closes and resets.
+mod rejection;
+/// Server names, ALPN, listeners.
+mod routing;
