@@ -150,7 +150,7 @@ pub(crate) struct Log {
     pub(crate) format: LogFormat,
     /// The least that is logged.
     pub(crate) level: tracing::Level,
-    /// RecentRejections with the same outcome that are logged per second; 0: all.
+    /// Refusals with the same outcome that are logged per second; 0: all.
     pub(crate) refusals_per_second: u32,
 }
 

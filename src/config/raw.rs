@@ -539,7 +539,7 @@ pub(super) struct Log {
     /// The least that is logged. Default: info.
     #[serde(default, deserialize_with = "present")]
     pub(super) level: Option<LogLevel>,
-    /// RecentRejections with the same outcome that are logged per second; 0: all. Default: 50.
+    /// Refusals with the same outcome that are logged per second; 0: all. Default: 50.
     #[serde(default, deserialize_with = "present")]
     pub(super) refusals_per_second: Option<Text<Count<0, 1_000_000>>>,
 }

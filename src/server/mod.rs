@@ -197,8 +197,8 @@ impl Server {
         let (old, routes) = (Arc::clone(&before), mem::take(&mut config.routes));
         let (counters, surroundings) = (Arc::clone(&self.counters), Arc::clone(&self.surroundings));
         // For 100,000 routes this takes long enough to be felt by connections.
-        let build = move || generation::build_next(&old, routes, at, &counters, &surroundings);
-        let built = tokio::task::spawn_blocking(build).await;
+        let work = move || generation::build_next(&old, routes, at, &counters, &surroundings);
+        let built = tokio::task::spawn_blocking(work).await;
         let Next { generation, changes, removed } = match built {
             Ok(built) => built,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),

@@ -2,12 +2,12 @@
 
 /// Clocks that jump.
 mod clock;
-/// Start and stop.
-mod lifecycle;
 /// A new configuration.
 mod reload;
 /// What the process may still do.
 mod sandbox;
+/// Start and stop.
+mod start_stop;
 /// Notifications and socket activation.
 mod systemd;
 /// A new binary.
