@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use prometheus_client::metrics::histogram::Histogram;
 
 use super::{LineLimit, Outcome, RecentRejections};
+use strum::EnumCount;
 
 /// The route of connections that have none.
 pub(crate) const UNROUTED: &str = "_none";
@@ -323,7 +324,7 @@ impl RouteCounters {
 
 /// Ended connections, by outcome.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct OutcomeCounts([u64; Outcome::ALL.len()]);
+pub(crate) struct OutcomeCounts([u64; Outcome::COUNT]);
 
 impl OutcomeCounts {
     /// How many ended like this.

@@ -109,8 +109,7 @@ impl Endpoint {
 
     /// Whether new connections go there.
     pub(crate) fn state(&self) -> State {
-        let state = self.state.load(Relaxed);
-        State::ALL.into_iter().find(|known| *known as u8 == state).unwrap_or(State::Dead)
+        State::from_repr(self.state.load(Relaxed)).unwrap_or(State::Dead)
     }
 
     /// Why it is not ready; empty if it is.
@@ -226,38 +225,34 @@ pub(super) struct Change {
 
 /// A connection's slot at an endpoint, counted until it is dropped.
 #[derive(Debug)]
-pub(crate) struct EndpointSlot {
-    endpoint: Arc<Endpoint>,
-    has_reported: AtomicBool,
-}
+pub(crate) struct EndpointSlot(Arc<Endpoint>);
 
 impl EndpointSlot {
     pub(super) fn take(endpoint: &Arc<Endpoint>) -> Self {
         endpoint.connections.fetch_add(1, Relaxed);
-        Self { endpoint: Arc::clone(endpoint), has_reported: AtomicBool::new(false) }
+        Self(Arc::clone(endpoint))
     }
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+        &self.0
     }
 
     /// The endpoint has sent its first byte.
     pub(crate) fn answered(&self) {
-        if self.endpoint.is_suspect() {
-            self.endpoint.report(&ProbeResult::Ready);
+        if self.0.is_suspect() {
+            self.0.report(&ProbeResult::Ready);
         }
     }
 
-    /// The endpoint has sent nothing for a while, or has closed before it sent anything. Counts once per connection.
+    /// The endpoint has sent nothing for a while, or has closed before it sent anything.
+    /// To be reported once per connection.
     pub(crate) fn did_not_answer(&self, cause: &str) {
-        if !self.has_reported.swap(true, Relaxed) {
-            self.endpoint.report(&ProbeResult::Wrong(cause.into()));
-        }
+        self.0.report(&ProbeResult::Wrong(cause.into()));
     }
 }
 
 impl Drop for EndpointSlot {
     fn drop(&mut self) {
-        self.endpoint.connections.fetch_sub(1, Relaxed);
+        self.0.connections.fetch_sub(1, Relaxed);
     }
 }

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use strum::IntoStaticStr;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
@@ -64,7 +65,8 @@ pub(crate) struct Settings {
 }
 
 /// What becomes of connections to an endpoint that the configuration no longer has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub(crate) enum OnRemove {
     /// They may last for `timeouts.drain`.
     Drain,
@@ -75,13 +77,9 @@ pub(crate) enum OnRemove {
 }
 
 impl OnRemove {
-    /// As it is configured.
+    /// Its value in the configuration.
     pub(crate) fn label(self) -> &'static str {
-        match self {
-            Self::Drain => "drain",
-            Self::Keep => "keep",
-            Self::Cut => "cut",
-        }
+        self.into()
     }
 }
 
