@@ -42,8 +42,8 @@ pub(crate) struct Endpoint {
     recovered: AtomicU64,
     born: Instant,
     health: Mutex<HealthState>,
-    /// Milliseconds from `born` to when a connection may try it although it is dead.
-    trial: AtomicU64,
+    /// Whether a connection may try it although it is dead.
+    may_be_tried: AtomicBool,
     certificates: Mutex<Certificates>,
     /// Whether anything is known of it.
     is_known: AtomicBool,
@@ -53,9 +53,6 @@ pub(crate) struct Endpoint {
 }
 
 const NEVER: u64 = u64::MAX;
-
-/// Where nothing checks it, a dead endpoint gets a connection this often, in milliseconds.
-const TRIAL_EVERY: u64 = 10_000;
 
 impl Endpoint {
     pub(super) fn new(address: SocketAddr) -> Self {
@@ -70,7 +67,7 @@ impl Endpoint {
             recovered: AtomicU64::new(NEVER),
             born: Instant::now(),
             health: Mutex::default(),
-            trial: AtomicU64::new(NEVER),
+            may_be_tried: AtomicBool::new(false),
             certificates: Mutex::default(),
             is_known: AtomicBool::new(false),
             last_check: Mutex::default(),
@@ -174,20 +171,21 @@ impl Endpoint {
         let (before, after) = (before?, health.state());
         match after {
             State::Ready => self.recovered.store(self.age(), Relaxed),
-            State::Unready => {}
-            State::Dead => self.trial.store(self.age() + TRIAL_EVERY, Relaxed),
+            State::Unready | State::Dead => {}
         }
         self.state.store(after as u8, Relaxed);
         self.changed.notify_one();
         Some(Change { before, after, results: health.failures() })
     }
 
+    /// It accepts connections again; a client may find out whether it answers.
+    pub(super) fn allow_trial(&self) {
+        self.may_be_tried.store(true, Relaxed);
+    }
+
     /// Whether this connection may be the one that finds out whether the endpoint is still dead.
     pub(super) fn takes_trial(&self) -> bool {
-        let (due, now) = (self.trial.load(Relaxed), self.age());
-        self.state() == State::Dead
-            && now >= due
-            && self.trial.compare_exchange(due, now + TRIAL_EVERY, Relaxed, Relaxed).is_ok()
+        self.may_be_tried.load(Relaxed) && self.state() == State::Dead && self.may_be_tried.swap(false, Relaxed)
     }
 
     fn age(&self) -> u64 {
