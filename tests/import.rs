@@ -601,8 +601,8 @@ fn haproxy_by_small_cases() {
             "bind :1\n mode http\n use_backend b\nlisten l\n bind :2\n server s 10.0.0.9:1",
             "lines 1-4: frontend f\n#     not translated: plain HTTP",
         ),
-        ("bind :1 ssl crt x\n default_backend b", "the server has to terminate TLS"),
-        ("bind :1\n default_backend b\n.if defined(X)\n.endif", "import cannot tell whether the condition is true"),
+        ("bind :1 ssl crt x\n default_backend b", "snigate forwards the client's TLS connection, so the server"),
+        ("bind :1\n default_backend b\n.if defined(X)\n.endif", "left out up to `.endif`"),
         ("bind :1\n default_backend b\nlisten l\n bind :2\n disabled\n server s 10.0.0.2:1", "disabled in the source"),
         (
             "bind :1\n tcp-request content accept if { req.ssl_sni a }\n tcp-request content reject\n default_backend b",
@@ -641,7 +641,7 @@ fn haproxy_by_small_cases() {
             "the health check does not verify the server",
         ),
         (" server s 10.0.0.1:2 check ssl ca-file \"CA/o ne.pem\"", "tls: {ca_file: \"CA/o ne.pem\"}"),
-        (" server s 10.0.0.1:2 ssl verify required ca-file CA/one.pem", "but there is no `check` here"),
+        (" server s 10.0.0.1:2 ssl verify required ca-file CA/one.pem", "snigate would do so in a health check"),
         (" server s 10.0.0.1:2 check\n option httpchk GET /readyz", "snigate makes HTTP checks over TLS only"),
         (" server s 10.0.0.1:2 check\n option ssl-hello-chk", "tls: {verify: false}"),
         (

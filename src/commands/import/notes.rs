@@ -35,9 +35,9 @@ impl Location {
         Self { file: Some(Rc::clone(file)), first: number, last: number }
     }
 
-    fn source_lines(&self) -> RangeInclusive<usize> {
-        // Empty for other files.
-        if self.file.is_none() { self.first..=self.last } else { 1..=0 }
+    /// None of other files.
+    fn source_lines(&self) -> impl Iterator<Item = usize> {
+        self.file.is_none().then_some(self.first..=self.last).into_iter().flatten()
     }
 }
 
@@ -55,7 +55,7 @@ impl std::fmt::Display for Location {
 }
 
 /// The most serious first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Severity {
     /// snigate admits clients that the source rejects.
     AdmitsMore,
@@ -82,7 +82,7 @@ pub(super) struct Notes {
     not_needed: BTreeSet<Location>,
     noted: HashSet<usize>,
     all: Vec<Note>,
-    known: HashSet<(Location, String)>,
+    known: HashSet<(Severity, Location, String)>,
 }
 
 impl Notes {
@@ -121,7 +121,7 @@ impl Notes {
     }
 
     pub(super) fn add(&mut self, severity: Severity, location: &Location, reason: String) {
-        if self.known.insert((location.clone(), reason.clone())) {
+        if self.known.insert((severity, location.clone(), reason.clone())) {
             self.noted.extend(location.source_lines());
             self.all.push(Note { severity, location: location.clone(), reason });
         }

@@ -46,19 +46,18 @@ pub(super) fn read(
         let location = line.location();
         let words = line.words();
         match words[..] {
-            ["balance", algorithm, ..] => match balance(algorithm) {
-                Some(balance) => {
+            ["balance", algorithm, ..] => {
+                if let Some(balance) = balance(algorithm) {
                     upstream.balance = Some(balance);
                     upstream.locations.insert(location);
-                }
-                None => {
+                } else {
                     let reason = format!(
                         "`balance {algorithm}` ignored: clients are not bound to an endpoint; `balance` can be \
                         least_connections, round_robin or random"
                     );
                     notes.note(&location, reason);
                 }
-            },
+            }
             ["timeout", kind @ ("connect" | "check"), text, ..] => match (duration(text, "ms"), kind) {
                 (Err(reason), _) => notes.note(&location, format!("`{text}`: {reason}")),
                 (Ok(span), "check") => check_timeout = Some((span, location)),

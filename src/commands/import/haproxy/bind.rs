@@ -68,7 +68,7 @@ pub(super) fn listen(
                     notes.note(location, format!("one listener at {merged} serves this address, too"));
                 }
                 ListenResult::InUse(reason) => {
-                    notes.rejects_or_reroutes(location, format!("`{text}` left out: {reason}"))
+                    notes.rejects_or_reroutes(location, format!("`{text}` left out: {reason}"));
                 }
             }
         }

@@ -19,7 +19,8 @@ pub(super) struct FileContext<'a> {
 impl<'a> FileContext<'a> {
     pub(super) fn new(sections: &'a [Section], files: &'a SourceFiles) -> Self {
         let globals = sections.iter().filter(|section| section.kind == "global").flat_map(|section| &section.lines);
-        let ca_base = globals.filter(|line| line.words[0] == "ca-base").filter_map(|line| line.words.get(1)).last();
+        let ca_base =
+            globals.filter(|line| line.words[0] == "ca-base").filter_map(|line| line.words.get(1)).next_back();
         let backends = sections.iter().filter(|section| section.is_backend());
         let period = |section: &'a Section| Some((section.name.as_str(), rate_period(section)?));
         Self {

@@ -52,41 +52,28 @@ pub(super) fn why_not_translated(words: &[&str], section: &str) -> Option<&'stat
 
 fn is_not_needed(keyword: &str, argument: &str) -> bool {
     match keyword {
-        "option" => matches!(
-            argument,
-            "tcplog"
-                | "httplog"
-                | "dontlognull"
-                | "dontlog-normal"
-                | "log-separate-errors"
-                | "logasap"
-                | "log-health-checks"
-                | "tcpka"
-                | "clitcpka"
-                | "srvtcpka"
-                | "redispatch"
-                | "splice-auto"
-                | "splice-request"
-                | "splice-response"
-                | "tcp-smart-accept"
-                | "tcp-smart-connect"
-                | "nolinger"
-                | "contstats"
-                | "socket-stats"
-                | "abortonclose"
-                | "tcp-check"
-                | "httpchk"
-                | "ssl-hello-chk"
-        ),
-        "log" | "log-format" | "log-tag" | "log-send-hostname" | "unique-id-format" | "error-log-format" | "stats"
-        | "monitor-uri" => true,
-        "maxconn" | "fullconn" | "nbthread" | "nbproc" | "cpu-map" | "thread-groups" | "bind-process"
-        | "numa-cpu-mapping" => true,
-        "user" | "group" | "uid" | "gid" | "chroot" | "daemon" | "pidfile" | "master-worker" | "ulimit-n" | "node" => {
-            true
-        }
-        "ca-base" | "crt-base" | "retries" | "retry-on" | "http-check" | "timeout" => true,
+        "option" => OPTIONS.contains(&argument),
         "mode" => argument != "http",
-        _ => keyword.starts_with("ssl-") || keyword.starts_with("tune."),
+        _ => KEYWORDS.contains(&keyword) || keyword.starts_with("ssl-") || keyword.starts_with("tune."),
     }
 }
+
+#[rustfmt::skip]
+const KEYWORDS: &[&str] = &[
+    // snigate logs one line for each connection, and has `admin` for statistics.
+    "log", "log-format", "log-tag", "log-send-hostname", "unique-id-format", "error-log-format", "stats", "monitor-uri",
+    // `limits.connections` follows from the number of file descriptors, `workers` from that of CPUs.
+    "maxconn", "fullconn", "nbthread", "nbproc", "cpu-map", "thread-groups", "bind-process", "numa-cpu-mapping",
+    // Left to systemd or the container.
+    "user", "group", "uid", "gid", "chroot", "daemon", "pidfile", "master-worker", "ulimit-n", "node",
+    // Applied where it is used, or part of what snigate always does.
+    "ca-base", "crt-base", "retries", "retry-on", "http-check", "timeout",
+];
+
+#[rustfmt::skip]
+const OPTIONS: &[&str] = &[
+    "tcplog", "httplog", "dontlognull", "dontlog-normal", "log-separate-errors", "logasap", "log-health-checks",
+    "tcpka", "clitcpka", "srvtcpka", "redispatch", "splice-auto", "splice-request", "splice-response",
+    "tcp-smart-accept", "tcp-smart-connect", "nolinger", "contstats", "socket-stats", "abortonclose", "tcp-check",
+    "httpchk", "ssl-hello-chk",
+];

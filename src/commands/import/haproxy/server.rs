@@ -70,7 +70,7 @@ impl ServerParameters {
                 "rise" => self.rise = count(value, location, notes),
                 "fall" => self.fall = count(value, location, notes),
                 "fastinter" | "downinter" => {
-                    notes.note(location, format!("`{word}` ignored: health checks have one `interval`"))
+                    notes.note(location, format!("`{word}` ignored: health checks have one `interval`"));
                 }
                 "verify" if *value == "none" => self.verify = Verify::None,
                 "verify" => self.verify = Verify::Required,
@@ -207,7 +207,7 @@ impl ServerParameters {
         if self.ssl && !self.check && self.verify == Verify::Required && self.ca_file.is_some() {
             notes.note(
                 location,
-                "`verify required`: now clients verify the server; snigate would do so in health checks, but there is no \
+                "`verify required`: clients verify the server; snigate would do so in a health check, but there is no \
                 `check` here",
             );
         }

@@ -24,15 +24,15 @@ pub(super) fn explain(directive: &Directive, notes: &mut Notes) {
 }
 
 fn is_not_needed(name: &str) -> bool {
-    match name {
-        "access_log" | "error_log" | "log_format" | "status_zone" => true,
-        "worker_processes" | "worker_cpu_affinity" | "worker_connections" | "worker_rlimit_nofile" => true,
-        "user" | "pid" | "daemon" | "master_process" | "load_module" | "env" | "lock_file" => true,
-        "resolver" | "resolver_timeout" => true,
-        "tcp_nodelay" | "proxy_socket_keepalive" | "proxy_half_close" => true,
-        "preread_buffer_size" | "proxy_buffer_size" => true,
-        "variables_hash_max_size" | "variables_hash_bucket_size" | "map_hash_max_size" | "map_hash_bucket_size" => true,
-        "proxy_next_upstream" | "proxy_next_upstream_timeout" | "proxy_next_upstream_tries" => true,
-        _ => name.starts_with("ssl_"),
-    }
+    NOT_NEEDED.contains(&name) || name.starts_with("ssl_")
 }
+
+#[rustfmt::skip]
+const NOT_NEEDED: &[&str] = &[
+    "access_log", "error_log", "log_format", "status_zone",
+    "worker_processes", "worker_cpu_affinity", "worker_connections", "worker_rlimit_nofile",
+    "user", "pid", "daemon", "master_process", "load_module", "env", "lock_file", "resolver", "resolver_timeout",
+    "tcp_nodelay", "proxy_socket_keepalive", "proxy_half_close", "preread_buffer_size", "proxy_buffer_size",
+    "variables_hash_max_size", "variables_hash_bucket_size", "map_hash_max_size", "map_hash_bucket_size",
+    "proxy_next_upstream", "proxy_next_upstream_timeout", "proxy_next_upstream_tries",
+];

@@ -266,16 +266,13 @@ fn apply_settings(
     }
     if let Some(directive) = settings.limit_conn {
         let count = directive.words[2].parse().ok().filter(|count| LIMITS.contains(count));
-        match count.filter(|_| stream.zones.contains(directive.words[1].as_str())) {
-            Some(count) => {
-                frontend.limits.push((ClientLimit::Connections(count), directive.location()));
-                frontend.locations.extend(settings.limit_conn_zone.map(Directive::location));
-            }
-            None => {
-                let reason = "`limit_conn` left out: it is not a limit from 1 to 1000000 in a zone that counts by \
-                    client address";
-                notes.admits_more(&directive.location(), reason);
-            }
+        if let Some(count) = count.filter(|_| stream.zones.contains(directive.words[1].as_str())) {
+            frontend.limits.push((ClientLimit::Connections(count), directive.location()));
+            frontend.locations.extend(settings.limit_conn_zone.map(Directive::location));
+        } else {
+            let reason =
+                "`limit_conn` left out: it is not a limit from 1 to 1000000 in a zone that counts by client address";
+            notes.admits_more(&directive.location(), reason);
         }
     }
 }

@@ -4,35 +4,15 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use ipnet::IpNet;
 use snigate::name::NamePattern;
-use snigate::units::first_of;
 
-use super::rule_list::{Evaluation, RuleList, Uncertainty};
+use super::class_result::ClassResult;
+use super::client_notes::{self, ClientNote};
+use super::rule_list::{Evaluation, RuleList};
 use crate::commands::import::addresses::AddressSet;
 use crate::commands::import::draft::{Action, Draft, Frontend, Rule, UpstreamDraft};
 use crate::commands::import::expression::{ClientClass, NameSet, Test};
 use crate::commands::import::name_match::NameClass;
 use crate::commands::import::notes::{Location, Notes, Severity};
-
-/// Networks that a note lists.
-const MAX_LISTED: usize = 4;
-
-/// What happens to the clients of one class.
-#[derive(Clone, Debug)]
-pub(super) struct ClassResult {
-    /// `None`: all are rejected.
-    pub(super) upstream: Option<String>,
-    pub(super) admitted: AddressSet,
-    /// Where the source decides it.
-    location: Location,
-    /// A rule lists the very pattern of the class.
-    pub(super) is_listed: bool,
-}
-
-impl PartialEq for ClassResult {
-    fn eq(&self, other: &Self) -> bool {
-        (&self.upstream, &self.admitted) == (&other.upstream, &other.admitted)
-    }
-}
 
 pub(super) struct Evaluator<'a> {
     frontend: &'a Frontend,
@@ -57,12 +37,6 @@ struct ClientShare {
     upstream: String,
     clients: AddressSet,
     location: Location,
-}
-
-struct ClientNote {
-    severity: Severity,
-    location: Location,
-    reason: String,
 }
 
 /// What is found out about one class on the way through the rules.
@@ -215,14 +189,7 @@ impl<'a> Evaluator<'a> {
             };
         };
         for ClientShare { upstream: other, clients, location } in shares {
-            let reason = format!(
-                "clients from {} are routed to `{}` instead of `{}`: a route has one upstream for all client \
-                addresses, and other clients that send the same names go there",
-                first_of(clients.networks().iter(), MAX_LISTED),
-                backend_name(&upstream),
-                backend_name(&other),
-            );
-            self.notes.push(ClientNote { severity: Severity::RejectsOrReroutes, location, reason });
+            self.notes.push(client_notes::rerouted(&clients, &upstream, &other, location));
             admitted = admitted.or(&clients);
         }
         ClassResult { upstream: Some(upstream), admitted, location, is_listed: false }
@@ -251,7 +218,7 @@ impl Found {
         for phase in phases {
             let evaluation = phase.evaluate(class, &admitted);
             for uncertainty in &evaluation.uncertainties {
-                self.notes.push((uncertainty.clients.clone(), note_of_phase(uncertainty)));
+                self.notes.push((uncertainty.clients.clone(), client_notes::of_phase(uncertainty)));
             }
             admitted = AddressSet::none();
             for (action, clients) in &evaluation.clients_by_action {
@@ -281,86 +248,8 @@ impl Found {
 
     fn note_routing(&mut self, evaluation: &Evaluation<'_>) {
         for uncertainty in &evaluation.uncertainties {
-            self.notes.push((uncertainty.clients.clone(), note_of_routing(uncertainty)));
+            let notes = client_notes::of_routing(uncertainty);
+            self.notes.extend(notes.into_iter().map(|note| (uncertainty.clients.clone(), note)));
         }
     }
-}
-
-fn note_of_phase(uncertainty: &Uncertainty<'_>) -> ClientNote {
-    use Severity::{AdmitsMore, RejectsOrReroutes};
-    let (severity, effect) = match (&uncertainty.rule.then, uncertainty.is_assumed) {
-        (Action::Reject, false) => (AdmitsMore, "clients that this rule would reject are admitted"),
-        (Action::Reject, true) => (RejectsOrReroutes, "these clients are rejected, too"),
-        (_, false) => (RejectsOrReroutes, "clients that this rule would accept may be rejected by a later one"),
-        (_, true) => (AdmitsMore, "these clients are accepted, too"),
-    };
-    note(severity, uncertainty, effect)
-}
-
-fn note_of_routing(uncertainty: &Uncertainty<'_>) -> ClientNote {
-    let Uncertainty { rule, is_assumed, otherwise, .. } = uncertainty;
-    let outcome = match &rule.then {
-        Action::Accept => "admitted".to_owned(),
-        Action::Reject => "rejected".to_owned(),
-        Action::RouteTo(key) => format!("routed to `{}`", backend_name(key)),
-    };
-    let (admits_more, effect) = if *is_assumed {
-        (otherwise.contains(&Action::Reject), format!("these clients are {outcome}, too"))
-    } else {
-        (rule.then == Action::Reject, format!("clients that should be {outcome} by this rule go on to later rules"))
-    };
-    note(if admits_more { Severity::AdmitsMore } else { Severity::RejectsOrReroutes }, uncertainty, &effect)
-}
-
-fn note(severity: Severity, uncertainty: &Uncertainty<'_>, effect: &str) -> ClientNote {
-    let reasons = uncertainty.reasons.iter().map(String::as_str).collect::<Vec<_>>().join("; ");
-    let reason = format!("cannot be matched exactly ({reasons}): {effect}");
-    ClientNote { severity, location: uncertainty.rule.location.clone(), reason }
-}
-
-/// Clients without SNI have no route of their own.
-pub(super) fn compare_without_sni(others: &ClassResult, without_sni: &ClassResult, notes: &mut Notes) {
-    let location = &without_sni.location;
-    match (others.upstream.as_deref().map(backend_name), without_sni.upstream.as_deref().map(backend_name)) {
-        (None, None) => {}
-        (None, Some(expected)) => {
-            let reason = format!(
-                "clients without SNI are rejected instead of routed to `{expected}`: that takes a route without `sni`, \
-                which would also match all other names"
-            );
-            notes.rejects_or_reroutes(location, reason);
-        }
-        (Some(upstream), None) => {
-            let reason = format!(
-                "clients without SNI are routed to `{upstream}` instead of rejected: the route without `sni` matches \
-                them, too"
-            );
-            notes.admits_more(location, reason);
-        }
-        (Some(upstream), Some(expected)) => {
-            if upstream != expected {
-                let reason = format!(
-                    "clients without SNI are routed to `{upstream}` instead of `{expected}`: one route without `sni` \
-                    matches both them and all other names"
-                );
-                notes.rejects_or_reroutes(location, reason);
-            }
-            let why = "one route without `sni` matches both them and all other names, and has one `allow` and `deny`";
-            let more = others.admitted.minus(&without_sni.admitted);
-            if !more.is_empty() {
-                let from = first_of(more.networks().iter(), MAX_LISTED);
-                notes.admits_more(location, format!("clients without SNI are admitted from {from}, too: {why}"));
-            }
-            let fewer = without_sni.admitted.minus(&others.admitted);
-            if !fewer.is_empty() {
-                let from = first_of(fewer.networks().iter(), MAX_LISTED);
-                notes.rejects_or_reroutes(location, format!("clients without SNI are rejected from {from}: {why}"));
-            }
-        }
-    }
-}
-
-/// The key of an upstream may have a number after the name.
-fn backend_name(key: &str) -> &str {
-    key.split(' ').next().unwrap_or(key)
 }

@@ -4,6 +4,8 @@
 //! another. The rules are evaluated for each class, for all client addresses at once. A class becomes a route unless the
 //! next wider class has the same result.
 
+mod class_result;
+mod client_notes;
 mod endpoints;
 mod evaluate;
 mod rule_list;
@@ -14,7 +16,8 @@ use ipnet::IpNet;
 use snigate::name::NamePattern;
 use snigate::units::span;
 
-use self::evaluate::{ClassResult, Evaluator, compare_without_sni};
+use self::class_result::{ClassResult, compare_without_sni};
+use self::evaluate::Evaluator;
 use super::addresses::{AccessList, AddressSet};
 use super::draft::{Draft, Frontend, UpstreamDraft};
 use super::expression::{AlpnClass, ClientClass, ClientLimit};
@@ -148,20 +151,12 @@ impl<'a> RouteCollector<'a> {
     /// `None`: all other names.
     fn add(&mut self, pattern: Option<&NamePattern>, result: &NameResult) {
         let NameResult { plain, with_alpn } = result;
-        let with_alpn = with_alpn.as_ref().filter(|with_alpn| *with_alpn != plain);
-        let protocols: Vec<String> = self.protocols.iter().cloned().collect();
-        match pattern {
-            Some(_) => {
-                self.add_one(pattern, plain, Vec::new());
-                with_alpn.into_iter().for_each(|result| self.add_one(pattern, result, protocols.clone()));
-            }
-            None => {
-                with_alpn.into_iter().for_each(|result| self.add_one(pattern, result, protocols.clone()));
-                // Clients that no route matches are rejected anyway.
-                if plain.upstream.is_some() {
-                    self.add_one(pattern, plain, Vec::new());
-                }
-            }
+        // Clients that no route matches are rejected anyway.
+        if pattern.is_some() || plain.upstream.is_some() {
+            self.add_one(pattern, plain, Vec::new());
+        }
+        if let Some(with_alpn) = with_alpn.as_ref().filter(|with_alpn| *with_alpn != plain) {
+            self.add_one(pattern, with_alpn, self.protocols.iter().cloned().collect());
         }
     }
 
