@@ -43,9 +43,9 @@ impl AccessList {
             let allowed = AddressSet::of(&allowed);
             denied.iter().filter(|network| overlaps(network, &allowed)).copied().collect()
         };
-        let exact = Self { allow: wanted.networks(), deny: Vec::new() };
-        let refused = Self { allow: Vec::new(), deny: within.minus(wanted).networks() };
-        let shorter = if refused.deny.len() < exact.allow.len() { refused } else { exact };
+        let allowed_only = Self { allow: wanted.networks(), deny: Vec::new() };
+        let denied_only = Self { allow: Vec::new(), deny: within.minus(wanted).networks() };
+        let shorter = if denied_only.deny.len() < allowed_only.allow.len() { denied_only } else { allowed_only };
         let candidates = [
             Self::default(),
             Self { allow: Vec::new(), deny: outermost(denied) },

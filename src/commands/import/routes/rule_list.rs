@@ -49,7 +49,7 @@ pub(super) struct Uncertainty<'a> {
     pub(super) reasons: BTreeSet<String>,
     /// Whether the translation lets the rule match.
     pub(super) is_assumed: bool,
-    /// What happens to these clients if the rule does not match.
+    /// What may happen to these clients instead.
     pub(super) otherwise: BTreeSet<Action>,
 }
 
@@ -103,9 +103,8 @@ impl<'a> RuleList<'a> {
                     continue;
                 }
                 self.usage.uncertain.insert(number);
-                let later = self.clients_by_action(&candidates[index + 1..], &clients);
-                let otherwise: BTreeSet<Action> =
-                    later.into_iter().map(|(action, _)| action).filter(|action| *action != rule.then).collect();
+                let mut otherwise = self.possible_actions(&candidates[index + 1..], &clients);
+                otherwise.remove(&rule.then);
                 if !otherwise.is_empty() {
                     uncertainties.push(Uncertainty { rule, clients, reasons: reasons.clone(), is_assumed, otherwise });
                 }
@@ -159,6 +158,23 @@ impl<'a> RuleList<'a> {
         if !undecided.is_empty() {
             add(&self.otherwise, undecided);
         }
+        all
+    }
+
+    /// Tests of several rules may depend on each other, so that none is assumed to match or not.
+    fn possible_actions(&self, candidates: &[CandidateRule], clients: &AddressSet) -> BTreeSet<Action> {
+        let mut all = BTreeSet::new();
+        let mut undecided = clients.clone();
+        for CandidateRule { number, assumed, uncertain, .. } in candidates {
+            if !undecided.and(&assumed.or(uncertain)).is_empty() {
+                all.insert(self.all[*number].then.clone());
+            }
+            undecided = undecided.minus(&assumed.minus(uncertain));
+            if undecided.is_empty() {
+                return all;
+            }
+        }
+        all.insert(self.otherwise.clone());
         all
     }
 
