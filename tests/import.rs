@@ -762,6 +762,25 @@ upstream one {{ server {}; }} server {{ listen 127.0.0.1:6443; ssl_preread on; p
     }
 }
 
+#[test]
+fn a_case_sensitive_comparison_of_names_gets_a_note() {
+    for (condition, is_noted) in [
+        ("req.ssl_sni a.example", true),
+        ("req.ssl_sni -m end .a.example", true),
+        ("req.ssl_sni,map(hosts.map) -m found", true),
+        ("req.ssl_sni -i a.example", false),
+        ("req.ssl_sni,lower a.example", false),
+        ("req.ssl_sni,lower,map(hosts.map) -m found", false),
+        ("req.ssl_sni -m found", false),
+    ] {
+        let front = "frontend f\n bind :1\n tcp-request inspect-delay 5s\n";
+        let source = format!("{front} use_backend b if {{ {condition} }}\nbackend b\n server s 10.0.0.1:1\n");
+        let imported = import("haproxy", &source);
+        let is_found = imported.text.contains("HAProxy compares the server name case-sensitively");
+        assert_eq!(is_found, is_noted, "{condition} in\n{}", imported.text);
+    }
+}
+
 /// Three backends, and rules for them in the order in which they are tried.
 #[test]
 #[ignore = "needs HAProxy, and nginx with its stream module"]

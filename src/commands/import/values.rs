@@ -58,7 +58,7 @@ pub(super) fn everywhere() -> Vec<IpNet> {
     ["0.0.0.0/0", "::/0"].into_iter().filter_map(network).collect()
 }
 
-/// `*` or an empty host stands for all IPv4 addresses.
+/// With `*` or an empty host for all IPv4 addresses.
 pub(super) fn listen_address(host: &str, port: &str) -> Result<SocketAddr, String> {
     let port = port.parse().ok().filter(|port| *port > 0).ok_or("the port is not a number from 1 to 65535")?;
     let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));

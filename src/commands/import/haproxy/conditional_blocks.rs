@@ -42,7 +42,7 @@ impl ConditionalBlocks {
             match self.0.last().map(|block| block.is_active) {
                 Some(None) => notes.admits_more(
                     location,
-                    "left out up to `.endif`, with all rules that reject or route clients: import cannot tell \
+                    "left out up to `.endif`, with all rules that reject or route clients: import does not know \
                     whether the condition is true",
                 ),
                 Some(Some(true)) => notes.translated(location),

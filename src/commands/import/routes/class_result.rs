@@ -28,8 +28,8 @@ pub(super) fn compare_without_sni(others: &ClassResult, without_sni: &ClassResul
         (None, None) => {}
         (None, Some(expected)) => {
             let reason = format!(
-                "clients without SNI are rejected instead of routed to `{expected}`: that takes a route without `sni`, \
-                which would also match all other names"
+                "clients without SNI are rejected instead of routed to `{expected}`: only a route without `sni` matches \
+                them, and it would match all other names, too"
             );
             notes.rejects_or_reroutes(location, reason);
         }

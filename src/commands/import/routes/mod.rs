@@ -221,7 +221,7 @@ fn set_limits(draft: &mut Draft, notes: &mut Notes) {
     }
 }
 
-fn unique_name(taken: &mut HashSet<String>, route: &RouteDraft, frontend: &str) -> String {
+fn unique_name(used: &mut HashSet<String>, route: &RouteDraft, frontend: &str) -> String {
     let upstream = route.upstream.as_deref().map_or_else(|| "rejected".to_owned(), label);
     let other = match (&route.alpn[..], route.names.is_empty()) {
         ([protocol, ..], _) => label(protocol),
@@ -230,19 +230,19 @@ fn unique_name(taken: &mut HashSet<String>, route: &RouteDraft, frontend: &str) 
     };
     let named = [upstream.clone(), format!("{upstream}-{other}"), format!("{upstream}-{other}-{frontend}")];
     let numbered = (2..).map(|number| format!("{upstream}-{number}"));
-    let name = named.into_iter().chain(numbered).find(|name| !taken.contains(name)).unwrap_or(upstream);
-    taken.insert(name.clone());
+    let name = named.into_iter().chain(numbered).find(|name| !used.contains(name)).unwrap_or(upstream);
+    used.insert(name.clone());
     name
 }
 
 fn suggest_aliases(routes: &mut [RouteDraft], frontend: usize, draft: &Draft) {
     let ours = || routes.iter().filter(|route| route.frontend == frontend);
-    let mut taken: BTreeSet<NamePattern> = ours().flat_map(|route| route.names.iter().cloned()).collect();
+    let mut used: BTreeSet<NamePattern> = ours().flat_map(|route| route.names.iter().cloned()).collect();
     for route in routes.iter_mut().filter(|route| route.frontend == frontend && !route.names.is_empty()) {
         let Some(upstream) = &route.upstream else { continue };
         for (endpoint, _) in &draft.upstreams[upstream].endpoints {
             let name = endpoint.name().and_then(|(name, _)| NamePattern::parse(name).ok());
-            route.aliases.extend(name.filter(|name| taken.insert(name.clone())));
+            route.aliases.extend(name.filter(|name| used.insert(name.clone())));
         }
     }
 }
