@@ -92,7 +92,9 @@ pub(super) fn read(
         }
     }
     if let Some(first) = servers.iter().find(|server| server.parameters.check) {
-        let differs = |other: &&BackendServer<'_>| !other.parameters.is_checked_like(&first.parameters);
+        let differs = |other: &&BackendServer<'_>| {
+            other.parameters.is_used() && !other.parameters.is_checked_like(&first.parameters)
+        };
         if let Some(other) = servers.iter().find(differs) {
             let reason = format!(
                 "its health check differs from that of the server in {}, which applies to all endpoints here",

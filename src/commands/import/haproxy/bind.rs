@@ -80,7 +80,7 @@ pub(super) fn listen(
     if has("v6only") && is_dual_stack {
         notes.admits_more(location, "`v6only`: snigate's listener at [::] accepts IPv4 clients, too");
     }
-    if has("accept-proxy") {
+    if has("accept-proxy") && !listening.is_empty() {
         let reason = "`accept-proxy`: PROXY headers are accepted from every address, as in HAProxy; restrict \
             `accept_proxy` to the networks of your load balancers";
         notes.note(location, reason);

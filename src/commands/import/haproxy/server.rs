@@ -252,6 +252,10 @@ impl ServerParameters {
         }
     }
 
+    pub(super) fn is_used(&self) -> bool {
+        self.unused.is_none()
+    }
+
     pub(super) fn is_checked_like(&self, other: &Self) -> bool {
         let numbers = |one: &Self| (one.check, one.interval, one.rise, one.fall);
         numbers(self) == numbers(other) && self.check_tls() == other.check_tls()
