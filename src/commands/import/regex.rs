@@ -2,7 +2,7 @@
 
 use super::name_match::NameMatch;
 
-/// Of one expression.
+/// Expressions with more alternatives are not translated.
 const MAX_NAMES: usize = 64;
 const NOT_A_LIST: &str = "the regular expression is not just a list of names and suffixes";
 
@@ -122,7 +122,7 @@ fn split(text: &str) -> Option<Vec<&str>> {
     (depth == 0 && !escaped).then_some(pieces)
 }
 
-/// With every combination of the alternatives in groups.
+/// Every combination of the alternatives in groups.
 fn combinations(text: &str) -> Option<Vec<Vec<RegexPart>>> {
     let mut all: Vec<Vec<RegexPart>> = vec![Vec::new()];
     let mut rest = text;
@@ -146,7 +146,7 @@ fn combinations(text: &str) -> Option<Vec<Vec<RegexPart>>> {
     Some(all)
 }
 
-/// From behind an opening parenthesis, with the text after the group.
+/// Starts after the opening parenthesis; also returns the text after the group.
 fn group_choices(text: &str) -> Option<(Vec<Vec<RegexPart>>, &str)> {
     let end = closing(text)?;
     let inside = text[..end].strip_prefix("?:").unwrap_or(&text[..end]);

@@ -6,6 +6,8 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use snigate::name::NamePattern;
 
+/// Numbers that `limits` accepts.
+pub(super) const LIMITS: std::ops::RangeInclusive<u64> = 1..=1_000_000;
 /// Durations that a configuration accepts.
 const DURATIONS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_secs(366 * 24 * 60 * 60);
@@ -88,7 +90,7 @@ pub(super) fn wildcard_pattern(text: &str) -> Result<NamePattern, String> {
     NamePattern::parse(&format!("*.{text}")).map_err(|error| error.to_string())
 }
 
-/// As the name of a listener or a route.
+/// Makes the text a valid name of a listener or a route.
 pub(super) fn label(text: &str) -> String {
     let is_allowed = |character: char| character.is_ascii_alphanumeric() || "-_.:@".contains(character);
     let text: String = text.chars().take(100).map(|one| if is_allowed(one) { one } else { '-' }).collect();

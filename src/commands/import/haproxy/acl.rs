@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use ipnet::IpNet;
 
-use super::test::TestReader;
+use super::criterion::CriterionReader;
 use crate::commands::import::addresses::AddressSet;
 use crate::commands::import::expression::{Expression, Test};
 use crate::commands::import::notes::{Location, Notes};
@@ -25,11 +25,11 @@ impl RuleCondition {
 /// The ACLs of a section by name. A client needs to match one of several with the same name.
 pub(super) struct Acls<'a> {
     by_name: HashMap<String, (Vec<Expression>, BTreeSet<Location>)>,
-    pub(super) tests: TestReader<'a>,
+    pub(super) tests: CriterionReader<'a>,
 }
 
 impl<'a> Acls<'a> {
-    pub(super) fn new(tests: TestReader<'a>) -> Self {
+    pub(super) fn new(tests: CriterionReader<'a>) -> Self {
         Self { by_name: HashMap::new(), tests }
     }
 
@@ -42,7 +42,7 @@ impl<'a> Acls<'a> {
         all.append(&mut locations);
     }
 
-    /// Of the words after an action: none, or `if` or `unless` and a condition.
+    /// Reads the words after an action: none, or `if` or `unless` and a condition.
     pub(super) fn condition(
         &self,
         words: &[&str],

@@ -3,10 +3,10 @@
 use super::acl::{Acls, RuleCondition};
 use super::check::{self, CheckRequest};
 use super::context::FileContext;
+use super::criterion::CriterionReader;
 use super::request_rules::RequestRules;
 use super::sections::{Section, SectionLine};
 use super::server::{self, ServerParameters};
-use super::test::TestReader;
 use crate::commands::import::draft::{Action, Draft, Rule, UpstreamDraft};
 use crate::commands::import::notes::{Location, Notes};
 use crate::commands::import::values::duration;
@@ -39,7 +39,7 @@ pub(super) fn read(
     let mut request = CheckRequest::default();
     let mut check_timeout = None;
     let mut servers: Vec<BackendServer<'_>> = Vec::new();
-    let mut acls = Acls::new(TestReader::new(context.files, if is_after_tls { None } else { Some(false) }));
+    let mut acls = Acls::new(CriterionReader::new(context.files, if is_after_tls { None } else { Some(false) }));
     let mut request_rules = RequestRules::default();
     let mut use_server: Vec<UseServer<'_>> = Vec::new();
     for line in lines {

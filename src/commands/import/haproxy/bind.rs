@@ -7,7 +7,7 @@ use crate::commands::import::draft::{Draft, Frontend, ListenResult, TLS_NOT_TERM
 use crate::commands::import::notes::{Location, Notes};
 use crate::commands::import::values::{everywhere, listen_address};
 
-/// Of one range.
+/// Longer ranges of ports are left out.
 const MAX_PORTS: u16 = 64;
 
 pub(super) fn terminates_tls(line: &SectionLine) -> bool {

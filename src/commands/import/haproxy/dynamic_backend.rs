@@ -3,9 +3,9 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::acl::RuleCondition;
+use super::criterion::{CASE_IGNORED, CriterionReader};
 use super::pattern_file::FileEntry;
 use super::sample::{MapLookup, Sample, is_sni};
-use super::test::{CASE_IGNORED, TestReader};
 use crate::commands::import::draft::{Action, Rule};
 use crate::commands::import::expression::{Expression, NameSet, Test};
 use crate::commands::import::name_match::NameMatch;
@@ -19,7 +19,7 @@ struct Template<'t> {
 }
 
 impl<'t> Template<'t> {
-    fn read(text: &'t str, tests: &TestReader<'_>) -> Result<Self, String> {
+    fn read(text: &'t str, tests: &CriterionReader<'_>) -> Result<Self, String> {
         let parts = text.split_once("%[").and_then(|(before, rest)| Some((before, rest.split_once(']')?)));
         let Some((before, (expression, after))) = parts.filter(|(_, (_, after))| !after.contains('%')) else {
             return Err(format!("`{text}` is not understood"));
@@ -42,7 +42,7 @@ pub(super) struct DynamicRules<'a> {
     /// HAProxy uses the default backend, not a later rule, if there is no such backend.
     pub(super) default: &'a Action,
     pub(super) location: &'a Location,
-    pub(super) tests: &'a TestReader<'a>,
+    pub(super) tests: &'a CriterionReader<'a>,
 }
 
 impl DynamicRules<'_> {

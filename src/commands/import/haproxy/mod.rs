@@ -6,6 +6,7 @@ mod bind;
 mod check;
 mod conditional_blocks;
 mod context;
+mod criterion;
 mod dynamic_backend;
 mod frontend;
 mod keywords;
@@ -15,7 +16,6 @@ mod request_rules;
 mod sample;
 mod sections;
 mod server;
-mod test;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 

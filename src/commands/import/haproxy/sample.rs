@@ -8,7 +8,7 @@ use crate::commands::import::files::SourceFiles;
 use crate::commands::import::name_match::NameMatch;
 use crate::commands::import::notes::Location;
 
-/// Variables that are set from other variables.
+/// Variables may refer to each other without end.
 const MAX_DEPTH: usize = 8;
 
 /// Expressions of `set-var` by variable; `None`: it depends on the client which one is set.

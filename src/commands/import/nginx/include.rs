@@ -7,7 +7,7 @@ use super::syntax::{self, Directive};
 use crate::commands::import::files::SourceFiles;
 use crate::commands::import::notes::{Location, Notes};
 
-/// Of files that include each other.
+/// Files may include each other without end.
 const MAX_DEPTH: usize = 8;
 /// Files that one pattern matches.
 const MAX_FILES: usize = 1000;

@@ -15,7 +15,7 @@ use crate::commands::import::notes::{Location, Notes};
 use crate::commands::import::regex;
 use crate::commands::import::values::network;
 
-/// Maps of values of other maps.
+/// Maps may refer to each other without end.
 const MAX_DEPTH: usize = 8;
 
 /// A value that a variable has for some clients; the first that matches applies.
@@ -147,7 +147,7 @@ fn entries<'a>(map: &'a Directive, hostnames: bool, notes: &mut Notes) -> Vec<Ma
     all
 }
 
-/// Of a map of the SNI.
+/// For a key of a map of the SNI.
 fn of_name_key(entry: &MapEntry<'_>, hostnames: bool, notes: &mut Notes) -> Expression {
     if entry.rank == KeyRank::Default {
         return Expression::always();
@@ -182,7 +182,7 @@ fn of_name_key(entry: &MapEntry<'_>, hostnames: bool, notes: &mut Notes) -> Expr
     }
 }
 
-/// Of a map of the list of protocols that the client offers, separated by commas.
+/// For a key of a map of the client's list of protocols, which are separated by commas.
 fn of_alpn_key(entry: &MapEntry<'_>) -> Expression {
     if entry.rank == KeyRank::Default {
         return Expression::always();
@@ -194,7 +194,7 @@ fn of_alpn_key(entry: &MapEntry<'_>) -> Expression {
         Some(expression) => {
             expression.trim_start_matches('*').replace("\\b", "").replace("\\.", ".").replace("\\/", "/")
         }
-        // Who validates for ACME offers nothing else (RFC 8737, section 3).
+        // ACME validation offers nothing else (RFC 8737, section 3).
         None if entry.key.starts_with("acme-tls/") => entry.key.to_owned(),
         None => String::new(),
     };

@@ -13,10 +13,7 @@ use crate::commands::import::addresses::AddressSet;
 use crate::commands::import::draft::{Action, Draft, Frontend, ListenResult, MAYBE_NOT_TLS, Rule, TLS_NOT_TERMINATED};
 use crate::commands::import::expression::{ClientLimit, Expression, Test};
 use crate::commands::import::notes::{Location, Notes};
-use crate::commands::import::values::{duration, everywhere, listen_address, network};
-
-/// Numbers that `limits` accepts.
-const LIMITS: std::ops::RangeInclusive<u64> = 1..=1_000_000;
+use crate::commands::import::values::{LIMITS, duration, everywhere, listen_address, network};
 
 pub(super) fn read<'a>(server: &'a Directive, stream: &mut StreamBlock<'a>, draft: &mut Draft, notes: &mut Notes) {
     let mut settings = StreamSettings { access: Vec::new(), ..stream.settings.clone() };
@@ -110,7 +107,7 @@ fn leave_out_addresses_in_use(frontend: &mut Frontend, draft: &Draft, notes: &mu
     }
 }
 
-/// Of `proxy_pass`.
+/// The rules that a `proxy_pass` comes down to: several if its target is a variable.
 fn routing_rules<'a>(
     target: &'a Directive,
     settings: &StreamSettings<'a>,
@@ -277,7 +274,7 @@ fn apply_settings(
     }
 }
 
-/// Of `allow` and `deny`.
+/// For an `allow` or `deny`.
 fn access_rule(directive: &Directive) -> Rule {
     let text = directive.words[1].as_str();
     let when = match (text, network(text)) {

@@ -7,7 +7,7 @@ use std::str::Chars;
 
 use crate::commands::import::notes::{Location, Notes};
 
-/// Of nested blocks.
+/// Deeper blocks are left out.
 const MAX_DEPTH: usize = 32;
 
 #[derive(Debug)]

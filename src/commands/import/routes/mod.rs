@@ -136,7 +136,7 @@ fn of_frontend(frontend: &Frontend, draft: &Draft, notes: &mut Notes) -> Fronten
 /// Collects names with equal results in one route.
 struct RouteCollector<'a> {
     all: Vec<RouteDraft>,
-    /// Routes by all but their names, and whether they have names.
+    /// The number of a route by its other properties, and whether it has names.
     numbers: HashMap<(Option<String>, AccessList, Vec<String>, bool), usize>,
     admitted: &'a AddressSet,
     mentioned: &'a [IpNet],

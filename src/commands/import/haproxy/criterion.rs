@@ -1,4 +1,4 @@
-//! One test of a condition: a sample, a matching method and values.
+//! The criteria of conditions: a sample, a matching method and values.
 
 use std::collections::BTreeSet;
 
@@ -10,17 +10,13 @@ use crate::commands::import::addresses::AddressSet;
 use crate::commands::import::expression::{ClientLimit, Expression, NameSet, Test};
 use crate::commands::import::files::SourceFiles;
 use crate::commands::import::notes::{Location, Notes};
-use crate::commands::import::values::network;
+use crate::commands::import::values::{LIMITS, network};
 
-/// Numbers that `limits` accepts.
-const LIMITS: std::ops::RangeInclusive<u64> = 1..=1_000_000;
-
-/// For names in a condition, and for keys of a map.
 pub(super) const CASE_IGNORED: &str = "HAProxy compares the server name case-sensitively here (neither `-i` nor \
     `lower`); snigate ignores case, as in DNS";
 
-/// Reads the tests of one section.
-pub(super) struct TestReader<'a> {
+/// Reads the criteria of one section.
+pub(super) struct CriterionReader<'a> {
     pub(super) variables: Variables,
     pub(super) files: &'a SourceFiles,
     /// Whether all, none or only some of the section's `bind` lines terminate TLS.
@@ -30,7 +26,7 @@ pub(super) struct TestReader<'a> {
 /// Values with the lines that they are in.
 type Values = Vec<(String, Location)>;
 
-impl<'a> TestReader<'a> {
+impl<'a> CriterionReader<'a> {
     pub(super) fn new(files: &'a SourceFiles, terminates_tls: Option<bool>) -> Self {
         Self { variables: Variables::default(), files, terminates_tls }
     }
@@ -171,7 +167,7 @@ fn of_alpn(
     if protocols.is_empty() {
         return Err("expected a protocol".into());
     }
-    // Who validates for ACME offers nothing else (RFC 8737, section 3), so that all of these mean the same.
+    // ACME validation offers nothing else (RFC 8737, section 3), so all of these mean the same.
     let is_acme = protocols.iter().all(|protocol| protocol.starts_with("acme-tls/"));
     let is_whole = protocols.iter().all(|protocol| !protocol.is_empty() && !protocol.contains(','));
     match (fetch, method) {
