@@ -245,7 +245,7 @@ impl Upstream {
                 break;
             }
         }
-        self.pool.doubt_names(&endpoints, &untried);
+        self.pool.doubt_names_of(&endpoints, &untried);
         if endpoints.is_empty() {
             for address in self.pool.loops() {
                 failure.or(Failure::Loop, &address, &"one of our own listeners");

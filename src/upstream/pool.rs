@@ -211,15 +211,15 @@ impl Pool {
     }
 
     /// Connections to all of these but `untried` have failed. The names that have no other address are looked up at once.
-    pub(super) fn doubt_names(&self, endpoints: &[Arc<Endpoint>], untried: &[usize]) {
+    pub(super) fn doubt_names_of(&self, endpoints: &[Arc<Endpoint>], untried: &[usize]) {
         let has_failed = |address: &SocketAddr| {
             let number = endpoints.iter().position(|endpoint| endpoint.address == *address);
             number.is_some_and(|number| !untried.contains(&number))
         };
-        self.doubt_names_where(&self.members(), has_failed);
+        Self::doubt_names(&self.members(), has_failed);
     }
 
-    fn doubt_names_where(&self, members: &Members, has_failed: impl Fn(&SocketAddr) -> bool) {
+    fn doubt_names(members: &Members, has_failed: impl Fn(&SocketAddr) -> bool) {
         for (number, subscription) in &members.lookups {
             let addresses = &members.answers[*number].addresses;
             if !addresses.is_empty() && addresses.iter().all(&has_failed) {
@@ -402,7 +402,7 @@ impl Pool {
             let is_dead = |address: &SocketAddr| {
                 endpoints.iter().any(|other| other.address == *address && other.state() == State::Dead)
             };
-            self.doubt_names_where(&members, is_dead);
+            Self::doubt_names(&members, is_dead);
         }
         let (route, address) = (&*self.setup.route, endpoint.address);
         let (before, state, connections) = (change.before.label(), change.after.label(), endpoint.connections());

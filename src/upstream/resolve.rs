@@ -74,10 +74,13 @@ fn tidy(mut addresses: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
     if addresses.is_empty() { Err(io::Error::other("it has no addresses")) } else { Ok(addresses) }
 }
 
+/// By hostname and port.
+type Names = HashMap<(Box<str>, u16), Arc<Name>>;
+
 /// All hostnames that are looked up.
 #[derive(Debug)]
 pub(crate) struct Lookups {
-    names: Mutex<HashMap<(Box<str>, u16), Arc<Name>>>,
+    names: Mutex<Names>,
     zones: Mutex<HashMap<Box<str>, Weak<Semaphore>>>,
     /// How late lookups begin, in seconds.
     lateness: Histogram,
@@ -198,7 +201,7 @@ impl Lookups {
         }
     }
 
-    fn names(&self) -> MutexGuard<'_, HashMap<(Box<str>, u16), Arc<Name>>> {
+    fn names(&self) -> MutexGuard<'_, Names> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -258,11 +261,11 @@ impl Lookups {
             let answer = loop {
                 match timeout(LOOKUP_TIMEOUT, &mut lookup).await {
                     Ok(answer) => break answer,
-                    Err(_) => name.publish(Err(late())),
+                    Err(_) => name.publish(&Err(late())),
                 }
             };
             let is_answer = answer.is_ok();
-            name.publish(answer.map_err(|error| failure::plain(&error)));
+            name.publish(&answer.map_err(|error| failure::plain(&error)));
             let every = name.every();
             standing = if is_answer { Standing::Answers } else { Standing::Fails };
             let pause = if is_answer { every } else { retry.min(every) };
@@ -326,10 +329,10 @@ impl Name {
     }
 
     /// Tells the subscribers, and logs what has changed.
-    fn publish(&self, answer: Answer) {
+    fn publish(&self, answer: &Answer) {
         let mut known = self.known();
         let before = known.answer.take();
-        known.answer = match (&before, &answer) {
+        known.answer = match (&before, answer) {
             // A subscriber that comes now can still use these.
             (Some(Ok(before)), Err(_)) => Some(Ok(before.clone())),
             _ => Some(answer.clone()),
@@ -339,18 +342,18 @@ impl Name {
             known.subscribers.iter().map(|subscriber| Arc::clone(&subscriber.on_answer)).collect();
         drop(known);
         // Not under the lock: a route may end its subscription.
-        let connections: usize = on_answer.iter().map(|on_answer| on_answer(&answer)).sum();
+        let connections: usize = on_answer.iter().map(|on_answer| on_answer(answer)).sum();
 
         let (name, routes) = (self, on_answer.len());
         let before = before.and_then(Result::ok).unwrap_or_default();
-        match &answer {
+        match answer {
             Err(reason) if !was_failing => {
                 warn!(%name, %reason, kept = before.len(), routes, "cannot resolve; the last addresses are kept");
             }
             Ok(after) if was_failing => info!(%name, addresses = after.len(), routes, "resolved again"),
             _ => {}
         }
-        if let Ok(after) = &answer
+        if let Ok(after) = answer
             && before != *after
         {
             let missing = |of: &[SocketAddr], from: &[SocketAddr]| {

@@ -100,10 +100,10 @@ impl<T: Clone + Send + 'static> Slow<T> {
                 known.is_reading = Arc::clone(&self).start(read, is_same);
             }
         }
-        if timeout(READ_TIMEOUT, done).await.is_ok() {
-            if let Some(last) = &self.known().last {
-                return last.clone();
-            }
+        if timeout(READ_TIMEOUT, done).await.is_ok()
+            && let Some(last) = &self.known().last
+        {
+            return last.clone();
         }
         let mut known = self.known();
         if !std::mem::replace(&mut known.hang_reported, true) {
@@ -173,11 +173,11 @@ mod tests {
         file.known().read_at = Some(Instant::now().checked_sub(2 * FRESH).unwrap());
 
         let (release, hang) = mpsc::channel::<()>();
-        let hung = move || {
+        let read_late = move || {
             let _ = hang.recv();
             Ok(2)
         };
-        assert_eq!(Arc::clone(&file).get(hung, same).await, Ok(1), "what it was before");
+        assert_eq!(Arc::clone(&file).get(read_late, same).await, Ok(1), "what it was before");
         assert!(file.known().is_reading && file.known().hang_reported);
         let never = || panic!("one reader per file");
         assert_eq!(Arc::clone(&file).get(never, same).await, Ok(1));
@@ -193,11 +193,11 @@ mod tests {
     async fn a_file_that_never_answered_is_an_error_with_its_name() {
         let file = Arc::new(Slow::<u32>::new("ca.pem".into()));
         let (_release, hang) = mpsc::channel::<()>();
-        let hung = move || {
+        let read_late = move || {
             let _ = hang.recv();
             Ok(2)
         };
-        let error = file.get(hung, |one, other| one == other).await.unwrap_err();
+        let error = file.get(read_late, |one, other| one == other).await.unwrap_err();
         assert_eq!(error, "ca.pem: the file system does not answer");
     }
 

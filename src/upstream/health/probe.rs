@@ -59,7 +59,7 @@ pub(crate) async fn check_once(
     });
     let credentials = match credentials {
         None => Ok(None),
-        Some(read) => read.await.map_err(|error| error.to_string()).flatten().map(Some),
+        Some(read) => read.await.unwrap_or_else(|error| Err(error.to_string())).map(Some),
     };
     match credentials {
         Ok(credentials) => probe(address, check, header, credentials.as_ref()).await,
