@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use hyper::body::Bytes;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
@@ -24,6 +25,17 @@ struct Steps {
     taken: u64,
     last: Option<Instant>,
     routes: HashMap<Box<str>, Line>,
+    /// What viewers have just been sent.
+    written: Vec<Written>,
+}
+
+/// Some steps as text.
+#[derive(Clone, Debug)]
+pub(super) struct Written {
+    pub(super) json: Bytes,
+    seen: u64,
+    /// How many steps there were in all.
+    pub(super) taken: u64,
 }
 
 #[derive(Debug)]
@@ -95,6 +107,7 @@ impl History {
         }
         steps.last = Some(now);
         steps.taken += 1;
+        steps.written.clear();
     }
 
     /// The steps after the first so many, the latest at the end, and how many there were in all.
@@ -112,6 +125,24 @@ impl History {
             (name.to_string(), line)
         });
         (json!({"step_seconds": STEP.as_secs(), "routes": lines.collect::<Map<_, _>>()}), steps.taken)
+    }
+
+    /// The same as text, on one line.
+    pub(super) fn write_since(&self, seen: u64) -> Written {
+        let steps = self.steps();
+        if let Some(written) = steps.written.iter().find(|one| (one.seen, one.taken) == (seen, steps.taken)) {
+            return written.clone();
+        }
+        drop(steps);
+        let (value, taken) = self.since(seen);
+        let written = Written { json: format!("{value}\n").into(), seen, taken };
+        let mut steps = self.steps();
+        steps.written.retain(|one| one.taken == taken && one.seen != seen);
+        // Whoever comes anew wants all, everybody else the last step.
+        if seen == 0 || seen + 1 >= taken {
+            steps.written.push(written.clone());
+        }
+        written
     }
 
     fn steps(&self) -> MutexGuard<'_, Steps> {

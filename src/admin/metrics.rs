@@ -1,43 +1,43 @@
-//! The counters in the `OpenMetrics` text format.
+//! What is counted, as metrics.
 
-use std::fmt;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, UNIX_EPOCH};
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric, MetricEncoder, text};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
-
 use strum::VariantArray;
 use tokio::runtime::Handle;
 
+use super::exposition::{Exposition, Kind, Rendering};
 use super::{State as Admin, View};
 use crate::listener::accept::ERROR_LABELS;
 use crate::relay::budget;
-use crate::telemetry::{Counters, Outcome, Reloads, RouteCounters, Stage, UNROUTED};
+use crate::telemetry::{Counters, Histogram, Outcome, Reloads, RouteCounters, Stage, UNROUTED};
 use crate::upstream::State;
 
-/// All metrics, with the end mark of the format.
-pub(super) fn encode(state: &Admin) -> Result<String, fmt::Error> {
-    let mut registry = Registry::default();
-    let view = state.view.load_full();
-    let (routes, listeners) = (state.counters.routes(), state.counters.listeners());
-    let counters = Arc::clone(&state.counters);
-    registry.register_collector(Box::new(Snapshot {
-        counters,
-        view,
-        routes,
-        listeners,
-        runtime: RuntimeNumbers::now(),
-    }));
-    let mut text = String::new();
-    text::encode(&mut text, &registry)?;
-    Ok(text)
+/// How much `/metrics` has about each route and endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum PerRoute {
+    /// Everything.
+    #[default]
+    Full,
+    /// Of histograms only count and sum.
+    Totals,
+    /// Nothing: the same metrics as sums over all routes and endpoints.
+    Off,
+}
+
+/// All metrics, as they are now.
+pub(super) fn render(state: &Admin) -> Rendering {
+    let snapshot = Snapshot {
+        counters: Arc::clone(&state.counters),
+        view: state.view.load_full(),
+        routes: state.counters.routes(),
+        listeners: state.counters.listeners(),
+        per_route: **state.per_route.load(),
+        runtime: RuntimeNumbers::of(&state.runtime),
+    };
+    snapshot.render()
 }
 
 #[derive(Debug)]
@@ -48,6 +48,7 @@ struct Snapshot {
     routes: Vec<Arc<RouteCounters>>,
     /// The same of listeners, by name.
     listeners: Vec<Box<str>>,
+    per_route: PerRoute,
     runtime: RuntimeNumbers,
 }
 
@@ -59,304 +60,340 @@ struct RuntimeNumbers {
 }
 
 impl RuntimeNumbers {
-    /// Within a tokio runtime.
-    fn now() -> Self {
-        let metrics = Handle::current().metrics();
+    fn of(runtime: &Handle) -> Self {
+        let metrics = runtime.metrics();
         Self { workers: metrics.num_workers(), tasks: metrics.num_alive_tasks(), queued: metrics.global_queue_depth() }
     }
 }
 
-impl Collector for Snapshot {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        self.connections(&mut encoder)?;
-        self.bytes(&mut encoder)?;
-        self.latencies(&mut encoder)?;
-        self.endpoints(&mut encoder)?;
-        self.accept_errors(&mut encoder)?;
-        self.reloads(&mut encoder)?;
-        self.log(&mut encoder)?;
-        self.runtime(&mut encoder)?;
-        let build = [("version", env!("CARGO_PKG_VERSION"))];
-        encoder
-            .encode_descriptor("snigate_build", "The running version", None, MetricType::Info)?
-            .encode_info(&build)?;
-        self.process(&mut encoder)
-    }
+/// The series of one route, or of all together.
+#[derive(Clone, Copy)]
+struct Group<'s> {
+    /// The value of the label `route`; empty: there is no such label.
+    route: &'s str,
+    counters: &'s RouteCounters,
+    /// Whether it is there even while everything is zero.
+    is_always_shown: bool,
+    kind: GroupKind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum GroupKind {
+    Route,
+    Unrouted,
+    All,
+}
+
+/// One endpoint, as it is now.
+struct EndpointGroup<'s> {
+    route: &'s str,
+    address: String,
+    state: State,
+    connections: usize,
+    certificate: Option<CertificateNumbers>,
+}
+
+#[derive(Clone, Copy)]
+struct CertificateNumbers {
+    expires: i64,
+    uncovered: usize,
 }
 
 impl Snapshot {
-    fn routes(&self) -> impl Iterator<Item = &RouteCounters> {
-        std::iter::once(&*self.counters.unrouted).chain(self.routes.iter().map(|route| &**route))
+    fn render(&self) -> Rendering {
+        let mut out = Exposition::default();
+        let all = (self.per_route == PerRoute::Off).then(|| self.all());
+        let groups = self.groups(all.as_ref());
+        self.connections(&mut out, &groups);
+        bytes(&mut out, &groups);
+        self.latencies(&mut out, &groups);
+        self.endpoints(&mut out);
+        self.accept_errors(&mut out);
+        self.reloads(&mut out);
+        self.log(&mut out);
+        self.runtime(&mut out);
+        out.family("snigate_build", Kind::Info, "The running version");
+        out.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
+        self.process(&mut out);
+        out.finish()
     }
 
-    fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let mut total = encoder.encode_descriptor(
-            "snigate_connections",
-            "Ended connections, by how they ended",
-            None,
-            MetricType::Counter,
-        )?;
-        for route in self.routes() {
-            let is_unrouted = route.name() == UNROUTED;
-            for listener in &self.listeners {
-                let counts = route.outcomes(listener);
-                for outcome in Outcome::VARIANTS.iter().copied().filter(|outcome| occurs(outcome.stage(), is_unrouted))
-                {
-                    let labels = [("listener", &**listener), ("route", route.name()), ("outcome", outcome.label())];
-                    ConstCounter::new(counts.get(outcome)).encode(total.encode_family(&labels)?)?;
+    fn all(&self) -> RouteCounters {
+        let routes = self.routes.iter().map(|route| &**route);
+        RouteCounters::sum(routes.chain([&*self.counters.unrouted, &self.counters.forgotten]))
+    }
+
+    fn groups<'s>(&'s self, all: Option<&'s RouteCounters>) -> Vec<Group<'s>> {
+        if let Some(counters) = all {
+            return vec![Group { route: "", counters, is_always_shown: true, kind: GroupKind::All }];
+        }
+        let unrouted = Group {
+            route: UNROUTED,
+            counters: &self.counters.unrouted,
+            is_always_shown: true,
+            kind: GroupKind::Unrouted,
+        };
+        let group = |counters: &'s Arc<RouteCounters>| Group {
+            route: counters.name(),
+            counters,
+            is_always_shown: false,
+            kind: GroupKind::Route,
+        };
+        std::iter::once(unrouted).chain(self.routes.iter().map(group)).collect()
+    }
+
+    fn connections(&self, out: &mut Exposition, groups: &[Group<'_>]) {
+        out.family("snigate_connections", Kind::Counter, "Ended connections, by how they ended");
+        for group in groups {
+            let counts: Vec<_> =
+                self.listeners.iter().map(|listener| (listener, group.counters.outcomes(listener))).collect();
+            if !group.is_always_shown && counts.iter().all(|(_, counts)| counts.is_empty()) {
+                continue;
+            }
+            for (listener, counts) in counts {
+                for &outcome in Outcome::VARIANTS.iter().filter(|outcome| occurs(outcome.stage(), group.kind)) {
+                    let labels = [("listener", &**listener), ("route", group.route), ("outcome", outcome.label())];
+                    out.sample(&labels, counts.get(outcome));
                 }
             }
         }
-        let mut active =
-            encoder.encode_descriptor("snigate_connections_active", "Open connections", None, MetricType::Gauge)?;
-        for route in self.routes() {
-            let labels = [("route", route.name())];
-            ConstGauge::new(route.active.load(Relaxed)).encode(active.encode_family(&labels)?)?;
+        out.family("snigate_connections_active", Kind::Gauge, "Open connections");
+        for group in groups {
+            out.sample(&[("route", group.route)], group.counters.active.load(Relaxed));
         }
-        let bytes = whole(budget::bytes() as u64);
         gauge(
-            encoder,
+            out,
             "snigate_buffered_bytes",
             "Bytes held for the rest of hellos and for peers that do not take them",
-            bytes,
-        )?;
-        let limit = whole(budget::limit() as u64);
-        gauge(encoder, "snigate_buffered_bytes_limit", "Most bytes that may be buffered", limit)?;
-        let limit = whole(self.counters.connections_limit.load(Relaxed));
-        gauge(encoder, "snigate_connections_limit", "How many connections may be open at once", limit)?;
+            budget::bytes(),
+        );
+        gauge(out, "snigate_buffered_bytes_limit", "Most bytes that may be buffered", budget::limit());
+        let limit = self.counters.connections_limit.load(Relaxed);
+        gauge(out, "snigate_connections_limit", "How many connections may be open at once", limit);
         gauge(
-            encoder,
+            out,
             "snigate_predecessor_connections",
             "Open connections that have stayed in processes before this one since an upgrade",
-            whole(self.counters.predecessor_connections.load(Relaxed)),
-        )
+            self.counters.predecessor_connections.load(Relaxed),
+        );
     }
 
-    fn bytes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let mut bytes = encoder.encode_descriptor(
-            "snigate_bytes",
-            "Bytes received from clients and sent to them",
-            None,
-            MetricType::Counter,
-        )?;
-        for route in self.routes() {
-            for (direction, count) in [("received", &route.received), ("sent", &route.sent)] {
-                let labels = [("route", route.name()), ("direction", direction)];
-                ConstCounter::new(count.load(Relaxed)).encode(bytes.encode_family(&labels)?)?;
-            }
+    fn latencies(&self, out: &mut Exposition, groups: &[Group<'_>]) {
+        for (name, help, histogram) in [
+            ("snigate_hello_seconds", "From accept to the whole ClientHello", &self.counters.hello_seconds),
+            ("snigate_check_lateness_seconds", "How late health checks begin", &self.counters.check_lateness),
+            ("snigate_lookup_lateness_seconds", "How late lookups of hostnames begin", &self.counters.lookup_lateness),
+        ] {
+            out.family(name, Kind::Histogram, help);
+            out.histogram(&[], &histogram.get(), true);
         }
-        Ok(())
+        let routed: Vec<_> = groups.iter().filter(|group| group.kind != GroupKind::Unrouted).copied().collect();
+        let family =
+            |out: &mut Exposition, name, help, groups: &[Group<'_>], histogram: fn(&RouteCounters) -> &Histogram| {
+                out.family(name, Kind::Histogram, help);
+                for group in groups {
+                    let observed = histogram(group.counters).get();
+                    if group.is_always_shown || observed.count() > 0 {
+                        let has_buckets = self.per_route != PerRoute::Totals || group.is_always_shown;
+                        out.histogram(&[("route", group.route)], &observed, has_buckets);
+                    }
+                }
+            };
+        let connect = "From the route to the connected endpoint";
+        family(out, "snigate_connect_seconds", connect, &routed, |route| &route.connect_seconds);
+        let answer = "From the connected endpoint to its first bytes";
+        family(out, "snigate_answer_seconds", answer, &routed, |route| &route.answer_seconds);
+        family(out, "snigate_connection_seconds", "From accept to the end", groups, |route| &route.connection_seconds);
     }
 
-    fn latencies(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let hello = seconds(encoder, "snigate_hello", "From accept to the whole ClientHello")?;
-        self.counters.hello_seconds.encode(hello)?;
-        let checks = seconds(encoder, "snigate_check_lateness", "How late health checks begin")?;
-        self.counters.check_lateness.encode(checks)?;
-        let lookups = seconds(encoder, "snigate_lookup_lateness", "How late lookups of hostnames begin")?;
-        self.counters.lookup_lateness.encode(lookups)?;
-        let routed = self.routes.iter().map(|route| &**route);
-        Self::histograms(encoder, "snigate_connect", "From the route to the connected endpoint", routed, |route| {
-            &route.connect_seconds
-        })?;
-        let routed = self.routes.iter().map(|route| &**route);
-        Self::histograms(
-            encoder,
-            "snigate_answer",
-            "From the connected endpoint to its first bytes",
-            routed,
-            |route| &route.answer_seconds,
-        )?;
-        Self::histograms(encoder, "snigate_connection", "From accept to the end", self.routes(), |route| {
-            &route.connection_seconds
-        })
-    }
-
-    fn histograms<'r>(
-        encoder: &mut DescriptorEncoder<'_>,
-        name: &str,
-        help: &str,
-        routes: impl Iterator<Item = &'r RouteCounters>,
-        histogram: impl Fn(&RouteCounters) -> &Histogram,
-    ) -> fmt::Result {
-        let mut family = seconds(encoder, name, help)?;
-        for route in routes {
-            histogram(route).encode(family.encode_family(&[("route", route.name())])?)?;
-        }
-        Ok(())
-    }
-
-    fn endpoints(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let routes = &self.view.routes;
-        let pools: Vec<_> =
-            routes.iter().map(|route| (route.counters.name(), route.upstream.endpoints(), route)).collect();
-        let each = || {
-            pools.iter().flat_map(|(route, endpoints, target)| {
-                endpoints.iter().map(|endpoint| (*route, endpoint.address.to_string(), endpoint, *target))
-            })
-        };
-        let mut states = encoder.encode_descriptor(
-            "snigate_endpoint_state",
-            "1 for the state that the endpoint is in",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (route, address, endpoint, _) in each() {
+    fn endpoints(&self, out: &mut Exposition) {
+        let endpoints = self.endpoint_groups();
+        out.family("snigate_endpoint_state", Kind::Gauge, "1 for the state that the endpoint is in");
+        if self.per_route == PerRoute::Off {
             for &state in State::VARIANTS {
-                let labels = [("route", route), ("endpoint", &*address), ("state", state.label())];
-                ConstGauge::new(i64::from(endpoint.state() == state)).encode(states.encode_family(&labels)?)?;
+                let count = endpoints.iter().filter(|endpoint| endpoint.state == state).count();
+                out.sample(&[("state", state.label())], count);
+            }
+        } else {
+            for endpoint in &endpoints {
+                for &state in State::VARIANTS {
+                    let [route, address] = endpoint.labels();
+                    out.sample(&[route, address, ("state", state.label())], u8::from(endpoint.state == state));
+                }
             }
         }
-        let mut connections = encoder.encode_descriptor(
-            "snigate_endpoint_connections",
-            "Open connections to the endpoint",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (route, address, endpoint, _) in each() {
-            let labels = [("route", route), ("endpoint", &*address)];
-            ConstGauge::new(whole(endpoint.connections() as u64)).encode(connections.encode_family(&labels)?)?;
+        let sum = |values: &mut dyn Iterator<Item = i64>| Some(values.sum());
+        self.endpoint_gauge(
+            out,
+            &endpoints,
+            ("snigate_endpoint_connections", "Open connections to the endpoint"),
+            |endpoint| Some(whole(endpoint.connections)),
+            sum,
+        );
+        self.endpoint_gauge(
+            out,
+            &endpoints,
+            (
+                "snigate_endpoint_certificate_expiry_timestamp_seconds",
+                "When the certificate that the endpoint showed to its last check expires, since the epoch",
+            ),
+            |endpoint| Some(endpoint.certificate?.expires),
+            |values| values.min(),
+        );
+        self.endpoint_gauge(
+            out,
+            &endpoints,
+            (
+                "snigate_endpoint_certificate_uncovered_names",
+                "How many of the route's names that certificate does not cover",
+            ),
+            |endpoint| Some(whole(endpoint.certificate?.uncovered)),
+            sum,
+        );
+        let help = "1 while no endpoint is ready and connections are tried with all of them";
+        out.family("snigate_route_failing_open", Kind::Gauge, help);
+        let failing = || self.view.routes.iter().filter(|route| route.upstream.fails_open());
+        if self.per_route == PerRoute::Off {
+            out.sample(&[], failing().count());
+        } else {
+            for route in failing() {
+                out.sample(&[("route", route.counters.name())], 1);
+            }
         }
-        let mut expiry = encoder.encode_descriptor(
-            "snigate_endpoint_certificate_expiry_timestamp_seconds",
-            "When the certificate that the endpoint showed to its last check expires, since the epoch",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (route, address, endpoint, _) in each() {
-            let Some(certificate) = endpoint.certificate() else { continue };
-            let labels = [("route", route), ("endpoint", &*address)];
-            ConstGauge::new(certificate.expires).encode(expiry.encode_family(&labels)?)?;
-        }
-        let mut uncovered = encoder.encode_descriptor(
-            "snigate_endpoint_certificate_uncovered_names",
-            "How many of the route's names that certificate does not cover",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (route, address, endpoint, target) in each() {
-            let Some(certificate) = endpoint.certificate() else { continue };
-            let count = certificate.not_covered(&target.upstream.setup().names).len();
-            let labels = [("route", route), ("endpoint", &*address)];
-            ConstGauge::new(whole(count as u64)).encode(uncovered.encode_family(&labels)?)?;
-        }
-        let mut open = encoder.encode_descriptor(
-            "snigate_route_failing_open",
-            "1 while no endpoint is ready and connections are tried with all of them",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (route, _, target) in &pools {
-            let fails_open = i64::from(target.upstream.fails_open());
-            ConstGauge::new(fails_open).encode(open.encode_family(&[("route", *route)])?)?;
-        }
-        Ok(())
     }
 
-    fn accept_errors(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let mut errors =
-            encoder.encode_descriptor("snigate_accept_errors", "Failed accepts", None, MetricType::Counter)?;
+    fn endpoint_groups(&self) -> Vec<EndpointGroup<'_>> {
+        let mut groups = Vec::with_capacity(self.view.routes.len());
+        for route in &self.view.routes {
+            let names = &route.upstream.setup().names;
+            groups.extend(route.upstream.endpoints().iter().map(|endpoint| EndpointGroup {
+                route: route.counters.name(),
+                address: endpoint.address.to_string(),
+                state: endpoint.state(),
+                connections: endpoint.connections(),
+                certificate: endpoint.certificate().map(|certificate| CertificateNumbers {
+                    expires: certificate.expires,
+                    uncovered: certificate.not_covered(names).len(),
+                }),
+            }));
+        }
+        groups
+    }
+
+    /// Of each endpoint for which it is not zero, or of all together.
+    fn endpoint_gauge(
+        &self,
+        out: &mut Exposition,
+        endpoints: &[EndpointGroup<'_>],
+        (name, help): (&str, &str),
+        value: impl Fn(&EndpointGroup<'_>) -> Option<i64>,
+        of_all: impl Fn(&mut dyn Iterator<Item = i64>) -> Option<i64>,
+    ) {
+        out.family(name, Kind::Gauge, help);
+        if self.per_route == PerRoute::Off {
+            if let Some(value) = of_all(&mut endpoints.iter().filter_map(&value)) {
+                out.sample(&[], value);
+            }
+            return;
+        }
+        for endpoint in endpoints {
+            if let Some(value) = value(endpoint).filter(|value| *value != 0) {
+                out.sample(&endpoint.labels(), value);
+            }
+        }
+    }
+
+    fn accept_errors(&self, out: &mut Exposition) {
+        out.family("snigate_accept_errors", Kind::Counter, "Failed accepts");
         let counts = self.counters.accept_errors();
         for error in ERROR_LABELS {
-            let count = counts.get(error).copied().unwrap_or(0);
-            ConstCounter::new(count).encode(errors.encode_family(&[("error", error)])?)?;
+            out.sample(&[("error", error)], counts.get(error).copied().unwrap_or(0));
         }
-        Ok(())
     }
 
-    fn reloads(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    fn reloads(&self, out: &mut Exposition) {
         let Reloads { succeeded, failed, last_failed, last_success, .. } = &self.counters.reloads;
-        let mut reloads = encoder.encode_descriptor(
-            "snigate_config_reloads",
-            "Configurations that were to replace the running one",
-            None,
-            MetricType::Counter,
-        )?;
+        let help = "Configurations that were to replace the running one";
+        out.family("snigate_config_reloads", Kind::Counter, help);
         for (result, count) in [("success", succeeded), ("failure", failed)] {
-            ConstCounter::new(count.load(Relaxed)).encode(reloads.encode_family(&[("result", result)])?)?;
+            out.sample(&[("result", result)], count.load(Relaxed));
         }
-        let successful = i64::from(!last_failed.load(Relaxed));
-        gauge(encoder, "snigate_config_last_reload_successful", "1 unless the last one was refused", successful)?;
+        let successful = u8::from(!last_failed.load(Relaxed));
+        gauge(out, "snigate_config_last_reload_successful", "1 unless the last one was refused", successful);
         gauge(
-            encoder,
+            out,
             "snigate_config_last_reload_success_timestamp_seconds",
             "When the running configuration was taken, since the epoch",
-            whole(last_success.load(Relaxed)),
-        )
+            last_success.load(Relaxed),
+        );
     }
 
-    fn log(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let lost = encoder.encode_descriptor(
-            "snigate_log_lines_lost",
-            "Log lines that were not read fast enough",
-            None,
-            MetricType::Counter,
-        )?;
-        ConstCounter::new(self.counters.log_lines_lost.load(Relaxed)).encode(lost)
+    fn log(&self, out: &mut Exposition) {
+        out.family("snigate_log_lines_lost", Kind::Counter, "Log lines that were not read fast enough");
+        out.sample(&[], self.counters.log_lines_lost.load(Relaxed));
     }
 
-    /// What the runtime that does all the work tells of itself.
-    fn runtime(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    /// What the runtime of the data path tells of itself.
+    fn runtime(&self, out: &mut Exposition) {
         let RuntimeNumbers { workers, tasks, queued } = self.runtime;
-        gauge(encoder, "snigate_runtime_workers", "Threads that serve connections", whole(workers as u64))?;
-        gauge(
-            encoder,
-            "snigate_runtime_tasks",
-            "Tasks: one per connection, and some per endpoint",
-            whole(tasks as u64),
-        )?;
-        gauge(encoder, "snigate_runtime_queued_tasks", "Tasks that wait for a thread", whole(queued as u64))
+        gauge(out, "snigate_runtime_workers", "Threads that serve connections", workers);
+        gauge(out, "snigate_runtime_tasks", "Tasks: one per connection, and some per endpoint", tasks);
+        gauge(out, "snigate_runtime_queued_tasks", "Tasks that wait for a thread", queued);
     }
 
     /// What every process tells Prometheus. What the kernel does not tell us is left out.
-    fn process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    fn process(&self, out: &mut Exposition) {
         let started = self.counters.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        gauge(encoder, "process_start_time_seconds", "When the process started, since the epoch", started)?;
-        let Ok(process) = procfs::process::Process::myself() else { return Ok(()) };
+        gauge(out, "process_start_time_seconds", "When the process started, since the epoch", started);
+        let Ok(process) = procfs::process::Process::myself() else { return };
         if let Ok(stat) = process.stat() {
             let milliseconds = (stat.utime + stat.stime) * 1000 / procfs::ticks_per_second();
-            let cpu = encoder.encode_descriptor(
-                "process_cpu_seconds",
-                "CPU time spent, user and system",
-                None,
-                MetricType::Counter,
-            )?;
-            ConstCounter::new(Duration::from_millis(milliseconds).as_secs_f64()).encode(cpu)?;
+            out.family("process_cpu_seconds", Kind::Counter, "CPU time spent, user and system");
+            out.sample(&[], Duration::from_millis(milliseconds).as_secs_f64());
             let resident = stat.rss.saturating_mul(procfs::page_size());
-            gauge(encoder, "process_resident_memory_bytes", "Resident memory", whole(resident))?;
+            gauge(out, "process_resident_memory_bytes", "Resident memory", resident);
         }
         if let Ok(open) = process.fd_count() {
-            gauge(encoder, "process_open_fds", "Open file descriptors", whole(open as u64))?;
+            gauge(out, "process_open_fds", "Open file descriptors", open);
         }
         if let Some(max) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
-            gauge(encoder, "process_max_fds", "The limit on file descriptors", whole(max))?;
+            gauge(out, "process_max_fds", "The limit on file descriptors", max);
         }
-        Ok(())
     }
 }
 
-/// Whether a connection with a route (or without) can end at this stage. Series that can never count are left out.
-fn occurs(stage: Stage, is_unrouted: bool) -> bool {
+fn bytes(out: &mut Exposition, groups: &[Group<'_>]) {
+    out.family("snigate_bytes", Kind::Counter, "Bytes received from clients and sent to them");
+    for group in groups {
+        let (received, sent) = (group.counters.received.load(Relaxed), group.counters.sent.load(Relaxed));
+        if group.is_always_shown || received > 0 || sent > 0 {
+            for (direction, count) in [("received", received), ("sent", sent)] {
+                out.sample(&[("route", group.route), ("direction", direction)], count);
+            }
+        }
+    }
+}
+
+impl EndpointGroup<'_> {
+    fn labels(&self) -> [(&str, &str); 2] {
+        [("route", self.route), ("endpoint", &self.address)]
+    }
+}
+
+/// Whether a connection of such a group can end at this stage. Series that can never count are left out.
+fn occurs(stage: Stage, kind: GroupKind) -> bool {
     match stage {
-        Stage::BeforeRoute => is_unrouted,
-        Stage::Connect | Stage::Relay => !is_unrouted,
+        Stage::BeforeRoute => kind != GroupKind::Route,
+        Stage::Connect | Stage::Relay => kind != GroupKind::Unrouted,
         Stage::Any => true,
     }
 }
 
-fn seconds<'e>(
-    encoder: &'e mut DescriptorEncoder<'_>,
-    name: &'e str,
-    help: &str,
-) -> Result<MetricEncoder<'e>, fmt::Error> {
-    encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)
-}
-
-/// The format has signed integers only.
-fn whole(number: u64) -> i64 {
+fn whole(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: impl EncodeGaugeValue) -> fmt::Result {
-    ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+fn gauge(out: &mut Exposition, name: &str, help: &str, value: impl Display) {
+    out.family(name, Kind::Gauge, help);
+    out.sample(&[], value);
 }

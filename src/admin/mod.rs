@@ -1,9 +1,17 @@
 //! The admin listener: looks, and changes nothing.
 
+mod answer;
+mod body;
+mod exposition;
 mod history;
 mod hosts;
 mod metrics;
+mod negotiate;
+mod places;
+mod shared;
 mod status;
+mod status_pages;
+mod thread;
 
 use std::convert::Infallible;
 use std::io;
@@ -15,36 +23,37 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http_body_util::channel::Channel;
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{
-    CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS,
-};
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+pub(crate) use self::answer::Answers;
+use self::body::{Body, counted};
 pub(crate) use self::history::History;
 use self::history::Totals;
 pub(crate) use self::hosts::Hosts;
+pub(crate) use self::metrics::PerRoute;
+pub(crate) use self::places::MAX_CONNECTIONS;
+use self::places::{Answer, Place, Places};
+pub(crate) use self::thread::spawn;
 
 use crate::connection::Route;
 use crate::listener::accept::{self, Events, Stop};
 use crate::telemetry::Counters;
 
-/// Scrapers and probes are few; more of them wait.
-const MAX_CONNECTIONS: usize = 16;
 /// People who look at the page.
 pub(crate) const MAX_VIEWERS: usize = 8;
 /// How many routes the page shows.
@@ -59,6 +68,8 @@ const MAX_AGE: Duration = Duration::from_secs(60);
 const STALLED: Duration = Duration::from_secs(30);
 /// What the kernel holds for a reader; with more, one that reads slowly would seem to read nothing for a long time.
 const SEND_BUFFER: usize = 128 * 1024;
+/// What we hold for it, and of a request's head.
+const MAX_BUFFERED: usize = 64 * 1024;
 
 /// What one configuration has, in its order.
 #[derive(Debug, Default)]
@@ -93,6 +104,12 @@ pub(crate) struct State {
     pub(crate) viewers: Arc<Semaphore>,
     /// For whom it answers.
     pub(crate) hosts: Arc<ArcSwap<Hosts>>,
+    /// How much is told about each route.
+    pub(crate) per_route: Arc<ArcSwap<PerRoute>>,
+    /// Long answers.
+    pub(crate) answers: Answers,
+    /// Where connections are served.
+    pub(crate) runtime: Handle,
     /// Where it is, as configured.
     pub(crate) configured: SocketAddr,
     /// What no reload changes, by key.
@@ -102,17 +119,25 @@ pub(crate) struct State {
 }
 
 /// Serves until `stop`: as a rule for as long as the process runs, because probes want an answer while connections drain.
-pub(crate) async fn run(socket: TcpListener, state: State, stop: Stop) {
+/// `closed` is told when the socket is closed; the connections that there are then are still served.
+async fn run(socket: TcpListener, state: State, stop: Stop, closed: oneshot::Sender<()>) {
     let state = Arc::new(state);
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let (places, connections) = (Arc::new(Places::new()), TaskTracker::new());
     let historian = tokio::spawn(remember(Arc::clone(&state)));
     let failed = |error: &io::Error| warn!(reason = %error, "cannot accept on the admin listener; trying again");
-    let stopped = stop.clone();
-    let serve = move |client, _: SocketAddr, permit| {
-        tokio::spawn(serve(client, permit, Arc::clone(&state), stopped.clone()));
+    let (stopped, entrance, tracker) = (stop.clone(), Arc::clone(&places), connections.clone());
+    let serve = move |client, peer: SocketAddr, permit| {
+        let place = Arc::new(entrance.enter(peer.ip(), permit));
+        tracker.spawn(serve(client, place, Arc::clone(&state), stopped.clone()));
     };
-    let events = Events { failed, full: || debug!("all admin connections are in use") };
-    accept::run(socket, permits, stop, events, serve).await;
+    let full = || {
+        debug!("all admin connections are in use");
+        places.make_room();
+    };
+    accept::run(socket, Arc::clone(&places.permits), stop, Events { failed, full }, serve).await;
+    let _ = closed.send(());
+    connections.close();
+    connections.wait().await;
     historian.abort();
 }
 
@@ -121,52 +146,65 @@ async fn remember(state: Arc<State>) {
     turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         turn.tick().await;
-        let view = state.view.load_full();
-        let routes = view.routes.iter().take(MAX_ROUTES_SHOWN);
-        state.history.take(routes.map(|route| (route.counters.name(), Totals::of(&route.counters))));
+        let state = Arc::clone(&state);
+        let take = move || {
+            let view = state.view.load_full();
+            let routes = view.routes.iter().take(MAX_ROUTES_SHOWN);
+            state.history.take(routes.map(|route| (route.counters.name(), Totals::of(&route.counters))));
+        };
+        // A panic has been logged.
+        let _ = spawn_blocking(take).await;
     }
 }
 
-async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, state: Arc<State>, stop: Stop) {
+async fn serve(client: TcpStream, place: Arc<Place>, state: Arc<State>, stop: Stop) {
     if let Err(error) = SockRef::from(&client).set_send_buffer_size(SEND_BUFFER) {
         debug!(reason = %error, "admin connection");
     }
-    converse(client, |request| answer(request, &state), stop).await;
-    drop(permit);
+    converse(client, |request| answer::answer(request, Arc::clone(&state), Arc::clone(&place)), &place, stop).await;
 }
 
-/// Answers until the client has left, has stayed for long enough, or reads no more.
-async fn converse<I: AsyncRead + AsyncWrite + Unpin>(
+/// Answers until the client has left, has stayed for long enough, reads no more, or makes room for another.
+async fn converse<I: AsyncRead + AsyncWrite + Unpin, F: Future<Output = Response<Body>>>(
     client: I,
-    answer: impl Fn(&Request<Incoming>) -> Response<Body>,
+    answer: impl Fn(Request<Incoming>) -> F,
+    place: &Arc<Place>,
     stop: Stop,
 ) {
     let has_answered = AtomicBool::new(false);
     let service = service_fn(|request| {
-        let mut response = answer(&request);
-        has_answered.store(true, Relaxed);
-        if stop.is_stopped() {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        place.begin();
+        let answered = answer(request);
+        async {
+            let mut response = answered.await.map(|body| counted(body, Answer(Arc::clone(place))));
+            has_answered.store(true, Relaxed);
+            if stop.is_stopped() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
         }
-        async { Ok::<_, Infallible>(response) }
     });
     let written = AtomicU64::new(0);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(TokioIo::new(Counted { client, written: &written }), service);
+        .max_buf_size(MAX_BUFFERED)
+        .serve_connection(TokioIo::new(Counted { client, written: &written, place }), service);
     let mut connection = pin!(connection);
     let now = Instant::now();
     let (mut end, mut look) = (pin!(sleep_until(now + MAX_AGE)), interval_at(now + STALLED, STALLED));
     let (mut is_old, mut is_stopped, mut last) = (false, false, 0);
     loop {
         tokio::select! {
+            // First of all: a request that has arrived is seen before the connection makes room.
+            biased;
             result = connection.as_mut() => {
                 if let Err(error) = result {
                     debug!(reason = %error, "admin connection");
                 }
                 return;
             }
+            () = place.to_leave() => return,
             // Who has asked gets its answer; what it asks next, it asks somebody else. Who has just come gets one.
             () = stop.stopped(), if !is_stopped => {
                 is_stopped = true;
@@ -194,6 +232,7 @@ async fn converse<I: AsyncRead + AsyncWrite + Unpin>(
 struct Counted<'c, I> {
     client: I,
     written: &'c AtomicU64,
+    place: &'c Place,
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Counted<'_, I> {
@@ -216,7 +255,12 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Counted<'_, I> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.client).poll_flush(context)
+        // Called when everything that was buffered has been written.
+        let result = Pin::new(&mut self.client).poll_flush(context);
+        if let Poll::Ready(Ok(())) = result {
+            self.place.flushed();
+        }
+        result
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -224,112 +268,30 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Counted<'_, I> {
     }
 }
 
-const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
-const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
-const CSS: HeaderValue = HeaderValue::from_static("text/css; charset=utf-8");
-const JAVASCRIPT: HeaderValue = HeaderValue::from_static("text/javascript; charset=utf-8");
-const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
-/// The page needs nothing from elsewhere, and nothing that a client has sent is ever run.
-const OUR_OWN: HeaderValue = HeaderValue::from_static(
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-);
-const OPEN_METRICS: HeaderValue =
-    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-
-type Body = UnsyncBoxBody<Bytes, Infallible>;
-
-fn answer(request: &Request<Incoming>, state: &Arc<State>) -> Response<Body> {
-    if let Err((status, says)) = state.hosts.load().admit(request) {
-        return respond(status, TEXT, says);
-    }
-    if request.method() != Method::GET && request.method() != Method::HEAD {
-        return respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
-    }
-    match request.uri().path() {
-        "/metrics" => match metrics::encode(state) {
-            Ok(text) => respond(StatusCode::OK, OPEN_METRICS, text),
-            Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
-        },
-        "/" => respond(StatusCode::OK, HTML, include_str!("page/index.html")),
-        "/page.css" => respond(StatusCode::OK, CSS, include_str!("page/page.css")),
-        "/page.js" => respond(StatusCode::OK, JAVASCRIPT, include_str!("page/page.js")),
-        "/api/events" => events(state),
-        "/api/status" => respond(StatusCode::OK, JSON, format!("{:#}\n", status::of(state, usize::MAX))),
-        "/api/history" => respond(StatusCode::OK, JSON, format!("{}\n", state.history.since(0).0)),
-        "/api/refusals" => respond(StatusCode::OK, JSON, format!("{:#}\n", status::refusals(state, usize::MAX))),
-        "/readyz" | "/healthz" if state.draining.is_cancelled() => {
-            respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n")
-        }
-        "/livez" | "/readyz" | "/healthz" => respond(StatusCode::OK, TEXT, "ok\n"),
-        _ => respond(
-            StatusCode::NOT_FOUND,
-            TEXT,
-            "try /, /metrics, /api/status, /api/history, /api/refusals, /api/events, /livez or /readyz\n",
-        ),
-    }
-}
-
-fn respond(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(Full::new(body.into()).boxed_unsync());
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, content_type);
-    headers.insert(CONTENT_SECURITY_POLICY, OUR_OWN);
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
-}
-
-/// What the page shows, again and again.
-fn events(state: &Arc<State>) -> Response<Body> {
-    let Ok(place) = Arc::clone(&state.viewers).try_acquire_owned() else {
-        return respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "too many look at the page already\n");
-    };
-    let (mut sender, body) = Channel::new(1);
-    let state = Arc::clone(state);
-    tokio::spawn(async move {
-        let _place = place;
-        let mut turn = interval(EVENT_EVERY);
-        let mut seen = 0;
-        let end = Instant::now() + MAX_AGE;
-        // It comes back, if there is a place.
-        while Instant::now() < end {
-            turn.tick().await;
-            let state = Arc::clone(&state);
-            // For many routes this takes a while.
-            let event = move || {
-                let (steps, taken) = state.history.since(seen);
-                let name = if seen == 0 { "history" } else { "steps" };
-                let status = status::event(&state);
-                (format!("retry: 1000\ndata: {status}\n\nevent: {name}\ndata: {steps}\n\n"), taken)
-            };
-            let Ok((event, taken)) = spawn_blocking(event).await else { return };
-            seen = taken;
-            // It has gone, or its connection has ended.
-            if sender.send_data(event.into()).await.is_err() {
-                return;
-            }
-        }
-    });
-    let mut response = respond(StatusCode::OK, EVENTS, "");
-    *response.body_mut() = body.boxed_unsync();
-    response
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    use hyper::StatusCode;
+
+    use super::answer::respond;
     use super::*;
 
+    const TEXT: HeaderValue = HeaderValue::from_static("text/plain");
+
     const LENGTH: usize = 4 * 1024 * 1024;
+
+    fn place() -> Arc<Place> {
+        let places = Arc::new(Places::new());
+        let permit = Arc::clone(&places.permits).try_acquire_owned().unwrap();
+        Arc::new(places.enter("192.0.2.1".parse().unwrap(), permit))
+    }
 
     /// Asks for a long answer and reads it at this pace; how much of its body has come.
     async fn read_by(chunk: usize, every: Duration, most: usize) -> usize {
         let (mut client, server) = tokio::io::duplex(64 * 1024);
-        let respond = |_: &Request<Incoming>| respond(StatusCode::OK, TEXT, vec![b'x'; LENGTH]);
-        let serving = tokio::spawn(converse(server, respond, Stop::default()));
+        let respond = |_| async { respond(StatusCode::OK, TEXT, vec![b'x'; LENGTH]) };
+        let serving = tokio::spawn(async move { converse(server, respond, &place(), Stop::default()).await });
         client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         let mut received = Vec::new();
         while received.len() < most {
@@ -362,8 +324,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_asks_again_and_again_leaves_after_a_while() {
         let (mut client, server) = tokio::io::duplex(64 * 1024);
-        let respond = |_: &Request<Incoming>| respond(StatusCode::OK, TEXT, "ok");
-        let serving = tokio::spawn(converse(server, respond, Stop::default()));
+        let respond = |_| async { respond(StatusCode::OK, TEXT, "ok") };
+        let serving = tokio::spawn(async move { converse(server, respond, &place(), Stop::default()).await });
         let begun = Instant::now();
         while client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.is_ok() {
             if client.read(&mut [0; 4096]).await.unwrap() == 0 {

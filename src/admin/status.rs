@@ -7,15 +7,21 @@ use std::time::SystemTime;
 use serde_json::{Map, Value, json};
 
 use super::history::Totals;
-use super::{ListenerAddress, MAX_ROUTES_SHOWN, State as Admin};
+use super::{ListenerAddress, MAX_ROUTES_SHOWN, State as Admin, View};
 use crate::connection::Route;
 use crate::name::NamePattern;
 use crate::telemetry::RecentRejection;
 use crate::upstream::{Certificate, LastCheck, State};
 
 /// With so many routes at most.
-pub(super) fn of(state: &Admin, max_routes: usize) -> Value {
+fn of(state: &Admin, max_routes: usize) -> Value {
     let view = state.view.load_full();
+    let mut status = without_routes(state, &view);
+    status["routes"] = view.routes.iter().take(max_routes).map(|target| route(target)).collect();
+    status
+}
+
+pub(super) fn without_routes(state: &Admin, view: &View) -> Value {
     let listener = |at: &ListenerAddress| json!({"name": at.name, "configured": at.configured.to_string(), "address": at.address.to_string()});
     let reloads = &state.counters.reloads;
     let fixed: Map<String, Value> = state.fixed.iter().map(|(key, value)| ((*key).into(), json!(value))).collect();
@@ -37,7 +43,6 @@ pub(super) fn of(state: &Admin, max_routes: usize) -> Value {
         "listeners": view.listeners.iter().map(listener).collect::<Vec<_>>(),
         "routes_total": view.routes.len(),
         "summary": summary(&view.routes),
-        "routes": view.routes.iter().take(max_routes).map(|target| route(target)).collect::<Vec<_>>(),
     })
 }
 
@@ -86,7 +91,7 @@ pub(super) fn refusals(state: &Admin, most: usize) -> Value {
     state.counters.recent_rejections.last().iter().take(most).map(refusal).collect()
 }
 
-fn route(route: &Route) -> Value {
+pub(super) fn route(route: &Route) -> Value {
     let setup = route.upstream.setup();
     let active = route.counters.active.load(Relaxed);
     let Totals { accepted, bytes: _, answers, answer_micros } = Totals::of(&route.counters);

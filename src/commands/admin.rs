@@ -37,7 +37,9 @@ async fn ask(admin: &Destination) -> anyhow::Result<(Value, Vec<SocketAddr>)> {
     let stream = TcpStream::connect(&*addresses).await.map_err(|error| anyhow!(plain(&error)))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::get("/api/status").header("host", admin.to_string()).body(Empty::<Bytes>::new())?;
+    let request = Request::get("/api/status").header("host", admin.to_string());
+    // Not what another has just been told: a reload may have come between.
+    let request = request.header("cache-control", "no-cache").body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_STATUS).collect().await;

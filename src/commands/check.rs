@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::admin::Hosts;
+use crate::admin::{Hosts, PerRoute};
 use crate::client_hello::IpLiteral;
 use crate::config::{Admin, Config, Listener, Route};
 use crate::connection::admission::SourceLimits;
@@ -99,10 +99,15 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     writeln!(text, "workers    {}", config.workers.map_or("auto".into(), |workers| workers.to_string()))?;
     writeln!(text, "sandbox    {}", config.sandbox.label())?;
     writeln!(text, "watch      {}", config.watch)?;
-    let admin = config.admin.as_ref().map_or("none".into(), |Admin { address, hosts: Hosts(hosts) }| {
+    let admin = config.admin.as_ref().map_or("none".into(), |Admin { address, hosts: Hosts(hosts), per_route }| {
         let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
         let hosts = [&["addresses".into(), "localhost".into()], &hosts[..]].concat();
-        format!("{address}, answering for {}", hosts.join(", "))
+        let metrics = match per_route {
+            PerRoute::Full => "",
+            PerRoute::Totals => "; metrics of routes have no buckets",
+            PerRoute::Off => "; metrics are sums over all routes",
+        };
+        format!("{address}, answering for {}{metrics}", hosts.join(", "))
     });
     writeln!(text, "admin      {admin}")?;
     Ok(text)

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::text::{self, OneOrMany, Short, Text};
 use super::upstream::Files;
 use super::{Admin, Config, Limits, Listener, Log, LogFormat, Route, Timeouts, raw, upstream};
-use crate::admin::Hosts;
+use crate::admin::{Hosts, PerRoute};
 use crate::client_hello::{DEFAULT_LIMIT, IpLiteral};
 use crate::connection::admission::{Networks, SourceLimits, Sources};
 use crate::connection::reject::RejectWith;
@@ -226,7 +226,13 @@ fn build_limits(raw: raw::Limits) -> Limits {
 }
 
 fn build_admin(raw: raw::Admin, listeners: &[Listener]) -> Result<Admin, Wrong> {
-    let raw::Admin { address: Text(text::AdminAddress(address)), allow_remote, hosts } = raw;
+    let raw::Admin { address: Text(text::AdminAddress(address)), allow_remote, hosts, metrics } = raw;
+    let raw::Metrics { per_route } = metrics;
+    let per_route = match per_route {
+        None | Some(raw::PerRoute::Full) => PerRoute::Full,
+        Some(raw::PerRoute::Totals) => PerRoute::Totals,
+        Some(raw::PerRoute::Off) => PerRoute::Off,
+    };
     let hosts = Hosts(hosts.map_or_else(Vec::new, |hosts| hosts.0.into_iter().map(|Text(host)| host).collect()));
     if !allow_remote && !address.ip().to_canonical().is_loopback() {
         let message = format!(
@@ -236,7 +242,7 @@ fn build_admin(raw: raw::Admin, listeners: &[Listener]) -> Result<Admin, Wrong> 
     }
     match listeners.iter().find(|listener| overlap(address, listener.address)) {
         Some(listener) => Err(Wrong::at("admin", format!("{address} is taken by the listener `{}`", listener.name))),
-        None => Ok(Admin { address, hosts }),
+        None => Ok(Admin { address, hosts, per_route }),
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 pub(crate) use self::schema::schema;
 use self::text::{OneOrMany, Short, Text};
 use self::yaml::{Place, YamlError};
-use crate::admin::Hosts;
+use crate::admin::{Hosts, PerRoute};
 use crate::client_hello::IpLiteral;
 use crate::connection::admission::{Networks, SourceLimits, Sources};
 use crate::connection::reject::RejectWith;
@@ -68,6 +68,8 @@ pub(crate) struct Admin {
     pub(crate) address: SocketAddr,
     /// For whom it answers.
     pub(crate) hosts: Hosts,
+    /// How much `/metrics` has about each route.
+    pub(crate) per_route: PerRoute,
 }
 
 /// An address that clients connect to.

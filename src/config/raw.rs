@@ -519,6 +519,28 @@ pub(super) struct Admin {
     /// Names by which it is reached, besides addresses and localhost; requests for others are refused. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(super) hosts: Option<OneOrMany<Text<NamePattern>>>,
+    /// What `/metrics` has.
+    #[serde(default)]
+    pub(super) metrics: Metrics,
+}
+
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Metrics {
+    /// How much of each route and endpoint. Default: full.
+    #[serde(default, deserialize_with = "present")]
+    pub(super) per_route: Option<PerRoute>,
+}
+
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum PerRoute {
+    /// Everything.
+    Full,
+    /// Histograms with sum and count, but without buckets.
+    Totals,
+    /// Only sums over all routes and endpoints.
+    Off,
 }
 
 impl Shorthand for Admin {
@@ -526,7 +548,7 @@ impl Shorthand for Admin {
     type Text = AdminAddress;
 
     fn from_text(address: AdminAddress) -> Self {
-        Self { address: Text(address), allow_remote: false, hosts: None }
+        Self { address: Text(address), allow_remote: false, hosts: None, metrics: Metrics::default() }
     }
 }
 

@@ -15,18 +15,19 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use socket2::Socket;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::info;
+use tracing::{error, info};
 
 use self::capacity::{Capacity, Share};
 pub(crate) use self::generation::Changes;
 use self::generation::{Generation, Next};
 use self::listening::{Acceptor, Listening, Opened};
 use self::memory::Memory;
-use crate::admin::{self, Fixed, Hosts, ListenerAddress, State, View};
+use crate::admin::{self, Answers, Fixed, Hosts, ListenerAddress, PerRoute, State, View};
 use crate::config::{self, Config, Limits, Log, Timeouts};
 use crate::connection::Snapshot;
 use crate::connection::admission::{SourceLimits, Table};
@@ -55,6 +56,7 @@ pub(crate) struct Server {
     /// Removed listeners that serve their queues.
     closing: TaskTracker,
     admin_hosts: Arc<ArcSwap<Hosts>>,
+    admin_per_route: Arc<ArcSwap<PerRoute>>,
     timeouts: Timeouts,
     fixed: Fixed,
     /// Readiness has gone.
@@ -170,6 +172,7 @@ impl Server {
             admin: None,
             closing: TaskTracker::new(),
             admin_hosts: Arc::default(),
+            admin_per_route: Arc::default(),
             timeouts: config.timeouts,
             fixed: fixed(&config),
             draining: CancellationToken::new(),
@@ -340,6 +343,7 @@ impl Server {
         self.generation.store(generation);
         if let Some(admin) = admin {
             self.admin_hosts.store(Arc::new(admin.hosts));
+            self.admin_per_route.store(Arc::new(admin.per_route));
         }
         if !matches!(prepared.admin, Some(Source::Running(_))) {
             closed.extend(self.admin.take());
@@ -413,12 +417,22 @@ impl Server {
             history: Arc::default(),
             viewers: Arc::new(Semaphore::new(admin::MAX_VIEWERS)),
             hosts: Arc::clone(&self.admin_hosts),
+            per_route: Arc::clone(&self.admin_per_route),
+            answers: Answers::default(),
+            runtime: Handle::current(),
             configured: socket.configured,
             fixed: self.fixed.clone(),
             draining: self.draining.clone(),
         };
         let stop = Stop::default();
-        let acceptor = tokio::spawn(admin::run(listener, state, stop.clone()));
+        let closed = match admin::spawn(listener, state, stop.clone()) {
+            Ok(closed) => closed,
+            Err(reason) => {
+                error!(%reason, "cannot serve the admin listener");
+                return None;
+            }
+        };
+        let acceptor = tokio::spawn(async move { drop(closed.await) });
         Some(Listening::new(socket, stop, acceptor))
     }
 

@@ -5,28 +5,30 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use prometheus_client::metrics::histogram::Histogram;
-
+use super::histogram::Histogram;
 use super::{LineLimit, Outcome, RecentRejections};
 use strum::EnumCount;
 
 /// The route of connections that have none.
 pub(crate) const UNROUTED: &str = "_none";
 
-/// In seconds. Hellos and connects take milliseconds, or one of the timeouts.
-const LATENCY_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
+/// In seconds. Hellos and connects take milliseconds, a retransmission (1 s), a try (3 s), or one of the timeouts (10 s).
+/// Few, since every route has them twice.
+const LATENCY_BUCKETS: [f64; 7] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0];
 
 /// In seconds. What is in time is milliseconds late.
 const LATENESS_BUCKETS: [f64; 6] = [0.1, 0.5, 1.0, 5.0, 15.0, 60.0];
 
-/// In seconds. Requests take milliseconds, watches minutes, port-forwards and agents days.
-const LIFETIME_BUCKETS: [f64; 11] = [0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 14400.0, 43200.0, 86400.0];
+/// In seconds. Requests take milliseconds, watches five to ten minutes (or up to an hour), port-forwards and agents days.
+const LIFETIME_BUCKETS: [f64; 7] = [0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 86400.0];
 
 /// All that is counted. It outlives every configuration.
 #[derive(Debug)]
 pub(crate) struct Counters {
     /// Connections before they are routed, and those that never are.
     pub(crate) unrouted: Arc<RouteCounters>,
+    /// What was counted of routes that are no longer shown: sums over all routes never go down.
+    pub(crate) forgotten: RouteCounters,
     routes: Mutex<BTreeMap<Box<str>, Used<Arc<RouteCounters>>>>,
     listeners: Mutex<Vec<Used<Box<str>>>>,
     /// From accept to the whole hello.
@@ -154,11 +156,12 @@ impl Counters {
     pub(crate) fn new(refusals_per_second: u32) -> Self {
         Self {
             unrouted: Arc::new(RouteCounters::new(UNROUTED)),
+            forgotten: RouteCounters::new(""),
             routes: Mutex::default(),
             listeners: Mutex::default(),
-            hello_seconds: Histogram::new(LATENCY_BUCKETS),
-            check_lateness: Histogram::new(LATENESS_BUCKETS),
-            lookup_lateness: Histogram::new(LATENESS_BUCKETS),
+            hello_seconds: Histogram::new(&LATENCY_BUCKETS),
+            check_lateness: Histogram::new(&LATENESS_BUCKETS),
+            lookup_lateness: Histogram::new(&LATENESS_BUCKETS),
             line_limit: Arc::new(LineLimit::new(refusals_per_second)),
             reloads: Reloads::default(),
             recent_rejections: RecentRejections::default(),
@@ -193,7 +196,11 @@ impl Counters {
             let is_used = Arc::strong_count(&route.what) > 1;
             let is_recent = route.is_worth_showing(is_used);
             // What nothing has been counted of is not missed.
-            is_used || (is_recent && !route.what.ended().is_empty())
+            let is_shown = is_used || (is_recent && !route.what.ended().is_empty());
+            if !is_shown {
+                self.forgotten.add(&route.what);
+            }
+            is_shown
         });
         routes.values().map(|route| Arc::clone(&route.what)).collect()
     }
@@ -222,7 +229,8 @@ impl Counters {
         drop(listeners);
         if has_forgotten {
             let shown = self.listeners();
-            for route in self.routes().iter().chain([&self.unrouted]) {
+            let routes = self.routes();
+            for route in routes.iter().map(|route| &**route).chain([&*self.unrouted, &self.forgotten]) {
                 route.ended().retain(|(listener, _)| shown.contains(listener));
             }
         }
@@ -285,11 +293,11 @@ impl RouteCounters {
             active: AtomicI64::new(0),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
-            connect_seconds: Histogram::new(LATENCY_BUCKETS),
-            answer_seconds: Histogram::new(LATENCY_BUCKETS),
+            connect_seconds: Histogram::new(&LATENCY_BUCKETS),
+            answer_seconds: Histogram::new(&LATENCY_BUCKETS),
             answers: AtomicU64::new(0),
             answer_micros: AtomicU64::new(0),
-            connection_seconds: Histogram::new(LIFETIME_BUCKETS),
+            connection_seconds: Histogram::new(&LIFETIME_BUCKETS),
         }
     }
 
@@ -326,6 +334,40 @@ impl RouteCounters {
         ended[number].1.0[outcome as usize] += 1;
     }
 
+    /// What was counted of all of them.
+    pub(crate) fn sum<'r>(routes: impl Iterator<Item = &'r Self>) -> Self {
+        let sum = Self::new("");
+        for route in routes {
+            sum.add(route);
+        }
+        sum
+    }
+
+    fn add(&self, other: &Self) {
+        self.active.fetch_add(other.active.load(Relaxed), Relaxed);
+        for (listener, counts) in &*other.ended() {
+            self.add_outcomes(listener, counts);
+        }
+        for (total, more) in [(&self.received, &other.received), (&self.sent, &other.sent)] {
+            total.fetch_add(more.load(Relaxed), Relaxed);
+        }
+        for (total, more) in [
+            (&self.connect_seconds, &other.connect_seconds),
+            (&self.answer_seconds, &other.answer_seconds),
+            (&self.connection_seconds, &other.connection_seconds),
+        ] {
+            total.add(more);
+        }
+    }
+
+    fn add_outcomes(&self, listener: &str, more: &OutcomeCounts) {
+        let mut ended = self.ended();
+        match ended.iter_mut().find(|(name, _)| **name == *listener) {
+            Some((_, counts)) => counts.add(more),
+            None => ended.push((listener.into(), *more)),
+        }
+    }
+
     fn ended(&self) -> MutexGuard<'_, Vec<(Box<str>, OutcomeCounts)>> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -336,6 +378,17 @@ impl RouteCounters {
 pub(crate) struct OutcomeCounts([u64; Outcome::COUNT]);
 
 impl OutcomeCounts {
+    pub(crate) fn add(&mut self, more: &Self) {
+        for (count, more) in self.0.iter_mut().zip(more.0) {
+            *count += more;
+        }
+    }
+
+    /// Whether none has ended.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.iter().all(|count| *count == 0)
+    }
+
     /// How many ended like this.
     pub(crate) fn get(&self, outcome: Outcome) -> u64 {
         self.0[outcome as usize]

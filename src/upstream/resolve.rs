@@ -12,13 +12,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::places::{Places, Standing};
 use super::{failure, jittered};
+use crate::telemetry::Histogram;
 use crate::text::units::first_of;
 
 /// More addresses of a name are ignored: nobody has so many API servers.
@@ -381,7 +381,7 @@ mod tests {
     type Answers = Vec<(u64, Result<usize, String>)>;
 
     fn lookups() -> Arc<Lookups> {
-        Arc::new(Lookups::new(Histogram::new([1.0])))
+        Arc::new(Lookups::new(Histogram::new(&[1.0])))
     }
 
     /// A name with one subscriber that is not looked up by itself.

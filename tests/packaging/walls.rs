@@ -15,7 +15,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("relay", &[]),
     ("listener", &["relay"]),
     ("telemetry", &["server_hello"]),
-    ("upstream", &["name", "proxy_protocol", "relay", "server_hello", "text"]),
+    ("upstream", &["name", "proxy_protocol", "relay", "server_hello", "telemetry", "text"]),
     (
         "connection",
         &["client_hello", "proxy_protocol", "relay", "route", "server_hello", "telemetry", "text", "upstream"],

@@ -4,3 +4,7 @@
 mod observe;
 /// The status page, in a browser.
 mod page;
+/// Who gets a place at the admin listener.
+mod places;
+/// Formats and sizes of metrics and status.
+mod scrape;

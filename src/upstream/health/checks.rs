@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::warn;
@@ -21,6 +20,7 @@ use super::state::{ProbeResult, Thresholds};
 use super::tls::Contents;
 use super::{HealthCheck, TlsCheck};
 use crate::proxy_protocol;
+use crate::telemetry::Histogram;
 
 const MAX_NEW: usize = 32;
 const MAX_ANSWERING: usize = 32;

@@ -1,0 +1,289 @@
+//! Places for admin connections: a probe finds one, whatever others do with theirs.
+//!
+//! A connection without a request under way may be closed to make room. Long answers are limited, in all and by address, so
+//! that there are always such connections, or free places.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+/// Connections at a time.
+pub(crate) const MAX_CONNECTIONS: usize = 64;
+/// Of one address; where it needs another place, its own longest idle connection makes room.
+const MAX_OF_PEER: usize = MAX_CONNECTIONS / 2;
+/// Answers, other than to probes, that are being read.
+pub(super) const MAX_ANSWERS: usize = 48;
+/// Of one address: a scraper may have the address of the kubelet.
+pub(super) const MAX_ANSWERS_OF_PEER: usize = 24;
+/// An idle connection is not closed earlier: it has had time to send its request.
+const GRACE: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
+pub(super) struct Places {
+    pub(super) permits: Arc<Semaphore>,
+    entries: Mutex<Vec<Arc<Entry>>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    peer: IpAddr,
+    state: Mutex<EntryState>,
+    /// To be closed, if it is still idle.
+    to_leave: Notify,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct EntryState {
+    /// Without a request; `None`: one is under way.
+    idle_since: Option<Instant>,
+    is_answered: bool,
+    is_leaving: bool,
+}
+
+impl Places {
+    pub(super) fn new() -> Self {
+        Self { permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)), entries: Mutex::default() }
+    }
+
+    /// A connection from there has been accepted.
+    pub(super) fn enter(self: &Arc<Self>, peer: IpAddr, permit: OwnedSemaphorePermit) -> Place {
+        let peer = network(peer);
+        let state = Mutex::new(EntryState { idle_since: Some(Instant::now()), is_answered: false, is_leaving: false });
+        let entry = Arc::new(Entry { peer, state, to_leave: Notify::new() });
+        let mut entries = self.entries();
+        let of_peer = staying(&entries, peer);
+        entries.push(Arc::clone(&entry));
+        if of_peer >= MAX_OF_PEER {
+            close_longest_idle(entries.iter().filter(|other| other.peer == peer));
+        }
+        drop(entries);
+        Place { places: Arc::clone(self), entry, is_answer_written: AtomicBool::new(false), _permit: permit }
+    }
+
+    /// All places are taken, and somebody may be waiting for one.
+    pub(super) fn make_room(&self) {
+        let entries = self.entries();
+        if entries.iter().any(|entry| entry.state().is_leaving) {
+            return;
+        }
+        // An address that has more than its share does not make others leave.
+        let has_too_many = |entry: &&Arc<Entry>| staying(&entries, entry.peer) > MAX_OF_PEER;
+        let crowd: Vec<_> = entries.iter().filter(has_too_many).collect();
+        if crowd.is_empty() {
+            close_longest_idle(entries.iter());
+        } else {
+            close_longest_idle(crowd.into_iter());
+        }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Vec<Arc<Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many connections it has that are not about to be closed.
+fn staying(entries: &[Arc<Entry>], peer: IpAddr) -> usize {
+    entries.iter().filter(|entry| entry.peer == peer && !entry.state().is_leaving).count()
+}
+
+fn close_longest_idle<'e>(entries: impl Iterator<Item = &'e Arc<Entry>>) {
+    let idle = entries.filter_map(|entry| {
+        let EntryState { idle_since, is_leaving, .. } = *entry.state();
+        idle_since.filter(|since| !is_leaving && since.elapsed() >= GRACE).map(|since| (since, entry))
+    });
+    if let Some((_, entry)) = idle.min_by_key(|(since, _)| *since) {
+        entry.state().is_leaving = true;
+        entry.to_leave.notify_one();
+    }
+}
+
+/// IPv6 hosts have as many addresses as they like in one /64.
+fn network(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+impl Entry {
+    fn state(&self) -> MutexGuard<'_, EntryState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of one connection.
+#[derive(Debug)]
+pub(super) struct Place {
+    places: Arc<Places>,
+    entry: Arc<Entry>,
+    /// What is left of the answer is in the connection's buffer.
+    is_answer_written: AtomicBool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    /// Ready once it is to make room. It need not, if a request has come meanwhile.
+    pub(super) async fn to_leave(&self) {
+        loop {
+            self.entry.to_leave.notified().await;
+            let mut state = self.entry.state();
+            if state.idle_since.is_some() {
+                return;
+            }
+            state.is_leaving = false;
+        }
+    }
+
+    /// A request has come.
+    pub(super) fn begin(&self) {
+        self.is_answer_written.store(false, Relaxed);
+        self.entry.state().idle_since = None;
+    }
+
+    /// All that was to be sent has been sent.
+    pub(super) fn flushed(&self) {
+        if self.is_answer_written.swap(false, Relaxed) {
+            self.entry.state().idle_since = Some(Instant::now());
+        }
+    }
+
+    /// Its answer has been handed to the connection.
+    fn answer_ends(&self) {
+        self.entry.state().is_answered = false;
+        self.is_answer_written.store(true, Relaxed);
+    }
+
+    /// Whether there is room for an answer that may take a while to read.
+    pub(super) fn has_room_for_answer(&self) -> bool {
+        let entries = self.places.entries();
+        let answered: Vec<_> = entries.iter().filter(|entry| entry.state().is_answered).collect();
+        let of_peer = answered.iter().filter(|entry| entry.peer == self.entry.peer).count();
+        let has_room = answered.len() < MAX_ANSWERS && of_peer < MAX_ANSWERS_OF_PEER;
+        self.entry.state().is_answered = has_room;
+        has_room
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.entries().retain(|entry| !Arc::ptr_eq(entry, &self.entry));
+    }
+}
+
+/// An answer that is under way, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Answer(pub(super) Arc<Place>);
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.0.answer_ends();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    const PEER: &str = "192.0.2.1";
+    const OTHER: &str = "192.0.2.2";
+
+    fn enter(places: &Arc<Places>, peer: &str) -> Option<Arc<Place>> {
+        let permit = Arc::clone(&places.permits).try_acquire_owned().ok()?;
+        Some(Arc::new(places.enter(peer.parse().unwrap(), permit)))
+    }
+
+    fn leaving(places: &[Arc<Place>]) -> Vec<usize> {
+        (0..places.len()).filter(|index| places[*index].entry.state().is_leaving).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_idle_connection_makes_room_once_it_had_time_to_ask() {
+        let all = Arc::new(Places::new());
+        let mut places = Vec::new();
+        for number in 0..MAX_CONNECTIONS {
+            places.push(enter(&all, &format!("192.0.2.{number}")).unwrap());
+        }
+        assert!(enter(&all, PEER).is_none());
+        all.make_room();
+        assert_eq!(leaving(&places), [] as [usize; 0]);
+        advance(GRACE).await;
+        places[0].begin();
+        all.make_room();
+        all.make_room();
+        assert_eq!(leaving(&places), [1], "one at a time, and none that has asked");
+        places[1].to_leave().await;
+        drop(places.remove(1));
+        assert!(enter(&all, PEER).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_whose_request_arrives_in_time_stays() {
+        let all = Arc::new(Places::new());
+        let place = enter(&all, PEER).unwrap();
+        advance(GRACE).await;
+        all.make_room();
+        place.begin();
+        assert!(tokio::time::timeout(Duration::from_secs(1), place.to_leave()).await.is_err());
+        assert!(!place.entry.state().is_leaving);
+        drop(Answer(Arc::clone(&place)));
+        advance(GRACE).await;
+        all.make_room();
+        assert!(!place.entry.state().is_leaving, "a part of its answer has not been sent yet");
+        place.flushed();
+        advance(GRACE).await;
+        all.make_room();
+        place.to_leave().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_has_half_of_the_places_and_takes_none_of_others() {
+        let all = Arc::new(Places::new());
+        let other = enter(&all, OTHER).unwrap();
+        advance(GRACE).await;
+        let mut places: Vec<_> = (0..MAX_OF_PEER).map(|_| enter(&all, PEER).unwrap()).collect();
+        advance(GRACE).await;
+        places.push(enter(&all, PEER).unwrap());
+        assert_eq!((leaving(&places), other.entry.state().is_leaving), (vec![0], false));
+        drop(places.remove(0));
+        // More at once than can have been idle for long enough.
+        while let Some(place) = enter(&all, PEER) {
+            places.push(place);
+        }
+        advance(GRACE).await;
+        while let Some(index) = leaving(&places).pop() {
+            drop(places.remove(index));
+        }
+        places.push(enter(&all, PEER).unwrap());
+        all.make_room();
+        assert!(!leaving(&places).is_empty() && !other.entry.state().is_leaving);
+    }
+
+    #[tokio::test]
+    async fn answers_leave_places_for_probes() {
+        let all = Arc::new(Places::new());
+        let answering = |peer: &str| {
+            let place = enter(&all, peer).unwrap();
+            place.begin();
+            place.has_room_for_answer().then(|| Answer(place))
+        };
+        let mut answers: Vec<_> = (0..MAX_ANSWERS_OF_PEER).map(|_| answering(PEER).unwrap()).collect();
+        assert!(answering(PEER).is_none());
+        answers.extend((0..MAX_ANSWERS_OF_PEER).map(|_| answering(OTHER).unwrap()));
+        assert!(answering("192.0.2.3").is_none());
+        answers.pop();
+        assert!(answering("192.0.2.3").is_some() && answering(PEER).is_none());
+    }
+
+    #[test]
+    fn addresses_of_one_network_are_one_peer() {
+        let same = |one: &str, other: &str| network(one.parse().unwrap()) == network(other.parse().unwrap());
+        assert!(same("2001:db8::1", "2001:db8::2:0:0:1") && !same("2001:db8::1", "2001:db8:0:1::1"));
+        assert!(same("::ffff:192.0.2.1", "192.0.2.1") && !same("192.0.2.2", "192.0.2.1"));
+    }
+}

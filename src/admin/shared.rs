@@ -1,0 +1,194 @@
+//! Long answers: made once for all who ask within a second, beside everything else, and dropped when that second is over.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::{Mutex as Queue, OwnedMutexGuard};
+use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::{Instant, sleep_until};
+
+/// An answer is shared for so many times as long as it took to make: making it never takes more than a hundredth of a CPU,
+/// and where there are few routes the answer is never old.
+const SHARED_FOR: u32 = 100;
+/// But for no longer than this.
+const MAX_SHARED: Duration = Duration::from_secs(1);
+
+/// So many answers before the latest may still be on their way to slow readers.
+const MAX_OLDER: usize = 2;
+
+/// What one address answers.
+#[derive(Debug)]
+pub(super) struct Shared<T> {
+    latest: Mutex<Option<Made<T>>>,
+    older: Mutex<Vec<Weak<Revocable<T>>>>,
+    /// Whoever is first makes the next one, for all who wait.
+    making: Arc<Queue<()>>,
+}
+
+#[derive(Debug)]
+struct Made<T> {
+    begun: Instant,
+    shared_until: Instant,
+    answer: Arc<Revocable<T>>,
+}
+
+/// How old the answer may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Freshness {
+    /// As one that others have just got.
+    Shared,
+    /// Made after it was asked for, however long that takes.
+    New,
+}
+
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Self { latest: Mutex::default(), older: Mutex::default(), making: Arc::default() }
+    }
+}
+
+impl<T> Clone for Made<T> {
+    fn clone(&self) -> Self {
+        Self { answer: Arc::clone(&self.answer), ..*self }
+    }
+}
+
+impl<T: Send + Sync + 'static> Shared<T> {
+    /// The latest answer, or a new one; an error if `make` has panicked.
+    pub(super) async fn get(
+        self: &Arc<Self>,
+        freshness: Freshness,
+        make: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Arc<Revocable<T>>, JoinError> {
+        let asked = Instant::now();
+        if let Some(answer) = self.fitting(freshness, asked) {
+            return Ok(answer);
+        }
+        let turn = Arc::clone(&self.making).lock_owned().await;
+        if let Some(answer) = self.fitting(freshness, asked) {
+            return Ok(answer);
+        }
+        let until = self.latest().as_ref().map(|made| made.shared_until);
+        if let Some(until) = until {
+            sleep_until(until).await;
+        }
+        // It goes on when the client that has asked leaves: otherwise many such clients would have it made again and again.
+        tokio::spawn(Arc::clone(self).make(make, turn)).await?
+    }
+
+    fn fitting(&self, freshness: Freshness, asked: Instant) -> Option<Arc<Revocable<T>>> {
+        let latest = self.latest();
+        let fits = |made: &&Made<T>| match freshness {
+            Freshness::Shared => Instant::now() < made.shared_until,
+            Freshness::New => made.begun >= asked,
+        };
+        latest.as_ref().filter(fits).map(|made| Arc::clone(&made.answer))
+    }
+
+    async fn make(
+        self: Arc<Self>,
+        make: impl FnOnce() -> T + Send + 'static,
+        turn: OwnedMutexGuard<()>,
+    ) -> Result<Arc<Revocable<T>>, JoinError> {
+        let begun = Instant::now();
+        let answer = Arc::new(Revocable(Mutex::new(Some(Arc::new(spawn_blocking(make).await?)))));
+        let shared_until = Instant::now() + (begun.elapsed() * SHARED_FOR).min(MAX_SHARED);
+        self.count(&answer);
+        *self.latest() = Some(Made { begun, shared_until, answer: Arc::clone(&answer) });
+        drop(turn);
+        tokio::spawn(async move {
+            sleep_until(shared_until).await;
+            let _outdated = self.latest().take_if(|made| made.shared_until <= shared_until);
+        });
+        Ok(answer)
+    }
+
+    /// Whoever still reads one of the oldest gets no more of it: memory for all of them might not be there.
+    fn count(&self, new: &Arc<Revocable<T>>) {
+        let mut older = self.older.lock().unwrap_or_else(PoisonError::into_inner);
+        older.retain(|answer| answer.upgrade().is_some_and(|answer| answer.get().is_some()));
+        while older.len() > MAX_OLDER {
+            if let Some(oldest) = older.remove(0).upgrade() {
+                oldest.revoke();
+            }
+        }
+        older.push(Arc::downgrade(new));
+    }
+
+    fn latest(&self) -> MutexGuard<'_, Option<Made<T>>> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An answer that can be taken away from its readers.
+#[derive(Debug)]
+pub(super) struct Revocable<T>(Mutex<Option<Arc<T>>>);
+
+impl<T> Revocable<T> {
+    /// To be dropped again soon.
+    pub(super) fn get(&self) -> Option<Arc<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn revoke(&self) {
+        let _revoked = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    use super::*;
+
+    static MADE: AtomicUsize = AtomicUsize::new(0);
+
+    /// Counts how often it was made, and takes so long.
+    fn slow() -> usize {
+        std::thread::sleep(Duration::from_millis(100));
+        MADE.fetch_add(1, SeqCst) + 1
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_made_once_for_all_who_ask_within_a_second() {
+        let shared = Arc::<Shared<usize>>::default();
+        let get = |freshness| {
+            let shared = Arc::clone(&shared);
+            tokio::spawn(async move { *shared.get(freshness, slow).await.unwrap().get().unwrap() })
+        };
+        // This one does not wait for what it asked for.
+        let leaves = get(Freshness::Shared);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        leaves.abort();
+        for one in (0..20).map(|_| get(Freshness::Shared)).collect::<Vec<_>>() {
+            assert_eq!(one.await.unwrap(), 1);
+        }
+        let asked = Instant::now();
+        for one in (0..20).map(|_| get(Freshness::New)).collect::<Vec<_>>() {
+            assert_eq!(one.await.unwrap(), 2);
+        }
+        assert!(asked.elapsed() > Duration::from_millis(900), "{:?}", asked.elapsed());
+        let last = shared.get(Freshness::Shared, slow).await.unwrap();
+        assert_eq!((*last.get().unwrap(), MADE.load(SeqCst)), (2, 2));
+        tokio::time::sleep(MAX_SHARED + Duration::from_millis(200)).await;
+        assert_eq!(Arc::strong_count(&last), 1, "it is kept for no longer");
+    }
+
+    #[tokio::test]
+    async fn only_a_few_old_answers_are_kept_for_slow_readers() {
+        let shared = Arc::<Shared<Vec<u8>>>::default();
+        let mut readers = Vec::new();
+        for _ in 0..6 {
+            readers.push(shared.get(Freshness::New, || vec![0; 1000]).await.unwrap());
+        }
+        let kept: Vec<bool> = readers.iter().map(|reader| reader.get().is_some()).collect();
+        assert_eq!(kept, [false, false, false, true, true, true]);
+    }
+
+    #[tokio::test]
+    async fn after_a_panic_the_next_one_is_made() {
+        let shared = Arc::<Shared<u8>>::default();
+        assert!(shared.get(Freshness::Shared, || panic!("as the test asks")).await.is_err());
+        assert_eq!(*shared.get(Freshness::Shared, || 7).await.unwrap().get().unwrap(), 7);
+    }
+}
