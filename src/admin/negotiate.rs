@@ -119,7 +119,7 @@ mod tests {
             &["application/openmetrics-text;q=0.3, */*"],
             &["application/openmetrics-text;version=0.0.1,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"],
             &["application/*", "application/json"],
-            &["application/openmetrics-text;q=2", ";;,=,\u{7f}"],
+            &["application/openmetrics-text;q=2", ";;,=,;q,\t"],
         ] {
             assert_eq!(format(&headers(&ACCEPT, values)), Format::Text, "{values:?}");
         }
