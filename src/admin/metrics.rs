@@ -23,21 +23,16 @@ use crate::telemetry::{Counters, Outcome, Reloads, RouteCounters, Stage, UNROUTE
 use crate::upstream::State;
 
 /// All metrics, with the end mark of the format.
-pub(super) fn encode(state: &Admin) -> Result<String, fmt::Error> {
+pub(super) fn encode(state: &Admin, runtime: RuntimeNumbers) -> String {
     let mut registry = Registry::default();
     let view = state.view.load_full();
     let (routes, listeners) = (state.counters.routes(), state.counters.listeners());
     let counters = Arc::clone(&state.counters);
-    registry.register_collector(Box::new(Snapshot {
-        counters,
-        view,
-        routes,
-        listeners,
-        runtime: RuntimeNumbers::now(),
-    }));
+    registry.register_collector(Box::new(Snapshot { counters, view, routes, listeners, runtime }));
     let mut text = String::new();
-    text::encode(&mut text, &registry)?;
-    Ok(text)
+    // Writing to memory does not fail.
+    let _ = text::encode(&mut text, &registry);
+    text
 }
 
 #[derive(Debug)]
@@ -52,16 +47,16 @@ struct Snapshot {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct RuntimeNumbers {
+pub(super) struct RuntimeNumbers {
     workers: usize,
     tasks: usize,
     queued: usize,
 }
 
 impl RuntimeNumbers {
-    /// Within a tokio runtime.
-    fn now() -> Self {
-        let metrics = Handle::current().metrics();
+    /// As they are now.
+    pub(super) fn of(runtime: &Handle) -> Self {
+        let metrics = runtime.metrics();
         Self { workers: metrics.num_workers(), tasks: metrics.num_alive_tasks(), queued: metrics.global_queue_depth() }
     }
 }
@@ -100,6 +95,9 @@ impl Snapshot {
             let is_unrouted = route.name() == UNROUTED;
             for listener in &self.listeners {
                 let counts = route.outcomes(listener);
+                if counts.are_zero() && !is_unrouted {
+                    continue;
+                }
                 for outcome in Outcome::VARIANTS.iter().copied().filter(|outcome| occurs(outcome.stage(), is_unrouted))
                 {
                     let labels = [("listener", &**listener), ("route", route.name()), ("outcome", outcome.label())];
@@ -139,7 +137,7 @@ impl Snapshot {
             None,
             MetricType::Counter,
         )?;
-        for route in self.routes() {
+        for route in self.routes().filter(|route| has_seen_connections(route)) {
             for (direction, count) in [("received", &route.received), ("sent", &route.sent)] {
                 let labels = [("route", route.name()), ("direction", direction)];
                 ConstCounter::new(count.load(Relaxed)).encode(bytes.encode_family(&labels)?)?;
@@ -180,7 +178,7 @@ impl Snapshot {
         histogram: impl Fn(&RouteCounters) -> &Histogram,
     ) -> fmt::Result {
         let mut family = seconds(encoder, name, help)?;
-        for route in routes {
+        for route in routes.filter(|route| has_seen_connections(route)) {
             histogram(route).encode(family.encode_family(&[("route", route.name())])?)?;
         }
         Ok(())
@@ -214,8 +212,10 @@ impl Snapshot {
             MetricType::Gauge,
         )?;
         for (route, address, endpoint, _) in each() {
-            let labels = [("route", route), ("endpoint", &*address)];
-            ConstGauge::new(whole(endpoint.connections() as u64)).encode(connections.encode_family(&labels)?)?;
+            let (count, labels) = (endpoint.connections(), [("route", route), ("endpoint", &*address)]);
+            if count > 0 {
+                ConstGauge::new(whole(count as u64)).encode(connections.encode_family(&labels)?)?;
+            }
         }
         let mut expiry = encoder.encode_descriptor(
             "snigate_endpoint_certificate_expiry_timestamp_seconds",
@@ -247,8 +247,9 @@ impl Snapshot {
             MetricType::Gauge,
         )?;
         for (route, _, target) in &pools {
-            let fails_open = i64::from(target.upstream.fails_open());
-            ConstGauge::new(fails_open).encode(open.encode_family(&[("route", *route)])?)?;
+            if target.upstream.fails_open() {
+                ConstGauge::new(1).encode(open.encode_family(&[("route", *route)])?)?;
+            }
         }
         Ok(())
     }
@@ -333,6 +334,11 @@ impl Snapshot {
         }
         Ok(())
     }
+}
+
+/// Whether there is anything to count: an idle route has no series that are zero, of which ten thousand routes have many.
+fn has_seen_connections(route: &RouteCounters) -> bool {
+    route.name() == UNROUTED || route.active.load(Relaxed) > 0 || route.ended_in_all() > 0
 }
 
 /// Whether a connection with a route (or without) can end at this stage. Series that can never count are left out.

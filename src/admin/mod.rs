@@ -1,12 +1,17 @@
 //! The admin listener: looks, and changes nothing.
 
+mod classic;
 mod history;
 mod hosts;
 mod metrics;
+mod negotiate;
+mod places;
+mod runtime;
+mod shared;
 mod status;
 
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -15,12 +20,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http_body_util::BodyExt;
 use http_body_util::channel::Channel;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper::header::{
-    CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, VARY,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -29,6 +37,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
@@ -38,13 +47,17 @@ use tracing::{debug, warn};
 pub(crate) use self::history::History;
 use self::history::Totals;
 pub(crate) use self::hosts::Hosts;
+use self::metrics::RuntimeNumbers;
+use self::negotiate::Format;
+use self::places::{MAX_CONNECTIONS, Place, Places};
+pub(crate) use self::runtime::Runtime;
+use self::shared::Shared;
+use self::status::Selection;
 
 use crate::connection::Route;
 use crate::listener::accept::{self, Events, Stop};
 use crate::telemetry::Counters;
 
-/// Scrapers and probes are few; more of them wait.
-const MAX_CONNECTIONS: usize = 16;
 /// People who look at the page.
 pub(crate) const MAX_VIEWERS: usize = 8;
 /// How many routes the page shows.
@@ -99,19 +112,36 @@ pub(crate) struct State {
     pub(crate) fixed: Fixed,
     /// Cancelled when no more connections are accepted.
     pub(crate) draining: CancellationToken,
+    /// The runtime of the data path, whose numbers are shown.
+    pub(crate) data_path: Handle,
+    /// Answers that take long to build.
+    pub(crate) answers: Arc<Answers>,
+}
+
+/// Answers that take long to build, each shared by those who ask for it.
+#[derive(Debug, Default)]
+pub(crate) struct Answers {
+    metrics: Shared<String>,
+    /// By format, plain and compressed.
+    texts: [Shared<Bytes>; 4],
+    status: Shared<Bytes>,
+    event: Shared<String>,
 }
 
 /// Serves until `stop`: as a rule for as long as the process runs, because probes want an answer while connections drain.
 pub(crate) async fn run(socket: TcpListener, state: State, stop: Stop) {
     let state = Arc::new(state);
+    let places = Arc::new(Places::default());
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let historian = tokio::spawn(remember(Arc::clone(&state)));
     let failed = |error: &io::Error| warn!(reason = %error, "cannot accept on the admin listener; trying again");
     let stopped = stop.clone();
-    let serve = move |client, _: SocketAddr, permit| {
-        tokio::spawn(serve(client, permit, Arc::clone(&state), stopped.clone()));
+    let full = Arc::clone(&places);
+    let serve = move |client, peer: SocketAddr, permit| {
+        let place = places.enter(peer.ip().to_canonical());
+        tokio::spawn(serve(client, permit, place, Arc::clone(&state), stopped.clone()));
     };
-    let events = Events { failed, full: || debug!("all admin connections are in use") };
+    let events = Events { failed, full: || full.make_room() };
     accept::run(socket, permits, stop, events, serve).await;
     historian.abort();
 }
@@ -127,28 +157,96 @@ async fn remember(state: Arc<State>) {
     }
 }
 
-async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, state: Arc<State>, stop: Stop) {
+async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, place: Place, state: Arc<State>, stop: Stop) {
     if let Err(error) = SockRef::from(&client).set_send_buffer_size(SEND_BUFFER) {
         debug!(reason = %error, "admin connection");
     }
-    converse(client, |request| answer(request, &state), stop).await;
+    let answer = |request: Request<Incoming>| {
+        let under_way = place.begin(is_probe(request.uri().path()));
+        let state = Arc::clone(&state);
+        async move {
+            let Some(under_way) = under_way.await else {
+                return respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "too many requests at a time\n");
+            };
+            let response = answer(&request, &state).await;
+            response.map(|body| UnderWay { body, _request: under_way }.boxed_unsync())
+        }
+    };
+    tokio::select! {
+        () = converse(client, answer, stop) => {}
+        () = place.close.cancelled() => debug!("admin connection: idle for longest, makes room"),
+    }
     drop(permit);
 }
 
+fn is_probe(path: &str) -> bool {
+    matches!(path, "/livez" | "/readyz" | "/healthz")
+}
+
+/// An answer whose request is under way until it has been sent.
+struct UnderWay {
+    body: Body,
+    _request: places::Request,
+}
+
+impl hyper::body::Body for UnderWay {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Bytes that are handed on piece by piece, so that the answer is under way until nearly all has been taken.
+struct Pieces(Bytes);
+
+impl hyper::body::Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        const PIECE: usize = 64 * 1024;
+        let length = self.0.len().min(PIECE);
+        let piece = self.0.split_to(length);
+        Poll::Ready((length > 0).then(|| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.len() as u64)
+    }
+}
+
 /// Answers until the client has left, has stayed for long enough, or reads no more.
-async fn converse<I: AsyncRead + AsyncWrite + Unpin>(
+async fn converse<I: AsyncRead + AsyncWrite + Unpin, F: Future<Output = Response<Body>>>(
     client: I,
-    answer: impl Fn(&Request<Incoming>) -> Response<Body>,
+    answer: impl Fn(Request<Incoming>) -> F,
     stop: Stop,
 ) {
     let has_answered = AtomicBool::new(false);
     let service = service_fn(|request| {
-        let mut response = answer(&request);
-        has_answered.store(true, Relaxed);
-        if stop.is_stopped() {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        let answer = answer(request);
+        let (has_answered, stop) = (&has_answered, &stop);
+        async move {
+            let mut response = answer.await;
+            has_answered.store(true, Relaxed);
+            if stop.is_stopped() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
         }
-        async { Ok::<_, Infallible>(response) }
     });
     let written = AtomicU64::new(0);
     let connection = http1::Builder::new()
@@ -236,10 +334,11 @@ const OUR_OWN: HeaderValue = HeaderValue::from_static(
 );
 const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+const CLASSIC_METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-fn answer(request: &Request<Incoming>, state: &Arc<State>) -> Response<Body> {
+async fn answer(request: &Request<Incoming>, state: &Arc<State>) -> Response<Body> {
     if let Err((status, says)) = state.hosts.load().admit(request) {
         return respond(status, TEXT, says);
     }
@@ -247,15 +346,24 @@ fn answer(request: &Request<Incoming>, state: &Arc<State>) -> Response<Body> {
         return respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
     }
     match request.uri().path() {
-        "/metrics" => match metrics::encode(state) {
-            Ok(text) => respond(StatusCode::OK, OPEN_METRICS, text),
-            Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
-        },
+        "/metrics" => metrics(request, state).await,
         "/" => respond(StatusCode::OK, HTML, include_str!("page/index.html")),
         "/page.css" => respond(StatusCode::OK, CSS, include_str!("page/page.css")),
         "/page.js" => respond(StatusCode::OK, JAVASCRIPT, include_str!("page/page.js")),
         "/api/events" => events(state),
-        "/api/status" => respond(StatusCode::OK, JSON, format!("{:#}\n", status::of(state, usize::MAX))),
+        "/api/status" => match request.uri().query() {
+            None => status(state).await,
+            Some(query) => match Selection::parse(query) {
+                Ok(selection) => {
+                    let state = Arc::clone(state);
+                    built(
+                        JSON,
+                        spawn_blocking(move || format!("{:#}\n", status::of(&state, &selection)).into()).await.ok(),
+                    )
+                }
+                Err(expected) => respond(StatusCode::BAD_REQUEST, TEXT, expected),
+            },
+        },
         "/api/history" => respond(StatusCode::OK, JSON, format!("{}\n", state.history.since(0).0)),
         "/api/refusals" => respond(StatusCode::OK, JSON, format!("{:#}\n", status::refusals(state, usize::MAX))),
         "/readyz" | "/healthz" if state.draining.is_cancelled() => {
@@ -270,8 +378,57 @@ fn answer(request: &Request<Incoming>, state: &Arc<State>) -> Response<Body> {
     }
 }
 
+/// In the format and the coding that the client asks for.
+async fn metrics(request: &Request<Incoming>, state: &Arc<State>) -> Response<Body> {
+    let (format, is_compressed) = (negotiate::format(request.headers()), negotiate::takes_gzip(request.headers()));
+    let now = RuntimeNumbers::of(&state.data_path);
+    let of = Arc::clone(state);
+    let Some(text) = state.answers.metrics.get(move || metrics::encode(&of, now)).await else {
+        return built(TEXT, None);
+    };
+    let build = move || {
+        let text = match format {
+            Format::Classic => classic::from_open_metrics(&text),
+            Format::OpenMetrics => (*text).clone(),
+        };
+        if is_compressed { gzip(text.as_bytes()) } else { text.into() }
+    };
+    let shared = &state.answers.texts[usize::from(format == Format::OpenMetrics) * 2 + usize::from(is_compressed)];
+    let content_type = if format == Format::Classic { CLASSIC_METRICS } else { OPEN_METRICS };
+    let mut response = built(content_type, shared.get(build).await.map(|text| (*text).clone()));
+    let headers = response.headers_mut();
+    headers.insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
+    if is_compressed {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    response
+}
+
+/// Quickly: the text is very much alike throughout.
+fn gzip(text: &[u8]) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    // Writing to memory does not fail.
+    let _ = encoder.write_all(text);
+    encoder.finish().unwrap_or_default().into()
+}
+
+/// Of all routes.
+async fn status(state: &Arc<State>) -> Response<Body> {
+    let of = Arc::clone(state);
+    let build = move || Bytes::from(format!("{:#}\n", status::of(&of, &Selection::default())));
+    built(JSON, state.answers.status.get(build).await.map(|text| (*text).clone()))
+}
+
+/// `None`: it could not be built, which is a fault in the program.
+fn built(content_type: HeaderValue, body: Option<Bytes>) -> Response<Body> {
+    match body {
+        Some(body) => respond(StatusCode::OK, content_type, body),
+        None => respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "the answer could not be built\n"),
+    }
+}
+
 fn respond(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(Full::new(body.into()).boxed_unsync());
+    let mut response = Response::new(Pieces(body.into()).boxed_unsync());
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, content_type);
@@ -296,12 +453,12 @@ fn events(state: &Arc<State>) -> Response<Body> {
         // It comes back, if there is a place.
         while Instant::now() < end {
             turn.tick().await;
-            let state = Arc::clone(&state);
-            // For many routes this takes a while.
+            let of = Arc::clone(&state);
+            let Some(status) = state.answers.event.get(move || status::event(&of).to_string()).await else { return };
+            let of = Arc::clone(&state);
             let event = move || {
-                let (steps, taken) = state.history.since(seen);
+                let (steps, taken) = of.history.since(seen);
                 let name = if seen == 0 { "history" } else { "steps" };
-                let status = status::event(&state);
                 (format!("retry: 1000\ndata: {status}\n\nevent: {name}\ndata: {steps}\n\n"), taken)
             };
             let Ok((event, taken)) = spawn_blocking(event).await else { return };
@@ -328,7 +485,7 @@ mod tests {
     /// Asks for a long answer and reads it at this pace; how much of its body has come.
     async fn read_by(chunk: usize, every: Duration, most: usize) -> usize {
         let (mut client, server) = tokio::io::duplex(64 * 1024);
-        let respond = |_: &Request<Incoming>| respond(StatusCode::OK, TEXT, vec![b'x'; LENGTH]);
+        let respond = async |_: Request<Incoming>| respond(StatusCode::OK, TEXT, vec![b'x'; LENGTH]);
         let serving = tokio::spawn(converse(server, respond, Stop::default()));
         client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         let mut received = Vec::new();
@@ -362,7 +519,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_asks_again_and_again_leaves_after_a_while() {
         let (mut client, server) = tokio::io::duplex(64 * 1024);
-        let respond = |_: &Request<Incoming>| respond(StatusCode::OK, TEXT, "ok");
+        let respond = async |_: Request<Incoming>| respond(StatusCode::OK, TEXT, "ok");
         let serving = tokio::spawn(converse(server, respond, Stop::default()));
         let begun = Instant::now();
         while client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.is_ok() {

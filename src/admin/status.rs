@@ -13,8 +13,58 @@ use crate::name::NamePattern;
 use crate::telemetry::RecentRejection;
 use crate::upstream::{Certificate, LastCheck, State};
 
-/// With so many routes at most.
-pub(super) fn of(state: &Admin, max_routes: usize) -> Value {
+/// Which routes are wanted.
+#[derive(Clone, Debug)]
+pub(super) struct Selection {
+    route: Option<String>,
+    offset: usize,
+    limit: usize,
+}
+
+impl Default for Selection {
+    fn default() -> Self {
+        Self { route: None, offset: 0, limit: usize::MAX }
+    }
+}
+
+impl Selection {
+    /// From a query such as `route=NAME` or `offset=100&limit=100`; what is expected, if it is none.
+    pub(super) fn parse(query: &str) -> Result<Self, &'static str> {
+        const EXPECTED: &str = "expected ?route=NAME, or ?offset=NUMBER&limit=NUMBER\n";
+        let mut selection = Self::default();
+        for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+            let number = || value.parse().map_err(|_| EXPECTED);
+            match key {
+                "route" => selection.route = Some(decode(value)),
+                "offset" => selection.offset = number()?,
+                "limit" => selection.limit = number()?,
+                _ => return Err(EXPECTED),
+            }
+        }
+        Ok(selection)
+    }
+
+    fn of<'r>(&self, routes: &'r [Arc<Route>]) -> impl Iterator<Item = &'r Arc<Route>> {
+        let is_wanted = |route: &&Arc<Route>| self.route.as_ref().is_none_or(|name| name == route.counters.name());
+        routes.iter().filter(is_wanted).skip(self.offset).take(self.limit)
+    }
+}
+
+/// A value of a query, percent-decoded (RFC 3986, section 2.1).
+fn decode(value: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = value.as_bytes();
+    while let [first, after @ ..] = rest {
+        let escaped = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        let escaped = escaped.filter(|_| *first == b'%').and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(escaped.unwrap_or(if *first == b'+' { b' ' } else { *first }));
+        rest = if escaped.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// With these routes.
+pub(super) fn of(state: &Admin, selection: &Selection) -> Value {
     let view = state.view.load_full();
     let listener = |at: &ListenerAddress| json!({"name": at.name, "configured": at.configured.to_string(), "address": at.address.to_string()});
     let reloads = &state.counters.reloads;
@@ -37,7 +87,7 @@ pub(super) fn of(state: &Admin, max_routes: usize) -> Value {
         "listeners": view.listeners.iter().map(listener).collect::<Vec<_>>(),
         "routes_total": view.routes.len(),
         "summary": summary(&view.routes),
-        "routes": view.routes.iter().take(max_routes).map(|target| route(target)).collect::<Vec<_>>(),
+        "routes": selection.of(&view.routes).map(|target| route(target)).collect::<Vec<_>>(),
     })
 }
 
@@ -64,7 +114,7 @@ pub(super) fn event(state: &Admin) -> Value {
     const REFUSALS: usize = 20;
     json!({
         "time": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-        "status": of(state, MAX_ROUTES_SHOWN),
+        "status": of(state, &Selection { limit: MAX_ROUTES_SHOWN, ..Selection::default() }),
         "refusals": refusals(state, REFUSALS),
     })
 }

@@ -17,8 +17,8 @@ pub(super) fn check(workers: Option<usize>) -> anyhow::Result<()> {
         Some(workers) => workers,
         None => available_parallelism().map_or(1, NonZero::get),
     };
-    // The log's, and the first for files and names.
-    make(workers + 2)
+    // Of the log, of the admin listener and its answers, and the first for names.
+    make(workers + 4)
         .context("cannot make the threads that it needs (ulimit -u, or pids.max of its control group, is a limit)")
 }
 

@@ -15,11 +15,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use socket2::Socket;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::info;
+use tracing::{info, warn};
 
 use self::capacity::{Capacity, Share};
 pub(crate) use self::generation::Changes;
@@ -55,6 +56,8 @@ pub(crate) struct Server {
     /// Removed listeners that serve their queues.
     closing: TaskTracker,
     admin_hosts: Arc<ArcSwap<Hosts>>,
+    /// Once there is an admin listener.
+    admin_runtime: Option<admin::Runtime>,
     timeouts: Timeouts,
     fixed: Fixed,
     /// Readiness has gone.
@@ -170,6 +173,7 @@ impl Server {
             admin: None,
             closing: TaskTracker::new(),
             admin_hosts: Arc::default(),
+            admin_runtime: None,
             timeouts: config.timeouts,
             fixed: fixed(&config),
             draining: CancellationToken::new(),
@@ -404,9 +408,14 @@ impl Server {
         running.into_iter().flatten().map(|(listening, _)| listening).collect()
     }
 
-    fn listen_admin(&self, mut socket: Opened) -> Option<Listening> {
+    fn listen_admin(&mut self, mut socket: Opened) -> Option<Listening> {
         let listener = socket.take()?;
         info!(listener = ADMIN, address = %socket.address, "listening");
+        if self.admin_runtime.is_none() {
+            let started = admin::Runtime::start();
+            let shared = "no thread for the admin listener: it shares those of the data path";
+            self.admin_runtime = started.inspect_err(|error| warn!(reason = %error, "{shared}")).ok();
+        }
         let state = State {
             view: Arc::clone(&self.admin_view),
             counters: Arc::clone(&self.counters),
@@ -416,9 +425,17 @@ impl Server {
             configured: socket.configured,
             fixed: self.fixed.clone(),
             draining: self.draining.clone(),
+            data_path: Handle::current(),
+            answers: Arc::default(),
         };
         let stop = Stop::default();
-        let acceptor = tokio::spawn(admin::run(listener, state, stop.clone()));
+        let stopped = stop.clone();
+        let serve = |listener| admin::run(listener, state, stopped);
+        let acceptor = match &self.admin_runtime {
+            Some(runtime) => runtime.spawn(listener, serve),
+            None => Ok(tokio::spawn(serve(listener))),
+        };
+        let acceptor = acceptor.inspect_err(|error| warn!(reason = %error, "cannot serve the admin listener")).ok()?;
         Some(Listening::new(socket, stop, acceptor))
     }
 

@@ -14,13 +14,13 @@ use strum::EnumCount;
 pub(crate) const UNROUTED: &str = "_none";
 
 /// In seconds. Hellos and connects take milliseconds, or one of the timeouts.
-const LATENCY_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
+const LATENCY_BUCKETS: [f64; 9] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
 
 /// In seconds. What is in time is milliseconds late.
 const LATENESS_BUCKETS: [f64; 6] = [0.1, 0.5, 1.0, 5.0, 15.0, 60.0];
 
 /// In seconds. Requests take milliseconds, watches minutes, port-forwards and agents days.
-const LIFETIME_BUCKETS: [f64; 11] = [0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 14400.0, 43200.0, 86400.0];
+const LIFETIME_BUCKETS: [f64; 8] = [0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 14400.0, 86400.0];
 
 /// All that is counted. It outlives every configuration.
 #[derive(Debug)]
@@ -336,6 +336,10 @@ impl RouteCounters {
 pub(crate) struct OutcomeCounts([u64; Outcome::COUNT]);
 
 impl OutcomeCounts {
+    pub(crate) fn are_zero(&self) -> bool {
+        self.0.iter().all(|count| *count == 0)
+    }
+
     /// How many ended like this.
     pub(crate) fn get(&self, outcome: Outcome) -> u64 {
         self.0[outcome as usize]

@@ -112,7 +112,7 @@ fn metrics_tell_what_happened() {
     serve_one(&router, &Hello::to("b.example"));
     let (status, text) = router.get("/metrics");
     assert_eq!(status, 200);
-    assert!(text.ends_with("# EOF\n"));
+    assert!(!text.contains("# EOF"), "the format is that of Prometheus, unless another is asked for");
     let received = hello.record().len();
     for series in [
         "snigate_connections_total{listener=\"127.0.0.1:0\",route=\"a.example\",outcome=\"completed\"} 1".to_owned(),
@@ -137,24 +137,97 @@ fn metrics_tell_what_happened() {
     assert!(router.metric("process_cpu_seconds_total") >= 0.0);
 }
 
+/// What `Accept` makes of the metrics: the content type, and the text.
+fn scraped(router: &Router, accept: &str) -> (String, String) {
+    let response = asked(
+        router,
+        &format!("GET /metrics HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: {accept}\r\nconnection: close\r\n\r\n"),
+    );
+    let (head, body) = response.split_once("\r\n\r\n").unwrap();
+    let content_type = head.lines().find_map(|line| line.strip_prefix("content-type: ")).unwrap();
+    (content_type.into(), body.into())
+}
+
 #[test]
 #[ignore = "needs python3-prometheus-client"]
-fn another_reader_of_openmetrics_understands_the_metrics() {
+fn other_readers_understand_the_metrics_in_both_formats() {
     let router = Router::routing(&[(NAME, Backend::named("four").address())]);
     serve_one(&router, &Hello::to(NAME));
-    let read = "import sys
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
+    let families = |module: &str, text: &str| {
+        let read = format!(
+            "import sys
+from prometheus_client.{module} import text_string_to_metric_families as parse
 for family in parse(sys.stdin.read()):
-    print(family.name, family.type, family.unit, len(family.samples))";
-    let mut python = Command::new("/usr/bin/python3");
-    let mut child = python.args(["-c", read]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(router.get("/metrics").1.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let told = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success());
+    print(family.name, family.type, family.unit, len(family.samples))"
+        );
+        let mut python = Command::new("/usr/bin/python3");
+        let mut child = python.args(["-c", &read]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (content_type, text) = scraped(&router, "application/openmetrics-text;version=1.0.0,text/plain;q=0.5");
+    assert!(content_type.starts_with("application/openmetrics-text; version=1.0.0") && text.ends_with("# EOF\n"));
+    let told = families("openmetrics.parser", &text);
     for family in ["snigate_connections counter", "snigate_answer_seconds histogram seconds", "snigate_build info"] {
         assert!(told.lines().any(|line| line.starts_with(family)), "{family} in\n{told}");
     }
+    let (content_type, text) = scraped(&router, "text/plain;version=0.0.4;q=1,*/*;q=0.1");
+    assert_eq!(content_type, "text/plain; version=0.0.4; charset=utf-8");
+    let told = families("parser", &text);
+    for family in ["snigate_connections counter", "snigate_answer_seconds histogram", "snigate_build_info gauge"] {
+        assert!(told.lines().any(|line| line.starts_with(family)), "{family} in\n{told}");
+    }
+}
+
+#[test]
+fn metrics_are_compressed_for_those_who_ask() {
+    let router = Router::routing(&[(NAME, Backend::named("four").address())]);
+    let request = "GET /metrics HTTP/1.1\r\nhost: 127.0.0.1\r\naccept-encoding: gzip\r\nconnection: close\r\n\r\n";
+    let mut client = Client::send(router.admin(), request.as_bytes());
+    let (response, _) = client.rest();
+    let head = response.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+    let (head, body) = response.split_at(head);
+    assert!(String::from_utf8_lossy(head).contains("content-encoding: gzip"));
+    let mut text = String::new();
+    Read::read_to_string(&mut flate2::read::GzDecoder::new(body), &mut text).unwrap();
+    assert!(text.contains("snigate_build_info{"), "{text}");
+}
+
+#[test]
+fn an_idle_route_costs_little_in_a_scrape() {
+    let backend = Backend::named("four");
+    let size = |routes: usize| {
+        let names: Vec<String> = (0..routes).map(|number| format!("cluster{number:05}.region.example")).collect();
+        let routes: Vec<_> = names.iter().map(|name| (&**name, backend.address())).collect();
+        let router = Router::routing(&routes);
+        let (_, text) = router.get("/metrics");
+        assert!(text.contains("snigate_connections_active{route=\"cluster00000.region.example\"} 0"), "it is there");
+        text.len()
+    };
+    let of_a_route = (size(300) - size(100)) / 200;
+    assert!(of_a_route < 2048, "{of_a_route} bytes");
+}
+
+#[test]
+fn the_status_of_some_routes_can_be_asked_for() {
+    let backend = Backend::named("four");
+    let names = ["a.example", "*.b.example", "c.example", "d.example"];
+    let router = Router::routing(&names.map(|name| (name, backend.address())));
+    let routes = |query: &str| {
+        let (status, text) = router.get(&format!("/api/status{query}"));
+        let told: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let names = told["routes"]
+            .as_array()
+            .map(|routes| routes.iter().map(|route| route["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>());
+        (status, names)
+    };
+    assert_eq!(routes(""), (200, Some(names.map(Into::into).into())));
+    assert_eq!(routes("?route=%2A.b.example"), (200, Some(vec!["*.b.example".into()])));
+    assert_eq!(routes("?offset=1&limit=2"), (200, Some(vec!["*.b.example".into(), "c.example".into()])));
+    assert_eq!(routes("?offset=9"), (200, Some(Vec::new())));
+    assert_eq!(routes("?limit=some"), (400, None));
 }
 
 #[test]
@@ -425,8 +498,10 @@ fn e11_z8_names_that_clients_make_up_add_no_series() {
         client.rest();
     };
     let series = || router.get("/metrics").1.lines().filter(|line| !line.starts_with('#')).count();
-    ask("first.unknown.example");
-    ask("first.any.example");
+    for name in ["first.unknown.example", "first.any.example", NAME] {
+        ask(name);
+    }
+    eventually("all are counted", || router.metric("snigate_connection_seconds_count{route=\"*.any.example\"}") == 1.0);
     let before = series();
     for number in 0..2000 {
         ask(&format!("n{number}.unknown.example"));
@@ -448,11 +523,11 @@ fn e13_scrapers_that_are_slow_or_many_hurt_nobody() {
     }
     for mut scraper in many {
         let (response, _) = scraper.rest();
-        assert!(response.starts_with(b"HTTP/1.1 200") && response.ends_with(b"# EOF\n"));
+        assert!(response.starts_with(b"HTTP/1.1 200") && response.ends_with(b"\n"));
     }
 
-    // As many as there are places, each with half a request.
-    let slow: Vec<Client> = (0..16).map(|_| Client::send(router.admin(), b"GET /metrics HTTP/1.1\r\nx: ")).collect();
+    // More than there are places, each with half a request.
+    let slow: Vec<Client> = (0..100).map(|_| Client::send(router.admin(), b"GET /metrics HTTP/1.1\r\nx: ")).collect();
     assert_eq!(serve_one(&router, &Hello::to(NAME))["outcome"], "completed");
     // They are sent away in time for who waits.
     assert_eq!(router.get("/livez").0, 200);
