@@ -1,4 +1,4 @@
-//! From the HAProxy recipe, as deploy/haproxy tells it; and what kubectl says, as deploy/troubleshooting.md has it.
+//! From the HAProxy recipe, as docs/migrate-from-haproxy.md tells it; and what kubectl says, as docs/troubleshooting.md has it.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -12,8 +12,8 @@ use crate::support::router::config;
 use crate::support::tls::{self, Authority};
 use crate::support::{Backend, Client, Hello, Router, all_output, snigate};
 
-const GUIDE: &str = include_str!("../../deploy/haproxy/README.md");
-const TROUBLESHOOTING: &str = include_str!("../../deploy/troubleshooting.md");
+const GUIDE: &str = include_str!("../../docs/migrate-from-haproxy.md");
+const TROUBLESHOOTING: &str = include_str!("../../docs/troubleshooting.md");
 
 /// The recipe's file, imported beside CA files of these names.
 fn imported(recipe: &str) -> (TempDir, String) {

@@ -38,7 +38,7 @@ fn seconds(span: &serde_json::Value) -> u64 {
 #[test]
 fn links_between_these_pages_lead_somewhere() {
     let mut links = 0;
-    for page in ["ha.md", "container/README.md", "kubernetes/README.md", "marathon/README.md", "systemd/README.md"] {
+    for page in ["container/README.md", "kubernetes/README.md", "marathon/README.md", "systemd/README.md"] {
         let (path, text) = (deployed(page), std::fs::read_to_string(deployed(page)).unwrap());
         for link in text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
             let (file, heading) = link.split_once('#').unwrap_or((link, ""));

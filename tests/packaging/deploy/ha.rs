@@ -1,4 +1,4 @@
-//! What `ha.md` says about keepalived.
+//! What The page on high availability says about keepalived.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::blocks;
 use crate::support::{Backend, Router};
 
-const PAGE: &str = include_str!("../../../deploy/ha.md");
+const PAGE: &str = include_str!("../../../docs/high-availability.md");
 
 #[test]
 #[ignore = "needs keepalived"]
