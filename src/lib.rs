@@ -1,31 +1,29 @@
-//! snigate routes TLS connections by the server name that clients ask for, without terminating TLS: one address for
-//! the Kubernetes APIs of many clusters. It holds no certificate and no key; the API server's own certificate
-//! reaches the client, and client certificates reach the API server.
+//! snigate routes TLS connections by server name (SNI) without terminating TLS: one address for the Kubernetes APIs of many
+//! clusters. It holds no certificate and no key; the API server's own certificate reaches the client, and client
+//! certificates reach the API server.
 //!
-//! This is the library behind the `snigate` command. Its way through the code is a connection's way through the
-//! program, told in one function, [`connection::serve`]:
+//! # A connection's way
+//! The whole way is one function, `connection::serve`, read from top to bottom:
 //!
-//! 1. [`accept`] takes a permit, so that clients beyond the limit wait in the kernel's queue, and accepts.
-//! 2. [`hello`] reads from the socket under one absolute deadline, until [`client_hello`] has seen a whole
-//!    ClientHello or found that there is none; where a balancer connects, its [`proxy_protocol`] header comes first.
-//! 3. [`route`] finds the most specific route for the [`name`]. Before and after that, [`admission`] says who may come in.
-//! 4. [`upstream`] connects to one of the route's endpoints.
-//! 5. [`relay`] moves bytes between the two sockets until both sides are done. What the API server answers first is told by
-//!    [`server_hello`].
-//! 6. [`account`] counts and logs, once, what became of it. A client that cannot be served has been told why by
-//!    [`refusal`].
+//! 1. `listener` takes a permit and accepts. Without a permit clients wait in the kernel's queue.
+//! 2. `connection::read_hello` reads under one absolute deadline until [`client_hello`] has seen a complete `ClientHello`, or
+//!    found that there is none. Behind a balancer, the [PROXY header](https://www.haproxy.org/download/2.9/doc/proxy-protocol.txt)
+//!    comes first (`proxy_protocol`).
+//! 3. [`route`] finds the most specific route for the [`name`]; `connection::admission` applies `allow`, `deny` and limits.
+//! 4. `upstream` connects to one of the route's endpoints, which it resolves, checks and balances in the background.
+//! 5. `relay` moves bytes between the two sockets until both sides are done. [`server_hello`] reads what the API server answers.
+//! 6. `telemetry` counts and logs the connection, once. A client that cannot be served gets an alert from `connection::reject`.
 //!
-//! Around that, [`config`] turns what the operator wrote into the types of the rooms above, [`server`] puts the rooms
-//! together, and takes them apart when the configuration changes ([`watch`]) or the process is to end; [`roster`] knows
-//! all connections that are to be told then, or when there is no place for others. [`held`] bounds the memory that slow peers
-//! take; [`sandbox`] gives up what the process does not need. [`upgrade`] hands the listeners to a new process, [`systemd`] is told of
-//! all this, and [`admin`] shows the counters. [`units`] writes durations and sizes as the configuration takes them, [`visible`] what
-//! others have sent so that it can be shown, and [`pasted`] knows what is typed where a name or an address should be.
+//! # Around it
+//! `config` turns the file into the types of these rooms. `server` puts the rooms together, and takes them apart again on reload
+//! and shutdown; `connection::registry` knows every open connection, so that it can be closed then. `process` deals with what
+//! surrounds the process: its successor in an upgrade, systemd, the sandbox, the watched file. `admin` shows metrics and status,
+//! `logging` writes lines, `cli` and `commands` are the command line, and `text` formats and reads what operators see and write.
 //!
 //! # As a library
-//! [`client_hello`], [`server_hello`], [`name`] and [`route`] are pure: bytes and names in, answers out. They are all there is with
-//! `default-features = false`. Feature `router` (default) brings everything that does I/O, feature `demo` (default)
-//! the `demo` command with its throwaway certificates.
+//! [`client_hello`], [`server_hello`], [`name`] and [`route`] are pure: bytes and names in, answers out, no I/O. They are all
+//! that is compiled with `default-features = false`. Feature `router` (default) is the rest of the program, feature `demo`
+//! (default) the `demo` command with its throwaway certificates.
 
 #[cfg(feature = "router")]
 mod admin;

@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use strum::VariantArray;
 use tokio::runtime::Handle;
 
 use super::{State as Admin, View};
@@ -99,7 +100,8 @@ impl Snapshot {
             let is_unrouted = route.name() == UNROUTED;
             for listener in &self.listeners {
                 let counts = route.outcomes(listener);
-                for outcome in Outcome::ALL.into_iter().filter(|outcome| occurs(outcome.stage(), is_unrouted)) {
+                for outcome in Outcome::VARIANTS.iter().copied().filter(|outcome| occurs(outcome.stage(), is_unrouted))
+                {
                     let labels = [("listener", &**listener), ("route", route.name()), ("outcome", outcome.label())];
                     ConstCounter::new(counts.get(outcome)).encode(total.encode_family(&labels)?)?;
                 }
@@ -196,7 +198,7 @@ impl Snapshot {
             MetricType::Gauge,
         )?;
         for (route, address, endpoint, _) in each() {
-            for state in State::ALL {
+            for &state in State::VARIANTS {
                 let labels = [("route", route), ("endpoint", &*address), ("state", state.label())];
                 ConstGauge::new(i64::from(endpoint.state() == state)).encode(states.encode_family(&labels)?)?;
             }

@@ -25,7 +25,7 @@ use crate::relay::{self, Command, Deadlines, Ending, Engine, Event, Side};
 use crate::route::{Client, RouteTable};
 use crate::server_hello::Answer;
 use crate::telemetry::{ClosedBy, ConnectionRecord, Listener, LogFields, Outcome, RouteCounters, canonical, escape};
-use crate::upstream::{Connected, Upstream};
+use crate::upstream::{Connected, EndpointSlot, Upstream};
 
 /// What a connection needs to know when it arrives. Never changes: a reload makes another one.
 #[derive(Debug)]
@@ -179,8 +179,7 @@ pub(crate) fn serve<P: Send>(
                 slot.answered();
                 record.answered(Answer::parse(bytes));
             }
-            Event::Unanswered if record.has_sent_nothing() => slot.did_not_answer("no answer to a ClientHello in time"),
-            Event::Unanswered => {}
+            Event::Unanswered => report_no_answer(&mut record, slot, "no answer to a ClientHello in time"),
         };
         let commands = |cx: &mut Context<'_>| {
             handle.poll_message(cx).map(|message| match message {
@@ -194,8 +193,8 @@ pub(crate) fn serve<P: Send>(
             ending,
             Ending::Closed(Side::Upstream) | Ending::ClosedThenReset(Side::Upstream) | Ending::Reset(Side::Upstream)
         );
-        if upstream_closed && record.has_sent_nothing() {
-            slot.did_not_answer("closed without an answer to a ClientHello");
+        if upstream_closed {
+            report_no_answer(&mut record, slot, "closed without an answer to a ClientHello");
         }
         drop((client, connected, permit));
         let (outcome, closed_by) = outcome_of(ending, handle.close_reason());
@@ -270,6 +269,13 @@ async fn reset(client: &TcpStream) {
     }
 }
 
+/// Reports, once per connection, an endpoint that has sent nothing.
+fn report_no_answer(record: &mut ConnectionRecord, slot: &EndpointSlot, cause: &str) {
+    if record.has_sent_nothing() && !std::mem::replace(&mut record.no_answer_reported, true) {
+        slot.did_not_answer(cause);
+    }
+}
+
 /// Why a connection was closed by us, where the outcome does not say it.
 fn why_closed(ending: Ending, close_reason: CloseReason) -> Option<Box<str>> {
     match (ending, close_reason) {
@@ -340,6 +346,6 @@ mod tests {
         let permit = Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap();
         let handle = Arc::new(Registry::default()).enter();
         let task = serve(accepted.unwrap().0, client.unwrap().local_addr().unwrap(), snapshot.into(), handle, permit);
-        assert!(size_of_val(&task) <= 784, "{}", size_of_val(&task));
+        assert_eq!(size_of_val(&task), 784, "larger or smaller: say why");
     }
 }

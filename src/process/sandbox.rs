@@ -12,9 +12,11 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set, clear_ambient_capability_set,
     configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
+use strum::IntoStaticStr;
 
 /// Whether the process gives up what it will not need.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub(crate) enum Sandbox {
     /// As far as the kernel lets it.
     Auto,
@@ -25,13 +27,9 @@ pub(crate) enum Sandbox {
 }
 
 impl Sandbox {
-    /// As it is configured.
+    /// Its value in the configuration.
     pub(crate) fn label(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Require => "require",
-            Self::Off => "off",
-        }
+        self.into()
     }
 }
 

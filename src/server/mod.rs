@@ -37,7 +37,7 @@ use crate::relay::budget;
 use crate::relay::tcp::TcpOptions;
 use crate::relay::{Deadlines, Engine};
 use crate::telemetry::Counters;
-use crate::upstream::Surroundings;
+use crate::upstream::{Checks, Lookups, Surroundings};
 
 /// A running server.
 #[derive(Debug)]
@@ -152,9 +152,14 @@ impl Server {
         capacity::raise_limit();
         let counters = Arc::new(Counters::new(config.log.refusals_per_second));
         let registry = Arc::<Registry>::default();
+        let surroundings = Surroundings::new(
+            Arc::<Registry>::clone(&registry),
+            Lookups::new(counters.lookup_lateness.clone()),
+            Checks::new(counters.check_lateness.clone()),
+        );
         let mut server = Self {
             counters,
-            surroundings: Arc::new(Surroundings::new(Arc::<Registry>::clone(&registry))),
+            surroundings: Arc::new(surroundings),
             registry,
             connections: TaskTracker::new(),
             capacity: Capacity::default(),
@@ -468,6 +473,7 @@ impl Server {
     /// has taken over, as [`Server::sockets`] lists them, are its own.
     pub(crate) async fn step_back(&mut self, taken: &[bool]) {
         self.draining.cancel();
+        self.surroundings.hand_over();
         let listeners =
             mem::take(&mut self.listeners).into_iter().map(|(listening, _)| listening).chain(self.admin.take());
         for (number, listening) in listeners.enumerate() {

@@ -8,12 +8,16 @@ use std::time::{Duration, Instant, SystemTime};
 use prometheus_client::metrics::histogram::Histogram;
 
 use super::{LineLimit, Outcome, RecentRejections};
+use strum::EnumCount;
 
 /// The route of connections that have none.
 pub(crate) const UNROUTED: &str = "_none";
 
 /// In seconds. Hellos and connects take milliseconds, or one of the timeouts.
 const LATENCY_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
+
+/// In seconds. What is in time is milliseconds late.
+const LATENESS_BUCKETS: [f64; 6] = [0.1, 0.5, 1.0, 5.0, 15.0, 60.0];
 
 /// In seconds. Requests take milliseconds, watches minutes, port-forwards and agents days.
 const LIFETIME_BUCKETS: [f64; 11] = [0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 14400.0, 43200.0, 86400.0];
@@ -27,6 +31,10 @@ pub(crate) struct Counters {
     listeners: Mutex<Vec<Used<Box<str>>>>,
     /// From accept to the whole hello.
     pub(crate) hello_seconds: Histogram,
+    /// How late health checks begin.
+    pub(crate) check_lateness: Histogram,
+    /// How late lookups of hostnames begin.
+    pub(crate) lookup_lateness: Histogram,
     /// Which refusals may be logged.
     pub(crate) line_limit: Arc<LineLimit>,
     /// Configurations that were to replace the running one.
@@ -149,6 +157,8 @@ impl Counters {
             routes: Mutex::default(),
             listeners: Mutex::default(),
             hello_seconds: Histogram::new(LATENCY_BUCKETS),
+            check_lateness: Histogram::new(LATENESS_BUCKETS),
+            lookup_lateness: Histogram::new(LATENESS_BUCKETS),
             line_limit: Arc::new(LineLimit::new(refusals_per_second)),
             reloads: Reloads::default(),
             recent_rejections: RecentRejections::default(),
@@ -323,7 +333,7 @@ impl RouteCounters {
 
 /// Ended connections, by outcome.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct OutcomeCounts([u64; Outcome::ALL.len()]);
+pub(crate) struct OutcomeCounts([u64; Outcome::COUNT]);
 
 impl OutcomeCounts {
     /// How many ended like this.

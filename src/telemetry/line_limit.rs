@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use super::Outcome;
+use strum::{EnumCount, VariantArray};
 
 const WINDOW: Duration = Duration::from_secs(1);
 
@@ -15,7 +16,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct LineLimit {
     per_second: AtomicU32,
-    windows: [Mutex<Window>; Outcome::ALL.len()],
+    windows: [Mutex<Window>; Outcome::COUNT],
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +69,7 @@ impl LineLimit {
 
     /// Says now what has been held back.
     pub(crate) fn flush(&self) {
-        for outcome in Outcome::ALL {
+        for &outcome in Outcome::VARIANTS {
             self.summarise(outcome);
         }
     }

@@ -29,6 +29,8 @@ pub(crate) struct ConnectionRecord {
     opened: Instant,
     /// What else the log line says.
     pub(crate) fields: LogFields,
+    /// Whether the pool knows that the endpoint has sent nothing.
+    pub(crate) no_answer_reported: bool,
     received: u64,
     sent: u64,
     outcome: Outcome,
@@ -74,6 +76,7 @@ impl ConnectionRecord {
             client,
             opened: Instant::now(),
             fields: LogFields::default(),
+            no_answer_reported: false,
             received: 0,
             sent: 0,
             outcome: Outcome::LocalError,
@@ -196,7 +199,7 @@ impl ConnectionRecord {
                 tracing::event!(
                     $level,
                     outcome = self.outcome.label(),
-                    closed_by = self.closed_by.label(),
+                    closed_by = <&'static str>::from(self.closed_by),
                     route = self.route.name(),
                     listener = &*self.listener.name,
                     client.address = &*ip_text(self.client.ip()),

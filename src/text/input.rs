@@ -8,7 +8,7 @@ use std::path::Path;
 use super::units::size;
 
 /// Nobody writes larger ones by hand, and a file without end must not fill the memory.
-const MAX_SIZE: usize = 32 << 20;
+pub(crate) const MAX_SIZE: usize = 32 << 20;
 
 /// Whether the path stands for standard input.
 pub(crate) fn is_stdin(path: &Path) -> bool {

@@ -42,8 +42,8 @@ pub(crate) struct Endpoint {
     recovered: AtomicU64,
     born: Instant,
     health: Mutex<HealthState>,
-    /// Milliseconds from `born` to when a connection may try it although it is dead.
-    trial: AtomicU64,
+    /// Whether a connection may try it although it is dead.
+    may_be_tried: AtomicBool,
     certificates: Mutex<Certificates>,
     /// Whether anything is known of it.
     is_known: AtomicBool,
@@ -53,9 +53,6 @@ pub(crate) struct Endpoint {
 }
 
 const NEVER: u64 = u64::MAX;
-
-/// Where nothing checks it, a dead endpoint gets a connection this often, in milliseconds.
-const TRIAL_EVERY: u64 = 10_000;
 
 impl Endpoint {
     pub(super) fn new(address: SocketAddr) -> Self {
@@ -70,7 +67,7 @@ impl Endpoint {
             recovered: AtomicU64::new(NEVER),
             born: Instant::now(),
             health: Mutex::default(),
-            trial: AtomicU64::new(NEVER),
+            may_be_tried: AtomicBool::new(false),
             certificates: Mutex::default(),
             is_known: AtomicBool::new(false),
             last_check: Mutex::default(),
@@ -109,8 +106,7 @@ impl Endpoint {
 
     /// Whether new connections go there.
     pub(crate) fn state(&self) -> State {
-        let state = self.state.load(Relaxed);
-        State::ALL.into_iter().find(|known| *known as u8 == state).unwrap_or(State::Dead)
+        State::from_repr(self.state.load(Relaxed)).unwrap_or(State::Dead)
     }
 
     /// Why it is not ready; empty if it is.
@@ -175,20 +171,21 @@ impl Endpoint {
         let (before, after) = (before?, health.state());
         match after {
             State::Ready => self.recovered.store(self.age(), Relaxed),
-            State::Unready => {}
-            State::Dead => self.trial.store(self.age() + TRIAL_EVERY, Relaxed),
+            State::Unready | State::Dead => {}
         }
         self.state.store(after as u8, Relaxed);
         self.changed.notify_one();
         Some(Change { before, after, results: health.failures() })
     }
 
+    /// It accepts connections again; a client may find out whether it answers.
+    pub(super) fn allow_trial(&self) {
+        self.may_be_tried.store(true, Relaxed);
+    }
+
     /// Whether this connection may be the one that finds out whether the endpoint is still dead.
     pub(super) fn takes_trial(&self) -> bool {
-        let (due, now) = (self.trial.load(Relaxed), self.age());
-        self.state() == State::Dead
-            && now >= due
-            && self.trial.compare_exchange(due, now + TRIAL_EVERY, Relaxed, Relaxed).is_ok()
+        self.may_be_tried.load(Relaxed) && self.state() == State::Dead && self.may_be_tried.swap(false, Relaxed)
     }
 
     fn age(&self) -> u64 {
@@ -226,38 +223,34 @@ pub(super) struct Change {
 
 /// A connection's slot at an endpoint, counted until it is dropped.
 #[derive(Debug)]
-pub(crate) struct EndpointSlot {
-    endpoint: Arc<Endpoint>,
-    has_reported: AtomicBool,
-}
+pub(crate) struct EndpointSlot(Arc<Endpoint>);
 
 impl EndpointSlot {
     pub(super) fn take(endpoint: &Arc<Endpoint>) -> Self {
         endpoint.connections.fetch_add(1, Relaxed);
-        Self { endpoint: Arc::clone(endpoint), has_reported: AtomicBool::new(false) }
+        Self(Arc::clone(endpoint))
     }
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+        &self.0
     }
 
     /// The endpoint has sent its first byte.
     pub(crate) fn answered(&self) {
-        if self.endpoint.is_suspect() {
-            self.endpoint.report(&ProbeResult::Ready);
+        if self.0.is_suspect() {
+            self.0.report(&ProbeResult::Ready);
         }
     }
 
-    /// The endpoint has sent nothing for a while, or has closed before it sent anything. Counts once per connection.
+    /// The endpoint has sent nothing for a while, or has closed before it sent anything.
+    /// To be reported once per connection.
     pub(crate) fn did_not_answer(&self, cause: &str) {
-        if !self.has_reported.swap(true, Relaxed) {
-            self.endpoint.report(&ProbeResult::Wrong(cause.into()));
-        }
+        self.0.report(&ProbeResult::Wrong(cause.into()));
     }
 }
 
 impl Drop for EndpointSlot {
     fn drop(&mut self) {
-        self.endpoint.connections.fetch_sub(1, Relaxed);
+        self.0.connections.fetch_sub(1, Relaxed);
     }
 }

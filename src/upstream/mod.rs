@@ -10,6 +10,7 @@ mod endpoint;
 mod failure;
 pub(crate) mod health;
 mod loop_check;
+mod places;
 mod pool;
 mod resolve;
 
@@ -21,8 +22,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use strum::IntoStaticStr;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
@@ -30,11 +31,11 @@ pub(crate) use self::balance::Balance;
 pub(crate) use self::certificate::{Certificate, EXPIRES_SOON_SECONDS};
 pub(crate) use self::endpoint::{Endpoint, EndpointId, EndpointSlot, LastCheck};
 pub(crate) use self::failure::{ConnectError, Failure, plain};
-pub(crate) use self::health::{HealthCheck, HttpCheck, TlsCheck};
+pub(crate) use self::health::{Checks, HealthCheck, HttpCheck, TlsCheck};
 pub(crate) use self::health::{ProbeResult, State, Thresholds};
 pub(crate) use self::loop_check::{LocalAddresses, OwnListeners, arrives_at};
 use self::pool::Pool;
-pub(crate) use self::resolve::lookup;
+pub(crate) use self::resolve::{Lookups, lookup};
 use crate::name::NamePattern;
 use crate::proxy_protocol;
 use crate::relay::tcp::TcpOptions;
@@ -64,7 +65,8 @@ pub(crate) struct Settings {
 }
 
 /// What becomes of connections to an endpoint that the configuration no longer has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub(crate) enum OnRemove {
     /// They may last for `timeouts.drain`.
     Drain,
@@ -75,13 +77,9 @@ pub(crate) enum OnRemove {
 }
 
 impl OnRemove {
-    /// As it is configured.
+    /// Its value in the configuration.
     pub(crate) fn label(self) -> &'static str {
-        match self {
-            Self::Drain => "drain",
-            Self::Keep => "keep",
-            Self::Cut => "cut",
-        }
+        self.into()
     }
 }
 
@@ -121,11 +119,20 @@ pub(crate) struct Surroundings {
     pub(crate) listeners: ArcSwap<Vec<SocketAddr>>,
     /// All that are open.
     pub(crate) connections: Arc<dyn OpenConnections>,
+    lookups: Arc<Lookups>,
+    checks: Arc<Checks>,
 }
 
 impl Surroundings {
-    pub(crate) fn new(connections: Arc<dyn OpenConnections>) -> Self {
-        Self { tcp: ArcSwap::default(), listeners: ArcSwap::default(), connections }
+    pub(crate) fn new(connections: Arc<dyn OpenConnections>, lookups: Lookups, checks: Checks) -> Self {
+        let (lookups, checks) = (Arc::new(lookups), Arc::new(checks));
+        Self { tcp: ArcSwap::default(), listeners: ArcSwap::default(), connections, lookups, checks }
+    }
+
+    /// A successor serves: nothing is looked up any more, and only endpoints that still have connections are checked.
+    pub(crate) fn hand_over(&self) {
+        self.lookups.retire();
+        self.checks.hand_over();
     }
 }
 
@@ -134,7 +141,6 @@ impl Surroundings {
 pub(crate) struct Upstream {
     pool: Arc<Pool>,
     turn: AtomicUsize,
-    resolvers: Vec<AbortHandle>,
 }
 
 impl Upstream {
@@ -154,18 +160,7 @@ impl Upstream {
         let pool =
             Arc::new(Pool::new(setup, Arc::clone(surroundings), predecessor.map(|predecessor| &*predecessor.pool)));
         pool.begin();
-        let settings = &pool.setup.settings;
-        let mut resolvers = Vec::new();
-        for (number, destination) in settings.destinations.iter().enumerate() {
-            if let Some((host, port)) = destination.name() {
-                let told = Arc::clone(&pool);
-                let lookups = resolve::run(host.into(), port, settings.resolve_every, move |answer| {
-                    told.answered(number, answer)
-                });
-                resolvers.push(tokio::spawn(lookups).abort_handle());
-            }
-        }
-        Self { pool, turn: AtomicUsize::new(0), resolvers }
+        Self { pool, turn: AtomicUsize::new(0) }
     }
 
     /// What it depends on.
@@ -250,6 +245,7 @@ impl Upstream {
                 break;
             }
         }
+        self.pool.doubt_names_of(&endpoints, &untried);
         if endpoints.is_empty() {
             for address in self.pool.loops() {
                 failure.or(Failure::Loop, &address, &"one of our own listeners");
@@ -265,9 +261,7 @@ impl Upstream {
 impl Drop for Upstream {
     fn drop(&mut self) {
         self.retire();
-        for resolver in &self.resolvers {
-            resolver.abort();
-        }
+        self.pool.stop_lookups();
     }
 }
 

@@ -1,25 +1,23 @@
 //! The endpoints of one route: which there are, how they are, and who looks after them.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::SocketAddr;
-use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::certificate::{Certificate, EXPIRES_SOON_SECONDS, News};
 use super::endpoint::{Change, Endpoint, EndpointId};
 use super::health::{self, HealthCheck};
 use super::health::{ProbeResult, State, Thresholds};
 use super::loop_check::OwnListeners;
-use super::{Setup, Surroundings, failure};
+use super::{Setup, Surroundings, resolve};
 use crate::text::Destination;
 use crate::text::units::first_of;
 
@@ -36,15 +34,17 @@ pub(super) struct Pool {
     /// How many names have not been looked up at all yet.
     unanswered: watch::Sender<usize>,
     fails_open: AtomicBool,
-    /// Places for checks of this pool.
-    pub(super) checks: Semaphore,
 }
 
 #[derive(Debug, Default)]
 struct Members {
     /// The last good answer of each destination, and what is wrong with the last one.
     answers: Vec<Answer>,
-    caretakers: HashMap<EndpointId, AbortHandle>,
+    checks: HashMap<EndpointId, health::Subscription>,
+    /// Tasks that attend to dead endpoints.
+    attendants: HashMap<EndpointId, AbortHandle>,
+    /// Of the destinations with these numbers.
+    lookups: HashMap<usize, resolve::Subscription>,
     /// Addresses that are our own listeners'.
     loops: Vec<SocketAddr>,
     /// Endpoints that have left, the last at the end: those that come back are no strangers.
@@ -56,6 +56,13 @@ struct Members {
 const MAX_IDLE_FORMER: usize = 64;
 
 impl Members {
+    fn unattend(&mut self, endpoint: EndpointId) {
+        self.checks.remove(&endpoint);
+        if let Some(attendant) = self.attendants.remove(&endpoint) {
+            attendant.abort();
+        }
+    }
+
     /// The oldest of the former endpoints that nothing is left of.
     fn forget_some(&mut self) {
         let is_idle = |endpoint: &Arc<Endpoint>| endpoint.connections() == 0;
@@ -103,7 +110,6 @@ impl Pool {
             members: Mutex::new(Members { answers, former, ..Members::default() }),
             unanswered: watch::Sender::new(unanswered),
             fails_open: AtomicBool::new(predecessor.is_some_and(Self::fails_open)),
-            checks: Semaphore::new(health::MAX_CHECKS_OF_A_POOL),
         }
     }
 
@@ -190,6 +196,41 @@ impl Pool {
         }
         self.assemble(&mut members);
         self.look_around(&members);
+        drop(members);
+        for (number, destination) in self.setup.settings.destinations.iter().enumerate() {
+            if let Some((host, port)) = destination.name() {
+                let pool = Arc::downgrade(self);
+                let on_answer = move |answer: &Result<Vec<SocketAddr>, String>| {
+                    pool.upgrade().map_or(0, |pool| pool.answered(number, answer))
+                };
+                let every = self.setup.settings.resolve_every;
+                let subscription = self.surroundings.lookups.subscribe(host, port, every, on_answer);
+                self.members().lookups.insert(number, subscription);
+            }
+        }
+    }
+
+    /// Connections to all of these but `untried` have failed. The names that have no other address are looked up at once.
+    pub(super) fn doubt_names_of(&self, endpoints: &[Arc<Endpoint>], untried: &[usize]) {
+        let has_failed = |address: &SocketAddr| {
+            let number = endpoints.iter().position(|endpoint| endpoint.address == *address);
+            number.is_some_and(|number| !untried.contains(&number))
+        };
+        Self::doubt_names(&self.members(), has_failed);
+    }
+
+    fn doubt_names(members: &Members, has_failed: impl Fn(&SocketAddr) -> bool) {
+        for (number, subscription) in &members.lookups {
+            let addresses = &members.answers[*number].addresses;
+            if !addresses.is_empty() && addresses.iter().all(&has_failed) {
+                subscription.doubt();
+            }
+        }
+    }
+
+    pub(super) fn stop_lookups(&self) {
+        let lookups = std::mem::take(&mut self.members().lookups);
+        drop(lookups);
     }
 
     pub(super) fn endpoints_ever(&self) -> Vec<Arc<Endpoint>> {
@@ -204,35 +245,28 @@ impl Pool {
         self.look_around(&members);
     }
 
-    /// A name has been looked up. In a pool that is closed the first answer is all that is wanted, for who waits for it.
-    pub(super) fn answered(self: &Arc<Self>, number: usize, answer: io::Result<Vec<SocketAddr>>) -> ControlFlow<()> {
+    /// A name has been looked up. A pool that is closed wants the first answer only, for the connections that wait for it.
+    /// How many connections are at addresses that it no longer has.
+    fn answered(self: &Arc<Self>, number: usize, answer: &Result<Vec<SocketAddr>, String>) -> usize {
+        let before = self.endpoints();
         let mut members = self.members();
-        let destination = &self.setup.settings.destinations[number];
         let known = &mut members.answers[number];
         let is_first = !known.is_known();
         match answer {
             Ok(addresses) => {
-                if known.failure.take().is_some() {
-                    info!(route = &*self.setup.route, name = %destination, addresses = addresses.len(), "resolved again");
-                }
-                known.addresses = addresses;
+                known.failure = None;
+                known.addresses.clone_from(addresses);
                 // Even if they are the same: what is our own may have changed.
                 self.assemble(&mut members);
             }
-            Err(error) => {
-                let reason = failure::plain(&error);
-                if known.failure.is_none() {
-                    let kept = known.addresses.len();
-                    warn!(route = &*self.setup.route, name = %destination, %reason, kept, "cannot resolve; the last addresses are kept");
-                }
-                known.failure = Some(reason);
-            }
+            Err(reason) => known.failure = Some(reason.clone()),
         }
         self.look_around(&members);
-        let goes_on = if members.is_closed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        let ended = if members.is_closed { members.lookups.remove(&number) } else { None };
         drop(members);
+        drop(ended);
         self.unanswered.send_modify(|unanswered| *unanswered -= usize::from(is_first));
-        goes_on
+        before.iter().filter(|endpoint| !endpoint.is_present()).map(|endpoint| endpoint.connections()).sum()
     }
 
     /// Who is still there keeps its state and its connections. Who is not gets no new ones.
@@ -267,16 +301,14 @@ impl Pool {
         let removed: Vec<_> = before.iter().filter(|endpoint| lacks(&after, endpoint)).collect();
         self.log_change(&added, &removed, after.len());
         for endpoint in removed {
-            if let Some(caretaker) = members.caretakers.remove(&endpoint.id) {
-                caretaker.abort();
-            }
+            members.unattend(endpoint.id);
             endpoint.leave();
             members.former.push(Arc::clone(endpoint));
         }
         members.forget_some();
     }
 
-    /// One line, however many: some names have another answer each time.
+    /// For debugging: a reload reports routes, and a lookup the addresses of its name.
     fn log_change(&self, added: &[&Arc<Endpoint>], removed: &[&Arc<Endpoint>], endpoints: usize) {
         if added.is_empty() && removed.is_empty() {
             return;
@@ -284,7 +316,7 @@ impl Pool {
         let connections: usize = removed.iter().map(|endpoint| endpoint.connections()).sum();
         let list = |some: &[&Arc<Endpoint>]| first_of(some.iter().map(|endpoint| endpoint.address), MAX_LISTED);
         let (route, added, removed) = (&*self.setup.route, list(added), list(removed));
-        info!(route, added, removed, connections, endpoints, "endpoints changed");
+        debug!(route, added, removed, connections, endpoints, "endpoints changed");
     }
 
     fn welcome(self: &Arc<Self>, address: SocketAddr, members: &mut Members) -> Arc<Endpoint> {
@@ -299,17 +331,37 @@ impl Pool {
             return;
         }
         endpoint.belong_to(self);
-        let caretaker = tokio::spawn(health::monitor(Arc::clone(self), Arc::clone(endpoint)));
-        members.caretakers.insert(endpoint.id, caretaker.abort_handle());
+        if let Some(check) = self.check() {
+            let header = self.setup.settings.proxy_protocol;
+            let subscription = self.surroundings.checks.subscribe(check, header, self, endpoint);
+            members.checks.insert(endpoint.id, subscription);
+        }
+        if endpoint.state() == State::Dead {
+            self.attend(endpoint, members);
+        }
+    }
+
+    /// Attends to a dead endpoint until it is dead no longer.
+    fn attend(self: &Arc<Self>, endpoint: &Arc<Endpoint>, members: &mut Members) {
+        let attendant = tokio::spawn(health::attend(Arc::clone(self), Arc::clone(endpoint)));
+        if let Some(before) = members.attendants.insert(endpoint.id, attendant.abort_handle()) {
+            before.abort();
+        }
     }
 
     /// Nobody is looked after any more.
     pub(super) fn close(&self) {
         let mut members = self.members();
         members.is_closed = true;
-        for (_, caretaker) in members.caretakers.drain() {
-            caretaker.abort();
+        members.checks.clear();
+        for (_, attendant) in members.attendants.drain() {
+            attendant.abort();
         }
+        let answered: Vec<usize> =
+            (0..members.answers.len()).filter(|number| members.answers[*number].is_known()).collect();
+        let ended: Vec<_> = answered.iter().map(|number| members.lookups.remove(number)).collect();
+        drop(members);
+        drop(ended);
     }
 
     /// Nobody is looked after any more, and nobody else has the endpoints.
@@ -321,13 +373,13 @@ impl Pool {
     }
 
     /// A check has found this.
-    pub(super) fn report(&self, endpoint: &Endpoint, result: &ProbeResult) {
+    pub(super) fn report(self: &Arc<Self>, endpoint: &Endpoint, result: &ProbeResult) {
         let change = endpoint.learn(result, self.thresholds());
         self.tell(endpoint, change);
     }
 
     /// A connection has found this. That it got an answer says that the endpoint is ready only where nothing asks for more.
-    pub(super) fn report_of_client(&self, endpoint: &Endpoint, result: &ProbeResult) {
+    pub(super) fn report_of_client(self: &Arc<Self>, endpoint: &Endpoint, result: &ProbeResult) {
         let is_enough = self.check().is_none() && *result == ProbeResult::Ready;
         let change = if is_enough {
             endpoint.learn(result, self.thresholds())
@@ -337,11 +389,20 @@ impl Pool {
         self.tell(endpoint, change);
     }
 
-    fn tell(&self, endpoint: &Endpoint, change: Option<Change>) {
+    fn tell(self: &Arc<Self>, endpoint: &Endpoint, change: Option<Change>) {
         let Some(change) = change else { return };
-        let members = self.members();
-        if members.is_closed || !self.endpoints.load().iter().any(|member| member.id == endpoint.id) {
+        let mut members = self.members();
+        let endpoints = self.endpoints();
+        let Some(endpoint) = endpoints.iter().find(|member| member.id == endpoint.id) else { return };
+        if members.is_closed {
             return;
+        }
+        if change.after == State::Dead {
+            self.attend(endpoint, &mut members);
+            let is_dead = |address: &SocketAddr| {
+                endpoints.iter().any(|other| other.address == *address && other.state() == State::Dead)
+            };
+            Self::doubt_names(&members, is_dead);
         }
         let (route, address) = (&*self.setup.route, endpoint.address);
         let (before, state, connections) = (change.before.label(), change.after.label(), endpoint.connections());

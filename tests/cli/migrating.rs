@@ -1,4 +1,4 @@
-//! The guides for those who come from HAProxy and nginx; and what kubectl says, as docs/troubleshooting.md has it.
+//! The guides for those who come from HAProxy and nginx; and the messages of kubectl in docs/troubleshooting.md.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use crate::support::{Backend, Client, Hello, Router, all_output, snigate};
 const FROM_HAPROXY: &str = "docs/migrate-from-haproxy.md";
 const FROM_NGINX: &str = "docs/migrate-from-nginx.md";
 
-/// The recipe's file, imported beside CA files of these names.
+/// The recipe's file, imported in a directory with the CA files that it names.
 fn imported(recipe: &str) -> (TempDir, String) {
     let directory = TempDir::new().unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/haproxy").join(recipe);
@@ -33,8 +33,8 @@ fn imported(recipe: &str) -> (TempDir, String) {
     (directory, text)
 }
 
-/// Serves it with other addresses, and without the checks: what asks for this name gets there.
-fn served(text: &str, names: &[(Option<&str>, &[u8])]) {
+/// Serves the configuration with local addresses and without checks: clients that send this name reach that backend.
+fn serves(text: &str, names: &[(Option<&str>, &[u8])]) {
     let backends = [Backend::named("one"), Backend::named("two")];
     let mut text = text.replace("0.0.0.0:6443", "127.0.0.1:0");
     for (number, backend) in ["01", "02"].iter().zip(&backends) {
@@ -54,15 +54,15 @@ fn served(text: &str, names: &[(Option<&str>, &[u8])]) {
 #[test]
 fn the_recipe_for_one_cluster_serves_every_client() {
     let (_directory, text) = imported("one-cluster.cfg");
-    served(&text, &[(None, b"one"), (Some("whatever.example"), b"one")]);
+    serves(&text, &[(None, b"one"), (Some("whatever.example"), b"one")]);
 }
 
 #[test]
-fn the_recipe_for_two_clusters_tells_them_apart() {
+fn the_recipe_for_two_clusters_routes_by_name() {
     let (directory, text) = imported("two-clusters.cfg");
     let (first, second) = ("devkubernetes01.example.com", "devkubernetes02.example.com");
-    served(&text, &[(Some(first), b"one"), (Some(second), b"two"), (None, b"one"), (Some("other.example"), b"one")]);
-    // What the guide shows of the result is what it is, and its commands do what it says.
+    serves(&text, &[(Some(first), b"one"), (Some(second), b"two"), (None, b"one"), (Some("other.example"), b"one")]);
+    // The result is the one in the guide, and the commands of the guide work.
     shows(&text, &block(FROM_HAPROXY, "imported"));
     typed(directory.path(), &block(FROM_HAPROXY, "import"));
     assert!(typed(directory.path(), &block(FROM_HAPROXY, "check")).contains("kubernetes02"));
@@ -112,10 +112,10 @@ fn the_other_commands_of_the_guide_work() {
     }
 }
 
-/// What kubectl prints, for a cause of each kind.
+/// What kubectl prints for each cause.
 #[test]
 #[ignore = "needs kubectl"]
-fn kubectl_says_what_the_table_says() {
+fn kubectl_prints_what_the_table_says() {
     let directory = TempDir::new().unwrap();
     let (authority, other) = (Authority::new(), Authority::new());
     let ca = authority.write(directory.path(), "ca.pem");
@@ -156,7 +156,7 @@ fn kubectl_says_what_the_table_says() {
         all_output(&output)
     };
     assert!(ask(router.address(), "kubernetes", &ca).contains("gitVersion"));
-    for (said, name, ca) in [
+    for (message, name, ca) in [
         ("remote error: tls: unrecognized name", "unknown.example", &ca),
         ("remote error: tls: internal error", "dead.example", &ca),
         ("remote error: tls: access denied", "denied.example", &ca),
@@ -167,11 +167,11 @@ fn kubectl_says_what_the_table_says() {
         ("server gave HTTP response to HTTPS client", "http.example", &ca),
         ("EOF", "closes.example", &ca),
     ] {
-        let told = ask(router.address(), name, ca);
-        assert!(told.contains(said), "{name}: {told}");
-        assert!(page("docs/troubleshooting.md").contains(&format!("`{said}")), "{said}");
+        let output = ask(router.address(), name, ca);
+        assert!(output.contains(message), "{name}: {output}");
+        assert!(page("docs/troubleshooting.md").contains(&format!("`{message}")), "{message}");
     }
-    let nobody = ask(closed(), "kubernetes", &ca);
-    // kubectl has words of its own for that.
-    assert!(nobody.contains("connection refused") || nobody.contains("was refused"), "{nobody}");
+    let unreachable = ask(closed(), "kubernetes", &ca);
+    // Depends on the version of kubectl.
+    assert!(unreachable.contains("connection refused") || unreachable.contains("was refused"), "{unreachable}");
 }

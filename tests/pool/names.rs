@@ -62,12 +62,12 @@ fn c01_c02_c03_c07_addresses_that_change_vanish_and_lead_to_ourselves() {
         assert!(account["connect_ms"].is_null() && duration < 1000.0, "fails fast: {account}");
 
         names.say(ips(&["127.0.0.2"]));
-        told(router, "endpoints changed", "added", "127.0.0.2:6443");
+        told(router, "addresses changed", "added", "127.0.0.2:6443");
         let mut held = Client::send(router.address(), &Hello::to(NAME).record());
         assert_eq!(held.read(4), b"here");
 
         names.say(ips(&["127.0.0.3"]));
-        let gone = told(router, "endpoints changed", "removed", "127.0.0.2:6443");
+        let gone = told(router, "addresses changed", "removed", "127.0.0.2:6443");
         assert_eq!(gone["connections"], 1);
         assert_eq!(ask(router).1["upstream.address"], "127.0.0.3:6443");
 
@@ -91,7 +91,7 @@ fn c02_c04_c06_what_a_name_server_should_not_say_changes_nothing() {
     alone(&named(), "true", |router| {
         let _server = serve("127.0.0.2");
         let names = NameServer::start(ips(&["127.0.0.2"]));
-        told(router, "endpoints changed", "added", "127.0.0.2:6443");
+        told(router, "addresses changed", "added", "127.0.0.2:6443");
         let elsewhere: IpAddr = "127.0.0.3".parse().unwrap();
         let strange = [
             Answer::ServerFailure,
@@ -117,7 +117,7 @@ fn c02_c04_c06_what_a_name_server_should_not_say_changes_nothing() {
         }
 
         names.say(Answer::Chain(12, elsewhere));
-        told(router, "endpoints changed", "added", "127.0.0.3:6443");
+        told(router, "addresses changed", "added", "127.0.0.3:6443");
 
         // Five hundred, by TCP, cut to what anybody has.
         names.say(Answer::Addresses((0..500).map(|n| IpAddr::from([127, 1, n as u8, (n >> 8) as u8])).collect()));
@@ -131,16 +131,16 @@ fn c08_addresses_of_a_family_that_leads_nowhere_are_passed_over() {
     alone(&named(), "ip addr add 2001:db8::1/128 dev lo nodad", |router| {
         let _servers = [serve("127.0.0.2"), serve("2001:db8::1")];
         let names = NameServer::start(ips(&["2001:db8::1"]));
-        told(router, "endpoints changed", "added", "[2001:db8::1]:6443");
+        told(router, "addresses changed", "added", "[2001:db8::1]:6443");
         assert_eq!(ask(router).1["upstream.address"], "[2001:db8::1]:6443", "AAAA only");
 
         names.say(ips(&["127.0.0.2"]));
-        told(router, "endpoints changed", "added", "127.0.0.2:6443");
+        told(router, "addresses changed", "added", "127.0.0.2:6443");
         assert_eq!(ask(router).1["upstream.address"], "127.0.0.2:6443", "A only");
 
         // There is no route to the first.
         names.say(ips(&["2001:db8:1::1", "127.0.0.2"]));
-        told(router, "endpoints changed", "added", "[2001:db8:1::1]:6443");
+        told(router, "addresses changed", "added", "[2001:db8:1::1]:6443");
         for _ in 0..4 {
             assert_eq!(ask(router).1["upstream.address"], "127.0.0.2:6443");
         }
@@ -154,9 +154,9 @@ fn a_name_that_turns_its_addresses_over_is_one_line_each_time() {
         let all: Vec<String> = (10..18).map(|last| format!("127.0.0.{last}")).collect();
         let slice = |from: usize| (from..from + 4).map(|number| &*all[number % 8]).collect::<Vec<_>>();
         let names = NameServer::start(ips(&slice(0)));
-        let changes = || router.log().iter().filter(|line| line["message"] == "endpoints changed").count();
+        let changes = || router.log().iter().filter(|line| line["message"] == "addresses changed").count();
         let list = |ips: &[&str]| ips.iter().map(|ip| format!("{ip}:6443")).collect::<Vec<_>>().join(", ");
-        told(router, "endpoints changed", "added", &list(&slice(0)));
+        told(router, "addresses changed", "added", &list(&slice(0)));
         for turn in [4, 0, 4] {
             // The same in another order is no change, whether it is seen or not.
             let mut turned = slice((turn + 4) % 8);
@@ -165,8 +165,8 @@ fn a_name_that_turns_its_addresses_over_is_one_line_each_time() {
             let before = changes();
             names.say(ips(&slice(turn)));
             eventually("the change", || changes() > before);
-            let line = router.log().into_iter().rfind(|line| line["message"] == "endpoints changed").unwrap();
-            assert_eq!(line["endpoints"], 4, "{line}");
+            let line = router.log().into_iter().rfind(|line| line["message"] == "addresses changed").unwrap();
+            assert_eq!(line["addresses"], 4, "{line}");
             let sorted = |value: &Value| {
                 let mut list: Vec<String> = value.as_str().unwrap().split(", ").map(Into::into).collect();
                 list.sort();
@@ -263,7 +263,7 @@ fn c10_connections_to_addresses_that_a_name_had_long_ago_are_closed_with_their_r
         let mut clients = Vec::new();
         for number in 1..=ADDRESSES {
             names.say(Answer::Addresses(vec![IpAddr::from([127, 2, 0, number])]));
-            told(router, "endpoints changed", "added", &format!("127.2.0.{number}:6443"));
+            told(router, "addresses changed", "added", &format!("127.2.0.{number}:6443"));
             let mut client = Client::send(router.address(), &Hello::to(NAME).record());
             assert_eq!(client.read(4), b"here");
             clients.push(client);

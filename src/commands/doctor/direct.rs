@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::name::NamePattern;
 use crate::proxy_protocol;
 use crate::text::units::{first_of, time};
-use crate::upstream::health::{Handshake, ask_once, said};
+use crate::upstream::health::{Handshake, check_once, said};
 use crate::upstream::{Certificate, EXPIRES_SOON_SECONDS, HealthCheck, ProbeResult, Thresholds};
 use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ProtocolVersion};
@@ -228,7 +228,7 @@ async fn ready(visit: &Visit, address: SocketAddr) -> Check {
         http: Some(visit.http.clone()),
     };
     let begun = Instant::now();
-    let answer = ask_once(address, &check, visit.route.upstream.proxy_protocol).await;
+    let answer = check_once(address, &check, visit.route.upstream.proxy_protocol).await;
     let (mark, says) = match answer.result {
         Ok(ProbeResult::Ready) => (Mark::Ok, answer.note.map_or_else(|| visit.well_answered(), ToOwned::to_owned)),
         Ok(ProbeResult::Unready(reason)) => (Mark::Failed, format!("not ready: {reason}")),

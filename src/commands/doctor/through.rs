@@ -41,7 +41,7 @@ async fn ask(visit: &Visit, door: SocketAddr, shown: &[Certificate]) -> (Mark, S
     let host = name.to_str().into_owned();
     let Handshake { certificate, stream } = client.handshake(name, stream).await;
     let is_same = certificate.as_ref().is_some_and(|certificate| shown.iter().any(|one| one.is_same(certificate)));
-    let stream = match stream {
+    let mut stream = match stream {
         Ok(stream) => stream,
         Err(error) => {
             let is_admitted = local.is_ok_and(|local| visit.admits(door, local));
@@ -69,7 +69,7 @@ async fn ask(visit: &Visit, door: SocketAddr, shown: &[Certificate]) -> (Mark, S
         Ok(token) => token,
         Err(reason) => return wrong(reason),
     };
-    match request(stream, &host, &visit.http, token).await {
+    match request(&mut stream, &host, &visit.http, token).await {
         Ok(None) => (mark, format!("{what}; {}", visit.well_answered())),
         Ok(Some(_)) => (mark, format!("{what}; alive")),
         // The way is what counts here.

@@ -1,4 +1,4 @@
-//! What another proxy's configuration comes to, before it is written down.
+//! The configuration under translation: what a proxy's file says, in snigate's terms, before its rules become routes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -8,153 +8,170 @@ use crate::listener::overlap;
 use crate::text::Destination;
 use ipnet::IpNet;
 
-use super::expression::{Expression, Limit};
-use super::ledger::Place;
-use super::sources::Sources;
+use super::addresses::AccessList;
+use super::expression::{ClientLimit, Expression};
+use super::notes::Location;
 
-/// What a proxy's own certificate becomes.
-pub(super) const TLS_ENDED: &str = "`ssl`: snigate does not end TLS, and holds no certificate. Clients see the API \
-    server's own certificate: they need its CA, and where it does not carry the name they connect to, \
-    `tls-server-name`; that is then the name they ask for, and must stand in `sni`, too (the names of servers are \
-    suggested there). Client certificates reach the API server";
+pub(super) const TLS_NOT_TERMINATED: &str = "`ssl`: snigate does not terminate TLS and needs no certificate. Clients \
+    see the API server's own certificate and verify it with its CA. If the hostname they connect to is not in that \
+    certificate's SAN, they set `tls-server-name` to one that is; they then send that name as SNI, so add it to `sni` \
+    (likely ones are there as comments). Client certificates reach the API server";
 
-/// What becomes of listeners that looked at nothing.
-pub(super) const UNCERTAIN: &str = "nothing in it says that its clients speak TLS; those that do not are refused";
+pub(super) const MAYBE_NOT_TLS: &str = "nothing here says that clients speak TLS; snigate rejects those that do not";
 
 #[derive(Default)]
 pub(super) struct Draft {
     pub(super) frontends: Vec<Frontend>,
-    pub(super) upstreams: BTreeMap<String, Upstream>,
-    pub(super) timeouts: Timeouts,
-    /// For each source, at all listeners.
-    pub(super) limits: Vec<Limit>,
+    pub(super) upstreams: BTreeMap<String, UpstreamDraft>,
+    pub(super) timeouts: TimeoutsDraft,
+    /// At all listeners.
+    pub(super) limits: Vec<ClientLimit>,
 }
 
-/// Listeners that share their rules.
+/// Listeners that share their rules: a `frontend` of HAProxy, the `server`s of nginx at one address.
 pub(super) struct Frontend {
     pub(super) name: String,
-    pub(super) place: Place,
+    pub(super) location: Location,
     pub(super) addresses: Vec<SocketAddr>,
     /// Peers that send PROXY headers.
     pub(super) accept_proxy: BTreeMap<SocketAddr, Vec<IpNet>>,
-    /// Found once the rules are tried.
-    pub(super) sources: Sources,
-    /// Who is admitted; a phase ends with the first rule that matches, and refuses or lets the next one decide.
+    /// Empty until the rules are evaluated.
+    pub(super) access: AccessList,
+    /// Lists of accept and reject rules that a client passes one after another.
     pub(super) phases: Vec<Vec<Rule>>,
-    /// Where to; what no rule matches is refused.
+    /// Which upstream a client is routed to; a client that matches no rule is rejected.
     pub(super) rules: Vec<Rule>,
-    /// For each source.
-    pub(super) limits: Vec<(Limit, Place)>,
-    /// It showed a certificate of its own.
-    pub(super) ended_tls: bool,
-    /// Lines that hold if it is used.
-    pub(super) places: BTreeSet<Place>,
+    pub(super) limits: Vec<(ClientLimit, Location)>,
+    pub(super) terminated_tls: bool,
+    /// Lines that are translated if the frontend is.
+    pub(super) locations: BTreeSet<Location>,
 }
 
-/// The first of several that matches decides.
+impl Frontend {
+    pub(super) fn new(name: String, location: Location) -> Self {
+        Self {
+            name,
+            location,
+            addresses: Vec::new(),
+            accept_proxy: BTreeMap::new(),
+            access: AccessList::default(),
+            phases: Vec::new(),
+            rules: Vec::new(),
+            limits: Vec::new(),
+            terminated_tls: false,
+            locations: BTreeSet::new(),
+        }
+    }
+
+    /// Whether a rule looks at the server name.
+    pub(super) fn tests_names(&self) -> bool {
+        self.phases.iter().flatten().chain(&self.rules).any(|rule| rule.when.tests_names())
+    }
+}
+
+/// In a list of rules the first that matches decides.
 #[derive(Clone)]
 pub(super) struct Rule {
-    pub(super) place: Place,
-    /// What it is made of, too.
-    pub(super) also: BTreeSet<Place>,
+    pub(super) location: Location,
+    /// Other lines that the rule is made of, such as `acl` lines.
+    pub(super) related: BTreeSet<Location>,
     pub(super) when: Expression,
-    pub(super) then: Outcome,
+    pub(super) then: Action,
 }
 
 impl Rule {
-    pub(super) fn new(place: &Place, when: Expression, then: Outcome) -> Self {
-        Self { place: place.clone(), also: BTreeSet::new(), when, then }
+    pub(super) fn new(location: &Location, when: Expression, then: Action) -> Self {
+        Self { location: location.clone(), related: BTreeSet::new(), when, then }
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Outcome {
-    /// Of a phase: the next one decides.
-    Pass,
-    Refuse,
-    /// An upstream, by its key.
-    To(String),
+pub(super) enum Action {
+    /// The client goes on to the next list of rules.
+    Accept,
+    Reject,
+    /// To an upstream, by its key.
+    RouteTo(String),
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Upstream {
-    pub(super) endpoints: Vec<(Destination, Place)>,
-    /// For when all others are gone, which snigate does not have.
+pub(super) struct UpstreamDraft {
+    pub(super) endpoints: Vec<(Destination, Location)>,
+    /// snigate has no backup endpoints yet; these are written as comments.
     pub(super) backups: Vec<Destination>,
     pub(super) balance: Option<&'static str>,
     pub(super) connect_timeout: Option<Duration>,
     pub(super) slow_start: Option<Duration>,
     pub(super) proxy_protocol: Option<&'static str>,
-    pub(super) check: Option<Check>,
-    /// Who is admitted to it, as of a frontend.
+    pub(super) check: Option<CheckDraft>,
+    /// As of a frontend.
     pub(super) phases: Vec<Vec<Rule>>,
-    /// Which of its servers alone is used by whom: upstreams of their own.
-    pub(super) choices: Vec<Rule>,
-    /// The source has no server for it either.
-    pub(super) is_vacant: bool,
-    /// Lines that hold if it is used.
-    pub(super) places: BTreeSet<Place>,
+    /// HAProxy's `use-server`: rules that route to one server, which has an upstream of its own.
+    pub(super) server_rules: Vec<Rule>,
+    /// The source defines no server for it either, so it rejects its clients there, too.
+    pub(super) is_empty_in_source: bool,
+    /// Lines that are translated if the upstream is used.
+    pub(super) locations: BTreeSet<Location>,
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Check {
+pub(super) struct CheckDraft {
     pub(super) interval: Option<Duration>,
     pub(super) timeout: Option<Duration>,
     pub(super) rise: Option<u8>,
     pub(super) fall: Option<u8>,
-    pub(super) tls: Option<TlsCheck>,
+    pub(super) tls: Option<CheckTls>,
     pub(super) path: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
-pub(super) enum TlsCheck {
+pub(super) enum CheckTls {
     Unverified,
     Verified { ca_file: String, server_name: Option<String> },
 }
 
-/// Of what is said in many places there, and holds for all connections here, the longest is taken.
+/// The source sets these per section, snigate once: the longest applies.
 #[derive(Default)]
-pub(super) struct Timeouts {
-    pub(super) hello: BTreeSet<(Duration, Place)>,
-    pub(super) idle: BTreeSet<(Duration, Place)>,
-    pub(super) half_close: BTreeSet<(Duration, Place)>,
-    pub(super) drain: BTreeSet<(Duration, Place)>,
+pub(super) struct TimeoutsDraft {
+    pub(super) hello: BTreeSet<(Duration, Location)>,
+    pub(super) idle: BTreeSet<(Duration, Location)>,
+    pub(super) half_close: BTreeSet<(Duration, Location)>,
+    pub(super) drain: BTreeSet<(Duration, Location)>,
 }
 
-impl Timeouts {
-    pub(super) fn named(&self) -> [(&'static str, &BTreeSet<(Duration, Place)>); 4] {
+impl TimeoutsDraft {
+    pub(super) fn by_key(&self) -> [(&'static str, &BTreeSet<(Duration, Location)>); 4] {
         let Self { hello, idle, half_close, drain } = self;
         [("hello", hello), ("idle", idle), ("half_close", half_close), ("drain", drain)]
     }
 }
 
-/// What becomes of an address.
-pub(super) enum Listens {
-    Yes,
-    /// `[::]` takes IPv4 clients, too.
-    With(SocketAddr),
-    /// The kernel would not give it to both.
-    Taken(String),
+pub(super) enum ListenResult {
+    Added,
+    /// One listener at this address serves both: `[::]` accepts IPv4 clients, too.
+    MergedInto(SocketAddr),
+    /// Another frontend listens there.
+    InUse(String),
 }
 
 impl Draft {
-    /// Adds an address to a frontend that is not among the others yet.
-    pub(super) fn listen(&self, frontend: &mut Frontend, address: SocketAddr) -> Listens {
+    /// Adds an address to a frontend that is not part of the draft yet.
+    pub(super) fn listen(&self, frontend: &mut Frontend, address: SocketAddr) -> ListenResult {
         for other in &self.frontends {
-            if let Some(taken) = other.addresses.iter().find(|taken| overlap(**taken, address)) {
-                return Listens::Taken(format!("{taken} of `{}` is the same address, or covers it", other.name));
+            if let Some(used) = other.addresses.iter().find(|used| overlap(**used, address)) {
+                return ListenResult::InUse(format!("`{}` already listens at {used}", other.name));
             }
         }
-        let mut wider = address;
-        for taken in &frontend.addresses {
-            if overlap(*taken, wider) && taken.ip().is_unspecified() && (taken.is_ipv6() || wider.is_ipv4()) {
-                wider = *taken;
+        let mut merged = address;
+        for own in &frontend.addresses {
+            if overlap(*own, merged) && own.ip().is_unspecified() && (own.is_ipv6() || merged.is_ipv4()) {
+                merged = *own;
             }
         }
-        let before = frontend.addresses.len();
-        frontend.addresses.retain(|taken| !overlap(*taken, wider));
-        let alone = frontend.addresses.len() == before;
-        frontend.addresses.push(wider);
-        if alone { Listens::Yes } else { Listens::With(wider) }
+        let count = frontend.addresses.len();
+        frontend.addresses.retain(|own| !overlap(*own, merged));
+        let is_new = frontend.addresses.len() == count;
+        frontend.addresses.push(merged);
+        if is_new { ListenResult::Added } else { ListenResult::MergedInto(merged) }
     }
 }

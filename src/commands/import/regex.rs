@@ -1,110 +1,107 @@
-//! Regular expressions that are names or suffixes in disguise.
+//! Regular expressions that only list names and suffixes.
 
-use super::names::Form;
+use super::name_match::NameMatch;
 
-/// More alternatives are no list of names.
-const MOST: usize = 64;
+/// Expressions with more alternatives are not translated.
+const MAX_NAMES: usize = 64;
+const NOT_A_LIST: &str = "the regular expression is not just a list of names and suffixes";
 
-/// A part of an expression.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Part {
+enum RegexPart {
     Text(String),
-    /// A dot that is not escaped.
-    Any,
-    /// Characters of one label, at least one.
+    /// An unescaped dot.
+    AnyCharacter,
+    /// `[^.]+`
     Label,
-    /// Any characters; whether there must be one.
-    Rest {
-        at_least_one: bool,
-    },
+    /// `.*`
+    Anything,
+    /// `.+`
+    Something,
 }
 
-/// The forms, and what is lost besides where they are no names exactly.
-pub(super) fn forms(expression: &str) -> Result<(Vec<Form>, Option<String>), String> {
-    const NO_LIST: &str = "a regular expression that is no list of names and suffixes";
-    let alternatives = top_level(expression).ok_or(NO_LIST)?;
-    let mut forms = Vec::new();
-    let mut caveat = None;
-    for text in alternatives {
-        let begins = text.starts_with('^');
+/// What the expression matches, and the names that it may match besides.
+pub(super) fn name_matches(expression: &str) -> Result<(Vec<NameMatch>, Option<String>), String> {
+    let (mut matches, mut may_match) = (Vec::new(), None);
+    for text in alternatives(expression).ok_or(NOT_A_LIST)? {
+        let is_start = text.starts_with('^');
         let text = text.trim_start_matches('^');
-        let ends = text.ends_with('$') && !text.ends_with("\\$");
-        let text = if ends { &text[..text.len() - 1] } else { text };
-        for parts in expand(text).ok_or(NO_LIST)? {
-            let (form, more) = of_parts(&parts, begins, ends).ok_or(NO_LIST)?;
-            forms.push(form);
-            caveat = caveat.or(more);
+        let is_end = text.ends_with('$') && !text.ends_with("\\$");
+        let text = if is_end { &text[..text.len() - 1] } else { text };
+        for parts in combinations(text).ok_or(NOT_A_LIST)? {
+            let (one, more) = name_match(&parts, is_start, is_end).ok_or(NOT_A_LIST)?;
+            matches.push(one);
+            may_match = may_match.or(more);
         }
     }
-    if forms.is_empty() || forms.len() > MOST { Err(NO_LIST.into()) } else { Ok((forms, caveat)) }
+    if matches.is_empty() || matches.len() > MAX_NAMES { Err(NOT_A_LIST.into()) } else { Ok((matches, may_match)) }
 }
 
-fn of_parts(parts: &[Part], begins: bool, ends: bool) -> Option<(Form, Option<String>)> {
-    let (mut begins, mut ends) = (begins, ends);
-    let mut parts = parts.to_vec();
-    if begins && parts.first() == Some(&(Part::Rest { at_least_one: false })) {
-        (begins, _) = (false, parts.remove(0));
+fn name_match(parts: &[RegexPart], is_start: bool, is_end: bool) -> Option<(NameMatch, Option<String>)> {
+    let (mut parts, mut is_start, mut is_end) = (parts, is_start, is_end);
+    if let (true, [RegexPart::Anything, rest @ ..]) = (is_start, parts) {
+        (is_start, parts) = (false, rest);
     }
-    if ends && parts.last() == Some(&(Part::Rest { at_least_one: false })) {
-        (ends, _) = (false, parts.pop());
+    if let (true, [rest @ .., RegexPart::Anything]) = (is_end, parts) {
+        (is_end, parts) = (false, rest);
     }
-    let mut loose = false;
     let mut head = None;
-    if let Some(Part::Label | Part::Rest { at_least_one: true }) = parts.first() {
-        head = Some(parts.remove(0));
+    if let [first @ (RegexPart::Label | RegexPart::Something), rest @ ..] = parts {
+        (head, parts) = (Some(first), rest);
     }
     let mut text = String::new();
     for part in parts {
         match part {
-            Part::Text(more) => text.push_str(&more),
-            Part::Any => {
-                loose = true;
-                text.push('.');
-            }
-            Part::Label | Part::Rest { .. } => return None,
+            RegexPart::Text(more) => text.push_str(more),
+            RegexPart::AnyCharacter => text.push('.'),
+            RegexPart::Label | RegexPart::Anything | RegexPart::Something => return None,
         }
     }
-    let open = (!ends).then(|| format!("names that go on after `{text}`, as the expression has no `$`"));
-    let form = match (head, begins, ends) {
-        (Some(Part::Label), true, _) => Form::OneBelow(plain(text.strip_prefix('.')?)?),
-        // Of labels before it one is enough.
-        (Some(_), _, _) => Form::below(text.strip_prefix('.')?).ok()?,
-        (None, true, true) if loose => Form::Loose(plain(&text)?),
-        (None, true, true) => Form::exact(&text).ok()?,
-        (None, true, false) => return Some((Form::of_method("beg", &text).ok()?, None)),
-        (None, false, true) => Form::of_method("end", &text).ok()?,
-        (None, false, false) => return Some((Form::of_method("sub", &text).ok()?, None)),
+    let has_any_character = parts.contains(&RegexPart::AnyCharacter);
+    let one = match (head, is_start, is_end) {
+        (Some(RegexPart::Label), true, _) => NameMatch::OneLabelBelow(hostname(text.strip_prefix('.')?)?),
+        // Without `^` the expression needs only one of several labels.
+        (Some(_), _, _) => NameMatch::below(text.strip_prefix('.')?).ok()?,
+        (None, true, true) if has_any_character => NameMatch::AnyCharacterForDot(hostname(&text)?),
+        (None, true, true) => NameMatch::exact(&text).ok()?,
+        (None, true, false) => return Some((NameMatch::by_method("beg", &text).ok()?, None)),
+        (None, false, true) => NameMatch::by_method("end", &text).ok()?,
+        (None, false, false) => return Some((NameMatch::by_method("sub", &text).ok()?, None)),
     };
-    let dots = loose.then(|| format!("names that have another character in place of a dot in `{text}`"));
-    Some((form, open.or(dots)))
+    let may_match = if !is_end {
+        Some(format!("names that continue after `{text}`, as the expression has no `$`"))
+    } else if has_any_character {
+        Some(format!("names with another character where `{text}` has an unescaped dot"))
+    } else {
+        None
+    };
+    Some((one, may_match))
 }
 
-fn plain(text: &str) -> Option<String> {
-    match Form::exact(text).ok()? {
-        Form::Exact(text) => Some(text),
+fn hostname(text: &str) -> Option<String> {
+    match NameMatch::exact(text).ok()? {
+        NameMatch::Exact(text) => Some(text),
         _ => None,
     }
 }
 
-/// At bars that are in no parentheses; a pair around all is taken off.
-fn top_level(text: &str) -> Option<Vec<String>> {
-    let pieces = split(text)?;
+/// Parentheses around the whole expression are removed.
+fn alternatives(text: &str) -> Option<Vec<String>> {
     let inside = |text: &str| {
-        let (text, anchored) = match text.strip_prefix("^(").and_then(|text| text.strip_suffix(")$")) {
+        let (text, is_anchored) = match text.strip_prefix("^(").and_then(|text| text.strip_suffix(")$")) {
             Some(inside) => (inside, true),
             None => (text.strip_prefix('(')?.strip_suffix(')')?, false),
         };
-        let text = text.strip_prefix("?:").unwrap_or(text);
-        let pieces = split(text)?;
-        let anchor = |piece: &str| if anchored { format!("^{piece}$") } else { piece.to_owned() };
-        Some(pieces.iter().map(|piece| anchor(piece)).collect())
+        let pieces = split(text.strip_prefix("?:").unwrap_or(text))?;
+        let anchored = |piece: &str| if is_anchored { format!("^{piece}$") } else { piece.to_owned() };
+        Some(pieces.into_iter().map(anchored).collect())
     };
-    match &pieces[..] {
+    match &split(text)?[..] {
         [one] => Some(inside(one).unwrap_or_else(|| vec![(*one).to_owned()])),
-        _ => Some(pieces.into_iter().map(str::to_owned).collect()),
+        pieces => Some(pieces.iter().map(|piece| (*piece).to_owned()).collect()),
     }
 }
 
+/// At each `|` that is not inside parentheses.
 fn split(text: &str) -> Option<Vec<&str>> {
     let (mut depth, mut escaped, mut start) = (0usize, false, 0);
     let mut pieces = Vec::new();
@@ -125,78 +122,74 @@ fn split(text: &str) -> Option<Vec<&str>> {
     (depth == 0 && !escaped).then_some(pieces)
 }
 
-/// All that the groups may stand for.
-fn expand(text: &str) -> Option<Vec<Vec<Part>>> {
-    let mut all: Vec<Vec<Part>> = vec![Vec::new()];
+/// Every combination of the alternatives in groups.
+fn combinations(text: &str) -> Option<Vec<Vec<RegexPart>>> {
+    let mut all: Vec<Vec<RegexPart>> = vec![Vec::new()];
     let mut rest = text;
-    while let Some(first) = rest.chars().next() {
-        let after = &rest[first.len_utf8()..];
-        let part;
-        match first {
-            '(' => {
-                let end = closing(after)?;
-                let (inside, tail) = (&after[..end], &after[end + 1..]);
-                let inside = inside.strip_prefix("?:").unwrap_or(inside);
-                let mut choices: Vec<Vec<Part>> = Vec::new();
-                for piece in split(inside)? {
-                    choices.extend(expand(piece)?);
-                }
-                let tail = match tail.strip_prefix('?') {
-                    Some(tail) => {
-                        choices.push(Vec::new());
-                        tail
-                    }
-                    None if tail.starts_with(['*', '+', '{']) => return None,
-                    None => tail,
-                };
-                all = all.iter().flat_map(|one| choices.iter().map(move |more| [&one[..], more].concat())).collect();
-                if all.len() > MOST {
-                    return None;
-                }
-                rest = tail;
-                continue;
-            }
-            '[' => {
-                let end = after.find(']')?;
-                let class = &after[..end];
-                let tail = &after[end + 1..];
-                let repeated = tail.strip_prefix('+');
-                let is_label = matches!(class, "^." | "^\\.") && repeated.is_some();
-                let is_dot = matches!(class, "." | "\\.");
-                match (is_label, is_dot, repeated) {
-                    (true, _, Some(tail)) => (part, rest) = (Part::Label, tail),
-                    (_, true, None) => (part, rest) = (Part::Text(".".into()), tail),
-                    _ => return None,
-                }
-            }
-            '.' => match after.chars().next() {
-                Some('*') => (part, rest) = (Part::Rest { at_least_one: false }, &after[1..]),
-                Some('+') => (part, rest) = (Part::Rest { at_least_one: true }, &after[1..]),
-                _ => (part, rest) = (Part::Any, after),
-            },
-            '\\' => {
-                let escaped = after.chars().next()?;
-                if !matches!(escaped, '.' | '-' | '_' | '/') {
-                    return None;
-                }
-                (part, rest) = (Part::Text(escaped.into()), &after[escaped.len_utf8()..]);
-            }
-            letter if letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_') => {
-                (part, rest) = (Part::Text(letter.to_ascii_lowercase().into()), after);
-            }
-            _ => return None,
+    while !rest.is_empty() {
+        let choices;
+        if let Some(group) = rest.strip_prefix('(') {
+            (choices, rest) = group_choices(group)?;
+        } else {
+            let part;
+            (part, rest) = next_part(rest)?;
+            choices = vec![vec![part]];
         }
         if rest.starts_with(['?', '*', '+', '{']) {
             return None;
         }
-        for one in &mut all {
-            match (one.last_mut(), &part) {
-                (Some(Part::Text(text)), Part::Text(more)) => text.push_str(more),
-                _ => one.push(part.clone()),
-            }
+        all = all.iter().flat_map(|one| choices.iter().map(move |more| [&one[..], more].concat())).collect();
+        if all.len() > MAX_NAMES {
+            return None;
         }
     }
     Some(all)
+}
+
+/// Starts after the opening parenthesis; also returns the text after the group.
+fn group_choices(text: &str) -> Option<(Vec<Vec<RegexPart>>, &str)> {
+    let end = closing(text)?;
+    let inside = text[..end].strip_prefix("?:").unwrap_or(&text[..end]);
+    let mut choices = Vec::new();
+    for piece in split(inside)? {
+        choices.extend(combinations(piece)?);
+    }
+    let rest = &text[end + 1..];
+    match rest.strip_prefix('?') {
+        Some(rest) => {
+            choices.push(Vec::new());
+            Some((choices, rest))
+        }
+        None => Some((choices, rest)),
+    }
+}
+
+fn next_part(text: &str) -> Option<(RegexPart, &str)> {
+    let first = text.chars().next()?;
+    let after = &text[first.len_utf8()..];
+    match first {
+        '[' => {
+            let (class, rest) = after.split_once(']')?;
+            match (class, rest.strip_prefix('+')) {
+                ("^." | "^\\.", Some(rest)) => Some((RegexPart::Label, rest)),
+                ("." | "\\.", None) => Some((RegexPart::Text(".".into()), rest)),
+                _ => None,
+            }
+        }
+        '.' => Some(match after.chars().next() {
+            Some('*') => (RegexPart::Anything, &after[1..]),
+            Some('+') => (RegexPart::Something, &after[1..]),
+            _ => (RegexPart::AnyCharacter, after),
+        }),
+        '\\' => {
+            let escaped = after.chars().next().filter(|escaped| matches!(escaped, '.' | '-' | '_' | '/'))?;
+            Some((RegexPart::Text(escaped.into()), &after[1..]))
+        }
+        letter if letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_') => {
+            Some((RegexPart::Text(letter.to_ascii_lowercase().into()), after))
+        }
+        _ => None,
+    }
 }
 
 fn closing(text: &str) -> Option<usize> {
@@ -219,9 +212,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_suffixes_are_seen_through() {
-        let exact = |text: &str| Form::Exact(text.into());
-        let below = |text: &str| Form::Below(text.into());
+    fn lists_of_names_and_suffixes_are_recognised() {
+        let exact = |text: &str| NameMatch::Exact(text.into());
+        let below = |text: &str| NameMatch::Below(text.into());
         for (expression, expected) in [
             (r"^a\.example$", vec![exact("a.example")]),
             (r"^(api|console)\.two\.example$", vec![exact("api.two.example"), exact("console.two.example")]),
@@ -232,18 +225,18 @@ mod tests {
             (r"^.+\.two\.example$", vec![below("two.example")]),
             (r"[.]two[.]example$", vec![below("two.example")]),
             (r"^(.+\.)?x\.y$", vec![below("x.y"), exact("x.y")]),
-            (r"^[^.]+\.apps\.x$", vec![Form::OneBelow("apps.x".into())]),
-            (r"^[^\.]+\.apps\.x", vec![Form::OneBelow("apps.x".into())]),
-            (r"two\.example$", vec![Form::Ends("two.example".into())]),
-            (r"^API-", vec![Form::Begins("api-".into())]),
-            (r"kube", vec![Form::Contains("kube".into())]),
-            (r"^a.example$", vec![Form::Loose("a.example".into())]),
+            (r"^[^.]+\.apps\.x$", vec![NameMatch::OneLabelBelow("apps.x".into())]),
+            (r"^[^\.]+\.apps\.x", vec![NameMatch::OneLabelBelow("apps.x".into())]),
+            (r"two\.example$", vec![NameMatch::EndsWith("two.example".into())]),
+            (r"^API-", vec![NameMatch::StartsWith("api-".into())]),
+            (r"kube", vec![NameMatch::Contains("kube".into())]),
+            (r"^a.example$", vec![NameMatch::AnyCharacterForDot("a.example".into())]),
         ] {
-            assert_eq!(forms(expression).unwrap().0, expected, "{expression}");
+            assert_eq!(name_matches(expression).unwrap().0, expected, "{expression}");
         }
-        assert!(forms(r"^[^.]+\.apps\.x").unwrap().1.unwrap().contains("no `$`"));
+        assert!(name_matches(r"^[^.]+\.apps\.x").unwrap().1.unwrap().contains("no `$`"));
         for expression in [r"^x\d+$", "a{2}", "(a", "a)", r"^(a|b)+\.x$", "[a-z]*", "", "^$", r"^a\..*\.b$", "a|"] {
-            assert!(forms(expression).is_err(), "{expression}: {:?}", forms(expression));
+            assert!(name_matches(expression).is_err(), "{expression}: {:?}", name_matches(expression));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Values that HAProxy and nginx write much alike, and how snigate writes them.
+//! Values that HAProxy and nginx write alike: durations, networks, addresses, hostnames.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -6,21 +6,23 @@ use std::time::Duration;
 use crate::name::NamePattern;
 use ipnet::{IpNet, Ipv4Net};
 
-/// The range of durations in a configuration.
+/// Numbers that `limits` accepts.
+pub(super) const LIMITS: std::ops::RangeInclusive<u64> = 1..=1_000_000;
+/// Durations that a configuration accepts.
 const DURATIONS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_secs(366 * 24 * 60 * 60);
 
-/// Numbers with units, or one of the unit that goes without saying.
-pub(super) fn duration(text: &str, default: &str) -> Result<Duration, String> {
-    let wrong = || "not a duration".to_owned();
+/// Such as `1h30m`; a number without unit is in the default unit.
+pub(super) fn duration(text: &str, default_unit: &str) -> Result<Duration, String> {
+    let invalid = || "not a duration".to_owned();
     let mut total = Duration::ZERO;
     let mut rest = text;
     while !rest.is_empty() {
         let end = rest.find(|character: char| !character.is_ascii_digit()).unwrap_or(rest.len());
-        let number: u64 = rest[..end].parse().map_err(|_| wrong())?;
+        let number: u64 = rest[..end].parse().map_err(|_| invalid())?;
         rest = &rest[end..];
         let end = rest.find(|character: char| character.is_ascii_digit()).unwrap_or(rest.len());
-        let microseconds = match if end == 0 { default } else { &rest[..end] } {
+        let microseconds = match if end == 0 { default_unit } else { &rest[..end] } {
             "us" => 1,
             "ms" => 1_000,
             "s" => 1_000_000,
@@ -28,22 +30,22 @@ pub(super) fn duration(text: &str, default: &str) -> Result<Duration, String> {
             "h" => 3_600_000_000,
             "d" => 86_400_000_000,
             "w" => 604_800_000_000,
-            _ => return Err(wrong()),
+            _ => return Err(invalid()),
         };
         rest = &rest[end..];
         let more = number.checked_mul(microseconds).map(Duration::from_micros);
-        total = more.and_then(|more| total.checked_add(more)).ok_or_else(wrong)?;
+        total = more.and_then(|more| total.checked_add(more)).ok_or_else(invalid)?;
     }
     if text.is_empty() {
-        Err(wrong())
+        Err(invalid())
     } else if DURATIONS.contains(&total) {
         Ok(total)
     } else {
-        Err("out of the range from 1ms to 366d".into())
+        Err("out of range; snigate accepts 1ms to 366d".into())
     }
 }
 
-/// Bits beyond the length count for nothing in the sources; here they are an error.
+/// HAProxy and nginx ignore bits beyond the prefix length; for snigate they are an error, so they are cleared.
 pub(super) fn network(text: &str) -> Option<IpNet> {
     let net = text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse()).ok().or_else(|| {
         let (address, mask) = text.split_once('/')?;
@@ -53,9 +55,14 @@ pub(super) fn network(text: &str) -> Option<IpNet> {
     net.map(|net| net.trunc())
 }
 
-/// A host, or the sign for all of them, and a port.
+/// All IPv4 and IPv6 addresses.
+pub(super) fn everywhere() -> Vec<IpNet> {
+    ["0.0.0.0/0", "::/0"].into_iter().filter_map(network).collect()
+}
+
+/// With `*` or an empty host for all IPv4 addresses.
 pub(super) fn listen_address(host: &str, port: &str) -> Result<SocketAddr, String> {
-    let port = port.parse().ok().filter(|port| *port > 0).ok_or("its port is no number from 1 to 65535")?;
+    let port = port.parse().ok().filter(|port| *port > 0).ok_or("the port is not a number from 1 to 65535")?;
     let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let ip = match host {
         "" | "*" => Ipv4Addr::UNSPECIFIED.into(),
@@ -69,24 +76,24 @@ pub(super) fn listen_address(host: &str, port: &str) -> Result<SocketAddr, Strin
     Ok(SocketAddr::new(ip, port))
 }
 
-/// A name that a client can ask for, without wildcards.
-pub(super) fn exact(text: &str) -> Result<NamePattern, String> {
+/// A hostname without wildcard.
+pub(super) fn exact_pattern(text: &str) -> Result<NamePattern, String> {
     if text.contains('*') {
-        return Err("it has a `*`, which is no part of a name".into());
+        return Err("a `*` cannot be part of a hostname here".into());
     }
     NamePattern::parse(text).map_err(|error| error.to_string())
 }
 
-/// All names below this one.
-pub(super) fn below(text: &str) -> Result<NamePattern, String> {
-    exact(text)?;
+/// `*.` and this hostname.
+pub(super) fn wildcard_pattern(text: &str) -> Result<NamePattern, String> {
+    exact_pattern(text)?;
     NamePattern::parse(&format!("*.{text}")).map_err(|error| error.to_string())
 }
 
-/// What can be the name of a listener or a route.
+/// Makes the text a valid name of a listener or a route.
 pub(super) fn label(text: &str) -> String {
-    let stands = |character: char| character.is_ascii_alphanumeric() || "-_.:@".contains(character);
-    let text: String = text.chars().take(100).map(|one| if stands(one) { one } else { '-' }).collect();
+    let is_allowed = |character: char| character.is_ascii_alphanumeric() || "-_.:@".contains(character);
+    let text: String = text.chars().take(100).map(|one| if is_allowed(one) { one } else { '-' }).collect();
     let text = text.trim_start_matches(['_', '-']);
     if text.is_empty() { "unnamed".into() } else { text.into() }
 }
@@ -96,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_read_with_the_default_unit_and_written_short() {
+    fn durations_have_a_default_unit() {
         for (text, unit, expected) in [
             ("86400s", "ms", "24h"),
             ("10s", "ms", "10s"),
@@ -115,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_lose_their_host_bits() {
+    fn host_bits_are_cleared() {
         let of = |text| network(text).map(|network| network.to_string());
         assert_eq!(of("10.1.2.3/8").unwrap(), "10.0.0.0/8");
         assert_eq!(of("10.1.2.3").unwrap(), "10.1.2.3/32");
@@ -125,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_allowed_ones() {
+    fn labels_have_allowed_characters_only() {
         assert_eq!(label("_a b[[\n"), "a-b---");
         assert_eq!(label("___"), "unnamed");
         assert_eq!(label(&"ä".repeat(999)), "unnamed");

@@ -1,4 +1,4 @@
-//! Writes a configuration for people.
+//! Writes the draft as a configuration file with comments.
 
 use std::fmt::Write as _;
 
@@ -6,46 +6,45 @@ use crate::name::NamePattern;
 use crate::text::units::span;
 use ipnet::IpNet;
 
-use super::draft::{Check, Draft, Frontend, TlsCheck, Upstream};
-use super::expression::Limit;
-use super::routes::Route;
-use super::sources::Sources;
+use super::addresses::AccessList;
+use super::draft::{CheckDraft, CheckTls, Draft, Frontend, UpstreamDraft};
+use super::expression::ClientLimit;
+use super::routes::RouteDraft;
 use crate::commands::yaml::scalar;
 
-/// Whether CA files are named, or left out so that the rest can be checked without them.
+/// Left out to validate the rest on a machine that does not have them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum CaFiles {
     Named,
     LeftOut,
 }
 
-pub(super) fn write(text: &mut String, draft: &Draft, routes: &[Route], ca_files: CaFiles) -> std::fmt::Result {
-    let listeners = Listener::all(&draft.frontends);
+pub(super) fn write(text: &mut String, draft: &Draft, routes: &[RouteDraft], ca_files: CaFiles) -> std::fmt::Result {
+    let listeners = ListenerEntry::all(&draft.frontends);
     write_listeners(text, &listeners)?;
-    if draft.frontends.iter().any(|frontend| frontend.ended_tls) {
+    if draft.frontends.iter().any(|frontend| frontend.terminated_tls) {
         text.push_str(
             "
-# TLS ended at the proxy before. It does not end here, so clients see the API server's own certificate: they need its
-# CA, and where it does not carry the name they connect to, they set `tls-server-name` to one that it carries. That is
-# then the name they ask for, so it must stand in `sni`, too. Names that may be needed stand there as comments.",
+# The source terminates TLS, snigate does not: clients see the API server's own certificate and verify it with its CA.
+# If the hostname they connect to is not in its SAN, they set `tls-server-name` to one that is. They then send that name
+# as SNI, so `sni` needs it, too; likely names are there as comments.",
         );
     }
     text.push_str("\nroutes:");
     for (number, route) in routes.iter().enumerate() {
         text.push_str(if number == 0 { "\n" } else { "\n\n" });
-        let at = (draft.frontends.len() > 1).then(|| {
+        let listener_names = (draft.frontends.len() > 1).then(|| {
             let names = listeners.iter().filter(|listener| listener.frontend == route.frontend);
             names.map(|listener| scalar(&listener.name)).collect::<Vec<_>>()
         });
-        write_route(text, route, at.as_deref())?;
+        write_route(text, route, listener_names.as_deref())?;
         match &route.upstream {
             Some(upstream) => write_upstream(text, &draft.upstreams[upstream], ca_files)?,
-            // All are denied, so nothing is ever connected to.
-            None => write!(text, "    upstream: {NOWHERE}")?,
+            None => write!(text, "    upstream: {UNUSED_ENDPOINT}")?,
         }
     }
     text.push('\n');
-    let timeouts = draft.timeouts.named().map(|(key, all)| (key, all.last()));
+    let timeouts = draft.timeouts.by_key().map(|(key, all)| (key, all.last()));
     if timeouts.iter().any(|(_, longest)| longest.is_some()) {
         text.push_str("\ntimeouts:\n");
         for (key, longest) in timeouts.into_iter().filter_map(|(key, longest)| Some((key, longest?))) {
@@ -56,15 +55,14 @@ pub(super) fn write(text: &mut String, draft: &Draft, routes: &[Route], ca_files
         text.push_str("\nlimits:\n");
         for limit in &draft.limits {
             match limit {
-                Limit::Connections(count) => writeln!(text, "  per_source: {count}")?,
-                Limit::New(count, period) => writeln!(text, "  new_per_source: {}", rate(*count, *period))?,
+                ClientLimit::Connections(count) => writeln!(text, "  per_source: {count}")?,
+                ClientLimit::Rate(count, period) => writeln!(text, "  new_per_source: {}", rate(*count, *period))?,
             }
         }
     }
     Ok(())
 }
 
-/// So many in so many milliseconds.
 fn rate(count: u64, period: Option<u64>) -> String {
     let (unit, length) = match period.unwrap_or(1000) {
         0..=1000 => ("s", 1000),
@@ -75,18 +73,19 @@ fn rate(count: u64, period: Option<u64>) -> String {
     format!("{}/{unit}", per_unit.clamp(1, 1_000_000))
 }
 
-/// Where a route leads that refuses all: an address for documentation.
-const NOWHERE: &str = "192.0.2.1:9";
+/// Of a route that rejects all clients; from a network reserved for documentation.
+const UNUSED_ENDPOINT: &str = "192.0.2.1:9";
 
-struct Listener<'a> {
+struct ListenerEntry<'a> {
     name: String,
     address: String,
     accept_proxy: &'a [IpNet],
+    /// The number of its frontend.
     frontend: usize,
-    sources: &'a Sources,
+    access: &'a AccessList,
 }
 
-impl<'a> Listener<'a> {
+impl<'a> ListenerEntry<'a> {
     fn all(frontends: &'a [Frontend]) -> Vec<Self> {
         let mut all: Vec<Self> = Vec::new();
         for (number, frontend) in frontends.iter().enumerate() {
@@ -96,33 +95,33 @@ impl<'a> Listener<'a> {
                 let name = std::iter::once(frontend.name.clone()).chain(numbered).find(is_free);
                 let name = name.unwrap_or_default();
                 let accept_proxy = frontend.accept_proxy.get(address).map_or(&[][..], Vec::as_slice);
-                let (sources, address) = (&frontend.sources, address.to_string());
-                all.push(Self { name, address, accept_proxy, frontend: number, sources });
+                let (access, address) = (&frontend.access, address.to_string());
+                all.push(Self { name, address, accept_proxy, frontend: number, access });
             }
         }
         all
     }
 }
 
-fn write_listeners(text: &mut String, listeners: &[Listener<'_>]) -> std::fmt::Result {
-    if let [Listener { address, sources, accept_proxy: [], .. }] = listeners
-        && sources.is_empty()
+fn write_listeners(text: &mut String, listeners: &[ListenerEntry<'_>]) -> std::fmt::Result {
+    if let [ListenerEntry { address, access, accept_proxy: [], .. }] = listeners
+        && access.is_empty()
     {
         return writeln!(text, "listen: {}", scalar(address));
     }
     text.push_str("listen:\n");
-    for Listener { name, address, sources, accept_proxy, .. } in listeners {
+    for ListenerEntry { name, address, access, accept_proxy, .. } in listeners {
         writeln!(text, "  - name: {}\n    address: {}", scalar(name), scalar(address))?;
         if !accept_proxy.is_empty() {
             writeln!(text, "    accept_proxy: {{from: [{}]}}", networks(accept_proxy))?;
         }
-        write_sources(text, sources)?;
+        write_access(text, access)?;
     }
     Ok(())
 }
 
-fn write_sources(text: &mut String, sources: &Sources) -> std::fmt::Result {
-    for (key, all) in [("allow", &sources.allow), ("deny", &sources.deny)] {
+fn write_access(text: &mut String, access: &AccessList) -> std::fmt::Result {
+    for (key, all) in [("allow", &access.allow), ("deny", &access.deny)] {
         if !all.is_empty() {
             writeln!(text, "    {key}: [{}]", networks(all))?;
         }
@@ -134,10 +133,10 @@ fn networks(all: &[IpNet]) -> String {
     all.iter().map(|network| scalar(&network.to_string())).collect::<Vec<_>>().join(", ")
 }
 
-fn write_route(text: &mut String, route: &Route, at: Option<&[String]>) -> std::fmt::Result {
-    let Route { name, names, alpn, aliases, sources, upstream, frontend: _ } = route;
+fn write_route(text: &mut String, route: &RouteDraft, listeners: Option<&[String]>) -> std::fmt::Result {
+    let RouteDraft { name, names, alpn, aliases, access, upstream, frontend: _ } = route;
     if upstream.is_none() {
-        text.push_str("  # Clients that ask for these names are refused.\n");
+        text.push_str("  # Rejects all clients that send these names.\n");
     }
     writeln!(text, "  - name: {}", scalar(name))?;
     let written = |name: &NamePattern| scalar(&name.to_string());
@@ -154,17 +153,18 @@ fn write_route(text: &mut String, route: &Route, at: Option<&[String]>) -> std::
         let alpn: Vec<String> = alpn.iter().map(|protocol| scalar(protocol)).collect();
         writeln!(text, "    alpn: [{}]", alpn.join(", "))?;
     }
-    match at {
+    match listeners {
         None => {}
         Some([name]) => writeln!(text, "    listener: {name}")?,
         Some(names) => writeln!(text, "    listener: [{}]", names.join(", "))?,
     }
-    write_sources(text, sources)
+    write_access(text, access)
 }
 
-/// Without the last line's end.
-fn write_upstream(text: &mut String, upstream: &Upstream, ca_files: CaFiles) -> std::fmt::Result {
-    let Upstream { endpoints, backups, balance, connect_timeout, slow_start, proxy_protocol, check, .. } = upstream;
+/// Without a line break at the end.
+fn write_upstream(text: &mut String, upstream: &UpstreamDraft, ca_files: CaFiles) -> std::fmt::Result {
+    let UpstreamDraft { endpoints, backups, balance, connect_timeout, slow_start, proxy_protocol, check, .. } =
+        upstream;
     let mut more = String::new();
     if let Some(balance) = balance {
         write!(more, "\n      balance: {balance}")?;
@@ -190,17 +190,17 @@ fn write_upstream(text: &mut String, upstream: &Upstream, ca_files: CaFiles) -> 
     }
     text.push_str("    upstream:\n      endpoints:");
     endpoints.iter().try_for_each(|(endpoint, _)| write!(text, "\n        - {}", destination(endpoint)))?;
-    backups.iter().try_for_each(|backup| write!(text, "\n        # - {} # a backup", destination(backup)))?;
+    backups.iter().try_for_each(|backup| write!(text, "\n        # - {} # backup", destination(backup)))?;
     text.push_str(&more);
     Ok(())
 }
 
-fn write_check(text: &mut String, check: &Check, ca_files: CaFiles) -> std::fmt::Result {
-    let Check { interval, timeout, rise, fall, tls, path } = check;
+fn write_check(text: &mut String, check: &CheckDraft, ca_files: CaFiles) -> std::fmt::Result {
+    let CheckDraft { interval, timeout, rise, fall, tls, path } = check;
     let tls = tls.as_ref().map(|tls| match (tls, ca_files) {
-        (TlsCheck::Unverified, _) | (_, CaFiles::LeftOut) => "{verify: false}".to_owned(),
-        (TlsCheck::Verified { ca_file, server_name: None }, _) => format!("{{ca_file: {}}}", scalar(ca_file)),
-        (TlsCheck::Verified { ca_file, server_name: Some(name) }, _) => {
+        (CheckTls::Unverified, _) | (_, CaFiles::LeftOut) => "{verify: false}".to_owned(),
+        (CheckTls::Verified { ca_file, server_name: None }, _) => format!("{{ca_file: {}}}", scalar(ca_file)),
+        (CheckTls::Verified { ca_file, server_name: Some(name) }, _) => {
             format!("{{ca_file: {}, server_name: {}}}", scalar(ca_file), scalar(name))
         }
     });

@@ -9,6 +9,8 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject};
 
+use super::files::read_file;
+
 /// Where they are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum CaFile {
@@ -46,7 +48,12 @@ impl Authorities {
     }
 
     fn of_file(path: &Path) -> Result<Self, String> {
-        let certificates = read_certificates(path)?;
+        Self::of_pem(&read_file(path)?, path)
+    }
+
+    /// Reads them from the content of this file.
+    pub(super) fn of_pem(pem: &[u8], path: &Path) -> Result<Self, String> {
+        let certificates = parse_certificates(pem, path)?;
         let mut roots = RootCertStore::empty();
         for certificate in &certificates {
             roots.add(certificate.clone()).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -55,7 +62,7 @@ impl Authorities {
     }
 
     /// There are hundreds, in as many files, and they change with the updates of the machine.
-    fn of_system() -> Result<Arc<Self>, String> {
+    pub(super) fn of_system() -> Result<Arc<Self>, String> {
         const RENEWED: Duration = Duration::from_secs(60);
         static LAST: Mutex<Option<(Instant, Arc<Authorities>)>> = Mutex::new(None);
         let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,11 +87,10 @@ impl Authorities {
     }
 }
 
-pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let in_file = |error: &pem::Error| format!("{}: {}", path.display(), not_pem(error));
-    let certificates: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(path).map_err(|error| in_file(&error))?.collect();
-    let certificates = certificates.map_err(|error| in_file(&error))?;
+/// At least one, from the content of this file.
+pub(super) fn parse_certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let certificates = certificates.map_err(|error| format!("{}: {}", path.display(), not_pem(&error)))?;
     if certificates.is_empty() {
         return Err(format!("{}: no certificate in it; expected PEM (-----BEGIN CERTIFICATE-----)", path.display()));
     }

@@ -5,15 +5,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::pin;
+use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
-use hyper::header::{AUTHORIZATION, HOST, HeaderValue, USER_AGENT};
+use hyper::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue, USER_AGENT};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
@@ -21,15 +22,15 @@ use tokio_rustls::client::TlsStream;
 use super::super::certificate::Certificate;
 use super::super::failure::{self, Failure};
 use super::super::local_address;
+use super::files::read_file;
 use super::state::ProbeResult;
-use super::tls::{Handshake, TlsClient, said};
+use super::tls::{Contents, Handshake, TlsClient, said};
 use super::{HealthCheck, HttpCheck, TlsCheck};
 use crate::proxy_protocol;
-use crate::relay;
 use crate::text::units::span;
 
-/// The most of an answer that is read: `/readyz` names the checks that failed.
-const MAX_ANSWER: usize = 16 * 1024;
+/// For the body of an answer that says what is not ready.
+const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a check has brought.
 #[derive(Debug)]
@@ -42,15 +43,47 @@ pub(crate) struct Answer {
     pub(crate) note: Option<&'static str>,
 }
 
-/// Asks once. All of it has one deadline. `header`: how the endpoint wants to be told who is there, if it does.
-pub(crate) async fn ask_once(
+/// Checks once, with the files read here and now. `header`: the PROXY header that the endpoint expects, if it does.
+pub(crate) async fn check_once(
     address: SocketAddr,
     check: &HealthCheck,
     header: Option<proxy_protocol::Version>,
 ) -> Answer {
+    let credentials = check.tls.clone().map(|tls| {
+        let token_file = check.http.as_ref().and_then(|http| http.token_file.clone());
+        let read = move || {
+            let contents = Contents::read(&tls, token_file.as_deref())?;
+            Credentials::new(&tls, token_file.as_deref(), &contents)
+        };
+        tokio::task::spawn_blocking(read)
+    });
+    let credentials = match credentials {
+        None => Ok(None),
+        Some(read) => read.await.unwrap_or_else(|error| Err(error.to_string())).map(Some),
+    };
+    match credentials {
+        Ok(credentials) => probe(address, check, header, credentials.as_ref()).await,
+        Err(reason) => Answer::not_made(reason),
+    }
+}
+
+impl Answer {
+    pub(super) fn not_made(reason: String) -> Self {
+        Self { result: Err(reason), certificate: None, note: None }
+    }
+}
+
+/// Checks once. All of it has one deadline, but for the polite end.
+pub(super) async fn probe(
+    address: SocketAddr,
+    check: &HealthCheck,
+    header: Option<proxy_protocol::Version>,
+    credentials: Option<&Credentials>,
+) -> Answer {
     let mut answer = Answer { result: Ok(ProbeResult::Ready), certificate: None, note: None };
     let mut is_connected = false;
-    let result = timeout(check.timeout, ask(address, check, header, &mut answer, &mut is_connected)).await;
+    let result =
+        timeout(check.timeout, try_probe(address, check, header, credentials, &mut answer, &mut is_connected)).await;
     let late = |_| {
         let within = span(check.timeout);
         Err(Ok(if is_connected {
@@ -60,22 +93,45 @@ pub(crate) async fn ask_once(
             ProbeResult::Unreachable(format!("connect: no answer within {within}"))
         }))
     };
-    if let Err(result) = result.unwrap_or_else(late) {
-        answer.result = result;
+    match result.unwrap_or_else(late) {
+        Ok(Some(stream)) => close(stream).await,
+        Ok(None) => {}
+        Err(result) => answer.result = result,
     }
     answer
 }
 
-type End = Result<ProbeResult, String>;
+/// How long the server may take to send what it sends last and to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(250);
 
-async fn ask(
+/// Ends TLS in order (`close_notify`), and lets the server close first: it logs no error, and neither side is reset by bytes
+/// that nobody has read, such as its session tickets.
+async fn close(mut stream: TlsStream<TcpStream>) {
+    let end = async {
+        if stream.get_mut().1.is_handshaking() {
+            return;
+        }
+        stream.get_mut().1.send_close_notify();
+        let _ = stream.flush().await;
+        let mut rest = [0; 1024];
+        while stream.read(&mut rest).await.is_ok_and(|length| length > 0) {}
+        // The FIN may come after the close_notify.
+        let tcp = stream.get_mut().0;
+        while tcp.read(&mut rest).await.is_ok_and(|length| length > 0) {}
+    };
+    let _ = timeout(CLOSE_TIMEOUT, end).await;
+}
+
+type NoResult = Result<ProbeResult, String>;
+
+async fn try_probe(
     address: SocketAddr,
     check: &HealthCheck,
     header: Option<proxy_protocol::Version>,
+    credentials: Option<&Credentials>,
     answer: &mut Answer,
     is_connected: &mut bool,
-) -> Result<(), End> {
-    let credentials = credentials(check).await?;
+) -> Result<Option<TlsStream<TcpStream>>, NoResult> {
     // Not as connections are: their handshake waits for the first bytes, and a check may have none.
     let connected = TcpStream::connect(address).await;
     let connected = connected.and_then(|stream| local_address(&stream, address).map(|_| stream));
@@ -84,47 +140,42 @@ async fn ask(
         _ => Ok(ProbeResult::Unreachable(format!("connect: {}", failure::plain(&error)))),
     })?;
     *is_connected = true;
-    // Checks are many: their ends should not wait in TIME_WAIT.
-    relay::reset_on_close(&stream);
     if let Some(version) = header {
         let sent = stream.write_all(&proxy_protocol::header(version, None)).await;
         sent.map_err(|error| Ok(ProbeResult::Wrong(format!("PROXY header: {}", failure::plain(&error)))))?;
     }
-    let (Some(tls), Some(credentials)) = (&check.tls, credentials) else { return Ok(()) };
+    let (Some(tls), Some(credentials)) = (&check.tls, credentials) else { return Ok(None) };
     let name = tls.asked_name.clone().unwrap_or_else(|| ServerName::from(address.ip()));
     let host = tls.asked_name.as_ref().map_or_else(|| address.to_string(), |name| name.to_str().into_owned());
     let Handshake { certificate, stream } = credentials.client.handshake(name, stream).await;
     answer.certificate = certificate;
-    let stream = stream.map_err(|error| Ok(ProbeResult::Wrong(format!("TLS: {}", said(&error)))))?;
-    let Some(http) = &check.http else { return Ok(()) };
-    answer.note = request(stream, &host, http, credentials.token).await.map_err(Ok)?;
-    Ok(())
+    let mut stream = stream.map_err(|error| Ok(ProbeResult::Wrong(format!("TLS: {}", said(&error)))))?;
+    if let Some(http) = &check.http {
+        answer.note = request(&mut stream, &host, http, credentials.token.clone()).await.map_err(Ok)?;
+    }
+    Ok(Some(stream))
 }
 
-/// What is read from files for every check: certificates and tokens are renewed under the same names.
-struct Credentials {
+/// What the files of a check contained, ready to be used: certificates and tokens are renewed under the same names.
+#[derive(Debug)]
+pub(super) struct Credentials {
     client: TlsClient,
     token: Option<HeaderValue>,
 }
 
 impl Credentials {
-    fn read(tls: &TlsCheck, token_file: Option<&Path>) -> Result<Self, String> {
-        Ok(Self { client: TlsClient::read(tls)?, token: token_file.map(read_token).transpose()? })
+    pub(super) fn new(tls: &TlsCheck, token_file: Option<&Path>, contents: &Contents) -> Result<Self, String> {
+        let token = token_file.zip(contents.token.as_ref()).map(|(path, token)| bearer(token, path)).transpose()?;
+        Ok(Self { client: TlsClient::new(tls, contents)?, token })
     }
 }
 
-/// On a thread where a file system that hangs holds up nobody else. What is wrong with our own files is not the
-/// endpoint's fault.
-async fn credentials(check: &HealthCheck) -> Result<Option<Credentials>, End> {
-    let Some(tls) = check.tls.clone() else { return Ok(None) };
-    let token_file = check.http.as_ref().and_then(|http| http.token_file.clone());
-    let read = tokio::task::spawn_blocking(move || Credentials::read(&tls, token_file.as_deref())).await;
-    read.map_err(|error| Err(error.to_string()))?.map(Some).map_err(Err)
-}
+/// The most of an answer that is read for its list of failed checks.
+const MAX_BODY: usize = 16 * 1024;
 
-/// Asks over this connection; what the operator should know although it is no failure.
+/// Requests the path over this connection; what the operator should know although it is no failure.
 pub(crate) async fn request(
-    stream: TlsStream<TcpStream>,
+    stream: &mut TlsStream<TcpStream>,
     host: &str,
     http: &HttpCheck,
     token: Option<HeaderValue>,
@@ -142,16 +193,31 @@ pub(crate) async fn request(
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| wrong(&error))?;
     let mut request = Request::get(http.path.clone())
         .header(HOST, host)
+        .header(CONNECTION, HeaderValue::from_static("close"))
         .header(USER_AGENT, concat!("snigate/", env!("CARGO_PKG_VERSION"), " (health check)"));
     if let Some(token) = token {
         request = request.header(AUTHORIZATION, token);
     }
     let request = request.body(Empty::<Bytes>::new()).map_err(|error| wrong(&error))?;
+    let is_unready = |status| matches!(status, StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE);
     let exchange = async {
         let response = sender.send_request(request).await.map_err(|error| wrong(&error))?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        Ok((status, body.map(http_body_util::Collected::to_bytes).unwrap_or_default()))
+        let mut body = Vec::new();
+        // The status is the answer; a body may be endless, and only the one that says what is not ready is of use.
+        if is_unready(status) {
+            let mut frames = response.into_body();
+            let read = async {
+                while let Some(Ok(frame)) = frames.frame().await {
+                    body.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+                    if body.len() > MAX_BODY {
+                        break;
+                    }
+                }
+            };
+            let _ = timeout(BODY_TIMEOUT, read).await;
+        }
+        Ok((status, body))
     };
     let mut exchange = pin!(exchange);
     let (status, body) = tokio::select! {
@@ -162,7 +228,7 @@ pub(crate) async fn request(
     };
     match status {
         status if http.expect.iter().any(|range| range.contains(&status.as_u16())) => Ok(None),
-        StatusCode::INTERNAL_SERVER_ERROR | StatusCode::SERVICE_UNAVAILABLE => {
+        status if is_unready(status) => {
             Err(ProbeResult::Unready(format!("{} {}{}", http.path, status.as_u16(), failed_checks(&body))))
         }
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if http.unauthorized_is_alive => Ok(Some(
@@ -176,10 +242,13 @@ fn is_of_tls(error: &io::Error) -> bool {
     error.get_ref().is_some_and(<dyn Error + Send + Sync>::is::<rustls::Error>)
 }
 
-/// The header that carries the token in this file.
+/// The header that has the token in this file.
 pub(crate) fn read_token(path: &Path) -> Result<HeaderValue, String> {
-    let token = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let value = HeaderValue::try_from(format!("Bearer {}", token.trim()));
+    bearer(&read_file(path)?, path)
+}
+
+fn bearer(token: &[u8], path: &Path) -> Result<HeaderValue, String> {
+    let value = HeaderValue::try_from([b"Bearer ", token.trim_ascii()].concat());
     // What is in the file is not for the log, not even if it is no token.
     let mut value = value.map_err(|_| format!("{}: not a token", path.display()))?;
     value.set_sensitive(true);

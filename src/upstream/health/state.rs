@@ -1,7 +1,10 @@
 //! What is known of an endpoint's health, and what changes it. Pure: no clock, no I/O.
 
+use strum::{FromRepr, IntoStaticStr, VariantArray};
+
 /// Whether new connections go to an endpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromRepr, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 #[repr(u8)]
 pub(crate) enum State {
     /// They do.
@@ -14,16 +17,9 @@ pub(crate) enum State {
 }
 
 impl State {
-    /// All of them.
-    pub(crate) const ALL: [Self; 3] = [Self::Ready, Self::Unready, Self::Dead];
-
     /// The value of `state` in logs and metrics.
     pub(crate) fn label(self) -> &'static str {
-        match self {
-            Self::Ready => "ready",
-            Self::Unready => "unready",
-            Self::Dead => "dead",
-        }
+        self.into()
     }
 }
 

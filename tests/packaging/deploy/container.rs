@@ -112,7 +112,7 @@ fn the_image_needs_nothing_but_what_it_has() {
             });
             let _names = NameServer::start(Answer::Addresses(vec!["127.0.0.3".parse().unwrap()]));
             router.wait("a name from DNS", |line| {
-                line["message"] == "endpoints changed" && line["added"] == "127.0.0.3:6443"
+                line["message"] == "addresses changed" && line["added"] == "127.0.0.3:6443"
             });
             for name in ["hosts.test", "dns.test"] {
                 let answer = tls::get("127.0.0.1:6443".parse().unwrap(), &authority, name, None);

@@ -1,137 +1,147 @@
-//! `backend` and the back of `listen`: servers, and how they are chosen and checked.
+//! `backend`, and the backend half of `listen`.
 
-use super::Globals;
-use super::access::Access;
-use super::check::{self, Request};
-use super::condition::{Acls, Condition};
-use super::frontend::Around;
-use super::sections::{Line, Section};
-use super::server::Parameters;
-use crate::commands::import::draft::{Draft, Outcome, Rule, Upstream};
-use crate::commands::import::expression::Expression;
-use crate::commands::import::ledger::{Ledger, Place};
+use super::acl::{Acls, RuleCondition};
+use super::check::{self, CheckRequest};
+use super::context::FileContext;
+use super::criterion::CriterionReader;
+use super::request_rules::RequestRules;
+use super::sections::{Section, SectionLine};
+use super::server::{self, ServerParameters};
+use crate::commands::import::draft::{Action, Draft, Rule, UpstreamDraft};
+use crate::commands::import::notes::{Location, Notes};
 use crate::commands::import::values::duration;
 
-struct Server<'a> {
+struct BackendServer<'a> {
     name: &'a str,
-    parameters: Parameters,
+    parameters: ServerParameters,
     address: &'a str,
-    place: Place,
+    location: Location,
 }
 
-/// `lines` are those of its defaults and its own.
+/// A `use-server` line.
+struct UseServer<'a> {
+    server: &'a str,
+    condition: RuleCondition,
+    location: Location,
+}
+
+/// `lines` include those of its `defaults`; `is_after_tls`: a frontend that terminates TLS routes to it.
 pub(super) fn read(
     section: &Section,
-    lines: &[&Line],
-    globals: &Globals,
-    is_behind_tls: bool,
-    around: &Around<'_>,
+    lines: &[&SectionLine],
+    context: &FileContext<'_>,
+    is_after_tls: bool,
     draft: &mut Draft,
-    ledger: &mut Ledger,
+    notes: &mut Notes,
 ) {
-    let mut upstream = Upstream::default();
-    let mut defaults = Parameters::default();
-    let mut request = Request::default();
+    let mut upstream = UpstreamDraft::default();
+    let mut defaults = ServerParameters::default();
+    let mut request = CheckRequest::default();
     let mut check_timeout = None;
-    let mut servers: Vec<Server<'_>> = Vec::new();
-    let mut acls = Acls::new(around.files, if is_behind_tls { None } else { Some(false) });
-    let mut access = Access::default();
-    let mut chosen = Vec::new();
+    let mut servers: Vec<BackendServer<'_>> = Vec::new();
+    let mut acls = Acls::new(CriterionReader::new(context.files, if is_after_tls { None } else { Some(false) }));
+    let mut request_rules = RequestRules::default();
+    let mut use_server: Vec<UseServer<'_>> = Vec::new();
     for line in lines {
-        let place = line.place();
+        let location = line.location();
         let words = line.words();
         match words[..] {
-            ["balance", algorithm, ..] => match algorithm.split('(').next() {
-                Some("roundrobin" | "static-rr") => set(&mut upstream, "round_robin", place),
-                Some("leastconn") => set(&mut upstream, "least_connections", place),
-                Some("random") => set(&mut upstream, "random", place),
-                _ => ledger.note(&place, format!("`{algorithm}`: no client is tied to an endpoint; see `balance`")),
-            },
+            ["balance", algorithm, ..] => {
+                if let Some(balance) = balance(algorithm) {
+                    upstream.balance = Some(balance);
+                    upstream.locations.insert(location);
+                } else {
+                    let reason = format!(
+                        "`balance {algorithm}` ignored: clients are not bound to an endpoint; `balance` can be \
+                        least_connections, round_robin or random"
+                    );
+                    notes.note(&location, reason);
+                }
+            }
             ["timeout", kind @ ("connect" | "check"), text, ..] => match (duration(text, "ms"), kind) {
-                (Err(reason), _) => ledger.note(&place, format!("`{text}`: {reason}")),
-                (Ok(span), "check") => check_timeout = Some((span, place)),
+                (Err(reason), _) => notes.note(&location, format!("`{text}`: {reason}")),
+                (Ok(span), "check") => check_timeout = Some((span, location)),
                 (Ok(span), _) => {
                     upstream.connect_timeout = Some(span);
-                    upstream.places.insert(place);
+                    upstream.locations.insert(location);
                 }
             },
             ["default-server", ref parameters @ ..] => {
-                defaults.read(parameters, &place, globals, ledger);
-                upstream.places.insert(place);
+                defaults.read(parameters, &location, context, notes);
+                upstream.locations.insert(location);
             }
             ["server", name, address, ref parameters @ ..]
             | ["server-template", name, _, address, ref parameters @ ..] => {
                 let mut server = defaults.clone();
-                server.read(parameters, &place, globals, ledger);
-                server.add_to(&mut upstream, address, is_behind_tls, &place, ledger);
-                servers.push(Server { name, parameters: server, address, place });
+                server.read(parameters, &location, context, notes);
+                server.add_to(&mut upstream, address, is_after_tls, &location, notes);
+                servers.push(BackendServer { name, parameters: server, address, location });
             }
-            ["option" | "http-check", ref option @ ..] => request.read(option, &place, ledger),
-            ["acl", ..] if section.kind == "backend" => acls.add(&words, &place, ledger),
+            ["option" | "http-check", ref option @ ..] => request.read(option, &location, notes),
+            ["acl", ..] if section.kind == "backend" => acls.add(&words, &location, notes),
             ["use-server", server, ref condition @ ..] => {
-                let condition = acls
-                    .condition(condition, &place, ledger)
-                    .unwrap_or_else(|reason| Condition { when: Expression::unknown(reason), places: [].into() });
-                chosen.push((server, condition, place));
+                let condition = acls.condition(condition, &location, notes).unwrap_or_else(RuleCondition::unknown);
+                use_server.push(UseServer { server, condition, location });
             }
-            // Those of a `listen` are read with its front.
+            // The frontend half of a `listen` has read its own.
             ["tcp-request" | "http-request", ..] if section.kind == "backend" => {
-                access.add(line, &mut acls, |_| None, ledger);
+                request_rules.add(line, section, &mut acls, context, notes);
             }
-            ["mode", "tcp"] => drop(upstream.places.insert(place)),
+            ["mode", "tcp"] => drop(upstream.locations.insert(location)),
             _ => {}
         }
     }
-    let checked: Vec<(&Parameters, &Place)> =
-        servers.iter().map(|server| (&server.parameters, &server.place)).collect();
-    if let Some((first, _)) = checked.iter().find(|(server, _)| server.check) {
-        if let Some((_, place)) = checked.iter().find(|(other, _)| !other.is_checked_like(first)) {
-            let reason = "the servers differ in how they are checked; here all are checked like the first one that is";
-            ledger.note(place, reason);
+    if let Some(first) = servers.iter().find(|server| server.parameters.check) {
+        let differs = |other: &&BackendServer<'_>| {
+            other.parameters.is_used() && !other.parameters.is_checked_like(&first.parameters)
+        };
+        if let Some(other) = servers.iter().find(differs) {
+            let reason = format!(
+                "its health check differs from that of the server in {}, which applies to all endpoints here",
+                first.location
+            );
+            notes.note(&other.location, reason);
         }
-        upstream.check = Some(check::check(first, request, check_timeout, &mut upstream.places, ledger));
+        let check = check::translate(&first.parameters, request, check_timeout, &mut upstream.locations, notes);
+        upstream.check = Some(check);
     }
-    upstream.is_vacant = servers.is_empty()
-        && !lines
-            .iter()
-            .any(|line| matches!(line.words[0].as_str(), "http-request" | "dispatch" | "use-fcgi-app" | "option"));
-    upstream.phases = access.phases();
-    for (name, condition, place) in chosen {
-        choose(&section.name, name, condition, &place, &servers, &mut upstream, draft, ledger);
+    let serves_otherwise =
+        |line: &&SectionLine| matches!(line.words[0].as_str(), "http-request" | "dispatch" | "use-fcgi-app" | "option");
+    upstream.is_empty_in_source = servers.is_empty() && !lines.iter().any(serves_otherwise);
+    upstream.phases = request_rules.take_phases();
+    for UseServer { server, condition: RuleCondition { when, locations: related }, location } in use_server {
+        let key = format!("{}/{server}", section.name);
+        let server = servers.iter().find(|one| one.name == server);
+        let alone = only(server, &upstream);
+        if !alone.endpoints.is_empty() {
+            let reason =
+                "while this server is unreachable, these clients are rejected; HAProxy would use another server";
+            notes.note(&location, reason);
+        }
+        draft.upstreams.insert(key.clone(), alone);
+        upstream.server_rules.push(Rule { location, related, when, then: Action::RouteTo(key) });
     }
-    upstream.places.insert(section.header.place());
+    upstream.locations.insert(section.header.location());
     draft.upstreams.insert(section.name.clone(), upstream);
 }
 
-fn set(upstream: &mut Upstream, balance: &'static str, place: Place) {
-    upstream.balance = Some(balance);
-    upstream.places.insert(place);
+fn balance(algorithm: &str) -> Option<&'static str> {
+    match algorithm.split('(').next()? {
+        "roundrobin" | "static-rr" => Some("round_robin"),
+        "leastconn" => Some("least_connections"),
+        "random" => Some("random"),
+        _ => None,
+    }
 }
 
-/// `use-server`: an upstream with this one alone.
-#[expect(clippy::too_many_arguments, reason = "what a backend is made of")]
-fn choose(
-    backend: &str,
-    server: &str,
-    condition: Condition,
-    place: &Place,
-    servers: &[Server<'_>],
-    upstream: &mut Upstream,
-    draft: &mut Draft,
-    ledger: &mut Ledger,
-) {
-    let Condition { when, places: also } = condition;
-    let key = format!("{backend}/{server}");
-    let found = servers.iter().find(|one| one.name == server);
-    let destination = found.and_then(|server| super::server::destination(server.address).ok());
-    let mut alone = upstream.clone();
-    alone.endpoints = found.and_then(|server| Some((destination?, server.place.clone()))).into_iter().collect();
-    alone.backups.clear();
-    alone.choices.clear();
-    alone.phases.clear();
-    if !alone.endpoints.is_empty() {
-        ledger.note(place, "while this server is unreachable its clients are refused; HAProxy takes another one then");
+/// An upstream like this one with no other server.
+fn only(server: Option<&BackendServer<'_>>, upstream: &UpstreamDraft) -> UpstreamDraft {
+    let endpoint = server.and_then(|server| Some((server::destination(server.address).ok()?, server.location.clone())));
+    UpstreamDraft {
+        endpoints: endpoint.into_iter().collect(),
+        backups: Vec::new(),
+        server_rules: Vec::new(),
+        phases: Vec::new(),
+        ..upstream.clone()
     }
-    draft.upstreams.insert(key.clone(), alone);
-    upstream.choices.push(Rule { place: place.clone(), also, when, then: Outcome::To(key) });
 }

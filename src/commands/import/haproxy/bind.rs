@@ -2,113 +2,116 @@
 
 use std::net::SocketAddr;
 
-use super::access::everywhere;
-use super::sections::Line;
-use crate::commands::import::draft::{Draft, Frontend, Listens, TLS_ENDED};
-use crate::commands::import::ledger::{Ledger, Place};
-use crate::commands::import::values::listen_address;
+use super::sections::SectionLine;
+use crate::commands::import::draft::{Draft, Frontend, ListenResult, TLS_NOT_TERMINATED};
+use crate::commands::import::notes::{Location, Notes};
+use crate::commands::import::values::{everywhere, listen_address};
 
-/// Of one range.
-const MOST_PORTS: u16 = 64;
+/// Longer ranges of ports are left out.
+const MAX_PORTS: u16 = 64;
 
-pub(super) fn is_bind(line: &Line) -> bool {
-    line.words[0] == "bind"
+pub(super) fn terminates_tls(line: &SectionLine) -> bool {
+    line.words[0] == "bind" && line.words.iter().any(|word| word == "ssl")
 }
 
-pub(super) fn ends_tls(line: &Line) -> bool {
-    line.words.iter().any(|word| word == "ssl")
-}
-
-/// All that can be understood.
-pub(super) fn addresses(line: &Line) -> Vec<SocketAddr> {
+/// Those that snigate could listen at; none if the line is not a `bind`.
+pub(super) fn addresses(line: &SectionLine) -> Vec<SocketAddr> {
+    if line.words[0] != "bind" {
+        return Vec::new();
+    }
     let texts = line.words.get(1).map(String::as_str).unwrap_or_default();
-    texts.split(',').filter_map(|text| read(text).ok()).flatten().collect()
+    texts.split(',').filter_map(|text| parse(text).ok()).flatten().collect()
 }
 
 pub(super) fn listen(
     frontend: &mut Frontend,
     addresses: &str,
     parameters: &[&str],
-    place: &Place,
+    location: &Location,
     draft: &Draft,
-    ledger: &mut Ledger,
+    notes: &mut Notes,
 ) {
-    let mut wide = false;
+    // Whether a listener accepts IPv4 clients, too.
+    let mut is_dual_stack = false;
     let mut listening = Vec::new();
     for text in addresses.split(',') {
-        let all = match read(text) {
+        let all = match parse(text) {
             Ok(all) => all,
             Err(reason) => {
-                ledger.narrower(place, format!("`{text}` is left out, and nothing listens for its clients: {reason}"));
+                notes.rejects_or_reroutes(location, format!("`{text}` left out: {reason}"));
                 continue;
             }
         };
         for address in all {
-            wide |= address.is_ipv6() && address.ip().is_unspecified();
+            is_dual_stack |= address.is_ipv6() && address.ip().is_unspecified();
             match draft.listen(frontend, address) {
-                Listens::Yes => {
+                ListenResult::Added => {
                     listening.push(address);
-                    frontend.places.insert(place.clone());
+                    frontend.locations.insert(location.clone());
                 }
-                Listens::With(wider) => {
-                    frontend.places.insert(place.clone());
-                    wide = false;
-                    let before = frontend.accept_proxy.keys().any(|other| other.port() == wider.port());
-                    match (parameters.contains(&"accept-proxy"), before) {
-                        (true, true) => listening.push(wider),
+                ListenResult::MergedInto(merged) => {
+                    frontend.locations.insert(location.clone());
+                    is_dual_stack = false;
+                    let has_it_before = frontend.accept_proxy.keys().any(|other| other.port() == merged.port());
+                    match (parameters.contains(&"accept-proxy"), has_it_before) {
+                        (true, true) => listening.push(merged),
                         (false, false) => {}
                         _ => {
-                            frontend.accept_proxy.remove(&wider);
-                            let reason = "one of two addresses that are one listener here has `accept-proxy`, which \
-                                that listener has not: clients with PROXY headers are refused";
-                            ledger.narrower(place, reason);
+                            frontend.accept_proxy.remove(&merged);
+                            let reason = format!(
+                                "`accept-proxy` left out: {merged} serves two addresses, and only one of them has it. \
+                                Clients that send a PROXY header are rejected"
+                            );
+                            notes.rejects_or_reroutes(location, reason);
                         }
                     }
-                    ledger.note(place, format!("{wider} stands for both addresses, as it takes the clients of both"));
+                    notes.note(location, format!("one listener at {merged} serves this address, too"));
                 }
-                Listens::Taken(reason) => ledger.narrower(place, format!("`{text}` is left out: {reason}")),
+                ListenResult::InUse(reason) => {
+                    notes.rejects_or_reroutes(location, format!("`{text}` left out: {reason}"));
+                }
             }
         }
     }
     let has = |wanted: &str| parameters.contains(&wanted);
     if has("ssl") {
-        ledger.note(place, TLS_ENDED);
+        notes.note(location, TLS_NOT_TERMINATED);
     }
-    if has("v6only") && wide {
-        ledger.wider(place, "`v6only`: a listener at [::] takes IPv4 clients, too");
+    if has("v6only") && is_dual_stack {
+        notes.admits_more(location, "`v6only`: snigate's listener at [::] accepts IPv4 clients, too");
     }
-    if has("accept-proxy") {
-        let reason = "`accept-proxy`: PROXY headers are accepted from every address, as before; let `accept_proxy` have \
-            but the networks of the balancers";
-        ledger.note(place, reason);
+    if has("accept-proxy") && !listening.is_empty() {
+        let reason = "`accept-proxy`: PROXY headers are accepted from every address, as in HAProxy; restrict \
+            `accept_proxy` to the networks of your load balancers";
+        notes.note(location, reason);
         frontend.accept_proxy.extend(listening.iter().map(|address| (*address, everywhere())));
     }
     let value = |key: &str| parameters.iter().position(|word| *word == key).and_then(|at| parameters.get(at + 1));
     if has("ssl") && value("verify") == Some(&"required") {
-        ledger.wider(place, "`verify required`: clients without a certificate are refused by HAProxy; here the server decides, which gets the client's certificate");
+        notes.admits_more(location, "`verify required`: HAProxy rejects clients without a certificate; snigate admits them, and the API server has to reject them");
     }
-    let of_tls =
-        ["ssl", "crt", "verify", "ca-file", "crl-file", "alpn", "ciphers", "ciphersuites", "ssl-min-ver", "crt-list"];
-    let said = ["v4v6", "v6only", "accept-proxy"];
+    let with_value =
+        ["crt", "verify", "ca-file", "crl-file", "alpn", "ciphers", "ciphersuites", "ssl-min-ver", "crt-list"];
+    let flags = ["ssl", "v4v6", "v6only", "accept-proxy"];
     let mut rest = Vec::new();
     let mut is_value = false;
     for word in parameters {
-        let known = of_tls.contains(word) || said.contains(word);
+        let known = with_value.contains(word) || flags.contains(word);
         if !known && !is_value {
             rest.push(*word);
         }
-        is_value = of_tls.contains(word) && *word != "ssl";
+        is_value = with_value.contains(word);
     }
     if !rest.is_empty() {
-        ledger.note(place, format!("`{}`: not needed, or without a counterpart", rest.join(" ")));
+        notes.note(location, format!("`{}` ignored: not needed, or no equivalent", rest.join(" ")));
     }
 }
 
-fn read(text: &str) -> Result<Vec<SocketAddr>, String> {
+fn parse(text: &str) -> Result<Vec<SocketAddr>, String> {
     if text.starts_with('/') || text.starts_with("unix@") || text.starts_with("abns@") {
-        return Err("a Unix socket; snigate listens at IP addresses only".into());
+        return Err("snigate listens at IP addresses only, not at Unix sockets".into());
     }
-    let (host, port) = text.rsplit_once(':').ok_or("it is no address and port")?;
+    let (host, port) = text.rsplit_once(':').ok_or("expected address:port")?;
     let (host, is_ipv6) = match (host.strip_prefix("ipv4@"), host.strip_prefix("ipv6@")) {
         (Some(host), _) => (host, false),
         (_, Some(host)) => (host, true),
@@ -117,7 +120,7 @@ fn read(text: &str) -> Result<Vec<SocketAddr>, String> {
     let host = if is_ipv6 && matches!(host, "" | "*") { "::" } else { host };
     let ports = port.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
     match ports {
-        Some((first, last)) if first <= last && last - first < MOST_PORTS => {
+        Some((first, last)) if first <= last && last - first < MAX_PORTS => {
             (first..=last).map(|port: u16| listen_address(host, &port.to_string())).collect()
         }
         _ => listen_address(host, port).map(|address| vec![address]),

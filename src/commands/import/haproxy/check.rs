@@ -1,34 +1,34 @@
-//! How servers are checked: of several lines that say so the last one holds.
+//! Health checks: of `option httpchk` and the like the last line applies.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::server::Parameters;
-use crate::commands::import::draft::{Check, TlsCheck};
-use crate::commands::import::ledger::{Ledger, Place};
+use super::server::ServerParameters;
+use crate::commands::import::draft::{CheckDraft, CheckTls};
+use crate::commands::import::notes::{Location, Notes};
 
-/// What `option httpchk` and its like ask for.
+/// The lines of a backend that say how its servers are checked.
 #[derive(Default)]
-pub(super) struct Request {
-    /// `option …chk`, as far as it holds.
-    option: Option<(String, Place)>,
-    line: Option<RequestLine>,
+pub(super) struct CheckRequest {
+    /// The kind of check.
+    option: Option<(String, Location)>,
+    line: Option<CheckRequestLine>,
     over_tls: bool,
-    /// Where it is said which answers are good.
-    expects: Vec<Place>,
+    /// `http-check expect` lines.
+    expects: Vec<Location>,
 }
 
-struct RequestLine {
+struct CheckRequestLine {
     method: String,
     path: String,
-    place: Place,
+    location: Location,
 }
 
-impl Request {
-    pub(super) fn read(&mut self, option: &[&str], place: &Place, ledger: &mut Ledger) {
+impl CheckRequest {
+    pub(super) fn read(&mut self, option: &[&str], location: &Location, notes: &mut Notes) {
         const OTHERS: [&str; 5] = ["tcp-check", "mysql-check", "redis-check", "pgsql-check", "ldap-check"];
         if let Some(kind) = option.first().filter(|kind| kind.ends_with("chk") || OTHERS.contains(kind)) {
-            self.replace(kind, place, ledger);
+            self.replace(kind, location, notes);
         }
         let (method, path) = match *option {
             ["httpchk"] => ("OPTIONS", "/"),
@@ -36,12 +36,15 @@ impl Request {
             ["httpchk", method, path, ref rest @ ..] => {
                 if !rest.is_empty() {
                     let rest = rest.join(" ");
-                    ledger.note(place, format!("`{rest}`: the request is HTTP/1.1, with no headers but Host"));
+                    notes.note(
+                        location,
+                        format!("`{rest}` ignored: health checks send HTTP/1.1, with `Host` as the only header"),
+                    );
                 }
                 (method, path)
             }
             ["connect", ref parameters @ ..] if parameters.contains(&"ssl") => {
-                ledger.note(place, "the check's TLS verifies as the `tls` of `health_check` says");
+                notes.note(location, "see `health_check.tls` for how the check verifies the server");
                 self.over_tls = true;
                 return;
             }
@@ -49,81 +52,81 @@ impl Request {
                 let value = |key| parameters.iter().position(|word| *word == key).and_then(|at| parameters.get(at + 1));
                 (*value("meth").unwrap_or(&"GET"), *value("uri").unwrap_or(&"/"))
             }
-            ["expect", ..] => return self.expects.push(place.clone()),
+            ["expect", ..] => return self.expects.push(location.clone()),
             ["ssl-hello-chk"] => {
-                ledger.note(place, "the check is a TLS handshake");
+                notes.note(location, "translated as a TLS handshake");
                 self.over_tls = true;
                 return;
             }
             _ => return,
         };
-        if let Some(RequestLine { place, .. }) = &self.line {
-            ledger.note(place, "another line after it says what is asked for");
+        if let Some(CheckRequestLine { location, .. }) = &self.line {
+            notes.note(location, "no effect: a later line sets the request of the check");
         }
-        self.line = Some(RequestLine { method: method.into(), path: path.into(), place: place.clone() });
+        self.line = Some(CheckRequestLine { method: method.into(), path: path.into(), location: location.clone() });
     }
 }
 
-impl Request {
-    /// HAProxy makes one kind of check: the last one.
-    fn replace(&mut self, kind: &str, place: &Place, ledger: &mut Ledger) {
-        let before = self.option.replace((kind.to_owned(), place.clone()));
+impl CheckRequest {
+    /// The last kind of check applies.
+    fn replace(&mut self, kind: &str, location: &Location, notes: &mut Notes) {
+        let before = self.option.replace((kind.to_owned(), location.clone()));
         let Some((before, at)) = before.filter(|(before, _)| before != kind) else { return };
-        ledger.note(
-            &at,
-            format!("`{before}` does not hold: `{kind}` ({place}) after it does, and HAProxy makes one kind of check"),
-        );
+        notes.note(&at, format!("no effect: `{kind}` in {location} replaces `{before}`"));
         self.line = None;
         self.over_tls = false;
-        for place in self.expects.drain(..) {
-            ledger.note(&place, format!("it is for another kind of check than `{kind}`, which holds"));
+        for location in self.expects.drain(..) {
+            notes.note(
+                &location,
+                format!("no effect: it belongs to another kind of check than `{kind}`, which applies"),
+            );
         }
     }
 }
 
-impl RequestLine {
-    /// The path, if snigate can ask for it.
-    fn path(self, over_tls: bool, ledger: &mut Ledger) -> Option<String> {
-        let Self { method, path, place } = self;
+impl CheckRequestLine {
+    /// `None`: snigate cannot send this request.
+    fn path(self, over_tls: bool, notes: &mut Notes) -> Option<String> {
+        let Self { method, path, location } = self;
         let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"\"<>\\^`{|}#".contains(&byte);
         if !over_tls {
-            ledger.note(&place, "checks over plain HTTP are not made, so the check only connects");
+            notes.note(&location, "translated as a TCP check: snigate makes HTTP checks over TLS only");
             return None;
         }
         if !path.starts_with('/') || !path.bytes().all(is_plain) {
-            ledger.note(&place, format!("`{path}` is no path"));
+            notes.note(&location, format!("`{path}` is not a path, so the check sends no request"));
             return None;
         }
         if method != "GET" {
-            ledger.note(&place, format!("the request is GET, not {method}"));
+            notes.note(&location, format!("health checks send GET instead of {method}"));
         }
-        ledger.carry(&place);
+        notes.translated(&location);
         Some(path)
     }
 }
 
-pub(super) fn check(
-    server: &Parameters,
-    request: Request,
-    timeout: Option<(Duration, Place)>,
-    places: &mut BTreeSet<Place>,
-    ledger: &mut Ledger,
-) -> Check {
-    let Request { line, over_tls, expects, option: _ } = request;
-    let tls = server.check_tls().or_else(|| over_tls.then_some(TlsCheck::Unverified));
-    let path = line.and_then(|line| line.path(tls.is_some(), ledger));
-    for place in expects.iter().filter(|_| path.is_some()) {
-        ledger.note(place, "an answer with 200 is ready, one with 500 or 503 is not, and 401 and 403 count as alive");
+pub(super) fn translate(
+    server: &ServerParameters,
+    request: CheckRequest,
+    timeout: Option<(Duration, Location)>,
+    locations: &mut BTreeSet<Location>,
+    notes: &mut Notes,
+) -> CheckDraft {
+    let CheckRequest { line, over_tls, expects, option: _ } = request;
+    let tls = server.check_tls().or_else(|| over_tls.then_some(CheckTls::Unverified));
+    let path = line.and_then(|line| line.path(tls.is_some(), notes));
+    for location in expects.iter().filter(|_| path.is_some()) {
+        notes.note(location, "ignored: status 200 means ready, 500 and 503 mean not ready, 401 and 403 count as alive");
     }
     let interval = server.interval;
-    let timeout = timeout.and_then(|(timeout, place)| {
-        // What `interval` is when it is not written.
+    let timeout = timeout.and_then(|(timeout, location)| {
+        // The default of `interval`.
         if timeout > interval.unwrap_or(Duration::from_secs(5)) {
-            ledger.note(&place, "longer than the `interval` of checks, so left out: checks do not overlap");
+            notes.note(&location, "left out: it is longer than the `interval` of the check, and checks do not overlap");
             return None;
         }
-        places.insert(place);
+        locations.insert(location);
         Some(timeout)
     });
-    Check { interval, timeout, rise: server.rise, fall: server.fall, tls, path }
+    CheckDraft { interval, timeout, rise: server.rise, fall: server.fall, tls, path }
 }

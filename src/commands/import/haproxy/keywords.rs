@@ -1,14 +1,39 @@
-//! What HAProxy knows, so that a misspelt word is told from one without a counterpart.
+//! The keywords of HAProxy, to tell misspelt ones from those without an equivalent.
 
-use super::sections::{KINDS, TRANSLATED};
 use crate::commands::{did_you_mean, nearest};
 
-/// Where the words of this line are none of HAProxy's. Sections that are not translated are looked into for the
-/// beginnings of others only.
+pub(super) const SECTIONS: [&str; 20] = [
+    "global",
+    "defaults",
+    "frontend",
+    "backend",
+    "listen",
+    "peers",
+    "resolvers",
+    "userlist",
+    "mailers",
+    "cache",
+    "program",
+    "http-errors",
+    "ring",
+    "log-forward",
+    "fcgi-app",
+    "crt-store",
+    "traces",
+    "log-profile",
+    "acme",
+    "healthcheck",
+];
+
+const TRANSLATED_SECTIONS: [&str; 5] = ["global", "defaults", "frontend", "backend", "listen"];
+
+/// A note on the first word of the line that HAProxy does not know. Lines in sections that are not translated are only
+/// checked for misspelt section headers.
 pub(super) fn misspelt(words: &[&str], section: &str) -> Option<String> {
-    if !TRANSLATED.contains(&section) {
+    if !TRANSLATED_SECTIONS.contains(&section) {
         let first = *words.first()?;
-        return (!nearest(first, TRANSLATED).is_empty()).then(|| unknown("section", first, TRANSLATED.into_iter()));
+        return (!nearest(first, TRANSLATED_SECTIONS).is_empty())
+            .then(|| unknown("section", first, TRANSLATED_SECTIONS.into_iter()));
     }
     let words = match words {
         ["no" | "default", rest @ ..] if !rest.is_empty() => rest,
@@ -16,7 +41,7 @@ pub(super) fn misspelt(words: &[&str], section: &str) -> Option<String> {
     };
     let keyword = *words.first()?;
     if !is_known(keyword) {
-        return Some(unknown("keyword", keyword, KEYWORDS.split(' ').chain(KINDS)));
+        return Some(unknown("keyword", keyword, KEYWORDS.split(' ').chain(SECTIONS)));
     }
     let argument = *words.get(1)?;
     let (what, known) = match keyword {
@@ -30,7 +55,7 @@ pub(super) fn misspelt(words: &[&str], section: &str) -> Option<String> {
 }
 
 pub(super) fn is_known(keyword: &str) -> bool {
-    // Conditions of the preprocessor are none.
+    // Conditional blocks are checked where they are read.
     has(KEYWORDS, keyword) || keyword.starts_with('.') || FAMILIES.split(' ').any(|family| keyword.starts_with(family))
 }
 
@@ -42,17 +67,17 @@ fn has(words: &str, word: &str) -> bool {
     words.split(' ').any(|one| one == word)
 }
 
-/// More of them are not listed.
-const FEW: usize = 16;
-/// No more of the word is repeated.
-const SHOWN: usize = 64;
+/// Longer lists of what was expected are not shown.
+const MAX_LISTED: usize = 16;
+/// Characters of the unknown word.
+const MAX_QUOTED: usize = 64;
 
 fn unknown<'k>(what: &str, word: &str, known: impl Iterator<Item = &'k str>) -> String {
     let known: Vec<&str> = known.collect();
-    let listed = (known.len() <= FEW).then(|| format!("expected one of {}", known.join(", ")));
+    let listed = (known.len() <= MAX_LISTED).then(|| format!("expected one of {}", known.join(", ")));
     let hint = did_you_mean(&nearest(word, known)).or(listed);
     let hint = hint.map_or(String::new(), |hint| format!("; {hint}"));
-    format!("unknown {what} `{}`{hint}", word.chars().take(SHOWN).collect::<String>())
+    format!("unknown {what} `{}`{hint}", word.chars().take(MAX_QUOTED).collect::<String>())
 }
 
 const MODES: &str = "tcp http health log spop haterm";
@@ -75,7 +100,7 @@ const OPTIONS: &str = "\
     splice-auto splice-request splice-response spop-check srvtcpka ssl-hello-chk tcp-check tcp-smart-accept \
     tcp-smart-connect tcpka tcplog transparent use-small-buffers";
 
-/// What many keywords begin with.
+/// Prefixes of keywords.
 const FAMILIES: &str = "\
     51degrees acme. deviceatlas h1- h2- harden. httpclient. lua- ocsp-update. profiling. shm-stats- ssl- tune. wurfl";
 

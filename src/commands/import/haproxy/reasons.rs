@@ -1,65 +1,23 @@
-//! Why a line has no counterpart.
+//! Why a line is not translated.
 
-pub(super) fn of(words: &[&str], section: &str) -> &'static str {
+/// `None`: snigate does not need it, as it has no influence on where clients are routed.
+pub(super) fn why_not_translated(words: &[&str], section: &str) -> Option<&'static str> {
     let (keyword, argument) = match words {
         [keyword, argument, ..] => (*keyword, *argument),
         [keyword] => (*keyword, ""),
-        [] => return "not understood",
+        [] => return Some("not understood"),
     };
-    match (keyword, argument) {
-        ("log" | "log-format" | "log-tag" | "log-send-hostname" | "unique-id-format" | "error-log-format", _)
-        | (
-            "option",
-            "tcplog"
-            | "httplog"
-            | "dontlognull"
-            | "dontlog-normal"
-            | "log-separate-errors"
-            | "logasap"
-            | "log-health-checks",
-        ) => "not needed: every connection is one log line on standard error",
-        ("maxconn" | "fullconn", _) => {
-            "not needed: `limits.connections` follows from the descriptors that the process may have, and a route may \
-            have `max_connections`"
-        }
-        ("nbthread" | "nbproc" | "cpu-map" | "thread-groups" | "bind-process" | "numa-cpu-mapping", _) => {
-            "not needed: there are as many `workers` as CPUs for this process"
-        }
-        (
-            "user" | "group" | "uid" | "gid" | "chroot" | "daemon" | "pidfile" | "master-worker" | "ulimit-n" | "node",
-            _,
-        ) => "not needed: left to systemd or the container; see `sandbox`",
-        ("stats" | "monitor-uri", _) => "not needed: see `admin`",
-        ("ca-base" | "crt-base", _) => "not needed: paths are written in full",
-        ("ssl-server-verify", _) => "not needed: each check says whether it verifies",
-        ("tune.bufsize", _) => "not needed: how large a hello may be is `limits.hello_bytes`",
-        _ if keyword.starts_with("ssl-") || keyword.starts_with("tune.ssl") => "not needed: TLS does not end here",
-        _ if keyword.starts_with("tune.") => "not needed: buffers and workers are sized by themselves",
-        ("option", "tcpka" | "clitcpka" | "srvtcpka") => "not needed: keepalive is on; see `tcp.keepalive`",
-        ("option", "redispatch") | ("retries" | "retry-on", _) => {
-            "not needed: when an endpoint cannot be reached, the next one is tried within `connect.timeout`"
-        }
-        ("option", "splice-auto" | "splice-request" | "splice-response") => "not needed: see `relay`",
-        (
-            "option",
-            "tcp-smart-accept" | "tcp-smart-connect" | "nolinger" | "contstats" | "socket-stats" | "abortonclose",
-        ) => "not needed",
-        ("option", "tcp-check" | "httpchk" | "ssl-hello-chk") | ("http-check", _) => {
-            "not needed: no server that is carried over is checked so"
-        }
-        ("tcp-check", _) => "without a counterpart: checks connect, or make TLS and perhaps a request",
+    if is_not_needed(keyword, argument) {
+        return None;
+    }
+    Some(match (keyword, argument) {
+        ("tcp-check", _) => "no equivalent: health checks connect, or make a TLS handshake and an HTTP request",
         ("stick-table" | "stick" | "cookie" | "hash-type", _) | ("option", "persist") => {
-            "no client is tied to an endpoint"
+            "ignored: clients are not bound to an endpoint"
         }
-        ("mode", "http") => "bytes are relayed as they are, so what HAProxy did to HTTP inside TLS is not done",
-        ("mode", _) => "not needed: bytes are relayed as they are",
-        ("timeout", "queue") => "not needed: connections do not wait for an endpoint",
-        ("timeout", "check") => "not needed: no server that is carried over is checked",
-        ("timeout", _) => "not needed: what is inside TLS is not seen; see `timeouts`",
-        ("acl", _) => "no rule that is carried over uses it",
-        ("tcp-request" | "tcp-response", _) => {
-            "without a counterpart; if it kept clients out, see `allow`, `deny` and `limits`"
-        }
+        ("mode", "http") => "ignored: snigate forwards bytes and does not see HTTP inside TLS",
+        ("acl", _) => "no translated rule uses it",
+        ("tcp-request" | "tcp-response", _) => "no equivalent; to reject clients see `allow`, `deny` and `limits`",
         (
             "http-request"
             | "http-response"
@@ -67,6 +25,7 @@ pub(super) fn of(words: &[&str], section: &str) -> &'static str {
             | "redirect"
             | "compression"
             | "errorfile"
+            | "errorfiles"
             | "errorloc"
             | "capture"
             | "reqadd"
@@ -74,21 +33,47 @@ pub(super) fn of(words: &[&str], section: &str) -> &'static str {
             | "reqrep"
             | "rsprep"
             | "filter"
-            | "http-reuse"
-            | "errorfiles",
+            | "http-reuse",
             _,
         )
         | (
             "option",
             "forwardfor" | "http-server-close" | "httpclose" | "http-keep-alive" | "forwarded" | "originalto",
-        ) => "without a counterpart: what is inside TLS is not seen",
-        ("option", _) => "without a known counterpart",
-        ("description" | "id" | "disabled" | "enabled" | "email-alert", _) => "without a counterpart",
-        (_, _) => match section {
-            "resolvers" => "not needed: names are looked up in the background, by the system's resolver",
-            "peers" | "userlist" | "mailers" | "cache" | "program" | "ring" => "without a counterpart",
+        ) => "no equivalent: snigate does not see HTTP inside TLS",
+        ("option" | "description" | "id" | "disabled" | "enabled" | "email-alert", _) => "no equivalent",
+        _ => match section {
+            "resolvers" => return None,
+            "peers" | "userlist" | "mailers" | "cache" | "program" | "ring" => "no equivalent",
             _ if keyword.starts_with('.') => "not understood",
-            _ => "without a counterpart, or nothing that is carried over leads here",
+            _ => "no equivalent, or not used by a translated rule",
         },
+    })
+}
+
+fn is_not_needed(keyword: &str, argument: &str) -> bool {
+    match keyword {
+        "option" => OPTIONS.contains(&argument),
+        "mode" => argument != "http",
+        _ => KEYWORDS.contains(&keyword) || keyword.starts_with("ssl-") || keyword.starts_with("tune."),
     }
 }
+
+#[rustfmt::skip]
+const KEYWORDS: &[&str] = &[
+    // snigate logs one line for each connection, and has `admin` for statistics.
+    "log", "log-format", "log-tag", "log-send-hostname", "unique-id-format", "error-log-format", "stats", "monitor-uri",
+    // `limits.connections` follows from the number of file descriptors, `workers` from that of CPUs.
+    "maxconn", "fullconn", "nbthread", "nbproc", "cpu-map", "thread-groups", "bind-process", "numa-cpu-mapping",
+    // Left to systemd or the container.
+    "user", "group", "uid", "gid", "chroot", "daemon", "pidfile", "master-worker", "ulimit-n", "node",
+    // Applied where it is used, or part of what snigate always does.
+    "ca-base", "crt-base", "retries", "retry-on", "http-check", "timeout",
+];
+
+#[rustfmt::skip]
+const OPTIONS: &[&str] = &[
+    "tcplog", "httplog", "dontlognull", "dontlog-normal", "log-separate-errors", "logasap", "log-health-checks",
+    "tcpka", "clitcpka", "srvtcpka", "redispatch", "splice-auto", "splice-request", "splice-response",
+    "tcp-smart-accept", "tcp-smart-connect", "nolinger", "contstats", "socket-stats", "abortonclose", "tcp-check",
+    "httpchk", "ssl-hello-chk",
+];

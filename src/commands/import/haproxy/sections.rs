@@ -1,34 +1,36 @@
-//! The syntax: sections, of lines, of words.
+//! Syntax: sections, lines and words.
 
 use std::ops::RangeInclusive;
 
-use super::branches::Branches;
-use super::keywords;
-use crate::commands::import::ledger::{Ledger, Place};
-use crate::commands::import::values::duration;
+use super::conditional_blocks::ConditionalBlocks;
+use super::keywords::{self, SECTIONS};
+use crate::commands::import::notes::{Location, Notes};
 use crate::commands::{did_you_mean, nearest};
 
 pub(super) struct Section {
     pub(super) kind: String,
     pub(super) name: String,
-    /// The line that it begins with.
-    pub(super) header: Line,
-    pub(super) lines: Vec<Line>,
-    /// The section of defaults that holds for it, by number.
+    pub(super) header: SectionLine,
+    pub(super) lines: Vec<SectionLine>,
+    /// The number of the `defaults` section that applies.
     pub(super) defaults: Option<usize>,
 }
 
 impl Section {
+    pub(super) fn is_frontend(&self) -> bool {
+        matches!(self.kind.as_str(), "frontend" | "listen")
+    }
+
+    pub(super) fn is_backend(&self) -> bool {
+        matches!(self.kind.as_str(), "backend" | "listen")
+    }
+
     pub(super) fn range(&self) -> RangeInclusive<usize> {
         self.header.number..=self.lines.last().unwrap_or(&self.header).number
     }
 
-    /// In which the table of the section counts connections, in milliseconds.
-    pub(super) fn table_period(&self) -> Option<u64> {
-        let table = self.lines.iter().rfind(|line| line.words[0] == "stick-table")?;
-        let (_, period) = table.words.iter().find_map(|word| word.split_once("conn_rate("))?;
-        let period = duration(period.split_once(')')?.0, "ms").ok()?;
-        u64::try_from(period.as_millis()).ok()
+    pub(super) fn location(&self) -> Location {
+        Location::lines(&self.range())
     }
 
     pub(super) fn is_disabled(&self) -> bool {
@@ -36,14 +38,14 @@ impl Section {
     }
 }
 
-pub(super) struct Line {
+pub(super) struct SectionLine {
     pub(super) number: usize,
     pub(super) words: Vec<String>,
 }
 
-impl Line {
-    pub(super) fn place(&self) -> Place {
-        Place::line(self.number)
+impl SectionLine {
+    pub(super) fn location(&self) -> Location {
+        Location::line(self.number)
     }
 
     pub(super) fn words(&self) -> Vec<&str> {
@@ -51,50 +53,31 @@ impl Line {
     }
 }
 
-pub(super) const TRANSLATED: [&str; 5] = ["global", "defaults", "frontend", "backend", "listen"];
+/// The lines of a section, after those of its `defaults`.
+pub(super) fn with_defaults<'a>(section: &'a Section, all: &'a [Section]) -> Vec<&'a SectionLine> {
+    let defaults = section.defaults.map_or(&[][..], |number| &all[number].lines[..]);
+    defaults.iter().chain(&section.lines).collect()
+}
 
-pub(super) const KINDS: [&str; 20] = [
-    "global",
-    "defaults",
-    "frontend",
-    "backend",
-    "listen",
-    "peers",
-    "resolvers",
-    "userlist",
-    "mailers",
-    "cache",
-    "program",
-    "http-errors",
-    "ring",
-    "log-forward",
-    "fcgi-app",
-    "crt-store",
-    "traces",
-    "log-profile",
-    "acme",
-    "healthcheck",
-];
-
-/// Lines that cannot be read are noted.
-pub(super) fn read(source: &str, ledger: &mut Ledger) -> Vec<Section> {
+/// Lines with syntax errors get a note.
+pub(super) fn read(source: &str, notes: &mut Notes) -> Vec<Section> {
     let mut sections: Vec<Section> = Vec::new();
     let mut latest_defaults = None;
-    let mut branches = Branches::default();
+    let mut blocks = ConditionalBlocks::default();
     for (index, text) in source.lines().enumerate() {
         let number = index + 1;
         let words = match words(text) {
             Ok(words) => words,
             Err(reason) => {
-                ledger.note(&Place::line(number), reason);
+                notes.note(&Location::line(number), reason);
                 continue;
             }
         };
         let Some(first) = words.first() else { continue };
-        if branches.leaves_out(&words, &Place::line(number), ledger) {
+        if blocks.skip(&words, &Location::line(number), notes) {
             continue;
         }
-        if KINDS.contains(&first.as_str()) {
+        if SECTIONS.contains(&first.as_str()) {
             let from = words.iter().position(|word| word == "from").and_then(|at| words.get(at + 1));
             let named = |name: &String| sections.iter().position(|one| one.kind == "defaults" && one.name == *name);
             let defaults = from.and_then(named).or(latest_defaults);
@@ -102,19 +85,19 @@ pub(super) fn read(source: &str, ledger: &mut Ledger) -> Vec<Section> {
                 latest_defaults = Some(sections.len());
             }
             let (kind, name) = (first.clone(), words.get(1).cloned().unwrap_or_default());
-            sections.push(Section { kind, name, header: Line { number, words }, lines: Vec::new(), defaults });
+            sections.push(Section { kind, name, header: SectionLine { number, words }, lines: Vec::new(), defaults });
         } else if let Some(section) = sections.last_mut() {
-            section.lines.push(Line { number, words });
+            section.lines.push(SectionLine { number, words });
         } else {
-            let meant = did_you_mean(&nearest(first, KINDS)).filter(|_| !keywords::is_known(first));
+            let meant = did_you_mean(&nearest(first, SECTIONS)).filter(|_| !keywords::is_known(first));
             let meant = meant.map_or(String::new(), |meant| format!("; {meant}"));
-            ledger.note(&Place::line(number), format!("it stands before the first section{meant}"));
+            notes.note(&Location::line(number), format!("not inside a section{meant}"));
         }
     }
     sections
 }
 
-/// Quotes keep spaces together, a backslash keeps some characters as they are, `#` begins a comment.
+/// As HAProxy splits a line: with quotes, escapes and comments.
 fn words(text: &str) -> Result<Vec<String>, &'static str> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
@@ -130,7 +113,7 @@ fn words(text: &str) -> Result<Vec<String>, &'static str> {
                     '$' => quote.is_some(),
                     _ => false,
                 };
-                // In front of any other, as in a regular expression, it stands for itself.
+                // Before any other character, as in regular expressions, the backslash is literal.
                 word.get_or_insert_default().push(characters.next_if(is_escaped).unwrap_or('\\'));
             }
             (inside, Some(_)) => word.get_or_insert_default().push(inside),

@@ -1,67 +1,60 @@
-//! `include`: files beside the source, or in what `nginx -T` prints.
+//! `include`: files next to the source, or within the output of `nginx -T`.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::syntax::{self, Directive};
-use crate::commands::import::Files;
-use crate::commands::import::ledger::Ledger;
+use crate::commands::import::files::SourceFiles;
+use crate::commands::import::notes::{Location, Notes};
 
-/// No file includes others so deeply.
+/// Files may include each other without end.
 const MAX_DEPTH: usize = 8;
-/// Of one pattern.
-const MOST: usize = 1000;
-/// What stands before each file in what `nginx -T` prints.
-const MARK: &str = "# configuration file ";
+/// Files that one pattern matches.
+const MAX_FILES: usize = 1000;
+/// Before each file in the output of `nginx -T`.
+const FILE_HEADER: &str = "# configuration file ";
 
-/// A file in the dump: its path, how many lines stand before it, and its text.
-struct Dumped<'s> {
+/// A file in the output of `nginx -T`.
+struct DumpedFile<'s> {
     path: PathBuf,
-    before: usize,
+    lines_before: usize,
     text: &'s str,
 }
 
 pub(super) struct Includes<'s> {
-    files: &'s Files,
-    dump: Vec<Dumped<'s>>,
+    files: &'s SourceFiles,
+    dump: Vec<DumpedFile<'s>>,
 }
 
-/// The directives of the source, with those of the files that it includes in their places.
-pub(super) fn read(source: &str, files: &Files, ledger: &mut Ledger) -> Vec<Directive> {
+/// The directives of the source, with each `include` replaced by the directives of its files.
+pub(super) fn read(source: &str, files: &SourceFiles, notes: &mut Notes) -> Vec<Directive> {
     let dump = split(source);
     let Some(main) = dump.first() else {
-        let mut all = syntax::read(source, ledger);
-        Includes { files, dump }.fill(&mut all, None, 0, ledger);
+        let mut all = syntax::read(source, notes);
+        Includes { files, dump }.resolve(&mut all, None, 0, notes);
         return all;
     };
-    for (number, line) in source.lines().enumerate() {
-        if number < main.before && !line.trim().is_empty() {
-            ledger.note(
-                &crate::commands::import::ledger::Place::line(number + 1),
-                "not needed: what nginx says of its test",
-            );
+    for (number, line) in source.lines().enumerate().take(main.lines_before) {
+        if !line.trim().is_empty() {
+            notes.not_needed(&Location::line(number + 1));
         }
     }
-    let mut all = syntax::read(main.text, &mut Ledger::new(""));
-    let before = main.before;
-    for directive in &mut all {
-        directive.moved(None, before);
-    }
+    let mut all = main.read();
     let directory = main.path.parent().map(Path::to_path_buf);
-    Includes { files, dump }.fill(&mut all, directory.as_deref(), 0, ledger);
+    Includes { files, dump }.resolve(&mut all, directory.as_deref(), 0, notes);
     all
 }
 
-fn split(source: &str) -> Vec<Dumped<'_>> {
-    let mut all: Vec<Dumped<'_>> = Vec::new();
+fn split(source: &str) -> Vec<DumpedFile<'_>> {
+    let mut all: Vec<DumpedFile<'_>> = Vec::new();
     let (mut offset, mut start) = (0, 0);
     for (number, line) in source.split_inclusive('\n').enumerate() {
-        if let Some(path) = line.trim_end().strip_prefix(MARK).and_then(|path| path.strip_suffix(':')) {
+        if let Some(path) = line.trim_end().strip_prefix(FILE_HEADER).and_then(|path| path.strip_suffix(':')) {
             if let Some(last) = all.last_mut() {
                 last.text = &source[start..offset];
             }
             start = offset + line.len();
-            all.push(Dumped { path: path.into(), before: number + 1, text: &source[start..] });
+            all.push(DumpedFile { path: path.into(), lines_before: number + 1, text: &source[start..] });
         }
         offset += line.len();
     }
@@ -69,84 +62,89 @@ fn split(source: &str) -> Vec<Dumped<'_>> {
 }
 
 impl Includes<'_> {
-    fn fill(&self, directives: &mut Vec<Directive>, directory: Option<&Path>, depth: usize, ledger: &mut Ledger) {
-        let mut filled = Vec::with_capacity(directives.len());
+    fn resolve(&self, directives: &mut Vec<Directive>, directory: Option<&Path>, depth: usize, notes: &mut Notes) {
+        let mut resolved = Vec::with_capacity(directives.len());
         for mut directive in std::mem::take(directives) {
             let is_http = directive.words.first().is_some_and(|word| word == "http");
             if let Some(block) = directive.block.as_mut().filter(|_| !is_http) {
-                self.fill(&mut block.directives, directory, depth, ledger);
+                self.resolve(&mut block.directives, directory, depth, notes);
             }
             let [word, pattern] = &directive.words[..] else {
-                filled.push(directive);
+                resolved.push(directive);
                 continue;
             };
             if word != "include" || directive.block.is_some() {
-                filled.push(directive);
+                resolved.push(directive);
                 continue;
             }
-            let place = directive.place();
+            let location = directive.location();
             let Some(all) = self.files(pattern, directory).filter(|_| depth < MAX_DEPTH) else {
                 let reason = format!(
-                    "`include {pattern}`: cannot be read here, so what is in it is left out, such as rules that \
-                    refuse clients; put the file beside this one, or import what `nginx -T` prints"
+                    "`include {pattern}` cannot be read, so its contents are left out, such as `deny` rules: put the \
+                    file next to this one, or import the output of `nginx -T`"
                 );
-                ledger.wider(&place, reason);
+                notes.admits_more(&location, reason);
                 continue;
             };
-            ledger.carry(&place);
+            notes.translated(&location);
             for mut one in all {
-                self.fill(&mut one, directory, depth + 1, ledger);
-                filled.append(&mut one);
+                self.resolve(&mut one, directory, depth + 1, notes);
+                resolved.append(&mut one);
             }
         }
-        *directives = filled;
+        *directives = resolved;
     }
 
-    /// A pattern may stand for no file, a name may not.
+    /// The directives of each file; `None`: one cannot be read. A pattern may match no file, a name has to.
     fn files(&self, pattern: &str, directory: Option<&Path>) -> Option<Vec<Vec<Directive>>> {
-        let has_stars = pattern.contains(['*', '?', '[']);
+        let is_pattern = pattern.contains(['*', '?', '[']);
         if !self.dump.is_empty() {
             let wanted = directory.unwrap_or(Path::new("")).join(pattern);
             let wanted = wanted.to_string_lossy();
-            let found: Vec<_> = self.dump.iter().filter(|file| fits(&wanted, &file.path.to_string_lossy())).collect();
-            let read = found.iter().map(|file| {
-                let mut all = syntax::read(file.text, &mut Ledger::new(""));
-                for directive in &mut all {
-                    directive.moved(None, file.before);
-                }
-                all
-            });
-            return (has_stars || !found.is_empty()).then(|| read.collect());
+            let found = self.dump.iter().filter(|file| matches_pattern(&wanted, &file.path.to_string_lossy()));
+            let found: Vec<_> = found.map(DumpedFile::read).collect();
+            return (is_pattern || !found.is_empty()).then_some(found);
         }
-        let mut paths = vec![pattern.to_owned()];
-        if has_stars {
-            let (folder, name) = pattern.rsplit_once('/').unwrap_or(("", pattern));
-            let listed =
-                std::fs::read_dir(self.files.directory().join(if folder.is_empty() { "." } else { folder })).ok()?;
-            let names = listed.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-            paths = names.filter(|one| fits(name, one)).take(MOST).collect();
-            paths.sort();
-            if !folder.is_empty() {
-                for path in &mut paths {
-                    *path = format!("{folder}/{path}");
-                }
-            }
-        }
+        let paths = if is_pattern { self.paths(pattern)? } else { vec![pattern.to_owned()] };
         let read = |path: &String| {
             let text = self.files.read(path).ok()?;
-            let mut all = syntax::read(&text, &mut Ledger::new(""));
             let file: Rc<str> = path.as_str().into();
-            for directive in &mut all {
-                directive.moved(Some(&file), 0);
-            }
-            Some(all)
+            Some(read_file(&text, Some(&file), 0))
         };
         paths.iter().map(read).collect()
     }
+
+    fn paths(&self, pattern: &str) -> Option<Vec<String>> {
+        let (directory, name) = match pattern.rsplit_once('/') {
+            Some(("", name)) => ("/", name),
+            Some(parts) => parts,
+            None => (".", pattern),
+        };
+        let entries = std::fs::read_dir(self.files.directory.join(directory)).ok()?;
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let mut names: Vec<String> = names.filter(|one| matches_pattern(name, one)).take(MAX_FILES).collect();
+        names.sort();
+        let path = |name: String| if directory == "." { name } else { format!("{directory}/{name}") };
+        Some(names.into_iter().map(path).collect())
+    }
 }
 
-/// Of a pattern with `*` and `?`.
-fn fits(pattern: &str, text: &str) -> bool {
+impl DumpedFile<'_> {
+    fn read(&self) -> Vec<Directive> {
+        read_file(self.text, None, self.lines_before)
+    }
+}
+
+fn read_file(text: &str, file: Option<&Rc<str>>, lines_before: usize) -> Vec<Directive> {
+    let mut all = syntax::read(text, &mut Notes::new(""));
+    for directive in &mut all {
+        directive.move_to(file, lines_before);
+    }
+    all
+}
+
+/// Whether a pattern with `*` and `?` matches.
+fn matches_pattern(pattern: &str, text: &str) -> bool {
     let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
     let mut ends = vec![false; text.len() + 1];
     ends[0] = true;
@@ -166,11 +164,15 @@ fn fits(pattern: &str, text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::fits;
+    use super::matches_pattern;
 
     #[test]
-    fn patterns_fit_within_a_folder() {
-        assert!(fits("/a/*.conf", "/a/b.conf") && fits("b?", "bc") && fits("*", "x"));
-        assert!(!fits("/a/*.conf", "/a/b/c.conf") && !fits("*.conf", "x.map") && !fits("b?", "b"));
+    fn patterns_match_within_a_directory() {
+        assert!(matches_pattern("/a/*.conf", "/a/b.conf") && matches_pattern("b?", "bc") && matches_pattern("*", "x"));
+        assert!(
+            !matches_pattern("/a/*.conf", "/a/b/c.conf")
+                && !matches_pattern("*.conf", "x.map")
+                && !matches_pattern("b?", "b")
+        );
     }
 }

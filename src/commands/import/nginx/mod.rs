@@ -1,117 +1,61 @@
-//! nginx's stream module: servers that listen, maps from names, and upstreams.
+//! Configurations of nginx with its stream module.
 
 mod include;
-mod names;
+mod map;
 mod reasons;
 mod server;
+mod stream;
 mod syntax;
 mod upstream;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
-
-use self::server::Inherited;
+use self::stream::StreamBlock;
 use self::syntax::Directive;
-use super::Files;
-use super::draft::{Draft, Rule};
-use super::ledger::{Ledger, NOTHING_CARRIED, Place};
-use super::routes::{self, Route};
+use super::draft::Draft;
+use super::files::SourceFiles;
+use super::notes::{Location, NOT_TRANSLATED, Notes};
+use super::routes::{self, RouteDraft};
 
-/// What stands in the streams, by name.
-#[derive(Default)]
-struct Stream<'a> {
-    upstreams: BTreeMap<&'a str, &'a Directive>,
-    /// By variable.
-    maps: BTreeMap<&'a str, &'a Directive>,
-    servers: Vec<&'a Directive>,
-    inherited: Inherited<'a>,
-    /// Upstreams and maps that something leads to.
-    used: BTreeSet<&'a str>,
-    /// Of servers with names: where, the rank of the name, and the rules for it.
-    named: Vec<(Vec<SocketAddr>, (u8, usize), Rule)>,
-    /// The rules for all other names: where, whether that is said, and the rules.
-    others: Vec<(Vec<SocketAddr>, bool, Vec<Rule>)>,
-    /// Zones that count connections of a client.
-    zones: BTreeSet<&'a str>,
-}
-
-pub(super) fn translate(source: &str, files: &Files, draft: &mut Draft, ledger: &mut Ledger) -> Vec<Route> {
-    let all = include::read(source, files, ledger);
-    let is =
-        |name: &'static str| move |directive: &&Directive| directive.words.first().is_some_and(|word| word == name);
-    // A file that another one includes within its stream.
+pub(super) fn translate(source: &str, files: &SourceFiles, draft: &mut Draft, notes: &mut Notes) -> Vec<RouteDraft> {
+    let all = include::read(source, files, notes);
+    // A file that is meant to be included in a `stream` block.
     let is_bare =
-        !all.iter().any(|one| is("stream")(&one) || is("http")(&one)) && all.iter().any(|one| is("server")(&one));
-    let mut stream = Stream::default();
+        !all.iter().any(|one| is(one, "stream") || is(one, "http")) && all.iter().any(|one| is(one, "server"));
+    let mut stream = StreamBlock::default();
     for directive in &all {
         if is_bare {
-            stream.add(directive, ledger);
-        } else if is("stream")(&directive) {
-            directive.inside().iter().for_each(|inner| stream.add(inner, ledger));
+            stream.add(directive, notes);
+        } else if is(directive, "stream") {
+            directive.inside().iter().for_each(|inner| stream.add(inner, notes));
+        } else if directive.block.is_some() && is(directive, "events") {
+            notes.not_needed(&directive.whole());
         } else if directive.block.is_some() {
-            let reason = match directive.words.first().map_or("", String::as_str) {
-                "events" => "`events`: not needed: connections and workers are as many as this process may have".into(),
-                name => format!("`{name}`: only streams are translated"),
-            };
-            ledger.note(&directive.whole(), reason);
+            let name = directive.words.first().map_or("", String::as_str);
+            notes.note(&directive.whole(), format!("`{name}` not translated: only `stream` blocks are"));
         } else {
-            ledger.note(&directive.place(), reasons::of(&directive.words()));
+            reasons::explain(directive, notes);
         }
     }
 
     for server in std::mem::take(&mut stream.servers) {
-        server::read(server, &mut stream, draft, ledger);
+        server::read(server, &mut stream, draft, notes);
     }
-    server::finish(&mut stream, draft);
+    server::add_rules(&mut stream, draft);
     for (name, directive) in stream.upstreams.iter().chain(&stream.maps) {
         if !stream.used.contains(name) {
-            ledger.note(&directive.whole(), format!("`{name}`: no server that is carried over leads to it"));
+            notes.note(&directive.whole(), format!("not translated: no translated `server` uses `{name}`"));
         }
     }
 
-    let routes = routes::make(draft, ledger);
-    for directive in all.iter().filter(is("stream")) {
-        directive.frame().iter().for_each(|place| ledger.carry(place));
+    let routes = routes::make(draft, notes);
+    for directive in all.iter().filter(|one| is(one, "stream")) {
+        directive.first_and_last_line().iter().for_each(|location| notes.translated(location));
     }
-    for number in ledger.unseen(ledger.all()) {
-        ledger.note(&Place::line(number), NOTHING_CARRIED);
+    for number in notes.unexplained() {
+        notes.note(&Location::line(number), NOT_TRANSLATED);
     }
     routes
 }
 
-impl<'a> Stream<'a> {
-    fn add(&mut self, directive: &'a Directive, ledger: &mut Ledger) {
-        match directive.words()[..] {
-            ["upstream", name] if directive.block.is_some() => {
-                if self.upstreams.insert(name, directive).is_some() {
-                    ledger.note(
-                        &directive.place(),
-                        format!("there is another upstream `{name}`, and the last one stands"),
-                    );
-                }
-            }
-            ["map", source, variable] if directive.block.is_some() => {
-                if names::variable(source).is_none() {
-                    let reason =
-                        format!("`{source}`: only a variable alone leads somewhere; see `alpn` and `listener`");
-                    ledger.note(&directive.whole(), reason);
-                } else if self.maps.insert(variable, directive).is_some() {
-                    ledger.note(
-                        &directive.place(),
-                        format!("there is another map to `{variable}`, and the last one stands"),
-                    );
-                }
-            }
-            ["limit_conn_zone", "$binary_remote_addr" | "$remote_addr", zone] => {
-                self.zones.extend(zone.strip_prefix("zone=").and_then(|zone| zone.split(':').next()));
-                self.inherited.zone = Some(directive);
-            }
-            ["server"] if directive.block.is_some() => self.servers.push(directive),
-            _ if directive.block.is_some() => {
-                let reason = format!("`{}`: without a counterpart", directive.words.join(" "));
-                ledger.note(&directive.whole(), reason);
-            }
-            _ => self.inherited.add(directive, ledger),
-        }
-    }
+fn is(directive: &Directive, name: &str) -> bool {
+    directive.words.first().is_some_and(|word| word == name)
 }

@@ -1,57 +1,22 @@
-//! `server`: where it listens, and where it leads.
+//! `server` blocks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
-use super::names::{self, Value};
-use super::syntax::Directive;
-use super::{Stream, reasons, upstream};
-use crate::commands::import::draft::{Draft, Frontend, Listens, Outcome, Rule, TLS_ENDED, UNCERTAIN};
-use crate::commands::import::expression::{Expression, Limit, Test};
-use crate::commands::import::ledger::{Ledger, Place};
-use crate::commands::import::sources::{Addresses, Sources};
-use crate::commands::import::values::{duration, listen_address, network};
+use super::map::{self, MapValue};
+use super::stream::{DefaultRules, NamedRule, StreamBlock, StreamSettings};
+use super::syntax::{Directive, variable_name};
+use super::upstream;
+use crate::commands::import::addresses::AddressSet;
+use crate::commands::import::draft::{Action, Draft, Frontend, ListenResult, MAYBE_NOT_TLS, Rule, TLS_NOT_TERMINATED};
+use crate::commands::import::expression::{ClientLimit, Expression, Test};
+use crate::commands::import::notes::{Location, Notes};
+use crate::commands::import::values::{LIMITS, duration, everywhere, listen_address, network};
 
-/// What a stream says for its servers, and a server for itself.
-#[derive(Clone, Default)]
-pub(super) struct Inherited<'a> {
-    preread: Option<&'a Directive>,
-    pub(super) connect_timeout: Option<&'a Directive>,
-    timeout: Option<&'a Directive>,
-    hello: Option<&'a Directive>,
-    pub(super) proxy_protocol: Option<&'a Directive>,
-    access: Vec<&'a Directive>,
-    trusted: Vec<&'a Directive>,
-    limit: Option<&'a Directive>,
-    pub(super) zone: Option<&'a Directive>,
-}
-
-impl<'a> Inherited<'a> {
-    pub(super) fn add(&mut self, directive: &'a Directive, ledger: &mut Ledger) {
-        match directive.words()[..] {
-            ["ssl_preread", _] => self.preread = Some(directive),
-            ["proxy_connect_timeout", _] => self.connect_timeout = Some(directive),
-            ["proxy_timeout", _] => self.timeout = Some(directive),
-            ["preread_timeout", _] => self.hello = Some(directive),
-            ["proxy_protocol", _] => self.proxy_protocol = Some(directive),
-            ["allow" | "deny", _] => self.access.push(directive),
-            ["set_real_ip_from", _] => self.trusted.push(directive),
-            ["limit_conn", _, _] => self.limit = Some(directive),
-            ["ssl_verify_client", "on"] => ledger.wider(
-                &directive.place(),
-                "`ssl_verify_client`: nginx refuses clients without a certificate; here the server decides, which gets \
-                the client's certificate",
-            ),
-            ["include", _] => {}
-            _ => ledger.note(&directive.place(), reasons::of(&directive.words())),
-        }
-    }
-}
-
-pub(super) fn read<'a>(server: &'a Directive, stream: &mut Stream<'a>, draft: &mut Draft, ledger: &mut Ledger) {
-    let mut settings = Inherited { access: Vec::new(), ..stream.inherited.clone() };
+pub(super) fn read<'a>(server: &'a Directive, stream: &mut StreamBlock<'a>, draft: &mut Draft, notes: &mut Notes) {
+    let mut settings = StreamSettings { access: Vec::new(), ..stream.settings.clone() };
     let mut listens = Vec::new();
     let mut target = None;
     let mut server_names: Option<&Directive> = None;
@@ -60,175 +25,179 @@ pub(super) fn read<'a>(server: &'a Directive, stream: &mut Stream<'a>, draft: &m
             ["listen", _, ..] => listens.push(directive),
             ["proxy_pass", _] => target = Some(directive),
             ["server_name", _, ..] => server_names = Some(directive),
-            _ => settings.add(directive, ledger),
+            _ => settings.add(directive, notes),
         }
     }
     if settings.access.is_empty() {
-        settings.access.clone_from(&stream.inherited.access);
+        settings.access.clone_from(&stream.settings.access);
     }
     let Some(target) = target else {
-        return ledger.note(&server.whole(), "without `proxy_pass` it leads nowhere");
+        return notes.note(&server.whole(), "not translated: no `proxy_pass`");
     };
-    let mut frontend = Frontend {
-        name: "port".into(),
-        place: server.whole(),
-        addresses: Vec::new(),
-        accept_proxy: BTreeMap::new(),
-        sources: Sources::default(),
-        phases: Vec::new(),
-        rules: Vec::new(),
-        limits: Vec::new(),
-        ended_tls: false,
-        places: server.frame().into_iter().chain([target.place()]).collect(),
-    };
-    let is_default = listen_all(&mut frontend, &listens, &settings, draft, ledger);
+    let mut frontend = Frontend::new("port".into(), server.whole());
+    frontend.locations = server.first_and_last_line().into_iter().chain([target.location()]).collect();
+    let is_default = listen_all(&mut frontend, &listens, &settings, draft, notes);
     if let Some(first) = frontend.addresses.first() {
         frontend.name = format!("port-{}", first.port());
     }
-    let rules = rules(target, &settings, stream, draft, ledger).unwrap_or_else(|reason| {
-        ledger.narrower(&target.place(), format!("{reason}; its clients are refused"));
+    let rules = routing_rules(target, &settings, stream, draft, notes).unwrap_or_else(|reason| {
+        notes.rejects_or_reroutes(&target.location(), format!("{reason}; these clients are rejected"));
         Vec::new()
     });
-    if settings.preread.is_none() && !frontend.ended_tls && !target.words[1].starts_with('$') {
-        ledger.note(&server.place(), UNCERTAIN);
+    if settings.ssl_preread.is_none() && !frontend.terminated_tls && !target.words[1].starts_with('$') {
+        notes.note(&server.location(), MAYBE_NOT_TLS);
     }
-    settings.apply(&mut frontend, stream, draft, ledger);
-    let at = frontend.addresses.clone();
-    let shared = draft.frontends.iter_mut().find(|other| other.addresses == frontend.addresses);
-    let is_shared = match shared {
-        Some(shared) if server_names.is_some() && !at.is_empty() => {
-            shared.places.extend(frontend.places);
-            let written = |phases: &[Vec<Rule>]| {
-                let rules = phases.iter().flatten();
-                rules.map(|rule| format!("{:?}{:?}", rule.when, rule.then)).collect::<Vec<_>>()
-            };
-            if written(&shared.phases) != written(&frontend.phases) {
-                let reason = "its `allow` and `deny` differ from those of the first server at this address, which hold";
-                ledger.wider(&frontend.place, reason);
-            }
-            true
-        }
-        _ => {
-            keep_free(&mut frontend, draft, ledger);
-            draft.frontends.push(frontend);
-            false
-        }
-    };
+    apply_settings(&settings, &mut frontend, stream, draft, notes);
+    let addresses = frontend.addresses.clone();
+    let is_first = !(server_names.is_some() && share_addresses(&frontend, draft, notes));
+    if is_first {
+        leave_out_addresses_in_use(&mut frontend, draft, notes);
+        draft.frontends.push(frontend);
+    }
     let Some(server_names) = server_names else {
-        return stream.others.push((at, is_default, rules));
+        return stream.default_rules.push(DefaultRules { addresses, is_explicit: is_default, rules });
     };
-    for (rank, when) in names::of_server(server_names, ledger) {
-        let end = Rule::new(&server_names.place(), Expression::always(), Outcome::Refuse);
+    for (rank, when) in map::of_server_names(server_names, notes) {
+        let end = Rule::new(&server_names.location(), Expression::always(), Action::Reject);
         for mut rule in rules.iter().cloned().chain([end]) {
             rule.when = when.clone().and(rule.when);
-            rule.also.insert(server_names.place());
-            stream.named.push((at.clone(), rank, rule));
+            rule.related.insert(server_names.location());
+            stream.named_rules.push(NamedRule { addresses: addresses.clone(), rank, rule });
         }
     }
-    if is_default || !is_shared {
-        stream.others.push((at, is_default, rules));
+    if is_default || is_first {
+        stream.default_rules.push(DefaultRules { addresses, is_explicit: is_default, rules });
     }
 }
 
 /// Gives the frontends the rules of all servers at their addresses.
-pub(super) fn finish(stream: &mut Stream<'_>, draft: &mut Draft) {
-    stream.named.sort_by_key(|(_, rank, _)| *rank);
+pub(super) fn add_rules(stream: &mut StreamBlock<'_>, draft: &mut Draft) {
+    stream.named_rules.sort_by_key(|named| named.rank);
     for frontend in &mut draft.frontends {
-        let named = stream.named.iter().filter(|(at, ..)| *at == frontend.addresses);
-        frontend.rules.extend(named.map(|(_, _, rule)| rule.clone()));
-        let others = || stream.others.iter().filter(|(at, ..)| *at == frontend.addresses);
-        let others = others().find(|(_, is_said, _)| *is_said).or_else(|| others().next());
-        frontend.rules.extend(others.iter().flat_map(|(_, _, rules)| rules.iter().cloned()));
+        let named = stream.named_rules.iter().filter(|named| named.addresses == frontend.addresses);
+        frontend.rules.extend(named.map(|named| named.rule.clone()));
+        let defaults = || stream.default_rules.iter().filter(|default| default.addresses == frontend.addresses);
+        let default = defaults().find(|default| default.is_explicit).or_else(|| defaults().next());
+        frontend.rules.extend(default.iter().flat_map(|default| default.rules.iter().cloned()));
     }
 }
 
-fn rules<'a>(
+/// Servers with names may have the same addresses: whether an earlier one has these.
+fn share_addresses(frontend: &Frontend, draft: &mut Draft, notes: &mut Notes) -> bool {
+    let has_same = |other: &&mut Frontend| other.addresses == frontend.addresses && !frontend.addresses.is_empty();
+    let Some(first) = draft.frontends.iter_mut().find(has_same) else { return false };
+    first.locations.extend(frontend.locations.iter().cloned());
+    let text = |phases: &[Vec<Rule>]| {
+        let rules = phases.iter().flatten();
+        rules.map(|rule| format!("{:?}{:?}", rule.when, rule.then)).collect::<Vec<_>>()
+    };
+    if text(&first.phases) != text(&frontend.phases) {
+        let reason =
+            "its `allow` and `deny` differ from those of the first server at this address, which apply to both";
+        notes.admits_more(&frontend.location, reason);
+    }
+    true
+}
+
+fn leave_out_addresses_in_use(frontend: &mut Frontend, draft: &Draft, notes: &mut Notes) {
+    for address in std::mem::take(&mut frontend.addresses) {
+        if let ListenResult::InUse(reason) = draft.listen(frontend, address) {
+            notes.rejects_or_reroutes(&frontend.location, format!("{address} left out: {reason}"));
+        }
+    }
+}
+
+/// The rules that a `proxy_pass` comes down to: several if its target is a variable.
+fn routing_rules<'a>(
     target: &'a Directive,
-    settings: &Inherited<'a>,
-    stream: &mut Stream<'a>,
+    settings: &StreamSettings<'a>,
+    stream: &mut StreamBlock<'a>,
     draft: &mut Draft,
-    ledger: &mut Ledger,
+    notes: &mut Notes,
 ) -> Result<Vec<Rule>, String> {
     let text = target.words[1].as_str();
-    let Some(name) = names::variable(text) else {
-        let upstream = upstream::lead(text, &target.place(), settings, stream, draft, ledger)?;
-        return Ok(vec![Rule::new(&target.place(), Expression::always(), Outcome::To(upstream))]);
+    let Some(variable) = variable_name(text) else {
+        let upstream = upstream::add(text, &target.location(), settings, stream, draft, notes)?;
+        return Ok(vec![Rule::new(&target.location(), Expression::always(), Action::RouteTo(upstream))]);
     };
-    let values = names::values(name, stream, 0, ledger)?;
-    if settings.preread.is_none_or(|preread| preread.words[1] != "on") {
-        ledger.note(&target.place(), "without `ssl_preread on` nginx saw no names here; snigate does");
+    let values = map::values(variable, stream, 0, notes)?;
+    let tests_names = values.iter().any(|value| value.when.tests_names());
+    if tests_names && settings.ssl_preread.is_none_or(|ssl_preread| ssl_preread.words[1] != "on") {
+        notes.note(&target.location(), "without `ssl_preread on` nginx does not see the SNI; snigate does");
     }
     let mut rules = Vec::new();
-    for Value { when, text, place, also } in values {
-        let then = match upstream::lead(&text, &place, settings, stream, draft, ledger) {
-            Ok(upstream) => Outcome::To(upstream),
+    for MapValue { when, text, location, related } in values {
+        let then = match upstream::add(&text, &location, settings, stream, draft, notes) {
+            Ok(upstream) => Action::RouteTo(upstream),
+            Err(_) if text.is_empty() => {
+                notes.note(&location, "no upstream: these clients are rejected, as in nginx");
+                Action::Reject
+            }
             Err(reason) => {
-                if text.is_empty() {
-                    ledger.note(&place, reason);
-                } else {
-                    ledger.narrower(&place, format!("{reason}; its clients are refused"));
-                }
-                Outcome::Refuse
+                notes.rejects_or_reroutes(&location, format!("{reason}; these clients are rejected"));
+                Action::Reject
             }
         };
-        rules.push(Rule { place, also, when, then });
+        rules.push(Rule { location, related, when, then });
     }
     Ok(rules)
 }
 
-/// Whether it is the default for one of its addresses.
+/// Whether the server is the default one at one of its addresses.
 fn listen_all(
     frontend: &mut Frontend,
     listens: &[&Directive],
-    settings: &Inherited<'_>,
+    settings: &StreamSettings<'_>,
     draft: &Draft,
-    ledger: &mut Ledger,
+    notes: &mut Notes,
 ) -> bool {
-    // Only among its own; whether another server has them is seen later.
-    let alone = Draft::default();
+    // Compares its own addresses only; later it is known whether it shares those of another server.
+    let no_others = Draft::default();
     let mut is_default = false;
-    let mut wide = Vec::new();
+    let mut ipv6_only = Vec::new();
     for directive in listens {
-        let place = directive.place();
+        let location = directive.location();
         let parameters = &directive.words[2..];
         let has = |wanted: &str| parameters.iter().any(|parameter| parameter == wanted);
         let text = &directive.words[1];
         if has("udp") {
-            ledger.note(&place, format!("`{text} udp` is left out: snigate takes TCP only"));
+            notes.note(&location, format!("`{text} udp` left out: snigate forwards TCP only"));
             continue;
         }
         let address = match address(text) {
             Ok(address) => address,
             Err(reason) => {
-                ledger.narrower(&place, format!("`{text}` is left out: {reason}"));
+                notes.rejects_or_reroutes(&location, format!("`{text}` left out: {reason}"));
                 continue;
             }
         };
-        if let Listens::With(wider) = alone.listen(frontend, address) {
-            ledger.note(&place, format!("{wider} stands for both addresses, as it takes the clients of both"));
+        if let ListenResult::MergedInto(merged) = no_others.listen(frontend, address) {
+            notes.note(&location, format!("one listener at {merged} serves this address, too"));
         } else if address.is_ipv6() && address.ip().is_unspecified() && !has("ipv6only=off") {
-            wide.push((address.port(), place.clone()));
+            ipv6_only.push((address.port(), location.clone()));
         }
-        frontend.places.insert(place.clone());
+        frontend.locations.insert(location.clone());
         is_default |= has("default_server") || has("default");
         if has("ssl") {
-            frontend.ended_tls = true;
-            ledger.note(&place, TLS_ENDED);
+            frontend.terminated_tls = true;
+            notes.note(&location, TLS_NOT_TERMINATED);
         }
         if has("proxy_protocol") {
-            accept_proxy(frontend, address, settings, &place, ledger);
+            accept_proxy(frontend, address, settings, &location, notes);
         }
         let known = ["ssl", "proxy_protocol", "default_server", "default", "ipv6only=off", "ipv6only=on"];
         let rest: Vec<&str> = parameters.iter().map(String::as_str).filter(|word| !known.contains(word)).collect();
         if !rest.is_empty() {
-            ledger.note(&place, format!("`{}`: not needed, or without a counterpart", rest.join(" ")));
+            notes.note(&location, format!("`{}` ignored: not needed, or no equivalent", rest.join(" ")));
         }
     }
-    for (port, place) in wide {
+    for (port, location) in ipv6_only {
         let others = draft.frontends.iter().flat_map(|other| &other.addresses).copied();
         let mut all = listens.iter().filter_map(|listen| address(&listen.words[1]).ok()).chain(others);
         if !all.any(|one| one.is_ipv4() && one.port() == port) {
-            ledger.wider(&place, "a listener at [::] takes IPv4 clients, too, unless `ipv6only=off` is there");
+            let reason = "nginx accepts IPv6 clients only here (no `ipv6only=off`); snigate's listener at [::] accepts \
+                IPv4 clients, too";
+            notes.admits_more(&location, reason);
         }
     }
     is_default
@@ -237,42 +206,33 @@ fn listen_all(
 fn accept_proxy(
     frontend: &mut Frontend,
     address: SocketAddr,
-    settings: &Inherited<'_>,
-    place: &Place,
-    ledger: &mut Ledger,
+    settings: &StreamSettings<'_>,
+    location: &Location,
+    notes: &mut Notes,
 ) {
-    let trusted: Vec<IpNet> = settings.trusted.iter().filter_map(|from| network(&from.words[1])).collect();
-    frontend.places.extend(settings.trusted.iter().map(|from| from.place()));
-    if trusted.is_empty() {
-        let reason = "`proxy_protocol`: headers are accepted from every address; let `accept_proxy` have but the \
-            networks of the balancers";
-        ledger.note(place, reason);
-        if !settings.access.is_empty() {
-            ledger.wider(
-                place,
-                "`allow` and `deny` look at the address in the PROXY header here, which any peer may send",
-            );
-        }
-        let everywhere = ["0.0.0.0/0", "::/0"].into_iter().filter_map(network).collect();
-        frontend.accept_proxy.insert(address, everywhere);
-    } else {
-        ledger.note(place, "peers elsewhere than in `accept_proxy` are refused");
+    let trusted: Vec<IpNet> = settings.set_real_ip_from.iter().filter_map(|from| network(&from.words[1])).collect();
+    frontend.locations.extend(settings.set_real_ip_from.iter().map(|from| from.location()));
+    if !trusted.is_empty() {
+        let reason =
+            "with `accept_proxy` connections from peers outside the networks of `set_real_ip_from` are rejected";
+        notes.note(location, reason);
         frontend.accept_proxy.insert(address, trusted);
+        return;
     }
-}
-
-/// Takes out the addresses that another server has.
-fn keep_free(frontend: &mut Frontend, draft: &Draft, ledger: &mut Ledger) {
-    for address in std::mem::take(&mut frontend.addresses) {
-        if let Listens::Taken(reason) = draft.listen(frontend, address) {
-            ledger.narrower(&frontend.place, format!("{address} is left out: {reason}"));
-        }
+    let reason = "`proxy_protocol`: PROXY headers are accepted from every address, as in nginx; restrict `accept_proxy` \
+        to the networks of your load balancers";
+    notes.note(location, reason);
+    if !settings.access.is_empty() {
+        let reason = "`allow` and `deny` apply to the client address in the PROXY header, which any peer can forge; \
+            without `set_real_ip_from` nginx applies them to the peer's address";
+        notes.admits_more(location, reason);
     }
+    frontend.accept_proxy.insert(address, everywhere());
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
     if text.starts_with("unix:") {
-        return Err("snigate listens at IP addresses only".into());
+        return Err("snigate listens at IP addresses only, not at Unix sockets".into());
     }
     match text.rsplit_once(':') {
         Some((host, port)) if !text.ends_with(']') => listen_address(host, port),
@@ -280,47 +240,50 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
-impl Inherited<'_> {
-    fn apply(&self, frontend: &mut Frontend, stream: &Stream<'_>, draft: &mut Draft, ledger: &mut Ledger) {
-        if let Some(preread) = self.preread {
-            frontend.places.insert(preread.place());
+fn apply_settings(
+    settings: &StreamSettings<'_>,
+    frontend: &mut Frontend,
+    stream: &StreamBlock<'_>,
+    draft: &mut Draft,
+    notes: &mut Notes,
+) {
+    frontend.locations.extend(settings.ssl_preread.map(Directive::location));
+    for (directive, timeouts) in
+        [(settings.proxy_timeout, &mut draft.timeouts.idle), (settings.preread_timeout, &mut draft.timeouts.hello)]
+    {
+        let Some(directive) = directive else { continue };
+        match duration(&directive.words[1], "s") {
+            Ok(span) => drop(timeouts.insert((span, directive.location()))),
+            Err(reason) => notes.note(&directive.location(), format!("`{}`: {reason}", directive.words.join(" "))),
         }
-        for (directive, timeouts) in [(self.timeout, &mut draft.timeouts.idle), (self.hello, &mut draft.timeouts.hello)]
-        {
-            let Some(directive) = directive else { continue };
-            match duration(&directive.words[1], "s") {
-                Ok(span) => drop(timeouts.insert((span, directive.place()))),
-                Err(reason) => ledger.note(&directive.place(), format!("`{}`: {reason}", directive.words.join(" "))),
-            }
-        }
-        let rules = self.access.iter().map(|directive| rule(directive)).collect::<Vec<_>>();
-        if !rules.is_empty() {
-            frontend.phases.push(rules);
-        }
-        if let Some(directive) = self.limit {
-            let count = directive.words[2].parse().ok().filter(|count| (1..=1_000_000).contains(count));
-            match count.filter(|_| stream.zones.contains(directive.words[1].as_str())) {
-                Some(count) => {
-                    frontend.limits.push((Limit::Connections(count), directive.place()));
-                    frontend.places.extend(self.zone.map(Directive::place));
-                }
-                None => ledger
-                    .wider(&directive.place(), "a limit that is not one for each client's address, so it is left out"),
-            }
+    }
+    let rules = settings.access.iter().map(|directive| access_rule(directive)).collect::<Vec<_>>();
+    if !rules.is_empty() {
+        frontend.phases.push(rules);
+    }
+    if let Some(directive) = settings.limit_conn {
+        let count = directive.words[2].parse().ok().filter(|count| LIMITS.contains(count));
+        if let Some(count) = count.filter(|_| stream.zones.contains(directive.words[1].as_str())) {
+            frontend.limits.push((ClientLimit::Connections(count), directive.location()));
+            frontend.locations.extend(settings.limit_conn_zone.map(Directive::location));
+        } else {
+            let reason =
+                "`limit_conn` left out: it is not a limit from 1 to 1000000 in a zone that counts by client address";
+            notes.admits_more(&directive.location(), reason);
         }
     }
 }
 
-/// `allow` and `deny`: the first that matches holds.
-fn rule(directive: &Directive) -> Rule {
+/// For an `allow` or `deny`.
+fn access_rule(directive: &Directive) -> Rule {
     let text = directive.words[1].as_str();
     let when = match (text, network(text)) {
         ("all", _) => Expression::always(),
-        (_, Some(network)) => Expression::of(Test::Sources(Addresses::of(&[network]))),
-        // Clients of such sockets do not come here.
-        _ if text.starts_with("unix:") => Expression::of(Test::Constant(false)),
-        _ => Expression::unknown(format!("`{text}` is no network")),
+        (_, Some(network)) => Expression::of(Test::ClientAddress(AddressSet::of(&[network]))),
+        // Clients at Unix sockets.
+        _ if text.starts_with("unix:") => Expression::constant(false),
+        _ => Expression::unknown(format!("`{text}` is not a network")),
     };
-    let then = if directive.words[0] == "deny" { Outcome::Refuse } else { Outcome::Pass };
-    Rule { place: directive.place(), also: BTreeSet::new(), when, then }
+    let then = if directive.words[0] == "deny" { Action::Reject } else { Action::Accept };
+    Rule { location: directive.location(), related: BTreeSet::new(), when, then }
 }

@@ -1,23 +1,23 @@
-//! The syntax: directives, each with words and perhaps a block of more directives.
+//! Syntax: directives of words, with or without a block of more directives.
 
 use std::iter::Peekable;
 use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::str::Chars;
 
-use crate::commands::import::ledger::{Ledger, Place};
+use crate::commands::import::notes::{Location, Notes};
 
-/// No configuration is nested deeper.
+/// Deeper blocks are left out.
 const MAX_DEPTH: usize = 32;
 
 #[derive(Debug)]
 pub(super) struct Directive {
     pub(super) first: usize,
-    /// Of its words; a block may go on.
+    /// The last line of its words.
     pub(super) last: usize,
     pub(super) words: Vec<String>,
     pub(super) block: Option<Block>,
-    /// `None`: the source itself.
+    /// An included file; `None`: the source itself.
     pub(super) file: Option<Rc<str>>,
 }
 
@@ -41,27 +41,27 @@ impl Directive {
         self.block.as_ref().map_or(&[], |block| &block.directives)
     }
 
-    pub(super) fn place(&self) -> Place {
+    pub(super) fn location(&self) -> Location {
         self.at(self.first..=self.last)
     }
 
-    /// With its block.
-    pub(super) fn whole(&self) -> Place {
+    /// Including its block.
+    pub(super) fn whole(&self) -> Location {
         self.at(self.range())
     }
 
-    fn at(&self, lines: RangeInclusive<usize>) -> Place {
-        self.file.as_ref().map_or_else(|| Place::lines(&lines), |file| Place::elsewhere(file, *lines.start()))
+    fn at(&self, lines: RangeInclusive<usize>) -> Location {
+        self.file.as_ref().map_or_else(|| Location::lines(&lines), |file| Location::in_file(file, *lines.start()))
     }
 
-    /// It and all within are in this file, so many lines further on.
-    pub(super) fn moved(&mut self, file: Option<&Rc<str>>, by: usize) {
+    /// Sets the file of it and all in its block, and adds to their line numbers.
+    pub(super) fn move_to(&mut self, file: Option<&Rc<str>>, by: usize) {
         self.first += by;
         self.last += by;
         self.file = file.cloned();
         if let Some(block) = &mut self.block {
             block.end += by;
-            block.directives.iter_mut().for_each(|inner| inner.moved(file, by));
+            block.directives.iter_mut().for_each(|inner| inner.move_to(file, by));
         }
     }
 
@@ -69,10 +69,10 @@ impl Directive {
         self.first..=self.block.as_ref().map_or(self.last, |block| block.end)
     }
 
-    /// Its words and the brace that ends it, without what is between.
-    pub(super) fn frame(&self) -> [Place; 2] {
+    /// The lines of its words and of its closing brace.
+    pub(super) fn first_and_last_line(&self) -> [Location; 2] {
         let end = *self.range().end();
-        [self.place(), self.at(end..=end)]
+        [self.location(), self.at(end..=end)]
     }
 }
 
@@ -83,9 +83,9 @@ enum Token {
     End,
 }
 
-/// What is not closed or not ended is noted, and taken as if it were.
-pub(super) fn read(source: &str, ledger: &mut Ledger) -> Vec<Directive> {
-    let mut tokens = Tokens { characters: source.chars().peekable(), line: 1, unclosed: None };
+/// Missing semicolons and braces get a note and are assumed.
+pub(super) fn read(source: &str, notes: &mut Notes) -> Vec<Directive> {
+    let mut tokens = Tokens { characters: source.chars().peekable(), line: 1, unclosed_quote: None };
     let mut open: Vec<(Directive, Vec<Directive>)> = Vec::new();
     let mut current: Vec<Directive> = Vec::new();
     let mut words: Vec<String> = Vec::new();
@@ -103,7 +103,7 @@ pub(super) fn read(source: &str, ledger: &mut Ledger) -> Vec<Directive> {
             Token::End if words.is_empty() => {}
             Token::End => current.push(Directive::of(first..=line.max(last), &mut words)),
             Token::Open if open.len() >= MAX_DEPTH => {
-                ledger.note(&Place::line(line), "blocks nested too deeply");
+                notes.note(&Location::line(line), "blocks nested too deeply");
                 words.clear();
                 too_deep += 1;
             }
@@ -115,7 +115,7 @@ pub(super) fn read(source: &str, ledger: &mut Ledger) -> Vec<Directive> {
             }
             Token::Close => {
                 if !words.is_empty() {
-                    ledger.note(&Place::line(line), "a semicolon is missing before the brace");
+                    notes.note(&Location::line(line), "a semicolon is missing before the brace");
                     current.push(Directive::of(first..=line.max(last), &mut words));
                 }
                 if too_deep > 0 {
@@ -124,32 +124,39 @@ pub(super) fn read(source: &str, ledger: &mut Ledger) -> Vec<Directive> {
                     outer.block = Some(Block { directives: std::mem::replace(&mut current, before), end: line });
                     current.push(outer);
                 } else {
-                    ledger.note(&Place::line(line), "a brace that closes nothing");
+                    notes.note(&Location::line(line), "no block is open here");
                 }
             }
         }
     }
-    if let Some(line) = tokens.unclosed {
-        ledger.note(&Place::line(line), "a quote is not closed");
+    if let Some(line) = tokens.unclosed_quote {
+        notes.note(&Location::line(line), "a quote is not closed");
     }
     let end = tokens.line;
     if !words.is_empty() {
-        ledger.note(&Place::line(first), "the file ends within this directive");
+        notes.note(&Location::line(first), "the file ends within this directive");
         current.push(Directive::of(first..=end, &mut words));
     }
     while let Some((mut outer, before)) = open.pop() {
-        ledger.note(&outer.place(), "its brace is not closed");
+        notes.note(&outer.location(), "the block is not closed");
         outer.block = Some(Block { directives: std::mem::replace(&mut current, before), end });
         current.push(outer);
     }
     current
 }
 
+/// `$name` or `${name}`.
+pub(super) fn variable_name(text: &str) -> Option<&str> {
+    let name = text.strip_prefix('$')?;
+    let name = name.strip_prefix('{').and_then(|name| name.strip_suffix('}')).unwrap_or(name);
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_').then_some(name)
+}
+
 struct Tokens<'a> {
     characters: Peekable<Chars<'a>>,
     line: usize,
-    /// Where a quote began that does not end.
-    unclosed: Option<usize>,
+    /// The line of a quote that is not closed.
+    unclosed_quote: Option<usize>,
 }
 
 impl Tokens<'_> {
@@ -159,7 +166,7 @@ impl Tokens<'_> {
         Some(character)
     }
 
-    /// With the line that it begins on.
+    /// With the number of its first line.
     fn next(&mut self) -> Option<(usize, Token)> {
         loop {
             let line = self.line;
@@ -180,7 +187,7 @@ impl Tokens<'_> {
         loop {
             match self.character() {
                 None => {
-                    self.unclosed = Some(line);
+                    self.unclosed_quote = Some(line);
                     return word;
                 }
                 Some('\\') if self.characters.peek().is_some_and(|next| *next == quote || *next == '\\') => {
@@ -216,10 +223,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn directives_are_read_as_nginx_does() {
+    fn directives_are_read_as_by_nginx() {
         let source = "a b # c\n 'd;e' \"f\\\"\n\";\ng {\n  h ${i}j; # }\n  \"~^k{2}$\" l;\n}\nm\\;n;";
-        let mut ledger = Ledger::new(source);
-        let all = read(source, &mut ledger);
+        let mut notes = Notes::new(source);
+        let all = read(source, &mut notes);
         assert_eq!(all[0].words, ["a", "b", "d;e", "f\"\n"]);
         assert_eq!((all[0].first, all[0].last), (1, 3));
         assert_eq!((all[1].range(), all[1].inside()[0].words()), (4..=7, vec!["h", "${i}j"]));
@@ -227,11 +234,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_closed_is_taken_as_if_it_were() {
+    fn missing_ends_are_assumed() {
         for (source, expected) in [("a { b", 1), ("a 'b", 1), ("}a;", 1), ("{", 1), (";", 0), ("a}", 1)] {
-            assert_eq!(read(source, &mut Ledger::new(source)).len(), expected, "{source}");
+            assert_eq!(read(source, &mut Notes::new(source)).len(), expected, "{source}");
         }
         let deep = "a{".repeat(1_000_000);
-        read(&deep, &mut Ledger::new(&deep));
+        read(&deep, &mut Notes::new(&deep));
     }
 }

@@ -1,149 +1,144 @@
-//! `upstream`: its servers, and how they are chosen.
+//! `upstream` blocks and other targets of `proxy_pass`.
 
 use crate::text::Destination;
 
-use super::server::Inherited;
+use super::reasons;
+use super::stream::{StreamBlock, StreamSettings};
 use super::syntax::Directive;
-use super::{Stream, reasons};
-use crate::commands::import::draft::{Draft, Upstream};
-use crate::commands::import::ledger::{Ledger, Place};
+use crate::commands::import::draft::{Draft, UpstreamDraft};
+use crate::commands::import::notes::{Location, Notes};
 use crate::commands::import::values::duration;
 
-/// The upstream that stands for what a server or a map leads to, in the draft from now on.
-pub(super) fn lead<'a>(
-    to: &str,
-    place: &Place,
-    settings: &Inherited<'a>,
-    stream: &mut Stream<'a>,
+/// Adds the upstream to the draft, and returns its key there.
+pub(super) fn add<'a>(
+    target: &str,
+    location: &Location,
+    settings: &StreamSettings<'a>,
+    stream: &mut StreamBlock<'a>,
     draft: &mut Draft,
-    ledger: &mut Ledger,
+    notes: &mut Notes,
 ) -> Result<String, String> {
-    let named = stream.upstreams.get_key_value(to).map(|(name, directive)| (*name, *directive));
+    let named = stream.upstreams.get_key_value(target).map(|(name, directive)| (*name, *directive));
     let mut upstream = match named {
         Some((name, directive)) => {
             stream.used.insert(name);
-            read(directive, ledger)
+            read(directive, notes)
         }
-        None => Upstream { endpoints: vec![(destination(to)?, place.clone())], ..Upstream::default() },
+        None => UpstreamDraft { endpoints: vec![(destination(target)?, location.clone())], ..UpstreamDraft::default() },
     };
-    settings.of_upstream(&mut upstream, ledger);
-    // Servers may differ in what they say of the same one; a space is in no name.
-    let mut keys = std::iter::once(to.to_owned()).chain((2..).map(|number| format!("{to} {number}")));
-    let fits = |key: &String| {
-        let same = |other: &Upstream| {
+    apply_settings(settings, &mut upstream, notes);
+    // Servers that use one upstream may have different settings. Names have no spaces.
+    let mut keys = std::iter::once(target.to_owned()).chain((2..).map(|number| format!("{target} {number}")));
+    let is_free = |key: &String| {
+        let is_same = |other: &UpstreamDraft| {
             (other.connect_timeout, other.proxy_protocol) == (upstream.connect_timeout, upstream.proxy_protocol)
         };
-        draft.upstreams.get(key).is_none_or(same)
+        draft.upstreams.get(key).is_none_or(is_same)
     };
-    let key = keys.find(fits).unwrap_or_default();
+    let key = keys.find(is_free).unwrap_or_default();
     draft.upstreams.entry(key.clone()).or_insert(upstream);
     Ok(key)
 }
 
-/// Where something leads that is the name of no upstream.
-fn destination(to: &str) -> Result<Destination, String> {
-    if to.is_empty() {
-        return Err("it leads nowhere, so such clients are refused".into());
+fn destination(target: &str) -> Result<Destination, String> {
+    if target.is_empty() {
+        return Err("no upstream".into());
     }
-    if to.contains('$') {
-        return Err(format!("`{to}`: where a variable leads is not known beforehand"));
+    if target.contains('$') {
+        return Err(format!("`{target}`: the endpoint is only known once a client connects"));
     }
-    if to.starts_with("unix:") {
-        return Err(format!("`{to}`: a Unix socket; endpoints have a host and a port"));
+    if target.starts_with("unix:") {
+        return Err(format!("`{target}`: Unix sockets are not supported; an endpoint is host:port"));
     }
-    to.parse().map_err(|reason| format!("`{to}` is neither an upstream nor host:port: {reason}"))
+    target.parse().map_err(|reason| format!("`{target}` is neither an upstream nor host:port: {reason}"))
 }
 
-impl Inherited<'_> {
-    fn of_upstream(&self, upstream: &mut Upstream, ledger: &mut Ledger) {
-        if let Some(directive) = self.connect_timeout {
-            match duration(&directive.words[1], "s") {
-                Ok(span) => {
-                    upstream.connect_timeout = Some(span);
-                    upstream.places.insert(directive.place());
-                }
-                Err(reason) => ledger.note(&directive.place(), format!("`{}`: {reason}", directive.words.join(" "))),
+fn apply_settings(settings: &StreamSettings<'_>, upstream: &mut UpstreamDraft, notes: &mut Notes) {
+    if let Some(directive) = settings.proxy_connect_timeout {
+        match duration(&directive.words[1], "s") {
+            Ok(span) => {
+                upstream.connect_timeout = Some(span);
+                upstream.locations.insert(directive.location());
             }
+            Err(reason) => notes.note(&directive.location(), format!("`{}`: {reason}", directive.words.join(" "))),
         }
-        if let Some(directive) = self.proxy_protocol {
-            if directive.words[1] == "on" {
-                upstream.proxy_protocol = Some("v1");
-            }
-            upstream.places.insert(directive.place());
+    }
+    if let Some(directive) = settings.proxy_protocol {
+        if directive.words[1] == "on" {
+            upstream.proxy_protocol = Some("v1");
         }
+        upstream.locations.insert(directive.location());
     }
 }
 
-fn read(directive: &Directive, ledger: &mut Ledger) -> Upstream {
-    let mut upstream = Upstream::default();
-    upstream.places.extend(directive.frame());
+fn read(directive: &Directive, notes: &mut Notes) -> UpstreamDraft {
+    let mut upstream = UpstreamDraft::default();
+    upstream.locations.extend(directive.first_and_last_line());
     for inner in directive.inside() {
-        let place = inner.place();
+        let location = inner.location();
         match inner.words()[..] {
             ["server", address, ref parameters @ ..] => {
-                if let Err(reason) = server(&mut upstream, address, parameters, &place, ledger) {
-                    ledger.note(&place, format!("`{address}` is left out: {reason}"));
+                if let Err(reason) = add_server(&mut upstream, address, parameters, &location, notes) {
+                    notes.note(&location, format!("`{address}` left out: {reason}"));
                 }
             }
             ["least_conn"] => {
                 upstream.balance = Some("least_connections");
-                upstream.places.insert(place);
+                upstream.locations.insert(location);
             }
             ["random", ..] => {
                 upstream.balance = Some("random");
-                upstream.places.insert(place);
+                upstream.locations.insert(location);
             }
             ["hash" | "ip_hash" | "least_time", ..] => {
-                ledger.note(
-                    &place,
-                    format!("`{}`: no client is tied to an endpoint; see `balance`", inner.words.join(" ")),
+                let reason = format!(
+                    "`{}` ignored: clients are not bound to an endpoint; `balance` can be least_connections, \
+                    round_robin or random",
+                    inner.words.join(" ")
                 );
+                notes.note(&location, reason);
             }
-            ["zone", ..] => ledger.note(&place, "`zone`: not needed: workers share what they know of endpoints"),
-            _ => ledger.note(&inner.whole(), reasons::of(&inner.words())),
+            ["zone", ..] => notes.not_needed(&location),
+            _ => reasons::explain(inner, notes),
         }
     }
     upstream
 }
 
-fn server(
-    upstream: &mut Upstream,
+fn add_server(
+    upstream: &mut UpstreamDraft,
     address: &str,
     parameters: &[&str],
-    place: &Place,
-    ledger: &mut Ledger,
+    location: &Location,
+    notes: &mut Notes,
 ) -> Result<(), String> {
     if address.starts_with("unix:") {
-        return Err("a Unix socket; endpoints have a host and a port".into());
+        return Err("Unix sockets are not supported; an endpoint is host:port".into());
     }
     let destination: Destination = address.parse()?;
     let mut is_backup = false;
     for parameter in parameters {
         let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         match key {
-            "down" => return Err("`down`: it was not used".into()),
+            "down" => return Err("it is marked as `down`".into()),
             "backup" => is_backup = true,
-            "weight" => ledger.note(place, "`weight`: endpoints have equal shares"),
-            "max_fails" | "fail_timeout" => {
-                let reason = "not needed: connects that fail always count, and a dead endpoint is tried again; see \
-                    `health_check`";
-                ledger.note(place, format!("`{key}`: {reason}"));
-            }
+            "weight" => notes.note(location, "`weight` ignored: all endpoints get equal shares"),
+            "max_fails" | "fail_timeout" | "resolve" => notes.not_needed(location),
             "max_conns" => {
-                ledger.note(place, "`max_conns`: endpoints have no limit; a route may have `max_connections`");
+                let reason = "`max_conns` ignored: endpoints have no such limit; see `max_connections` of a route";
+                notes.note(location, reason);
             }
-            "resolve" => ledger.note(place, "`resolve`: not needed: names are looked up in the background"),
             "slow_start" => match duration(value, "s") {
                 Ok(span) => upstream.slow_start = Some(span),
-                Err(reason) => ledger.note(place, format!("`{parameter}`: {reason}")),
+                Err(reason) => notes.note(location, format!("`{parameter}`: {reason}")),
             },
-            _ => ledger.note(place, format!("`{parameter}`: not understood")),
+            _ => notes.note(location, format!("`{parameter}`: not understood")),
         }
     }
     if is_backup {
         upstream.backups.push(destination);
-        return Err("`backup`: all endpoints are used alike, so it stands there as a comment".into());
+        return Err("snigate has no backup endpoints; it is in the result as a comment".into());
     }
-    upstream.endpoints.push((destination, place.clone()));
+    upstream.endpoints.push((destination, location.clone()));
     Ok(())
 }

@@ -1,179 +1,218 @@
-//! Rules that are tried in order become routes that need none.
+//! Turns rules of which the first match decides into routes, whose order does not matter.
 //!
-//! The names in the rules divide all clients into regions, within which no rule tells one name from another. What the
-//! rules make of each region is found by trying them, for all addresses of clients at once; a region becomes a route
-//! unless the one around it says the same.
+//! The names in all rules of a frontend divide its clients into classes, within which no rule tells one name from
+//! another. The rules are evaluated for each class, for all client addresses at once. A class becomes a route unless the
+//! next wider class has the same result.
 
+mod class_result;
+mod client_notes;
 mod endpoints;
-mod region;
-mod rules;
+mod evaluate;
+mod rule_list;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::name::NamePattern;
 use crate::text::units::span;
+use ipnet::IpNet;
 
-use self::region::{Judge, Verdict};
-use super::draft::{Draft, Frontend, Upstream};
-use super::expression::Limit;
-use super::ledger::Ledger;
-use super::names::{Region, wider};
-use super::sources::Sources;
+use self::class_result::{ClassResult, compare_without_sni};
+use self::evaluate::Evaluator;
+use super::addresses::{AccessList, AddressSet};
+use super::draft::{Draft, Frontend, UpstreamDraft};
+use super::expression::{AlpnClass, ClientClass, ClientLimit};
+use super::name_match::{NameClass, wildcards_above};
+use super::notes::Notes;
 use super::values::label;
 
-pub(super) struct Route {
+pub(super) struct RouteDraft {
     pub(super) name: String,
-    /// None: every other name.
+    /// Empty: the route has no `sni` and matches every other name.
     pub(super) names: Vec<NamePattern>,
     pub(super) alpn: Vec<String>,
-    /// Names that clients may ask for once they see the API server's own certificate.
+    /// Names that clients may send once they verify the API server's own certificate.
     pub(super) aliases: Vec<NamePattern>,
-    /// By number.
+    /// The number of the frontend.
     pub(super) frontend: usize,
-    pub(super) sources: Sources,
-    /// `None`: all are refused.
+    pub(super) access: AccessList,
+    /// `None`: the route rejects all clients.
     pub(super) upstream: Option<String>,
 }
 
-/// Frontends without routes are taken out of the draft.
-pub(super) fn make(draft: &mut Draft, ledger: &mut Ledger) -> Vec<Route> {
-    endpoints::check(draft, ledger);
+/// Removes frontends without routes from the draft.
+pub(super) fn make(draft: &mut Draft, notes: &mut Notes) -> Vec<RouteDraft> {
+    endpoints::leave_out_invalid(draft, notes);
     let mut routes = Vec::new();
     let mut names = HashSet::new();
     for mut frontend in std::mem::take(&mut draft.frontends) {
         let number = draft.frontends.len();
         if frontend.addresses.is_empty() {
-            ledger.narrower(&frontend.place, "it has no address that could be carried over, so nothing listens for it");
+            notes
+                .rejects_or_reroutes(&frontend.location, "not translated: snigate can listen at none of its addresses");
             continue;
         }
-        let Made { shared, routes: made } = of_frontend(&frontend, draft, ledger);
+        let FrontendRoutes { access, routes: made } = of_frontend(&frontend, draft, notes);
         if made.iter().all(|one| one.upstream.is_none()) {
-            ledger.narrower(&frontend.place, "no route could be made of it, so nothing listens for it");
+            notes.rejects_or_reroutes(&frontend.location, "not translated: no upstream is left that it could route to");
             continue;
         }
-        frontend.sources = shared;
-        frontend.places.iter().for_each(|place| ledger.carry(place));
+        frontend.access = access;
+        frontend.locations.iter().for_each(|location| notes.translated(location));
         for upstream in made.iter().filter_map(|one| one.upstream.as_ref()) {
-            let Upstream { places, endpoints, .. } = &draft.upstreams[upstream];
-            places.iter().chain(endpoints.iter().map(|(_, place)| place)).for_each(|place| ledger.carry(place));
+            let UpstreamDraft { locations, endpoints, .. } = &draft.upstreams[upstream];
+            locations
+                .iter()
+                .chain(endpoints.iter().map(|(_, location)| location))
+                .for_each(|location| notes.translated(location));
         }
         for route in made {
-            let name = unique(&mut names, &route, &frontend.name);
-            routes.push(Route { name, frontend: number, ..route });
+            let name = unique_name(&mut names, &route, &frontend.name);
+            routes.push(RouteDraft { name, frontend: number, ..route });
         }
         draft.frontends.push(frontend);
     }
-    for (number, _) in draft.frontends.iter().enumerate().filter(|(_, frontend)| frontend.ended_tls) {
+    for (number, _) in draft.frontends.iter().enumerate().filter(|(_, frontend)| frontend.terminated_tls) {
         suggest_aliases(&mut routes, number, draft);
     }
     if !routes.is_empty() {
-        take_longest(draft, ledger);
-        limit(draft, ledger);
+        note_shorter_timeouts(draft, notes);
+        set_limits(draft, notes);
     }
     routes
 }
 
-struct Made {
-    /// What holds at the listener already.
-    shared: Sources,
-    routes: Vec<Route>,
+struct FrontendRoutes {
+    /// Of its listeners.
+    access: AccessList,
+    routes: Vec<RouteDraft>,
 }
 
-fn of_frontend(frontend: &Frontend, draft: &Draft, ledger: &mut Ledger) -> Made {
-    let mut judge = Judge::new(frontend, draft);
-    let patterns = judge.patterns();
-    let regions = patterns.iter().map(Region::Named).chain([Region::Other, Region::Nameless]);
-    let has_alpn = !judge.protocols().is_empty();
-    let verdicts: Vec<(Region<'_>, Vec<Verdict>)> = regions
-        .map(|region| {
-            (region, [false, true][..=usize::from(has_alpn)].iter().map(|alpn| judge.of(region, *alpn)).collect())
-        })
-        .collect();
-    let within = judge.admitted().clone();
-    let mentioned = judge.mentioned();
-    let written = |verdict: &Verdict| match &verdict.upstream {
-        Some(upstream) => (Some(upstream.clone()), Sources::of(&verdict.clients, &within, &mentioned)),
-        None => (None, Sources::nobody()),
-    };
-    let (named, [(_, others), (_, nameless)]) = verdicts.split_at(patterns.len()) else {
-        return Made { shared: Sources::default(), routes: Vec::new() };
-    };
-    let by_pattern: HashMap<&NamePattern, &Vec<Verdict>> =
-        patterns.iter().zip(named).map(|(pattern, (_, verdicts))| (pattern, verdicts)).collect();
-
-    let mut routes: Vec<Route> = Vec::new();
-    let mut numbers = HashMap::new();
-    let mut add = |pattern: Option<&NamePattern>, verdict: &Verdict, alpn: Vec<String>| {
-        let (upstream, sources) = written(verdict);
-        let key = (upstream.clone(), sources.clone(), alpn.clone(), pattern.is_none());
-        let number = *numbers.entry(key).or_insert(routes.len());
-        if number == routes.len() {
-            routes.push(Route {
-                name: String::new(),
-                names: Vec::new(),
-                alpn,
-                aliases: Vec::new(),
-                frontend: 0,
-                sources,
-                upstream,
-            });
-        }
-        routes[number].names.extend(pattern.cloned());
-    };
-    for (pattern, (_, verdicts)) in patterns.iter().zip(named) {
-        let above = wider(pattern).find_map(|wider| by_pattern.get(&wider).copied());
-        // What the source has as a name of its own stays one, though the route for all others may say the same.
-        let is_kept = above.is_none() && verdicts[0].upstream.is_some() && verdicts[0].is_asked_for;
-        if verdicts == above.unwrap_or(others) && !is_kept {
-            continue;
-        }
-        add(Some(pattern), &verdicts[0], Vec::new());
-        if let Some(verdict) = verdicts.get(1).filter(|verdict| **verdict != verdicts[0]) {
-            add(Some(pattern), verdict, judge.protocols());
-        }
-    }
-    if let Some(verdict) = others.get(1).filter(|verdict| **verdict != others[0]) {
-        add(None, verdict, judge.protocols());
-    }
-    if others[0].upstream.is_some() {
-        add(None, &others[0], Vec::new());
-    }
-    Judge::compare_nameless(&others[0], &nameless[0], ledger);
-    judge.report(ledger);
-    Made { shared: Sources::of(&within, &super::sources::Addresses::all(), &mentioned), routes }
+/// What happens to clients of one name class, without and with the protocols of the ALPN test, if there is one.
+struct NameResult {
+    plain: ClassResult,
+    with_alpn: Option<ClassResult>,
 }
 
-fn take_longest(draft: &Draft, ledger: &mut Ledger) {
-    for (key, all) in draft.timeouts.named() {
+impl NameResult {
+    fn is_same(&self, other: &Self) -> bool {
+        (&self.plain, &self.with_alpn) == (&other.plain, &other.with_alpn)
+    }
+}
+
+fn of_frontend(frontend: &Frontend, draft: &Draft, notes: &mut Notes) -> FrontendRoutes {
+    let mut evaluator = Evaluator::new(frontend, draft);
+    let patterns = evaluator.patterns();
+    let protocols = evaluator.alpn_protocols();
+    let mut evaluate = |name: NameClass<'_>| {
+        let mut result = |is_offered| {
+            evaluator.evaluate(ClientClass { name, alpn: AlpnClass { protocols: &protocols, is_offered } })
+        };
+        NameResult { plain: result(false), with_alpn: (!protocols.is_empty()).then(|| result(true)) }
+    };
+    let by_pattern: HashMap<&NamePattern, NameResult> =
+        patterns.iter().map(|pattern| (pattern, evaluate(NameClass::Pattern(pattern)))).collect();
+    let others = evaluate(NameClass::Other);
+    let without_sni = evaluate(NameClass::NoSni);
+
+    let mentioned = evaluator.mentioned_networks();
+    let mut routes = RouteCollector::new(evaluator.admitted(), &mentioned, &protocols);
+    for pattern in &patterns {
+        let result = &by_pattern[pattern];
+        let above = wildcards_above(pattern).find_map(|above| by_pattern.get(&above));
+        // A name that the source lists stays visible, though the route for all other names gives the same result.
+        let is_kept = above.is_none() && result.plain.upstream.is_some() && result.plain.is_listed;
+        if is_kept || !result.is_same(above.unwrap_or(&others)) {
+            routes.add(Some(pattern), result);
+        }
+    }
+    routes.add(None, &others);
+    let routes = routes.all;
+    compare_without_sni(&others.plain, &without_sni.plain, notes);
+    let access = AccessList::of(evaluator.admitted(), &AddressSet::all(), &mentioned);
+    evaluator.report(notes);
+    FrontendRoutes { access, routes }
+}
+
+/// Collects names with equal results in one route.
+struct RouteCollector<'a> {
+    all: Vec<RouteDraft>,
+    /// The number of a route by its other properties, and whether it has names.
+    numbers: HashMap<(Option<String>, AccessList, Vec<String>, bool), usize>,
+    admitted: &'a AddressSet,
+    mentioned: &'a [IpNet],
+    protocols: &'a BTreeSet<String>,
+}
+
+impl<'a> RouteCollector<'a> {
+    fn new(admitted: &'a AddressSet, mentioned: &'a [IpNet], protocols: &'a BTreeSet<String>) -> Self {
+        Self { all: Vec::new(), numbers: HashMap::new(), admitted, mentioned, protocols }
+    }
+
+    /// `None`: all other names.
+    fn add(&mut self, pattern: Option<&NamePattern>, result: &NameResult) {
+        let NameResult { plain, with_alpn } = result;
+        // Clients that no route matches are rejected anyway.
+        if pattern.is_some() || plain.upstream.is_some() {
+            self.add_one(pattern, plain, Vec::new());
+        }
+        if let Some(with_alpn) = with_alpn.as_ref().filter(|with_alpn| *with_alpn != plain) {
+            self.add_one(pattern, with_alpn, self.protocols.iter().cloned().collect());
+        }
+    }
+
+    fn add_one(&mut self, pattern: Option<&NamePattern>, result: &ClassResult, alpn: Vec<String>) {
+        let access = match &result.upstream {
+            Some(_) => AccessList::of(&result.admitted, self.admitted, self.mentioned),
+            None => AccessList::deny_all(),
+        };
+        let upstream = result.upstream.clone();
+        let key = (upstream.clone(), access.clone(), alpn.clone(), pattern.is_some());
+        let number = *self.numbers.entry(key).or_insert(self.all.len());
+        if number == self.all.len() {
+            let (name, names, aliases) = (String::new(), Vec::new(), Vec::new());
+            self.all.push(RouteDraft { name, names, alpn, aliases, frontend: 0, access, upstream });
+        }
+        self.all[number].names.extend(pattern.cloned());
+    }
+}
+
+fn note_shorter_timeouts(draft: &Draft, notes: &mut Notes) {
+    for (key, all) in draft.timeouts.by_key() {
         let Some((longest, _)) = all.last() else { continue };
-        for (duration, place) in all {
-            ledger.carry(place);
+        for (duration, location) in all {
+            notes.translated(location);
             if duration < longest {
                 let longest = span(*longest);
-                ledger.note(place, format!("`timeouts.{key}` is one for all connections: the longest, {longest}"));
+                notes.note(
+                    location,
+                    format!(
+                        "`timeouts.{key}` is {longest}, the longest in the source: snigate has one for all connections"
+                    ),
+                );
             }
         }
     }
 }
 
-/// Limits hold at all listeners here, so all must have one.
-fn limit(draft: &mut Draft, ledger: &mut Ledger) {
-    type Is = fn(&Limit) -> bool;
-    let kinds: [Is; 2] = [|limit| matches!(limit, Limit::Connections(_)), |limit| matches!(limit, Limit::New(..))];
+/// A limit for each client address counts at all listeners together, so it is only set if all have one.
+fn set_limits(draft: &mut Draft, notes: &mut Notes) {
+    type Is = fn(&ClientLimit) -> bool;
+    let kinds: [Is; 2] =
+        [|limit| matches!(limit, ClientLimit::Connections(_)), |limit| matches!(limit, ClientLimit::Rate(..))];
     for is_kind in kinds {
         let of = |frontend: &Frontend| frontend.limits.iter().filter(|(limit, _)| is_kind(limit)).cloned().min();
         let limits: Vec<_> = draft.frontends.iter().map(of).collect();
         let widest = limits.iter().flatten().map(|(limit, _)| *limit).max();
         let Some(widest) = widest else { continue };
-        for (limit, place) in limits.iter().flatten() {
+        for (limit, location) in limits.iter().flatten() {
             if limits.iter().any(Option::is_none) {
-                let reason = "a limit for each source holds at all listeners here, and another one has none, so it is \
-                    left out: clients that it refuses are admitted";
-                ledger.wider(place, reason);
+                let reason = "limit left out: `limits.per_source` and `new_per_source` apply to all listeners, and another \
+                    one has no such limit. Clients over this limit are admitted";
+                notes.admits_more(location, reason);
             } else if *limit != widest {
-                ledger.wider(place, "a limit for each source holds at all listeners here: the highest one is taken");
+                notes.admits_more(location, "`limits.per_source` and `new_per_source` apply to all listeners: the highest limit of the source is used");
             } else {
-                ledger.carry(place);
+                notes.translated(location);
             }
         }
         if limits.iter().all(Option::is_some) {
@@ -182,8 +221,8 @@ fn limit(draft: &mut Draft, ledger: &mut Ledger) {
     }
 }
 
-fn unique(taken: &mut HashSet<String>, route: &Route, frontend: &str) -> String {
-    let upstream = route.upstream.as_deref().map_or_else(|| "refused".to_owned(), label);
+fn unique_name(used: &mut HashSet<String>, route: &RouteDraft, frontend: &str) -> String {
+    let upstream = route.upstream.as_deref().map_or_else(|| "rejected".to_owned(), label);
     let other = match (&route.alpn[..], route.names.is_empty()) {
         ([protocol, ..], _) => label(protocol),
         ([], true) => "default".into(),
@@ -191,19 +230,19 @@ fn unique(taken: &mut HashSet<String>, route: &Route, frontend: &str) -> String 
     };
     let named = [upstream.clone(), format!("{upstream}-{other}"), format!("{upstream}-{other}-{frontend}")];
     let numbered = (2..).map(|number| format!("{upstream}-{number}"));
-    let name = named.into_iter().chain(numbered).find(|name| !taken.contains(name)).unwrap_or(upstream);
-    taken.insert(name.clone());
+    let name = named.into_iter().chain(numbered).find(|name| !used.contains(name)).unwrap_or(upstream);
+    used.insert(name.clone());
     name
 }
 
-fn suggest_aliases(routes: &mut [Route], frontend: usize, draft: &Draft) {
+fn suggest_aliases(routes: &mut [RouteDraft], frontend: usize, draft: &Draft) {
     let ours = || routes.iter().filter(|route| route.frontend == frontend);
-    let mut taken: BTreeSet<NamePattern> = ours().flat_map(|route| route.names.iter().cloned()).collect();
+    let mut used: BTreeSet<NamePattern> = ours().flat_map(|route| route.names.iter().cloned()).collect();
     for route in routes.iter_mut().filter(|route| route.frontend == frontend && !route.names.is_empty()) {
         let Some(upstream) = &route.upstream else { continue };
         for (endpoint, _) in &draft.upstreams[upstream].endpoints {
             let name = endpoint.name().and_then(|(name, _)| NamePattern::parse(name).ok());
-            route.aliases.extend(name.filter(|name| taken.insert(name.clone())));
+            route.aliases.extend(name.filter(|name| used.insert(name.clone())));
         }
     }
 }

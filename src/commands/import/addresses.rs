@@ -1,66 +1,66 @@
-//! Sets of client addresses, and how they are written as `allow` and `deny`.
+//! Sets of client addresses, and the `allow` and `deny` lists that admit such a set.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// First and last addresses; in order, none touches another.
+/// First and last addresses, in ascending order, neither overlapping nor adjacent.
 type Ranges = Vec<(u128, u128)>;
 
 const V4_LAST: u128 = u32::MAX as u128;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Addresses {
+pub(super) struct AddressSet {
     v4: Ranges,
     v6: Ranges,
 }
 
-/// As a configuration has them; empty lists say nothing.
+/// An empty list restricts nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Sources {
+pub(super) struct AccessList {
     pub(super) allow: Vec<IpNet>,
     pub(super) deny: Vec<IpNet>,
 }
 
-impl Sources {
+impl AccessList {
     pub(super) fn is_empty(&self) -> bool {
         self.allow.is_empty() && self.deny.is_empty()
     }
 
-    /// Refuses every client.
-    pub(super) fn nobody() -> Self {
-        Self { allow: Vec::new(), deny: Addresses::all().networks() }
+    pub(super) fn deny_all() -> Self {
+        Self { allow: Vec::new(), deny: AddressSet::all().networks() }
     }
 
-    /// What lets exactly `wanted` through of the clients `within`; networks of the source where that is possible.
-    pub(super) fn of(wanted: &Addresses, within: &Addresses, mentioned: &[IpNet]) -> Self {
-        let lets_through = |sources: &Self| sources.admitted(within) == *wanted;
-        let overlaps = |network: &IpNet, set: &Addresses| !Addresses::of(&[*network]).and(set).is_empty();
+    /// Admits exactly the clients `wanted` of all clients `within`; with the networks that the source mentions, if
+    /// that is possible.
+    pub(super) fn of(wanted: &AddressSet, within: &AddressSet, mentioned: &[IpNet]) -> Self {
+        let admits_wanted = |sources: &Self| sources.admitted(within) == *wanted;
+        let overlaps = |network: &IpNet, set: &AddressSet| !AddressSet::of(&[*network]).and(set).is_empty();
         let denied: Vec<IpNet> = mentioned.iter().filter(|network| !overlaps(network, wanted)).copied().collect();
         let denied: Vec<IpNet> = denied.into_iter().filter(|network| overlaps(network, within)).collect();
         let allowed: Vec<IpNet> = mentioned.iter().filter(|network| overlaps(network, wanted)).copied().collect();
         let inside: Vec<IpNet> = {
-            let allowed = Addresses::of(&allowed);
+            let allowed = AddressSet::of(&allowed);
             denied.iter().filter(|network| overlaps(network, &allowed)).copied().collect()
         };
-        let exact = Self { allow: wanted.networks(), deny: Vec::new() };
-        let refused = Self { allow: Vec::new(), deny: within.minus(wanted).networks() };
-        let shorter = if refused.deny.len() < exact.allow.len() { refused } else { exact };
+        let allowed_only = Self { allow: wanted.networks(), deny: Vec::new() };
+        let denied_only = Self { allow: Vec::new(), deny: within.minus(wanted).networks() };
+        let shorter = if denied_only.deny.len() < allowed_only.allow.len() { denied_only } else { allowed_only };
         let candidates = [
             Self::default(),
             Self { allow: Vec::new(), deny: outermost(denied) },
             Self { allow: outermost(allowed), deny: outermost(inside) },
         ];
-        candidates.into_iter().find(lets_through).unwrap_or(shorter)
+        candidates.into_iter().find(admits_wanted).unwrap_or(shorter)
     }
 
-    fn admitted(&self, within: &Addresses) -> Addresses {
-        let allowed = if self.allow.is_empty() { within.clone() } else { within.and(&Addresses::of(&self.allow)) };
-        allowed.minus(&Addresses::of(&self.deny))
+    fn admitted(&self, within: &AddressSet) -> AddressSet {
+        let allowed = if self.allow.is_empty() { within.clone() } else { within.and(&AddressSet::of(&self.allow)) };
+        allowed.minus(&AddressSet::of(&self.deny))
     }
 }
 
-/// In their order, without those within others.
+/// Without networks that others contain.
 fn outermost(networks: Vec<IpNet>) -> Vec<IpNet> {
     let mut kept: Vec<IpNet> = Vec::new();
     for network in networks {
@@ -72,7 +72,7 @@ fn outermost(networks: Vec<IpNet>) -> Vec<IpNet> {
     kept
 }
 
-impl Addresses {
+impl AddressSet {
     pub(super) fn none() -> Self {
         Self::default()
     }
@@ -115,13 +115,13 @@ impl Addresses {
         if self.is_empty() || other.is_empty() { self.clone() } else { self.and(&other.not()) }
     }
 
-    /// Whether it has more addresses: IPv4 decides, then IPv6.
+    /// By the number of IPv4 addresses, then of IPv6 addresses.
     pub(super) fn is_larger_than(&self, other: &Self) -> bool {
         let size = |ranges: &Ranges| ranges.iter().fold(0u128, |sum, (first, last)| sum.saturating_add(last - first));
         (size(&self.v4), size(&self.v6)) > (size(&other.v4), size(&other.v6))
     }
 
-    /// As few as there can be.
+    /// The fewest networks that make up the set.
     pub(super) fn networks(&self) -> Vec<IpNet> {
         let v4 = self.v4.iter().flat_map(|range| blocks(*range, 32)).filter_map(|(first, length)| {
             let address = Ipv4Addr::from(u32::try_from(first).ok()?);
@@ -177,7 +177,7 @@ fn complement(ranges: &Ranges, end: u128) -> Ranges {
     outside
 }
 
-/// Networks that make up a range: their first addresses, and the lengths of their prefixes.
+/// The networks that make up a range: first addresses and prefix lengths.
 fn blocks((first, last): (u128, u128), bits: u8) -> Vec<(u128, u8)> {
     let mut all = Vec::new();
     let mut next = Some(first);
@@ -202,32 +202,32 @@ mod tests {
     }
 
     #[test]
-    fn sets_are_joined_cut_and_turned_around() {
-        let ten = Addresses::of(&nets(&["10.0.0.0/8"]));
-        let part = Addresses::of(&nets(&["10.64.0.0/16", "10.65.0.0/16", "::1/128"]));
+    fn sets_of_addresses_are_combined() {
+        let ten = AddressSet::of(&nets(&["10.0.0.0/8"]));
+        let part = AddressSet::of(&nets(&["10.64.0.0/16", "10.65.0.0/16", "::1/128"]));
         assert_eq!(ten.and(&part).networks(), nets(&["10.64.0.0/15"]));
         assert_eq!(ten.not().not(), ten);
-        assert_eq!(ten.or(&ten.not()), Addresses::all());
-        assert_eq!(Addresses::all().not(), Addresses::none());
-        assert_eq!(Addresses::all().networks(), nets(&["0.0.0.0/0", "::/0"]));
+        assert_eq!(ten.or(&ten.not()), AddressSet::all());
+        assert_eq!(AddressSet::all().not(), AddressSet::none());
+        assert_eq!(AddressSet::all().networks(), nets(&["0.0.0.0/0", "::/0"]));
         assert_eq!(ten.not().networks().len(), 9);
-        assert!(ten.minus(&ten).is_empty() && Addresses::all().is_larger_than(&ten));
-        let last = Addresses::of(&nets(&["255.255.255.255/32", "ffff::/16"]));
+        assert!(ten.minus(&ten).is_empty() && AddressSet::all().is_larger_than(&ten));
+        let last = AddressSet::of(&nets(&["255.255.255.255/32", "ffff::/16"]));
         assert_eq!(last.not().not().networks(), nets(&["255.255.255.255/32", "ffff::/16"]));
     }
 
     #[test]
-    fn lists_are_written_with_the_networks_of_the_source() {
+    fn access_lists_use_the_networks_of_the_source() {
         let mentioned = nets(&["10.66.0.0/16", "10.0.0.0/8", "192.168.0.1/32"]);
-        let allowed = Addresses::of(&mentioned[1..]).minus(&Addresses::of(&mentioned[..1]));
-        let written = Sources::of(&allowed, &Addresses::all(), &mentioned);
-        assert_eq!(written, Sources { allow: mentioned[1..].to_vec(), deny: mentioned[..1].to_vec() });
-        let others = Addresses::of(&mentioned[..1]).not();
-        let written = Sources::of(&others, &Addresses::all(), &mentioned[..1]);
-        assert_eq!(written, Sources { allow: vec![], deny: mentioned[..1].to_vec() });
-        assert_eq!(Sources::of(&others, &others, &mentioned), Sources::default());
+        let allowed = AddressSet::of(&mentioned[1..]).minus(&AddressSet::of(&mentioned[..1]));
+        let written = AccessList::of(&allowed, &AddressSet::all(), &mentioned);
+        assert_eq!(written, AccessList { allow: mentioned[1..].to_vec(), deny: mentioned[..1].to_vec() });
+        let others = AddressSet::of(&mentioned[..1]).not();
+        let written = AccessList::of(&others, &AddressSet::all(), &mentioned[..1]);
+        assert_eq!(written, AccessList { allow: vec![], deny: mentioned[..1].to_vec() });
+        assert_eq!(AccessList::of(&others, &others, &mentioned), AccessList::default());
         for wanted in [&allowed, &others] {
-            assert_eq!(Sources::of(wanted, &Addresses::all(), &[]).admitted(&Addresses::all()), *wanted);
+            assert_eq!(AccessList::of(wanted, &AddressSet::all(), &[]).admitted(&AddressSet::all()), *wanted);
         }
     }
 }

@@ -1,0 +1,317 @@
+//! Health checks, each (address, settings) once, however many routes have it.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use prometheus_client::metrics::histogram::Histogram;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::warn;
+
+use super::super::endpoint::Endpoint;
+use super::super::jittered;
+use super::super::places::{Places, Standing};
+use super::super::pool::Pool;
+use super::probe::{Answer, Credentials, probe};
+use super::state::{ProbeResult, Thresholds};
+use super::tls::Contents;
+use super::{HealthCheck, TlsCheck};
+use crate::proxy_protocol;
+
+const MAX_NEW: usize = 48;
+const MAX_ANSWERING: usize = 48;
+const MAX_FAILING: usize = 32;
+
+/// Checks at a time, in the whole process: each has a descriptor, and the process has put these aside.
+pub(crate) const MAX_CHECKS: usize = MAX_NEW + MAX_ANSWERING + MAX_FAILING;
+
+pub(super) static PLACES: LazyLock<Places> = LazyLock::new(|| Places::new(MAX_NEW, MAX_ANSWERING, MAX_FAILING));
+
+/// The first check of an endpoint that takes longer does not count, and waits for a place among those that fail: hundreds of
+/// endpoints that are down must not delay the first check of the others by a timeout each.
+const FIRST_LOOK: Duration = Duration::from_millis(500);
+
+/// An endpoint that says that it is not ready is checked again so soon: it is about to shut down.
+const SOON: Duration = Duration::from_secs(1);
+
+/// At most one line per check and minute says that it is late.
+const LATE_AGAIN: Duration = Duration::from_secs(60);
+
+/// All checks.
+#[derive(Debug)]
+pub(crate) struct Checks {
+    known: Mutex<HashMap<Key, Arc<Check>>>,
+    /// How late checks begin, in seconds.
+    lateness: Histogram,
+    /// A successor checks; what is left here are endpoints with connections.
+    has_successor: AtomicBool,
+}
+
+/// What is checked, and how. Thresholds are the subscribers' own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    address: SocketAddr,
+    settings: HealthCheck,
+    header: Option<proxy_protocol::Version>,
+}
+
+#[derive(Debug)]
+struct Check {
+    key: Key,
+    subscribers: Mutex<Vec<Subscriber>>,
+    changed: Notify,
+}
+
+#[derive(Clone, Debug)]
+struct Subscriber {
+    pool: Weak<Pool>,
+    endpoint: Arc<Endpoint>,
+}
+
+/// Keeps an endpoint checked until it is dropped.
+#[derive(Debug)]
+pub(in crate::upstream) struct Subscription {
+    check: Arc<Check>,
+    subscriber: Subscriber,
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let Subscriber { pool, endpoint } = &self.subscriber;
+        self.check.subscribers().retain(|other| other.endpoint.id != endpoint.id || !other.pool.ptr_eq(pool));
+        self.check.changed.notify_one();
+    }
+}
+
+impl Checks {
+    pub(crate) fn new(lateness: Histogram) -> Self {
+        Self { known: Mutex::default(), lateness, has_successor: AtomicBool::new(false) }
+    }
+
+    /// Has the endpoint checked for this pool. Must be called within a tokio runtime.
+    pub(in crate::upstream) fn subscribe(
+        self: &Arc<Self>,
+        settings: &HealthCheck,
+        header: Option<proxy_protocol::Version>,
+        pool: &Arc<Pool>,
+        endpoint: &Arc<Endpoint>,
+    ) -> Subscription {
+        let thresholds = Thresholds { rise: 1, fall: 1, unready: 1 };
+        let key = Key { address: endpoint.address, settings: HealthCheck { thresholds, ..settings.clone() }, header };
+        let subscriber = Subscriber { pool: Arc::downgrade(pool), endpoint: Arc::clone(endpoint) };
+        let mut known = self.known();
+        let check = match known.entry(key) {
+            Entry::Occupied(entry) => Arc::clone(entry.get()),
+            Entry::Vacant(entry) => {
+                let key = entry.key().clone();
+                let check = Arc::new(Check { key, subscribers: Mutex::default(), changed: Notify::new() });
+                tokio::spawn(run(Arc::clone(self), Arc::clone(&check)));
+                Arc::clone(entry.insert(check))
+            }
+        };
+        check.subscribers().push(subscriber.clone());
+        drop(known);
+        Subscription { check, subscriber }
+    }
+
+    /// A successor serves. From now on only endpoints that still have connections here are checked.
+    pub(in crate::upstream) fn hand_over(&self) {
+        self.has_successor.store(true, Relaxed);
+    }
+
+    /// Whether nothing needs the check any more; it is forgotten then.
+    fn forget_if_unused(&self, check: &Check) -> bool {
+        let mut known = self.known();
+        let is_unused = check.subscribers().is_empty();
+        if is_unused {
+            known.remove(&check.key);
+        }
+        is_unused
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<Key, Arc<Check>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Checks at every interval, as long as anything subscribes to it.
+async fn run(checks: Arc<Checks>, check: Arc<Check>) {
+    let Key { address, settings, header } = &check.key;
+    let mut standing = Standing::New;
+    let mut files = Files::default();
+    let mut notes = Notes::default();
+    let mut due = Instant::now() + settings.interval.min(Duration::from_secs(1)).mul_f64(fastrand::f64());
+    loop {
+        check.wait(due).await;
+        if checks.forget_if_unused(&check) {
+            return;
+        }
+        if checks.has_successor.load(Relaxed) && !check.has_connections() {
+            due = Instant::now() + jittered(settings.interval);
+            continue;
+        }
+        // Boxed: a check is large, and most of the time there is none.
+        let credentials = Box::pin(files.credentials(settings)).await;
+        let place = PLACES.enter(standing).await;
+        let begun = Instant::now();
+        let late = begun - due;
+        checks.lateness.observe(late.as_secs_f64());
+        notes.late(&check, late, standing);
+        let answer = match credentials {
+            Err(reason) => Answer::not_made(reason),
+            Ok(credentials) => {
+                let mut probe = Box::pin(probe(*address, settings, *header, credentials.as_deref()));
+                if standing == Standing::New && settings.timeout > FIRST_LOOK {
+                    if let Ok(answer) = timeout(FIRST_LOOK, &mut probe).await {
+                        answer
+                    } else {
+                        standing = Standing::Fails;
+                        continue;
+                    }
+                } else {
+                    probe.await
+                }
+            }
+        };
+        drop(place);
+        let has_failed = !matches!(answer.result, Ok(ProbeResult::Ready | ProbeResult::Unready(_)));
+        standing = if has_failed { Standing::Fails } else { Standing::Answers };
+        notes.say(&check, &answer);
+        check.publish(&answer, begun.elapsed());
+        let interval = if check.is_about_to_be_unready() { settings.interval.min(SOON) } else { settings.interval };
+        due = (begun + jittered(interval)).max(Instant::now());
+    }
+}
+
+impl Check {
+    fn subscribers(&self) -> MutexGuard<'_, Vec<Subscriber>> {
+        self.subscribers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Until the check is due, or nothing subscribes to it any more.
+    async fn wait(&self, due: Instant) {
+        loop {
+            tokio::select! {
+                () = sleep_until(due) => return,
+                () = self.changed.notified() => {
+                    if self.subscribers().is_empty() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn has_connections(&self) -> bool {
+        self.subscribers().iter().any(|subscriber| subscriber.endpoint.connections() > 0)
+    }
+
+    fn is_about_to_be_unready(&self) -> bool {
+        self.subscribers().iter().any(|subscriber| subscriber.endpoint.health().is_about_to_be_unready())
+    }
+
+    fn publish(&self, answer: &Answer, took: Duration) {
+        // Not under the lock: a pool may subscribe, or end a subscription, when it learns of a change.
+        let subscribers = self.subscribers().clone();
+        for Subscriber { pool, endpoint } in subscribers {
+            let Some(pool) = pool.upgrade() else { continue };
+            if answer.result.is_ok() {
+                endpoint.was_checked(took);
+            }
+            if let Some(certificate) = &answer.certificate {
+                pool.shown(&endpoint, certificate);
+            }
+            if let Ok(result) = &answer.result {
+                pool.report(&endpoint, result);
+            }
+        }
+    }
+
+    /// One of the routes that have it, and how many there are.
+    fn routes(&self) -> (String, usize) {
+        // Not under the lock: the last handle of a pool ends its subscriptions.
+        let subscribers = self.subscribers().clone();
+        let first = subscribers.iter().find_map(|subscriber| subscriber.pool.upgrade());
+        (first.map(|pool| pool.route().to_owned()).unwrap_or_default(), subscribers.len())
+    }
+}
+
+/// The files of one check. Parsed again only when their contents have changed.
+#[derive(Debug, Default)]
+struct Files {
+    last: Option<(Contents, Arc<Credentials>)>,
+}
+
+impl Files {
+    async fn credentials(&mut self, settings: &HealthCheck) -> Result<Option<Arc<Credentials>>, String> {
+        let Some(tls) = &settings.tls else { return Ok(None) };
+        let token_file = settings.http.as_ref().and_then(|http| http.token_file.as_deref());
+        let contents = Contents::fetch(tls, token_file).await?;
+        if let Some((last, credentials)) = &self.last
+            && last.is_same(&contents)
+        {
+            return Ok(Some(Arc::clone(credentials)));
+        }
+        let credentials = Arc::new(Credentials::new(tls, token_file, &contents)?);
+        self.last = Some((contents, Arc::clone(&credentials)));
+        Ok(Some(credentials))
+    }
+}
+
+/// What has been logged, so that it is not logged again.
+#[derive(Debug, Default)]
+struct Notes {
+    last: Option<String>,
+    late: Option<Instant>,
+}
+
+impl Notes {
+    /// What the operator should know although it changes no state.
+    fn say(&mut self, check: &Check, answer: &Answer) {
+        let note = match &answer.result {
+            Ok(_) => answer.note.map(str::to_owned),
+            Err(reason) => Some(format!("not made: {reason}")),
+        };
+        if self.last != note {
+            if let Some(note) = &note {
+                let (route, routes) = check.routes();
+                warn!(route, endpoint = %check.key.address, routes, note, "health check");
+            }
+            self.last = note;
+        }
+    }
+
+    /// Checks of endpoints that fail may wait for each other; others should not.
+    fn late(&mut self, check: &Check, late: Duration, standing: Standing) {
+        let is_news = self.late.is_none_or(|last| last.elapsed() >= LATE_AGAIN);
+        if standing != Standing::Fails && late > check.key.settings.interval && is_news {
+            self.late = Some(Instant::now());
+            let (route, routes) = check.routes();
+            let late_s = late.as_secs_f64().round();
+            warn!(route, endpoint = %check.key.address, routes, late_s, "health check is late: this machine is too busy");
+        }
+    }
+}
+
+/// Connects and no more, to learn whether an endpoint that nothing checks is back.
+pub(super) fn connect_only(interval: Duration, timeout: Duration) -> HealthCheck {
+    let thresholds = Thresholds { rise: 1, fall: 1, unready: 1 };
+    HealthCheck { interval, timeout, thresholds, tls: None::<TlsCheck>, http: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn g13_a_check_that_waits_is_small() {
+        fn size<F>(_: impl Fn(Arc<Checks>, Arc<Check>) -> F) -> usize {
+            size_of::<F>()
+        }
+        assert!(size(run) <= 640, "{}", size(run));
+    }
+}
