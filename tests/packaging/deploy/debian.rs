@@ -82,6 +82,8 @@ fn the_package_installs_upgrades_and_goes_without_a_script() {
         "fish/vendor_completions.d/snigate.fish",
         "zsh/vendor-completions/_snigate",
         "man/man1/snigate.1.gz",
+        "man/man5/snigate.yaml.5.gz",
+        "doc/snigate/docs/troubleshooting.md",
     ] {
         assert!(root.path().join("usr/share").join(there).exists(), "{there}");
     }
