@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::text::{self, OneOrMany, Short, Text};
+use super::upstream::Files;
 use super::{Admin, Config, Limits, Listener, Log, LogFormat, Route, Timeouts, raw, upstream};
 use crate::admin::Hosts;
 use crate::client_hello::{DEFAULT_LIMIT, IpLiteral};
@@ -41,7 +42,7 @@ pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Wrong
     let raw::Config { listen, refuse, routes, timeouts, tcp, limits, relay, workers, watch, admin, sandbox, log } = raw;
     let raw::Tcp { keepalive, user_timeout } = tcp;
     let listeners = build_listeners(listen.0, refuse)?;
-    let routes = build_routes(routes, &listeners, directory)?;
+    let routes = build_routes(routes, &listeners, &Files::in_directory(directory))?;
     Ok(Config {
         digest: None,
         routes,
@@ -117,7 +118,7 @@ fn taken(name: &str, is_named: bool, from: &str, list: &str, other: usize) -> St
     }
 }
 
-fn build_routes(raw_routes: Vec<raw::Route>, listeners: &[Listener], directory: &Path) -> Result<Vec<Route>, Wrong> {
+fn build_routes(raw_routes: Vec<raw::Route>, listeners: &[Listener], files: &Files) -> Result<Vec<Route>, Wrong> {
     if raw_routes.is_empty() {
         return Err(Wrong::at("routes", "an empty list; expected at least one route with `sni` and `upstream`"));
     }
@@ -127,7 +128,7 @@ fn build_routes(raw_routes: Vec<raw::Route>, listeners: &[Listener], directory: 
     for (number, raw) in raw_routes.into_iter().enumerate() {
         let path = format!("routes[{number}]");
         let is_named = raw.name.is_some();
-        let route = build_route(raw, &path, listeners, directory)?;
+        let route = build_route(raw, &path, listeners, files)?;
         table.insert(&route.patterns, &route.matchers, &number).map_err(|conflict| {
             let claimed = conflict.pattern.map_or_else(|| "clients without a name".into(), |name| format!("`{name}`"));
             let message = if conflict.earlier == number {
@@ -147,7 +148,7 @@ fn build_routes(raw_routes: Vec<raw::Route>, listeners: &[Listener], directory: 
     Ok(routes)
 }
 
-fn build_route(raw: raw::Route, path: &str, listeners: &[Listener], directory: &Path) -> Result<Route, Wrong> {
+fn build_route(raw: raw::Route, path: &str, listeners: &[Listener], files: &Files) -> Result<Route, Wrong> {
     let raw::Route { name, sni, alpn, listener, allow, deny, max_connections, upstream: Short(upstream) } = raw;
     let patterns: Vec<NamePattern> = sni.map_or_else(Vec::new, |sni| sni.0.into_iter().map(|text| text.0).collect());
     let name = match (name, patterns.first()) {
@@ -173,7 +174,7 @@ fn build_route(raw: raw::Route, path: &str, listeners: &[Listener], directory: &
         listeners: listener.map(|names| names.0.into_iter().map(number_of).collect()).transpose()?,
     };
 
-    let upstream = upstream::build(upstream, &format!("{path}.upstream"), &patterns, listeners, directory)?;
+    let upstream = upstream::build(upstream, &format!("{path}.upstream"), &patterns, listeners, files)?;
     let max_connections = max_connections.map(|count| count.0.0);
     Ok(Route { name, patterns, matchers, sources: build_sources(allow, deny), max_connections, upstream })
 }

@@ -1,5 +1,7 @@
 //! What a route's `upstream` means.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,7 +13,7 @@ use super::{Listener, raw};
 use crate::name::NamePattern;
 use crate::proxy_protocol::Version;
 use crate::text::Destination;
-use crate::upstream::health::{Authorities, CaFile, EXPECTED};
+use crate::upstream::health::{Authorities, CaFile, EXPECTED, read_file};
 use crate::upstream::{
     Balance, ConnectBudget, HealthCheck, HttpCheck, OnRemove, Settings, Thresholds, TlsCheck, arrives_at,
 };
@@ -22,7 +24,7 @@ pub(super) fn build(
     path: &str,
     names: &[NamePattern],
     listeners: &[Listener],
-    directory: &Path,
+    files: &Files,
 ) -> Result<Settings, Wrong> {
     let raw::Upstream {
         endpoints,
@@ -51,7 +53,7 @@ pub(super) fn build(
         None | Some(raw::DeadConnections::Cut) => true,
         Some(raw::DeadConnections::Keep) => false,
     };
-    let check = health_check.map(|raw| build_check(raw, &format!("{path}.health_check"), names, directory));
+    let check = health_check.map(|raw| build_check(raw, &format!("{path}.health_check"), names, files));
     Ok(Settings {
         destinations,
         balance: match balance {
@@ -106,12 +108,7 @@ fn build_budget(raw: raw::Connect, path: &str) -> Result<ConnectBudget, Wrong> {
     Ok(ConnectBudget { timeout, per_try })
 }
 
-fn build_check(
-    raw: raw::HealthCheck,
-    path: &str,
-    names: &[NamePattern],
-    directory: &Path,
-) -> Result<HealthCheck, Wrong> {
+fn build_check(raw: raw::HealthCheck, path: &str, names: &[NamePattern], files: &Files) -> Result<HealthCheck, Wrong> {
     let raw::HealthCheck { interval, timeout, rise, fall, unready, tls, http } = raw;
     let interval = span(interval, 5);
     let timeout = timeout.map_or(interval.min(Duration::from_secs(4)), |timeout| timeout.0.0);
@@ -132,11 +129,11 @@ fn build_check(
             ));
         }
         Some(raw) => {
-            let (http, client) = build_http(raw, &format!("{path}.http"), directory)?;
+            let (http, client) = build_http(raw, &format!("{path}.http"), files)?;
             (Some(http), client)
         }
     };
-    let mut tls = tls.map(|raw| build_tls(raw, &format!("{path}.tls"), names, directory)).transpose()?;
+    let mut tls = tls.map(|raw| build_tls(raw, &format!("{path}.tls"), names, files)).transpose()?;
     if let Some(tls) = &mut tls {
         tls.client = client;
     }
@@ -146,17 +143,43 @@ fn build_check(
     Ok(HealthCheck { interval, timeout, thresholds, tls, http })
 }
 
-fn build_tls(raw: raw::TlsCheck, path: &str, names: &[NamePattern], directory: &Path) -> Result<TlsCheck, Wrong> {
+/// The files that a configuration names.
+pub(super) struct Files<'d> {
+    /// Relative paths start here.
+    directory: &'d Path,
+    /// CAs that have been read: many routes may have the same.
+    good: RefCell<HashSet<CaFile>>,
+}
+
+impl<'d> Files<'d> {
+    pub(super) fn in_directory(directory: &'d Path) -> Self {
+        Self { directory, good: RefCell::default() }
+    }
+
+    fn path(&self, file: &Path) -> PathBuf {
+        self.directory.join(file)
+    }
+
+    fn check_authorities(&self, from: &CaFile) -> Result<(), String> {
+        if !self.good.borrow().contains(from) {
+            Authorities::read(from)?;
+            self.good.borrow_mut().insert(from.clone());
+        }
+        Ok(())
+    }
+}
+
+fn build_tls(raw: raw::TlsCheck, path: &str, names: &[NamePattern], files: &Files) -> Result<TlsCheck, Wrong> {
     let raw::TlsCheck { ca_file, server_name, verify } = raw;
     let verified_name = server_name.map(|Text(CheckName(name))| name);
     let verify = verify.unwrap_or(true);
     let ca_file = match (ca_file, verify) {
         (Some(Text(TrustedFile(from))), true) => {
             let from = match from {
-                CaFile::File(file) => CaFile::File(directory.join(file)),
+                CaFile::File(file) => CaFile::File(files.path(&file)),
                 CaFile::System => CaFile::System,
             };
-            Authorities::read(&from).map_err(|reason| Wrong::at(format!("{path}.ca_file"), reason))?;
+            files.check_authorities(&from).map_err(|reason| Wrong::at(format!("{path}.ca_file"), reason))?;
             Some(from)
         }
         (None, false) => None,
@@ -173,16 +196,14 @@ fn build_tls(raw: raw::TlsCheck, path: &str, names: &[NamePattern], directory: &
 
 type ClientFiles = Option<(PathBuf, PathBuf)>;
 
-fn build_http(raw: raw::HttpCheck, path: &str, directory: &Path) -> Result<(HttpCheck, ClientFiles), Wrong> {
+fn build_http(raw: raw::HttpCheck, path: &str, files: &Files) -> Result<(HttpCheck, ClientFiles), Wrong> {
     let raw::HttpCheck { path: request_path, token_file, client_certificate, client_key, expect, unauthorized } = raw;
     let file = |raw: Option<Text<FilePath>>, key: &str| {
         raw.map(|Text(FilePath(file))| {
-            let file = directory.join(file);
-            // Only whether it is there: what is in it may be a secret, and may be another one tomorrow.
-            match std::fs::File::open(&file) {
-                Ok(_) => Ok(file),
-                Err(error) => Err(Wrong::at(format!("{path}.{key}"), format!("{}: {error}", file.display()))),
-            }
+            let file = files.path(&file);
+            // Only whether it can be read: what is in it may be a secret, and may be another one tomorrow.
+            read_file(&file).map_err(|reason| Wrong::at(format!("{path}.{key}"), reason))?;
+            Ok(file)
         })
         .transpose()
     };

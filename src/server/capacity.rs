@@ -9,10 +9,11 @@ use tracing::{info, warn};
 use super::StartError;
 use super::memory::Memory;
 use crate::relay::{self, Engine};
-use crate::upstream::health::MAX_CHECKS;
+use crate::upstream::MAX_LOOKUPS;
+use crate::upstream::health::{MAX_CHECKS, MAX_READERS};
 
-/// Descriptors for everything but connections: the admin's, health checks, name resolution, logs.
-const RESERVED_DESCRIPTORS: u64 = 61 + MAX_CHECKS as u64;
+/// Descriptors for everything but connections: health checks, lookups, files, and the rest of the process.
+const RESERVED_DESCRIPTORS: u64 = 93 + (MAX_CHECKS + MAX_LOOKUPS + MAX_READERS) as u64;
 /// Its own, the one that a successor would get, and those of a connection that it has accepted beyond the limit.
 const DESCRIPTORS_PER_LISTENER: u64 = 4;
 /// More are not faster: a pipe is only in use while bytes are in it.

@@ -35,7 +35,7 @@ pub(crate) use self::health::{Checks, HealthCheck, HttpCheck, TlsCheck};
 pub(crate) use self::health::{ProbeResult, State, Thresholds};
 pub(crate) use self::loop_check::{LocalAddresses, OwnListeners, arrives_at};
 use self::pool::Pool;
-pub(crate) use self::resolve::{Lookups, lookup};
+pub(crate) use self::resolve::{Lookups, MAX_LOOKUPS, lookup};
 use crate::name::NamePattern;
 use crate::proxy_protocol;
 use crate::relay::tcp::TcpOptions;

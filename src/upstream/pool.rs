@@ -222,7 +222,8 @@ impl Pool {
     fn doubt_names(members: &Members, has_failed: impl Fn(&SocketAddr) -> bool) {
         for (number, subscription) in &members.lookups {
             let addresses = &members.answers[*number].addresses;
-            if !addresses.is_empty() && addresses.iter().all(&has_failed) {
+            // Also if there are none yet.
+            if addresses.iter().all(&has_failed) {
                 subscription.doubt();
             }
         }

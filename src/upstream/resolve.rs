@@ -33,8 +33,14 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// No name is looked up more often, whatever asks for it.
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 
-/// Lookups at a time, each on a thread: of new names, of those that answer, of those that fail.
-static PLACES: LazyLock<Places> = LazyLock::new(|| Places::new(64, 32, 32));
+const MAX_NEW: usize = 48;
+const MAX_ANSWERING: usize = 24;
+const MAX_FAILING: usize = 24;
+
+/// Lookups at a time, each with a thread and a descriptor.
+pub(crate) const MAX_LOOKUPS: usize = MAX_NEW + MAX_ANSWERING + MAX_FAILING;
+
+static PLACES: LazyLock<Places> = LazyLock::new(|| Places::new(MAX_NEW, MAX_ANSWERING, MAX_FAILING));
 
 /// Lookups at a time of names with the same parent domain, so that a zone whose servers are silent takes only part of the
 /// places of new names.

@@ -22,8 +22,8 @@ use super::tls::Contents;
 use super::{HealthCheck, TlsCheck};
 use crate::proxy_protocol;
 
-const MAX_NEW: usize = 48;
-const MAX_ANSWERING: usize = 48;
+const MAX_NEW: usize = 32;
+const MAX_ANSWERING: usize = 32;
 const MAX_FAILING: usize = 32;
 
 /// Checks at a time, in the whole process: each has a descriptor, and the process has put these aside.

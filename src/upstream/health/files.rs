@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -20,8 +21,11 @@ const FRESH: Duration = Duration::from_millis(900);
 /// A file that takes longer is reported, and its last content is used.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The same where a configuration is loaded: the file is refused then.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Threads that read; when all hang, nothing more is read.
-const MAX_READERS: usize = 32;
+pub(crate) const MAX_READERS: usize = 32;
 
 /// No certificate, key or token is larger.
 const MAX_SIZE: u64 = 4 << 20;
@@ -45,8 +49,6 @@ struct Known<T> {
     hang_reported: bool,
 }
 
-static READERS: AtomicUsize = AtomicUsize::new(0);
-
 /// The content of a file.
 pub(super) async fn content(path: &Path) -> Result<Bytes, String> {
     static FILES: LazyLock<Mutex<HashMap<PathBuf, Arc<Slow<Bytes>>>>> = LazyLock::new(Mutex::default);
@@ -56,7 +58,7 @@ pub(super) async fn content(path: &Path) -> Result<Bytes, String> {
         Arc::clone(files.entry(path.to_owned()).or_insert_with(new))
     };
     let path = path.to_owned();
-    file.get(move || read_file(&path), |one, other| one == other).await
+    file.get(move || read_blocking(&path), |one, other| one == other).await
 }
 
 /// The CAs that this machine trusts.
@@ -66,14 +68,44 @@ pub(super) async fn system_authorities() -> Result<Arc<Authorities>, String> {
     Arc::clone(&SYSTEM).get(Authorities::of_system, Arc::ptr_eq).await
 }
 
-/// Reads a file of limited size; what is wrong with it, with its name.
-pub(super) fn read_file(path: &Path) -> Result<Bytes, String> {
+/// Reads a file, for who can wait a moment; what is wrong with it, with its name.
+pub(crate) fn read_file(path: &Path) -> Result<Bytes, String> {
+    let does_not_answer = || format!("{}: the file system does not answer", path.display());
+    let (sender, content) = mpsc::sync_channel(1);
+    let from = path.to_owned();
+    let reader = start_reader(move || drop(sender.send(read_blocking(&from)))).ok_or_else(does_not_answer)?;
+    let content = content.recv_timeout(LOAD_TIMEOUT).map_err(|_| does_not_answer())?;
+    // It has nothing left to do.
+    let _ = reader.join();
+    content
+}
+
+fn read_blocking(path: &Path) -> Result<Bytes, String> {
     let read = || {
         let mut bytes = Vec::new();
         std::fs::File::open(path)?.take(MAX_SIZE).read_to_end(&mut bytes)?;
         Ok(bytes.into())
     };
     read().map_err(|error: std::io::Error| format!("{}: {error}", path.display()))
+}
+
+/// `None`: too many readers hang.
+fn start_reader(read: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
+    static READERS: AtomicUsize = AtomicUsize::new(0);
+    struct Counted;
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            READERS.fetch_sub(1, Relaxed);
+        }
+    }
+    let has_room = |readers: usize| (readers < MAX_READERS).then_some(readers + 1);
+    READERS.fetch_update(Relaxed, Relaxed, has_room).ok()?;
+    let counted = Counted;
+    let run = move || {
+        let _counted = counted;
+        read();
+    };
+    std::thread::Builder::new().name("file".into()).stack_size(256 * 1024).spawn(run).ok()
 }
 
 impl<T: Clone + Send + 'static> Slow<T> {
@@ -97,7 +129,8 @@ impl<T: Clone + Send + 'static> Slow<T> {
                 return last.clone();
             }
             if !known.is_reading {
-                known.is_reading = Arc::clone(&self).start(read, is_same);
+                let file = Arc::clone(&self);
+                known.is_reading = start_reader(move || file.finish(read(), is_same)).is_some();
             }
         }
         if timeout(READ_TIMEOUT, done).await.is_ok()
@@ -110,28 +143,6 @@ impl<T: Clone + Send + 'static> Slow<T> {
             warn!(file = self.what, "file of a health check does not answer; its last content is used");
         }
         known.last_good.clone().ok_or_else(|| format!("{}: the file system does not answer", self.what))
-    }
-
-    /// Reads on a thread of its own; whether there is one.
-    fn start(
-        self: Arc<Self>,
-        read: impl FnOnce() -> Result<T, String> + Send + 'static,
-        is_same: fn(&T, &T) -> bool,
-    ) -> bool {
-        let has_room = |readers: usize| (readers < MAX_READERS).then_some(readers + 1);
-        if READERS.fetch_update(Relaxed, Relaxed, has_room).is_err() {
-            return false;
-        }
-        let read = move || {
-            let content = read();
-            READERS.fetch_sub(1, Relaxed);
-            self.finish(content, is_same);
-        };
-        let is_started = std::thread::Builder::new().name("file".into()).stack_size(256 * 1024).spawn(read).is_ok();
-        if !is_started {
-            READERS.fetch_sub(1, Relaxed);
-        }
-        is_started
     }
 
     fn finish(&self, content: Result<T, String>, is_same: fn(&T, &T) -> bool) {
@@ -161,8 +172,6 @@ impl<T: Clone + Send + 'static> Slow<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use super::*;
 
     #[tokio::test]

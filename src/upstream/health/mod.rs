@@ -19,6 +19,7 @@ pub(crate) use self::authorities::{Authorities, CaFile};
 pub(in crate::upstream) use self::checks::Subscription;
 pub(crate) use self::checks::{Checks, MAX_CHECKS};
 pub(in crate::upstream) use self::dead::attend;
+pub(crate) use self::files::{MAX_READERS, read_file};
 pub(crate) use self::probe::{check_once, read_token, request};
 pub(crate) use self::state::HealthState;
 pub(crate) use self::state::{ProbeResult, State, Thresholds};
