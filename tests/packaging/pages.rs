@@ -2,6 +2,8 @@
 
 /// Every command, typed.
 mod commands;
+/// The code of docs/fuzzing.md.
+mod embedded;
 /// Files and headings.
 mod links;
 /// Keys, flags, metrics, log fields, outcomes.
@@ -11,6 +13,14 @@ use tempfile::TempDir;
 
 use crate::support::pages::{block, page};
 use crate::support::{Backend, Client, Hello, Router, all_output, snigate, tls};
+
+#[test]
+fn the_parser_is_embedded_as_the_page_shows() {
+    assert_eq!(block("docs/fuzzing.md", "embed"), include_str!("pages/embedded.rs"));
+    let hello = Hello::to("a.example").record();
+    assert_eq!(embedded::name_of(&hello).as_deref(), Some("a.example"));
+    assert_eq!(embedded::name_of(&hello[1..]), None);
+}
 
 #[test]
 fn the_readme_is_one_page() {

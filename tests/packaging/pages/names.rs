@@ -326,3 +326,46 @@ fn names_on_pages_are_keys_values_fields_metrics_or_outcomes() {
     assert!(unused.is_empty(), "on no page: {unused:?}");
     assert!(count > 150, "{count}");
 }
+
+/// Entries of a directory of the repository.
+fn entries(directory: &str) -> Vec<std::path::PathBuf> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
+    std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+#[test]
+fn the_map_of_the_code_has_every_room() {
+    let listed = listed("docs/architecture.md", "| room | what it holds |");
+    let rooms: BTreeSet<String> = entries("src")
+        .into_iter()
+        .map(|path| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            match (path.is_dir(), name) {
+                (true, name) => format!("{name}/"),
+                (false, "main.rs" | "lib.rs") => name.into(),
+                (false, name) => name.trim_end_matches(".rs").into(),
+            }
+        })
+        .collect();
+    assert_eq!(listed, rooms, "rooms on the page, and in src/");
+}
+
+/// The names of environment variables of the tests in a text.
+fn variables(text: &str) -> BTreeSet<String> {
+    let words = text.split(|letter: char| !letter.is_ascii_uppercase() && letter != '_');
+    words.filter(|word| word.len() > "SNIGATE_".len() && word.starts_with("SNIGATE_")).map(Into::into).collect()
+}
+
+#[test]
+fn every_variable_of_the_tests_is_explained() {
+    let mut read = BTreeSet::new();
+    let mut directories = ["src", "tests"].map(entries).concat();
+    while let Some(path) = directories.pop() {
+        if path.is_dir() {
+            directories.extend(entries(path.to_str().unwrap()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("pages/names.rs") {
+            read.extend(variables(&std::fs::read_to_string(path).unwrap()));
+        }
+    }
+    assert_eq!(variables(&page("CONTRIBUTING.md")), read, "variables on the page, and in src/ and tests/");
+}
