@@ -151,6 +151,10 @@ impl Snapshot {
     fn latencies(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let hello = seconds(encoder, "snigate_hello", "From accept to the whole ClientHello")?;
         self.counters.hello_seconds.encode(hello)?;
+        let checks = seconds(encoder, "snigate_check_lateness", "How late health checks begin")?;
+        self.counters.check_lateness.encode(checks)?;
+        let lookups = seconds(encoder, "snigate_lookup_lateness", "How late lookups of hostnames begin")?;
+        self.counters.lookup_lateness.encode(lookups)?;
         let routed = self.routes.iter().map(|route| &**route);
         Self::histograms(encoder, "snigate_connect", "From the route to the connected endpoint", routed, |route| {
             &route.connect_seconds

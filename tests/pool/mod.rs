@@ -4,5 +4,7 @@
 mod health;
 /// Hostnames and the name server.
 mod names;
+/// What routes share.
+mod shared;
 /// Connecting, retries, loops.
 mod upstream;
