@@ -146,6 +146,12 @@ fn listed(path: &str, header: &str) -> BTreeSet<String> {
     found
 }
 
+#[track_caller]
+fn are_the_same(what: &str, on_page: &BTreeSet<String>, real: &BTreeSet<String>) {
+    let (missing, wrong): (Vec<_>, Vec<_>) = (real.difference(on_page).collect(), on_page.difference(real).collect());
+    assert!(missing.is_empty() && wrong.is_empty(), "{what}: not on the page {missing:?}; only on the page {wrong:?}");
+}
+
 const OBSERVABILITY: &str = "docs/observability.md";
 
 #[test]
@@ -160,10 +166,10 @@ fn the_tables_of_metrics_outcomes_fields_and_paths_are_complete_and_true() {
         Some((name, labels)) => format!("{name}{{{}}}", sorted(labels.split(','))),
         None => metric.clone(),
     });
-    assert_eq!(metrics.collect::<BTreeSet<_>>(), families.collect(), "metrics on the page, and scraped");
+    are_the_same("scraped metrics", &metrics.collect(), &families.collect());
     let outcomes = listed(OBSERVABILITY, "| outcome | meaning | alert | level | what to do |");
-    assert_eq!(outcomes, busy.outcomes(), "outcomes on the page, and as labels");
-    assert_eq!(listed(OBSERVABILITY, "| field | meaning |"), busy.fields, "fields on the page, and in log lines");
+    are_the_same("labels of outcomes", &outcomes, &busy.outcomes());
+    are_the_same("fields of log lines", &listed(OBSERVABILITY, "| field | meaning |"), &busy.fields);
 
     let paths = listed(OBSERVABILITY, "| path | what it returns |");
     for path in paths.iter().filter(|path| *path != "/api/events") {
@@ -225,7 +231,7 @@ fn the_table_of_commands_has_every_flag() {
         let long = |flags: &BTreeSet<String>| {
             flags.iter().filter(|flag| flag.starts_with("--")).cloned().collect::<BTreeSet<_>>()
         };
-        assert_eq!(long(&flags(&row[2])), long(&real), "{name}: flags on the page, and in its help");
+        are_the_same(&format!("flags of {name}"), &long(&flags(&row[2])), &long(&real));
     }
     assert!(commands.is_empty(), "not on the page: {commands:?}");
 }
@@ -347,7 +353,7 @@ fn the_map_of_the_code_has_every_room() {
             }
         })
         .collect();
-    assert_eq!(listed, rooms, "rooms on the page, and in src/");
+    are_the_same("rooms in src/", &listed, &rooms);
 }
 
 /// The names of environment variables of the tests in a text.
@@ -367,5 +373,5 @@ fn every_variable_of_the_tests_is_explained() {
             read.extend(variables(&std::fs::read_to_string(path).unwrap()));
         }
     }
-    assert_eq!(variables(&page("CONTRIBUTING.md")), read, "variables on the page, and in src/ and tests/");
+    are_the_same("variables of the tests", &variables(&page("CONTRIBUTING.md")), &read);
 }
