@@ -47,7 +47,11 @@ pub(crate) enum Command {
         shell: Shell,
     },
     /// Print the manual page, in roff
-    Man,
+    Man {
+        /// Which page
+        #[arg(value_enum, default_value_t = ManPage::Command)]
+        page: ManPage,
+    },
     /// Show it at work: two throwaway clusters behind one address, and clients that reach them
     #[cfg(feature = "demo")]
     Demo(Demo),
@@ -208,6 +212,14 @@ pub(crate) struct Kubeconfig {
     /// Have kubectl believe any certificate
     #[arg(long)]
     pub(crate) insecure_skip_tls_verify: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ManPage {
+    /// snigate(1): the commands
+    Command,
+    /// snigate.yaml(5): the keys of the configuration
+    Config,
 }
 
 #[cfg(feature = "demo")]

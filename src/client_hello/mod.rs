@@ -6,7 +6,7 @@
 //! together first.
 //!
 //! ```
-//! use crate::client_hello::{Framing, Parsed};
+//! use snigate::client_hello::{Framing, Parsed};
 //!
 //! # let received = b"GET / HTTP/1.1\r\n";
 //! let mut framing = Framing::default();

@@ -49,7 +49,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Kubeconfig(options) => kubeconfig::run(&options),
         Command::Schema => schema::run(),
         Command::Completions { shell } => completions::run(shell),
-        Command::Man => man::run(),
+        Command::Man { page } => man::run(page),
         #[cfg(feature = "demo")]
         Command::Demo(options) => demo::run(&options),
     }

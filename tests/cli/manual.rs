@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use crate::cli::schema::{keys, schema};
 use crate::support::{all_output, is_written, snigate};
 
 const COMMANDS: [&str; 8] = ["run", "check", "explain", "plan", "import", "schema", "completions", "man"];
@@ -98,7 +99,24 @@ fn the_shipped_page_is_the_one_that_is_printed() {
 }
 
 #[test]
+fn the_page_of_the_configuration_has_every_key() {
+    let page = told(&["man", "config"]);
+    is_written("deploy/man/snigate.yaml.5", &page);
+    let keys = keys(&schema());
+    for key in &keys {
+        let heading = page.lines().filter(|line| line.replace("[]", "").replace("\\&", "") == format!("\\fB{key}\\fR"));
+        assert_eq!(heading.count(), 1, "{key}");
+    }
+    assert_eq!(page.matches("\n.TP\n").count(), keys.len());
+    for said in [".TH snigate.yaml 5 ", "fBleast_connections", "Default: 10s", env!("CARGO_PKG_VERSION")] {
+        assert!(page.contains(said), "{said}");
+    }
+}
+
+#[test]
 #[ignore = "needs groff"]
-fn groff_has_nothing_to_say_about_the_page() {
-    assert_eq!(given(Command::new("groff").args(["-man", "-Tutf8", "-ww", "-z"]), &told(&["man"])), "");
+fn groff_has_nothing_to_say_about_the_pages() {
+    for page in ["command", "config"] {
+        assert_eq!(given(Command::new("groff").args(["-man", "-Tutf8", "-ww", "-z"]), &told(&["man", page])), "");
+    }
 }

@@ -1,5 +1,7 @@
 //! `snigate man`
 
+mod config;
+
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -7,15 +9,19 @@ use clap::CommandFactory as _;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
-use crate::cli::Arguments;
+use crate::cli::{Arguments, ManPage};
 
-pub(super) fn run() -> anyhow::Result<ExitCode> {
-    std::io::stdout().write_all(page()?.as_bytes())?;
+pub(super) fn run(page: ManPage) -> anyhow::Result<ExitCode> {
+    let text = match page {
+        ManPage::Command => command_page()?,
+        ManPage::Config => config::page()?,
+    };
+    std::io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// One page, with a section for each command.
-fn page() -> anyhow::Result<String> {
+fn command_page() -> anyhow::Result<String> {
     let mut page = Vec::new();
     let man = Man::new(Arguments::command().subcommand_value_name("command"));
     man.render_title(&mut page)?;
@@ -75,8 +81,5 @@ const TABLES: &[Table] = &[
         ],
     ),
     ("ENVIRONMENT", &[("RUST_LOG", "What is logged; wins over the configuration."), ("NO_COLOR", "No colours.")]),
-    (
-        "FILES",
-        &[("/etc/snigate/snigate.yaml", "The configuration that the service reads. snigate schema tells its keys.")],
-    ),
+    ("FILES", &[("/etc/snigate/snigate.yaml", "The configuration of the service: see snigate.yaml(5).")]),
 ];
