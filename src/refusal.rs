@@ -114,10 +114,9 @@ impl From<HelloError> for Refusal {
                 Outcome::NotTls,
                 "a PROXY header, which this listener does not expect (it has no accept_proxy)",
             ),
-            HelloError::NoRoom => Self::because(
-                Outcome::OverLimit,
-                "its hello is large, and limits.buffer_bytes is reached",
-            ),
+            HelloError::NoRoom => {
+                Self::because(Outcome::OverLimit, "its hello is large, and limits.buffer_bytes is reached")
+            }
             HelloError::ProxyHeader(reason) => Self::because(Outcome::ProxyHeader, reason.to_string()),
         }
     }
