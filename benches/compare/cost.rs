@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use procfs::Current as _;
-use rustix::process::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -21,7 +20,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::Common;
 use crate::hello::Hello;
-use crate::load::{ANSWER, NAME, Order, Pinned, open, receive, send, within};
+use crate::load::{ANSWER, NAME, Order, Pinned, descriptors, open, receive, send, within};
 use crate::proxy::{Program, Proxy, Setup};
 use crate::report::{Cell, Table, percentile};
 
@@ -106,8 +105,8 @@ impl Work {
         }
         all.push(Self::Tls { count: 2000 });
         // Both ends of a connection are this process's.
-        let descriptors = getrlimit(Resource::Nofile).maximum.map_or(usize::MAX, |limit| limit as usize);
-        all.push(Self::Idle { connections: ((descriptors.saturating_sub(1000)) / 2000 * 1000).clamp(1000, 20_000) });
+        let connections = descriptors().saturating_sub(1000) / 2000 * 1000;
+        all.push(Self::Idle { connections: connections.clamp(1000, 20_000) });
         all
     }
 
@@ -175,7 +174,8 @@ pub fn run(options: Options, common: &Common) {
     let subjects = Subject::all(&common.against);
     let load = Pinned::new();
     let mut table = Table::default();
-    for work in Work::all().into_iter().filter(|work| work.name().contains(&options.only)) {
+    let works = Work::all().into_iter().map(|work| work.scaled(scale));
+    for work in works.filter(|work| work.name().contains(&options.only)) {
         let backend = if matches!(work, Work::Tls { .. }) { load.tls_backend } else { load.backend };
         for round in 0..rounds {
             for turn in 0..subjects.len() {
@@ -184,11 +184,11 @@ pub fn run(options: Options, common: &Common) {
                 if !subject.does(work) {
                     continue;
                 }
-                let setup = Setup { workers: Some(options.workers), log: subject.log, ..Setup::new(NAME, &[backend]) };
+                let setup = Setup { workers: Some(options.workers), log: subject.log, ..Setup::new([backend]) };
                 let proxy = subject.program.as_ref().map(|program| Proxy::start(program, setup));
                 let cell = match (work, &proxy) {
-                    (Work::Idle { connections }, Some(proxy)) => idle(&load, proxy, connections / scale),
-                    _ => busy(&load, proxy.as_ref(), backend, work, scale),
+                    (Work::Idle { connections }, Some(proxy)) => idle(&load, proxy, connections),
+                    _ => busy(&load, proxy.as_ref(), backend, work),
                 };
                 eprintln!("{:<28} {:<28} round {} {cell}", work.name(), subject.name(), round + 1);
                 table.add(work, subject, cell);
@@ -202,15 +202,14 @@ pub fn run(options: Options, common: &Common) {
 }
 
 /// CPU per unit of work, and the time that clients waited.
-fn busy(load: &Pinned, proxy: Option<&Proxy>, backend: SocketAddr, work: Work, scale: usize) -> Cell {
+fn busy(load: &Pinned, proxy: Option<&Proxy>, backend: SocketAddr, work: Work) -> Cell {
     let address = proxy.map_or(backend, |proxy| proxy.address);
-    work.scaled(scale * 10).run(load, address);
+    work.scaled(10).run(load, address);
     let (before, start) = (proxy.map(Proxy::cpu), Instant::now());
-    let latencies = work.scaled(scale).run(load, address);
+    let latencies = work.run(load, address);
     let (wall, after) = (start.elapsed(), proxy.map(Proxy::cpu));
-    let units = work.scaled(scale).units();
     Cell {
-        cost: before.zip(after).map(|(before, after)| (after - before).as_secs_f64() / units),
+        cost: before.zip(after).map(|(before, after)| (after - before).as_secs_f64() / work.units()),
         figures: vec![
             ("p50", percentile(&latencies, 50) * 1e3, "µs"),
             ("p99", percentile(&latencies, 99) * 1e3, "µs"),

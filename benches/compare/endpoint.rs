@@ -14,15 +14,19 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::load::{Client, PATIENCE, hello, runtime};
+use crate::proxy::{Program, Proxy, Setup};
 
 /// What an endpoint answers.
 pub const ANSWER: &[u8] = b"answer";
 /// The same of the endpoint whose streams are watched.
 pub const WATCHED: &[u8] = b"watch!";
 
-/// Of endpoints, in place of [`crate::load::backend`].
-pub fn client(proxy: SocketAddr) -> Client {
-    Client { proxy, request: hello().into(), answers: &[ANSWER, WATCHED], patience: PATIENCE }
+/// A proxy in front of these endpoints, and a client of it.
+pub fn proxy(program: &Program, endpoints: &[Endpoint]) -> (Proxy, Client) {
+    let proxy = Proxy::start(program, Setup::new(endpoints.iter().map(|endpoint| endpoint.address)));
+    let answers = &[ANSWER, WATCHED];
+    let client = Client { proxy: proxy.address, request: hello().into(), answers, patience: PATIENCE };
+    (proxy, client)
 }
 
 #[derive(Clone, Copy)]

@@ -9,10 +9,10 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::Common;
-use crate::endpoint::{ANSWER, Endpoint, Fault, client};
-use crate::load::{Attempt, NAME, PATIENCE, end_of, runtime, within};
-use crate::proxy::{Program, Proxy, Setup};
-use crate::report::{failures, percentile, summary};
+use crate::endpoint::{ANSWER, Endpoint, Fault, proxy};
+use crate::load::{Attempt, PATIENCE, end_of, runtime, within};
+use crate::proxy::Program;
+use crate::report::{ends, failures, summary};
 
 #[derive(Args)]
 pub struct Options {
@@ -42,8 +42,7 @@ pub fn run(options: Options, common: &Common) {
 
 async fn measure(program: &Program, fault: Fault, count: usize, rate: u32, half: Duration) {
     let mut endpoints = [ANSWER; 3].map(Endpoint::start);
-    let proxy = Proxy::start(program, Setup::new(NAME, &endpoints.each_ref().map(|endpoint| endpoint.address)));
-    let client = client(proxy.address);
+    let (_proxy, client) = proxy(program, &endpoints);
     let mut streams = JoinSet::new();
     for _ in 0..count {
         let (stream, _) = within(PATIENCE, "an answer", client.open()).await.unwrap();
@@ -60,16 +59,10 @@ async fn measure(program: &Program, fault: Fault, count: usize, rate: u32, half:
     println!("{}: one of three endpoints {}", program.name(), fault.name());
     print(attempts, died);
     if count > 0 {
-        let ends = streams.join_all().await.into_iter().flatten();
-        let ends: Vec<Duration> = ends.map(|end| end.saturating_duration_since(died)).collect();
-        println!(
-            "  streams: {} of about {} to it ended within {} s; first {:.1} s, last {:.1} s",
-            ends.len(),
-            count / 3,
-            WATCH.as_secs(),
-            percentile(&ends, 0) / 1e3,
-            percentile(&ends, 100) / 1e3
-        );
+        let all = streams.join_all().await;
+        let after: Vec<Duration> = all.iter().flatten().map(|end| end.saturating_duration_since(died)).collect();
+        // Those to the other endpoints last.
+        println!("  {count} streams, a third of them to it: {}", ends(&after, count));
     }
 }
 

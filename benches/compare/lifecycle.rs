@@ -18,7 +18,7 @@ use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::Common;
-use crate::load::{Attempt, Client, NAME, Order, PATIENCE, backend, byte_at, open, within};
+use crate::load::{Attempt, Client, Order, PATIENCE, backend, byte_at, open, within};
 use crate::proxy::{Program, Proxy, Setup};
 use crate::report::{failures, line, percentile, summary};
 
@@ -73,7 +73,7 @@ pub fn run(mut options: Options, common: &Common) {
 
 async fn measure(options: &Options, programs: &[Program]) {
     let backend = backend().await;
-    let start = |program| Proxy::start(program, Setup { connections: Some(9000), ..Setup::new(NAME, &[backend]) });
+    let start = |program| Proxy::start(program, Setup { connections: Some(9000), ..Setup::new([backend]) });
     let mut failed = 0;
     println!("reloads: {} at 10/s, every other one of an invalid file", options.reloads);
     for program in programs {

@@ -5,6 +5,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, getrlimit};
 use rustls::client::Resumption;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -29,6 +30,11 @@ pub async fn within<T>(limit: Duration, what: &str, wanted: impl Future<Output =
 
 pub fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// How many this process may have open.
+pub fn descriptors() -> usize {
+    getrlimit(Resource::Nofile).maximum.map_or(usize::MAX, |limit| limit as usize)
 }
 
 /// A `ClientHello` of 517 bytes.

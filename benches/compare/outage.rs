@@ -7,10 +7,10 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::Common;
-use crate::endpoint::{ANSWER, Endpoint, Fault, WATCHED, client};
-use crate::load::{NAME, end_of, runtime};
-use crate::proxy::{Program, Proxy, Setup};
-use crate::report::{answered, percentile};
+use crate::endpoint::{ANSWER, Endpoint, Fault, WATCHED, proxy};
+use crate::load::{end_of, runtime};
+use crate::proxy::Program;
+use crate::report::{self, answered, percentile};
 
 const STREAMS: usize = 30;
 /// New connections.
@@ -35,8 +35,7 @@ pub fn run(common: &Common) {
 
 async fn row(program: Program, fault: Fault, watch: Duration) -> String {
     let mut endpoints = [WATCHED, ANSWER].map(Endpoint::start);
-    let proxy = Proxy::start(&program, Setup::new(NAME, &endpoints.each_ref().map(|endpoint| endpoint.address)));
-    let client = client(proxy.address);
+    let (_proxy, client) = proxy(&program, &endpoints);
     let (mut streams, mut others) = (Vec::new(), Vec::new());
     for _ in 0..STREAMS {
         let (stream, answer) = client.open().await.unwrap();
@@ -58,18 +57,9 @@ async fn row(program: Program, fault: Fault, watch: Duration) -> String {
     let last = failed.clone().map(|attempt| attempt.begun - since).max();
     let ends = ends.join_all().await;
     let ended = |busy| {
-        let ends = ends.iter().filter(|(is_busy, _)| *is_busy == busy);
-        let after: Vec<Duration> =
-            ends.clone().filter_map(|(_, end)| Some(end.as_ref()?.duration_since(since))).collect();
-        match after.len() {
-            0 => "none ended".to_owned(),
-            some => format!(
-                "{some} of {} ended after {:.1} to {:.1} s",
-                ends.count(),
-                percentile(&after, 0) / 1e3,
-                percentile(&after, 100) / 1e3
-            ),
-        }
+        let ends: Vec<_> = ends.iter().filter(|(is_busy, _)| *is_busy == busy).map(|(_, end)| *end).collect();
+        let after: Vec<Duration> = ends.iter().flatten().map(|end| end.duration_since(since)).collect();
+        report::ends(&after, ends.len())
     };
     format!(
         "{:<8} {:<11} {count} streams: busy {}; silent {}; new connections: {} of {} failed{}, slowest {:.1} s",

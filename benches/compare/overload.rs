@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::Common;
-use crate::load::{Client, NAME, Pinned, hello};
+use crate::load::{Client, Pinned, descriptors, hello};
 use crate::proxy::{Program, Proxy, Setup};
 use crate::report::{answered, failures, line, percentile, summary};
 
@@ -44,14 +44,13 @@ pub fn run(options: Options, common: &Common) {
     let (rounds, times) = if common.quick { (1, 2) } else { (2, 10) };
     let programs = Program::all(&common.against);
     let start = |program, connections| {
-        let setup = Setup { workers: Some(1), connections, ..Setup::new(NAME, &[load.backend]) };
+        let setup = Setup { workers: Some(1), connections, ..Setup::new([load.backend]) };
         let proxy = Proxy::start(program, setup);
         let client = Client { patience: PATIENCE, ..Client::new(proxy.address) };
         (proxy, client)
     };
     if "stalled".contains(&options.only) {
-        let descriptors = getrlimit(Resource::Nofile).maximum.map_or(usize::MAX, |limit| limit as usize);
-        let room = (descriptors - 400) / 2;
+        let room = (descriptors() - 400) / 2;
         let count = stalled.min(room * 4 / 5);
         println!(
             "stalled {count}: half a ClientHello each, again a second after it is closed; beside them {RATE} new connections per second for {seconds} s

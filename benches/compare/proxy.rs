@@ -16,9 +16,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
-use crate::load::PATIENCE;
-
-const NGINX_STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+use crate::load::{NAME, PATIENCE};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Program {
@@ -78,8 +76,8 @@ fn installed(program: &str) -> PathBuf {
 
 #[derive(Clone, Default)]
 pub struct Setup {
-    /// Server names and the endpoints of each; several endpoints have health checks.
-    pub routes: Vec<(String, Vec<SocketAddr>)>,
+    /// Of every route. Several have health checks.
+    pub endpoints: Vec<SocketAddr>,
     /// So many threads or processes, pinned to as many CPUs. Default: all CPUs; of nginx, one process.
     pub workers: Option<usize>,
     /// The limit, as each proxy counts connections.
@@ -88,43 +86,36 @@ pub struct Setup {
 }
 
 impl Setup {
-    pub fn new(name: &str, endpoints: &[SocketAddr]) -> Self {
-        Self { routes: vec![(name.to_owned(), endpoints.to_vec())], ..Self::default() }
+    pub fn new(endpoints: impl IntoIterator<Item = SocketAddr>) -> Self {
+        Self { endpoints: endpoints.into_iter().collect(), ..Self::default() }
     }
 
-    fn each_route(&self, line: impl Fn(&str, &[SocketAddr]) -> String) -> String {
-        self.routes.iter().map(|(name, endpoints)| line(name, endpoints)).collect()
-    }
-
-    fn snigate(&self, address: SocketAddr) -> String {
-        let routes = self.each_route(|name, endpoints| match endpoints {
-            [endpoint] => format!("  - {{sni: {name}, upstream: \"{endpoint}\"}}\n"),
+    fn snigate(&self, address: SocketAddr, names: &[String]) -> String {
+        let endpoints: Vec<String> = self.endpoints.iter().map(SocketAddr::to_string).collect();
+        let upstream = match &*endpoints {
+            [endpoint] => format!("\"{endpoint}\""),
             _ => format!(
-                "  - sni: {name}
-    upstream:
-      endpoints: {:?}
-      connect: {{timeout: 10s, per_try: 3s}}
-      health_check: {{interval: 5s, timeout: 4s, rise: 2, fall: 3}}
-",
-                endpoints.iter().map(SocketAddr::to_string).collect::<Vec<_>>()
+                "{{endpoints: {endpoints:?}, connect: {{timeout: 10s, per_try: 3s}}, health_check: {{interval: 5s, timeout: 4s, rise: 2, fall: 3}}}}"
             ),
-        });
+        };
+        let routes = names.iter().map(|name| format!("  - {{sni: {name}, upstream: {upstream}}}\n"));
         format!(
-            "listen: {address}\nroutes:\n{routes}timeouts: {{drain: 24h}}\nlog: {{level: {}}}\n{}{}",
+            "listen: {address}\nroutes:\n{}timeouts: {{drain: 24h}}\nlog: {{level: {}}}\n{}{}",
+            routes.collect::<String>(),
             if self.log { "info" } else { "error" },
             self.workers.map_or(String::new(), |workers| format!("workers: {workers}\n")),
             self.connections.map_or(String::new(), |limit| format!("limits: {{connections: {limit}}}\n"))
         )
     }
 
-    fn haproxy(&self, address: SocketAddr, directory: &Path, splice: bool) -> String {
-        let checks = "  option redispatch 1
+    fn haproxy(&self, address: SocketAddr, names: &[String], directory: &Path, splice: bool) -> String {
+        let checks = "option redispatch 1
   retries 3
   timeout connect 3s
   timeout check 4s
   balance leastconn
-  default-server check inter 5s rise 2 fall 3 on-marked-down shutdown-sessions
-";
+  default-server check inter 5s rise 2 fall 3 on-marked-down shutdown-sessions";
+        let servers = self.endpoints.iter().map(|endpoint| format!("  server {endpoint} {endpoint}\n"));
         format!(
             "global
   {}
@@ -143,7 +134,10 @@ frontend edge
   bind {address}
   tcp-request inspect-delay 5s
   tcp-request content accept if {{ req_ssl_hello_type 1 }}
-{}{}",
+  use_backend cluster if {{ req_ssl_sni -i {} }}
+backend cluster
+  {}
+{}",
             self.workers.map_or(String::new(), |workers| format!("nbthread {workers}")),
             // As many as 20,000 descriptors allow: with splice, a connection may have pipes.
             self.connections.unwrap_or(if splice { 7900 } else { 9900 }),
@@ -151,21 +145,19 @@ frontend edge
             if self.log { "log stderr format raw local0 info" } else { "" },
             if self.log { "log global\n  option tcplog" } else { "" },
             if splice { "option splice-auto" } else { "" },
-            self.each_route(|name, _| format!("  use_backend {name} if {{ req_ssl_sni -i {name} }}\n")),
-            self.each_route(|name, endpoints| {
-                let servers = endpoints.iter().map(|endpoint| format!("  server {endpoint} {endpoint}\n"));
-                format!(
-                    "backend {name}\n{}{}",
-                    if endpoints.len() > 1 { checks } else { "" },
-                    servers.collect::<String>()
-                )
-            })
+            names.join(" "),
+            if self.endpoints.len() > 1 { checks } else { "" },
+            servers.collect::<String>()
         )
     }
 
-    fn nginx(&self, address: SocketAddr, directory: &Path) -> String {
+    fn nginx(&self, address: SocketAddr, names: &[String], directory: &Path) -> String {
+        // Debian has the module in a file of its own.
+        let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
+        let load = if Path::new(module).exists() { format!("load_module {module};") } else { String::new() };
+        let routes = names.iter().map(|name| format!("{name} {}; ", self.endpoints[0]));
         format!(
-            "{}
+            "{load}
 user root;
 worker_processes {};
 worker_rlimit_nofile 20000;
@@ -185,13 +177,11 @@ stream {{
   }}
 }}
 ",
-            // Debian has the module in a file of its own.
-            if Path::new(NGINX_STREAM_MODULE).exists() { format!("load_module {NGINX_STREAM_MODULE};") } else { String::new() },
             self.workers.unwrap_or(1),
             directory.join("pid").display(),
             self.connections.unwrap_or(19900),
             if self.log { "/dev/null line" } else { "off" },
-            self.each_route(|name, endpoints| format!("{name} {}; ", endpoints[0]))
+            routes.collect::<String>()
         )
     }
 }
@@ -229,14 +219,14 @@ impl Proxy {
         self.directory.path().join(name)
     }
 
-    /// Writes the configuration, in which these names have the endpoints of the first route.
-    pub fn configure(&self, names: impl IntoIterator<Item = String>) {
-        let mut setup = self.setup.clone();
-        setup.routes.extend(names.into_iter().map(|name| (name, self.setup.routes[0].1.clone())));
+    /// Writes the configuration, with routes for these names, too.
+    pub fn configure(&self, more: impl IntoIterator<Item = String>) {
+        let names: Vec<String> = [NAME.to_owned()].into_iter().chain(more).collect();
+        let (setup, address, directory) = (&self.setup, self.address, self.directory.path());
         self.write(&match &self.program {
-            Program::Snigate(_) => setup.snigate(self.address),
-            Program::Haproxy { splice } => setup.haproxy(self.address, self.directory.path(), *splice),
-            Program::Nginx => setup.nginx(self.address, self.directory.path()),
+            Program::Snigate(_) => setup.snigate(address, &names),
+            Program::Haproxy { splice } => setup.haproxy(address, &names, directory, *splice),
+            Program::Nginx => setup.nginx(address, &names, directory),
             Program::Floor => String::new(),
         });
     }
@@ -266,7 +256,7 @@ impl Proxy {
             Program::Haproxy { .. } => command.args(["-W", "-db", "-f"]).arg(self.path("config")),
             Program::Nginx => command.arg("-c").arg(self.path("config")),
             Program::Floor => {
-                command.args(["floor", &self.address.to_string()]).arg(self.setup.routes[0].1[0].to_string())
+                command.args(["floor", &self.address.to_string()]).arg(self.setup.endpoints[0].to_string())
             }
         };
         command.env_remove("RUST_LOG").env("NOTIFY_SOCKET", self.path("notify")).process_group(0);

@@ -34,6 +34,16 @@ pub fn summary(attempts: &[Attempt]) -> String {
     format!("{failed} of {count} failed{bound}; p50 {p50:.2} ms, p99 {p99:.2} ms, longest {longest:.1} ms")
 }
 
+/// After how long streams ended, of so many.
+pub fn ends(after: &[Duration], of: usize) -> String {
+    let [first, last] = [0, 100].map(|percent| percentile(after, percent) / 1e3);
+    if after.is_empty() {
+        "none ended".into()
+    } else {
+        format!("{} of {of} ended after {first:.1} to {last:.1} s", after.len())
+    }
+}
+
 /// A line below the name of a proxy.
 pub fn line(name: &str, text: impl fmt::Display) {
     println!("{name:<10} {text}");
