@@ -67,13 +67,12 @@ impl Subject {
 
     /// Whether it makes a difference to this work.
     fn does(&self, work: Work) -> bool {
-        let is_proxy = !matches!(self.program, None | Some(Program::Floor));
-        match work {
+        match (work, &self.program) {
             // A log line is per connection.
-            Work::Connect { .. } => true,
-            Work::RoundTrip { .. } | Work::Tls { .. } => !self.log,
-            Work::Bulk { .. } => !self.log && is_proxy,
-            Work::Idle { .. } => !self.log && is_proxy && self.program != Some(Program::Haproxy { splice: true }),
+            (Work::Connect { .. }, _) | (Work::Idle { .. }, Some(Program::Snigate(_))) => true,
+            (Work::Bulk { .. } | Work::Idle { .. }, None | Some(Program::Floor)) => false,
+            (Work::Idle { .. }, Some(Program::Haproxy { splice: true })) => false,
+            _ => !self.log,
         }
     }
 }
