@@ -10,10 +10,11 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use socket2::{SockFilter, Socket};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use crate::load::{Client, PATIENCE, hello, runtime};
+use crate::load::{Client, PATIENCE, hello, runtime, within};
 use crate::proxy::{Program, Proxy, Setup};
 
 /// What an endpoint answers.
@@ -28,6 +29,19 @@ pub fn proxy(program: &Program, endpoints: &[Endpoint]) -> (Proxy, Client) {
     let client = Client { proxy: proxy.address, request: hello().into(), answers, patience: PATIENCE };
     (proxy, client)
 }
+
+/// Open streams and the answer that each had.
+pub async fn streams(client: &Client, count: usize) -> Vec<(TcpStream, Vec<u8>)> {
+    let mut streams = Vec::new();
+    for _ in 0..count {
+        streams.push(within(PATIENCE, "an answer", client.open()).await.unwrap());
+    }
+    sleep(SILENCE * 2).await;
+    streams
+}
+
+/// Endpoints regard connections as streams that are silent for so long after their answer.
+const SILENCE: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy)]
 pub enum Fault {
@@ -71,14 +85,13 @@ impl Endpoint {
     }
 
     pub fn inject(&mut self, fault: Fault) {
-        let signal = |signal| kill_process(Pid::from_child(&self.child), signal).unwrap();
+        let pid = Pid::from_child(&self.child);
+        let mut command = |command| self.child.stdin.as_mut().unwrap().write_all(&[command]);
         match fault {
-            Fault::Killed => signal(Signal::KILL),
-            Fault::Frozen => signal(Signal::STOP),
-            Fault::ShutDown | Fault::Unreachable => {
-                let command = if matches!(fault, Fault::ShutDown) { b's' } else { b'u' };
-                self.child.stdin.as_mut().unwrap().write_all(&[command]).unwrap();
-            }
+            Fault::ShutDown => command(b's').unwrap(),
+            Fault::Killed => kill_process(pid, Signal::KILL).unwrap(),
+            Fault::Frozen => kill_process(pid, Signal::STOP).unwrap(),
+            Fault::Unreachable => command(b'u').unwrap(),
         }
     }
 }
@@ -126,8 +139,8 @@ pub fn run(answer: String) {
                 if stream.write_all(answer.as_bytes()).await.is_err() {
                     return;
                 }
-                // Only connections that stay open need the filter.
-                if timeout(Duration::from_millis(500), stream.read(&mut buffer)).await.is_err() {
+                // Only streams need the filter.
+                if timeout(SILENCE, stream.read(&mut buffer)).await.is_err() {
                     sockets.lock().unwrap().push(Socket::from(stream.as_fd().try_clone_to_owned().unwrap()));
                 }
                 while let Ok(1..) = stream.read(&mut buffer).await {}

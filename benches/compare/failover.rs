@@ -9,10 +9,10 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::Common;
-use crate::endpoint::{ANSWER, Endpoint, Fault, proxy};
-use crate::load::{Attempt, PATIENCE, end_of, runtime, within};
+use crate::endpoint::{ANSWER, Endpoint, Fault, proxy, streams};
+use crate::load::{Attempt, end_of, runtime};
 use crate::proxy::Program;
-use crate::report::{ends, failures, summary};
+use crate::report::{self, failures, summary};
 
 #[derive(Args)]
 pub struct Options {
@@ -43,11 +43,9 @@ pub fn run(options: Options, common: &Common) {
 async fn measure(program: &Program, fault: Fault, count: usize, rate: u32, half: Duration) {
     let mut endpoints = [ANSWER; 3].map(Endpoint::start);
     let (_proxy, client) = proxy(program, &endpoints);
-    let mut streams = JoinSet::new();
-    for _ in 0..count {
-        let (stream, _) = within(PATIENCE, "an answer", client.open()).await.unwrap();
-        streams.spawn(end_of(stream, true, Instant::now() + half + WATCH));
-    }
+    let streams = streams(&client, count).await.into_iter();
+    let deadline = Instant::now() + half + WATCH;
+    let ends: JoinSet<_> = streams.map(|(stream, _)| end_of(stream, true, deadline)).collect();
     let mut died = Instant::now();
     let die = async {
         sleep(half).await;
@@ -59,10 +57,9 @@ async fn measure(program: &Program, fault: Fault, count: usize, rate: u32, half:
     println!("{}: one of three endpoints {}", program.name(), fault.name());
     print(attempts, died);
     if count > 0 {
-        let all = streams.join_all().await;
-        let after: Vec<Duration> = all.iter().flatten().map(|end| end.saturating_duration_since(died)).collect();
-        // Those to the other endpoints last.
-        println!("  {count} streams, a third of them to it: {}", ends(&after, count));
+        let ends = ends.join_all().await;
+        let after: Vec<Duration> = ends.iter().flatten().map(|end| end.saturating_duration_since(died)).collect();
+        println!("  {count} streams, a third of them to it: {}", report::ends(&after, count));
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::Common;
-use crate::endpoint::{ANSWER, Endpoint, Fault, WATCHED, proxy};
+use crate::endpoint::{ANSWER, Endpoint, Fault, WATCHED, proxy, streams};
 use crate::load::{end_of, runtime};
 use crate::proxy::Program;
 use crate::report::{self, answered, percentile};
@@ -36,19 +36,14 @@ pub fn run(common: &Common) {
 async fn row(program: Program, fault: Fault, watch: Duration) -> String {
     let mut endpoints = [WATCHED, ANSWER].map(Endpoint::start);
     let (_proxy, client) = proxy(&program, &endpoints);
-    let (mut streams, mut others) = (Vec::new(), Vec::new());
-    for _ in 0..STREAMS {
-        let (stream, answer) = client.open().await.unwrap();
-        // The others count for the balance.
-        if answer == WATCHED { &mut streams } else { &mut others }.push(stream);
-    }
-    // The endpoint keeps only streams that are open for half a second.
-    sleep(Duration::from_secs(1)).await;
+    // Those to the other endpoint count for the balance.
+    let (watched, _others): (Vec<_>, Vec<_>) =
+        streams(&client, STREAMS).await.into_iter().partition(|(_, answer)| answer == WATCHED);
     let since = Instant::now();
     endpoints[0].inject(fault);
-    let count = streams.len();
+    let count = watched.len();
     let mut ends = JoinSet::new();
-    for (number, stream) in streams.into_iter().enumerate() {
+    for (number, (stream, _)) in watched.into_iter().enumerate() {
         let is_busy = number % 2 == 0;
         ends.spawn(async move { (is_busy, end_of(stream, is_busy, since + watch).await) });
     }
