@@ -61,10 +61,6 @@ impl Subject {
         if self.log { name + ", log on" } else { name }
     }
 
-    pub fn is_haproxy(&self) -> bool {
-        matches!(self.program, Some(Program::Haproxy { .. }))
-    }
-
     /// Whether it makes a difference to this work.
     fn does(&self, work: Work) -> bool {
         match (work, &self.program) {

@@ -85,12 +85,15 @@ impl Endpoint {
     }
 
     pub fn inject(&mut self, fault: Fault) {
-        let pid = Pid::from_child(&self.child);
         let mut command = |command| self.child.stdin.as_mut().unwrap().write_all(&[command]);
         match fault {
             Fault::ShutDown => command(b's').unwrap(),
-            Fault::Killed => kill_process(pid, Signal::KILL).unwrap(),
-            Fault::Frozen => kill_process(pid, Signal::STOP).unwrap(),
+            Fault::Killed => {
+                self.child.kill().unwrap();
+                // Until it has exited, it may accept.
+                self.child.wait().unwrap();
+            }
+            Fault::Frozen => kill_process(Pid::from_child(&self.child), Signal::STOP).unwrap(),
             Fault::Unreachable => command(b'u').unwrap(),
         }
     }

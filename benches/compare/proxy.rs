@@ -37,9 +37,7 @@ impl Program {
     }
 
     pub fn all(against: &[PathBuf]) -> Vec<Self> {
-        let mut all = Self::snigates(against);
-        all.extend([Self::Haproxy { splice: false }, Self::Nginx]);
-        all
+        [Self::snigates(against), vec![Self::Haproxy { splice: false }, Self::Nginx]].concat()
     }
 
     /// nginx has no active health checks.

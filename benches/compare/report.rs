@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cost::{Subject, Work};
 use crate::load::Attempt;
+use crate::proxy::Program;
 
 /// In milliseconds; the 100th is the longest.
 pub fn percentile(durations: &[Duration], percent: usize) -> f64 {
@@ -97,9 +98,10 @@ impl Table {
             let direct = rows.iter().find(|(subject, _)| subject.program.is_none());
             for (subject, rounds) in rows {
                 write!(text, "  {:<28}", subject.name()).unwrap();
-                let haproxies = || rows.iter().filter(|(other, _)| other.is_haproxy() && other.log == subject.log);
+                let is_haproxy = |other: &Subject| matches!(other.program, Some(Program::Haproxy { .. }));
                 let best = |round: usize| {
-                    haproxies().filter_map(|(_, rounds)| rounds.get(round)?.cost).fold(f64::INFINITY, f64::min)
+                    let haproxies = rows.iter().filter(|(other, _)| is_haproxy(other) && other.log == subject.log);
+                    haproxies.filter_map(|(_, rounds)| rounds.get(round)?.cost).fold(f64::INFINITY, f64::min)
                 };
                 if let Some(costs) = rounds.iter().map(|cell| cell.cost).collect::<Option<Vec<_>>>() {
                     let (low, middle, high) = spread(costs.iter().copied());
