@@ -81,8 +81,9 @@ routes:
     upstream: {{endpoints: [\"{}\"], health_check: {{interval: 100ms, tls: {{ca_file: {}}}}}}}
   - {{sni: refuses.example, upstream: \"{}\"}}
   - {{sni: tried.example, upstream: [\"{}\", \"{}\"]}}
+  - {{sni: dead.example, upstream: {{endpoints: \"{}\", health_check: {{interval: 100ms}}}}}}
 ",
-            server.address(), ca.display(), refuses.address(), closed(), server.address()
+            server.address(), ca.display(), refuses.address(), closed(), server.address(), closed()
         ));
         let uncovered = "snigate_endpoint_certificate_uncovered_names{";
         eventually("a check", || router.get("/metrics").1.contains(uncovered));
@@ -102,6 +103,11 @@ routes:
         }
         let lines = router.wait_many("its connections", 4, |line| line["outcome"].is_string());
         let fields = lines.iter().flat_map(|line| line.as_object().unwrap().keys().cloned()).collect();
+        // What is 0 for a route or an endpoint is left out.
+        let _open = Client::send(direct, &hello("kubernetes"));
+        let is_complete =
+            |text: &str| text.contains("snigate_endpoint_connections{") && text.contains("snigate_route_failing_open{");
+        eventually("all series", || is_complete(&router.get("/metrics").1));
         let metrics = router.get("/metrics").1;
         Self { router, metrics, fields, _servers: (server, refuses) }
     }
