@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use strum::VariantArray as _;
 use tokio::runtime::Handle;
 
 use super::{State as Admin, View};
@@ -99,9 +100,9 @@ impl Snapshot {
             let is_unrouted = route.name() == UNROUTED;
             for listener in &self.listeners {
                 let counts = route.outcomes(listener);
-                for outcome in Outcome::ALL.into_iter().filter(|outcome| occurs(outcome.stage(), is_unrouted)) {
+                for outcome in Outcome::VARIANTS.iter().filter(|outcome| occurs(outcome.stage(), is_unrouted)) {
                     let labels = [("listener", &**listener), ("route", route.name()), ("outcome", outcome.label())];
-                    ConstCounter::new(counts.get(outcome)).encode(total.encode_family(&labels)?)?;
+                    ConstCounter::new(counts.get(*outcome)).encode(total.encode_family(&labels)?)?;
                 }
             }
         }

@@ -39,8 +39,8 @@ pub(crate) use self::history::History;
 use self::history::Totals;
 pub(crate) use self::hosts::Hosts;
 
-use crate::connection::Route;
-use crate::listener::accept::{self, Events, Stop};
+use crate::connection::RouteTarget;
+use crate::listener::accept::{self, Callbacks, Stop};
 use crate::telemetry::Counters;
 
 /// Scrapers and probes are few; more of them wait.
@@ -63,7 +63,7 @@ const SEND_BUFFER: usize = 128 * 1024;
 /// What one configuration has, in its order.
 #[derive(Debug, Default)]
 pub(crate) struct View {
-    pub(crate) routes: Vec<Arc<Route>>,
+    pub(crate) routes: Vec<Arc<RouteTarget>>,
     pub(crate) listeners: Vec<ListenerAddress>,
 }
 
@@ -111,8 +111,8 @@ pub(crate) async fn run(socket: TcpListener, state: State, stop: Stop) {
     let serve = move |client, _: SocketAddr, permit| {
         tokio::spawn(serve(client, permit, Arc::clone(&state), stopped.clone()));
     };
-    let events = Events { failed, full: || debug!("all admin connections are in use") };
-    accept::run(socket, permits, stop, events, serve).await;
+    let callbacks = Callbacks { failed, full: || debug!("all admin connections are in use") };
+    accept::run(socket, permits, stop, callbacks, serve).await;
     historian.abort();
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::history::Totals;
 use super::{ListenerAddress, MAX_ROUTES_SHOWN, State as Admin};
-use crate::connection::Route;
+use crate::connection::RouteTarget;
 use crate::name::NamePattern;
 use crate::telemetry::RecentRejection;
 use crate::upstream::{Certificate, LastCheck, State};
@@ -42,7 +42,7 @@ pub(super) fn of(state: &Admin, max_routes: usize) -> Value {
 }
 
 /// How all routes are, however many are shown.
-fn summary(routes: &[Arc<Route>]) -> Value {
+fn summary(routes: &[Arc<RouteTarget>]) -> Value {
     let (mut ready, mut unready, mut dead, mut failing_open, mut without_address) = (0, 0, 0, 0, 0);
     for route in routes {
         let endpoints = route.upstream.endpoints();
@@ -83,10 +83,10 @@ pub(super) fn refusals(state: &Admin, most: usize) -> Value {
             "reason": reason,
         })
     };
-    state.counters.recent_rejections.last().iter().take(most).map(refusal).collect()
+    state.counters.recent_rejections.newest_first().iter().take(most).map(refusal).collect()
 }
 
-fn route(route: &Route) -> Value {
+fn route(route: &RouteTarget) -> Value {
     let setup = route.upstream.setup();
     let active = route.counters.active.load(Relaxed);
     let Totals { accepted, bytes: _, answers, answer_micros } = Totals::of(&route.counters);

@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{interval, timeout};
 use tracing::debug;
 
-use crate::listener::Inherited;
+use crate::listener::InheritedSocket;
 
 /// What systemd is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,14 +113,14 @@ fn send(phase: Phase) {
 }
 
 /// The sockets of a socket unit (`LISTEN_FDS`).
-pub(crate) fn sockets() -> io::Result<Vec<Inherited>> {
+pub(crate) fn sockets() -> io::Result<Vec<InheritedSocket>> {
     let mut passed = ListenFd::from_env();
     let mut sockets = Vec::new();
     for number in 0..passed.len() {
         if let Some(socket) = passed.take_tcp_listener(number)? {
             // Nobody else is to have it.
             SockRef::from(&socket).set_cloexec(true)?;
-            sockets.push(Inherited { address: socket.local_addr()?, name: None, socket });
+            sockets.push(InheritedSocket { address: socket.local_addr()?, name: None, socket });
         }
     }
     Ok(sockets)

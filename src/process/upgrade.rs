@@ -26,7 +26,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{interval, timeout};
 use tracing::{info, warn};
 
-use crate::listener::Inherited;
+use crate::listener::InheritedSocket;
 use crate::telemetry::Counters;
 
 /// Tells a process that its standard input is a predecessor.
@@ -103,7 +103,7 @@ impl Successor {
 
 /// Starts the program again, as this process was started, and returns when it serves from these listeners. If this future is
 /// dropped, the new process is killed.
-pub(crate) async fn start(listeners: Vec<Inherited>) -> Result<Successor, UpgradeError> {
+pub(crate) async fn start(listeners: Vec<InheritedSocket>) -> Result<Successor, UpgradeError> {
     if std::process::id() == 1 {
         return Err(UpgradeError::First);
     }
@@ -189,11 +189,11 @@ impl Drop for Unproven {
 }
 
 /// Which of the listeners the other side has taken over, if it has said that it serves.
-fn hand_over(mut channel: UnixStream, listeners: &[Inherited]) -> io::Result<Option<(Vec<bool>, UnixStream)>> {
+fn hand_over(mut channel: UnixStream, listeners: &[InheritedSocket]) -> io::Result<Option<(Vec<bool>, UnixStream)>> {
     if !is_told(&mut channel, GREETING)? {
         return Ok(None);
     }
-    for Inherited { address, name, socket } in listeners {
+    for InheritedSocket { address, name, socket } in listeners {
         send(&channel, &format!("{address} {}", name.as_deref().unwrap_or_default()), &[socket.as_fd()])?;
     }
     send(&channel, "", &[])?;
@@ -239,7 +239,7 @@ impl Predecessor {
     }
 
     /// The predecessor, if there is one, and its listeners.
-    pub(crate) fn meet() -> io::Result<Option<(Self, Vec<Inherited>)>> {
+    pub(crate) fn meet() -> io::Result<Option<(Self, Vec<InheritedSocket>)>> {
         if !Self::is_there() {
             return Ok(None);
         }
@@ -289,7 +289,7 @@ impl Draining {
     }
 }
 
-fn receive(channel: &UnixStream) -> io::Result<Option<Inherited>> {
+fn receive(channel: &UnixStream) -> io::Result<Option<InheritedSocket>> {
     let strange = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("from the predecessor came {what}"));
     let mut message = [0; MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -325,7 +325,7 @@ fn receive(channel: &UnixStream) -> io::Result<Option<Inherited>> {
         return Err(strange(&format!("a socket on {bound} for {address}")));
     }
     let name = (!name.is_empty()).then(|| name.into());
-    Ok(Some(Inherited { address, name, socket }))
+    Ok(Some(InheritedSocket { address, name, socket }))
 }
 
 #[cfg(test)]

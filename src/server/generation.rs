@@ -11,7 +11,7 @@ use tracing::info;
 
 use crate::admin::{ListenerAddress, View};
 use crate::config;
-use crate::connection::Route;
+use crate::connection::RouteTarget;
 use crate::connection::registry::{CloseReason, Registry};
 use crate::route::RouteTable;
 use crate::telemetry::Counters;
@@ -20,11 +20,11 @@ use crate::upstream::{Endpoint, EndpointId, OnRemove, Setup, Surroundings, Upstr
 /// The routes of one configuration.
 #[derive(Debug, Default)]
 pub(crate) struct Generation {
-    pub(super) table: Arc<RouteTable<Arc<Route>>>,
+    pub(super) table: Arc<RouteTable<Arc<RouteTarget>>>,
     /// Routes and listeners in the order of the configuration, as the admin listener shows them.
     pub(crate) view: Arc<View>,
     /// Routes that are no longer configured, by name, while their connections drain.
-    draining: HashMap<Box<str>, Weak<Route>>,
+    draining: HashMap<Box<str>, Weak<RouteTarget>>,
 }
 
 /// How the routes of two generations differ.
@@ -42,7 +42,7 @@ pub(super) struct Removed {
     endpoints: Vec<Arc<Endpoint>>,
     policy: OnRemove,
     /// The whole route, if it was removed: kept so that it is recognised should it come back.
-    _route: Option<Arc<Route>>,
+    _route: Option<Arc<RouteTarget>>,
 }
 
 /// What follows a generation.
@@ -97,16 +97,16 @@ struct Builder<'b> {
     surroundings: &'b Arc<Surroundings>,
     listeners_changed: bool,
     /// Running routes that have not been found in the new configuration yet.
-    running: HashMap<&'b str, &'b Arc<Route>>,
+    running: HashMap<&'b str, &'b Arc<RouteTarget>>,
     /// Removed routes whose connections drain.
-    draining: HashMap<&'b str, Arc<Route>>,
+    draining: HashMap<&'b str, Arc<RouteTarget>>,
     changes: Changes,
     removed: Vec<Removed>,
 }
 
 impl Builder<'_> {
     /// The running route, if nothing about it has changed, or else a new one that inherits what is known of its endpoints.
-    fn route(&mut self, config: config::Route) -> Arc<Route> {
+    fn route(&mut self, config: config::Route) -> Arc<RouteTarget> {
         let digest = config.digest();
         let config::Route { name, patterns, matchers: _, sources, max_connections, upstream } = config;
         let setup = Setup { route: name.as_str().into(), names: patterns, settings: upstream };
@@ -140,11 +140,11 @@ impl Builder<'_> {
                 info!(route = &*name, connections, "route is back: its connections no longer drain");
             }
         }
-        Arc::new(Route { sources, max_connections, upstream, counters, digest })
+        Arc::new(RouteTarget { sources, max_connections, upstream, counters, digest })
     }
 
     /// Removes the running routes that are not configured any more.
-    fn remove_the_rest(mut self) -> (HashMap<Box<str>, Weak<Route>>, Changes, Vec<Removed>) {
+    fn remove_the_rest(mut self) -> (HashMap<Box<str>, Weak<RouteTarget>>, Changes, Vec<Removed>) {
         self.changes.removed = self.running.len();
         for (name, route) in self.running {
             route.upstream.remove();
@@ -201,7 +201,7 @@ pub(super) async fn retire(before: Arc<Generation>, removed: Vec<Removed>, regis
 
 /// `table` lives for as long as a connection is on its way through it.
 async fn drain_connections(
-    table: &Weak<RouteTable<Arc<Route>>>,
+    table: &Weak<RouteTable<Arc<RouteTarget>>>,
     mut removed: Vec<Removed>,
     registry: &Registry,
     deadline: Instant,
@@ -235,7 +235,7 @@ async fn drain_connections(
 
 async fn close_connections_at(removed: &[Removed], registry: &Registry) -> usize {
     let endpoints: HashSet<EndpointId> = removed.iter().flat_map(Removed::left).map(|endpoint| endpoint.id).collect();
-    let mut members = if endpoints.is_empty() { Vec::new() } else { registry.numbers_at(&endpoints) };
+    let mut members = if endpoints.is_empty() { Vec::new() } else { registry.connected_to(&endpoints) };
     fastrand::shuffle(&mut members);
     let mut closed = 0;
     for some in members.chunks(AT_A_TIME) {

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use crate::connection::registry::Registry;
 use crate::connection::{self, Snapshot};
 use crate::listener::accept::{self, Stop};
-use crate::listener::{BindError, Inherited, bind, bind_beside, overlap};
+use crate::listener::{BindError, InheritedSocket, bind, bind_beside, overlap};
 use crate::relay::tcp::TcpOptions;
 use crate::telemetry::Counters;
 
@@ -113,8 +113,8 @@ pub(super) fn assign(wanted: &[(&str, SocketAddr)], present: &[(Option<&str>, So
 
 /// Takes over a socket that was inherited. Its options are left alone as long as it is not certain that this process will
 /// serve from it.
-pub(super) fn take_over(inherited: Inherited) -> Result<Opened, BindError> {
-    let Inherited { address, socket, .. } = inherited;
+pub(super) fn take_over(inherited: InheritedSocket) -> Result<Opened, BindError> {
+    let InheritedSocket { address, socket, .. } = inherited;
     let listener = socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket));
     listener.and_then(|listener| Opened::of(address, listener)).map_err(|error| BindError { address, error })
 }
@@ -162,19 +162,19 @@ impl Acceptor {
         };
         let serve = move |client, peer, permit| {
             // Not within another future: that would hold it twice.
-            connections.spawn(connection::serve(client, peer, snapshot.load_full(), registry.enter(), permit));
+            connections.spawn(connection::serve(client, peer, snapshot.load_full(), registry.register(), permit));
         };
         let full = move || {
-            if counters.full() {
+            if counters.may_log_full() {
                 warn!("limits.connections is reached; new clients wait");
             }
             // Whoever connects and says nothing leaves room for those who do.
             let limit = usize::try_from(counters.connections_limit.load(Relaxed)).unwrap_or(usize::MAX);
             members.shed_one(limit / 2);
         };
-        let events = accept::Events { failed, full };
+        let callbacks = accept::Callbacks { failed, full };
         let stop = Stop::default();
-        let acceptor = tokio::spawn(accept::run(listener, permits, stop.clone(), events, serve));
+        let acceptor = tokio::spawn(accept::run(listener, permits, stop.clone(), callbacks, serve));
         Some(Listening::new(socket, stop, acceptor))
     }
 }

@@ -29,10 +29,10 @@ use self::memory::Memory;
 use crate::admin::{self, Fixed, Hosts, ListenerAddress, State, View};
 use crate::config::{self, Config, Limits, Log, Timeouts};
 use crate::connection::Snapshot;
-use crate::connection::admission::{SourceLimits, Table};
+use crate::connection::admission::{SourceLimits, SourceTable};
 use crate::connection::registry::Registry;
 use crate::listener::accept::Stop;
-use crate::listener::{BindError, Inherited};
+use crate::listener::{BindError, InheritedSocket};
 use crate::relay::budget;
 use crate::relay::tcp::TcpOptions;
 use crate::relay::{Deadlines, Engine};
@@ -47,7 +47,7 @@ pub(crate) struct Server {
     registry: Arc<Registry>,
     connections: TaskTracker,
     capacity: Capacity,
-    source_table: Arc<Table>,
+    source_table: Arc<SourceTable>,
     generation: ArcSwap<Generation>,
     admin_view: Arc<ArcSwap<View>>,
     listeners: Vec<(Listening, Arc<ArcSwap<Snapshot>>)>,
@@ -148,7 +148,7 @@ struct Settings {
 impl Server {
     /// Binds all addresses, or takes them over from what was inherited, and begins to serve; which of what was inherited it
     /// has taken over. The others are closed. Must be called within a tokio runtime.
-    pub(crate) fn start(mut config: Config, inherited: Vec<Inherited>) -> Result<(Self, Vec<bool>), StartError> {
+    pub(crate) fn start(mut config: Config, inherited: Vec<InheritedSocket>) -> Result<(Self, Vec<bool>), StartError> {
         capacity::raise_limit();
         let counters = Arc::new(Counters::new(config.log.refusals_per_second));
         let registry = Arc::<Registry>::default();
@@ -177,7 +177,7 @@ impl Server {
             generation::build_next(&Generation::default(), routes, at, &server.counters, &server.surroundings);
         let closed = server.commit(config, prepared, Arc::new(generation));
         debug_assert!(closed.is_empty(), "there was nothing before");
-        server.counters.reloads.taken();
+        server.counters.reloads.applied();
         Ok((server, taken))
     }
 
@@ -229,7 +229,7 @@ impl Server {
     }
 
     /// All that can fail, and changes nothing; and which of what was inherited is needed.
-    fn prepare(&self, config: &Config, inherited: Vec<Inherited>) -> Result<(Prepared, Vec<bool>), StartError> {
+    fn prepare(&self, config: &Config, inherited: Vec<InheritedSocket>) -> Result<(Prepared, Vec<bool>), StartError> {
         let Limits { connections, hello_bytes: _, buffer_bytes: _, source: _ } = config.limits;
         let memory = Memory::read();
         let share = capacity::share(connections, config.listeners.len(), config.relay, memory)?;
@@ -259,7 +259,7 @@ impl Server {
             leaving.extend(listening.socket.try_clone().map(|socket| (listening.address, socket)));
         }
         let taken: Vec<bool> = (0..inherited.len()).map(|number| taken_over.contains(&Some(number))).collect();
-        let mut inherited: Vec<Option<Inherited>> = inherited.into_iter().map(Some).collect();
+        let mut inherited: Vec<Option<InheritedSocket>> = inherited.into_iter().map(Some).collect();
         for socket in
             inherited.iter_mut().zip(&taken).filter(|(_, is_taken)| !**is_taken).filter_map(|(one, _)| one.take())
         {
@@ -323,7 +323,7 @@ impl Server {
             deadlines: Arc::new(Deadlines { idle, half_close, stalled: user_timeout }),
             tcp,
         };
-        self.counters.line_limit.admit(refusals_per_second);
+        self.counters.line_limit.set_rate(refusals_per_second);
         self.counters.reloads.digest.store(digest.unwrap_or(0), Relaxed);
         budget::set_limit(buffer_bytes.unwrap_or_else(|| prepared.memory.buffer_bytes()));
         self.capacity.set(prepared.share);
@@ -454,12 +454,12 @@ impl Server {
     }
 
     /// The listening sockets once more, the admin's included, for a successor.
-    pub(crate) fn sockets(&self) -> io::Result<Vec<Inherited>> {
+    pub(crate) fn sockets(&self) -> io::Result<Vec<InheritedSocket>> {
         let names = self.listeners.iter().map(|(_, snapshot)| snapshot.load().listener.name.clone());
         let listeners = self.listeners.iter().map(|(listening, _)| listening).chain(&self.admin);
         let inherit = |(name, listening): (Box<str>, &Listening)| {
             let socket = listening.socket.try_clone()?.into();
-            Ok(Inherited { address: listening.configured, name: Some(name), socket })
+            Ok(InheritedSocket { address: listening.configured, name: Some(name), socket })
         };
         names.chain([ADMIN.into()]).zip(listeners).map(inherit).collect()
     }

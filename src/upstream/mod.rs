@@ -42,7 +42,7 @@ use crate::text::Destination;
 
 /// How a route's endpoints are found, kept and reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Settings {
+pub(crate) struct UpstreamSettings {
     /// At least one; no two the same.
     pub(crate) destinations: Vec<Destination>,
     /// Which one is next.
@@ -102,7 +102,7 @@ pub(crate) struct Setup {
     /// What its clients ask for, and certificates should cover.
     pub(crate) names: Vec<NamePattern>,
     /// As configured.
-    pub(crate) settings: Settings,
+    pub(crate) settings: UpstreamSettings,
 }
 
 /// The open connections, as far as pools need to know them.
@@ -212,7 +212,7 @@ impl Upstream {
     /// Connects to the first endpoint that answers, trying every one in turn within the budget. Nothing has been sent to
     /// any of them.
     pub(crate) async fn connect(&self) -> Result<Connected, ConnectError> {
-        let Settings { balance, budget, slow_start, .. } = self.pool.setup.settings;
+        let UpstreamSettings { balance, budget, slow_start, .. } = self.pool.setup.settings;
         let deadline = Instant::now() + budget.timeout;
         let endpoints = self.pool.endpoints_by(deadline).await;
         let turn = self.turn.fetch_add(1, Relaxed);

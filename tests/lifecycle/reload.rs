@@ -40,7 +40,7 @@ fn g01_g02_g15_a_bad_file_changes_nothing_and_a_good_one_after_it_is_taken() {
     let bad = [
         ("", "empty"),
         ("listen: [", "a bracket has no other end"),
-        ("listen: 127.0.0.1:0\nroutes: []\n", "an empty list"),
+        ("listen: 127.0.0.1:0\nroutes: []\n", "empty list"),
         (&good.replace("sni", "snii"), "unknown key `snii`"),
         (&good.replace("upstream:", "upstraem:"), "unknown key `upstraem`"),
         (&format!("{good}timeouts: {{drain: 10}}\n"), "timeouts.drain"),

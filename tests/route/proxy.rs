@@ -303,7 +303,7 @@ fn haproxy_before_and_behind() {
 fn a_list_of_balancers_that_is_wrong_is_refused() {
     for (value, expected) in [
         ("{from: 10.0.0.1/8}", "perhaps 10.0.0.0/8 is meant"),
-        ("{from: []}", "an empty list"),
+        ("{from: []}", "empty list"),
         ("{}", "the key `from` is missing"),
         ("{from: 10.0.0.1, to: 1}", "unknown"),
     ] {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use crate::config::{self, Config, ConfigError, Log, LogFormat};
-use crate::listener::Inherited;
+use crate::listener::InheritedSocket;
 use crate::process::sandbox::{self, Entered, Sandbox};
 use crate::process::systemd::{self, Manager, Phase};
 use crate::process::upgrade::{self, Predecessor, Successor, UpgradeError};
@@ -149,7 +149,7 @@ async fn serve(
     logging: Logging,
     mut signals: Signals,
     predecessor: Option<Predecessor>,
-    inherited: Vec<Inherited>,
+    inherited: Vec<InheritedSocket>,
 ) -> anyhow::Result<ExitCode> {
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -166,7 +166,7 @@ async fn serve(
             return Ok(ExitCode::from(if reason.is_configuration() { EXIT_CONFIG } else { 1 }));
         }
     };
-    logging::tell_losses(Arc::clone(server.counters()));
+    logging::report_lost_lines(Arc::clone(server.counters()));
     let manager = Manager::find();
     let watchdog = manager.keep_telling();
     match predecessor.map(|predecessor| predecessor.dismiss(&taken)) {
