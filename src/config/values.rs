@@ -202,7 +202,7 @@ impl Written for Network {
             Err(_) => from_str(text)?,
         };
         if net.addr() != net.network() {
-            return Err(format!("host bits are set; did you mean {}?", net.trunc()));
+            return Err(format!("host bits are set (did you mean {}?)", net.trunc()));
         }
         let canonical = match net {
             IpNet::V6(v6) if v6.prefix_len() >= 96 => {

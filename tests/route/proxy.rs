@@ -304,7 +304,7 @@ fn a_list_of_balancers_that_is_wrong_is_refused() {
     for (value, expected) in [
         ("{from: 10.0.0.1/8}", "perhaps 10.0.0.0/8 is meant"),
         ("{from: []}", "empty list"),
-        ("{}", "the key `from` is missing"),
+        ("{}", "missing key `from`"),
         ("{from: 10.0.0.1, to: 1}", "unknown"),
     ] {
         let directory = TempDir::new().unwrap();

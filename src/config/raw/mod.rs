@@ -116,15 +116,15 @@ pub(crate) struct Timeouts {
     /// Close after no data for this long once one side has closed, 1ms to 366d. Default: 60s.
     #[serde(default, deserialize_with = "present")]
     pub(crate) half_close: Option<Text<BoundedDuration>>,
-    /// How long open connections may continue at shutdown, or after a reload removes their route or endpoint, 0s to
-    /// 366d. Default: 25s.
+    /// How long open connections may continue at shutdown, or after a reload removes their route or endpoint,
+    /// 0s to 366d. Default: 25s.
     #[serde(default, deserialize_with = "present")]
     pub(crate) drain: Option<Text<DurationOrZero>>,
     /// How long open connections may continue in the old process after an upgrade, 0s to 366d. Default: 24h.
     #[serde(default, deserialize_with = "present")]
     pub(crate) upgrade_drain: Option<Text<DurationOrZero>>,
-    /// How long to keep accepting after the shutdown signal, while `/readyz` fails, so that load balancers notice, 0s to
-    /// 366d. Default: 0s.
+    /// How long to keep accepting after the shutdown signal, while `/readyz` fails, so that load balancers notice,
+    /// 0s to 366d. Default: 0s.
     #[serde(default, deserialize_with = "present")]
     pub(crate) shutdown_delay: Option<Text<DurationOrZero>>,
 }
@@ -157,8 +157,8 @@ pub(crate) struct Keepalive {
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Limits {
-    /// Maximum number of concurrent connections; clients beyond it wait in the accept queue. Default: derived from
-    /// `RLIMIT_NOFILE`.
+    /// Maximum number of concurrent connections; clients beyond it wait in the accept queue.
+    /// Default: derived from `RLIMIT_NOFILE`.
     #[serde(default, deserialize_with = "present")]
     pub(crate) connections: Option<Text<Count<1, 10_000_000>>>,
     /// Maximum size of a ClientHello, 1KiB to 64KiB. Default: 16KiB.
