@@ -16,24 +16,24 @@ use prometheus_client::registry::{Registry, Unit};
 use strum::VariantArray as _;
 use tokio::runtime::Handle;
 
-use super::{State as Admin, View};
+use super::{AdminHandles, View};
 use crate::listener::accept::ERROR_LABELS;
 use crate::relay::budget;
 use crate::telemetry::{Counters, Outcome, Reloads, RouteCounters, Stage, UNROUTED};
-use crate::upstream::State;
+use crate::upstream::EndpointState;
 
-/// All metrics, with the end mark of the format.
-pub(super) fn encode(state: &Admin) -> Result<String, fmt::Error> {
+/// All metrics, including the final `# EOF`.
+pub(super) fn encode(handles: &AdminHandles) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
-    let view = state.view.load_full();
-    let (routes, listeners) = (state.counters.routes(), state.counters.listeners());
-    let counters = Arc::clone(&state.counters);
-    registry.register_collector(Box::new(Snapshot {
+    let view = handles.view.load_full();
+    let (routes, listeners) = (handles.counters.routes(), handles.counters.listeners());
+    let counters = Arc::clone(&handles.counters);
+    registry.register_collector(Box::new(MetricsSnapshot {
         counters,
         view,
         routes,
         listeners,
-        runtime: RuntimeNumbers::now(),
+        runtime: RuntimeMetrics::now(),
     }));
     let mut text = String::new();
     text::encode(&mut text, &registry)?;
@@ -41,32 +41,32 @@ pub(super) fn encode(state: &Admin) -> Result<String, fmt::Error> {
 }
 
 #[derive(Debug)]
-struct Snapshot {
+struct MetricsSnapshot {
     counters: Arc<Counters>,
     view: Arc<View>,
-    /// Those of the configuration, and those that have been removed lately.
+    /// Those of the configuration, and recently removed ones.
     routes: Vec<Arc<RouteCounters>>,
-    /// The same of listeners, by name.
+    /// Names; likewise.
     listeners: Vec<Box<str>>,
-    runtime: RuntimeNumbers,
+    runtime: RuntimeMetrics,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct RuntimeNumbers {
+struct RuntimeMetrics {
     workers: usize,
     tasks: usize,
     queued: usize,
 }
 
-impl RuntimeNumbers {
-    /// Within a tokio runtime.
+impl RuntimeMetrics {
+    /// Must be called within a tokio runtime.
     fn now() -> Self {
         let metrics = Handle::current().metrics();
         Self { workers: metrics.num_workers(), tasks: metrics.num_alive_tasks(), queued: metrics.global_queue_depth() }
     }
 }
 
-impl Collector for Snapshot {
+impl Collector for MetricsSnapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.connections(&mut encoder)?;
         self.bytes(&mut encoder)?;
@@ -78,13 +78,13 @@ impl Collector for Snapshot {
         self.runtime(&mut encoder)?;
         let build = [("version", env!("CARGO_PKG_VERSION"))];
         encoder
-            .encode_descriptor("snigate_build", "The running version", None, MetricType::Info)?
+            .encode_descriptor("snigate_build", "Version of snigate", None, MetricType::Info)?
             .encode_info(&build)?;
         self.process(&mut encoder)
     }
 }
 
-impl Snapshot {
+impl MetricsSnapshot {
     fn routes(&self) -> impl Iterator<Item = &RouteCounters> {
         std::iter::once(&*self.counters.unrouted).chain(self.routes.iter().map(|route| &**route))
     }
@@ -92,7 +92,7 @@ impl Snapshot {
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut total = encoder.encode_descriptor(
             "snigate_connections",
-            "Ended connections, by how they ended",
+            "Ended connections, by outcome",
             None,
             MetricType::Counter,
         )?;
@@ -113,20 +113,15 @@ impl Snapshot {
             ConstGauge::new(route.active.load(Relaxed)).encode(active.encode_family(&labels)?)?;
         }
         let bytes = whole(budget::bytes() as u64);
-        gauge(
-            encoder,
-            "snigate_buffered_bytes",
-            "Bytes held for the rest of hellos and for peers that do not take them",
-            bytes,
-        )?;
+        gauge(encoder, "snigate_buffered_bytes", "Bytes buffered for incomplete ClientHellos and slow readers", bytes)?;
         let limit = whole(budget::limit() as u64);
-        gauge(encoder, "snigate_buffered_bytes_limit", "Most bytes that may be buffered", limit)?;
+        gauge(encoder, "snigate_buffered_bytes_limit", "Maximum number of buffered bytes", limit)?;
         let limit = whole(self.counters.connections_limit.load(Relaxed));
-        gauge(encoder, "snigate_connections_limit", "How many connections may be open at once", limit)?;
+        gauge(encoder, "snigate_connections_limit", "Maximum number of concurrent connections", limit)?;
         gauge(
             encoder,
             "snigate_predecessor_connections",
-            "Open connections that have stayed in processes before this one since an upgrade",
+            "Connections still open in old processes after an upgrade",
             whole(self.counters.predecessor_connections.load(Relaxed)),
         )
     }
@@ -148,23 +143,31 @@ impl Snapshot {
     }
 
     fn latencies(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let hello = seconds(encoder, "snigate_hello", "From accept to the whole ClientHello")?;
+        let hello = seconds(encoder, "snigate_hello", "Time from accept to the complete ClientHello")?;
         self.counters.hello_seconds.encode(hello)?;
         let routed = self.routes.iter().map(|route| &**route);
-        Self::histograms(encoder, "snigate_connect", "From the route to the connected endpoint", routed, |route| {
-            &route.connect_seconds
-        })?;
+        Self::histograms(
+            encoder,
+            "snigate_connect",
+            "Time from the route decision to the connected endpoint",
+            routed,
+            |route| &route.connect_seconds,
+        )?;
         let routed = self.routes.iter().map(|route| &**route);
         Self::histograms(
             encoder,
             "snigate_answer",
-            "From the connected endpoint to its first bytes",
+            "Time from the connect to the first bytes from the endpoint",
             routed,
             |route| &route.answer_seconds,
         )?;
-        Self::histograms(encoder, "snigate_connection", "From accept to the end", self.routes(), |route| {
-            &route.connection_seconds
-        })
+        Self::histograms(
+            encoder,
+            "snigate_connection",
+            "Duration of connections, from accept to the end",
+            self.routes(),
+            |route| &route.connection_seconds,
+        )
     }
 
     fn histograms<'r>(
@@ -192,12 +195,12 @@ impl Snapshot {
         };
         let mut states = encoder.encode_descriptor(
             "snigate_endpoint_state",
-            "1 for the state that the endpoint is in",
+            "1 for the current state of the endpoint, 0 for the others",
             None,
             MetricType::Gauge,
         )?;
         for (route, address, endpoint, _) in each() {
-            for state in State::ALL {
+            for state in EndpointState::ALL {
                 let labels = [("route", route), ("endpoint", &*address), ("state", state.label())];
                 ConstGauge::new(i64::from(endpoint.state() == state)).encode(states.encode_family(&labels)?)?;
             }
@@ -214,7 +217,7 @@ impl Snapshot {
         }
         let mut expiry = encoder.encode_descriptor(
             "snigate_endpoint_certificate_expiry_timestamp_seconds",
-            "When the certificate that the endpoint showed to its last check expires, since the epoch",
+            "Expiry of the certificate that the last health check received, as a Unix timestamp",
             None,
             MetricType::Gauge,
         )?;
@@ -225,7 +228,7 @@ impl Snapshot {
         }
         let mut uncovered = encoder.encode_descriptor(
             "snigate_endpoint_certificate_uncovered_names",
-            "How many of the route's names that certificate does not cover",
+            "Names of the route that this certificate does not cover",
             None,
             MetricType::Gauge,
         )?;
@@ -237,7 +240,7 @@ impl Snapshot {
         }
         let mut open = encoder.encode_descriptor(
             "snigate_route_failing_open",
-            "1 while no endpoint is ready and connections are tried with all of them",
+            "1 while no endpoint is ready and connections are sent to all of them",
             None,
             MetricType::Gauge,
         )?;
@@ -249,8 +252,12 @@ impl Snapshot {
     }
 
     fn accept_errors(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let mut errors =
-            encoder.encode_descriptor("snigate_accept_errors", "Failed accepts", None, MetricType::Counter)?;
+        let mut errors = encoder.encode_descriptor(
+            "snigate_accept_errors",
+            "Failed accept calls, by error",
+            None,
+            MetricType::Counter,
+        )?;
         let counts = self.counters.accept_errors();
         for error in ERROR_LABELS {
             let count = counts.get(error).copied().unwrap_or(0);
@@ -263,7 +270,7 @@ impl Snapshot {
         let Reloads { succeeded, failed, last_failed, last_success, .. } = &self.counters.reloads;
         let mut reloads = encoder.encode_descriptor(
             "snigate_config_reloads",
-            "Configurations that were to replace the running one",
+            "Configuration reloads, by result",
             None,
             MetricType::Counter,
         )?;
@@ -271,11 +278,16 @@ impl Snapshot {
             ConstCounter::new(count.load(Relaxed)).encode(reloads.encode_family(&[("result", result)])?)?;
         }
         let successful = i64::from(!last_failed.load(Relaxed));
-        gauge(encoder, "snigate_config_last_reload_successful", "1 unless the last one was refused", successful)?;
+        gauge(
+            encoder,
+            "snigate_config_last_reload_successful",
+            "1 if the last configuration reload succeeded, 0 if it failed",
+            successful,
+        )?;
         gauge(
             encoder,
             "snigate_config_last_reload_success_timestamp_seconds",
-            "When the running configuration was taken, since the epoch",
+            "When the running configuration was applied, as a Unix timestamp",
             whole(last_success.load(Relaxed)),
         )
     }
@@ -283,36 +295,41 @@ impl Snapshot {
     fn log(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let lost = encoder.encode_descriptor(
             "snigate_log_lines_lost",
-            "Log lines that were not read fast enough",
+            "Log lines lost because standard error failed or was too slow",
             None,
             MetricType::Counter,
         )?;
         ConstCounter::new(self.counters.log_lines_lost.load(Relaxed)).encode(lost)
     }
 
-    /// What the runtime that does all the work tells of itself.
+    /// Metrics of the tokio runtime.
     fn runtime(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let RuntimeNumbers { workers, tasks, queued } = self.runtime;
-        gauge(encoder, "snigate_runtime_workers", "Threads that serve connections", whole(workers as u64))?;
+        let RuntimeMetrics { workers, tasks, queued } = self.runtime;
+        gauge(encoder, "snigate_runtime_workers", "Worker threads", whole(workers as u64))?;
         gauge(
             encoder,
             "snigate_runtime_tasks",
-            "Tasks: one per connection, and some per endpoint",
+            "Tasks: one per connection, and a few per endpoint",
             whole(tasks as u64),
         )?;
-        gauge(encoder, "snigate_runtime_queued_tasks", "Tasks that wait for a thread", whole(queued as u64))
+        gauge(
+            encoder,
+            "snigate_runtime_queued_tasks",
+            "Tasks in the global queue that wait for a worker thread",
+            whole(queued as u64),
+        )
     }
 
-    /// What every process tells Prometheus. What the kernel does not tell us is left out.
+    /// The standard process metrics. Those that the kernel does not report are left out.
     fn process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let started = self.counters.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        gauge(encoder, "process_start_time_seconds", "When the process started, since the epoch", started)?;
+        gauge(encoder, "process_start_time_seconds", "Start time of the process, as a Unix timestamp", started)?;
         let Ok(process) = procfs::process::Process::myself() else { return Ok(()) };
         if let Ok(stat) = process.stat() {
             let milliseconds = (stat.utime + stat.stime) * 1000 / procfs::ticks_per_second();
             let cpu = encoder.encode_descriptor(
                 "process_cpu_seconds",
-                "CPU time spent, user and system",
+                "CPU time, user and system",
                 None,
                 MetricType::Counter,
             )?;
@@ -324,13 +341,13 @@ impl Snapshot {
             gauge(encoder, "process_open_fds", "Open file descriptors", whole(open as u64))?;
         }
         if let Some(max) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
-            gauge(encoder, "process_max_fds", "The limit on file descriptors", whole(max))?;
+            gauge(encoder, "process_max_fds", "Maximum number of open file descriptors", whole(max))?;
         }
         Ok(())
     }
 }
 
-/// Whether a connection with a route (or without) can end at this stage. Series that can never count are left out.
+/// Whether a connection with (or without) a route can end at this stage. Series that are always zero are left out.
 fn occurs(stage: Stage, is_unrouted: bool) -> bool {
     match stage {
         Stage::BeforeRoute => is_unrouted,
@@ -347,7 +364,7 @@ fn seconds<'e>(
     encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)
 }
 
-/// The format has signed integers only.
+/// Gauges only have signed integers.
 fn whole(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

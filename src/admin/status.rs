@@ -1,4 +1,4 @@
-//! What runs now, as JSON.
+//! The status of the process as JSON.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -7,25 +7,25 @@ use std::time::SystemTime;
 use serde_json::{Map, Value, json};
 
 use super::history::Totals;
-use super::{ListenerAddress, MAX_ROUTES_SHOWN, State as Admin};
+use super::{AdminHandles, ListenerAddress, MAX_ROUTES_SHOWN};
 use crate::connection::RouteTarget;
 use crate::name::NamePattern;
 use crate::telemetry::RecentRejection;
-use crate::upstream::{Certificate, LastCheck, State};
+use crate::upstream::{EndpointCertificate, EndpointState, LastCheck};
 
-/// With so many routes at most.
-pub(super) fn of(state: &Admin, max_routes: usize) -> Value {
-    let view = state.view.load_full();
+/// The status, with at most `max_routes` routes.
+pub(super) fn of(handles: &AdminHandles, max_routes: usize) -> Value {
+    let view = handles.view.load_full();
     let listener = |at: &ListenerAddress| json!({"name": at.name, "configured": at.configured.to_string(), "address": at.address.to_string()});
-    let reloads = &state.counters.reloads;
-    let fixed: Map<String, Value> = state.fixed.iter().map(|(key, value)| ((*key).into(), json!(value))).collect();
+    let reloads = &handles.counters.reloads;
+    let fixed: Map<String, Value> = handles.fixed.iter().map(|(key, value)| ((*key).into(), json!(value))).collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "host": rustix::system::uname().nodename().to_string_lossy(),
         "process": std::process::id(),
-        "uptime_seconds": state.counters.started.elapsed().unwrap_or_default().as_secs(),
-        "draining": state.draining.is_cancelled(),
-        "predecessor_connections": state.counters.predecessor_connections.load(Relaxed),
+        "uptime_seconds": handles.counters.started.elapsed().unwrap_or_default().as_secs(),
+        "draining": handles.draining.is_cancelled(),
+        "predecessor_connections": handles.counters.predecessor_connections.load(Relaxed),
         "config": {
             "last_reload_successful": !reloads.last_failed.load(Relaxed),
             "last_error": reloads.last_error(),
@@ -33,7 +33,7 @@ pub(super) fn of(state: &Admin, max_routes: usize) -> Value {
             "last_success_timestamp_seconds": reloads.last_success.load(Relaxed),
             "fixed": fixed,
         },
-        "admin": state.configured.to_string(),
+        "admin": handles.configured.to_string(),
         "listeners": view.listeners.iter().map(listener).collect::<Vec<_>>(),
         "routes_total": view.routes.len(),
         "summary": summary(&view.routes),
@@ -41,7 +41,7 @@ pub(super) fn of(state: &Admin, max_routes: usize) -> Value {
     })
 }
 
-/// How all routes are, however many are shown.
+/// A summary of all routes, including those that are not listed.
 fn summary(routes: &[Arc<RouteTarget>]) -> Value {
     let (mut ready, mut unready, mut dead, mut failing_open, mut without_address) = (0, 0, 0, 0, 0);
     for route in routes {
@@ -50,29 +50,29 @@ fn summary(routes: &[Arc<RouteTarget>]) -> Value {
         without_address += usize::from(endpoints.is_empty());
         for endpoint in &*endpoints {
             *match endpoint.state() {
-                State::Ready => &mut ready,
-                State::Unready => &mut unready,
-                State::Dead => &mut dead,
+                EndpointState::Ready => &mut ready,
+                EndpointState::Unready => &mut unready,
+                EndpointState::Dead => &mut dead,
             } += 1;
         }
     }
     json!({"ready": ready, "unready": unready, "dead": dead, "failing_open": failing_open, "without_address": without_address})
 }
 
-/// What the page shows.
-pub(super) fn event(state: &Admin) -> Value {
+/// An event of the status page.
+pub(super) fn event(handles: &AdminHandles) -> Value {
     const REFUSALS: usize = 20;
     json!({
         "time": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-        "status": of(state, MAX_ROUTES_SHOWN),
-        "refusals": refusals(state, REFUSALS),
+        "status": of(handles, MAX_ROUTES_SHOWN),
+        "refusals": refusals(handles, REFUSALS),
     })
 }
 
-/// The last clients that were not served, the last one first.
-pub(super) fn refusals(state: &Admin, most: usize) -> Value {
-    let refusal = |refused: &RecentRejection| {
-        let RecentRejection { at, client, listener, route, server_name, outcome, reason } = refused;
+/// The most recent rejections, the newest first.
+pub(super) fn refusals(handles: &AdminHandles, most: usize) -> Value {
+    let refusal = |rejection: &RecentRejection| {
+        let RecentRejection { at, client, listener, route, server_name, outcome, reason } = rejection;
         json!({
             "time": humantime::format_rfc3339_millis(*at).to_string(),
             "client": client.to_string(),
@@ -83,7 +83,7 @@ pub(super) fn refusals(state: &Admin, most: usize) -> Value {
             "reason": reason,
         })
     };
-    state.counters.recent_rejections.newest_first().iter().take(most).map(refusal).collect()
+    handles.counters.recent_rejections.newest_first().iter().take(most).map(refusal).collect()
 }
 
 fn route(route: &RouteTarget) -> Value {
@@ -110,7 +110,7 @@ fn route(route: &RouteTarget) -> Value {
     json!({
         "name": route.counters.name(),
         "sni": setup.names.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        // A number of 64 bits is too large for some readers of JSON.
+        // As text: some JSON parsers cannot represent 64-bit integers.
         "digest": format!("{:016x}", route.digest),
         "connections": active,
         "accepted": accepted,
@@ -129,11 +129,11 @@ fn last_check(check: LastCheck) -> Value {
     json!({"time": humantime::format_rfc3339_millis(at).to_string(), "seconds": took.as_secs_f64()})
 }
 
-/// Of a certificate, which may have thousands.
+/// A certificate may have thousands.
 const MAX_NAMES_SHOWN: usize = 100;
 
-/// The certificate that the last check was shown, and which of these names it does not cover.
-fn certificate_of(certificate: &Certificate, names: &[NamePattern]) -> Value {
+/// The certificate of the last check, and which of these names it does not cover.
+fn certificate_of(certificate: &EndpointCertificate, names: &[NamePattern]) -> Value {
     let not_covered = certificate.not_covered(names).into_iter().map(ToString::to_string);
     json!({
         "expires_timestamp_seconds": certificate.expires,

@@ -268,7 +268,7 @@ fn g04_wrong_names_and_addresses_are_refused_with_what_was_expected() {
     );
     refused(
         &route("listener: [other]\nupstream: h:1"),
-        ":3:15: routes[0].listener: no listener is named `other`; expected one of 127.0.0.1:0",
+        ":3:15: routes[0].listener: unknown listener `other`; expected one of 127.0.0.1:0",
     );
 }
 

@@ -52,7 +52,7 @@ fn g01_g02_g15_a_bad_file_changes_nothing_and_a_good_one_after_it_is_taken() {
         let told = router.reload(text);
         assert_eq!(
             (told["level"].as_str(), told["message"].as_str()),
-            (Some("ERROR"), Some("not reloaded; the running configuration stays"))
+            (Some("ERROR"), Some("reload failed; keeping the running configuration"))
         );
         let told = told["reason"].as_str().unwrap();
         assert!(told.starts_with(router.config.to_str().unwrap()) && told.contains(reason), "{told}");
@@ -414,7 +414,7 @@ fn g12_what_is_read_at_the_start_only_is_refused_by_name() {
     for (key, more) in [("workers", "workers: 3\n"), ("log.format", "log: {format: text}\n")] {
         let told = router.reload(&config(&routes, more));
         let reason = told["reason"].as_str().unwrap();
-        assert!(reason.contains(&format!("{key} cannot change from ")), "{reason}");
+        assert!(reason.contains(&format!("{key} cannot be changed from ")), "{reason}");
         assert!(reason.ends_with("while snigate runs; restart it, or upgrade it with SIGUSR2"), "{reason}");
     }
     // All else can.
@@ -478,7 +478,7 @@ fn g07_a_watched_file_that_removes_most_routes_is_applied_only_when_it_is_writte
         let told = router.wait_many("that it is held back", count, |line| {
             line["reason"].as_str().is_some_and(|reason| reason.contains("removes 3 of 4 routes"))
         });
-        assert_eq!(told[count - 1]["message"], "not reloaded; the running configuration stays");
+        assert_eq!(told[count - 1]["message"], "reload failed; keeping the running configuration");
         assert_eq!(ask(router.address(), OTHER), answered("served"));
     };
     let reloaded = |count: usize, by: &str| {
@@ -527,7 +527,7 @@ fn g07_a_watched_file_is_taken_however_it_is_replaced() {
 
     std::fs::write(directory.join("edited"), "listen: nonsense\n").unwrap();
     std::fs::rename(directory.join("edited"), &config_file).unwrap();
-    router.wait("the refusal", |line| line["message"] == "not reloaded; the running configuration stays");
+    router.wait("the refusal", |line| line["message"] == "reload failed; keeping the running configuration");
     std::fs::write(&config_file, text(2, "watch: true\n")).unwrap();
     router.wait_many("the third", 2, |line| line["message"] == "reloaded");
     assert_eq!(ask(router.address(), NAME), answered("third"));
@@ -544,7 +544,7 @@ fn without_a_file_there_is_nothing_to_reload() {
     router.signal(Signal::HUP);
     router.wait("why not", |line| {
         line["message"].as_str().is_some_and(|told| {
-            told.contains("not reloaded") && line["reason"] == "there is no file: snigate was started without one"
+            told.contains("not reloaded") && line["reason"] == "no configuration file: snigate was started without one"
         })
     });
     assert_eq!(ask(router.address(), NAME), answered("served"));

@@ -88,5 +88,5 @@ fn a_reload_still_reads_files_and_listens_on_low_ports() {
     let low = router.address_of(|name| name == "low");
     eventually("it is served there", || is_served(low));
     let told = router.reload(&config(&routes, "sandbox: off\n"));
-    assert!(told["reason"].as_str().unwrap().contains("sandbox cannot change from auto to off"), "{told}");
+    assert!(told["reason"].as_str().unwrap().contains("sandbox cannot be changed from auto to off"), "{told}");
 }

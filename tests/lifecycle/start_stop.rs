@@ -85,7 +85,9 @@ fn readiness_goes_first_and_clients_are_still_served() {
     let backend = Backend::named("served");
     let mut router = Router::start(&config(&[(NAME, backend.address())], "timeouts: {shutdown_delay: 1s}\n"));
     router.signal(Signal::QUIT);
-    router.wait("the delay", |line| line["message"] == "no longer ready; still accepting" && line["seconds"] == 1.0);
+    router.wait("the delay", |line| {
+        line["message"] == "not ready; still accepting for shutdown_delay" && line["seconds"] == 1.0
+    });
     assert_eq!(router.get("/readyz").0, 503);
     let mut client = Client::send(router.address(), &Hello::to(NAME).record());
     client.finish();
@@ -95,7 +97,7 @@ fn readiness_goes_first_and_clients_are_still_served() {
     // It can be cut short.
     let mut router = Router::start(&config(&[(NAME, backend.address())], "timeouts: {shutdown_delay: 1h}\n"));
     router.signal(Signal::TERM);
-    router.wait("the delay", |line| line["message"] == "no longer ready; still accepting");
+    router.wait("the delay", |line| line["message"] == "not ready; still accepting for shutdown_delay");
     router.signal(Signal::TERM);
     assert_eq!(router.exit().code(), Some(1));
 }
@@ -205,7 +207,7 @@ fn f01_with_few_descriptors_clients_wait_instead_of_failing() {
         assert_eq!(client.rest().0, b"");
     }
     router.wait("that the limit is reached", |line| {
-        line["message"] == "limits.connections is reached; new clients wait" && line["level"] == "WARN"
+        line["message"] == "limits.connections reached; new clients wait in the accept queue" && line["level"] == "WARN"
     });
     let (_, metrics) = router.get("/metrics");
     let errors = metrics.lines().filter(|line| line.starts_with("snigate_accept_errors_total{"));

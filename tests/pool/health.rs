@@ -102,7 +102,7 @@ fn certificates_that_do_not_verify_make_an_endpoint_dead_and_cut_nothing() {
     eventually("its first check", || !server.requests().is_empty());
     let good = authority.issue(NAME);
     for (issued, cause) in [
-        // Another CA of the same name.
+        // Another CA with the same name.
         (Authority::new().issue(NAME), "BadSignature"),
         (authority.issue("b.example"), "not valid for name"),
         (
@@ -124,7 +124,7 @@ fn certificates_that_do_not_verify_make_an_endpoint_dead_and_cut_nothing() {
     assert!(
         router.log().iter().all(|line| !line["message"].as_str().is_some_and(|message| message.contains("are probed")))
     );
-    router.wait("the other key", |line| line["message"] == "certificate" && line["changed"] == "another key");
+    router.wait("the other key", |line| line["message"] == "certificate changed" && line["changed"] == "another key");
     router.wait("the expired one", |line| {
         line["message"].as_str().is_some_and(|told| told == "certificate has expired")
             && line["hours_ago"].as_i64() > Some(0)
@@ -427,7 +427,7 @@ fn b10_without_a_ready_endpoint_all_are_tried_and_none_is_cut() {
 
     Socket::from(listener).detach_filter().unwrap();
     state(&router, only.address(), "ready");
-    router.wait("that it is over", |line| line["message"] == "an endpoint is ready again");
+    router.wait("that it is over", |line| line["message"] == "an endpoint is ready again; no longer failing open");
     assert_eq!(router.metric(&format!("snigate_route_failing_open{{route=\"{NAME}\"}}")), 0.0);
     client.finish();
     assert_eq!(client.rest(), (Vec::new(), End::Fin), "it has lived through it");

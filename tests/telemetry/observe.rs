@@ -90,7 +90,7 @@ fn refusals_beyond_the_limit_are_counted_and_summarised() {
     let logged = |router: &Router| {
         let log = router.log();
         let of = |message| log.iter().filter(move |line| line["message"] == message);
-        let suppressed: u64 = of("refusals not logged").map(|line| line["suppressed"].as_u64().unwrap()).sum();
+        let suppressed: u64 = of("rejections not logged").map(|line| line["suppressed"].as_u64().unwrap()).sum();
         (of("refused").count() as u64, suppressed)
     };
     eventually("each is logged or summarised", || {
@@ -99,7 +99,7 @@ fn refusals_beyond_the_limit_are_counted_and_summarised() {
     });
     assert!(logged(&router).1 > 0);
     router.wait("the summary", |line| {
-        line["message"] == "refusals not logged" && line["outcome"] == "unknown_name" && line["level"] == "INFO"
+        line["message"] == "rejections not logged" && line["outcome"] == "unknown_name" && line["level"] == "INFO"
     });
 }
 
@@ -165,8 +165,8 @@ fn clients_that_no_route_takes_are_told_apart() {
         backend.address()
     ));
     for (hello, outcome, reason) in [
-        (Hello::to("b.example"), "unknown_name", "no route has the name"),
-        (Hello::to(NAME), "unknown_name", "routes with this name require another `alpn` or `listener`"),
+        (Hello::to("b.example"), "unknown_name", "no route matches this name"),
+        (Hello::to(NAME), "unknown_name", "routes with this name require a different `alpn` or `listener`"),
         (Hello::new(), "no_name", "the client sent no SNI, and there is no catch-all route"),
     ] {
         let account = serve_one(&router, &hello);
@@ -234,7 +234,10 @@ fn rust_log_wins_over_the_configured_level() {
     bare.finish();
     assert_eq!(router.account_of(bare.address())["level"], "DEBUG");
     let ignored = start("snigate=loud").wait("what is wrong with it", |_| true);
-    assert_eq!((ignored["level"].as_str(), ignored["message"].as_str()), (Some("WARN"), Some("RUST_LOG is ignored")));
+    assert_eq!(
+        (ignored["level"].as_str(), ignored["message"].as_str()),
+        (Some("WARN"), Some("invalid RUST_LOG; ignored"))
+    );
     assert_eq!(ignored["value"], "snigate=loud");
     assert!(ignored["reason"].as_str().unwrap().contains("expected one of \"off\", \"error\", \"warn\""), "{ignored}");
     let ignored = start("[span]=debug").wait("what is wrong with it", |_| true);
