@@ -222,7 +222,7 @@ impl ConnectionRecord {
         macro_rules! line_at {
             ($level:expr) => {
                 if self.outcome.is_rejection() && self.closed_by == ClosedBy::Us && self.fields.upstream.is_none() {
-                    line!($level, "alert_of")
+                    line!($level, "refused")
                 } else {
                     line!($level, "connection")
                 }

@@ -535,7 +535,7 @@ fn g14_what_is_in_a_secret_file_is_not_told() {
     let path = directory.path().join("c.yaml");
     std::fs::write(&path, config).unwrap();
     let told = String::from_utf8(check(&path).stderr).unwrap();
-    assert!(told.contains("secret: no certificate in it; expected PEM"), "{told}");
+    assert!(told.contains("secret: no certificate found; expected PEM"), "{told}");
     assert!(!told.contains("c2VjcmV0"), "{told}");
 }
 
@@ -658,5 +658,5 @@ fn the_cas_of_the_machine_may_be_trusted() {
     assert!(told.contains("TLS with the CAs of this system"), "{told}");
     let without = check(&directory.path().join("none.pem"));
     let told = String::from_utf8(without.stderr).unwrap();
-    assert!(without.status.code() == Some(78) && told.contains("ca_file: no CA is found on this system"), "{told}");
+    assert!(without.status.code() == Some(78) && told.contains("ca_file: no CA found on this system"), "{told}");
 }

@@ -247,5 +247,5 @@ fn a_new_admin_address_is_tried() {
     assert_eq!(status, Some(1), "{told}");
     assert!(told.contains(&format!("  + {taken}  admin, cannot listen: ")), "{told}");
     let refused = router.reload(&with_admin(taken));
-    assert!(refused["reason"].as_str().unwrap().contains("another process listens there"), "{refused}");
+    assert!(refused["reason"].as_str().unwrap().contains("another process is listening on it"), "{refused}");
 }

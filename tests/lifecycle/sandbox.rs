@@ -66,7 +66,7 @@ fn can_write(sandbox: &str) -> bool {
     fs::set_permissions(&binary, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     router.signal(Signal::USR2);
     router.wait("that it was no snigate", |line| {
-        line["message"].as_str().is_some_and(|message| message.starts_with("not upgraded"))
+        line["message"].as_str().is_some_and(|message| message.starts_with("upgrade failed"))
     });
     assert!(is_served(router.address()));
     written.exists()

@@ -132,7 +132,7 @@ fn h08_a_client_that_waits_at_the_connection_limit_is_served_by_the_new_process(
     let _upstreams: Vec<TcpStream> = (0..2).map(|_| held.recv_timeout(PATIENCE).unwrap()).collect();
     let mut waiting: Vec<Client> = (0..3).map(|_| Client::send(router.address(), &Hello::to(NAME).record())).collect();
     router.wait("that it is full", |line| {
-        line["message"].as_str().is_some_and(|message| message.starts_with("limits.connections is reached"))
+        line["message"].as_str().is_some_and(|message| message.starts_with("limits.connections reached"))
     });
     upgrade(&router);
     for client in &mut waiting {

@@ -56,7 +56,7 @@ fn e06_only_who_is_listed_may_name_a_client() {
     for (from, bytes, reason) in [
         ("127.0.0.3", &with_header, "peer not in accept_proxy.from"),
         ("127.0.0.3", &hello, "peer not in accept_proxy.from"),
-        (BALANCER, &hello, "no PROXY header, which this listener requires (accept_proxy)"),
+        (BALANCER, &hello, "missing PROXY header, which accept_proxy requires"),
     ] {
         let ((received, _), client) = ask(&router, from, bytes);
         assert_eq!(received, b"", "closed");
@@ -302,7 +302,7 @@ fn haproxy_before_and_behind() {
 #[test]
 fn a_list_of_balancers_that_is_wrong_is_refused() {
     for (value, expected) in [
-        ("{from: 10.0.0.1/8}", "perhaps 10.0.0.0/8 is meant"),
+        ("{from: 10.0.0.1/8}", "did you mean 10.0.0.0/8?"),
         ("{from: []}", "empty list"),
         ("{}", "missing key `from`"),
         ("{from: 10.0.0.1, to: 1}", "unknown"),
