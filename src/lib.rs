@@ -62,7 +62,9 @@ mod upstream;
 #[cfg(feature = "router")]
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::proxy_protocol::{Client, Header, Invalid, MAX_LENGTH, Named, Version, header, parse};
+    pub use crate::proxy_protocol::{
+        Header, InvalidHeader, MAX_LENGTH, ProxiedAddresses, ProxiedClient, Version, header, parse,
+    };
 
     /// Reads a configuration; how many listeners and routes it has.
     pub fn config(yaml: &[u8]) -> Result<(usize, usize), String> {

@@ -16,19 +16,19 @@ use prometheus_client::registry::{Registry, Unit};
 use strum::VariantArray;
 use tokio::runtime::Handle;
 
-use super::{State as Admin, View};
+use super::{AdminHandles, View};
 use crate::listener::accept::ERROR_LABELS;
 use crate::relay::budget;
 use crate::telemetry::{Counters, Outcome, Reloads, RouteCounters, Stage, UNROUTED};
-use crate::upstream::State;
+use crate::upstream::EndpointState;
 
 /// All metrics, with the end mark of the format.
-pub(super) fn encode(state: &Admin, runtime: RuntimeNumbers) -> String {
+pub(super) fn encode(handles: &AdminHandles, runtime: RuntimeMetrics) -> String {
     let mut registry = Registry::default();
-    let view = state.view.load_full();
-    let (routes, listeners) = (state.counters.routes(), state.counters.listeners());
-    let counters = Arc::clone(&state.counters);
-    registry.register_collector(Box::new(Snapshot { counters, view, routes, listeners, runtime }));
+    let view = handles.view.load_full();
+    let (routes, listeners) = (handles.counters.routes(), handles.counters.listeners());
+    let counters = Arc::clone(&handles.counters);
+    registry.register_collector(Box::new(MetricsSnapshot { counters, view, routes, listeners, runtime }));
     let mut text = String::new();
     // Writing to memory does not fail.
     let _ = text::encode(&mut text, &registry);
@@ -36,24 +36,24 @@ pub(super) fn encode(state: &Admin, runtime: RuntimeNumbers) -> String {
 }
 
 #[derive(Debug)]
-struct Snapshot {
+struct MetricsSnapshot {
     counters: Arc<Counters>,
     view: Arc<View>,
-    /// Those of the configuration, and those that have been removed lately.
+    /// Those of the configuration, and recently removed ones.
     routes: Vec<Arc<RouteCounters>>,
-    /// The same of listeners, by name.
+    /// Names; likewise.
     listeners: Vec<Box<str>>,
-    runtime: RuntimeNumbers,
+    runtime: RuntimeMetrics,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct RuntimeNumbers {
+pub(super) struct RuntimeMetrics {
     workers: usize,
     tasks: usize,
     queued: usize,
 }
 
-impl RuntimeNumbers {
+impl RuntimeMetrics {
     /// As they are now.
     pub(super) fn of(runtime: &Handle) -> Self {
         let metrics = runtime.metrics();
@@ -61,7 +61,7 @@ impl RuntimeNumbers {
     }
 }
 
-impl Collector for Snapshot {
+impl Collector for MetricsSnapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.connections(&mut encoder)?;
         self.bytes(&mut encoder)?;
@@ -73,13 +73,13 @@ impl Collector for Snapshot {
         self.runtime(&mut encoder)?;
         let build = [("version", env!("CARGO_PKG_VERSION"))];
         encoder
-            .encode_descriptor("snigate_build", "The running version", None, MetricType::Info)?
+            .encode_descriptor("snigate_build", "Version of snigate", None, MetricType::Info)?
             .encode_info(&build)?;
         self.process(&mut encoder)
     }
 }
 
-impl Snapshot {
+impl MetricsSnapshot {
     fn routes(&self) -> impl Iterator<Item = &RouteCounters> {
         std::iter::once(&*self.counters.unrouted).chain(self.routes.iter().map(|route| &**route))
     }
@@ -87,7 +87,7 @@ impl Snapshot {
     fn connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut total = encoder.encode_descriptor(
             "snigate_connections",
-            "Ended connections, by how they ended",
+            "Ended connections, by outcome",
             None,
             MetricType::Counter,
         )?;
@@ -112,20 +112,15 @@ impl Snapshot {
             ConstGauge::new(route.active.load(Relaxed)).encode(active.encode_family(&labels)?)?;
         }
         let bytes = whole(budget::bytes() as u64);
-        gauge(
-            encoder,
-            "snigate_buffered_bytes",
-            "Bytes held for the rest of hellos and for peers that do not take them",
-            bytes,
-        )?;
+        gauge(encoder, "snigate_buffered_bytes", "Bytes buffered for incomplete ClientHellos and slow readers", bytes)?;
         let limit = whole(budget::limit() as u64);
-        gauge(encoder, "snigate_buffered_bytes_limit", "Most bytes that may be buffered", limit)?;
+        gauge(encoder, "snigate_buffered_bytes_limit", "Maximum number of buffered bytes", limit)?;
         let limit = whole(self.counters.connections_limit.load(Relaxed));
-        gauge(encoder, "snigate_connections_limit", "How many connections may be open at once", limit)?;
+        gauge(encoder, "snigate_connections_limit", "Maximum number of concurrent connections", limit)?;
         gauge(
             encoder,
             "snigate_predecessor_connections",
-            "Open connections that have stayed in processes before this one since an upgrade",
+            "Connections still open in old processes after an upgrade",
             whole(self.counters.predecessor_connections.load(Relaxed)),
         )
     }
@@ -147,27 +142,35 @@ impl Snapshot {
     }
 
     fn latencies(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let hello = seconds(encoder, "snigate_hello", "From accept to the whole ClientHello")?;
+        let hello = seconds(encoder, "snigate_hello", "Time from accept to the complete ClientHello")?;
         self.counters.hello_seconds.encode(hello)?;
         let checks = seconds(encoder, "snigate_check_lateness", "How late health checks begin")?;
         self.counters.check_lateness.encode(checks)?;
         let lookups = seconds(encoder, "snigate_lookup_lateness", "How late lookups of hostnames begin")?;
         self.counters.lookup_lateness.encode(lookups)?;
         let routed = self.routes.iter().map(|route| &**route);
-        Self::histograms(encoder, "snigate_connect", "From the route to the connected endpoint", routed, |route| {
-            &route.connect_seconds
-        })?;
+        Self::histograms(
+            encoder,
+            "snigate_connect",
+            "Time from the route decision to the connected endpoint",
+            routed,
+            |route| &route.connect_seconds,
+        )?;
         let routed = self.routes.iter().map(|route| &**route);
         Self::histograms(
             encoder,
             "snigate_answer",
-            "From the connected endpoint to its first bytes",
+            "Time from the connect to the first bytes from the endpoint",
             routed,
             |route| &route.answer_seconds,
         )?;
-        Self::histograms(encoder, "snigate_connection", "From accept to the end", self.routes(), |route| {
-            &route.connection_seconds
-        })
+        Self::histograms(
+            encoder,
+            "snigate_connection",
+            "Duration of connections, from accept to the end",
+            self.routes(),
+            |route| &route.connection_seconds,
+        )
     }
 
     fn histograms<'r>(
@@ -195,12 +198,12 @@ impl Snapshot {
         };
         let mut states = encoder.encode_descriptor(
             "snigate_endpoint_state",
-            "1 for the state that the endpoint is in",
+            "1 for the current state of the endpoint, 0 for the others",
             None,
             MetricType::Gauge,
         )?;
         for (route, address, endpoint, _) in each() {
-            for &state in State::VARIANTS {
+            for &state in EndpointState::VARIANTS {
                 let labels = [("route", route), ("endpoint", &*address), ("state", state.label())];
                 ConstGauge::new(i64::from(endpoint.state() == state)).encode(states.encode_family(&labels)?)?;
             }
@@ -219,7 +222,7 @@ impl Snapshot {
         }
         let mut expiry = encoder.encode_descriptor(
             "snigate_endpoint_certificate_expiry_timestamp_seconds",
-            "When the certificate that the endpoint showed to its last check expires, since the epoch",
+            "Expiry of the certificate that the last health check received, as a Unix timestamp",
             None,
             MetricType::Gauge,
         )?;
@@ -230,7 +233,7 @@ impl Snapshot {
         }
         let mut uncovered = encoder.encode_descriptor(
             "snigate_endpoint_certificate_uncovered_names",
-            "How many of the route's names that certificate does not cover",
+            "Names of the route that this certificate does not cover",
             None,
             MetricType::Gauge,
         )?;
@@ -242,7 +245,7 @@ impl Snapshot {
         }
         let mut open = encoder.encode_descriptor(
             "snigate_route_failing_open",
-            "1 while no endpoint is ready and connections are tried with all of them",
+            "1 while no endpoint is ready and connections are sent to all of them",
             None,
             MetricType::Gauge,
         )?;
@@ -255,8 +258,12 @@ impl Snapshot {
     }
 
     fn accept_errors(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let mut errors =
-            encoder.encode_descriptor("snigate_accept_errors", "Failed accepts", None, MetricType::Counter)?;
+        let mut errors = encoder.encode_descriptor(
+            "snigate_accept_errors",
+            "Failed accept calls, by error",
+            None,
+            MetricType::Counter,
+        )?;
         let counts = self.counters.accept_errors();
         for error in ERROR_LABELS {
             let count = counts.get(error).copied().unwrap_or(0);
@@ -269,7 +276,7 @@ impl Snapshot {
         let Reloads { succeeded, failed, last_failed, last_success, .. } = &self.counters.reloads;
         let mut reloads = encoder.encode_descriptor(
             "snigate_config_reloads",
-            "Configurations that were to replace the running one",
+            "Configuration reloads, by result",
             None,
             MetricType::Counter,
         )?;
@@ -277,11 +284,16 @@ impl Snapshot {
             ConstCounter::new(count.load(Relaxed)).encode(reloads.encode_family(&[("result", result)])?)?;
         }
         let successful = i64::from(!last_failed.load(Relaxed));
-        gauge(encoder, "snigate_config_last_reload_successful", "1 unless the last one was refused", successful)?;
+        gauge(
+            encoder,
+            "snigate_config_last_reload_successful",
+            "1 if the last configuration reload succeeded, 0 if it failed",
+            successful,
+        )?;
         gauge(
             encoder,
             "snigate_config_last_reload_success_timestamp_seconds",
-            "When the running configuration was taken, since the epoch",
+            "When the running configuration was applied, as a Unix timestamp",
             whole(last_success.load(Relaxed)),
         )
     }
@@ -289,36 +301,41 @@ impl Snapshot {
     fn log(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let lost = encoder.encode_descriptor(
             "snigate_log_lines_lost",
-            "Log lines that were not read fast enough",
+            "Log lines lost because standard error failed or was too slow",
             None,
             MetricType::Counter,
         )?;
         ConstCounter::new(self.counters.log_lines_lost.load(Relaxed)).encode(lost)
     }
 
-    /// What the runtime that does all the work tells of itself.
+    /// Metrics of the tokio runtime.
     fn runtime(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let RuntimeNumbers { workers, tasks, queued } = self.runtime;
-        gauge(encoder, "snigate_runtime_workers", "Threads that serve connections", whole(workers as u64))?;
+        let RuntimeMetrics { workers, tasks, queued } = self.runtime;
+        gauge(encoder, "snigate_runtime_workers", "Worker threads", whole(workers as u64))?;
         gauge(
             encoder,
             "snigate_runtime_tasks",
-            "Tasks: one per connection, and some per endpoint",
+            "Tasks: one per connection, and a few per endpoint",
             whole(tasks as u64),
         )?;
-        gauge(encoder, "snigate_runtime_queued_tasks", "Tasks that wait for a thread", whole(queued as u64))
+        gauge(
+            encoder,
+            "snigate_runtime_queued_tasks",
+            "Tasks in the global queue that wait for a worker thread",
+            whole(queued as u64),
+        )
     }
 
-    /// What every process tells Prometheus. What the kernel does not tell us is left out.
+    /// The standard process metrics. Those that the kernel does not report are left out.
     fn process(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let started = self.counters.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        gauge(encoder, "process_start_time_seconds", "When the process started, since the epoch", started)?;
+        gauge(encoder, "process_start_time_seconds", "Start time of the process, as a Unix timestamp", started)?;
         let Ok(process) = procfs::process::Process::myself() else { return Ok(()) };
         if let Ok(stat) = process.stat() {
             let milliseconds = (stat.utime + stat.stime) * 1000 / procfs::ticks_per_second();
             let cpu = encoder.encode_descriptor(
                 "process_cpu_seconds",
-                "CPU time spent, user and system",
+                "CPU time, user and system",
                 None,
                 MetricType::Counter,
             )?;
@@ -330,7 +347,7 @@ impl Snapshot {
             gauge(encoder, "process_open_fds", "Open file descriptors", whole(open as u64))?;
         }
         if let Some(max) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
-            gauge(encoder, "process_max_fds", "The limit on file descriptors", whole(max))?;
+            gauge(encoder, "process_max_fds", "Maximum number of open file descriptors", whole(max))?;
         }
         Ok(())
     }
@@ -358,7 +375,7 @@ fn seconds<'e>(
     encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)
 }
 
-/// The format has signed integers only.
+/// Gauges only have signed integers.
 fn whole(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

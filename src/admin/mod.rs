@@ -1,4 +1,4 @@
-//! The admin listener: looks, and changes nothing.
+//! The admin listener: metrics, probes, status API and status page. Read-only.
 
 mod classic;
 mod history;
@@ -47,70 +47,64 @@ use tracing::{debug, warn};
 pub(crate) use self::history::History;
 use self::history::Totals;
 pub(crate) use self::hosts::Hosts;
-use self::metrics::RuntimeNumbers;
+use self::metrics::RuntimeMetrics;
 use self::negotiate::Format;
 use self::places::{MAX_CONNECTIONS, Place, Places};
 pub(crate) use self::runtime::Runtime;
 use self::shared::Shared;
 use self::status::Selection;
 
-use crate::connection::Route;
-use crate::listener::accept::{self, Events, Stop};
+use crate::connection::RouteTarget;
+use crate::listener::accept::{self, Callbacks, Stop};
 use crate::telemetry::Counters;
 
 /// People who look at the page.
 pub(crate) const MAX_VIEWERS: usize = 8;
-/// How many routes the page shows.
+/// Routes on the status page.
 const MAX_ROUTES_SHOWN: usize = 1000;
-/// What they see is never older.
-const EVENT_EVERY: Duration = Duration::from_secs(2);
-/// For a request's head, and between two requests.
+/// Update interval of the status page.
+const EVENT_INTERVAL: Duration = Duration::from_secs(2);
+/// For reading a request's headers, including the idle time before it.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// After it a connection ends with the answer that is under way, and a page comes back: the places are few.
+/// A connection ends after the first response past this age, because connections are limited; the page reconnects.
 const MAX_AGE: Duration = Duration::from_secs(60);
-/// For a reader that takes nothing.
-const STALLED: Duration = Duration::from_secs(30);
-/// What the kernel holds for a reader; with more, one that reads slowly would seem to read nothing for a long time.
+/// How long a client may read nothing.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// With a larger send buffer, a slow reader would seem to read nothing for a long time.
 const SEND_BUFFER: usize = 128 * 1024;
 
-/// What one configuration has, in its order.
+/// Routes and listeners of the running configuration, in its order.
 #[derive(Debug, Default)]
 pub(crate) struct View {
-    pub(crate) routes: Vec<Arc<Route>>,
+    pub(crate) routes: Vec<Arc<RouteTarget>>,
     pub(crate) listeners: Vec<ListenerAddress>,
 }
 
-/// Where a listener is.
+/// The addresses of a listener.
 #[derive(Clone, Debug)]
 pub(crate) struct ListenerAddress {
     pub(crate) name: Box<str>,
-    /// As configured.
     pub(crate) configured: SocketAddr,
-    /// With the port that the kernel chose, where port 0 is configured.
+    /// The bound address, whose port the kernel chose if port 0 is configured.
     pub(crate) address: SocketAddr,
 }
 
-/// The keys that cannot change while the process runs, with their values.
+/// The keys that a reload cannot change, with their values.
 pub(crate) type Fixed = [(&'static str, String); 3];
 
-/// What the admin listener looks at.
+/// What the admin listener has access to.
 #[derive(Clone, Debug)]
-pub(crate) struct State {
-    /// What is configured now.
+pub(crate) struct AdminHandles {
     pub(crate) view: Arc<ArcSwap<View>>,
-    /// What is not counted per route.
     pub(crate) counters: Arc<Counters>,
-    /// What it was like before.
     pub(crate) history: Arc<History>,
-    /// Places for those who look at the page.
+    /// Permits for viewers of the status page.
     pub(crate) viewers: Arc<Semaphore>,
-    /// For whom it answers.
     pub(crate) hosts: Arc<ArcSwap<Hosts>>,
-    /// Where it is, as configured.
+    /// The configured address of the admin listener.
     pub(crate) configured: SocketAddr,
-    /// What no reload changes, by key.
     pub(crate) fixed: Fixed,
-    /// Cancelled when no more connections are accepted.
+    /// Cancelled when the process is no longer ready.
     pub(crate) draining: CancellationToken,
     /// The runtime of the data path, whose numbers are shown.
     pub(crate) data_path: Handle,
@@ -129,51 +123,51 @@ pub(crate) struct Answers {
 }
 
 /// Serves until `stop`: as a rule for as long as the process runs, because probes want an answer while connections drain.
-pub(crate) async fn run(socket: TcpListener, state: State, stop: Stop) {
-    let state = Arc::new(state);
+pub(crate) async fn run(socket: TcpListener, handles: AdminHandles, stop: Stop) {
+    let handles = Arc::new(handles);
     let places = Arc::new(Places::default());
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let historian = tokio::spawn(remember(Arc::clone(&state)));
-    let failed = |error: &io::Error| warn!(reason = %error, "cannot accept on the admin listener; trying again");
+    let recorder = tokio::spawn(record_history(Arc::clone(&handles)));
+    let failed = |error: &io::Error| warn!(reason = %error, "accept failed on the admin listener; retrying");
     let stopped = stop.clone();
     let full = Arc::clone(&places);
     let serve = move |client, peer: SocketAddr, permit| {
         let place = places.enter(peer.ip().to_canonical());
-        tokio::spawn(serve(client, permit, place, Arc::clone(&state), stopped.clone()));
+        tokio::spawn(serve(client, permit, place, Arc::clone(&handles), stopped.clone()));
     };
-    let events = Events { failed, full: || full.make_room() };
+    let events = Callbacks { failed, full: || full.make_room() };
     accept::run(socket, permits, stop, events, serve).await;
-    historian.abort();
+    recorder.abort();
 }
 
-async fn remember(state: Arc<State>) {
-    let mut turn = interval(history::STEP);
-    turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
+async fn record_history(handles: Arc<AdminHandles>) {
+    let mut tick = interval(history::STEP);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        turn.tick().await;
-        let view = state.view.load_full();
+        tick.tick().await;
+        let view = handles.view.load_full();
         let routes = view.routes.iter().take(MAX_ROUTES_SHOWN);
-        state.history.take(routes.map(|route| (route.counters.name(), Totals::of(&route.counters))));
+        handles.history.record(routes.map(|route| (route.counters.name(), Totals::of(&route.counters))));
     }
 }
 
-async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, place: Place, state: Arc<State>, stop: Stop) {
+async fn serve(client: TcpStream, permit: OwnedSemaphorePermit, place: Place, handles: Arc<AdminHandles>, stop: Stop) {
     if let Err(error) = SockRef::from(&client).set_send_buffer_size(SEND_BUFFER) {
         debug!(reason = %error, "admin connection");
     }
     let answer = |request: Request<Incoming>| {
         let under_way = place.begin(is_probe(request.uri().path()));
-        let state = Arc::clone(&state);
+        let handles = Arc::clone(&handles);
         async move {
             let Some(under_way) = under_way.await else {
                 return respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "too many requests at a time\n");
             };
-            let response = answer(&request, &state).await;
+            let response = answer(&request, &handles).await;
             response.map(|body| UnderWay { body, _request: under_way }.boxed_unsync())
         }
     };
     tokio::select! {
-        () = converse(client, answer, stop) => {}
+        () = serve_http(client, answer, stop) => {}
         () = place.close.cancelled() => debug!("admin connection: idle for longest, makes room"),
     }
     drop(permit);
@@ -230,7 +224,7 @@ impl hyper::body::Body for Pieces {
 }
 
 /// Answers until the client has left, has stayed for long enough, or reads no more.
-async fn converse<I: AsyncRead + AsyncWrite + Unpin, F: Future<Output = Response<Body>>>(
+async fn serve_http<I: AsyncRead + AsyncWrite + Unpin, F: Future<Output = Response<Body>>>(
     client: I,
     answer: impl Fn(Request<Incoming>) -> F,
     stop: Stop,
@@ -252,10 +246,10 @@ async fn converse<I: AsyncRead + AsyncWrite + Unpin, F: Future<Output = Response
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(TokioIo::new(Counted { client, written: &written }), service);
+        .serve_connection(TokioIo::new(CountingIo { client, written: &written }), service);
     let mut connection = pin!(connection);
     let now = Instant::now();
-    let (mut end, mut look) = (pin!(sleep_until(now + MAX_AGE)), interval_at(now + STALLED, STALLED));
+    let (mut end, mut look) = (pin!(sleep_until(now + MAX_AGE)), interval_at(now + STALL_TIMEOUT, STALL_TIMEOUT));
     let (mut is_old, mut is_stopped, mut last) = (false, false, 0);
     loop {
         tokio::select! {
@@ -265,7 +259,7 @@ async fn converse<I: AsyncRead + AsyncWrite + Unpin, F: Future<Output = Response
                 }
                 return;
             }
-            // Who has asked gets its answer; what it asks next, it asks somebody else. Who has just come gets one.
+            // The current request is still answered, and so is the first one of a new connection.
             () = stop.stopped(), if !is_stopped => {
                 is_stopped = true;
                 if has_answered.load(Relaxed) {
@@ -277,24 +271,24 @@ async fn converse<I: AsyncRead + AsyncWrite + Unpin, F: Future<Output = Response
                 connection.as_mut().graceful_shutdown();
             }
             _ = look.tick() => {
-                let taken = written.load(Relaxed);
-                if taken == last {
-                    debug!(reason = "it reads no more", "admin connection");
+                let total = written.load(Relaxed);
+                if total == last {
+                    debug!(reason = "client stopped reading", "admin connection");
                     return;
                 }
-                last = taken;
+                last = total;
             }
         }
     }
 }
 
-/// Counts what the client has taken.
-struct Counted<'c, I> {
+/// Counts the bytes written to the client.
+struct CountingIo<'c, I> {
     client: I,
     written: &'c AtomicU64,
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Counted<'_, I> {
+impl<I: AsyncRead + Unpin> AsyncRead for CountingIo<'_, I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -304,7 +298,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Counted<'_, I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Counted<'_, I> {
+impl<I: AsyncWrite + Unpin> AsyncWrite for CountingIo<'_, I> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.client).poll_write(context, bytes);
         if let Poll::Ready(Ok(length)) = result {
@@ -328,8 +322,8 @@ const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const CSS: HeaderValue = HeaderValue::from_static("text/css; charset=utf-8");
 const JAVASCRIPT: HeaderValue = HeaderValue::from_static("text/javascript; charset=utf-8");
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
-/// The page needs nothing from elsewhere, and nothing that a client has sent is ever run.
-const OUR_OWN: HeaderValue = HeaderValue::from_static(
+/// The page loads nothing from elsewhere, and text from clients is never executed.
+const CONTENT_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
 const OPEN_METRICS: HeaderValue =
@@ -338,52 +332,52 @@ const CLASSIC_METRICS: HeaderValue = HeaderValue::from_static("text/plain; versi
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-async fn answer(request: &Request<Incoming>, state: &Arc<State>) -> Response<Body> {
-    if let Err((status, says)) = state.hosts.load().admit(request) {
+async fn answer(request: &Request<Incoming>, handles: &Arc<AdminHandles>) -> Response<Body> {
+    if let Err((status, says)) = handles.hosts.load().admit(request) {
         return respond(status, TEXT, says);
     }
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        return respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n");
+        return respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD are allowed\n");
     }
     match request.uri().path() {
-        "/metrics" => metrics(request, state).await,
+        "/metrics" => metrics(request, handles).await,
         "/" => respond(StatusCode::OK, HTML, include_str!("page/index.html")),
         "/page.css" => respond(StatusCode::OK, CSS, include_str!("page/page.css")),
         "/page.js" => respond(StatusCode::OK, JAVASCRIPT, include_str!("page/page.js")),
-        "/api/events" => events(state),
+        "/api/events" => events(handles),
         "/api/status" => match request.uri().query() {
-            None => status(state).await,
+            None => status(handles).await,
             Some(query) => match Selection::parse(query) {
                 Ok(selection) => {
-                    let state = Arc::clone(state);
+                    let handles = Arc::clone(handles);
                     built(
                         JSON,
-                        spawn_blocking(move || format!("{:#}\n", status::of(&state, &selection)).into()).await.ok(),
+                        spawn_blocking(move || format!("{:#}\n", status::of(&handles, &selection)).into()).await.ok(),
                     )
                 }
                 Err(expected) => respond(StatusCode::BAD_REQUEST, TEXT, expected),
             },
         },
-        "/api/history" => respond(StatusCode::OK, JSON, format!("{}\n", state.history.since(0).0)),
-        "/api/refusals" => respond(StatusCode::OK, JSON, format!("{:#}\n", status::refusals(state, usize::MAX))),
-        "/readyz" | "/healthz" if state.draining.is_cancelled() => {
+        "/api/history" => respond(StatusCode::OK, JSON, format!("{}\n", handles.history.since(0).0)),
+        "/api/refusals" => respond(StatusCode::OK, JSON, format!("{:#}\n", status::refusals(handles, usize::MAX))),
+        "/readyz" | "/healthz" if handles.draining.is_cancelled() => {
             respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n")
         }
         "/livez" | "/readyz" | "/healthz" => respond(StatusCode::OK, TEXT, "ok\n"),
         _ => respond(
             StatusCode::NOT_FOUND,
             TEXT,
-            "try /, /metrics, /api/status, /api/history, /api/refusals, /api/events, /livez or /readyz\n",
+            "not found; available: /, /metrics, /api/status, /api/history, /api/refusals, /api/events, /livez, /readyz\n",
         ),
     }
 }
 
 /// In the format and the coding that the client asks for.
-async fn metrics(request: &Request<Incoming>, state: &Arc<State>) -> Response<Body> {
+async fn metrics(request: &Request<Incoming>, handles: &Arc<AdminHandles>) -> Response<Body> {
     let (format, is_compressed) = (negotiate::format(request.headers()), negotiate::takes_gzip(request.headers()));
-    let now = RuntimeNumbers::of(&state.data_path);
-    let of = Arc::clone(state);
-    let Some(text) = state.answers.metrics.get(move || metrics::encode(&of, now)).await else {
+    let now = RuntimeMetrics::of(&handles.data_path);
+    let of = Arc::clone(handles);
+    let Some(text) = handles.answers.metrics.get(move || metrics::encode(&of, now)).await else {
         return built(TEXT, None);
     };
     let build = move || {
@@ -393,7 +387,7 @@ async fn metrics(request: &Request<Incoming>, state: &Arc<State>) -> Response<Bo
         };
         if is_compressed { gzip(text.as_bytes()) } else { text.into() }
     };
-    let shared = &state.answers.texts[usize::from(format == Format::OpenMetrics) * 2 + usize::from(is_compressed)];
+    let shared = &handles.answers.texts[usize::from(format == Format::OpenMetrics) * 2 + usize::from(is_compressed)];
     let content_type = if format == Format::Classic { CLASSIC_METRICS } else { OPEN_METRICS };
     let mut response = built(content_type, shared.get(build).await.map(|text| (*text).clone()));
     let headers = response.headers_mut();
@@ -413,10 +407,10 @@ fn gzip(text: &[u8]) -> Bytes {
 }
 
 /// Of all routes.
-async fn status(state: &Arc<State>) -> Response<Body> {
-    let of = Arc::clone(state);
+async fn status(handles: &Arc<AdminHandles>) -> Response<Body> {
+    let of = Arc::clone(handles);
     let build = move || Bytes::from(format!("{:#}\n", status::of(&of, &Selection::default())));
-    built(JSON, state.answers.status.get(build).await.map(|text| (*text).clone()))
+    built(JSON, handles.answers.status.get(build).await.map(|text| (*text).clone()))
 }
 
 /// `None`: it could not be built, which is a fault in the program.
@@ -432,38 +426,38 @@ fn respond(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, content_type);
-    headers.insert(CONTENT_SECURITY_POLICY, OUR_OWN);
+    headers.insert(CONTENT_SECURITY_POLICY, CONTENT_POLICY);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
-/// What the page shows, again and again.
-fn events(state: &Arc<State>) -> Response<Body> {
-    let Ok(place) = Arc::clone(&state.viewers).try_acquire_owned() else {
-        return respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "too many look at the page already\n");
+/// A stream of server-sent events for the status page.
+fn events(handles: &Arc<AdminHandles>) -> Response<Body> {
+    let Ok(permit) = Arc::clone(&handles.viewers).try_acquire_owned() else {
+        return respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "too many viewers of the status page\n");
     };
     let (mut sender, body) = Channel::new(1);
-    let state = Arc::clone(state);
+    let handles = Arc::clone(handles);
     tokio::spawn(async move {
-        let _place = place;
-        let mut turn = interval(EVENT_EVERY);
+        let _permit = permit;
+        let mut tick = interval(EVENT_INTERVAL);
         let mut seen = 0;
         let end = Instant::now() + MAX_AGE;
-        // It comes back, if there is a place.
+        // The page reconnects after that.
         while Instant::now() < end {
-            turn.tick().await;
-            let of = Arc::clone(&state);
-            let Some(status) = state.answers.event.get(move || status::event(&of).to_string()).await else { return };
-            let of = Arc::clone(&state);
+            tick.tick().await;
+            let of = Arc::clone(&handles);
+            let Some(status) = handles.answers.event.get(move || status::event(&of).to_string()).await else { return };
+            let of = Arc::clone(&handles);
             let event = move || {
                 let (steps, taken) = of.history.since(seen);
                 let name = if seen == 0 { "history" } else { "steps" };
                 (format!("retry: 1000\ndata: {status}\n\nevent: {name}\ndata: {steps}\n\n"), taken)
             };
-            let Ok((event, taken)) = spawn_blocking(event).await else { return };
-            seen = taken;
-            // It has gone, or its connection has ended.
+            let Ok((event, total)) = spawn_blocking(event).await else { return };
+            seen = total;
+            // The connection has ended.
             if sender.send_data(event.into()).await.is_err() {
                 return;
             }
@@ -482,11 +476,11 @@ mod tests {
 
     const LENGTH: usize = 4 * 1024 * 1024;
 
-    /// Asks for a long answer and reads it at this pace; how much of its body has come.
+    /// Requests a large response and reads it at this pace. Returns how much of the body was received.
     async fn read_by(chunk: usize, every: Duration, most: usize) -> usize {
         let (mut client, server) = tokio::io::duplex(64 * 1024);
         let respond = async |_: Request<Incoming>| respond(StatusCode::OK, TEXT, vec![b'x'; LENGTH]);
-        let serving = tokio::spawn(converse(server, respond, Stop::default()));
+        let serving = tokio::spawn(serve_http(server, respond, Stop::default()));
         client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         let mut received = Vec::new();
         while received.len() < most {
@@ -497,39 +491,39 @@ mod tests {
                 Ok(length) => received.extend_from_slice(&buffer[..length]),
             }
         }
-        tokio::time::timeout(10 * STALLED, serving).await.expect("it ends by itself").unwrap();
+        tokio::time::timeout(10 * STALL_TIMEOUT, serving).await.expect("the connection ends").unwrap();
         let head = received.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
         received.len() - head
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_is_read_slowly_is_not_cut() {
-        let begun = Instant::now();
+    async fn a_slow_reader_gets_the_whole_response() {
+        let started = Instant::now();
         assert_eq!(read_by(32 * 1024, Duration::from_secs(5), usize::MAX).await, LENGTH);
-        assert!(begun.elapsed() > 5 * MAX_AGE, "{:?}", begun.elapsed());
+        assert!(started.elapsed() > 5 * MAX_AGE, "{:?}", started.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_reads_no_more_gives_the_place_back() {
-        let begun = Instant::now();
+    async fn a_client_that_stops_reading_is_disconnected() {
+        let started = Instant::now();
         let body = read_by(32 * 1024, Duration::from_secs(5), 64 * 1024).await;
-        assert!(body < LENGTH && begun.elapsed() < MAX_AGE + 2 * STALLED, "{body} {:?}", begun.elapsed());
+        assert!(body < LENGTH && started.elapsed() < MAX_AGE + 2 * STALL_TIMEOUT, "{body} {:?}", started.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_asks_again_and_again_leaves_after_a_while() {
+    async fn a_persistent_connection_ends_at_its_maximum_age() {
         let (mut client, server) = tokio::io::duplex(64 * 1024);
         let respond = async |_: Request<Incoming>| respond(StatusCode::OK, TEXT, "ok");
-        let serving = tokio::spawn(converse(server, respond, Stop::default()));
-        let begun = Instant::now();
+        let serving = tokio::spawn(serve_http(server, respond, Stop::default()));
+        let started = Instant::now();
         while client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.is_ok() {
             if client.read(&mut [0; 4096]).await.unwrap() == 0 {
                 break;
             }
             tokio::time::sleep(Duration::from_secs(5)).await;
-            assert!(begun.elapsed() < 2 * MAX_AGE);
+            assert!(started.elapsed() < 2 * MAX_AGE);
         }
         serving.await.unwrap();
-        assert!(begun.elapsed() >= MAX_AGE);
+        assert!(started.elapsed() >= MAX_AGE);
     }
 }

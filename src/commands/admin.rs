@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::text::Destination;
 use crate::text::units::span;
-use crate::upstream::plain;
+use crate::upstream::error_message;
 use anyhow::{Context, anyhow, bail, ensure};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
@@ -34,7 +34,7 @@ pub(super) async fn status(admin: &Destination) -> anyhow::Result<(Value, Vec<So
 
 async fn ask(admin: &Destination) -> anyhow::Result<(Value, Vec<SocketAddr>)> {
     let addresses = addresses(admin).await?;
-    let stream = TcpStream::connect(&*addresses).await.map_err(|error| anyhow!(plain(&error)))?;
+    let stream = TcpStream::connect(&*addresses).await.map_err(|error| anyhow!(error_message(&error)))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let request = Request::get("/api/status").header("host", admin.to_string()).body(Empty::<Bytes>::new())?;

@@ -15,7 +15,7 @@ use crate::relay::Engine;
 use crate::text::input;
 use crate::text::units::{size, span};
 use crate::upstream::health::{CaFile, EXPECTED};
-use crate::upstream::{Balance, HealthCheck, HttpCheck, OnRemove, Settings, Thresholds, TlsCheck};
+use crate::upstream::{Balance, HealthCheck, HttpCheck, OnRemove, Thresholds, TlsCheck, UpstreamSettings};
 use anyhow::Context;
 
 use super::{any_listener, any_protocol};
@@ -108,8 +108,8 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     Ok(text)
 }
 
-fn upstream(text: &mut String, upstream: &Settings) -> std::fmt::Result {
-    let Settings {
+fn upstream(text: &mut String, upstream: &UpstreamSettings) -> std::fmt::Result {
+    let UpstreamSettings {
         destinations,
         balance,
         budget,

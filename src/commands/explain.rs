@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use crate::client_hello::{Alpn, ClientHello, Framing, IpLiteral, Parsed, SupportedVersions};
 use crate::config::{Config, Route};
-use crate::connection::admission::{NotAdmitted, Sources};
+use crate::connection::admission::{AccessRules, NotAdmitted};
 use crate::name::{NamePattern, ServerName, ip_literal};
 use crate::route::{Client, MatchedBy, Matchers};
 use crate::text::{input, pasted};
@@ -193,7 +193,8 @@ impl Explanation {
         let route = config.routes.iter().find(|route| Some(&route.name) == self.route.as_ref());
         let lists = [(format!("the listener {}", listener.name), &listener.sources)];
         let lists = lists.into_iter().chain(route.map(|route| (format!("the route {}", route.name), &route.sources)));
-        let lists: Vec<(String, &Sources)> = lists.filter(|(_, sources)| **sources != Sources::default()).collect();
+        let lists: Vec<(String, &AccessRules)> =
+            lists.filter(|(_, sources)| **sources != AccessRules::default()).collect();
         let Some(client) = client.map(|client| client.to_canonical()) else {
             let open: Vec<String> =
                 lists.iter().map(|(whose, sources)| format!("{whose} is open to {sources}")).collect();

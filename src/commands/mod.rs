@@ -28,7 +28,7 @@ use crate::route::RouteTable;
 use crate::text::Destination;
 use crate::text::escape::visible;
 use crate::text::units::first_of;
-use crate::upstream::{lookup, plain};
+use crate::upstream::{error_message, lookup};
 
 pub use self::main::main;
 use crate::cli::{Arguments, Command};
@@ -68,7 +68,7 @@ async fn addresses(of: &Destination) -> anyhow::Result<Vec<SocketAddr>> {
 
 /// What the resolver says, without how it was asked.
 fn unresolved(error: &std::io::Error) -> String {
-    plain(error).trim_start_matches("failed to lookup address information: ").to_owned()
+    error_message(error).trim_start_matches("failed to lookup address information: ").to_owned()
 }
 
 /// What others have written does not steer the terminal, nor end a comment.

@@ -1,4 +1,4 @@
-//! What is known of each connection: counted once, logged once, and the last rejections kept.
+//! The record of each connection, which is counted and logged once, and the most recent rejections.
 
 mod address;
 mod counters;
@@ -7,7 +7,7 @@ mod outcome;
 mod recent;
 mod record;
 
-pub(crate) use self::counters::{Counters, Listener, Reloads, RouteCounters, UNROUTED};
+pub(crate) use self::counters::{Counters, ListenerTelemetry, Reloads, RouteCounters, UNROUTED};
 pub(crate) use self::line_limit::LineLimit;
 pub(crate) use self::outcome::{ClosedBy, Outcome, Stage};
 pub(crate) use self::recent::{RecentRejection, RecentRejections};

@@ -235,7 +235,7 @@ fn what_is_not_tls_is_told() {
     }
     case.server.be(Mood::Hang);
     case.timeout = "200ms";
-    let says = "accepts connections, but does not speak TLS: no answer within 200ms";
+    let says = "accepts connections, but does not speak TLS: no response within 200ms";
     assert_eq!(case.doctor(&[]).failure(), ("tls", says));
 }
 
@@ -286,8 +286,8 @@ fn who_wants_to_know_who_asks_is_alive_and_a_token_is_not_shown() {
 
     case.http = "";
     case.server.demand(&case.authority.issue(NAME), &case.authority);
-    let expected = "does not answer as an API server does: TLS: it demands a client certificate; `health_check.http` has \
-        `client_certificate` and `client_key` for that";
+    let expected = "does not answer as an API server does: TLS: client certificate required; set \
+        `client_certificate` and `client_key` in `health_check.http`";
     assert_eq!(case.doctor(&[]).failure(), ("ready", expected));
 }
 

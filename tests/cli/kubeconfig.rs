@@ -146,7 +146,7 @@ fn only_certificates_are_printed() {
     place.write("none.pem", "a certificate");
     place.refuses(
         &["dev", "--ca", "none.pem"],
-        "none.pem: no certificate in it; expected PEM (-----BEGIN CERTIFICATE-----)",
+        "none.pem: no certificate found; expected PEM (-----BEGIN CERTIFICATE-----)",
     );
     let insecure = place.cluster(&["dev", "--insecure-skip-tls-verify"]);
     assert_eq!(insecure["insecure-skip-tls-verify"], true);

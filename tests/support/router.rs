@@ -150,7 +150,11 @@ impl Router {
 
     #[track_caller]
     pub fn reload_as_it_is(&self) -> Value {
-        let is_told = |line: &Value| line["message"].as_str().is_some_and(|message| message.contains("reloaded"));
+        let is_told = |line: &Value| {
+            line["message"]
+                .as_str()
+                .is_some_and(|message| message == "reloaded" || message.starts_with("reload failed"))
+        };
         let before = self.log().iter().filter(|line| is_told(line)).count();
         self.signal(Signal::HUP);
         self.wait_many("the reload", before + 1, is_told).pop().unwrap()

@@ -123,7 +123,7 @@ fn the_image_needs_nothing_but_what_it_has() {
             assert_eq!(router.get("/readyz").0, 200);
             assert_eq!(router.get("/metrics").1.contains("process_open_fds"), !mounts.is_empty());
         });
-        assert!(router.log().iter().all(|line| line["message"] != "the sandbox is not complete"), "{:?}", router.log());
+        assert!(router.log().iter().all(|line| line["message"] != "sandbox incomplete"), "{:?}", router.log());
         kill_process(process, Signal::TERM).unwrap();
         assert_eq!(router.exit().code(), Some(0));
     }

@@ -50,7 +50,7 @@ fn keepaliveds_script_moves_the_address_as_soon_as_an_instance_drains() {
     let asked = ask();
     assert!(asked.status.success(), "{asked:?}");
     router.signal(Signal::TERM);
-    router.wait("that it drains", |line| line["message"] == "no longer ready; still accepting");
+    router.wait("that it drains", |line| line["message"] == "not ready; still accepting for shutdown_delay");
     crate::support::eventually("it says so", || !ask().status.success());
     let told = String::from_utf8(ask().stderr).unwrap();
     assert!(told.contains("503"), "{told}");
