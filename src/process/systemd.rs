@@ -1,4 +1,4 @@
-//! Notifications to systemd (sd_notify(3)) and socket activation. Without systemd, this does nothing.
+//! Notifications to systemd (`sd_notify(3)`) and socket activation. Without systemd, this does nothing.
 
 use std::io;
 use std::sync::mpsc::{SyncSender, sync_channel};

@@ -351,7 +351,7 @@ impl Pool {
         let (before, state, connections) = (change.before.label(), change.after.label(), endpoint.connections());
         match change.after {
             EndpointState::Ready => {
-                info!(route, endpoint = %address, state, before, connections, "endpoint is {state}")
+                info!(route, endpoint = %address, state, before, connections, "endpoint is {state}");
             }
             EndpointState::Unready | EndpointState::Dead => {
                 let (cause, in_a_row) = (&*endpoint.cause(), change.results);
