@@ -66,7 +66,7 @@ pub(crate) async fn check_once(
     report
 }
 
-type Stop = Result<ProbeResult, String>;
+type EarlyResult = Result<ProbeResult, String>;
 
 async fn run(
     address: SocketAddr,
@@ -74,7 +74,7 @@ async fn run(
     header: Option<proxy_protocol::Version>,
     report: &mut CheckReport,
     is_connected: &mut bool,
-) -> Result<(), Stop> {
+) -> Result<(), EarlyResult> {
     let credentials = credentials(check).await?;
     // Not with the options of relayed connections, which delay the last ACK of the handshake until data is sent.
     let connected = TcpStream::connect(address).await;
@@ -115,7 +115,7 @@ impl Credentials {
 
 /// Reads the credentials on a blocking thread, because the file system may hang. Problems with local files are not the
 /// endpoint's failure.
-async fn credentials(check: &HealthCheck) -> Result<Option<Credentials>, Stop> {
+async fn credentials(check: &HealthCheck) -> Result<Option<Credentials>, EarlyResult> {
     let Some(tls) = check.tls.clone() else { return Ok(None) };
     let token_file = check.http.as_ref().and_then(|http| http.token_file.clone());
     let read = tokio::task::spawn_blocking(move || Credentials::read(&tls, token_file.as_deref())).await;
