@@ -17,13 +17,13 @@ use crate::name::{MAX_LENGTH, NamePattern, ServerName, parents};
 #[derive(Debug)]
 pub struct RouteTable<T> {
     // The standard hasher is keyed, so clients cannot choose names that collide.
-    exact: HashMap<Box<str>, Entries<T>>,
-    suffix: HashMap<Box<str>, Entries<T>>,
-    catch_all: Entries<T>,
+    exact: HashMap<Box<str>, RouteEntries<T>>,
+    suffix: HashMap<Box<str>, RouteEntries<T>>,
+    catch_all: RouteEntries<T>,
 }
 
 /// Routes with the same name, the one with the most matchers first.
-type Entries<T> = Vec<RouteEntry<T>>;
+type RouteEntries<T> = Vec<RouteEntry<T>>;
 
 #[derive(Debug)]
 struct RouteEntry<T> {
@@ -148,7 +148,7 @@ impl<T: Clone> RouteTable<T> {
 }
 
 fn add<T: Clone>(
-    entries: &mut Entries<T>,
+    entries: &mut RouteEntries<T>,
     pattern: Option<&NamePattern>,
     matchers: &Matchers,
     target: &T,
@@ -198,7 +198,7 @@ impl<T> RouteTable<T> {
     }
 }
 
-fn first<'t, T>(entries: &'t Entries<T>, client: &Client<'_>, by: MatchedBy<'t>) -> Option<Match<'t, T>> {
+fn first<'t, T>(entries: &'t RouteEntries<T>, client: &Client<'_>, by: MatchedBy<'t>) -> Option<Match<'t, T>> {
     let candidate = entries.iter().find(|candidate| candidate.matchers.hold(client))?;
     Some(Match { target: &candidate.target, by })
 }

@@ -108,11 +108,11 @@ pub(super) fn text(line: &mut Vec<u8>, event: &Event<'_>, is_colored: bool) {
     let level = *event.metadata().level();
     let time = humantime::format_rfc3339_millis(SystemTime::now());
     let (dim, color_code, reset) = if is_colored { ("\x1b[2m", color(level), "\x1b[0m") } else { ("", "", "") };
-    let message =
+    let text =
         if fields.has("outcome") && fields.has("client.address") { fields.connection() } else { fields.generic() };
     // Writing to memory cannot fail.
     let _ = write!(line, "{dim}{time}{reset} {color_code}{level:>5}{reset} ");
-    for character in message.chars() {
+    for character in text.chars() {
         let _ = if is_visible(character) {
             write!(line, "{character}")
         } else {

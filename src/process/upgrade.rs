@@ -149,7 +149,7 @@ impl KillOnDrop {
                 // Only its parent learns how it ends.
                 match child.wait().await {
                     Ok(status) if status.success() => info!(process, "the new process has exited"),
-                    Ok(status) => warn!(process, %status, "the new process has failed"),
+                    Ok(status) => warn!(process, %status, "the new process has exited with an error"),
                     Err(_) => {}
                 }
             });

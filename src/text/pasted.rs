@@ -186,7 +186,7 @@ mod tests {
             ("a.example/x", "a server name has no path; write `a.example`"),
             (".a.example", "to match all names below a.example, write \"*.a.example\""),
             ("*a.example", "to match all names below a.example, write \"*.a.example\""),
-            ("a..b", "a label of the name is empty"),
+            ("a..b", "the name has an empty label"),
         ] {
             assert_eq!(name(text, NamePattern::parse(text).unwrap_err()), expected, "{text}");
         }

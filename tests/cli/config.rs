@@ -239,7 +239,7 @@ fn g04_wrong_names_and_addresses_are_refused_with_what_was_expected() {
     const NAME: &str = "expected a DNS name such as a.example.com, or \"*.example.com\" for all names below it";
     for (value, reason) in [
         ("192.0.2.1", "the name is an IP address; "),
-        ("a..b", "a label of the name is empty; "),
+        ("a..b", "the name has an empty label; "),
         ("\"a^b\"", "the name has a character other than letters, digits, '-', '_' and '.'; "),
         ("\"*\"", "to match every name, omit `sni`; "),
     ] {

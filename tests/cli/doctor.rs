@@ -235,7 +235,7 @@ fn what_is_not_tls_is_told() {
     }
     case.server.be(Mood::Hang);
     case.timeout = "200ms";
-    let says = "accepts connections, but does not speak TLS: no response within 200ms";
+    let says = "accepts connections, but does not speak TLS: no answer within 200ms";
     assert_eq!(case.doctor(&[]).failure(), ("tls", says));
 }
 

@@ -217,8 +217,8 @@ fn raw_bytes_are_explained() {
     assert_eq!(of_hello(b"")["outcome"], "need_more");
     for (bytes, reason) in [
         (&b"GET / HTTP/1.1\r\n"[..], "not a TLS handshake record"),
-        (&record(22, &[]), "a record is empty"),
-        (&Hello::to("a.example").server_name(b"b").record(), "extension 0 stands twice"),
+        (&record(22, &[]), "empty record"),
+        (&Hello::to("a.example").server_name(b"b").record(), "duplicate extension 0"),
     ] {
         let told = of_hello(bytes);
         assert_eq!((&told["outcome"], &told["reason"]), (&json!("reject"), &json!(reason)));

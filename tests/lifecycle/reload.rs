@@ -39,14 +39,14 @@ fn g01_g02_g15_a_bad_file_changes_nothing_and_a_good_one_after_it_is_taken() {
     let good = config(&[(NAME, second.address())], "");
     let bad = [
         ("", "empty"),
-        ("listen: [", "a bracket has no other end"),
+        ("listen: [", "unmatched bracket"),
         ("listen: 127.0.0.1:0\nroutes: []\n", "empty list"),
         (&good.replace("sni", "snii"), "unknown key `snii`"),
         (&good.replace("upstream:", "upstraem:"), "unknown key `upstraem`"),
         (&format!("{good}timeouts: {{drain: 10}}\n"), "timeouts.drain"),
         (&format!("{good}limits: {{connections: 9999999}}\n"), "file descriptors"),
-        (&good.replace("127.0.0.1:0\nadmin", "192.0.2.1:1\nadmin"), "no interface of this machine has that address"),
-        (&format!("{good}  - {{sni: {NAME}, upstream: \"h:1\"}}\n"), "neither is more specific"),
+        (&good.replace("127.0.0.1:0\nadmin", "192.0.2.1:1\nadmin"), "no interface of this machine has this address"),
+        (&format!("{good}  - {{sni: {NAME}, upstream: \"h:1\"}}\n"), "neither route is more specific"),
     ];
     for (number, (text, reason)) in bad.iter().enumerate() {
         let told = router.reload(text);
@@ -415,7 +415,7 @@ fn g12_what_is_read_at_the_start_only_is_refused_by_name() {
         let told = router.reload(&config(&routes, more));
         let reason = told["reason"].as_str().unwrap();
         assert!(reason.contains(&format!("{key} cannot be changed from ")), "{reason}");
-        assert!(reason.ends_with("while snigate runs; restart it, or upgrade it with SIGUSR2"), "{reason}");
+        assert!(reason.ends_with("by a reload; restart snigate, or upgrade it with SIGUSR2"), "{reason}");
     }
     // All else can.
     let more = "timeouts: {hello: 1s, idle: 1h}\ntcp: {keepalive: {idle: 7s}}\nlimits: {connections: 7}\nrelay: copy\nrefuse: close\nlog: {refusals_per_second: 1}\n";

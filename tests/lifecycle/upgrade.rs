@@ -197,7 +197,7 @@ fn how_the_process_that_took_over_ends_is_a_warning_only_if_it_crashed() {
         let _upstream = held.recv_timeout(PATIENCE).unwrap();
         kill_process(upgrade(&router), signal).unwrap();
         let told = router.wait("its end", |line| {
-            line["message"].as_str().is_some_and(|message| message.starts_with("the new process has failed"))
+            line["message"].as_str().is_some_and(|message| message.starts_with("the new process has exited"))
         });
         assert_eq!(told["level"], level, "{told}");
     }
