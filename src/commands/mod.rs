@@ -26,9 +26,8 @@ use std::process::ExitCode;
 
 use self::dns::{addresses, unresolved};
 pub use self::main::main;
-use self::output::printable;
-pub(crate) use self::output::printable_lines;
-use self::routing::{alpn_list, any_listener, any_protocol, kubectl_alpn, listed, route_table};
+use self::output::{printable, printable_lines};
+use self::routing::{kubectl_alpn, listed, route_table};
 use self::suggest::{did_you_mean, nearest};
 use crate::cli::{Arguments, Command};
 

@@ -7,6 +7,6 @@ pub(super) fn printable(text: &str) -> String {
 }
 
 /// Like `printable`, but keeps newlines.
-pub(crate) fn printable_lines(text: &str) -> String {
+pub(super) fn printable_lines(text: &str) -> String {
     text.split('\n').map(visible).collect::<Vec<_>>().join("\n")
 }
