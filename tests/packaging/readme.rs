@@ -34,7 +34,7 @@ fn the_configuration_is_valid_and_its_commands_work() {
     let checked = run(&typed[0]);
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
     let explained = String::from_utf8(run(&typed[2]).stdout).unwrap();
-    assert!(explained.contains("leads to  dev-api.internal:6443"), "{explained}");
+    assert!(explained.contains("routes to  dev-api.internal:6443"), "{explained}");
     let planned = run(&["plan", "-c", typed[3][2], "--from", "snigate.yaml"]);
     assert!(String::from_utf8(planned.stdout).unwrap().contains("2 unchanged"));
     assert_eq!(typed[1], ["run", "-c", "snigate.yaml"], "runs in other tests, on ports that are free");
@@ -54,9 +54,12 @@ fn the_pool_is_valid() {
     let told = String::from_utf8(checked.stdout).unwrap();
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
     for line in [
-        "leads to  10.0.0.1:6443, 10.0.0.2:6443, 10.0.0.3:6443 (within 10s, 3s per try)",
-        "balances  by least_connections, slow_start 30s; names every 10s; who is gone is cut after 15s",
-        "and name kubernetes, GET /readyz (unauthorized: alive), every 5s within 4s, rise 2, fall 3",
+        "routes to  10.0.0.1:6443, 10.0.0.2:6443, 10.0.0.3:6443 (timeout 10s, 3s per try)",
+        "balance    least_connections, slow_start 30s",
+        "hostnames re-resolved every 10s",
+        "on endpoint failure: close its connections after 15s",
+        "on removal: drain",
+        ", name kubernetes), GET /readyz (unauthorized: alive), every 5s, timeout 4s, rise 2, fall 3",
     ] {
         assert!(told.contains(line), "{line}\nin\n{told}");
     }
@@ -73,10 +76,10 @@ fn checked(number: usize) -> String {
 }
 
 #[test]
-fn the_lists_of_who_may_come_in_are_valid() {
+fn the_access_rules_are_valid() {
     let told = checked(2);
     for line in
-        ["open to anywhere, not from 198.51.100.0/24", "10.0.0.0/8, 2001:db8::/32, not from 10.66.0.0/16, at most 5000"]
+        ["allow all, deny 198.51.100.0/24", "allow 10.0.0.0/8, 2001:db8::/32, deny 10.66.0.0/16; max_connections 5000"]
     {
         assert!(told.contains(line), "{line}\nin\n{told}");
     }
@@ -85,7 +88,7 @@ fn the_lists_of_who_may_come_in_are_valid() {
 #[test]
 fn the_balancers_are_valid() {
     let told = checked(3);
-    for line in ["named in PROXY headers from 10.0.0.0/28", "(within 10s, 3s per try, PROXY header v2)"] {
+    for line in ["PROXY header required, from 10.0.0.0/28", "(timeout 10s, 3s per try, PROXY header v2)"] {
         assert!(told.contains(line), "{line}\nin\n{told}");
     }
 }

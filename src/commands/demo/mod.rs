@@ -121,8 +121,8 @@ impl Case<'_> {
         let Self { name, identity, expected, .. } = self;
         let client = identity.map_or("none", |_| USER);
         match result? {
-            VersionResult::Success { cluster, seen, certificate } if *expected == SUCCESS => {
-                Ok([(*name).into(), client.into(), certificate, format!("200 OK from {cluster}"), seen])
+            VersionResult::Success { cluster, authenticated_as, certificate } if *expected == SUCCESS => {
+                Ok([(*name).into(), client.into(), certificate, format!("200 OK from {cluster}"), authenticated_as])
             }
             VersionResult::Alert { alert, certificate } if alert == *expected => {
                 let certificate = certificate.unwrap_or_else(|| "-".into());
