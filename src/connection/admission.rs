@@ -126,10 +126,10 @@ fn network_v6((first, last): (u128, u128)) -> IpNet {
 impl fmt::Display for AccessRules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.allow {
-            None => f.write_str("anywhere")?,
-            Some(allow) => write!(f, "{allow}")?,
+            None => f.write_str("allow all")?,
+            Some(allow) => write!(f, "allow {allow}")?,
         }
-        self.deny.as_ref().map_or(Ok(()), |deny| write!(f, ", not from {deny}"))
+        self.deny.as_ref().map_or(Ok(()), |deny| write!(f, ", deny {deny}"))
     }
 }
 

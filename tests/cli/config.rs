@@ -101,17 +101,21 @@ fn g15_what_check_accepts_runs() {
     std::fs::write(&path, EVERYTHING).unwrap();
     let output = String::from_utf8(check(&path).stdout).unwrap();
     for told in [
-        "127.0.0.1:0, refusing with a reset",
-        "inside on [::1]:0, refusing with a close, open to ::1, 2001:db8::/32, not from 192.0.2.1, refusing IP addresses as names",
+        "127.0.0.1:0: allow all; refuse with reset\n",
+        "inside on [::1]:0: allow ::1, 2001:db8::/32, deny 192.0.2.1; refuse with close; IP addresses in SNI are refused\n",
         "(expect: 200-399 404, unauthorized: failed)",
-        "answering for addresses, localhost, admin.example, *.svc",
-        "open to   10.0.0.0/8, not from 10.1.0.0/16, at most 5000 at a time",
-        "open to   anywhere",
-        "a.example, *.a.example; offering h2; at inside",
-        "127.0.0.1:1, b.example:6443, [::1]:2 (within 10s, 3s per try)",
-        "every other name, and clients that send none",
+        "hosts IP addresses, localhost, admin.example, *.svc",
+        "access     allow 10.0.0.0/8, deny 10.1.0.0/16; max_connections 5000\n",
+        "access     allow all\n",
+        "matches    a.example, *.a.example; ALPN h2; listener inside\n",
+        "routes to  127.0.0.1:1, b.example:6443, [::1]:2 (timeout 10s, 3s per try)\n",
+        "matches    catch-all (any other name, or no SNI)\n",
+        "balance    random, slow_start 0s\n",
+        "on endpoint failure: keep its connections\n",
+        "health check: none (passive only)\n",
+        "health check: TCP connect, TLS (not verified), GET /readyz (expect:",
         "hello 10s, idle 24h, half_close 1m, drain 0s",
-        "keepalive 30s then 3 times every 5s, user_timeout 15m",
+        "keepalive idle 30s, interval 5s, count 3, user_timeout 15m",
         "connections 100, per_source 1000, new_per_source 50/s, hello_bytes 16KiB",
         "relay      splice",
         "format json, level debug, refusals_per_second 0",
@@ -550,7 +554,7 @@ fn a_dcos_service_is_an_endpoint() {
         let path = directory.path().join("c.yaml");
         std::fs::write(&path, upstream(&format!("{{dcos: {dcos}}}"))).unwrap();
         let told = String::from_utf8(check(&path).stdout).unwrap();
-        assert!(told.contains(&format!("leads to  {expected} ")), "{told}");
+        assert!(told.contains(&format!("routes to  {expected} ")), "{told}");
     }
 }
 
@@ -655,7 +659,7 @@ fn the_cas_of_the_machine_may_be_trusted() {
         output.unwrap()
     };
     let told = String::from_utf8(check(&file).stdout).unwrap();
-    assert!(told.contains("TLS with the CAs of this system"), "{told}");
+    assert!(told.contains("TLS (system CAs"), "{told}");
     let without = check(&directory.path().join("none.pem"));
     let told = String::from_utf8(without.stderr).unwrap();
     assert!(without.status.code() == Some(78) && told.contains("ca_file: no CA found on this system"), "{told}");

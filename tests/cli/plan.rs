@@ -168,7 +168,10 @@ fn listeners_and_refusals_are_told() {
     assert!(told.contains("new.yaml:1:9: listen: ") && code == Some(78), "{told}");
     let nobody = closed().to_string();
     let (code, told) = plan(&new, &["--admin", &nobody]);
-    assert!(told.starts_with(&format!("snigate: cannot ask the admin listener at {nobody}: ")), "{told}");
+    assert!(
+        told.starts_with(&format!("snigate: cannot read the status from the admin listener at {nobody}: ")),
+        "{told}"
+    );
     assert_eq!(code, Some(1));
     let (code, told) = plan(&new, &["--admin", &router.address().to_string()]);
     assert!(code == Some(1) && told.contains("cannot ask"), "{told}");

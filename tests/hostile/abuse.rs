@@ -353,7 +353,7 @@ fn f12_where_no_thread_can_be_made_it_does_not_start_or_goes_on_as_it_was() {
             assert!(threads < 100, "{case}");
             let begins = router.wait_line(&case, |line| line.starts_with("snigate: ") || line.contains("\"_admin\""));
             if begins.starts_with("snigate: ") {
-                assert!(begins.contains("cannot make the threads"), "{begins}");
+                assert!(begins.contains("cannot create threads"), "{begins}");
                 assert_eq!(router.exit().code(), Some(1), "{case}");
                 refusals += 1;
                 continue;

@@ -147,8 +147,8 @@ fn the_demo_shows_what_it_promises() {
     let table = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{table}\n{}", String::from_utf8_lossy(&output.stderr));
     for told in [
-        "kubernetes01.demo.test, by kubernetes01 CA   200 OK from kubernetes01    no certificate",
-        "kubernetes02.demo.test, by kubernetes02 CA   200 OK from kubernetes02    jane",
+        "kubernetes01.demo.test, issued by kubernetes01 CA   200 OK from kubernetes01    anonymous",
+        "kubernetes02.demo.test, issued by kubernetes02 CA   200 OK from kubernetes02    jane",
         "alert CertificateRequired",
         "alert UnrecognisedName",
     ] {
@@ -165,9 +165,12 @@ fn the_demo_explains_before_it_logs_and_its_plan_works() {
     command.arg("demo").stdout(file.try_clone().unwrap()).stderr(file);
     let demo = Process(command.spawn().unwrap());
     let said = || std::fs::read_to_string(&out).unwrap();
-    eventually("its explanation", || said().contains("Ctrl-C ends it"));
+    eventually("its explanation", || said().contains("Press Ctrl-C to stop"));
     let text = said();
-    assert!(!text.split("Ctrl-C ends it").next().unwrap().contains("\"level\""), "no log line cuts into it: {text}");
+    assert!(
+        !text.split("Press Ctrl-C to stop").next().unwrap().contains("\"level\""),
+        "no log line cuts into it: {text}"
+    );
     let plan = text.lines().find_map(|line| line.trim().split_once(" plan ")).unwrap().1;
     let planned = snigate().arg("plan").args(plan.split(' ')).output().unwrap();
     let planned = String::from_utf8(planned.stdout).unwrap();

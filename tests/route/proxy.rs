@@ -67,7 +67,10 @@ fn e06_only_who_is_listed_may_name_a_client() {
     assert_eq!(backend.accepted(), 2);
     let check = crate::support::snigate().arg("check").arg(&router.config).output().unwrap();
     let told = String::from_utf8(check.stdout).unwrap();
-    assert!(told.contains("open to anywhere, named in PROXY headers from 127.0.0.2, 127.0.0.128/25"), "{told}");
+    assert!(
+        told.contains("allow all; refuse with TLS alert; PROXY header required, from 127.0.0.2, 127.0.0.128/25"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -31,7 +31,7 @@ fn command_page() -> anyhow::Result<String> {
 
     let mut command = Arguments::command().disable_help_flag(true).disable_version_flag(true);
     command.build();
-    // The demo is no part of what is installed.
+    // Packages are built without the demo.
     let documented = command.get_subcommands().filter(|command| !["demo", "help"].contains(&command.get_name()));
     for command in documented {
         Roff::new().control("SH", [command.get_bin_name().unwrap_or_default()]).to_writer(&mut page)?;
@@ -42,13 +42,13 @@ fn command_page() -> anyhow::Result<String> {
         man.render_options_section(&mut sections)?;
         page.extend(String::from_utf8(sections)?.replace("\n.SH ", "\n.SS ").into_bytes());
     }
-    tables().to_writer(&mut page)?;
+    extra_sections().to_writer(&mut page)?;
     Ok(String::from_utf8(page)?)
 }
 
-fn tables() -> Roff {
+fn extra_sections() -> Roff {
     let mut roff = Roff::new();
-    for (heading, rows) in TABLES {
+    for (heading, rows) in SECTIONS {
         roff.control("SH", [*heading]);
         for (term, meaning) in *rows {
             roff.control("TP", []).text([roman(*term)]).text([roman(*meaning)]);
@@ -57,29 +57,29 @@ fn tables() -> Roff {
     roff
 }
 
-type Table = (&'static str, &'static [(&'static str, &'static str)]);
+type ManSection = (&'static str, &'static [(&'static str, &'static str)]);
 
-const TABLES: &[Table] = &[
+const SECTIONS: &[ManSection] = &[
     (
         "SIGNALS",
         &[
             (
                 "SIGTERM, SIGINT, SIGQUIT",
-                "Stop when open connections have ended, or after timeouts.drain; a second one: at once.",
+                "Shut down gracefully: wait for open connections, at most timeouts.drain. A second signal exits immediately.",
             ),
-            ("SIGHUP", "Read the configuration anew, and take it as a whole or not at all."),
-            ("SIGUSR2", "Hand the listeners to a new process of the binary that is there now."),
+            ("SIGHUP", "Reload the configuration. An invalid one is rejected as a whole."),
+            ("SIGUSR2", "Upgrade: start the installed binary and hand over the listeners to it."),
         ],
     ),
     (
         "EXIT STATUS",
         &[
-            ("0", "It was done; stopped by a signal."),
-            ("1", "Another error; stopped by a second signal."),
-            ("2", "The command line is wrong."),
-            ("78", "The configuration is wrong, or would be refused."),
+            ("0", "Success, or stopped by a signal."),
+            ("1", "Error, or stopped by a second signal."),
+            ("2", "Invalid command line."),
+            ("78", "Invalid configuration, or one that a reload would refuse."),
         ],
     ),
-    ("ENVIRONMENT", &[("RUST_LOG", "What is logged; wins over the configuration."), ("NO_COLOR", "No colours.")]),
+    ("ENVIRONMENT", &[("RUST_LOG", "Log filter; overrides the configuration."), ("NO_COLOR", "Disables colors.")]),
     ("FILES", &[("/etc/snigate/snigate.yaml", "The configuration of the service: see snigate.yaml(5).")]),
 ];

@@ -47,7 +47,7 @@ fn is_complete(root: &Path, unit: &str) {
     assert_eq!(run(&binary, &["demo", "--once"]).status.code(), Some(2), "it is built without the demo");
     let checked = told(&binary, &["check", &config]);
     let socket = fs::read_to_string(deployed("systemd/snigate.socket")).unwrap();
-    assert!(checked.contains(&format!("\n  {}, refusing", values(&socket, "ListenStream")[0])), "{checked}");
+    assert!(checked.contains(&format!("\n  {}: allow all", values(&socket, "ListenStream")[0])), "{checked}");
 }
 
 #[test]
