@@ -1,4 +1,4 @@
-//! Prints what TLS clients say of themselves before anything is encrypted, one client at a time, and closes.
+//! Prints the ClientHello of each TLS client, one client at a time, and closes the connection.
 //!
 //! ```sh
 //! cargo run --example hello --no-default-features -- 127.0.0.1:4433
@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use snigate::client_hello::{ClientHello, Framing, Progress, Reason, is_grease};
 
-/// From accept to the last byte of the hello, however slowly they come.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// From accept until the hello is complete.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn main() -> io::Result<()> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:4433".into());
@@ -21,7 +21,7 @@ fn main() -> io::Result<()> {
     for client in listener.incoming() {
         match client.and_then(|mut client| describe(&mut client)) {
             Ok(description) => println!("{description}"),
-            Err(error) => println!("refused: {error}"),
+            Err(error) => println!("invalid: {error}"),
         }
     }
     Ok(())
@@ -30,14 +30,14 @@ fn main() -> io::Result<()> {
 fn describe(client: &mut TcpStream) -> io::Result<String> {
     let (mut received, mut framing) = (Vec::new(), Framing::default());
     receive(client, &mut received, &mut framing)?;
-    // Everything below borrows from what was received; what follows the hello, if anything, is still there.
-    let hello = ClientHello::parse(framing.message(&received)).map_err(|invalid| refused(invalid.reason))?;
+    // Everything below borrows from `received`, which may also contain bytes after the hello.
+    let hello = ClientHello::parse(framing.message(&received)).map_err(|invalid| invalid_data(invalid.reason))?;
 
-    let name = hello.server_name.map_or_else(|| "no name".into(), |name| name.to_string());
+    let name = hello.server_name.map_or_else(|| "no SNI".into(), |name| name.to_string());
     let protocols = hello.alpn.iter().flatten().map(<[u8]>::escape_ascii);
     let protocols: Vec<String> = protocols.map(|protocol| protocol.to_string()).collect();
     let versions = hex(hello.supported_versions.iter().flatten());
-    // What fingerprints such as JA4 are made of: in the client's order, without GREASE.
+    // As fingerprints such as JA4 use them: in the client's order, without GREASE.
     let suites = hex(hello.cipher_suites);
     let extensions = hex(hello.extensions.types());
     Ok(format!(
@@ -46,11 +46,11 @@ fn describe(client: &mut TcpStream) -> io::Result<String> {
     ))
 }
 
-/// Reads until the hello is whole, and refuses what cannot become one as soon as that is known.
+/// Reads until the hello is complete, and fails as soon as the bytes cannot become a valid hello.
 fn receive(client: &mut TcpStream, received: &mut Vec<u8>, framing: &mut Framing) -> io::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + HELLO_TIMEOUT;
     let mut buffer = [0; 4096];
-    while framing.advance(received).map_err(refused)? == Progress::Incomplete {
+    while framing.advance(received).map_err(invalid_data)? == Progress::Incomplete {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(ErrorKind::TimedOut.into());
@@ -66,7 +66,7 @@ fn receive(client: &mut TcpStream, received: &mut Vec<u8>, framing: &mut Framing
     Ok(())
 }
 
-fn refused(reason: Reason) -> io::Error {
+fn invalid_data(reason: Reason) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, reason)
 }
 
@@ -86,7 +86,7 @@ mod tests {
     use super::sample::Hello;
     use super::*;
 
-    /// What is printed for a client that sends these pieces, one after the other, and closes.
+    /// The output for a client that sends these pieces and closes.
     fn described(pieces: &[&[u8]]) -> Result<String, String> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hello_is_described_however_it_comes() {
+    fn a_hello_is_described_however_it_is_split() {
         let hello = Hello::to("Name.example").alpn(&["h2", "http/1.1"]).first_extension(0x2a2a, []);
         let expected = "name.example; protocols h2,http/1.1; versions 0304,0303; \
                         cipher suites 1301,1302,1303,c02f; extensions 000a,000d,002b,0033,0000,0010";
@@ -108,13 +108,11 @@ mod tests {
         assert_eq!(described(&[&whole, b"what follows"]).as_deref(), Ok(expected));
         assert_eq!(described(&whole.chunks(10).collect::<Vec<_>>()).as_deref(), Ok(expected));
         assert_eq!(described(&[&hello.records(20)]).as_deref(), Ok(expected));
-        assert!(
-            described(&[&Hello::new().without_extensions().record()]).unwrap().starts_with("no name; protocols ; ")
-        );
+        assert!(described(&[&Hello::new().without_extensions().record()]).unwrap().starts_with("no SNI; protocols ; "));
     }
 
     #[test]
-    fn what_is_no_hello_is_refused() {
+    fn other_bytes_are_invalid() {
         assert_eq!(described(&[b"GET / HTTP/1.1\r\n\r\n"]).unwrap_err(), Reason::NotTls.to_string());
         assert_eq!(described(&[&Hello::new().record()[..50]]).unwrap_err(), "unexpected end of file");
     }

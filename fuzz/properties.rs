@@ -152,7 +152,7 @@ pub fn name(bytes: &[u8]) {
     }
 }
 
-/// A PROXY header is whole at its last byte and not before, whatever follows it, and what it names can be written again.
+/// A PROXY header is complete at its last byte and not before, whatever follows it, and its addresses can be encoded again.
 pub fn proxy_header(received: &[u8]) {
     let Ok(Some(header)) = internals::parse(received) else { return };
     assert!(header.length <= received.len().min(internals::MAX_LENGTH));
@@ -161,10 +161,11 @@ pub fn proxy_header(received: &[u8]) {
         assert_eq!(internals::parse(&received[..length]), Ok(None), "{length}");
     }
     for version in [Version::V1, Version::V2] {
-        let client = header.named.map(|named| internals::Client { named, server_name: None, alpn: None });
+        let client =
+            header.addresses.map(|addresses| internals::ProxiedClient { addresses, server_name: None, alpn: None });
         let written = internals::header(version, client.as_ref());
         let again = internals::parse(&written).unwrap().unwrap();
-        assert_eq!((again.named, again.length), (header.named, written.len()));
+        assert_eq!((again.addresses, again.length), (header.addresses, written.len()));
     }
 }
 

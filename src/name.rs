@@ -1,34 +1,35 @@
-//! Server names: what a client may ask for, and what a route may claim.
+//! Server names as clients send them (SNI), and the name patterns of routes.
 //!
-//! Both follow one rule, so that a name means the same in a hello and in a configuration: ASCII letters are
-//! folded, one trailing dot is dropped, labels are 1 to 63 bytes of letters, digits, `-` and `_` that neither
-//! begin nor end with `-`, and the whole is at most [`MAX_LENGTH`] bytes. Names that a resolver would read as an
-//! IP address are none ([RFC 6066, section 3](https://www.rfc-editor.org/rfc/rfc6066#section-3)).
+//! The same rules apply to both: names are ASCII and compared case-insensitively, one trailing dot is removed, labels are
+//! 1 to 63 bytes of letters, digits, `-` and `_` that neither start nor end with `-`, and a name has at most
+//! [`MAX_LENGTH`] bytes. Names that a resolver would treat as an IP address are invalid
+//! ([RFC 6066, section 3](https://www.rfc-editor.org/rfc/rfc6066#section-3)).
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
-/// The longest name, in bytes, without a trailing dot (RFC 1035, section 2.3.4).
+/// Maximum length of a name in bytes, without a trailing dot (RFC 1035, section 2.3.4).
 pub const MAX_LENGTH: usize = 253;
 
 const MAX_LABEL_LENGTH: usize = 63;
 
-/// A checked server name, borrowed from the hello that carries it.
+/// A valid server name.
 ///
-/// It keeps the letters as the client sent them; [`Display`](fmt::Display) and [`fold`](Self::fold) give the
-/// lower-case form that names are compared in.
+/// It borrows from the hello and keeps the case of the client; [`Display`](fmt::Display) and [`fold`](Self::fold) return
+/// the lower-case form in which names are compared.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerName<'a>(&'a str);
 
 impl<'a> ServerName<'a> {
-    /// Checks the bytes of a `host_name`.
+    /// Parses the bytes of a `host_name`.
     ///
     /// # Errors
-    /// The first rule that the bytes break.
+    ///
+    /// The first rule that the name violates.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, NameError> {
         let bytes = bytes.strip_suffix(b".").unwrap_or(bytes);
         check(bytes)?;
-        // Only ASCII passes the check.
+        // It is ASCII after the check.
         str::from_utf8(bytes).map(Self).map_err(|_| NameError::Character)
     }
 
@@ -40,7 +41,7 @@ impl<'a> ServerName<'a> {
         str::from_utf8(folded).unwrap_or_default()
     }
 
-    /// The name as the client wrote it, without a trailing dot.
+    /// The name as the client sent it, without a trailing dot.
     #[must_use]
     pub fn as_str(&self) -> &'a str {
         self.0
@@ -61,23 +62,24 @@ impl fmt::Display for ServerName<'_> {
     }
 }
 
-/// What a route claims: one name, or every name below a suffix.
+/// A pattern that matches one name, or all names below a suffix.
 ///
-/// Ordered by strength: a later value is the more specific one.
+/// Ordered by precedence: an exact name is greater than any wildcard.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum NamePattern {
     /// `*.example.com`: any name that ends in `.example.com`, at any depth, but not `example.com` itself.
-    /// Holds the part after `*.`, in lower case.
+    /// Contains the part after `*.`, in lower case.
     Suffix(Box<str>),
-    /// `a.example.com`: this name and no other. In lower case.
+    /// `a.example.com`: only this name. In lower case.
     Exact(Box<str>),
 }
 
 impl NamePattern {
-    /// Reads a name, or `*.` and a name.
+    /// Parses a name, or `*.` followed by a name.
     ///
     /// # Errors
-    /// The first rule that the name breaks; a `*` anywhere but in front is a [`NameError::Character`].
+    ///
+    /// The first rule that the name violates; a `*` at any other position is a [`NameError::Character`].
     pub fn parse(text: &str) -> Result<Self, NameError> {
         match text.strip_prefix("*.") {
             Some(suffix) => ServerName::parse(suffix.as_bytes()).map(|name| Self::Suffix(name.to_string().into())),
@@ -85,7 +87,7 @@ impl NamePattern {
         }
     }
 
-    /// The name, if it is one.
+    /// The name, if it is not a wildcard.
     #[must_use]
     pub fn as_exact(&self) -> Option<&str> {
         match self {
@@ -94,7 +96,7 @@ impl NamePattern {
         }
     }
 
-    /// Whether the pattern covers the name.
+    /// Whether the pattern matches the name.
     #[must_use]
     pub fn matches(&self, name: &ServerName<'_>) -> bool {
         let mut buffer = [0; MAX_LENGTH];
@@ -115,7 +117,7 @@ impl fmt::Display for NamePattern {
     }
 }
 
-/// The names above `name`, nearest first: `b.c` and `c` for `a.b.c`.
+/// The parent domains of `name`, nearest first: `b.c` and `c` for `a.b.c`.
 pub(crate) fn parents(name: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(parent(name), |name| parent(name))
 }
@@ -124,28 +126,28 @@ fn parent(name: &str) -> Option<&str> {
     name.split_once('.').map(|(_, parent)| parent)
 }
 
-/// Why a name is refused.
+/// Why a name is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum NameError {
-    /// No byte, or nothing but a dot.
+    /// Empty, or only a dot.
     #[error("the name is empty")]
     Empty,
-    /// Over [`MAX_LENGTH`] bytes.
+    /// More than [`MAX_LENGTH`] bytes.
     #[error("the name is longer than 253 bytes")]
     TooLong,
-    /// Two dots in a row, or a dot in front.
-    #[error("a label of the name is empty")]
+    /// Two consecutive dots, or a leading dot.
+    #[error("the name has an empty label")]
     EmptyLabel,
-    /// A label of over 63 bytes.
-    #[error("a label of the name is longer than 63 bytes")]
+    /// A label with more than 63 bytes.
+    #[error("the name has a label longer than 63 bytes")]
     LabelTooLong,
-    /// A byte that is no ASCII letter, digit, `-`, `_` or dot.
+    /// A byte other than ASCII letters, digits, `-`, `_` and dots.
     #[error("the name has a character other than letters, digits, '-', '_' and '.'")]
     Character,
-    /// A label that begins or ends with `-`.
-    #[error("a label of the name begins or ends with '-'")]
+    /// A label that starts or ends with `-`.
+    #[error("the name has a label that starts or ends with '-'")]
     Hyphen,
-    /// An IP address, or a name that resolvers read as one (its last label is a number).
+    /// An IP address, or a name that resolvers treat as one, because its last label is a number.
     #[error("the name is an IP address")]
     IpAddress,
 }
@@ -181,7 +183,7 @@ fn check_label(label: &[u8]) -> Result<(), NameError> {
     Ok(())
 }
 
-/// `inet_aton` reads `1.2.3.4`, `127.1`, `0x7f.1` and `2130706433` as addresses: all end in a number.
+/// `inet_aton(3)` accepts `1.2.3.4`, `127.1`, `0x7f.1` and `2130706433`: all end in a number.
 fn is_number(label: &[u8]) -> bool {
     match label {
         [b'0', b'x' | b'X', hex @ ..] => hex.iter().all(u8::is_ascii_hexdigit),
@@ -189,7 +191,7 @@ fn is_number(label: &[u8]) -> bool {
     }
 }
 
-/// The address that stands where a name should be, in brackets or without; not what only resolvers take for one.
+/// Parses an IP address, with or without brackets; not the other forms of `inet_aton(3)`.
 #[must_use]
 pub fn ip_literal(name: &[u8]) -> Option<IpAddr> {
     let text = str::from_utf8(name).ok()?;

@@ -1,6 +1,7 @@
-//! PROXY headers: by which a balancer in front of us names the client, and by which we name it to an API server.
+//! The PROXY protocol, with which a load balancer in front of us, or we in front of an endpoint, pass on the client's
+//! address.
 //!
-//! Versions 1 and 2 of <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>; the sections named here are its.
+//! Versions 1 and 2 of <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>; section numbers refer to it.
 
 use std::net::SocketAddr;
 
@@ -9,28 +10,28 @@ use proxy_header::{ParseConfig, ProxiedAddress, ProxyHeader, Tlv};
 
 use crate::name::ServerName;
 
-/// The longest header of version 1, its CRLF included (section 2.1).
+/// Maximum length of a version 1 header, CRLF included (section 2.1).
 const MAX_TEXT: usize = 107;
-/// The longest header of version 2 that is taken. Addresses and what balancers add to them have some hundred bytes.
+/// Maximum length of a version 2 header that is accepted. Real ones have some hundred bytes.
 const MAX_BINARY: usize = 4096;
-/// No header is longer.
+/// Maximum length of a header in bytes, either version.
 pub const MAX_LENGTH: usize = MAX_BINARY;
 
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
-/// With the signature, version and command, family, and length.
+/// Length of the signature, version and command, family, and length fields (section 2.2).
 const BINARY_START: usize = 16;
 
-/// How a header is written.
+/// The version of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Version {
-    /// As a line of text.
+    /// A line of text (section 2.1).
     V1,
-    /// In binary, with the name that the client asks for and the protocols that it offers.
+    /// Binary (section 2.2). We add the client's SNI and ALPN as TLVs.
     V2,
 }
 
 impl Version {
-    /// As it is configured.
+    /// The value in the configuration.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -40,116 +41,116 @@ impl Version {
     }
 }
 
-/// Both ends of a connection that somebody else has accepted.
+/// The addresses of the connection that a proxy has accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Named {
-    /// The client.
+pub struct ProxiedAddresses {
+    /// The client's address.
     pub source: SocketAddr,
-    /// Where it has connected to.
+    /// The address that the client connected to.
     pub destination: SocketAddr,
 }
 
-/// A whole header.
+/// A complete header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// `None`: the balancer speaks for itself (a health check), or of a connection that is none of TCP.
-    pub named: Option<Named>,
-    /// In bytes.
+    /// `None` for `LOCAL` (the proxy's own connection, such as a health check), `UNKNOWN`, and transports other than TCP.
+    pub addresses: Option<ProxiedAddresses>,
+    /// Length of the header in bytes.
     pub length: usize,
 }
 
-/// Why bytes are no header.
+/// Why bytes are not a valid header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Invalid {
-    /// They begin like none.
-    #[error("no PROXY header, which this listener requires (accept_proxy)")]
+pub enum InvalidHeader {
+    /// They do not start with the signature of either version.
+    #[error("missing PROXY header, which accept_proxy requires")]
     Missing,
-    /// Longer than is taken.
-    #[error("the PROXY header is longer than {MAX_TEXT} bytes of text, or {MAX_BINARY} of binary")]
+    /// More than 107 bytes in version 1, or 4096 bytes in version 2.
+    #[error("PROXY header longer than {MAX_TEXT} bytes (version 1) or {MAX_BINARY} bytes (version 2)")]
     TooLong,
-    /// Not of the form that the specification gives.
-    #[error("the PROXY header is malformed")]
+    /// The header does not conform to the specification.
+    #[error("malformed PROXY header")]
     Malformed,
-    /// Its checksum is another.
-    #[error("the PROXY header has a wrong checksum")]
+    /// The CRC-32C in the header does not match (section 2.2.3).
+    #[error("wrong checksum in the PROXY header")]
     Checksum,
 }
 
 const TEXT: &[u8] = b"PROXY ";
 
-/// Whether this is the beginning of a header, and not only its first byte.
+/// Whether the bytes start with the full signature of either version.
 #[must_use]
-pub(crate) fn begins(received: &[u8]) -> bool {
+pub(crate) fn is_header(received: &[u8]) -> bool {
     received.starts_with(TEXT) || received.starts_with(SIGNATURE)
 }
 
-/// Reads the header that these bytes begin with; `None`: more are needed.
-pub fn parse(received: &[u8]) -> Result<Option<Header>, Invalid> {
-    let begins_like = |start: &[u8]| received.iter().zip(start).all(|(byte, expected)| byte == expected);
-    if begins_like(TEXT) {
+/// Parses the header at the start of `received`; `None` if it is incomplete.
+pub fn parse(received: &[u8]) -> Result<Option<Header>, InvalidHeader> {
+    let matches_so_far = |start: &[u8]| received.iter().zip(start).all(|(byte, expected)| byte == expected);
+    if matches_so_far(TEXT) {
         parse_text(received)
-    } else if begins_like(SIGNATURE) {
+    } else if matches_so_far(SIGNATURE) {
         parse_binary(received)
     } else {
-        Err(Invalid::Missing)
+        Err(InvalidHeader::Missing)
     }
 }
 
-fn parse_text(received: &[u8]) -> Result<Option<Header>, Invalid> {
+fn parse_text(received: &[u8]) -> Result<Option<Header>, InvalidHeader> {
     let received = &received[..received.len().min(MAX_TEXT)];
     let Some(end) = received.windows(2).position(|two| two == b"\r\n") else {
-        return if received.len() == MAX_TEXT { Err(Invalid::TooLong) } else { Ok(None) };
+        return if received.len() == MAX_TEXT { Err(InvalidHeader::TooLong) } else { Ok(None) };
     };
     let fields: Vec<&[u8]> = received[..end].split(|byte| *byte == b' ').collect();
-    let named = match fields[..] {
-        // Whatever follows is to be ignored.
+    let addresses = match fields[..] {
+        // The rest of the line must be ignored (section 2.1).
         [_, b"UNKNOWN", ..] => None,
         [_, b"TCP4" | b"TCP6", _, _, source_port, destination_port]
             if is_number(source_port) && is_number(destination_port) =>
         {
             let parsed = ProxyHeader::parse(&received[..end + 2], ParseConfig::default());
-            let (header, _) = parsed.map_err(|_| Invalid::Malformed)?;
-            header.proxied_address().map(Named::from)
+            let (header, _) = parsed.map_err(|_| InvalidHeader::Malformed)?;
+            header.proxied_address().map(ProxiedAddresses::from)
         }
-        _ => return Err(Invalid::Malformed),
+        _ => return Err(InvalidHeader::Malformed),
     };
-    Ok(Some(Header { named, length: end + 2 }))
+    Ok(Some(Header { addresses, length: end + 2 }))
 }
 
-/// Without a sign or leading zeroes, which the library would take.
+/// Rejects a sign or leading zeroes, which the library would accept.
 fn is_number(field: &[u8]) -> bool {
     field == b"0" || (field.first() != Some(&b'0') && !field.is_empty() && field.iter().all(u8::is_ascii_digit))
 }
 
-fn parse_binary(received: &[u8]) -> Result<Option<Header>, Invalid> {
+fn parse_binary(received: &[u8]) -> Result<Option<Header>, InvalidHeader> {
     const LOCAL: u8 = 0x20;
     let Some(start) = received.get(..BINARY_START) else { return Ok(None) };
     let length = BINARY_START + usize::from(u16::from_be_bytes([start[14], start[15]]));
     if length > MAX_BINARY {
-        return Err(Invalid::TooLong);
+        return Err(InvalidHeader::TooLong);
     }
-    let Some(whole) = received.get(..length) else { return Ok(None) };
+    let Some(header_bytes) = received.get(..length) else { return Ok(None) };
     let command = start[12];
     if command == LOCAL {
-        // The rest is to be ignored, the family included.
-        return Ok(Some(Header { named: None, length }));
+        // The rest must be ignored, including the family (section 2.2).
+        return Ok(Some(Header { addresses: None, length }));
     }
-    let (header, _) = ProxyHeader::parse(whole, ParseConfig::default()).map_err(|_| Invalid::Malformed)?;
+    let (header, _) = ProxyHeader::parse(header_bytes, ParseConfig::default()).map_err(|_| InvalidHeader::Malformed)?;
     if header.tlvs().any(|tlv| tlv.is_err()) {
-        return Err(Invalid::Malformed);
+        return Err(InvalidHeader::Malformed);
     }
     if let Some(expected) = header.crc32c()
-        && checksum(whole) != Some(expected)
+        && checksum(header_bytes) != Some(expected)
     {
-        return Err(Invalid::Checksum);
+        return Err(InvalidHeader::Checksum);
     }
-    let named = header.proxied_address().filter(|address| address.protocol == proxy_header::Protocol::Stream);
-    Ok(Some(Header { named: named.map(Named::from), length }))
+    let addresses = header.proxied_address().filter(|address| address.protocol == proxy_header::Protocol::Stream);
+    Ok(Some(Header { addresses: addresses.map(ProxiedAddresses::from), length }))
 }
 
 const ALGORITHM: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
-/// Of a header of version 2, its own checksum counted as zeroes (section 2.2.3).
+/// The CRC-32C of a version 2 header, computed with the checksum field zeroed (section 2.2.3).
 fn checksum(header: &[u8]) -> Option<u32> {
     const CRC32C: u8 = 0x03;
     let addresses = match header[13] >> 4 {
@@ -174,37 +175,37 @@ fn checksum(header: &[u8]) -> Option<u32> {
     Some(digest.finalize())
 }
 
-impl From<&ProxiedAddress> for Named {
+impl From<&ProxiedAddress> for ProxiedAddresses {
     fn from(address: &ProxiedAddress) -> Self {
         Self { source: address.source, destination: address.destination }
     }
 }
 
-/// What a client is named by.
+/// What a header tells about a client.
 #[derive(Clone, Copy, Debug)]
-pub struct Client<'a> {
-    /// Both addresses, of one family and in their canonical form.
-    pub named: Named,
-    /// What it asks for.
+pub struct ProxiedClient<'a> {
+    /// Both addresses in canonical form and of the same family.
+    pub addresses: ProxiedAddresses,
+    /// The client's SNI.
     pub server_name: Option<ServerName<'a>>,
-    /// What it offers: a `ProtocolNameList` without its length (RFC 7301, section 3.1).
+    /// The client's ALPN: a `ProtocolNameList` without its length (RFC 7301, section 3.1).
     pub alpn: Option<&'a [u8]>,
 }
 
-/// More protocols than this are not passed on.
+/// In bytes; longer ALPN lists are not passed on.
 const MAX_ALPN: usize = 512;
 
-/// The header for this client; `None`: for ourselves.
+/// Encodes a header for this client; `None` encodes `LOCAL` (version 2) or `UNKNOWN` (version 1).
 #[must_use]
-pub fn header(version: Version, client: Option<&Client<'_>>) -> Vec<u8> {
-    let address = client.map(|client| ProxiedAddress::stream(client.named.source, client.named.destination));
+pub fn header(version: Version, client: Option<&ProxiedClient<'_>>) -> Vec<u8> {
+    let address = client.map(|client| ProxiedAddress::stream(client.addresses.source, client.addresses.destination));
     let mut bytes = Vec::new();
     let written = match version {
         Version::V1 => address.map_or_else(ProxyHeader::with_local, ProxyHeader::with_address).encode_v1(&mut bytes),
         Version::V2 => {
             let name = client.and_then(|client| client.server_name).map(|name| Tlv::Authority(name.to_string().into()));
             let alpn = client.and_then(|client| client.alpn).filter(|list| list.len() <= MAX_ALPN);
-            // A copy of the extension, as section 2.2.1 has it: what will be chosen is not known yet.
+            // The client's whole offer: which protocol will be chosen is not known yet (section 2.2.1).
             let extension = |list: &[u8]| [&u16::try_from(list.len()).unwrap_or(0).to_be_bytes(), list].concat();
             let tlvs = name.into_iter().chain(alpn.map(|list| Tlv::Alpn(extension(list).into())));
             ProxyHeader::with_tlvs(address, tlvs).encode_v2(&mut bytes)
@@ -212,7 +213,7 @@ pub fn header(version: Version, client: Option<&Client<'_>>) -> Vec<u8> {
     };
     match written {
         Ok(()) => bytes,
-        // Addresses of two families: there is no way to write that.
+        // Addresses of different families cannot be encoded.
         Err(_) => header(version, None),
     }
 }
@@ -221,8 +222,8 @@ pub fn header(version: Version, client: Option<&Client<'_>>) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    fn named(source: &str, destination: &str) -> Named {
-        Named { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
+    fn addresses(source: &str, destination: &str) -> ProxiedAddresses {
+        ProxiedAddresses { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
     }
 
     fn binary(command: u8, family: u8, content: &[u8]) -> Vec<u8> {
@@ -233,9 +234,9 @@ mod tests {
     const V4: [u8; 12] = [192, 0, 2, 1, 198, 51, 100, 2, 0x12, 0x34, 0x01, 0xbb];
 
     #[test]
-    fn e07_headers_name_the_client() {
-        let v4 = named("192.0.2.1:4660", "198.51.100.2:443");
-        let v6 = named("[2001:db8::1]:4660", "[2001:db8::2]:443");
+    fn e07_headers_contain_the_clients_address() {
+        let v4 = addresses("192.0.2.1:4660", "198.51.100.2:443");
+        let v6 = addresses("[2001:db8::1]:4660", "[2001:db8::2]:443");
         let v6_binary = [
             &[0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1][..],
             &[0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0x12, 0x34, 0x01, 0xbb],
@@ -255,10 +256,10 @@ mod tests {
             (binary(0x20, 0, b""), None),
             (binary(0x20, 0xff, b"whatever"), None),
         ] {
-            let whole = [&bytes[..], b"\x16\x03\x01"].concat();
-            assert!(begins(&whole) && !begins(&whole[1..]) && !begins(&whole[..1]));
-            let header = Header { named: expected, length: bytes.len() };
-            assert_eq!(parse(&whole), Ok(Some(header)), "{}", bytes.escape_ascii());
+            let header_bytes = [&bytes[..], b"\x16\x03\x01"].concat();
+            assert!(is_header(&header_bytes) && !is_header(&header_bytes[1..]) && !is_header(&header_bytes[..1]));
+            let header = Header { addresses: expected, length: bytes.len() };
+            assert_eq!(parse(&header_bytes), Ok(Some(header)), "{}", bytes.escape_ascii());
             for length in 0..bytes.len() {
                 assert_eq!(parse(&bytes[..length]), Ok(None), "{length} of {}", bytes.escape_ascii());
             }
@@ -266,46 +267,46 @@ mod tests {
     }
 
     #[test]
-    fn e07_whatever_is_malformed_is_no_header() {
+    fn e07_malformed_headers_are_rejected() {
         let long = format!("PROXY UNKNOWN {}\r\n", "x".repeat(92));
         let mut bad_length = binary(0x21, 0x11, &V4);
         bad_length[15] = 11;
         for (bytes, reason) in [
-            (&b"\x16\x03\x01\x02\0\x01"[..], Invalid::Missing),
-            (b"PROXYTCP4 192.0.2.1 198.51.100.2 4660 443\r\n", Invalid::Missing),
-            (b"proxy TCP4 192.0.2.1 198.51.100.2 4660 443\r\n", Invalid::Missing),
-            (b"\r\n\r\n\0\r\nQUIT\r", Invalid::Missing),
-            (long.as_bytes(), Invalid::TooLong),
-            (b"PROXY TCP4 192.0.2.1 198.51.100.2 4660\r\n", Invalid::Malformed),
-            (b"PROXY TCP4 192.0.2.1 198.51.100.2 4660 443 \r\n", Invalid::Malformed),
-            (b"PROXY TCP4  192.0.2.1 198.51.100.2 4660 443\r\n", Invalid::Malformed),
-            (b"PROXY TCP4 192.0.2.1 198.51.100.2 04660 443\r\n", Invalid::Malformed),
-            (b"PROXY TCP4 192.0.2.1 198.51.100.2 +466 443\r\n", Invalid::Malformed),
-            (b"PROXY TCP4 192.0.2.1 198.51.100.2 65536 443\r\n", Invalid::Malformed),
-            (b"PROXY TCP4 192.0.2.01 198.51.100.2 4660 443\r\n", Invalid::Malformed),
-            (b"PROXY TCP4 2001:db8::1 2001:db8::2 4660 443\r\n", Invalid::Malformed),
-            (b"PROXY TCP6 192.0.2.1 198.51.100.2 4660 443\r\n", Invalid::Malformed),
-            (b"PROXY TCP6 fe80::1%eth0 2001:db8::2 4660 443\r\n", Invalid::Malformed),
-            (b"PROXY UDP4 192.0.2.1 198.51.100.2 4660 443\r\n", Invalid::Malformed),
-            (b"PROXY \r\n", Invalid::Malformed),
-            (b"PROXY TCP4 192.0.2.1\n198.51.100.2 4660 443\r\n", Invalid::Malformed),
-            (&binary(0x11, 0x11, &V4), Invalid::Malformed),
-            (&binary(0x22, 0x11, &V4), Invalid::Malformed),
-            (&binary(0x21, 0x41, &V4), Invalid::Malformed),
-            (&binary(0x21, 0x13, &V4), Invalid::Malformed),
-            (&bad_length, Invalid::Malformed),
-            (&binary(0x21, 0x11, &[&V4[..], b"\x05"].concat()), Invalid::Malformed),
-            (&binary(0x21, 0x11, &[&V4[..], b"\x05\0\x03id"].concat()), Invalid::Malformed),
-            (&binary(0x21, 0x11, &[&V4[..], b"\x02\0\x01\xff"].concat()), Invalid::Malformed),
-            (&binary(0x21, 0x11, &[&V4[..], b"\x03\0\x04\0\0\0\0"].concat()), Invalid::Checksum),
-            (&binary(0x21, 0x11, &vec![7; 65535]), Invalid::TooLong),
-            (&binary(0x20, 0, &vec![7; MAX_BINARY - BINARY_START + 1]), Invalid::TooLong),
+            (&b"\x16\x03\x01\x02\0\x01"[..], InvalidHeader::Missing),
+            (b"PROXYTCP4 192.0.2.1 198.51.100.2 4660 443\r\n", InvalidHeader::Missing),
+            (b"proxy TCP4 192.0.2.1 198.51.100.2 4660 443\r\n", InvalidHeader::Missing),
+            (b"\r\n\r\n\0\r\nQUIT\r", InvalidHeader::Missing),
+            (long.as_bytes(), InvalidHeader::TooLong),
+            (b"PROXY TCP4 192.0.2.1 198.51.100.2 4660\r\n", InvalidHeader::Malformed),
+            (b"PROXY TCP4 192.0.2.1 198.51.100.2 4660 443 \r\n", InvalidHeader::Malformed),
+            (b"PROXY TCP4  192.0.2.1 198.51.100.2 4660 443\r\n", InvalidHeader::Malformed),
+            (b"PROXY TCP4 192.0.2.1 198.51.100.2 04660 443\r\n", InvalidHeader::Malformed),
+            (b"PROXY TCP4 192.0.2.1 198.51.100.2 +466 443\r\n", InvalidHeader::Malformed),
+            (b"PROXY TCP4 192.0.2.1 198.51.100.2 65536 443\r\n", InvalidHeader::Malformed),
+            (b"PROXY TCP4 192.0.2.01 198.51.100.2 4660 443\r\n", InvalidHeader::Malformed),
+            (b"PROXY TCP4 2001:db8::1 2001:db8::2 4660 443\r\n", InvalidHeader::Malformed),
+            (b"PROXY TCP6 192.0.2.1 198.51.100.2 4660 443\r\n", InvalidHeader::Malformed),
+            (b"PROXY TCP6 fe80::1%eth0 2001:db8::2 4660 443\r\n", InvalidHeader::Malformed),
+            (b"PROXY UDP4 192.0.2.1 198.51.100.2 4660 443\r\n", InvalidHeader::Malformed),
+            (b"PROXY \r\n", InvalidHeader::Malformed),
+            (b"PROXY TCP4 192.0.2.1\n198.51.100.2 4660 443\r\n", InvalidHeader::Malformed),
+            (&binary(0x11, 0x11, &V4), InvalidHeader::Malformed),
+            (&binary(0x22, 0x11, &V4), InvalidHeader::Malformed),
+            (&binary(0x21, 0x41, &V4), InvalidHeader::Malformed),
+            (&binary(0x21, 0x13, &V4), InvalidHeader::Malformed),
+            (&bad_length, InvalidHeader::Malformed),
+            (&binary(0x21, 0x11, &[&V4[..], b"\x05"].concat()), InvalidHeader::Malformed),
+            (&binary(0x21, 0x11, &[&V4[..], b"\x05\0\x03id"].concat()), InvalidHeader::Malformed),
+            (&binary(0x21, 0x11, &[&V4[..], b"\x02\0\x01\xff"].concat()), InvalidHeader::Malformed),
+            (&binary(0x21, 0x11, &[&V4[..], b"\x03\0\x04\0\0\0\0"].concat()), InvalidHeader::Checksum),
+            (&binary(0x21, 0x11, &vec![7; 65535]), InvalidHeader::TooLong),
+            (&binary(0x20, 0, &vec![7; MAX_BINARY - BINARY_START + 1]), InvalidHeader::TooLong),
         ] {
             assert_eq!(parse(bytes), Err(reason), "{}", bytes.escape_ascii());
         }
         let longest = binary(0x20, 0, &vec![7; MAX_BINARY - BINARY_START]);
-        assert_eq!(parse(&longest), Ok(Some(Header { named: None, length: MAX_BINARY })));
-        assert_eq!(parse(&[b'P'; 2]), Err(Invalid::Missing), "at the first byte that shows it");
+        assert_eq!(parse(&longest), Ok(Some(Header { addresses: None, length: MAX_BINARY })));
+        assert_eq!(parse(&[b'P'; 2]), Err(InvalidHeader::Missing), "at the first byte that differs");
     }
 
     #[test]
@@ -314,9 +315,9 @@ mod tests {
         let sum = checksum(&bytes).unwrap().to_be_bytes();
         let length = bytes.len();
         bytes[length - 4..].copy_from_slice(&sum);
-        assert!(parse(&bytes).is_ok_and(|header| header.is_some_and(|header| header.named.is_some())));
+        assert!(parse(&bytes).is_ok_and(|header| header.is_some_and(|header| header.addresses.is_some())));
         bytes[20] ^= 1;
-        assert_eq!(parse(&bytes), Err(Invalid::Checksum));
+        assert_eq!(parse(&bytes), Err(InvalidHeader::Checksum));
         for (family, addresses) in [(0, 0), (0x11, 12), (0x21, 36), (0x31, 216)] {
             let mut bytes = binary(0x21, family, &[&vec![7; addresses][..], b"\x03\0\x04\0\0\0\0"].concat());
             let (length, sum) = (bytes.len(), ALGORITHM.checksum(&bytes).to_be_bytes());
@@ -328,20 +329,25 @@ mod tests {
     }
 
     #[test]
-    fn e08_what_is_written_is_read() {
+    fn e08_encoded_headers_parse_to_the_same_addresses() {
         for version in [Version::V1, Version::V2] {
-            for named in [named("192.0.2.1:1", "192.0.2.2:2"), named("[2001:db8::1]:1", "[2001:db8::2]:2")] {
-                let client = Client { named, server_name: ServerName::parse(b"a.example").ok(), alpn: Some(b"\x02h2") };
+            for addresses in [addresses("192.0.2.1:1", "192.0.2.2:2"), addresses("[2001:db8::1]:1", "[2001:db8::2]:2")]
+            {
+                let client = ProxiedClient {
+                    addresses,
+                    server_name: ServerName::parse(b"a.example").ok(),
+                    alpn: Some(b"\x02h2"),
+                };
                 let bytes = header(version, Some(&client));
-                assert_eq!(parse(&bytes), Ok(Some(Header { named: Some(named), length: bytes.len() })));
+                assert_eq!(parse(&bytes), Ok(Some(Header { addresses: Some(addresses), length: bytes.len() })));
             }
             let own = header(version, None);
-            assert_eq!(parse(&own), Ok(Some(Header { named: None, length: own.len() })));
-            let mixed = Client { named: named("192.0.2.1:1", "[::1]:2"), server_name: None, alpn: None };
+            assert_eq!(parse(&own), Ok(Some(Header { addresses: None, length: own.len() })));
+            let mixed = ProxiedClient { addresses: addresses("192.0.2.1:1", "[::1]:2"), server_name: None, alpn: None };
             assert_eq!(header(version, Some(&mixed)), own);
         }
-        let client = Client {
-            named: named("192.0.2.1:4660", "198.51.100.2:443"),
+        let client = ProxiedClient {
+            addresses: addresses("192.0.2.1:4660", "198.51.100.2:443"),
             server_name: ServerName::parse(b"A.example.").ok(),
             alpn: Some(b"\x02h2\x08http/1.1"),
         };

@@ -1,10 +1,11 @@
-//! Which route takes a client: the most specific name wins, whatever the order they were written in.
+//! Routes clients by server name (SNI), ALPN and listener.
 //!
-//! A route matches when all its matchers hold. Among those that match, the one with the exact name wins, then the
-//! longest wildcard, then the catch-all; at the same name, the one with more matchers. Two routes of equal rank
-//! that one client could match are a [`Conflict`], found when the table is built, so a lookup has one answer.
+//! A route matches a client if all its matchers do. Among matching routes, an exact name wins over a wildcard, a longer
+//! wildcard over a shorter one, and any name over a catch-all; with the same name, the route with more matchers wins.
+//! The order of insertion does not matter: two routes of equal rank that the same client could match are a [`Conflict`],
+//! reported when the second one is inserted.
 //!
-//! A lookup costs one hash per label of the name, however many routes there are.
+//! A lookup costs one hash per label of the name, independent of the number of routes.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -12,30 +13,30 @@ use std::collections::HashMap;
 use crate::client_hello::Alpn;
 use crate::name::{MAX_LENGTH, NamePattern, ServerName, parents};
 
-/// Routes to targets of any kind.
+/// A table of routes, each with a target of type `T`.
 #[derive(Debug)]
 pub struct RouteTable<T> {
-    // The hasher of the standard library is keyed, so that names cannot be chosen to collide.
-    exact: HashMap<Box<str>, Rivals<T>>,
-    suffix: HashMap<Box<str>, Rivals<T>>,
-    catch_all: Rivals<T>,
+    // The standard hasher is keyed, so clients cannot choose names that collide.
+    exact: HashMap<Box<str>, RouteEntries<T>>,
+    suffix: HashMap<Box<str>, RouteEntries<T>>,
+    catch_all: RouteEntries<T>,
 }
 
-/// Routes that claim the same name, the one with the most matchers first.
-type Rivals<T> = Vec<Candidate<T>>;
+/// Routes with the same name, the one with the most matchers first.
+type RouteEntries<T> = Vec<RouteEntry<T>>;
 
 #[derive(Debug)]
-struct Candidate<T> {
+struct RouteEntry<T> {
     matchers: Matchers,
     target: T,
 }
 
-/// What a client must satisfy besides its name.
+/// Conditions on a client besides its name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Matchers {
-    /// It offers one of these application protocols; `None`: whatever it offers.
+    /// The client must offer at least one of these ALPN protocols (RFC 7301); `None`: no condition.
     pub alpn: Option<Box<[Box<[u8]>]>>,
-    /// It arrived at one of these listeners, by number; `None`: wherever it arrived.
+    /// The client must have connected to one of these listeners, by index; `None`: no condition.
     pub listeners: Option<Box<[usize]>>,
 }
 
@@ -48,13 +49,13 @@ impl Matchers {
         self.listener_holds(client.listener) && self.alpn_holds(client.alpn)
     }
 
-    /// Whether clients of this listener may match.
+    /// Whether a client of this listener can match.
     #[must_use]
     pub fn listener_holds(&self, listener: usize) -> bool {
         self.listeners.as_ref().is_none_or(|wanted| wanted.contains(&listener))
     }
 
-    /// Whether clients that offer these protocols may match.
+    /// Whether a client that offers these protocols can match.
     #[must_use]
     pub fn alpn_holds(&self, offered: Option<Alpn<'_>>) -> bool {
         self.alpn.as_ref().is_none_or(|wanted| {
@@ -62,8 +63,8 @@ impl Matchers {
         })
     }
 
-    /// Whether one client could satisfy both. A client may offer any set of protocols, so these never tell two
-    /// routes apart for good.
+    /// Whether the same client could satisfy both. A client can offer any set of protocols, so different `alpn` never
+    /// excludes that.
     fn overlap(&self, other: &Self) -> bool {
         match (&self.listeners, &other.listeners) {
             (Some(ours), Some(theirs)) => ours.iter().any(|listener| theirs.contains(listener)),
@@ -72,18 +73,18 @@ impl Matchers {
     }
 }
 
-/// What is known of a client when it is routed.
+/// The properties of a client that decide its route.
 #[derive(Clone, Copy, Debug)]
 pub struct Client<'a> {
-    /// The name it asks for.
+    /// SNI (RFC 6066, section 3).
     pub server_name: Option<ServerName<'a>>,
-    /// The application protocols it offers.
+    /// ALPN (RFC 7301).
     pub alpn: Option<Alpn<'a>>,
-    /// The number of the listener it arrived at.
+    /// Index of the listener that it connected to.
     pub listener: usize,
 }
 
-/// A route found, and what it was found by.
+/// The route found for a client.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Match<'t, T> {
     /// The route's target.
@@ -95,22 +96,22 @@ pub struct Match<'t, T> {
 /// How a name matched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MatchedBy<'t> {
-    /// The route has this very name.
+    /// An exact name.
     Exact,
-    /// The route has `*.` and this suffix.
+    /// A wildcard: `*.` and this suffix.
     Suffix(&'t str),
-    /// The route takes every name, and clients that send none.
+    /// A catch-all route, which matches every name and clients without SNI.
     CatchAll,
 }
 
-/// Two routes that one client could match at equal rank.
+/// Two routes of equal rank that the same client could match.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Conflict<T> {
-    /// The target that was already in the table.
+    /// The target that is already in the table.
     pub earlier: T,
-    /// The target that could not be added.
+    /// The target that was not inserted.
     pub later: T,
-    /// The name both claim; `None` if both are catch-alls.
+    /// The name of both; `None` if both are catch-all routes.
     pub pattern: Option<NamePattern>,
 }
 
@@ -121,7 +122,11 @@ impl<T> Default for RouteTable<T> {
 }
 
 impl<T: Clone> RouteTable<T> {
-    /// Adds a route: all patterns lead to `target`; without patterns it is a catch-all.
+    /// Inserts a route from each of `patterns` to `target`; without patterns it is a catch-all route.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a route of equal rank could match the same client. Patterns before the conflicting one stay inserted.
     pub fn insert(
         &mut self,
         patterns: &[NamePattern],
@@ -132,37 +137,37 @@ impl<T: Clone> RouteTable<T> {
             return add(&mut self.catch_all, None, matchers, target);
         }
         for pattern in patterns {
-            let rivals = match pattern {
+            let entries = match pattern {
                 NamePattern::Exact(name) => self.exact.entry(name.clone()).or_default(),
                 NamePattern::Suffix(suffix) => self.suffix.entry(suffix.clone()).or_default(),
             };
-            add(rivals, Some(pattern), matchers, target)?;
+            add(entries, Some(pattern), matchers, target)?;
         }
         Ok(())
     }
 }
 
 fn add<T: Clone>(
-    rivals: &mut Rivals<T>,
+    entries: &mut RouteEntries<T>,
     pattern: Option<&NamePattern>,
     matchers: &Matchers,
     target: &T,
 ) -> Result<(), Box<Conflict<T>>> {
-    let equal = |rival: &&Candidate<T>| rival.matchers.rank() == matchers.rank() && rival.matchers.overlap(matchers);
-    if let Some(rival) = rivals.iter().find(equal) {
+    let equal = |entry: &&RouteEntry<T>| entry.matchers.rank() == matchers.rank() && entry.matchers.overlap(matchers);
+    if let Some(entry) = entries.iter().find(equal) {
         return Err(Box::new(Conflict {
-            earlier: rival.target.clone(),
+            earlier: entry.target.clone(),
             later: target.clone(),
             pattern: pattern.cloned(),
         }));
     }
-    rivals.push(Candidate { matchers: matchers.clone(), target: target.clone() });
-    rivals.sort_by_key(|rival| Reverse(rival.matchers.rank()));
+    entries.push(RouteEntry { matchers: matchers.clone(), target: target.clone() });
+    entries.sort_by_key(|entry| Reverse(entry.matchers.rank()));
     Ok(())
 }
 
 impl<T> RouteTable<T> {
-    /// The route that takes the client, if there is one.
+    /// The route of the client; `None` if no route matches.
     #[must_use]
     pub fn find(&self, client: &Client<'_>) -> Option<Match<'_, T>> {
         client
@@ -171,7 +176,7 @@ impl<T> RouteTable<T> {
             .or_else(|| first(&self.catch_all, client, MatchedBy::CatchAll))
     }
 
-    /// Whether a route has this name, for whatever clients.
+    /// Whether any route, other than a catch-all, has this name, regardless of its other matchers.
     #[must_use]
     pub fn knows(&self, name: ServerName<'_>) -> bool {
         let mut buffer = [0; MAX_LENGTH];
@@ -182,19 +187,19 @@ impl<T> RouteTable<T> {
     fn find_by_name(&self, name: &ServerName<'_>, client: &Client<'_>) -> Option<Match<'_, T>> {
         let mut buffer = [0; MAX_LENGTH];
         let name = name.fold(&mut buffer);
-        let exact = self.exact.get(name).and_then(|rivals| first(rivals, client, MatchedBy::Exact));
+        let exact = self.exact.get(name).and_then(|entries| first(entries, client, MatchedBy::Exact));
         if exact.is_some() || self.suffix.is_empty() {
             return exact;
         }
         parents(name).find_map(|parent| {
-            let (suffix, rivals) = self.suffix.get_key_value(parent)?;
-            first(rivals, client, MatchedBy::Suffix(suffix))
+            let (suffix, entries) = self.suffix.get_key_value(parent)?;
+            first(entries, client, MatchedBy::Suffix(suffix))
         })
     }
 }
 
-fn first<'t, T>(rivals: &'t Rivals<T>, client: &Client<'_>, by: MatchedBy<'t>) -> Option<Match<'t, T>> {
-    let candidate = rivals.iter().find(|candidate| candidate.matchers.hold(client))?;
+fn first<'t, T>(entries: &'t RouteEntries<T>, client: &Client<'_>, by: MatchedBy<'t>) -> Option<Match<'t, T>> {
+    let candidate = entries.iter().find(|candidate| candidate.matchers.hold(client))?;
     Some(Match { target: &candidate.target, by })
 }
 

@@ -1,15 +1,15 @@
-//! The first bytes of an API server's answer, which nobody has encrypted: a ServerHello, or the alert by which it refuses.
+//! Parses the unencrypted start of a TLS server's reply: a ServerHello, a HelloRetryRequest or an alert.
 
 use tls_parser::{TlsRecordType, parse_tls_record_header};
 
-/// What a server answers first.
+/// The first message of a TLS server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It goes on with this version (RFC 8446, section 4.1.3).
+    /// A ServerHello with the negotiated version, such as `0x0304` for TLS 1.3 (RFC 8446, section 4.1.3).
     Hello(u16),
-    /// It asks for another ClientHello, and means to go on with this version (RFC 8446, section 4.1.4).
+    /// A HelloRetryRequest with the version it selects (RFC 8446, section 4.1.4).
     Retry(u16),
-    /// It refuses, with this description (RFC 8446, section 6).
+    /// An alert with this description (RFC 8446, section 6). See [`alert_name`].
     Alert(u8),
 }
 
@@ -18,14 +18,14 @@ const HANDSHAKE_HEADER_LENGTH: usize = 4;
 const SERVER_HELLO: u8 = 2;
 const SUPPORTED_VERSIONS: u16 = 43;
 
-/// The `random` of a ServerHello that is a HelloRetryRequest: SHA-256 of that word.
+/// The `random` that makes a ServerHello a HelloRetryRequest: SHA-256 of that word (RFC 8446, section 4.1.3).
 const RETRY: [u8; 32] = [
     0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91, 0xc2, 0xa2, 0x11,
     0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
 ];
 
 impl Answer {
-    /// What these first bytes say; nothing, if they are too few or something else.
+    /// Parses the first bytes of a reply; `None` if they are incomplete or not one of these messages.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let (_, header) = parse_tls_record_header(bytes).ok()?;
@@ -44,14 +44,14 @@ fn server_hello(body: &[u8]) -> Option<Answer> {
     let (version, rest) = body.split_first_chunk::<2>()?;
     let (random, rest) = rest.split_first_chunk::<32>()?;
     let (session_id_length, rest) = rest.split_first()?;
-    // The cipher suite and the compression method.
+    // Skips the cipher suite and the compression method.
     let rest = rest.get(usize::from(*session_id_length) + 3..)?;
     let extensions = rest.get(2..).unwrap_or_default();
     let version = supported_version(extensions).unwrap_or(u16::from_be_bytes(*version));
     Some(if *random == RETRY { Answer::Retry(version) } else { Answer::Hello(version) })
 }
 
-/// From TLS 1.3 on the version is in an extension.
+/// Since TLS 1.3, the version is in an extension (RFC 8446, section 4.2.1).
 fn supported_version(mut extensions: &[u8]) -> Option<u16> {
     while let Some((head, rest)) = extensions.split_first_chunk::<4>() {
         let [kind, length] = [[head[0], head[1]], [head[2], head[3]]].map(u16::from_be_bytes);
@@ -64,7 +64,7 @@ fn supported_version(mut extensions: &[u8]) -> Option<u16> {
     None
 }
 
-/// The name of an alert's description in the registry of TLS.
+/// The name of an alert description in the IANA registry of TLS alerts; `None` if it is unknown.
 #[must_use]
 pub fn alert_name(description: u8) -> Option<&'static str> {
     Some(match description {
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_version_is_where_each_version_of_tls_has_it() {
+    fn the_negotiated_version_is_found() {
         let key_share = [0, 51, 0, 2, 0, 29];
         let chosen = [0, 43, 0, 2, 3, 4];
         let extensions = [&key_share[..], &chosen].concat();
@@ -130,18 +130,18 @@ mod tests {
 
     #[test]
     fn alerts_have_names() {
-        let refused = Answer::parse(&[21, 3, 3, 0, 2, 2, 40]);
-        assert_eq!(refused, Some(Answer::Alert(40)));
+        let alert = Answer::parse(&[21, 3, 3, 0, 2, 2, 40]);
+        assert_eq!(alert, Some(Answer::Alert(40)));
         assert_eq!((alert_name(40), alert_name(255)), (Some("handshake_failure"), None));
     }
 
     #[test]
-    fn what_is_cut_or_something_else_says_nothing() {
+    fn truncated_and_other_messages_are_not_parsed() {
         let whole = hello([1; 32], &[0, 43, 0, 2, 3, 4]);
         for length in 0..whole.len() {
-            // A hello that is cut in its extensions looks like one without.
-            let told = Answer::parse(&whole[..length]);
-            assert!(told.is_none() || told == Some(Answer::Hello(0x0303)), "{length}");
+            // A hello truncated in its extensions looks like one without any.
+            let answer = Answer::parse(&whole[..length]);
+            assert!(answer.is_none() || answer == Some(Answer::Hello(0x0303)), "{length}");
         }
         for bytes in
             [&b"HTTP/1.1 400 Bad Request"[..], &[22, 3, 3, 0, 4, 11, 0, 0, 0], &[23, 3, 3, 0, 1, 0], &[21, 3, 3, 0, 2]]

@@ -11,7 +11,7 @@ use crate::support::lines::Lines;
 use crate::support::watchdog::LIMIT_VARIABLE;
 use crate::support::{Backend, Client, Process, Router, eventually};
 
-const HANGING: &str = "watchdog::hangs_where_it_is_asked_to";
+const HANGING: &str = "harness::hangs_where_it_is_asked_to";
 /// Asks it to.
 const HANG: &str = "SNIGATE_TEST_HANGS";
 /// Seconds: enough to get to where it hangs, on a busy machine too.

@@ -16,8 +16,9 @@ use super::body::{self, Body};
 use super::exposition::{Format, PIECE, Rendering};
 use super::places::{MAX_ANSWERS, MAX_ANSWERS_OF_PEER, Place};
 use super::shared::{Freshness, Revocable, Shared};
-use super::status_pages::{Snapshot, Wanted};
-use super::{EVENT_EVERY, MAX_AGE, State, metrics, negotiate, status};
+use super::status::Selection;
+use super::status_pages::Snapshot;
+use super::{AdminHandles, EVENT_INTERVAL, MAX_AGE, metrics, negotiate, status};
 
 /// Long answers, each made once for all who ask for it within a second.
 #[derive(Clone, Debug, Default)]
@@ -35,8 +36,8 @@ const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const CSS: HeaderValue = HeaderValue::from_static("text/css; charset=utf-8");
 const JAVASCRIPT: HeaderValue = HeaderValue::from_static("text/javascript; charset=utf-8");
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
-/// The page needs nothing from elsewhere, and nothing that a client has sent is ever run.
-const OUR_OWN: HeaderValue = HeaderValue::from_static(
+/// The page loads nothing from elsewhere, and text from clients is never executed.
+const CONTENT_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
 const OPEN_METRICS: HeaderValue =
@@ -46,12 +47,16 @@ const TEXT_METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=
 /// What to answer instead.
 pub(super) type Refusal = (StatusCode, String);
 
-pub(super) async fn answer(request: Request<Incoming>, state: Arc<State>, place: Arc<Place>) -> Response<Body> {
-    let answer = match refusal(&request, &state) {
+pub(super) async fn answer(
+    request: Request<Incoming>,
+    handles: Arc<AdminHandles>,
+    place: Arc<Place>,
+) -> Response<Body> {
+    let answer = match refusal(&request, &handles) {
         Some(refusal) => Err(refusal),
-        None => match probe(request.uri().path(), &state) {
+        None => match probe(request.uri().path(), &handles) {
             Some(response) => return response,
-            None => long(&request, &state).await,
+            None => long(&request, &handles).await,
         },
     };
     let response = answer.unwrap_or_else(|(status, says)| respond(status, TEXT, says));
@@ -67,18 +72,18 @@ pub(super) async fn answer(request: Request<Incoming>, state: Arc<State>, place:
     response
 }
 
-fn refusal<B>(request: &Request<B>, state: &State) -> Option<Refusal> {
-    if let Err(refusal) = state.hosts.load().admit(request) {
+fn refusal<B>(request: &Request<B>, handles: &AdminHandles) -> Option<Refusal> {
+    if let Err(refusal) = handles.hosts.load().admit(request) {
         return Some(refusal);
     }
     let is_read = request.method() == Method::GET || request.method() == Method::HEAD;
-    (!is_read).then(|| (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".into()))
+    (!is_read).then(|| (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n".into()))
 }
 
 /// To what must never wait.
-fn probe(path: &str, state: &State) -> Option<Response<Body>> {
+fn probe(path: &str, handles: &AdminHandles) -> Option<Response<Body>> {
     match path {
-        "/readyz" | "/healthz" if state.draining.is_cancelled() => {
+        "/readyz" | "/healthz" if handles.draining.is_cancelled() => {
             Some(respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n"))
         }
         "/livez" | "/readyz" | "/healthz" => Some(respond(StatusCode::OK, TEXT, "ok\n")),
@@ -86,33 +91,33 @@ fn probe(path: &str, state: &State) -> Option<Response<Body>> {
     }
 }
 
-async fn long(request: &Request<Incoming>, state: &Arc<State>) -> Result<Response<Body>, Refusal> {
+async fn long(request: &Request<Incoming>, handles: &Arc<AdminHandles>) -> Result<Response<Body>, Refusal> {
     let freshness = freshness(request.headers());
     match request.uri().path() {
-        "/metrics" => metrics(request.headers(), freshness, state).await,
+        "/metrics" => metrics(request.headers(), freshness, handles).await,
         "/" => Ok(respond(StatusCode::OK, HTML, include_str!("page/index.html"))),
         "/page.css" => Ok(respond(StatusCode::OK, CSS, include_str!("page/page.css"))),
         "/page.js" => Ok(respond(StatusCode::OK, JAVASCRIPT, include_str!("page/page.js"))),
-        "/api/events" => events(state),
-        "/api/status" => status(request.uri().query(), freshness, state).await,
+        "/api/events" => events(handles),
+        "/api/status" => status(request.uri().query(), freshness, handles).await,
         "/api/history" => {
-            let history = Arc::clone(&state.history);
+            let history = Arc::clone(&handles.history);
             let write = move || history.write_since(0).json.chunks(PIECE).map(Bytes::copy_from_slice).collect();
-            let made = made(&state.answers.history, freshness, write).await?;
+            let made = made(&handles.answers.history, freshness, write).await?;
             let length = made.get().ok_or_else(outdated)?.iter().map(Bytes::len).sum();
             let mut response = respond(StatusCode::OK, JSON, "");
             *response.body_mut() = body::shared(made, length, |pieces: &Vec<Bytes>, index| pieces.get(index).cloned());
             Ok(response)
         }
         "/api/refusals" => {
-            let counters = Arc::clone(state);
+            let counters = Arc::clone(handles);
             let write = move || format!("{:#}\n", status::refusals(&counters, usize::MAX)).into();
-            let made = made(&state.answers.refusals, freshness, write).await?.get().ok_or_else(outdated)?;
+            let made = made(&handles.answers.refusals, freshness, write).await?.get().ok_or_else(outdated)?;
             Ok(respond(StatusCode::OK, JSON, Bytes::clone(&made)))
         }
         _ => Err((
             StatusCode::NOT_FOUND,
-            "try /, /metrics, /api/status, /api/history, /api/refusals, /api/events, /livez or /readyz\n".into(),
+            "not found; available: /, /metrics, /api/status, /api/history, /api/refusals, /api/events, /livez, /readyz\n".into(),
         )),
     }
 }
@@ -135,7 +140,7 @@ async fn made<T: Send + Sync + 'static>(
 
 /// A panic, which has been logged.
 fn failed() -> Refusal {
-    (StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be made; the log says why\n".into())
+    (StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be built\n".into())
 }
 
 /// It was made long enough ago for many others to have asked meanwhile.
@@ -143,10 +148,14 @@ fn outdated() -> Refusal {
     (StatusCode::SERVICE_UNAVAILABLE, "too busy; try again in a second\n".into())
 }
 
-async fn metrics(headers: &HeaderMap, freshness: Freshness, state: &Arc<State>) -> Result<Response<Body>, Refusal> {
+async fn metrics(
+    headers: &HeaderMap,
+    freshness: Freshness,
+    handles: &Arc<AdminHandles>,
+) -> Result<Response<Body>, Refusal> {
     let (format, is_gzipped) = (negotiate::format(headers), negotiate::accepts_gzip(headers));
-    let look = Arc::clone(state);
-    let made = made(&state.answers.metrics, freshness, move || metrics::render(&look)).await?;
+    let look = Arc::clone(handles);
+    let made = made(&handles.answers.metrics, freshness, move || metrics::render(&look)).await?;
     let rendering = made.get().ok_or_else(outdated)?;
     let content_type = match format {
         Format::OpenMetrics => OPEN_METRICS,
@@ -166,11 +175,16 @@ async fn metrics(headers: &HeaderMap, freshness: Freshness, state: &Arc<State>) 
     Ok(response)
 }
 
-async fn status(query: Option<&str>, freshness: Freshness, state: &Arc<State>) -> Result<Response<Body>, Refusal> {
-    let wanted = Wanted::parse(query.unwrap_or_default()).map_err(|says| (StatusCode::BAD_REQUEST, says))?;
-    let look = Arc::clone(state);
-    let made = made(&state.answers.status, freshness, move || Snapshot::of(&look)).await?;
-    let page = made.get().ok_or_else(outdated)?.page(&wanted);
+async fn status(
+    query: Option<&str>,
+    freshness: Freshness,
+    handles: &Arc<AdminHandles>,
+) -> Result<Response<Body>, Refusal> {
+    let selection = Selection::parse(query.unwrap_or_default());
+    let selection = selection.map_err(|expected| (StatusCode::BAD_REQUEST, expected.to_owned()))?;
+    let look = Arc::clone(handles);
+    let made = made(&handles.answers.status, freshness, move || Snapshot::of(&look)).await?;
+    let page = made.get().ok_or_else(outdated)?.page(&selection);
     let page = page.map_err(|says| (StatusCode::NOT_FOUND, says))?;
     let mut response = respond(StatusCode::OK, JSON, "");
     *response.body_mut() = body::shared(made, page.length(), move |snapshot, index| page.piece(snapshot, index));
@@ -182,30 +196,30 @@ pub(super) fn respond(status: StatusCode, content_type: HeaderValue, body: impl 
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, content_type);
-    headers.insert(CONTENT_SECURITY_POLICY, OUR_OWN);
+    headers.insert(CONTENT_SECURITY_POLICY, CONTENT_POLICY);
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
-/// What the page shows, again and again.
-fn events(state: &Arc<State>) -> Result<Response<Body>, Refusal> {
-    let Ok(place) = Arc::clone(&state.viewers).try_acquire_owned() else {
-        return Err((StatusCode::SERVICE_UNAVAILABLE, "too many look at the page already\n".into()));
+/// A stream of server-sent events for the status page.
+fn events(handles: &Arc<AdminHandles>) -> Result<Response<Body>, Refusal> {
+    let Ok(permit) = Arc::clone(&handles.viewers).try_acquire_owned() else {
+        return Err((StatusCode::SERVICE_UNAVAILABLE, "too many viewers of the status page\n".into()));
     };
     let (mut sender, channel) = Channel::new(1);
-    let state = Arc::clone(state);
+    let handles = Arc::clone(handles);
     tokio::spawn(async move {
-        let _place = place;
-        let mut turn = interval(EVENT_EVERY);
+        let _permit = permit;
+        let mut tick = interval(EVENT_INTERVAL);
         let mut seen = 0;
         let end = Instant::now() + MAX_AGE;
-        // It comes back, if there is a place.
+        // The page reconnects after that.
         while Instant::now() < end {
-            turn.tick().await;
-            let Some((event, taken)) = event(&state, seen).await else { return };
+            tick.tick().await;
+            let Some((event, taken)) = event(&handles, seen).await else { return };
             seen = taken;
-            // It has gone, or its connection has ended.
+            // The connection has ended.
             for part in event {
                 if sender.send_data(part).await.is_err() {
                     return;
@@ -219,11 +233,11 @@ fn events(state: &Arc<State>) -> Result<Response<Body>, Refusal> {
 }
 
 /// The status for all viewers, and the steps that this one has not seen.
-async fn event(state: &Arc<State>, seen: u64) -> Option<(Vec<Bytes>, u64)> {
-    let look = Arc::clone(state);
+async fn event(handles: &Arc<AdminHandles>, seen: u64) -> Option<(Vec<Bytes>, u64)> {
+    let look = Arc::clone(handles);
     let make = move || format!("retry: 1000\ndata: {}\n\n", status::event(&look)).into();
-    let status = state.answers.event.get(Freshness::Shared, make).await.ok()?;
-    let (history, name) = (Arc::clone(&state.history), if seen == 0 { "history" } else { "steps" });
+    let status = handles.answers.event.get(Freshness::Shared, make).await.ok()?;
+    let (history, name) = (Arc::clone(&handles.history), if seen == 0 { "history" } else { "steps" });
     let steps = spawn_blocking(move || history.write_since(seen)).await.ok()?;
     let status = Bytes::clone(&*status.get()?);
     let begin = Bytes::from(format!("event: {name}\ndata: "));

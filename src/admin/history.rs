@@ -1,4 +1,4 @@
-//! What the last quarter of an hour was like, in steps: for who looks at the page after something has happened.
+//! The rates of the last quarter of an hour, for the graphs of the status page.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,12 +11,12 @@ use tokio::time::Instant;
 
 use crate::telemetry::RouteCounters;
 
-/// Of each step.
+/// Length of a step.
 pub(super) const STEP: Duration = Duration::from_secs(5);
 /// A quarter of an hour.
 const MAX_STEPS: usize = 180;
 
-/// The steps of each route that the page shows.
+/// The steps of each route on the page.
 #[derive(Debug, Default)]
 pub(crate) struct History(Mutex<Steps>);
 
@@ -24,7 +24,7 @@ pub(crate) struct History(Mutex<Steps>);
 struct Steps {
     taken: u64,
     last: Option<Instant>,
-    routes: HashMap<Box<str>, Line>,
+    routes: HashMap<Box<str>, RouteHistory>,
     /// What viewers have just been sent.
     written: Vec<Written>,
 }
@@ -34,17 +34,17 @@ struct Steps {
 pub(super) struct Written {
     pub(super) json: Bytes,
     seen: u64,
-    /// How many steps there were in all.
+    /// How many steps there have been.
     pub(super) taken: u64,
 }
 
 #[derive(Debug)]
-struct Line {
+struct RouteHistory {
     last: Totals,
-    steps: VecDeque<Step>,
+    steps: VecDeque<RateStep>,
 }
 
-/// What has been counted since the start.
+/// Counters since the start of the process.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Totals {
     pub(super) accepted: u64,
@@ -54,10 +54,10 @@ pub(super) struct Totals {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Step {
+struct RateStep {
     new_per_second: f64,
     bytes_per_second: f64,
-    /// The mean.
+    /// Mean; `None` without answers.
     answer_milliseconds: Option<f64>,
 }
 
@@ -72,10 +72,10 @@ impl Totals {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "differences of counters in five seconds")]
-    fn since(&self, before: &Self, seconds: f64) -> Step {
+    fn since(&self, before: &Self, seconds: f64) -> RateStep {
         let answers = self.answers.saturating_sub(before.answers);
         let took = self.answer_micros.saturating_sub(before.answer_micros) as f64 / answers as f64;
-        Step {
+        RateStep {
             new_per_second: rounded(self.accepted.saturating_sub(before.accepted) as f64 / seconds),
             bytes_per_second: rounded(self.bytes.saturating_sub(before.bytes) as f64 / seconds),
             answer_milliseconds: (answers > 0).then(|| rounded(took / 1e3)),
@@ -83,20 +83,20 @@ impl Totals {
     }
 }
 
-/// To what a small picture can show.
+/// Rounded to the resolution of a small graph.
 fn rounded(value: f64) -> f64 {
     if value >= 100.0 { value.round() } else { (value * 100.0).round() / 100.0 }
 }
 
 impl History {
-    /// Takes the next step; routes that are not among these are forgotten.
-    pub(super) fn take<'r>(&self, routes: impl Iterator<Item = (&'r str, Totals)>) {
+    /// Records a step of these routes; others are dropped.
+    pub(super) fn record<'r>(&self, routes: impl Iterator<Item = (&'r str, Totals)>) {
         let now = Instant::now();
         let mut steps = self.steps();
         let seconds = steps.last.map_or(STEP, |last| now - last).as_secs_f64();
         let mut before = std::mem::take(&mut steps.routes);
         for (name, totals) in routes {
-            let mut line = before.remove(name).unwrap_or_else(|| Line { last: totals, steps: VecDeque::new() });
+            let mut line = before.remove(name).unwrap_or_else(|| RouteHistory { last: totals, steps: VecDeque::new() });
             if line.steps.len() == MAX_STEPS {
                 line.steps.pop_front();
             }
@@ -110,7 +110,7 @@ impl History {
         steps.written.clear();
     }
 
-    /// The steps after the first so many, the latest at the end, and how many there were in all.
+    /// The steps since the first `seen`, the newest at the end, and how many there have been.
     pub(super) fn since(&self, seen: u64) -> (Value, u64) {
         let steps = self.steps();
         let new = usize::try_from(steps.taken.saturating_sub(seen)).unwrap_or(usize::MAX);
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_quarter_of_an_hour_is_kept_of_the_routes_there_are() {
+    async fn steps_are_kept_for_a_quarter_of_an_hour_and_for_current_routes() {
         let history = History::default();
         for number in 0..200 {
             let totals = Totals {
@@ -164,12 +164,12 @@ mod tests {
                 answers: number / 2,
                 answer_micros: 4000 * (number / 2),
             };
-            let gone = (number < 199).then_some(("gone", totals));
-            history.take([("a", totals)].into_iter().chain(gone));
+            let removed = (number < 199).then_some(("removed", totals));
+            history.record([("a", totals)].into_iter().chain(removed));
             tokio::time::advance(STEP).await;
         }
         let (all, taken) = history.since(0);
-        assert!(all["routes"]["gone"].is_null());
+        assert!(all["routes"]["removed"].is_null());
         let a = &all["routes"]["a"];
         assert_eq!(a["new_per_second"].as_array().unwrap().len(), MAX_STEPS);
         assert_eq!((&a["new_per_second"][0], &a["bytes_per_second"][179]), (&json!(2.0), &json!(1000.0)));

@@ -1,8 +1,8 @@
-//! Which requests are meant for the listener.
+//! Checks `Host` and `Origin` of requests to the admin listener, against DNS rebinding and cross-site requests.
 //!
-//! A page of another origin cannot read what the listener answers, unless its owner lets its name lead to the listener
-//! (DNS rebinding): then the browser takes both for one origin, and says so in `Host`. So names are refused that are not
-//! known to be ours. An address as `Host` is what the browser has connected to, and cannot be made to lead elsewhere.
+//! With DNS rebinding, a website lets its own hostname resolve to the admin listener's address, so that browsers treat
+//! both as the same origin; `Host` then contains that hostname. So only configured hostnames are accepted. An IP address
+//! in `Host` is safe, because it cannot be rebound.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -13,37 +13,34 @@ use hyper::{Request, StatusCode};
 use crate::name::{NamePattern, ServerName};
 use crate::text::escape::visible;
 
-/// Names by which the listener is reached, besides addresses and `localhost`.
+/// Hostnames of the admin listener, besides IP addresses and `localhost`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hosts(pub(crate) Vec<NamePattern>);
 
-/// What probes and scrapers ask for, of which some send no `Host`. Browsers always do.
+/// Paths for probes and scrapers, of which some send no `Host`. Browsers always do.
 const WITHOUT_HOST: [&str; 4] = ["/livez", "/readyz", "/healthz", "/metrics"];
 
 impl Hosts {
-    /// Whether to answer; otherwise what to say instead.
+    /// Whether to serve the request; the error is the response to send instead.
     pub(super) fn admit<B>(&self, request: &Request<B>) -> Result<(), (StatusCode, String)> {
         let wrong = |what: &str| (StatusCode::BAD_REQUEST, format!("{what}\n"));
         let mut hosts = request.headers().get_all(HOST).iter();
         let host = hosts.next().filter(|host| !host.is_empty()).map(authority);
         if hosts.next().is_some() {
-            return Err(wrong("there is more than one Host"));
+            return Err(wrong("more than one Host header"));
         }
-        let host = host.transpose().map_err(|()| wrong("Host is not a host and port"))?;
-        // Clients of proxies send whole URLs, and the host in them counts.
+        let host = host.transpose().map_err(|()| wrong("invalid Host header"))?;
+        // In a request to a proxy, the host in the URL counts.
         for authority in request.uri().authority().into_iter().chain(&host) {
             if !self.has(authority.host()) {
                 return Err((StatusCode::MISDIRECTED_REQUEST, misdirected(authority.host())));
             }
         }
         if host.is_none() && !WITHOUT_HOST.contains(&request.uri().path()) {
-            return Err((
-                StatusCode::MISDIRECTED_REQUEST,
-                "expected a Host, as browsers and HTTP/1.1 send it\n".into(),
-            ));
+            return Err((StatusCode::MISDIRECTED_REQUEST, "missing Host header\n".into()));
         }
-        if is_of_another_site(request.headers(), host.as_ref()) {
-            return Err((StatusCode::FORBIDDEN, "a page of another origin asks\n".into()));
+        if is_cross_site(request.headers(), host.as_ref()) {
+            return Err((StatusCode::FORBIDDEN, "cross-origin request\n".into()));
         }
         Ok(())
     }
@@ -68,23 +65,23 @@ fn authority(host: &HeaderValue) -> Result<Authority, ()> {
 
 fn misdirected(host: &str) -> String {
     format!(
-        "this listener does not answer for the host `{host}`; ask for an address or localhost, or, if that name is how it is \
-         reached, set `admin: {{address: …, hosts: [{host}]}}`\n",
+        "unknown host `{host}`; use an IP address or localhost, or allow this hostname with \
+         `admin: {{address: …, hosts: [{host}]}}`\n",
         host = visible(host)
     )
 }
 
-/// Whether a page elsewhere has made the browser ask. It could not read the answer, but it could take places. To follow
-/// a link is something else.
-fn is_of_another_site(headers: &HeaderMap, host: Option<&Authority>) -> bool {
+/// Whether another website caused the request. It could not read the response, but it could use up connections. Following
+/// a link is allowed.
+fn is_cross_site(headers: &HeaderMap, host: Option<&Authority>) -> bool {
     let is = |header: &str, value: &str| headers.get(header).is_some_and(|sent| sent == value);
-    let is_elsewhere = is("sec-fetch-site", "cross-site") || is("sec-fetch-site", "same-site");
+    let is_other_site = is("sec-fetch-site", "cross-site") || is("sec-fetch-site", "same-site");
     let is_link = is("sec-fetch-mode", "navigate") && is("sec-fetch-dest", "document");
-    let is_of_origin = |origin: &HeaderValue| {
+    let is_same_origin = |origin: &HeaderValue| {
         let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
         host.is_some() && origin.as_ref().and_then(Uri::authority) == host
     };
-    (is_elsewhere && !is_link) || !headers.get_all(ORIGIN).iter().all(is_of_origin)
+    (is_other_site && !is_link) || !headers.get_all(ORIGIN).iter().all(is_same_origin)
 }
 
 #[cfg(test)]
@@ -102,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn only_names_that_cannot_be_rebound_are_answered() {
+    fn hostnames_that_can_be_rebound_are_refused() {
         for host in [
             "127.0.0.1:9443",
             "127.0.0.1",
@@ -151,13 +148,13 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_other_origins_are_not_answered() {
-        let asked = |more: &[(&str, &str)]| status("/api/events", &[&[("host", "127.0.0.1:9443")], more].concat());
-        assert_eq!(asked(&[("origin", "http://127.0.0.1:9443")]), 200);
-        assert_eq!(asked(&[("sec-fetch-site", "same-origin")]), 200);
-        assert_eq!(asked(&[("sec-fetch-site", "none"), ("sec-fetch-mode", "navigate")]), 200);
+    fn cross_origin_requests_are_refused() {
+        let status_of = |more: &[(&str, &str)]| status("/api/events", &[&[("host", "127.0.0.1:9443")], more].concat());
+        assert_eq!(status_of(&[("origin", "http://127.0.0.1:9443")]), 200);
+        assert_eq!(status_of(&[("sec-fetch-site", "same-origin")]), 200);
+        assert_eq!(status_of(&[("sec-fetch-site", "none"), ("sec-fetch-mode", "navigate")]), 200);
         let link = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
-        assert_eq!(asked(&link), 200);
+        assert_eq!(status_of(&link), 200);
         let frame = [("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "iframe")];
         for wrong in [
             &[("origin", "http://evil.example")][..],
@@ -167,7 +164,7 @@ mod tests {
             &[("sec-fetch-site", "same-site"), ("sec-fetch-mode", "no-cors")],
             &frame,
         ] {
-            assert_eq!(asked(wrong), 403, "{wrong:?}");
+            assert_eq!(status_of(wrong), 403, "{wrong:?}");
         }
     }
 }

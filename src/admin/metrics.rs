@@ -1,4 +1,4 @@
-//! What is counted, as metrics.
+//! The metrics, from the counters.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use strum::VariantArray;
 use tokio::runtime::Handle;
 
 use super::exposition::{Exposition, Kind, Rendering};
-use super::{State as Admin, View};
+use super::{AdminHandles, View};
 use crate::listener::accept::ERROR_LABELS;
 use crate::relay::budget;
 use crate::telemetry::{Counters, Histogram, Outcome, Reloads, RouteCounters, Stage, UNROUTED};
-use crate::upstream::State;
+use crate::upstream::EndpointState;
 
 /// How much `/metrics` has about each route and endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,38 +28,38 @@ pub(crate) enum PerRoute {
 }
 
 /// All metrics, as they are now.
-pub(super) fn render(state: &Admin) -> Rendering {
-    let snapshot = Snapshot {
-        counters: Arc::clone(&state.counters),
-        view: state.view.load_full(),
-        routes: state.counters.routes(),
-        listeners: state.counters.listeners(),
-        per_route: **state.per_route.load(),
-        runtime: RuntimeNumbers::of(&state.runtime),
+pub(super) fn render(handles: &AdminHandles) -> Rendering {
+    let snapshot = MetricsSnapshot {
+        counters: Arc::clone(&handles.counters),
+        view: handles.view.load_full(),
+        routes: handles.counters.routes(),
+        listeners: handles.counters.listeners(),
+        per_route: **handles.per_route.load(),
+        runtime: RuntimeMetrics::of(&handles.data_path),
     };
     snapshot.render()
 }
 
 #[derive(Debug)]
-struct Snapshot {
+struct MetricsSnapshot {
     counters: Arc<Counters>,
     view: Arc<View>,
-    /// Those of the configuration, and those that have been removed lately.
+    /// Those of the configuration, and recently removed ones.
     routes: Vec<Arc<RouteCounters>>,
-    /// The same of listeners, by name.
+    /// Names; likewise.
     listeners: Vec<Box<str>>,
     per_route: PerRoute,
-    runtime: RuntimeNumbers,
+    runtime: RuntimeMetrics,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct RuntimeNumbers {
+struct RuntimeMetrics {
     workers: usize,
     tasks: usize,
     queued: usize,
 }
 
-impl RuntimeNumbers {
+impl RuntimeMetrics {
     fn of(runtime: &Handle) -> Self {
         let metrics = runtime.metrics();
         Self { workers: metrics.num_workers(), tasks: metrics.num_alive_tasks(), queued: metrics.global_queue_depth() }
@@ -88,7 +88,7 @@ enum GroupKind {
 struct EndpointGroup<'s> {
     route: &'s str,
     address: String,
-    state: State,
+    state: EndpointState,
     connections: usize,
     certificate: Option<CertificateNumbers>,
 }
@@ -99,7 +99,7 @@ struct CertificateNumbers {
     uncovered: usize,
 }
 
-impl Snapshot {
+impl MetricsSnapshot {
     fn render(&self) -> Rendering {
         let mut out = Exposition::default();
         let all = (self.per_route == PerRoute::Off).then(|| self.all());
@@ -112,7 +112,7 @@ impl Snapshot {
         self.reloads(&mut out);
         self.log(&mut out);
         self.runtime(&mut out);
-        out.family("snigate_build", Kind::Info, "The running version");
+        out.family("snigate_build", Kind::Info, "Version of snigate");
         out.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
         self.process(&mut out);
         out.finish()
@@ -143,11 +143,11 @@ impl Snapshot {
     }
 
     fn connections(&self, out: &mut Exposition, groups: &[Group<'_>]) {
-        out.family("snigate_connections", Kind::Counter, "Ended connections, by how they ended");
+        out.family("snigate_connections", Kind::Counter, "Ended connections, by outcome");
         for group in groups {
             let counts: Vec<_> =
                 self.listeners.iter().map(|listener| (listener, group.counters.outcomes(listener))).collect();
-            if !group.is_always_shown && counts.iter().all(|(_, counts)| counts.is_empty()) {
+            if !group.is_always_shown && counts.iter().all(|(_, counts)| counts.are_zero()) {
                 continue;
             }
             for (listener, counts) in counts {
@@ -164,23 +164,23 @@ impl Snapshot {
         gauge(
             out,
             "snigate_buffered_bytes",
-            "Bytes held for the rest of hellos and for peers that do not take them",
+            "Bytes buffered for incomplete ClientHellos and slow readers",
             budget::bytes(),
         );
-        gauge(out, "snigate_buffered_bytes_limit", "Most bytes that may be buffered", budget::limit());
+        gauge(out, "snigate_buffered_bytes_limit", "Maximum number of buffered bytes", budget::limit());
         let limit = self.counters.connections_limit.load(Relaxed);
-        gauge(out, "snigate_connections_limit", "How many connections may be open at once", limit);
+        gauge(out, "snigate_connections_limit", "Maximum number of concurrent connections", limit);
         gauge(
             out,
             "snigate_predecessor_connections",
-            "Open connections that have stayed in processes before this one since an upgrade",
+            "Connections still open in old processes after an upgrade",
             self.counters.predecessor_connections.load(Relaxed),
         );
     }
 
     fn latencies(&self, out: &mut Exposition, groups: &[Group<'_>]) {
         for (name, help, histogram) in [
-            ("snigate_hello_seconds", "From accept to the whole ClientHello", &self.counters.hello_seconds),
+            ("snigate_hello_seconds", "Time from accept to the complete ClientHello", &self.counters.hello_seconds),
             ("snigate_check_lateness_seconds", "How late health checks begin", &self.counters.check_lateness),
             ("snigate_lookup_lateness_seconds", "How late lookups of hostnames begin", &self.counters.lookup_lateness),
         ] {
@@ -199,24 +199,26 @@ impl Snapshot {
                     }
                 }
             };
-        let connect = "From the route to the connected endpoint";
+        let connect = "Time from the route decision to the connected endpoint";
         family(out, "snigate_connect_seconds", connect, &routed, |route| &route.connect_seconds);
-        let answer = "From the connected endpoint to its first bytes";
+        let answer = "Time from the connect to the first bytes from the endpoint";
         family(out, "snigate_answer_seconds", answer, &routed, |route| &route.answer_seconds);
-        family(out, "snigate_connection_seconds", "From accept to the end", groups, |route| &route.connection_seconds);
+        family(out, "snigate_connection_seconds", "Duration of connections, from accept to the end", groups, |route| {
+            &route.connection_seconds
+        });
     }
 
     fn endpoints(&self, out: &mut Exposition) {
         let endpoints = self.endpoint_groups();
-        out.family("snigate_endpoint_state", Kind::Gauge, "1 for the state that the endpoint is in");
+        out.family("snigate_endpoint_state", Kind::Gauge, "1 for the current state of the endpoint, 0 for the others");
         if self.per_route == PerRoute::Off {
-            for &state in State::VARIANTS {
+            for &state in EndpointState::VARIANTS {
                 let count = endpoints.iter().filter(|endpoint| endpoint.state == state).count();
                 out.sample(&[("state", state.label())], count);
             }
         } else {
             for endpoint in &endpoints {
-                for &state in State::VARIANTS {
+                for &state in EndpointState::VARIANTS {
                     let [route, address] = endpoint.labels();
                     out.sample(&[route, address, ("state", state.label())], u8::from(endpoint.state == state));
                 }
@@ -235,7 +237,7 @@ impl Snapshot {
             &endpoints,
             (
                 "snigate_endpoint_certificate_expiry_timestamp_seconds",
-                "When the certificate that the endpoint showed to its last check expires, since the epoch",
+                "Expiry of the certificate that the last health check received, as a Unix timestamp",
             ),
             |endpoint| Some(endpoint.certificate?.expires),
             |values| values.min(),
@@ -243,14 +245,11 @@ impl Snapshot {
         self.endpoint_gauge(
             out,
             &endpoints,
-            (
-                "snigate_endpoint_certificate_uncovered_names",
-                "How many of the route's names that certificate does not cover",
-            ),
+            ("snigate_endpoint_certificate_uncovered_names", "Names of the route that this certificate does not cover"),
             |endpoint| Some(whole(endpoint.certificate?.uncovered)),
             sum,
         );
-        let help = "1 while no endpoint is ready and connections are tried with all of them";
+        let help = "1 while no endpoint is ready and connections are sent to all of them";
         out.family("snigate_route_failing_open", Kind::Gauge, help);
         let failing = || self.view.routes.iter().filter(|route| route.upstream.fails_open());
         if self.per_route == PerRoute::Off {
@@ -304,7 +303,7 @@ impl Snapshot {
     }
 
     fn accept_errors(&self, out: &mut Exposition) {
-        out.family("snigate_accept_errors", Kind::Counter, "Failed accepts");
+        out.family("snigate_accept_errors", Kind::Counter, "Failed accept calls, by error");
         let counts = self.counters.accept_errors();
         for error in ERROR_LABELS {
             out.sample(&[("error", error)], counts.get(error).copied().unwrap_or(0));
@@ -313,42 +312,51 @@ impl Snapshot {
 
     fn reloads(&self, out: &mut Exposition) {
         let Reloads { succeeded, failed, last_failed, last_success, .. } = &self.counters.reloads;
-        let help = "Configurations that were to replace the running one";
+        let help = "Configuration reloads, by result";
         out.family("snigate_config_reloads", Kind::Counter, help);
         for (result, count) in [("success", succeeded), ("failure", failed)] {
             out.sample(&[("result", result)], count.load(Relaxed));
         }
         let successful = u8::from(!last_failed.load(Relaxed));
-        gauge(out, "snigate_config_last_reload_successful", "1 unless the last one was refused", successful);
+        gauge(
+            out,
+            "snigate_config_last_reload_successful",
+            "1 if the last configuration reload succeeded, 0 if it failed",
+            successful,
+        );
         gauge(
             out,
             "snigate_config_last_reload_success_timestamp_seconds",
-            "When the running configuration was taken, since the epoch",
+            "When the running configuration was applied, as a Unix timestamp",
             last_success.load(Relaxed),
         );
     }
 
     fn log(&self, out: &mut Exposition) {
-        out.family("snigate_log_lines_lost", Kind::Counter, "Log lines that were not read fast enough");
+        out.family(
+            "snigate_log_lines_lost",
+            Kind::Counter,
+            "Log lines lost because standard error failed or was too slow",
+        );
         out.sample(&[], self.counters.log_lines_lost.load(Relaxed));
     }
 
-    /// What the runtime of the data path tells of itself.
+    /// Metrics of the data path's tokio runtime.
     fn runtime(&self, out: &mut Exposition) {
-        let RuntimeNumbers { workers, tasks, queued } = self.runtime;
-        gauge(out, "snigate_runtime_workers", "Threads that serve connections", workers);
-        gauge(out, "snigate_runtime_tasks", "Tasks: one per connection, and some per endpoint", tasks);
-        gauge(out, "snigate_runtime_queued_tasks", "Tasks that wait for a thread", queued);
+        let RuntimeMetrics { workers, tasks, queued } = self.runtime;
+        gauge(out, "snigate_runtime_workers", "Worker threads", workers);
+        gauge(out, "snigate_runtime_tasks", "Tasks: one per connection, and a few per endpoint", tasks);
+        gauge(out, "snigate_runtime_queued_tasks", "Tasks in the global queue that wait for a worker thread", queued);
     }
 
-    /// What every process tells Prometheus. What the kernel does not tell us is left out.
+    /// The standard process metrics. Those that the kernel does not report are left out.
     fn process(&self, out: &mut Exposition) {
         let started = self.counters.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        gauge(out, "process_start_time_seconds", "When the process started, since the epoch", started);
+        gauge(out, "process_start_time_seconds", "Start time of the process, as a Unix timestamp", started);
         let Ok(process) = procfs::process::Process::myself() else { return };
         if let Ok(stat) = process.stat() {
             let milliseconds = (stat.utime + stat.stime) * 1000 / procfs::ticks_per_second();
-            out.family("process_cpu_seconds", Kind::Counter, "CPU time spent, user and system");
+            out.family("process_cpu_seconds", Kind::Counter, "CPU time, user and system");
             out.sample(&[], Duration::from_millis(milliseconds).as_secs_f64());
             let resident = stat.rss.saturating_mul(procfs::page_size());
             gauge(out, "process_resident_memory_bytes", "Resident memory", resident);
@@ -357,7 +365,7 @@ impl Snapshot {
             gauge(out, "process_open_fds", "Open file descriptors", open);
         }
         if let Some(max) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
-            gauge(out, "process_max_fds", "The limit on file descriptors", max);
+            gauge(out, "process_max_fds", "Maximum number of open file descriptors", max);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The admin listener: looks, and changes nothing.
+//! The admin listener: metrics, probes, status API and status page. Read-only.
 
 mod answer;
 mod body;
@@ -8,10 +8,10 @@ mod hosts;
 mod metrics;
 mod negotiate;
 mod places;
+mod runtime;
 mod shared;
 mod status;
 mod status_pages;
-mod thread;
 
 use std::convert::Infallible;
 use std::io;
@@ -33,11 +33,10 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 pub(crate) use self::answer::Answers;
@@ -48,124 +47,110 @@ pub(crate) use self::hosts::Hosts;
 pub(crate) use self::metrics::PerRoute;
 pub(crate) use self::places::MAX_CONNECTIONS;
 use self::places::{Answer, Place, Places};
-pub(crate) use self::thread::spawn;
+pub(crate) use self::runtime::Runtime;
 
-use crate::connection::Route;
-use crate::listener::accept::{self, Events, Stop};
+use crate::connection::RouteTarget;
+use crate::listener::accept::{self, Callbacks, Stop};
 use crate::telemetry::Counters;
 
 /// People who look at the page.
 pub(crate) const MAX_VIEWERS: usize = 8;
-/// How many routes the page shows.
+/// Routes on the status page.
 const MAX_ROUTES_SHOWN: usize = 1000;
-/// What they see is never older.
-const EVENT_EVERY: Duration = Duration::from_secs(2);
-/// For a request's head, and between two requests.
+/// Update interval of the status page.
+const EVENT_INTERVAL: Duration = Duration::from_secs(2);
+/// For reading a request's headers, including the idle time before it.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// After it a connection ends with the answer that is under way, and a page comes back: the places are few.
+/// A connection ends after the first response past this age, because connections are limited; the page reconnects.
 const MAX_AGE: Duration = Duration::from_secs(60);
-/// For a reader that takes nothing.
-const STALLED: Duration = Duration::from_secs(30);
-/// What the kernel holds for a reader; with more, one that reads slowly would seem to read nothing for a long time.
+/// How long a client may read nothing.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// With a larger send buffer, a slow reader would seem to read nothing for a long time.
 const SEND_BUFFER: usize = 128 * 1024;
-/// What we hold for it, and of a request's head.
+/// In user space, for each direction of a connection.
 const MAX_BUFFERED: usize = 64 * 1024;
 
-/// What one configuration has, in its order.
+/// Routes and listeners of the running configuration, in its order.
 #[derive(Debug, Default)]
 pub(crate) struct View {
-    pub(crate) routes: Vec<Arc<Route>>,
+    pub(crate) routes: Vec<Arc<RouteTarget>>,
     pub(crate) listeners: Vec<ListenerAddress>,
 }
 
-/// Where a listener is.
+/// The addresses of a listener.
 #[derive(Clone, Debug)]
 pub(crate) struct ListenerAddress {
     pub(crate) name: Box<str>,
-    /// As configured.
     pub(crate) configured: SocketAddr,
-    /// With the port that the kernel chose, where port 0 is configured.
+    /// The bound address, whose port the kernel chose if port 0 is configured.
     pub(crate) address: SocketAddr,
 }
 
-/// The keys that cannot change while the process runs, with their values.
+/// The keys that a reload cannot change, with their values.
 pub(crate) type Fixed = [(&'static str, String); 3];
 
-/// What the admin listener looks at.
+/// What the admin listener has access to.
 #[derive(Clone, Debug)]
-pub(crate) struct State {
-    /// What is configured now.
+pub(crate) struct AdminHandles {
     pub(crate) view: Arc<ArcSwap<View>>,
-    /// What is not counted per route.
     pub(crate) counters: Arc<Counters>,
-    /// What it was like before.
     pub(crate) history: Arc<History>,
-    /// Places for those who look at the page.
+    /// Permits for viewers of the status page.
     pub(crate) viewers: Arc<Semaphore>,
-    /// For whom it answers.
     pub(crate) hosts: Arc<ArcSwap<Hosts>>,
-    /// How much is told about each route.
     pub(crate) per_route: Arc<ArcSwap<PerRoute>>,
-    /// Long answers.
-    pub(crate) answers: Answers,
-    /// Where connections are served.
-    pub(crate) runtime: Handle,
-    /// Where it is, as configured.
+    /// The configured address of the admin listener.
     pub(crate) configured: SocketAddr,
-    /// What no reload changes, by key.
     pub(crate) fixed: Fixed,
-    /// Cancelled when no more connections are accepted.
+    /// Cancelled when the process is no longer ready.
     pub(crate) draining: CancellationToken,
+    /// The runtime of the data path, whose numbers are shown.
+    pub(crate) data_path: Handle,
+    /// Answers that take long to build.
+    pub(crate) answers: Answers,
 }
 
 /// Serves until `stop`: as a rule for as long as the process runs, because probes want an answer while connections drain.
-/// `closed` is told when the socket is closed; the connections that there are then are still served.
-async fn run(socket: TcpListener, state: State, stop: Stop, closed: oneshot::Sender<()>) {
-    let state = Arc::new(state);
-    let (places, connections) = (Arc::new(Places::new()), TaskTracker::new());
-    let historian = tokio::spawn(remember(Arc::clone(&state)));
-    let failed = |error: &io::Error| warn!(reason = %error, "cannot accept on the admin listener; trying again");
-    let (stopped, entrance, tracker) = (stop.clone(), Arc::clone(&places), connections.clone());
+pub(crate) async fn run(socket: TcpListener, handles: AdminHandles, stop: Stop) {
+    let handles = Arc::new(handles);
+    let places = Arc::new(Places::new());
+    let recorder = tokio::spawn(record_history(Arc::clone(&handles)));
+    let failed = |error: &io::Error| warn!(reason = %error, "accept failed on the admin listener; retrying");
+    let (stopped, entrance) = (stop.clone(), Arc::clone(&places));
     let serve = move |client, peer: SocketAddr, permit| {
         let place = Arc::new(entrance.enter(peer.ip(), permit));
-        tracker.spawn(serve(client, place, Arc::clone(&state), stopped.clone()));
+        tokio::spawn(serve(client, place, Arc::clone(&handles), stopped.clone()));
     };
-    let full = || {
-        debug!("all admin connections are in use");
-        places.make_room();
-    };
-    accept::run(socket, Arc::clone(&places.permits), stop, Events { failed, full }, serve).await;
-    let _ = closed.send(());
-    connections.close();
-    connections.wait().await;
-    historian.abort();
+    let callbacks = Callbacks { failed, full: || places.make_room() };
+    accept::run(socket, Arc::clone(&places.permits), stop, callbacks, serve).await;
+    recorder.abort();
 }
 
-async fn remember(state: Arc<State>) {
-    let mut turn = interval(history::STEP);
-    turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
+async fn record_history(handles: Arc<AdminHandles>) {
+    let mut tick = interval(history::STEP);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        turn.tick().await;
-        let state = Arc::clone(&state);
-        let take = move || {
-            let view = state.view.load_full();
+        tick.tick().await;
+        let handles = Arc::clone(&handles);
+        let record = move || {
+            let view = handles.view.load_full();
             let routes = view.routes.iter().take(MAX_ROUTES_SHOWN);
-            state.history.take(routes.map(|route| (route.counters.name(), Totals::of(&route.counters))));
+            handles.history.record(routes.map(|route| (route.counters.name(), Totals::of(&route.counters))));
         };
         // A panic has been logged.
-        let _ = spawn_blocking(take).await;
+        let _ = spawn_blocking(record).await;
     }
 }
 
-async fn serve(client: TcpStream, place: Arc<Place>, state: Arc<State>, stop: Stop) {
+async fn serve(client: TcpStream, place: Arc<Place>, handles: Arc<AdminHandles>, stop: Stop) {
     if let Err(error) = SockRef::from(&client).set_send_buffer_size(SEND_BUFFER) {
         debug!(reason = %error, "admin connection");
     }
-    converse(client, |request| answer::answer(request, Arc::clone(&state), Arc::clone(&place)), &place, stop).await;
+    serve_http(client, |request| answer::answer(request, Arc::clone(&handles), Arc::clone(&place)), &place, stop).await;
 }
 
 /// Answers until the client has left, has stayed for long enough, reads no more, or makes room for another.
-async fn converse<I: AsyncRead + AsyncWrite + Unpin, F: Future<Output = Response<Body>>>(
+async fn serve_http<I: AsyncRead + AsyncWrite + Unpin, F: Future<Output = Response<Body>>>(
     client: I,
     answer: impl Fn(Request<Incoming>) -> F,
     place: &Arc<Place>,
@@ -189,10 +174,10 @@ async fn converse<I: AsyncRead + AsyncWrite + Unpin, F: Future<Output = Response
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MAX_BUFFERED)
-        .serve_connection(TokioIo::new(Counted { client, written: &written, place }), service);
+        .serve_connection(TokioIo::new(CountingIo { client, written: &written, place }), service);
     let mut connection = pin!(connection);
     let now = Instant::now();
-    let (mut end, mut look) = (pin!(sleep_until(now + MAX_AGE)), interval_at(now + STALLED, STALLED));
+    let (mut end, mut look) = (pin!(sleep_until(now + MAX_AGE)), interval_at(now + STALL_TIMEOUT, STALL_TIMEOUT));
     let (mut is_old, mut is_stopped, mut last) = (false, false, 0);
     loop {
         tokio::select! {
@@ -204,8 +189,11 @@ async fn converse<I: AsyncRead + AsyncWrite + Unpin, F: Future<Output = Response
                 }
                 return;
             }
-            () = place.to_leave() => return,
-            // Who has asked gets its answer; what it asks next, it asks somebody else. Who has just come gets one.
+            () = place.to_leave() => {
+                debug!("admin connection: idle for longest, makes room");
+                return;
+            }
+            // The current request is still answered, and so is the first one of a new connection.
             () = stop.stopped(), if !is_stopped => {
                 is_stopped = true;
                 if has_answered.load(Relaxed) {
@@ -217,25 +205,25 @@ async fn converse<I: AsyncRead + AsyncWrite + Unpin, F: Future<Output = Response
                 connection.as_mut().graceful_shutdown();
             }
             _ = look.tick() => {
-                let taken = written.load(Relaxed);
-                if taken == last {
-                    debug!(reason = "it reads no more", "admin connection");
+                let total = written.load(Relaxed);
+                if total == last {
+                    debug!(reason = "client stopped reading", "admin connection");
                     return;
                 }
-                last = taken;
+                last = total;
             }
         }
     }
 }
 
-/// Counts what the client has taken.
-struct Counted<'c, I> {
+/// Counts the bytes written to the client.
+struct CountingIo<'c, I> {
     client: I,
     written: &'c AtomicU64,
     place: &'c Place,
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Counted<'_, I> {
+impl<I: AsyncRead + Unpin> AsyncRead for CountingIo<'_, I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -245,7 +233,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Counted<'_, I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Counted<'_, I> {
+impl<I: AsyncWrite + Unpin> AsyncWrite for CountingIo<'_, I> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.client).poll_write(context, bytes);
         if let Poll::Ready(Ok(length)) = result {
@@ -287,11 +275,11 @@ mod tests {
         Arc::new(places.enter("192.0.2.1".parse().unwrap(), permit))
     }
 
-    /// Asks for a long answer and reads it at this pace; how much of its body has come.
+    /// Requests a large response and reads it at this pace. Returns how much of the body was received.
     async fn read_by(chunk: usize, every: Duration, most: usize) -> usize {
         let (mut client, server) = tokio::io::duplex(64 * 1024);
-        let respond = |_| async { respond(StatusCode::OK, TEXT, vec![b'x'; LENGTH]) };
-        let serving = tokio::spawn(async move { converse(server, respond, &place(), Stop::default()).await });
+        let respond = async |_: Request<Incoming>| respond(StatusCode::OK, TEXT, vec![b'x'; LENGTH]);
+        let serving = tokio::spawn(async move { serve_http(server, respond, &place(), Stop::default()).await });
         client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         let mut received = Vec::new();
         while received.len() < most {
@@ -302,39 +290,39 @@ mod tests {
                 Ok(length) => received.extend_from_slice(&buffer[..length]),
             }
         }
-        tokio::time::timeout(10 * STALLED, serving).await.expect("it ends by itself").unwrap();
+        tokio::time::timeout(10 * STALL_TIMEOUT, serving).await.expect("the connection ends").unwrap();
         let head = received.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
         received.len() - head
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_is_read_slowly_is_not_cut() {
-        let begun = Instant::now();
+    async fn a_slow_reader_gets_the_whole_response() {
+        let started = Instant::now();
         assert_eq!(read_by(32 * 1024, Duration::from_secs(5), usize::MAX).await, LENGTH);
-        assert!(begun.elapsed() > 5 * MAX_AGE, "{:?}", begun.elapsed());
+        assert!(started.elapsed() > 5 * MAX_AGE, "{:?}", started.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_reads_no_more_gives_the_place_back() {
-        let begun = Instant::now();
+    async fn a_client_that_stops_reading_is_disconnected() {
+        let started = Instant::now();
         let body = read_by(32 * 1024, Duration::from_secs(5), 64 * 1024).await;
-        assert!(body < LENGTH && begun.elapsed() < MAX_AGE + 2 * STALLED, "{body} {:?}", begun.elapsed());
+        assert!(body < LENGTH && started.elapsed() < MAX_AGE + 2 * STALL_TIMEOUT, "{body} {:?}", started.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_asks_again_and_again_leaves_after_a_while() {
+    async fn a_persistent_connection_ends_at_its_maximum_age() {
         let (mut client, server) = tokio::io::duplex(64 * 1024);
-        let respond = |_| async { respond(StatusCode::OK, TEXT, "ok") };
-        let serving = tokio::spawn(async move { converse(server, respond, &place(), Stop::default()).await });
-        let begun = Instant::now();
+        let respond = async |_: Request<Incoming>| respond(StatusCode::OK, TEXT, "ok");
+        let serving = tokio::spawn(async move { serve_http(server, respond, &place(), Stop::default()).await });
+        let started = Instant::now();
         while client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.is_ok() {
             if client.read(&mut [0; 4096]).await.unwrap() == 0 {
                 break;
             }
             tokio::time::sleep(Duration::from_secs(5)).await;
-            assert!(begun.elapsed() < 2 * MAX_AGE);
+            assert!(started.elapsed() < 2 * MAX_AGE);
         }
         serving.await.unwrap();
-        assert!(begun.elapsed() >= MAX_AGE);
+        assert!(started.elapsed() >= MAX_AGE);
     }
 }

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_longest_idle_connection_makes_room_once_it_had_time_to_ask() {
+    async fn e13_the_longest_idle_connection_makes_room_once_it_had_time_to_ask() {
         let all = Arc::new(Places::new());
         let mut places = Vec::new();
         for number in 0..MAX_CONNECTIONS {
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_whose_request_arrives_in_time_stays() {
+    async fn e13_a_connection_whose_request_arrives_in_time_stays() {
         let all = Arc::new(Places::new());
         let place = enter(&all, PEER).unwrap();
         advance(GRACE).await;
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_address_has_half_of_the_places_and_takes_none_of_others() {
+    async fn e13_an_address_has_half_of_the_places_and_takes_none_of_others() {
         let all = Arc::new(Places::new());
         let other = enter(&all, OTHER).unwrap();
         advance(GRACE).await;
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_leave_places_for_probes() {
+    async fn e13_answers_leave_places_for_probes() {
         let all = Arc::new(Places::new());
         let answering = |peer: &str| {
             let place = enter(&all, peer).unwrap();
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_one_network_are_one_peer() {
+    fn e13_addresses_of_one_network_are_one_peer() {
         let same = |one: &str, other: &str| network(one.parse().unwrap()) == network(other.parse().unwrap());
         assert!(same("2001:db8::1", "2001:db8::2:0:0:1") && !same("2001:db8::1", "2001:db8:0:1::1"));
         assert!(same("::ffff:192.0.2.1", "192.0.2.1") && !same("192.0.2.2", "192.0.2.1"));

@@ -7,11 +7,10 @@ use tokio::sync::{Mutex as Queue, OwnedMutexGuard};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 
-/// An answer is shared for so many times as long as it took to make: making it never takes more than a hundredth of a CPU,
-/// and where there are few routes the answer is never old.
-const SHARED_FOR: u32 = 100;
-/// But for no longer than this.
-const MAX_SHARED: Duration = Duration::from_secs(1);
+/// An answer that took less is made anew each time: where there are few routes no answer is old.
+const QUICK: Duration = Duration::from_millis(10);
+/// Others are shared for so long.
+const SHARED_FOR: Duration = Duration::from_secs(1);
 
 /// So many answers before the latest may still be on their way to slow readers.
 const MAX_OLDER: usize = 2;
@@ -79,7 +78,7 @@ impl<T: Send + Sync + 'static> Shared<T> {
     fn fitting(&self, freshness: Freshness, asked: Instant) -> Option<Arc<Revocable<T>>> {
         let latest = self.latest();
         let fits = |made: &&Made<T>| match freshness {
-            Freshness::Shared => Instant::now() < made.shared_until,
+            Freshness::Shared => Instant::now() < made.shared_until || made.begun >= asked,
             Freshness::New => made.begun >= asked,
         };
         latest.as_ref().filter(fits).map(|made| Arc::clone(&made.answer))
@@ -92,7 +91,8 @@ impl<T: Send + Sync + 'static> Shared<T> {
     ) -> Result<Arc<Revocable<T>>, JoinError> {
         let begun = Instant::now();
         let answer = Arc::new(Revocable(Mutex::new(Some(Arc::new(spawn_blocking(make).await?)))));
-        let shared_until = Instant::now() + (begun.elapsed() * SHARED_FOR).min(MAX_SHARED);
+        let is_quick = begun.elapsed() < QUICK;
+        let shared_until = Instant::now() + if is_quick { Duration::ZERO } else { SHARED_FOR };
         self.count(&answer);
         *self.latest() = Some(Made { begun, shared_until, answer: Arc::clone(&answer) });
         drop(turn);
@@ -170,8 +170,16 @@ mod tests {
         assert!(asked.elapsed() > Duration::from_millis(900), "{:?}", asked.elapsed());
         let last = shared.get(Freshness::Shared, slow).await.unwrap();
         assert_eq!((*last.get().unwrap(), MADE.load(SeqCst)), (2, 2));
-        tokio::time::sleep(MAX_SHARED + Duration::from_millis(200)).await;
+        tokio::time::sleep(SHARED_FOR + Duration::from_millis(200)).await;
         assert_eq!(Arc::strong_count(&last), 1, "it is kept for no longer");
+    }
+
+    #[tokio::test]
+    async fn what_is_quick_is_always_new() {
+        let shared = Arc::<Shared<u8>>::default();
+        for number in 0..3 {
+            assert_eq!(*shared.get(Freshness::Shared, move || number).await.unwrap().get().unwrap(), number);
+        }
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! What runs now, as JSON.
+//! The status of the process as JSON.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -7,31 +7,68 @@ use std::time::SystemTime;
 use serde_json::{Map, Value, json};
 
 use super::history::Totals;
-use super::{ListenerAddress, MAX_ROUTES_SHOWN, State as Admin, View};
-use crate::connection::Route;
+use super::{AdminHandles, ListenerAddress, MAX_ROUTES_SHOWN, View};
+use crate::connection::RouteTarget;
 use crate::name::NamePattern;
 use crate::telemetry::RecentRejection;
-use crate::upstream::{Certificate, LastCheck, State};
+use crate::upstream::{EndpointCertificate, EndpointState, LastCheck};
 
-/// With so many routes at most.
-fn of(state: &Admin, max_routes: usize) -> Value {
-    let view = state.view.load_full();
-    let mut status = without_routes(state, &view);
-    status["routes"] = view.routes.iter().take(max_routes).map(|target| route(target)).collect();
-    status
+/// Which routes are wanted.
+#[derive(Clone, Debug)]
+pub(super) struct Selection {
+    pub(super) route: Option<String>,
+    pub(super) offset: usize,
+    pub(super) limit: usize,
 }
 
-pub(super) fn without_routes(state: &Admin, view: &View) -> Value {
+impl Default for Selection {
+    fn default() -> Self {
+        Self { route: None, offset: 0, limit: usize::MAX }
+    }
+}
+
+impl Selection {
+    /// From a query such as `route=NAME` or `offset=100&limit=100`; what is expected, if it is none.
+    pub(super) fn parse(query: &str) -> Result<Self, &'static str> {
+        const EXPECTED: &str = "expected ?route=NAME, or ?offset=NUMBER&limit=NUMBER\n";
+        let mut selection = Self::default();
+        for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+            let number = || value.parse().map_err(|_| EXPECTED);
+            match key {
+                "route" => selection.route = Some(decode(value)),
+                "offset" => selection.offset = number()?,
+                "limit" => selection.limit = number()?,
+                _ => return Err(EXPECTED),
+            }
+        }
+        Ok(selection)
+    }
+}
+
+/// A value of a query, percent-decoded (RFC 3986, section 2.1).
+fn decode(value: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = value.as_bytes();
+    while let [first, after @ ..] = rest {
+        let escaped = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        let escaped = escaped.filter(|_| *first == b'%').and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(escaped.unwrap_or(if *first == b'+' { b' ' } else { *first }));
+        rest = if escaped.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+pub(super) fn without_routes(handles: &AdminHandles, view: &View) -> Value {
     let listener = |at: &ListenerAddress| json!({"name": at.name, "configured": at.configured.to_string(), "address": at.address.to_string()});
-    let reloads = &state.counters.reloads;
-    let fixed: Map<String, Value> = state.fixed.iter().map(|(key, value)| ((*key).into(), json!(value))).collect();
+    let reloads = &handles.counters.reloads;
+    let fixed: Map<String, Value> = handles.fixed.iter().map(|(key, value)| ((*key).into(), json!(value))).collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "host": rustix::system::uname().nodename().to_string_lossy(),
         "process": std::process::id(),
-        "uptime_seconds": state.counters.started.elapsed().unwrap_or_default().as_secs(),
-        "draining": state.draining.is_cancelled(),
-        "predecessor_connections": state.counters.predecessor_connections.load(Relaxed),
+        "uptime_seconds": handles.counters.started.elapsed().unwrap_or_default().as_secs(),
+        "draining": handles.draining.is_cancelled(),
+        "predecessor_connections": handles.counters.predecessor_connections.load(Relaxed),
         "config": {
             "last_reload_successful": !reloads.last_failed.load(Relaxed),
             "last_error": reloads.last_error(),
@@ -39,15 +76,15 @@ pub(super) fn without_routes(state: &Admin, view: &View) -> Value {
             "last_success_timestamp_seconds": reloads.last_success.load(Relaxed),
             "fixed": fixed,
         },
-        "admin": state.configured.to_string(),
+        "admin": handles.configured.to_string(),
         "listeners": view.listeners.iter().map(listener).collect::<Vec<_>>(),
         "routes_total": view.routes.len(),
         "summary": summary(&view.routes),
     })
 }
 
-/// How all routes are, however many are shown.
-fn summary(routes: &[Arc<Route>]) -> Value {
+/// A summary of all routes, including those that are not listed.
+fn summary(routes: &[Arc<RouteTarget>]) -> Value {
     let (mut ready, mut unready, mut dead, mut failing_open, mut without_address) = (0, 0, 0, 0, 0);
     for route in routes {
         let endpoints = route.upstream.endpoints();
@@ -55,29 +92,32 @@ fn summary(routes: &[Arc<Route>]) -> Value {
         without_address += usize::from(endpoints.is_empty());
         for endpoint in &*endpoints {
             *match endpoint.state() {
-                State::Ready => &mut ready,
-                State::Unready => &mut unready,
-                State::Dead => &mut dead,
+                EndpointState::Ready => &mut ready,
+                EndpointState::Unready => &mut unready,
+                EndpointState::Dead => &mut dead,
             } += 1;
         }
     }
     json!({"ready": ready, "unready": unready, "dead": dead, "failing_open": failing_open, "without_address": without_address})
 }
 
-/// What the page shows.
-pub(super) fn event(state: &Admin) -> Value {
+/// An event of the status page.
+pub(super) fn event(handles: &AdminHandles) -> Value {
     const REFUSALS: usize = 20;
+    let view = handles.view.load_full();
+    let mut status = without_routes(handles, &view);
+    status["routes"] = view.routes.iter().take(MAX_ROUTES_SHOWN).map(|target| route(target)).collect();
     json!({
         "time": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-        "status": of(state, MAX_ROUTES_SHOWN),
-        "refusals": refusals(state, REFUSALS),
+        "status": status,
+        "refusals": refusals(handles, REFUSALS),
     })
 }
 
-/// The last clients that were not served, the last one first.
-pub(super) fn refusals(state: &Admin, most: usize) -> Value {
-    let refusal = |refused: &RecentRejection| {
-        let RecentRejection { at, client, listener, route, server_name, outcome, reason } = refused;
+/// The most recent rejections, the newest first.
+pub(super) fn refusals(handles: &AdminHandles, most: usize) -> Value {
+    let refusal = |rejection: &RecentRejection| {
+        let RecentRejection { at, client, listener, route, server_name, outcome, reason } = rejection;
         json!({
             "time": humantime::format_rfc3339_millis(*at).to_string(),
             "client": client.to_string(),
@@ -88,10 +128,10 @@ pub(super) fn refusals(state: &Admin, most: usize) -> Value {
             "reason": reason,
         })
     };
-    state.counters.recent_rejections.last().iter().take(most).map(refusal).collect()
+    handles.counters.recent_rejections.newest_first().iter().take(most).map(refusal).collect()
 }
 
-pub(super) fn route(route: &Route) -> Value {
+pub(super) fn route(route: &RouteTarget) -> Value {
     let setup = route.upstream.setup();
     let active = route.counters.active.load(Relaxed);
     let Totals { accepted, bytes: _, answers, answer_micros } = Totals::of(&route.counters);
@@ -115,7 +155,7 @@ pub(super) fn route(route: &Route) -> Value {
     json!({
         "name": route.counters.name(),
         "sni": setup.names.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        // A number of 64 bits is too large for some readers of JSON.
+        // As text: some JSON parsers cannot represent 64-bit integers.
         "digest": format!("{:016x}", route.digest),
         "connections": active,
         "accepted": accepted,
@@ -134,11 +174,11 @@ fn last_check(check: LastCheck) -> Value {
     json!({"time": humantime::format_rfc3339_millis(at).to_string(), "seconds": took.as_secs_f64()})
 }
 
-/// Of a certificate, which may have thousands.
+/// A certificate may have thousands.
 const MAX_NAMES_SHOWN: usize = 100;
 
-/// The certificate that the last check was shown, and which of these names it does not cover.
-fn certificate_of(certificate: &Certificate, names: &[NamePattern]) -> Value {
+/// The certificate of the last check, and which of these names it does not cover.
+fn certificate_of(certificate: &EndpointCertificate, names: &[NamePattern]) -> Value {
     let not_covered = certificate.not_covered(names).into_iter().map(ToString::to_string);
     json!({
         "expires_timestamp_seconds": certificate.expires,

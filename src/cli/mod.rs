@@ -1,4 +1,4 @@
-//! What can be typed. Nothing is done here.
+//! The command line: its arguments, and their help texts.
 
 mod server_url;
 
@@ -14,8 +14,8 @@ use clap_complete::Shell;
 
 pub(crate) use self::server_url::ServerUrl;
 
-/// One address for the Kubernetes APIs of many clusters: routes TLS connections by the name their client asks for,
-/// without terminating TLS.
+/// One address for the Kubernetes APIs of many clusters: routes TLS connections by server name (SNI), without terminating
+/// TLS
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, propagate_version = true)]
 pub(crate) struct Arguments {
@@ -25,30 +25,34 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Route connections until SIGTERM or SIGINT; SIGHUP reloads, SIGUSR2 upgrades
+    /// Run the router; SIGHUP reloads, SIGUSR2 upgrades, SIGTERM and SIGINT stop it
     Run(Run),
-    /// Say whether a configuration is valid, and what it means; binds nothing
+    /// Validate a configuration and print the effective settings
     Check(Check),
-    /// Say which route a client would take, and why; exits with 1 if it would be refused
+    /// Show which route a client matches, and why; exit status 1 if the client would be refused
     Explain(Explain),
-    /// Look at every step from a client to its API servers, and say what is wrong; exits with 1 if anything is
+    /// Diagnose every step from clients to API servers; exit status 1 if a check fails
     Doctor(Doctor),
-    /// Say what a reload to a configuration would do to a running instance; changes nothing
+    /// Preview what a reload would change in a running instance, without changing it
     Plan(Plan),
-    /// Translate the configuration of another proxy; what cannot be carried over stands in comments, with the reason
+    /// Translate the configuration of another proxy; comments list what cannot be translated, and why
     Import(Import),
-    /// Print a kubeconfig that leads to a cluster through the router
+    /// Print a kubeconfig that connects to a cluster through the router
     Kubeconfig(Kubeconfig),
-    /// Print the JSON Schema of the configuration, for editors
+    /// Print the JSON Schema of the configuration
     Schema,
-    /// Print what makes a shell complete this command line
+    /// Generate shell completions
     Completions {
-        /// Which shell
+        /// The shell
         shell: Shell,
     },
-    /// Print the manual page, in roff
-    Man,
-    /// Show it at work: two throwaway clusters behind one address, and clients that reach them
+    /// Print a manual page (roff)
+    Man {
+        /// Which page
+        #[arg(value_enum, default_value_t = ManPage::Command)]
+        page: ManPage,
+    },
+    /// Route two demo clusters behind one address, and connect to them
     #[cfg(feature = "demo")]
     Demo(Demo),
 }
@@ -60,22 +64,22 @@ pub(crate) enum Command {
     override_usage = "snigate run --config <FILE>\n       snigate run --listen <ADDRESS>... [--route <NAME=HOST:PORT>]... [--default <HOST:PORT>]"
 )]
 pub(crate) struct Run {
-    /// The configuration
+    /// Configuration file
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["listen", "route", "default"])]
     pub(crate) config: Option<PathBuf>,
-    /// Listen here (without a file), such as 0.0.0.0:6443; may be repeated
+    /// Listen on this address, such as 0.0.0.0:6443, without a configuration file; repeatable
     #[arg(long, value_name = "ADDRESS", requires = "where")]
     pub(crate) listen: Vec<SocketAddr>,
-    /// Send clients that ask for NAME (or *.NAME) to HOST:PORT; may be repeated
+    /// Route SNI NAME (or *.NAME) to HOST:PORT; repeatable
     #[arg(long, value_name = "NAME=HOST:PORT", value_parser = route, requires = "listen")]
     pub(crate) route: Vec<(NamePattern, Destination)>,
-    /// Send all other clients, also those that ask for no name, to HOST:PORT
+    /// Route all other clients, including those without SNI, to HOST:PORT
     #[arg(long, value_name = "HOST:PORT", requires = "listen")]
     pub(crate) default: Option<Destination>,
-    /// Look at the file all the time, and take it when it changes, as with `watch: true`
+    /// Watch the file and reload on change, as with `watch: true`
     #[arg(long, requires = "config")]
     pub(crate) watch: bool,
-    /// What log lines look like; wins over the file
+    /// Log format; overrides the configuration
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
 }
@@ -83,54 +87,54 @@ pub(crate) struct Run {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("configuration").required(true).args(["file", "config"]))]
 pub(crate) struct Check {
-    /// The configuration; - for standard input
+    /// Configuration file; - for standard input
     pub(crate) file: Option<PathBuf>,
-    /// The same, as other commands are given it
+    /// Configuration file, as an option like that of other commands
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("asks").required(true).args(["sni", "hello"]))]
+#[command(group = clap::ArgGroup::new("client_hello").required(true).args(["sni", "hello"]))]
 pub(crate) struct Explain {
-    /// The configuration
+    /// Configuration file
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// A client that asks for this name
+    /// Server name (SNI) that the client sends
     #[arg(long, value_name = "NAME")]
     pub(crate) sni: Option<String>,
-    /// A client that sends these bytes; - for standard input
+    /// File with the raw bytes of a ClientHello; - for standard input
     #[arg(long, value_name = "FILE")]
     pub(crate) hello: Option<PathBuf>,
-    /// The application protocols it offers, such as h2 (with --sni)
+    /// ALPN protocols that the client offers, such as h2; with --sni
     #[arg(long, value_name = "PROTOCOL", value_delimiter = ',', conflicts_with = "hello")]
     pub(crate) alpn: Vec<String>,
-    /// The listener it arrives at; the first one unless given
+    /// Listener that the client connects to [default: the first]
     #[arg(long, value_name = "NAME")]
     pub(crate) listener: Option<String>,
-    /// The address that it comes from, for `allow` and `deny`
+    /// Client address, to evaluate `allow` and `deny`
     #[arg(long, value_name = "IP")]
     pub(crate) client: Option<IpAddr>,
-    /// Print one JSON object
+    /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
-    /// The configuration
+    /// Configuration file
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// Only the routes with this name or that take it, such as one below their wildcard, which is then asked for
+    /// Check only routes with this name or that match this hostname; a hostname below a wildcard is sent as SNI
     #[arg(value_name = "NAME")]
     pub(crate) names: Vec<String>,
-    /// Where the running snigate is reached, such as a balancer; its listeners on this machine unless given
+    /// Address of the running snigate, such as a load balancer [default: its listeners on this machine]
     #[arg(long, value_name = "HOST:PORT", value_parser = host_port)]
     pub(crate) through: Option<Destination>,
-    /// The CAs of routes whose health check has no `ca_file`, as PEM
+    /// CA file (PEM) for routes whose health check has no `ca_file`
     #[arg(long, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
-    /// Print one JSON object
+    /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -138,96 +142,104 @@ pub(crate) struct Doctor {
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("running").required(true).args(["admin", "from"]))]
 pub(crate) struct Plan {
-    /// The new configuration; - for standard input
+    /// New configuration file; - for standard input
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// The admin listener of the running instance
+    /// Admin listener of the running instance
     #[arg(long, value_name = "HOST:PORT", value_parser = host_port)]
     pub(crate) admin: Option<Destination>,
-    /// The configuration that is running, where there is no admin listener: without counts of connections
+    /// Configuration file that is running, if there is no admin listener; open connections are then unknown
     #[arg(long, value_name = "FILE")]
     pub(crate) from: Option<PathBuf>,
-    /// Print JSON
+    /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,
-    /// Exit with 2 if the reload would close open connections, or might where they are not counted
+    /// Exit with 2 if the reload would close open connections, or could when they are unknown
     #[arg(long)]
     pub(crate) exit_code: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// Whose configuration it is
+    /// Proxy that the configuration is for
     #[arg(value_enum)]
     pub(crate) from: ImportFrom,
-    /// The configuration; - for standard input
+    /// Configuration file of that proxy; - for standard input
     pub(crate) file: PathBuf,
-    /// Write the result even if clients are admitted, refused or routed otherwise than the source does; notes at its
-    /// head say which
+    /// Print the result even if it admits, refuses or routes some clients differently; notes at the top list the
+    /// differences
     #[arg(long)]
     pub(crate) lossy: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum ImportFrom {
-    /// TLS that ends at the proxy, or passes through
+    /// HAProxy, with TLS passthrough or termination
     Haproxy,
-    /// The stream module, with `ssl_preread`
+    /// nginx stream module, with `ssl_preread`
     Nginx,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Kubeconfig {
-    /// The route, or a name that it takes
+    /// Name of the route, or a hostname that it matches
     #[arg(value_name = "NAME")]
     pub(crate) route: String,
-    /// The configuration
+    /// Configuration file
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// How clients reach the router; unless given, by the route's first exact name, or NAME if it is below a
-    /// wildcard, and its listener's port
+    /// URL of the router for clients [default: the route's first exact hostname, or NAME if a wildcard matches it, and
+    /// the port of the listener]
     #[arg(long, value_name = "URL")]
     pub(crate) server: Option<ServerUrl>,
-    /// Rewrite this kubeconfig: all but where one of its clusters is stays as it is; - for standard input
+    /// Update this kubeconfig, changing only how one of its clusters is reached; - for standard input
     #[arg(long, value_name = "KUBECONFIG")]
     pub(crate) from: Option<PathBuf>,
-    /// What the cluster is called; unless given, as the route or, below a wildcard, as NAME, and with --from the one of
-    /// its current context
+    /// Name of the cluster in the kubeconfig [default: the route, or NAME if a wildcard matches it; with --from, the
+    /// cluster of the current context]
     #[arg(long, value_name = "NAME")]
     pub(crate) cluster: Option<String>,
-    /// The cluster's CA; unless given, the `ca_file` of the route's health check
+    /// CA file of the cluster [default: `ca_file` of the route's health check]
     #[arg(long, value_name = "FILE", conflicts_with = "insecure_skip_tls_verify")]
     pub(crate) ca: Option<PathBuf>,
-    /// The name that kubectl asks for and verifies in place of the URL's; unless given, one that is known to do where
-    /// the URL's does not
+    /// Server name that kubectl sends and verifies instead of the URL's [default: a known valid one, if the URL's is
+    /// not valid]
     #[arg(long, value_name = "NAME", value_parser = server_name)]
     pub(crate) tls_server_name: Option<String>,
-    /// The admin listener of the running instance, which knows the names in the API server's certificate
+    /// Admin listener of the running instance, to read the hostnames in the API server's certificate
     #[arg(long, value_name = "HOST:PORT", value_parser = host_port, conflicts_with = "insecure_skip_tls_verify")]
     pub(crate) admin: Option<Destination>,
-    /// Have kubectl believe any certificate
+    /// Do not verify the API server's certificate
     #[arg(long)]
     pub(crate) insecure_skip_tls_verify: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ManPage {
+    /// snigate(1): the commands
+    Command,
+    /// snigate.yaml(5): the keys of the configuration
+    Config,
 }
 
 #[cfg(feature = "demo")]
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
-    /// Listen here; with port 0 the kernel chooses
+    /// Listen on this address; port 0 selects a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub(crate) listen: SocketAddr,
-    /// Exit after the table instead of staying up until Ctrl-C
+    /// Exit after the results instead of running until Ctrl-C
     #[arg(long)]
     pub(crate) once: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// Text on a terminal, JSON elsewhere
+    /// Text on a terminal, otherwise JSON
     Auto,
-    /// For people
+    /// Human-readable
     Text,
-    /// One object per line
+    /// One JSON object per line
     Json,
 }
 

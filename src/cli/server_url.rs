@@ -1,4 +1,4 @@
-//! The `server` of a kubeconfig: where clients find the router.
+//! The `server` URL of a kubeconfig.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,17 +8,15 @@ use hyper::Uri;
 
 use crate::name::ServerName;
 
-/// The `server` of a kubeconfig.
 #[derive(Clone, Debug)]
 pub(crate) struct ServerUrl {
     url: String,
-    /// The name that kubectl sends as SNI; none for an address.
+    /// The SNI that kubectl sends; `None` for an IP address.
     pub(crate) name: Option<String>,
     pub(crate) port: u16,
 }
 
 impl ServerUrl {
-    /// Of a host name and a port.
     pub(crate) fn new(name: &str, port: u16) -> Self {
         Self { url: format!("https://{name}:{port}"), name: Some(name.into()), port }
     }
@@ -57,7 +55,7 @@ mod tests {
     use super::ServerUrl;
 
     #[test]
-    fn urls_are_read_as_kubectl_does() {
+    fn urls_are_parsed_like_kubectl() {
         for (url, name, port) in [
             ("https://Dev.example.com:6443/", Some("dev.example.com"), 6443),
             ("https://dev.example.com./k8s/one", Some("dev.example.com"), 443),

@@ -1,10 +1,10 @@
-//! Where the hello is in the bytes received.
+//! Finds the ClientHello in the received bytes.
 
 use tls_parser::{TlsHandshakeType, TlsRecordType, parse_tls_record_header};
 
 use super::{ClientHello, HANDSHAKE_HEADER_LENGTH, Parsed, Reason};
 
-/// The cap on the raw bytes of a hello, record headers included, unless another is given: 16 KiB.
+/// The default limit on the size of a hello, including record headers: 16 KiB.
 pub const DEFAULT_LIMIT: usize = 16 * 1024;
 
 /// `TLSPlaintext.length` may not exceed this (RFC 8446, section 5.1).
@@ -13,26 +13,26 @@ const RECORD_HEADER_LENGTH: usize = 5;
 /// A ClientHello with an empty session id, one cipher suite, one compression method and no extensions.
 const MIN_BODY_LENGTH: usize = 2 + 32 + 1 + 2 + 2 + 1 + 1;
 
-/// Whether the hello is whole.
+/// Whether the hello is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// More bytes are needed.
     Incomplete,
-    /// [`Framing::message`] has the whole message.
+    /// [`Framing::message`] returns the message.
     Complete,
 }
 
-/// Follows a hello through segments and records; one per connection.
+/// Follows a hello through TCP segments and TLS records; one per connection.
 ///
-/// Each call is given all bytes received so far and looks at no more than a few of those it has seen before.
+/// Each call gets all bytes received so far, and examines only few of those from earlier calls again.
 #[derive(Debug)]
 pub struct Framing {
     limit: usize,
     /// Where the header of the current record starts in the received bytes.
     record: usize,
-    /// The message as far as earlier records brought it.
+    /// The part of the message in earlier records.
     fragments: Vec<u8>,
-    /// How many received bytes the whole hello took.
+    /// The length of the complete hello in received bytes.
     length: Option<usize>,
 }
 
@@ -43,13 +43,13 @@ impl Default for Framing {
 }
 
 impl Framing {
-    /// Accepts hellos of up to `limit` raw bytes, record headers included.
+    /// Accepts hellos of up to `limit` bytes, including record headers.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self { limit, record: 0, fragments: Vec::new(), length: None }
     }
 
-    /// Reads on. `received` is everything received so far: the bytes of the last call and those that came since.
+    /// Continues to parse. `received` is everything received so far, including the bytes of earlier calls.
     pub fn parse<'a>(&'a mut self, received: &'a [u8]) -> Parsed<'a> {
         match self.advance(received) {
             Ok(Progress::Incomplete) => Parsed::Incomplete,
@@ -61,7 +61,11 @@ impl Framing {
         }
     }
 
-    /// Follows the records without reading the message; see [`parse`](Self::parse).
+    /// Like [`parse`](Self::parse), but without parsing the message once it is complete.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are not the start of a hello, or it is larger than the limit.
     pub fn advance(&mut self, received: &[u8]) -> Result<Progress, Reason> {
         if self.length.is_some() {
             return Ok(Progress::Complete);
@@ -88,7 +92,7 @@ impl Framing {
                 if start + missing > self.limit {
                     return Err(Reason::TooLarge);
                 }
-                // Not before the record is whole: servers read records, and would wait for the rest.
+                // Not before the record is complete: servers read whole records and would wait for the rest.
                 if missing <= payload.len() && payload.len() == record_length {
                     if !self.fragments.is_empty() {
                         self.fragments.extend_from_slice(&payload[..missing]);
@@ -105,7 +109,7 @@ impl Framing {
         }
     }
 
-    /// The handshake message, its header included, once it is complete; empty before.
+    /// The handshake message, including its header, once it is complete; empty before.
     #[must_use]
     pub fn message<'a>(&'a self, received: &'a [u8]) -> &'a [u8] {
         match self.length {
@@ -115,14 +119,13 @@ impl Framing {
         }
     }
 
-    /// How many bytes of memory it has for what it has copied together.
+    /// Memory used for copied fragments, in bytes.
     #[must_use]
     pub fn copied(&self) -> usize {
         self.fragments.capacity()
     }
 
-    /// How many of the received bytes the hello took, once it is complete. What follows them (early data, say) is
-    /// not looked at.
+    /// The length of the hello in received bytes, once it is complete. What follows, such as early data, is not examined.
     #[must_use]
     pub fn length(&self) -> Option<usize> {
         self.length

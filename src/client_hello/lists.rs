@@ -1,10 +1,10 @@
-//! What a hello lists, in the client's order. Every list borrows from the message and is walked without a copy.
+//! The lists in a hello, in the client's order. They borrow from the message and are iterated without copying.
 
 use std::iter::FusedIterator;
 
 use super::{Absent, Cursor, Field, Reason};
 
-/// The application protocols on offer (RFC 7301, section 3.1).
+/// The offered application protocols (RFC 7301, section 3.1).
 #[derive(Clone, Copy, Debug)]
 pub struct Alpn<'a>(&'a [u8]);
 
@@ -15,7 +15,11 @@ impl<'a> Alpn<'a> {
         if content.is_empty() { Self::from_list(list) } else { Err(Absent::Malformed) }
     }
 
-    /// Reads a `ProtocolNameList` without its length: each name behind one byte with its length.
+    /// Parses a `ProtocolNameList` without its own length: each name is preceded by one byte with its length.
+    ///
+    /// # Errors
+    ///
+    /// The list is empty or malformed.
     pub fn from_list(list: &'a [u8]) -> Result<Self, Absent> {
         if list.is_empty() {
             return Err(Absent::Malformed);
@@ -35,14 +39,14 @@ impl<'a> Alpn<'a> {
         self.0
     }
 
-    /// The names of the protocols, `h2` for example. They are the client's bytes: escape them before showing them.
+    /// The names of the protocols, such as `h2`. They are untrusted: escape them before showing them.
     #[must_use]
     pub fn iter(&self) -> Protocols<'a> {
         Protocols(Cursor(self.0))
     }
 }
 
-/// The names in an [`Alpn`] list.
+/// An iterator over the names in an [`Alpn`] list.
 #[derive(Clone, Debug)]
 pub struct Protocols<'a>(Cursor<'a>);
 
@@ -56,7 +60,7 @@ impl<'a> Iterator for Protocols<'a> {
 
 impl FusedIterator for Protocols<'_> {}
 
-/// The TLS versions on offer (RFC 8446, section 4.2.1).
+/// The offered TLS versions (RFC 8446, section 4.2.1).
 #[derive(Clone, Copy, Debug)]
 pub struct SupportedVersions<'a>(&'a [[u8; 2]]);
 
@@ -68,14 +72,14 @@ impl<'a> SupportedVersions<'a> {
         codes.map(Self).ok_or(Absent::Malformed)
     }
 
-    /// The versions as they go over the wire: `0x0304` is TLS 1.3.
+    /// The versions as encoded in TLS: `0x0304` is TLS 1.3.
     #[must_use]
     pub fn iter(&self) -> Codes<'a> {
         Codes(self.0.iter())
     }
 }
 
-/// The cipher suites on offer (RFC 8446, section 4.1.2). There is at least one.
+/// The offered cipher suites (RFC 8446, section 4.1.2), at least one.
 #[derive(Clone, Copy, Debug)]
 pub struct CipherSuites<'a>(&'a [[u8; 2]]);
 
@@ -84,20 +88,20 @@ impl<'a> CipherSuites<'a> {
         codes(list).map(Self)
     }
 
-    /// The suites as they go over the wire: `0x1301` is `TLS_AES_128_GCM_SHA256`.
+    /// The suites as encoded in TLS: `0x1301` is `TLS_AES_128_GCM_SHA256`.
     #[must_use]
     pub fn iter(&self) -> Codes<'a> {
         Codes(self.0.iter())
     }
 }
 
-/// One or more, two bytes each.
+/// One or more codes of two bytes each.
 fn codes(list: &[u8]) -> Option<&[[u8; 2]]> {
     let (codes, rest) = list.as_chunks();
     (rest.is_empty() && !codes.is_empty()).then_some(codes)
 }
 
-/// The numbers in a [`SupportedVersions`] or [`CipherSuites`] list.
+/// An iterator over the codes in [`SupportedVersions`] or [`CipherSuites`].
 #[derive(Clone, Debug)]
 pub struct Codes<'a>(std::slice::Iter<'a, [u8; 2]>);
 
@@ -122,29 +126,29 @@ impl DoubleEndedIterator for Codes<'_> {
 impl ExactSizeIterator for Codes<'_> {}
 impl FusedIterator for Codes<'_> {}
 
-/// The extensions of a hello (RFC 8446, section 4.2), GREASE included, no type twice. A hello may have none.
+/// The extensions of a hello (RFC 8446, section 4.2), including GREASE; no type occurs twice. There may be none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Extensions<'a>(pub(super) &'a [u8]);
 
 impl<'a> Extensions<'a> {
-    /// Each with its content.
+    /// Iterates over the extensions.
     #[must_use]
     pub fn iter(&self) -> ExtensionsIter<'a> {
         ExtensionsIter(Cursor(self.0))
     }
 
-    /// Their types alone.
+    /// Iterates over the types of the extensions.
     pub fn types(&self) -> impl Iterator<Item = u16> + use<'a> {
         self.iter().map(|extension| extension.extension_type)
     }
 }
 
-/// An extension of which nothing but the length is known to be right.
+/// An extension. Only its length was validated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extension<'a> {
-    /// As it goes over the wire: 16 is ALPN.
+    /// The type as encoded in TLS: 16 is ALPN.
     pub extension_type: u16,
-    /// The client's bytes, unread.
+    /// The content, not parsed.
     pub content: &'a [u8],
 }
 
@@ -156,7 +160,7 @@ impl<'a> Extension<'a> {
     }
 }
 
-/// Walks [`Extensions`].
+/// An iterator over [`Extensions`].
 #[derive(Clone, Debug)]
 pub struct ExtensionsIter<'a>(Cursor<'a>);
 
@@ -209,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_end_where_they_end() {
+    fn iterators_are_fused_and_exact() {
         let message = Hello::to("a.example").alpn(&["h2", "http/1.1"]).message();
         let hello = ClientHello::parse(&message).unwrap();
         let mut suites = hello.cipher_suites.iter();
@@ -249,7 +253,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_listed_is_what_was_sent(
+        fn lists_contain_what_was_sent(
             suites in vec(any::<u16>(), 1..40),
             versions in vec(any::<u16>(), 1..20),
             protocols in vec(vec(any::<u8>(), 1..20), 1..8),

@@ -1,33 +1,32 @@
-//! The first message of a TLS connection: bytes in, what the client asks for out.
+//! Parses the TLS ClientHello (RFC 8446, section 4.1.2), the first message of a TLS client.
 //!
-//! Reading has two steps. [`Framing`] follows the bytes as they arrive, through any number of TCP segments and TLS
-//! records, until the handshake message is whole. [`ClientHello::parse`] then reads the message in one pass. Names
-//! and protocols borrow from the bytes received; only a hello that is split over several records is copied
-//! together first.
+//! Parsing has two steps. [`Framing`] follows the bytes as they arrive, through any number of TCP segments and TLS
+//! records, until the handshake message is complete. [`ClientHello::parse`] then parses the message in one pass. Names
+//! and protocols borrow from the received bytes; only a hello that is split over several records is copied.
 //!
 //! ```
-//! use crate::client_hello::{Framing, Parsed};
+//! use snigate::client_hello::{Framing, Parsed};
 //!
 //! # let received = b"GET / HTTP/1.1\r\n";
 //! let mut framing = Framing::default();
 //! match framing.parse(received) {
-//!     Parsed::Complete(hello) => println!("the client asks for {:?}", hello.server_name),
+//!     Parsed::Complete(hello) => println!("SNI: {:?}", hello.server_name),
 //!     Parsed::Incomplete => println!("call again when more bytes have been received"),
-//!     Parsed::Invalid(invalid) => println!("refused: {}", invalid.reason),
+//!     Parsed::Invalid(invalid) => println!("invalid: {}", invalid.reason),
 //! }
 //! ```
 //!
 //! The crate's `examples/hello.rs` reads from sockets this way.
 //!
-//! # What is checked
-//! Every length that leads to the server name, exactly: records, the handshake header, each vector of the
-//! ClientHello, the extension block and each extension in it. Duplicate extensions are refused, so that a second
-//! `server_name` cannot hide behind the first. The contents of other extensions are the API server's to judge;
-//! ALPN and the supported versions are read where they are well-formed and [`Absent`] where they are not. That a
-//! hello carries no name is said only of one that was read to its last byte.
+//! # What is validated
+//! All lengths up to the server name: those of records, the handshake header, each vector of the ClientHello, the
+//! extension block and each extension in it. Duplicate extensions are rejected, so that there cannot be a second
+//! `server_name`. The contents of other extensions are left to the TLS server; ALPN and the supported versions are parsed if
+//! they are well-formed, and [`Absent`] otherwise. A hello without a server name is only reported as such after it was
+//! parsed to its last byte.
 //!
-//! The answer depends on nothing but the bytes: every strict prefix of a valid hello is incomplete, and however
-//! the bytes are cut into calls, the answer is the same.
+//! The result depends only on the bytes: every strict prefix of a valid hello is incomplete, and however the bytes are
+//! split over calls, the result is the same.
 
 mod framing;
 mod lists;
@@ -44,58 +43,66 @@ use crate::name::{self, NameError, ServerName};
 const HANDSHAKE_HEADER_LENGTH: usize = 4;
 const MAX_SESSION_ID_LENGTH: usize = 32;
 
-/// What the bytes received so far say.
+/// The result of parsing the bytes received so far.
 #[derive(Debug)]
 pub enum Parsed<'a> {
-    /// The whole hello is there and well-formed.
+    /// The hello is complete and well-formed.
     Complete(ClientHello<'a>),
     /// Well-formed so far; more bytes are needed.
     Incomplete,
-    /// No more bytes can make it a hello that may be routed.
+    /// Not a valid hello, whatever bytes follow.
     Invalid(Invalid<'a>),
 }
 
-/// What a client says of itself before anything is encrypted.
+/// A parsed ClientHello.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientHello<'a> {
-    /// The name it asks for, if it sent one.
+    /// The server name (SNI; RFC 6066, section 3), if the client sent one.
     pub server_name: Option<ServerName<'a>>,
-    /// The application protocols it offers (RFC 7301).
+    /// The offered application protocols (ALPN; RFC 7301).
     pub alpn: Result<Alpn<'a>, Absent>,
-    /// The TLS versions it offers (RFC 8446, section 4.2.1).
+    /// The offered TLS versions (RFC 8446, section 4.2.1).
     pub supported_versions: Result<SupportedVersions<'a>, Absent>,
-    /// The version field of the hello itself; clients that send `supported_versions` put TLS 1.2 here.
+    /// The version field of the hello itself; it is TLS 1.2 (`0x0303`) if the client sends `supported_versions`.
     pub legacy_version: u16,
-    /// The cipher suites it offers (RFC 8446, section 4.1.2).
+    /// The offered cipher suites (RFC 8446, section 4.1.2).
     pub cipher_suites: CipherSuites<'a>,
-    /// All its extensions (RFC 8446, section 4.2).
+    /// All extensions (RFC 8446, section 4.2).
     pub extensions: Extensions<'a>,
-    /// Whether it announces early data (RFC 8446, section 4.2.10), which must not be sent to two servers.
+    /// Whether the client sends early data (RFC 8446, section 4.2.10), which must not be sent to more than one server.
     pub early_data: bool,
-    /// Whether it carries an encrypted hello (RFC 9849); the name read here is then the outer one.
+    /// Whether it contains an encrypted ClientHello (ECH; RFC 9849); `server_name` is then that of the outer hello.
     pub ech: bool,
-    /// The address that it sent in place of a name, where that counts as none.
+    /// The IP address that the client sent as server name, with [`IpLiteral::NoName`].
     pub ip_literal: Option<IpAddr>,
 }
 
-/// What an IP address in place of the name is. RFC 6066, section 3, forbids it, and some clients send it, such as .NET
+/// How to treat an IP address as server name. RFC 6066, section 3, forbids it, but some clients send it, such as .NET
 /// before version 8 on Linux.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum IpLiteral {
-    /// A name that may not be routed.
+    /// The hello is [`Invalid`].
     #[default]
     Refused,
-    /// No name.
+    /// As if the client sent no server name.
     NoName,
 }
 
 impl<'a> ClientHello<'a> {
-    /// Reads a whole handshake message, its four-byte header included.
+    /// Parses a complete handshake message, including its four-byte header. An IP address as server name is an error.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong with the message.
     pub fn parse(message: &'a [u8]) -> Result<Self, Invalid<'a>> {
         Self::parse_with(message, IpLiteral::Refused)
     }
 
-    /// The same, of clients that may send an address in place of a name.
+    /// Like [`parse`](Self::parse), with a choice of how to treat an IP address as server name.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong with the message.
     pub fn parse_with(message: &'a [u8], ip_literal: IpLiteral) -> Result<Self, Invalid<'a>> {
         let mut message = Cursor(message);
         message.take(HANDSHAKE_HEADER_LENGTH, Field::Hello)?;
@@ -167,7 +174,7 @@ impl<'a> ClientHello<'a> {
         Ok(())
     }
 
-    /// The highest TLS version on offer, GREASE aside: `0x0304` for TLS 1.3.
+    /// The highest offered TLS version, ignoring GREASE, such as `0x0304` for TLS 1.3.
     #[must_use]
     pub fn highest_version(&self) -> u16 {
         let offered = self.supported_versions.iter().flat_map(SupportedVersions::iter);
@@ -178,15 +185,15 @@ impl<'a> ClientHello<'a> {
 /// RFC 9849, section 5.
 const ENCRYPTED_CLIENT_HELLO: TlsExtensionType = TlsExtensionType(0xfe0d);
 
-/// Whether a version, cipher suite or extension type is a reserved one that means nothing: `0x0a0a`, `0x1a1a` … `0xfafa`
-/// (RFC 8701, section 2).
+/// Whether a version, cipher suite or extension type is a GREASE value, which has no meaning: `0x0a0a`, `0x1a1a` …
+/// `0xfafa` (RFC 8701, section 2).
 #[must_use]
 pub fn is_grease(value: u16) -> bool {
     let [high, low] = value.to_be_bytes();
     high == low && low & 0x0f == 0x0a
 }
 
-/// One `host_name` and nothing else (RFC 6066, section 3).
+/// Parses a list with exactly one `host_name` (RFC 6066, section 3).
 fn server_name(content: &[u8]) -> Result<ServerName<'_>, Invalid<'_>> {
     let mut content = Cursor(content);
     let list = content.vector_u16(Field::ServerNameList)?;
@@ -205,21 +212,21 @@ fn whole<T>(parsed: IResult<&[u8], T>, field: Field) -> Result<(&[u8], T), Reaso
     parsed.map_err(|_| Reason::Length(field))
 }
 
-/// Why an extension has nothing to tell.
+/// Why the content of an extension is not available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Absent {
     /// The client did not send it.
     NotSent,
-    /// The client sent it, but not well-formed. That is for the API server to refuse.
+    /// The client sent it, but it is malformed. The TLS server will reject it.
     Malformed,
 }
 
-/// A hello that may not be routed.
+/// An invalid hello, which must not be routed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invalid<'a> {
     /// What is wrong with it.
     pub reason: Reason,
-    /// The name it asks for, where that is what is wrong. Escape it before showing it.
+    /// The server name, if that is invalid. It is untrusted: escape it before showing it.
     pub server_name: Option<&'a [u8]>,
 }
 
@@ -232,42 +239,42 @@ impl From<Reason> for Invalid<'_> {
 /// What is wrong with a hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Reason {
-    /// The bytes are not of a TLS handshake: HTTP, SSH, an SSLv2 hello, a TLS alert.
+    /// Not a TLS handshake, but for example HTTP, SSH, an SSLv2 hello or a TLS alert.
     #[error("not a TLS handshake record")]
     NotTls,
     /// A record without a payload.
-    #[error("a record is empty")]
+    #[error("empty record")]
     EmptyRecord,
-    /// A record that says it is longer than 2^14 bytes.
-    #[error("a record is longer than 2^14 bytes")]
+    /// A record longer than 2^14 bytes (RFC 8446, section 5.1).
+    #[error("record longer than 2^14 bytes")]
     RecordTooLong,
-    /// A handshake, but its first message is another.
+    /// The first handshake message is not a ClientHello.
     #[error("the first handshake message is not a ClientHello")]
     NotClientHello,
     /// The message is shorter than its fixed fields.
-    #[error("the ClientHello is shorter than its fixed fields")]
+    #[error("ClientHello shorter than its fixed fields")]
     TooShort,
-    /// The hello takes more raw bytes than the limit.
-    #[error("the ClientHello is larger than the limit")]
+    /// The hello is larger than the limit of [`Framing::new`].
+    #[error("ClientHello larger than the limit")]
     TooLarge,
-    /// A length does not fit what it counts.
-    #[error("the length of {0} is wrong")]
+    /// A length does not match the content.
+    #[error("wrong length of {0}")]
     Length(Field),
-    /// An extension stands twice.
-    #[error("extension {0} stands twice")]
+    /// An extension occurs more than once (RFC 8446, section 4.2).
+    #[error("duplicate extension {0}")]
     DuplicateExtension(u16),
-    /// A name that is no `host_name`; RFC 6066 defines no other.
-    #[error("the server name is of type {0}, not a host_name")]
+    /// A name of another type than `host_name`, the only one in RFC 6066.
+    #[error("server name of type {0}, not host_name")]
     NameType(u8),
-    /// More than one name.
-    #[error("there is more than one server name")]
+    /// More than one server name.
+    #[error("more than one server name")]
     SeveralNames,
-    /// The name is none that may be routed.
+    /// The server name is invalid.
     #[error(transparent)]
     Name(NameError),
 }
 
-/// A part of the hello that carries a length.
+/// A part of the hello that has a length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Field {
     /// The message itself.
@@ -297,7 +304,7 @@ impl std::fmt::Display for Field {
     }
 }
 
-/// What is left to read.
+/// The rest of the bytes to parse.
 #[derive(Clone, Debug)]
 struct Cursor<'a>(&'a [u8]);
 
@@ -307,9 +314,9 @@ impl<'a> Cursor<'a> {
     }
 
     fn take(&mut self, length: usize, field: Field) -> Result<&'a [u8], Reason> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(Reason::Length(field))?;
+        let (bytes, rest) = self.0.split_at_checked(length).ok_or(Reason::Length(field))?;
         self.0 = rest;
-        Ok(taken)
+        Ok(bytes)
     }
 
     fn u8(&mut self, field: Field) -> Result<u8, Reason> {

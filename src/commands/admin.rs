@@ -1,11 +1,11 @@
-//! What the admin listener of a running instance tells.
+//! Reads the status of a running instance from its admin listener.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::text::Destination;
 use crate::text::units::span;
-use crate::upstream::plain;
+use crate::upstream::error_message;
 use anyhow::{Context, anyhow, bail, ensure};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
@@ -18,35 +18,34 @@ use tokio::time::timeout;
 
 use super::addresses;
 
-/// For it to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Room for the status of 100,000 routes.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Enough for 100,000 routes.
 const MAX_STATUS: usize = 256 * 1024 * 1024;
 
-/// What runs there, and all addresses that the destination stands for.
+/// The status of the instance, and the addresses that `admin` resolves to.
 pub(super) async fn status(admin: &Destination) -> anyhow::Result<(Value, Vec<SocketAddr>)> {
-    let late = |_| Err(anyhow!("no answer within {}", span(PATIENCE)));
-    timeout(PATIENCE, ask(admin))
+    let late = |_| Err(anyhow!("no answer within {}", span(STATUS_TIMEOUT)));
+    timeout(STATUS_TIMEOUT, request(admin))
         .await
         .unwrap_or_else(late)
-        .with_context(|| format!("cannot ask the admin listener at {admin}"))
+        .with_context(|| format!("cannot read the status from the admin listener at {admin}"))
 }
 
-async fn ask(admin: &Destination) -> anyhow::Result<(Value, Vec<SocketAddr>)> {
+async fn request(admin: &Destination) -> anyhow::Result<(Value, Vec<SocketAddr>)> {
     let addresses = addresses(admin).await?;
-    let stream = TcpStream::connect(&*addresses).await.map_err(|error| anyhow!(plain(&error)))?;
+    let stream = TcpStream::connect(&*addresses).await.map_err(|error| anyhow!(error_message(&error)))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::get("/api/status").header("host", admin.to_string());
-    // Not what another has just been told: a reload may have come between.
-    let request = request.header("cache-control", "no-cache").body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await?;
+    let get = Request::get("/api/status").header("host", admin.to_string());
+    // A shared answer may be from before the last reload.
+    let get = get.header("cache-control", "no-cache").body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(get).await?;
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_STATUS).collect().await;
     let body = body.map_err(|error| anyhow!("{error}"))?.to_bytes();
     if status == StatusCode::MISDIRECTED_REQUEST {
         bail!("{}", String::from_utf8_lossy(&body).trim());
     }
-    ensure!(status == StatusCode::OK, "it answers {status}");
+    ensure!(status == StatusCode::OK, "unexpected response: {status}");
     Ok((serde_json::from_slice(&body)?, addresses))
 }

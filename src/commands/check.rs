@@ -15,10 +15,10 @@ use crate::relay::Engine;
 use crate::text::input;
 use crate::text::units::{size, span};
 use crate::upstream::health::{CaFile, EXPECTED};
-use crate::upstream::{Balance, HealthCheck, HttpCheck, OnRemove, Settings, Thresholds, TlsCheck};
+use crate::upstream::{Balance, HealthCheck, HttpCheck, OnRemove, Thresholds, TlsCheck, UpstreamSettings};
 use anyhow::Context;
 
-use super::{any_listener, any_protocol};
+use super::routing::{any_listener, any_protocol};
 use crate::cli::Check;
 
 pub(super) fn run(options: &Check) -> anyhow::Result<ExitCode> {
@@ -35,26 +35,26 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     writeln!(text, "\nlisteners")?;
     for Listener { name, address, refuse, balancers, ip_literal, sources } in &config.listeners {
         let refuse = match refuse {
-            RejectWith::Alert => "a TLS alert",
-            RejectWith::Close => "a close",
-            RejectWith::Reset => "a reset",
+            RejectWith::Alert => "TLS alert",
+            RejectWith::Close => "close",
+            RejectWith::Reset => "reset",
         };
         let name = if *name == address.to_string() { String::new() } else { format!("{name} on ") };
-        let named = balancers.as_ref().map_or(String::new(), |from| format!(", named in PROXY headers from {from}"));
+        let proxy = balancers.as_ref().map_or(String::new(), |from| format!("; PROXY header required, from {from}"));
         let literal = match ip_literal {
             IpLiteral::NoName => "",
-            IpLiteral::Refused => ", refusing IP addresses as names",
+            IpLiteral::Refused => "; IP addresses in SNI are refused",
         };
-        writeln!(text, "  {name}{address}, refusing with {refuse}, open to {sources}{named}{literal}")?;
+        writeln!(text, "  {name}{address}: {sources}; refuse with {refuse}{proxy}{literal}")?;
     }
 
     writeln!(text, "\nroutes")?;
     for route in &config.routes {
         writeln!(text, "  {}", route.name)?;
-        writeln!(text, "    takes     {}", takes(route, &config.listeners))?;
-        let most = route.max_connections.map_or(String::new(), |most| format!(", at most {most} at a time"));
-        writeln!(text, "    open to   {}{most}", route.sources)?;
-        upstream(&mut text, &route.upstream)?;
+        writeln!(text, "    matches    {}", matches(route, &config.listeners))?;
+        let limit = route.max_connections.map_or(String::new(), |limit| format!("; max_connections {limit}"));
+        writeln!(text, "    access     {}{limit}", route.sources)?;
+        write_upstream(&mut text, &route.upstream)?;
     }
 
     let timeouts = &config.timeouts;
@@ -71,17 +71,17 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     let tcp = &config.tcp;
     writeln!(
         text,
-        "tcp        keepalive {} then {} times every {}, user_timeout {}",
+        "tcp        keepalive idle {}, interval {}, count {}, user_timeout {}",
         span(tcp.keepalive_idle),
-        tcp.keepalive_count,
         span(tcp.keepalive_interval),
+        tcp.keepalive_count,
         span(config.user_timeout)
     )?;
-    let connections = config.limits.connections.map_or("as descriptors allow".into(), |limit| limit.to_string());
-    let buffers = config.limits.buffer_bytes.map_or("as memory allows".into(), size);
+    let connections = config.limits.connections.map_or("auto (file descriptors)".into(), |limit| limit.to_string());
+    let buffers = config.limits.buffer_bytes.map_or("auto (memory)".into(), size);
     let SourceLimits { concurrent, new } = config.limits.source;
-    let concurrent = concurrent.map_or("any number".into(), |limit| limit.to_string());
-    let new = new.map_or("any number".into(), |rate| rate.to_string());
+    let concurrent = concurrent.map_or("unlimited".into(), |limit| limit.to_string());
+    let new = new.map_or("unlimited".into(), |rate| rate.to_string());
     writeln!(
         text,
         "limits     connections {connections}, per_source {concurrent}, new_per_source {new}, hello_bytes {}, buffer_bytes {buffers}",
@@ -101,20 +101,20 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     writeln!(text, "watch      {}", config.watch)?;
     let admin = config.admin.as_ref().map_or("none".into(), |Admin { address, hosts: Hosts(hosts), per_route }| {
         let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
-        let hosts = [&["addresses".into(), "localhost".into()], &hosts[..]].concat();
+        let hosts = [&["IP addresses".into(), "localhost".into()], &hosts[..]].concat();
         let metrics = match per_route {
             PerRoute::Full => "",
-            PerRoute::Totals => "; metrics of routes have no buckets",
-            PerRoute::Off => "; metrics are sums over all routes",
+            PerRoute::Totals => "; metrics per route: totals",
+            PerRoute::Off => "; metrics per route: off",
         };
-        format!("{address}, answering for {}{metrics}", hosts.join(", "))
+        format!("{address}, hosts {}{metrics}", hosts.join(", "))
     });
     writeln!(text, "admin      {admin}")?;
     Ok(text)
 }
 
-fn upstream(text: &mut String, upstream: &Settings) -> std::fmt::Result {
-    let Settings {
+fn write_upstream(text: &mut String, upstream: &UpstreamSettings) -> std::fmt::Result {
+    let UpstreamSettings {
         destinations,
         balance,
         budget,
@@ -128,49 +128,48 @@ fn upstream(text: &mut String, upstream: &Settings) -> std::fmt::Result {
     let destinations: Vec<String> = destinations.iter().map(ToString::to_string).collect();
     let (timeout, per_try) = (span(budget.timeout), span(budget.per_try));
     let header = proxy_protocol.map_or(String::new(), |version| format!(", PROXY header {}", version.label()));
-    writeln!(text, "    leads to  {} (within {timeout}, {per_try} per try{header})", destinations.join(", "))?;
+    writeln!(text, "    routes to  {} (timeout {timeout}, {per_try} per try{header})", destinations.join(", "))?;
     let balance = match balance {
         Balance::LeastConnections => "least_connections",
         Balance::RoundRobin => "round_robin",
         Balance::Random => "random",
     };
-    let dead = dead_grace.map_or("keeps its connections".into(), |grace| format!("is cut after {}", span(grace)));
-    let removed = match on_remove {
-        OnRemove::Drain => "is drained",
-        OnRemove::Keep => "keeps its connections",
-        OnRemove::Cut => "is cut",
+    writeln!(text, "    balance    {balance}, slow_start {}", span(*slow_start))?;
+    writeln!(text, "    hostnames re-resolved every {}", span(*resolve_every))?;
+    let on_failure = dead_grace
+        .map_or("keep its connections".into(), |grace| format!("close its connections after {}", span(grace)));
+    writeln!(text, "    on endpoint failure: {on_failure}")?;
+    let on_removal = match on_remove {
+        OnRemove::Drain => "drain",
+        OnRemove::Keep => "keep its connections",
+        OnRemove::Cut => "close its connections",
     };
-    writeln!(
-        text,
-        "    balances  by {balance}, slow_start {}; names every {}; who is gone {dead}, who is removed {removed}",
-        span(*slow_start),
-        span(*resolve_every)
-    )?;
+    writeln!(text, "    on removal: {on_removal}")?;
     let Some(HealthCheck { interval, timeout, thresholds, tls, http }) = health_check else {
-        return writeln!(text, "    checks    nothing");
+        return writeln!(text, "    health check: none (passive only)");
     };
-    let mut what = vec!["connect".to_owned()];
+    let mut steps = vec!["TCP connect".to_owned()];
     if let Some(TlsCheck { ca_file, verified_name, asked_name: _, client }) = tls {
-        let chain = ca_file.as_ref().map_or("any certificate".into(), |from| match from {
+        let chain = ca_file.as_ref().map_or("not verified".into(), |ca| match ca {
             CaFile::File(file) => format!("CA {}", file.display()),
-            CaFile::System => from.to_string(),
+            CaFile::System => "system CAs".into(),
         });
-        let name = verified_name.as_ref().map_or(String::new(), |name| format!(" and name {}", name.to_str()));
-        let client = if client.is_some() { ", showing a certificate" } else { "" };
-        what.push(format!("TLS with {chain}{name}{client}"));
+        let name = verified_name.as_ref().map_or(String::new(), |name| format!(", name {}", name.to_str()));
+        let client = if client.is_some() { ", client certificate" } else { "" };
+        steps.push(format!("TLS ({chain}{name}{client})"));
     }
     if let Some(HttpCheck { path, token_file, expect, unauthorized_is_alive }) = http {
-        let token = if token_file.is_some() { " with a token" } else { "" };
+        let token = if token_file.is_some() { " with token" } else { "" };
         let unauthorized = if *unauthorized_is_alive { "alive" } else { "failed" };
         let expect = if *expect == [EXPECTED] { String::new() } else { format!("expect: {}, ", statuses(expect)) };
-        what.push(format!("GET {path}{token} ({expect}unauthorized: {unauthorized})"));
+        steps.push(format!("GET {path}{token} ({expect}unauthorized: {unauthorized})"));
     }
     let Thresholds { rise, fall, unready } = thresholds;
     let unready = if http.is_some() { format!(", unready {unready}") } else { String::new() };
     writeln!(
         text,
-        "    checks    {}, every {} within {}, rise {rise}, fall {fall}{unready}",
-        what.join(", "),
+        "    health check: {}, every {}, timeout {}, rise {rise}, fall {fall}{unready}",
+        steps.join(", "),
         span(*interval),
         span(*timeout),
     )
@@ -184,17 +183,17 @@ fn statuses(expect: &[RangeInclusive<u16>]) -> String {
     expect.iter().map(range).collect::<Vec<_>>().join(" ")
 }
 
-fn takes(route: &Route, listeners: &[Listener]) -> String {
-    let mut takes: String = if route.patterns.is_empty() {
-        "every other name, and clients that send none".into()
+fn matches(route: &Route, listeners: &[Listener]) -> String {
+    let mut matches: String = if route.patterns.is_empty() {
+        "catch-all (any other name, or no SNI)".into()
     } else {
         route.patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
     if let Some(alpn) = &route.matchers.alpn {
-        let _ = write!(takes, "; offering {}", any_protocol(alpn));
+        let _ = write!(matches, "; ALPN {}", any_protocol(alpn));
     }
-    if let Some(numbers) = &route.matchers.listeners {
-        let _ = write!(takes, "; at {}", any_listener(numbers, listeners));
+    if let Some(indices) = &route.matchers.listeners {
+        let _ = write!(matches, "; listener {}", any_listener(indices, listeners));
     }
-    takes
+    matches
 }

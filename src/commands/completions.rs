@@ -9,7 +9,7 @@ use clap_complete::{Shell, generate};
 use crate::cli::Arguments;
 
 pub(super) fn run(shell: Shell) -> anyhow::Result<ExitCode> {
-    // Not at once to standard output: it panics where nobody reads.
+    // `generate` panics on a broken pipe.
     let mut script = Vec::new();
     generate(shell, &mut Arguments::command(), env!("CARGO_PKG_NAME"), &mut script);
     std::io::stdout().write_all(&script)?;

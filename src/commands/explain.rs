@@ -6,14 +6,14 @@ use std::process::ExitCode;
 
 use crate::client_hello::{Alpn, ClientHello, Framing, IpLiteral, Parsed, SupportedVersions};
 use crate::config::{Config, Route};
-use crate::connection::admission::{NotAdmitted, Sources};
+use crate::connection::admission::{AccessRules, NotAdmitted};
 use crate::name::{NamePattern, ServerName, ip_literal};
 use crate::route::{Client, MatchedBy, Matchers};
 use crate::text::{input, pasted};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::{alpn_list, any_listener, any_protocol, route_table};
+use super::routing::{alpn_list, any_listener, any_protocol, route_table};
 use crate::cli::Explain;
 
 pub(super) fn run(options: &Explain) -> anyhow::Result<ExitCode> {
@@ -34,13 +34,13 @@ pub(super) fn run(options: &Explain) -> anyhow::Result<ExitCode> {
         ),
         (None, None) => bail!("expected --sni or --hello"),
     };
-    explanation.admit(&config, listener, options.client);
+    explanation.apply_access_rules(&config, listener, options.client);
     let text = if options.json { format!("{}\n", explanation.json()) } else { explanation.text() };
     stdout().write_all(text.as_bytes())?;
     Ok(if explanation.is_served() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What becomes of a client.
+/// How a client is routed, and why.
 #[derive(Debug, Default)]
 struct Explanation {
     outcome: &'static str,
@@ -52,18 +52,18 @@ struct Explanation {
     route: Option<String>,
     endpoints: Vec<String>,
     client: Option<IpAddr>,
-    /// Whether it may come in from there; `None`: nobody has asked.
+    /// `None`: no client address was given.
     is_admitted: Option<bool>,
-    /// What decides that.
+    /// The access rules that decided, or that apply.
     access: Option<String>,
 }
 
 fn explain_name(config: &Config, name: &str, alpn: &[String], listener: usize) -> Explanation {
     let server_name = match ServerName::parse(name.as_bytes()) {
         Ok(server_name) => server_name,
-        Err(_) if is_no_name(config, name.as_bytes(), listener) => {
+        Err(_) if counts_as_no_sni(config, name.as_bytes(), listener) => {
             let list = alpn_list(alpn.iter().map(String::as_bytes));
-            return explain_address(config, alpn.to_vec(), Alpn::from_list(&list).ok(), listener);
+            return explain_ip_literal(config, alpn.to_vec(), Alpn::from_list(&list).ok(), listener);
         }
         Err(error) => {
             let reason = Some(pasted::name(name, error));
@@ -82,15 +82,15 @@ fn explain_name(config: &Config, name: &str, alpn: &[String], listener: usize) -
     explanation
 }
 
-/// Whether it is an address, and addresses are no names there.
-fn is_no_name(config: &Config, name: &[u8], listener: usize) -> bool {
+/// Whether it is an IP address, and the listener treats those as no SNI.
+fn counts_as_no_sni(config: &Config, name: &[u8], listener: usize) -> bool {
     config.listeners[listener].ip_literal == IpLiteral::NoName && ip_literal(name).is_some()
 }
 
-fn explain_address(config: &Config, alpn: Vec<String>, offered: Option<Alpn<'_>>, listener: usize) -> Explanation {
+fn explain_ip_literal(config: &Config, alpn: Vec<String>, offered: Option<Alpn<'_>>, listener: usize) -> Explanation {
     let mut explanation = Explanation { outcome: "no_sni", alpn, ..Explanation::default() };
     explanation.find_route(config, &Client { server_name: None, alpn: offered, listener });
-    explanation.say_that_addresses_are_no_names();
+    explanation.note_ip_literal();
     explanation
 }
 
@@ -99,21 +99,23 @@ fn explain_hello(config: &Config, bytes: &[u8], listener: usize) -> Explanation 
     match framing.parse(bytes) {
         Parsed::Complete(hello) => {
             let mut explanation = describe(&hello);
-            let asked = Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener };
-            explanation.find_route(config, &asked);
+            let client = Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener };
+            explanation.find_route(config, &client);
             explanation
         }
         Parsed::Incomplete => Explanation {
             outcome: "need_more",
-            reason: Some(format!("after {} bytes the ClientHello is not complete", bytes.len())),
+            reason: Some(format!("incomplete ClientHello: {} bytes read", bytes.len())),
             ..Explanation::default()
         },
-        Parsed::Invalid(invalid) if invalid.server_name.is_some_and(|name| is_no_name(config, name, listener)) => {
+        Parsed::Invalid(invalid)
+            if invalid.server_name.is_some_and(|name| counts_as_no_sni(config, name, listener)) =>
+        {
             match ClientHello::parse_with(framing.message(bytes), IpLiteral::NoName) {
                 Ok(hello) => {
                     let mut explanation = describe(&hello);
                     explanation.find_route(config, &Client { server_name: None, alpn: hello.alpn.ok(), listener });
-                    explanation.say_that_addresses_are_no_names();
+                    explanation.note_ip_literal();
                     explanation
                 }
                 Err(invalid) => Explanation {
@@ -149,12 +151,12 @@ impl Explanation {
     fn find_route(&mut self, config: &Config, client: &Client<'_>) {
         let table = route_table(config);
         let found = table.find(client);
-        let passed_over = passed_over(config, client, found.as_ref().map(|found| found.by));
+        let near_misses = near_misses(config, client, found.as_ref().map(|found| found.by));
         let Some(found) = found else {
             self.reason = Some(match client.server_name {
-                _ if !passed_over.is_empty() => passed_over.join("; "),
-                Some(_) => "no route has the name, and none takes all names".into(),
-                None => "no route takes clients without a name".into(),
+                _ if !near_misses.is_empty() => near_misses.join("; "),
+                Some(_) => "no route matches this name, and there is no catch-all route".into(),
+                None => "the client sent no SNI, and there is no catch-all route".into(),
             });
             return;
         };
@@ -162,64 +164,61 @@ impl Explanation {
         self.route = Some(route.name.clone());
         self.endpoints = route.upstream.destinations.iter().map(ToString::to_string).collect();
         let by_name = match found.by {
-            MatchedBy::Exact => "the route has this very name".into(),
-            MatchedBy::Suffix(suffix) if passed_over.is_empty() => {
-                format!("the route has *.{suffix}, and nothing more specific matches")
-            }
-            MatchedBy::Suffix(suffix) => format!("the route has *.{suffix}"),
-            MatchedBy::CatchAll => "the route takes what no other route does".into(),
+            MatchedBy::Exact => "exact name".into(),
+            MatchedBy::Suffix(suffix) => format!("wildcard *.{suffix}"),
+            MatchedBy::CatchAll => "catch-all route".into(),
         };
-        let others = match (&route.matchers.alpn, &route.matchers.listeners) {
+        let matchers = match (&route.matchers.alpn, &route.matchers.listeners) {
             (None, None) => "",
-            (Some(_), None) => ", and its alpn matches",
-            (None, Some(_)) => ", and its listener matches",
-            (Some(_), Some(_)) => ", and its alpn and listener match",
+            (Some(_), None) => ", ALPN matches",
+            (None, Some(_)) => ", listener matches",
+            (Some(_), Some(_)) => ", ALPN and listener match",
         };
-        let reasons: Vec<String> = [by_name + others].into_iter().chain(passed_over).collect();
+        let reasons: Vec<String> = [by_name + matchers].into_iter().chain(near_misses).collect();
         self.reason = Some(reasons.join("; "));
     }
 
-    fn say_that_addresses_are_no_names(&mut self) {
+    fn note_ip_literal(&mut self) {
         let reason = self.reason.take().unwrap_or_default();
-        self.reason = Some(format!("an IP address as the name counts as none (`ip_literal_sni`); {reason}"));
+        self.reason = Some(format!("an IP address in SNI counts as no SNI (ip_literal_sni); {reason}"));
     }
 
-    /// Whether it may come in from there: to the listener, and to the route if it has come to one.
-    fn admit(&mut self, config: &Config, listener: usize, client: Option<IpAddr>) {
+    /// Applies the access rules of the listener, and of the route if one matches.
+    fn apply_access_rules(&mut self, config: &Config, listener: usize, client: Option<IpAddr>) {
         let listener = &config.listeners[listener];
-        let named = listener.balancers.as_ref();
-        let named =
-            named.map_or(String::new(), |from| format!("; its address is the one in a PROXY header from {from}"));
+        let proxied = listener.balancers.as_ref();
+        let proxied =
+            proxied.map_or(String::new(), |from| format!("; client address is from the PROXY header sent by {from}"));
         let route = config.routes.iter().find(|route| Some(&route.name) == self.route.as_ref());
-        let lists = [(format!("the listener {}", listener.name), &listener.sources)];
-        let lists = lists.into_iter().chain(route.map(|route| (format!("the route {}", route.name), &route.sources)));
-        let lists: Vec<(String, &Sources)> = lists.filter(|(_, sources)| **sources != Sources::default()).collect();
+        let lists = [(format!("listener {}", listener.name), &listener.sources)];
+        let lists = lists.into_iter().chain(route.map(|route| (format!("route {}", route.name), &route.sources)));
+        let lists: Vec<(String, &AccessRules)> =
+            lists.filter(|(_, sources)| **sources != AccessRules::default()).collect();
         let Some(client) = client.map(|client| client.to_canonical()) else {
-            let open: Vec<String> =
-                lists.iter().map(|(whose, sources)| format!("{whose} is open to {sources}")).collect();
-            self.access = (!open.is_empty())
-                .then(|| format!("its address decides, too (--client IP): {}{named}", open.join("; ")));
+            let rules: Vec<String> = lists.iter().map(|(owner, sources)| format!("{owner}, {sources}")).collect();
+            self.access = (!rules.is_empty())
+                .then(|| format!("access depends on the address (--client IP): {}{proxied}", rules.join("; ")));
             return;
         };
         self.client = Some(client);
         let mut reasons = Vec::new();
-        for (whose, sources) in lists {
+        for (owner, sources) in lists {
             match sources.decide(client) {
-                Ok(Some(network)) => reasons.push(format!("`allow` of {whose} has {network}")),
-                Ok(None) => reasons.push(format!("`deny` of {whose} does not have it")),
+                Ok(Some(network)) => reasons.push(format!("{owner}, allow {network}")),
+                Ok(None) => reasons.push(format!("{owner}, not in deny")),
                 Err(reason) => {
                     self.is_admitted = Some(false);
                     self.access = Some(match reason {
-                        NotAdmitted::Denied(network) => format!("`deny` of {whose} has {network}{named}"),
-                        NotAdmitted::NotAllowed => format!("`allow` of {whose} does not have it{named}"),
+                        NotAdmitted::Denied(network) => format!("denied: {owner}, deny {network}{proxied}"),
+                        NotAdmitted::NotAllowed => format!("denied: {owner}, not in allow{proxied}"),
                     });
                     return;
                 }
             }
         }
         self.is_admitted = Some(true);
-        let reasons = if reasons.is_empty() { "from anywhere".into() } else { reasons.join(", and ") };
-        self.access = Some(reasons + &named);
+        let reasons = if reasons.is_empty() { "no access rules".into() } else { reasons.join("; ") };
+        self.access = Some(format!("allowed: {reasons}{proxied}"));
     }
 
     fn is_served(&self) -> bool {
@@ -243,9 +242,9 @@ impl Explanation {
 
     fn text(&self) -> String {
         let mut lines = Vec::new();
-        let mut line = |key: &str, value: &str| lines.push(format!("{key:<10}{value}\n"));
+        let mut line = |key: &str, value: &str| lines.push(format!("{key:<11}{value}\n"));
         match self.outcome {
-            "reject" => line("hello", "refused"),
+            "reject" => line("hello", "invalid"),
             "need_more" => line("hello", "incomplete"),
             _ => line("name", self.name.as_deref().unwrap_or("none")),
         }
@@ -256,26 +255,19 @@ impl Explanation {
             line("versions", &self.versions.join(", "));
         }
         if self.ech {
-            line("ech", "yes; the name is the outer one");
+            line("ech", "yes; the name is the outer SNI");
         }
         if matches!(self.outcome, "sni" | "no_sni") {
-            line("route", self.route.as_deref().unwrap_or("none; the client is refused"));
+            line("route", self.route.as_deref().unwrap_or("none: the client is refused"));
         }
         if !self.endpoints.is_empty() {
-            line("leads to", &self.endpoints.join(", "));
+            line("routes to", &self.endpoints.join(", "));
         }
         if let Some(reason) = &self.reason {
-            line("because", reason);
+            line("reason", reason);
         }
         match (self.client, &self.access) {
-            (Some(client), Some(access)) => {
-                let fate = match (self.is_admitted, &self.route) {
-                    (Some(false), _) => "is refused",
-                    (_, Some(_)) => "may come in",
-                    (_, None) => "is let in by its address",
-                };
-                line("client", &format!("{client} {fate}: {access}"));
-            }
+            (Some(client), Some(access)) => line("client", &format!("{client} {access}")),
             (None, Some(access)) => line("client", access),
             (_, None) => {}
         }
@@ -283,32 +275,33 @@ impl Explanation {
     }
 }
 
-/// The routes that have the name more specifically than the one found, and why they do not take the client.
-fn passed_over(config: &Config, client: &Client<'_>, found: Option<MatchedBy<'_>>) -> Vec<String> {
+/// Routes that match the name more specifically than the one found, and what else they require.
+fn near_misses(config: &Config, client: &Client<'_>, found: Option<MatchedBy<'_>>) -> Vec<String> {
     let found = found.map(|by| match by {
         MatchedBy::Exact => usize::MAX,
         MatchedBy::Suffix(suffix) => suffix.len(),
         MatchedBy::CatchAll => 0,
     });
-    let why = |route: &Route| {
-        let has_it = |pattern: &&NamePattern| client.server_name.is_some_and(|name| pattern.matches(&name));
-        let having = route.patterns.iter().filter(has_it).map(|pattern| match pattern {
-            NamePattern::Exact(_) => (usize::MAX, "has the name".into()),
-            NamePattern::Suffix(suffix) => (suffix.len(), format!("has *.{suffix}")),
+    let near_miss = |route: &Route| {
+        let matches = |pattern: &&NamePattern| client.server_name.is_some_and(|name| pattern.matches(&name));
+        let matching = route.patterns.iter().filter(matches).map(|pattern| match pattern {
+            NamePattern::Exact(_) => (usize::MAX, "matches the name".into()),
+            NamePattern::Suffix(suffix) => (suffix.len(), format!("matches the name by *.{suffix}")),
         });
-        let catch_all = route.patterns.is_empty().then(|| (0, "takes all names".into()));
-        let (strength, has) = having.max().or(catch_all)?;
+        let catch_all = route.patterns.is_empty().then(|| (0, "is a catch-all".into()));
+        let (strength, how) = matching.max().or(catch_all)?;
         let is_better = found.is_none_or(|found| strength > found);
-        is_better.then(|| format!("the route {} {has}, but wants {}", route.name, wants(config, route, client)))
+        is_better.then(|| format!("route {} {how} but requires {}", route.name, unmet(config, route, client)))
     };
-    config.routes.iter().filter_map(why).collect()
+    config.routes.iter().filter_map(near_miss).collect()
 }
 
-fn wants(config: &Config, route: &Route, client: &Client<'_>) -> String {
+/// What the route requires and the client does not meet.
+fn unmet(config: &Config, route: &Route, client: &Client<'_>) -> String {
     let Matchers { alpn, listeners } = &route.matchers;
     let alpn = alpn.as_ref().filter(|_| !route.matchers.alpn_holds(client.alpn));
     let listeners = listeners.as_ref().filter(|_| !route.matchers.listener_holds(client.listener));
-    let alpn = alpn.map(|alpn| format!("alpn {}", any_protocol(alpn)));
-    let listeners = listeners.map(|numbers| format!("the listener {}", any_listener(numbers, &config.listeners)));
+    let alpn = alpn.map(|alpn| format!("ALPN {}", any_protocol(alpn)));
+    let listeners = listeners.map(|indices| format!("listener {}", any_listener(indices, &config.listeners)));
     alpn.into_iter().chain(listeners).collect::<Vec<_>>().join(" and ")
 }

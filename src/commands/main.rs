@@ -1,4 +1,4 @@
-//! What all commands have in common: how they end.
+//! Runs the command, and turns its result into an exit code.
 
 use std::process::ExitCode;
 
@@ -11,17 +11,17 @@ use crate::logging;
 /// `EX_CONFIG` of sysexits(3).
 pub(super) const EXIT_CONFIG: u8 = 78;
 
-/// Does what the command line asks for.
+/// Runs the command of the command line.
 #[must_use]
 pub fn main() -> ExitCode {
     let result = super::run(Arguments::parse());
     logging::finish();
     match result {
         Ok(code) => code,
-        // Who reads what we print has seen enough.
+        // The reader closed the pipe, as `head` does: no error.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&error);
+            print_error(&error);
             ExitCode::from(exit_code(&error))
         }
     }
@@ -36,6 +36,6 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 #[expect(clippy::print_stderr, reason = "errors of the command line go to the terminal, not into the log")]
-fn complain(error: &anyhow::Error) {
+fn print_error(error: &anyhow::Error) {
     eprintln!("snigate: {}", super::printable_lines(&format!("{error:#}")));
 }

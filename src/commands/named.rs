@@ -1,24 +1,24 @@
-//! Which routes an operator means by a name.
+//! Finds the routes that a command-line argument names.
 
 use crate::client_hello::Alpn;
 use crate::config::{Config, Route};
 use crate::name::{NamePattern, ServerName};
 use crate::route::{Client, RouteTable};
 
-use super::{alpn_list, did_you_mean, listed, nearest, route_table};
+use super::routing::alpn_list;
+use super::{did_you_mean, listed, nearest, route_table};
 
-/// A route that was named.
 pub(super) struct Named<'c> {
     pub(super) route: &'c Route,
-    /// The name, if it is below a wildcard of the route.
+    /// The argument, if it is a hostname that only a wildcard of the route matches.
     pub(super) below: Option<String>,
 }
 
-/// By the route's own name or one in its `sni`; if there is none, by the wildcards that lead clients of the name there.
+/// Routes with this `name`, or with this pattern in `sni`; if there are none, routes with a wildcard that routes the hostname.
 pub(super) fn named<'c>(config: &'c Config, name: &str) -> anyhow::Result<Vec<Named<'c>>> {
     let pattern = NamePattern::parse(name).ok();
-    let has_it = |route: &Route| pattern.as_ref().is_some_and(|pattern| route.patterns.contains(pattern));
-    let found = config.routes.iter().filter(|route| route.name == name || has_it(route));
+    let has_pattern = |route: &Route| pattern.as_ref().is_some_and(|pattern| route.patterns.contains(pattern));
+    let found = config.routes.iter().filter(|route| route.name == name || has_pattern(route));
     let mut found: Vec<Named> = found.map(|route| Named { route, below: None }).collect();
     if let (true, Ok(server_name)) = (found.is_empty(), ServerName::parse(name.as_bytes())) {
         let table = route_table(config);
@@ -31,7 +31,7 @@ pub(super) fn named<'c>(config: &'c Config, name: &str) -> anyhow::Result<Vec<Na
     if found.is_empty() { Err(unknown(config, name)) } else { Ok(found) }
 }
 
-/// Whether clients of this listener that ask for the name, and offer what the route wants, are led to it.
+/// Whether a client at this listener that sends this SNI, and an ALPN that the route requires, is routed to the route.
 pub(super) fn takes(
     config: &Config,
     table: &RouteTable<usize>,
@@ -39,12 +39,12 @@ pub(super) fn takes(
     name: ServerName<'_>,
     listener: usize,
 ) -> bool {
-    let leads_there = |alpn: Option<Alpn<'_>>| {
+    let is_routed = |alpn: Option<Alpn<'_>>| {
         let found = table.find(&Client { server_name: Some(name), alpn, listener });
         found.is_some_and(|found| config.routes[*found.target].name == route.name)
     };
-    let Some(wanted) = &route.matchers.alpn else { return leads_there(None) };
-    wanted.iter().any(|protocol| leads_there(Alpn::from_list(&alpn_list([&**protocol])).ok()))
+    let Some(required) = &route.matchers.alpn else { return is_routed(None) };
+    required.iter().any(|protocol| is_routed(Alpn::from_list(&alpn_list([&**protocol])).ok()))
 }
 
 fn unknown(config: &Config, name: &str) -> anyhow::Error {
@@ -52,7 +52,7 @@ fn unknown(config: &Config, name: &str) -> anyhow::Error {
     let known: Vec<String> = config.routes.iter().map(|route| route.name.clone()).chain(patterns).collect();
     let hint = did_you_mean(&nearest(name, known.iter().map(String::as_str)));
     let hint = hint.unwrap_or_else(|| format!("expected one of {}", listed(config.routes.iter())));
-    let rest = config.routes.iter().find(|route| route.patterns.is_empty());
-    let rest = rest.map_or(String::new(), |route| format!(" (The route `{}` takes all other names.)", route.name));
-    anyhow::anyhow!("no route is named `{name}`, or takes it by its `sni`; {hint}{rest}")
+    let catch_all = config.routes.iter().find(|route| route.patterns.is_empty());
+    let note = catch_all.map_or(String::new(), |route| format!(" (`{}` is the catch-all route)", route.name));
+    anyhow::anyhow!("no route has the name `{name}` or matches it by `sni`; {hint}{note}")
 }

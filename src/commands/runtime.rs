@@ -1,4 +1,4 @@
-//! The threads of a running router, and of commands that ask others.
+//! Tokio runtimes of the router and of other commands.
 
 use std::io;
 use std::num::NonZero;
@@ -10,20 +10,19 @@ use anyhow::Context;
 use procfs::process::Process;
 use tokio::runtime::{self, Runtime};
 
-/// Whether there will be threads for all: tokio panics where one cannot be made.
+/// Fails if the router cannot create its threads: tokio would panic later.
 pub(super) fn check(workers: Option<usize>) -> anyhow::Result<()> {
     let workers = match workers {
         Some(1) => 0,
         Some(workers) => workers,
         None => available_parallelism().map_or(1, NonZero::get),
     };
-    // The log's, the first for files and names, and the admin's two.
-    make(workers + 4)
-        .context("cannot make the threads that it needs (ulimit -u, or pids.max of its control group, is a limit)")
+    // And those of the log, of the admin listener and its answers, and one for DNS lookups.
+    try_spawn(workers + 4).context("cannot create threads (check ulimit -u and pids.max of the cgroup)")
 }
 
-/// So many at a time.
-fn make(threads: usize) -> io::Result<()> {
+/// Creates this many threads at the same time, and ends them.
+fn try_spawn(threads: usize) -> io::Result<()> {
     let before = count();
     let gate = Mutex::new(());
     let made = thread::scope(|scope| {
@@ -31,35 +30,35 @@ fn make(threads: usize) -> io::Result<()> {
         let wait = || drop(gate.lock().unwrap_or_else(PoisonError::into_inner));
         (0..threads).try_for_each(|_| Builder::new().spawn_scoped(scope, wait).map(drop))
     });
-    // The kernel counts a thread for a little longer than it can be waited for.
+    // The kernel still counts a thread shortly after it was joined.
     while count() > before {
         thread::yield_now();
     }
     made
 }
 
-/// Of this process, if there is a `/proc` that tells.
+/// Threads of this process; 0 without `/proc`.
 fn count() -> u64 {
     Process::myself().and_then(|process| process.status()).map_or(0, |status| status.threads)
 }
 
-/// On the thread that calls. A lookup that hangs is not waited for.
-pub(super) fn run<T>(asked: impl Future<Output = T>) -> io::Result<T> {
+/// Runs on the calling thread. Does not wait for lookups that hang.
+pub(super) fn run<T>(future: impl Future<Output = T>) -> io::Result<T> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(asked);
+    let result = runtime.block_on(future);
     runtime.shutdown_background();
     Ok(result)
 }
 
-/// With one worker everything runs on the thread that calls.
+/// With one worker everything runs on the calling thread.
 pub(super) fn build(workers: Option<usize>) -> anyhow::Result<Runtime> {
     let mut builder =
         if workers == Some(1) { runtime::Builder::new_current_thread() } else { runtime::Builder::new_multi_thread() };
     if let Some(workers) = workers {
         builder.worker_threads(workers);
     }
-    // Where no thread can be made any more, a pool that has one goes on with it, and an empty one panics. The pool is as
-    // large as the most that was asked of it at a time: 32 lookups, and files.
+    // When no more threads can be created, a pool with a thread continues with it, and an empty one panics. So one is
+    // started now and threads never expire. The pool stays small: at most 32 lookups run at a time, and file operations.
     builder.thread_keep_alive(Duration::MAX);
     let runtime = builder.enable_all().build()?;
     runtime.block_on(runtime.spawn_blocking(|| ()))?;

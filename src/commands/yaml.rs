@@ -1,11 +1,10 @@
-//! YAML for people, and for readers of every version of it.
+//! Writes readable YAML that parsers of YAML 1.1 and 1.2 read alike.
 
 use std::fmt::Write as _;
 
 use serde_yaml::{Mapping, Value};
 
-/// A document of maps, lists and text. `serde_yaml` would leave text without quotes that YAML 1.1, which kubectl reads,
-/// takes for something else.
+/// Unlike `serde_yaml`, quotes text that YAML 1.1, which kubectl uses, reads as another type.
 pub(super) fn document(mapping: &Mapping) -> Result<String, serde_json::Error> {
     let mut text = String::new();
     write_entries(&mut text, mapping, 0)?;
@@ -13,8 +12,8 @@ pub(super) fn document(mapping: &Mapping) -> Result<String, serde_json::Error> {
 }
 
 fn write_entries(text: &mut String, mapping: &Mapping, indent: usize) -> Result<(), serde_json::Error> {
-    for (number, (key, value)) in mapping.iter().enumerate() {
-        if number > 0 {
+    for (index, (key, value)) in mapping.iter().enumerate() {
+        if index > 0 {
             text.push_str(&" ".repeat(indent));
         }
         text.push_str(&flow(key)?);
@@ -54,7 +53,7 @@ fn write_items(text: &mut String, items: &[Value], indent: usize) -> Result<(), 
     Ok(())
 }
 
-/// On one line. What is no text is the same in JSON.
+/// A value on one line. Values other than text are written as JSON.
 fn flow(value: &Value) -> Result<String, serde_json::Error> {
     match value {
         Value::String(text) => Ok(scalar(text)),
@@ -62,11 +61,11 @@ fn flow(value: &Value) -> Result<String, serde_json::Error> {
     }
 }
 
-/// Text that YAML reads as this text, also within brackets.
+/// Text, quoted if necessary, also valid within brackets.
 pub(super) fn scalar(text: &str) -> String {
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "-_./:@".contains(character);
-    let begins_well = text.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '/');
-    if begins_well && text.chars().all(is_plain) && !text.ends_with(':') && !is_another_type(text) {
+    let has_plain_start = text.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '/');
+    if has_plain_start && text.chars().all(is_plain) && !text.ends_with(':') && !reads_as_another_type(text) {
         return text.into();
     }
     let mut quoted = String::from("\"");
@@ -82,7 +81,7 @@ pub(super) fn scalar(text: &str) -> String {
     quoted + "\""
 }
 
-fn is_another_type(text: &str) -> bool {
+fn reads_as_another_type(text: &str) -> bool {
     let words = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"];
     let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit() || b"_:".contains(&byte));
     let has_base = ["0x", "0o", "0b"].iter().any(|base| text.to_ascii_lowercase().starts_with(base));
@@ -97,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_quoted_where_yaml_would_read_something_else() {
+    fn text_is_quoted_if_yaml_would_read_another_type() {
         for plain in ["a.example.com", "10.0.0.1:6443", "10.0.0.0/8", "/etc/ca.pem", "fe-2", "24h"] {
             assert_eq!(scalar(plain), plain);
         }
@@ -123,8 +122,9 @@ mod tests {
         }
         assert_eq!(scalar("a\"\\\n"), "\"a\\\"\\\\\\U0000000A\"");
     }
+
     #[test]
-    fn a_document_is_read_as_what_was_written() {
+    fn documents_round_trip() {
         let text = "a: {b: [], c: [1, 'yes', {d: ~, e: {f: [[x], {}]}}]}\n\"on\": \"0x1\\n#\"\ng: {}\n";
         let value: Mapping = serde_yaml::from_str(text).unwrap();
         let written = document(&value).unwrap();

@@ -1,15 +1,15 @@
-//! From what is written to what is meant: defaults, and what two values must not be together.
+//! Turns the file as written into a valid configuration: fills in defaults and checks values against each other.
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use super::text::{self, OneOrMany, Short, Text};
+use super::text::{OneOrMany, Short, Text};
 use super::upstream::Files;
-use super::{Admin, Config, Limits, Listener, Log, LogFormat, Route, Timeouts, raw, upstream};
+use super::{Admin, Config, Limits, Listener, Log, LogFormat, Route, Timeouts, raw, upstream, values};
 use crate::admin::{Hosts, PerRoute};
 use crate::client_hello::{DEFAULT_LIMIT, IpLiteral};
-use crate::connection::admission::{Networks, SourceLimits, Sources};
+use crate::connection::admission::{AccessRules, Networks, SourceLimits};
 use crate::connection::reject::RejectWith;
 use crate::listener::overlap;
 use crate::name::NamePattern;
@@ -19,26 +19,26 @@ use crate::relay::tcp::TcpOptions;
 use crate::route::{Matchers, RouteTable};
 use crate::telemetry::UNROUTED;
 
-/// What is wrong with a well-formed file.
-pub(super) struct Wrong {
+/// An invalid value in a well-formed document.
+pub(super) struct InvalidValue {
     pub(super) path: String,
     pub(super) message: String,
-    /// The path of the other value, where two do not go together.
-    pub(super) first: Option<String>,
+    /// The path of the earlier value that it conflicts with.
+    pub(super) conflicts_with: Option<String>,
 }
 
-impl Wrong {
+impl InvalidValue {
     pub(super) fn at(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into(), first: None }
+        Self { path: path.into(), message: message.into(), conflicts_with: None }
     }
 
-    fn with(path: impl Into<String>, message: impl Into<String>, first: impl Into<String>) -> Self {
-        Self { first: Some(first.into()), ..Self::at(path, message) }
+    fn conflict(path: impl Into<String>, message: impl Into<String>, earlier: impl Into<String>) -> Self {
+        Self { conflicts_with: Some(earlier.into()), ..Self::at(path, message) }
     }
 }
 
-/// `directory` is what paths of files are relative to.
-pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Wrong> {
+/// Paths of files are relative to `directory`.
+pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, InvalidValue> {
     let raw::Config { listen, refuse, routes, timeouts, tcp, limits, relay, workers, watch, admin, sandbox, log } = raw;
     let raw::Tcp { keepalive, user_timeout } = tcp;
     let listeners = build_listeners(listen.0, refuse)?;
@@ -47,7 +47,7 @@ pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Wrong
         digest: None,
         routes,
         timeouts: build_timeouts(timeouts),
-        tcp: build_keepalive(&keepalive),
+        tcp: build_tcp_options(&keepalive),
         user_timeout: user_timeout.map_or(Duration::from_secs(15 * 60), |timeout| timeout.0.0),
         limits: build_limits(limits),
         relay: match relay {
@@ -71,27 +71,27 @@ pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Wrong
 fn build_listeners(
     listen: Vec<Short<raw::Listener>>,
     default: Option<raw::RejectWith>,
-) -> Result<Vec<Listener>, Wrong> {
+) -> Result<Vec<Listener>, InvalidValue> {
     if listen.is_empty() {
-        return Err(Wrong::at("listen", "an empty list; expected at least one address such as 0.0.0.0:6443"));
+        return Err(InvalidValue::at("listen", "empty list; expected at least one address such as 0.0.0.0:6443"));
     }
     let mut listeners: Vec<Listener> = Vec::new();
-    for (number, Short(listener)) in listen.into_iter().enumerate() {
+    for (index, Short(listener)) in listen.into_iter().enumerate() {
         let raw::Listener { name, address: Text(address), refuse, allow, deny, accept_proxy, ip_literal_sni } =
             listener;
         let is_named = name.is_some();
         let name = name.map_or_else(|| address.to_string(), |name| name.0.0);
-        let path = format!("listen[{number}]");
+        let path = format!("listen[{index}]");
         if let Some(other) = listeners.iter().position(|other| overlap(other.address, address)) {
-            return Err(Wrong::with(
+            return Err(InvalidValue::conflict(
                 path,
-                format!("{address} is taken by listen[{other}]"),
+                format!("{address} is already used by listen[{other}]"),
                 format!("listen[{other}]"),
             ));
         }
         if let Some(other) = listeners.iter().position(|other| other.name == name) {
-            let from = "its address";
-            return Err(Wrong::with(path, taken(&name, is_named, from, "listen", other), format!("listen[{other}]")));
+            let message = duplicate_name(&name, is_named, "from its address", "listen", other);
+            return Err(InvalidValue::conflict(path, message, format!("listen[{other}]")));
         }
         let refuse = match refuse.or(default) {
             None | Some(raw::RejectWith::Alert) => RejectWith::Alert,
@@ -109,46 +109,54 @@ fn build_listeners(
     Ok(listeners)
 }
 
-/// Nobody looks for a name that nobody wrote.
-fn taken(name: &str, is_named: bool, from: &str, list: &str, other: usize) -> String {
+/// A name that is not in the file is explained by its `origin`.
+fn duplicate_name(name: &str, is_named: bool, origin: &str, list: &str, other: usize) -> String {
     if is_named {
-        format!("the name `{name}` is taken by {list}[{other}]")
+        format!("duplicate name `{name}`, already used by {list}[{other}]")
     } else {
-        format!("the name `{name}`, which it has from {from}, is taken by {list}[{other}]; give one of them a `name`")
+        format!("duplicate name `{name}` ({origin}), already used by {list}[{other}]; set `name` on one of them")
     }
 }
 
-fn build_routes(raw_routes: Vec<raw::Route>, listeners: &[Listener], files: &Files) -> Result<Vec<Route>, Wrong> {
+fn build_routes(
+    raw_routes: Vec<raw::Route>,
+    listeners: &[Listener],
+    files: &Files,
+) -> Result<Vec<Route>, InvalidValue> {
     if raw_routes.is_empty() {
-        return Err(Wrong::at("routes", "an empty list; expected at least one route with `sni` and `upstream`"));
+        return Err(InvalidValue::at("routes", "empty list; expected at least one route with `sni` and `upstream`"));
     }
     let mut names: HashMap<String, usize> = HashMap::new();
     let mut table = RouteTable::default();
     let mut routes = Vec::new();
-    for (number, raw) in raw_routes.into_iter().enumerate() {
-        let path = format!("routes[{number}]");
+    for (index, raw) in raw_routes.into_iter().enumerate() {
+        let path = format!("routes[{index}]");
         let is_named = raw.name.is_some();
         let route = build_route(raw, &path, listeners, files)?;
-        table.insert(&route.patterns, &route.matchers, &number).map_err(|conflict| {
-            let claimed = conflict.pattern.map_or_else(|| "clients without a name".into(), |name| format!("`{name}`"));
-            let message = if conflict.earlier == number {
-                return Wrong::at(format!("{path}.sni"), format!("{claimed} stands twice"));
-            } else {
-                format!("{claimed} would match routes[{}] as well, and neither is more specific", conflict.earlier)
+        table.insert(&route.patterns, &route.matchers, &index).map_err(|conflict| {
+            let earlier = conflict.earlier;
+            let matched = match conflict.pattern {
+                Some(name) if earlier == index => {
+                    return InvalidValue::at(format!("{path}.sni"), format!("duplicate name `{name}`"));
+                }
+                Some(name) => format!("`{name}` is already matched by routes[{earlier}]"),
+                None => format!("routes[{earlier}] is already a catch-all route"),
             };
-            Wrong::with(&path, message, format!("routes[{}]", conflict.earlier))
+            let message = format!("{matched}, and neither route is more specific");
+            InvalidValue::conflict(&path, message, format!("routes[{earlier}]"))
         })?;
-        if let Some(other) = names.insert(route.name.clone(), number) {
-            let from = if route.patterns.is_empty() { "taking every name" } else { "its first `sni`" };
-            let message = taken(&route.name, is_named, from, "routes", other);
-            return Err(Wrong::with(path, message, format!("routes[{other}]")));
+        if let Some(other) = names.insert(route.name.clone(), index) {
+            let origin =
+                if route.patterns.is_empty() { "the default of a catch-all route" } else { "from its first `sni`" };
+            let message = duplicate_name(&route.name, is_named, origin, "routes", other);
+            return Err(InvalidValue::conflict(path, message, format!("routes[{other}]")));
         }
         routes.push(route);
     }
     Ok(routes)
 }
 
-fn build_route(raw: raw::Route, path: &str, listeners: &[Listener], files: &Files) -> Result<Route, Wrong> {
+fn build_route(raw: raw::Route, path: &str, listeners: &[Listener], files: &Files) -> Result<Route, InvalidValue> {
     let raw::Route { name, sni, alpn, listener, allow, deny, max_connections, upstream: Short(upstream) } = raw;
     let patterns: Vec<NamePattern> = sni.map_or_else(Vec::new, |sni| sni.0.into_iter().map(|text| text.0).collect());
     let name = match (name, patterns.first()) {
@@ -157,21 +165,20 @@ fn build_route(raw: raw::Route, path: &str, listeners: &[Listener], files: &File
         (None, None) => "default".into(),
     };
     if name == UNROUTED {
-        let message =
-            format!("`{UNROUTED}` is what connections without a route are counted as; give the route a `name`");
-        return Err(Wrong::at(format!("{path}.sni"), message));
+        let message = format!("`{UNROUTED}` is reserved for connections without a route; set `name` on this route");
+        return Err(InvalidValue::at(format!("{path}.sni"), message));
     }
 
-    let number_of = |Text(wanted): Text<text::Label>| {
+    let index_of = |Text(wanted): Text<values::Label>| {
         listeners.iter().position(|listener| listener.name == wanted.0).ok_or_else(|| {
             let known: Vec<&str> = listeners.iter().map(|listener| &*listener.name).collect();
-            let message = format!("no listener is named `{}`; expected one of {}", wanted.0, known.join(", "));
-            Wrong::at(format!("{path}.listener"), message)
+            let message = format!("unknown listener `{}`; expected one of {}", wanted.0, known.join(", "));
+            InvalidValue::at(format!("{path}.listener"), message)
         })
     };
     let matchers = Matchers {
         alpn: alpn.map(|alpn| alpn.0.into_iter().map(|Text(protocol)| protocol.0.into_bytes().into()).collect()),
-        listeners: listener.map(|names| names.0.into_iter().map(number_of).collect()).transpose()?,
+        listeners: listener.map(|names| names.0.into_iter().map(index_of).collect()).transpose()?,
     };
 
     let upstream = upstream::build(upstream, &format!("{path}.upstream"), &patterns, listeners, files)?;
@@ -179,14 +186,14 @@ fn build_route(raw: raw::Route, path: &str, listeners: &[Listener], files: &File
     Ok(Route { name, patterns, matchers, sources: build_sources(allow, deny), max_connections, upstream })
 }
 
-type List = OneOrMany<Text<text::Network>>;
+type NetworkList = OneOrMany<Text<values::Network>>;
 
-fn build_sources(allow: Option<List>, deny: Option<List>) -> Sources {
-    Sources { allow: allow.map(networks), deny: deny.map(networks) }
+fn build_sources(allow: Option<NetworkList>, deny: Option<NetworkList>) -> AccessRules {
+    AccessRules { allow: allow.map(networks), deny: deny.map(networks) }
 }
 
-fn networks(list: List) -> Networks {
-    list.0.into_iter().map(|Text(text::Network(network))| network).collect()
+fn networks(list: NetworkList) -> Networks {
+    list.0.into_iter().map(|Text(values::Network(network))| network).collect()
 }
 
 fn build_timeouts(raw: raw::Timeouts) -> Timeouts {
@@ -202,7 +209,7 @@ fn build_timeouts(raw: raw::Timeouts) -> Timeouts {
     }
 }
 
-fn build_keepalive(raw: &raw::Keepalive) -> TcpOptions {
+fn build_tcp_options(raw: &raw::Keepalive) -> TcpOptions {
     let raw::Keepalive { idle, interval, count } = raw;
     let default = TcpOptions::default();
     TcpOptions {
@@ -225,8 +232,8 @@ fn build_limits(raw: raw::Limits) -> Limits {
     }
 }
 
-fn build_admin(raw: raw::Admin, listeners: &[Listener]) -> Result<Admin, Wrong> {
-    let raw::Admin { address: Text(text::AdminAddress(address)), allow_remote, hosts, metrics } = raw;
+fn build_admin(raw: raw::Admin, listeners: &[Listener]) -> Result<Admin, InvalidValue> {
+    let raw::Admin { address: Text(values::AdminAddress(address)), allow_remote, hosts, metrics } = raw;
     let raw::Metrics { per_route } = metrics;
     let per_route = match per_route {
         None | Some(raw::PerRoute::Full) => PerRoute::Full,
@@ -236,12 +243,14 @@ fn build_admin(raw: raw::Admin, listeners: &[Listener]) -> Result<Admin, Wrong> 
     let hosts = Hosts(hosts.map_or_else(Vec::new, |hosts| hosts.0.into_iter().map(|Text(host)| host).collect()));
     if !allow_remote && !address.ip().to_canonical().is_loopback() {
         let message = format!(
-            "{address} can be reached from other machines; expected a loopback address such as 127.0.0.1:9443, or {{address: \"{address}\", allow_remote: true}}"
+            "{address} is reachable from other machines; expected a loopback address such as 127.0.0.1:9443, or {{address: \"{address}\", allow_remote: true}}"
         );
-        return Err(Wrong::at("admin", message));
+        return Err(InvalidValue::at("admin", message));
     }
     match listeners.iter().find(|listener| overlap(address, listener.address)) {
-        Some(listener) => Err(Wrong::at("admin", format!("{address} is taken by the listener `{}`", listener.name))),
+        Some(listener) => {
+            Err(InvalidValue::at("admin", format!("{address} is already used by the listener `{}`", listener.name)))
+        }
         None => Ok(Admin { address, hosts, per_route }),
     }
 }

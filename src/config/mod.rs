@@ -1,11 +1,14 @@
-//! What the operator wrote, as the types that the rooms work with. A configuration that exists is a valid one.
+//! The configuration file, parsed into the types that the rest of the program uses. A [`Config`] is always valid.
 
 mod build;
+mod quantities;
 mod raw;
 mod schema;
 mod text;
 mod upstream;
+mod values;
 mod yaml;
+mod yaml_error;
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -15,10 +18,11 @@ use std::time::Duration;
 
 pub(crate) use self::schema::schema;
 use self::text::{OneOrMany, Short, Text};
-use self::yaml::{Place, YamlError};
+use self::yaml::YamlPath;
+use self::yaml_error::YamlError;
 use crate::admin::{Hosts, PerRoute};
 use crate::client_hello::IpLiteral;
-use crate::connection::admission::{Networks, SourceLimits, Sources};
+use crate::connection::admission::{AccessRules, Networks, SourceLimits};
 use crate::connection::reject::RejectWith;
 use crate::name::NamePattern;
 use crate::process::sandbox::Sandbox;
@@ -28,47 +32,41 @@ use crate::route::Matchers;
 use crate::text::Destination;
 use crate::text::escape::visible;
 use crate::text::input;
-use crate::upstream::Settings;
+use crate::upstream::UpstreamSettings;
 
 /// A valid configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
-    /// Of the file's content, if there is a file.
+    /// Digest of the file's content; `None` without a file.
     pub(crate) digest: Option<u64>,
     /// At least one; no two with the same name or address.
     pub(crate) listeners: Vec<Listener>,
-    /// At least one; no two with the same name, and none that takes another's clients at equal rank.
+    /// At least one; no two with the same name, and no two of equal rank that the same client could match.
     pub(crate) routes: Vec<Route>,
-    /// How long things may take.
     pub(crate) timeouts: Timeouts,
-    /// For both legs of every connection.
+    /// For connections with clients and with endpoints.
     pub(crate) tcp: TcpOptions,
-    /// How long a peer may take none of the bytes that wait for it.
+    /// `TCP_USER_TIMEOUT`.
     pub(crate) user_timeout: Duration,
-    /// How much there may be.
     pub(crate) limits: Limits,
-    /// How bytes are relayed.
     pub(crate) relay: Engine,
-    /// Worker threads; `None`: as many as CPUs are allowed to this process.
+    /// Number of worker threads; `None`: one per CPU available to the process.
     pub(crate) workers: Option<usize>,
-    /// Whether the file is looked at all the time, and taken when it changes.
+    /// Whether to reload the file when it changes.
     pub(crate) watch: bool,
-    /// Where the admin listener is.
     pub(crate) admin: Option<Admin>,
-    /// What the process gives up.
     pub(crate) sandbox: Sandbox,
-    /// What is logged, and how.
     pub(crate) log: Log,
 }
 
-/// Where the admin listener is.
+/// The admin listener.
 #[derive(Clone, Debug)]
 pub(crate) struct Admin {
-    /// With port 0 the kernel chooses.
+    /// Port 0 lets the kernel choose.
     pub(crate) address: SocketAddr,
-    /// For whom it answers.
+    /// Hostnames that it answers for.
     pub(crate) hosts: Hosts,
-    /// How much `/metrics` has about each route.
+    /// Series of each route and endpoint in `/metrics`.
     pub(crate) per_route: PerRoute,
 }
 
@@ -77,37 +75,32 @@ pub(crate) struct Admin {
 pub(crate) struct Listener {
     /// In logs, metrics and `routes[].listener`.
     pub(crate) name: String,
-    /// With port 0 the kernel chooses.
+    /// Port 0 lets the kernel choose.
     pub(crate) address: SocketAddr,
-    /// How clients are refused here.
     pub(crate) refuse: RejectWith,
-    /// Who connects here in place of clients, and names them in PROXY headers; `None`: clients connect themselves.
+    /// Load balancers that must send a PROXY header; `None`: clients connect directly.
     pub(crate) balancers: Option<Networks>,
-    /// What an address in place of a name is.
+    /// How to treat an IP address as SNI.
     pub(crate) ip_literal: IpLiteral,
-    /// From where they may come.
-    pub(crate) sources: Sources,
+    pub(crate) sources: AccessRules,
 }
 
-/// Which clients go where.
+/// Which clients go to which upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Route {
     /// In logs and metrics.
     pub(crate) name: String,
-    /// The names it takes; none: every name, and clients that send none.
+    /// The names that it matches; empty: every name, and clients without SNI.
     pub(crate) patterns: Vec<NamePattern>,
-    /// What else a client must satisfy.
     pub(crate) matchers: Matchers,
-    /// From where its clients may come.
-    pub(crate) sources: Sources,
-    /// How many connections it may have; `None`: any number.
+    pub(crate) sources: AccessRules,
+    /// `None`: unlimited.
     pub(crate) max_connections: Option<u32>,
-    /// Where it leads.
-    pub(crate) upstream: Settings,
+    pub(crate) upstream: UpstreamSettings,
 }
 
 impl Route {
-    /// A number that another configuration of the same route has, too, in another process of the same version.
+    /// Equal for equal routes, also in another process of the same version.
     pub(crate) fn digest(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.hash(&mut hasher);
@@ -115,44 +108,42 @@ impl Route {
     }
 }
 
-/// How long things may take.
+/// Timeouts of connections and of the shutdown.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
-    /// From accept to the whole hello.
+    /// From accept until the ClientHello is complete.
     pub(crate) hello: Duration,
-    /// No byte in either direction.
+    /// No data in either direction.
     pub(crate) idle: Duration,
-    /// No byte in either direction since one side has closed.
+    /// No data in either direction once one side has closed.
     pub(crate) half_close: Duration,
-    /// For open connections at the end, and for those of what a reload removes.
+    /// For open connections at shutdown, and for those whose route or endpoint a reload removes.
     pub(crate) drain: Duration,
-    /// For open connections after an upgrade, in the old process.
+    /// For open connections in the old process after an upgrade.
     pub(crate) upgrade_drain: Duration,
-    /// From the signal to stop, when readiness goes, to the last accept.
+    /// How long to keep accepting after the shutdown signal, while readiness fails.
     pub(crate) shutdown_delay: Duration,
 }
 
-/// How much there may be.
+/// Limits on connections and memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Open connections; `None`: as many as descriptors allow.
+    /// Concurrent connections; `None`: as many as file descriptors allow.
     pub(crate) connections: Option<usize>,
-    /// Raw bytes of a hello.
+    /// Size of a ClientHello, with its record headers.
     pub(crate) hello_bytes: usize,
-    /// Bytes that may be held for peers that do not take them, of all connections together; `None`: as memory allows.
+    /// Buffers of all connections together; `None`: derived from the memory.
     pub(crate) buffer_bytes: Option<usize>,
-    /// What one source may have.
     pub(crate) source: SourceLimits,
 }
 
-/// What is logged, and how.
+/// Log settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Log {
-    /// Text or JSON.
     pub(crate) format: LogFormat,
-    /// The least that is logged.
+    /// Minimum level.
     pub(crate) level: tracing::Level,
-    /// Refusals with the same outcome that are logged per second; 0: all.
+    /// Rejections logged per second and outcome; 0: all.
     pub(crate) refusals_per_second: u32,
 }
 
@@ -162,14 +153,12 @@ impl Default for Log {
     }
 }
 
-/// What a log line looks like.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LogFormat {
     /// Text on a terminal, JSON elsewhere.
     Auto,
-    /// For people.
     Text,
-    /// One object per line.
     Json,
 }
 
@@ -183,16 +172,15 @@ impl fmt::Display for LogFormat {
     }
 }
 
-/// A position in the file, both from 1.
+/// A position in the file; line and column count from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Position {
-    /// The line.
     pub(crate) line: usize,
-    /// The column, in characters.
+    /// In characters.
     pub(crate) column: usize,
 }
 
-/// Why a configuration is refused.
+/// Why a configuration is invalid.
 #[derive(Debug)]
 pub(crate) struct ConfigError {
     file: Option<PathBuf>,
@@ -211,7 +199,7 @@ impl fmt::Display for ConfigError {
             }
             f.write_str(": ")?;
         }
-        // It repeats what is in the file.
+        // The message quotes the file.
         f.write_str(&visible(&self.message))
     }
 }
@@ -222,7 +210,7 @@ impl Config {
         Self::of_file(path, &read(path)?)
     }
 
-    /// Reads what has been [`read`] from this file.
+    /// Parses the bytes that [`read`] returned for this file.
     pub(crate) fn of_file(path: &Path, bytes: &[u8]) -> Result<Self, ConfigError> {
         let directory = path.parent().unwrap_or(Path::new(""));
         Self::parse(bytes, directory).map_err(|YamlError { position, message }| ConfigError {
@@ -232,7 +220,7 @@ impl Config {
         })
     }
 
-    /// Reads the contents of a file. The files that it names are looked for in the current directory.
+    /// Parses the content of a file. Paths in it are relative to the current directory.
     pub(crate) fn from_yaml(bytes: &[u8]) -> Result<Self, ConfigError> {
         Self::parse(bytes, Path::new("")).map_err(|error| ConfigError {
             file: None,
@@ -241,7 +229,7 @@ impl Config {
         })
     }
 
-    /// What `snigate run` is given without a file: listeners, routes by name, and where all others go.
+    /// The configuration of `snigate run` without a file: listeners, routes, and an upstream for all other clients.
     pub(crate) fn from_arguments(
         listen: Vec<SocketAddr>,
         routes: Vec<(NamePattern, Destination)>,
@@ -256,7 +244,7 @@ impl Config {
             allow: None,
             deny: None,
             max_connections: None,
-            upstream: Short(raw::Upstream::of(vec![Text(endpoint)])),
+            upstream: Short(raw::Upstream::with_endpoints(vec![Text(endpoint)])),
         };
         let routes = routes.into_iter().map(|(sni, endpoint)| route(Some(sni), endpoint));
         let raw = raw::Config {
@@ -273,22 +261,23 @@ impl Config {
             sandbox: None,
             log: raw::Log::default(),
         };
-        build::config(raw, Path::new("")).map_err(|wrong| ConfigError {
+        build::config(raw, Path::new("")).map_err(|invalid| ConfigError {
             file: None,
             position: None,
-            message: wrong.message,
+            message: invalid.message,
         })
     }
 
     fn parse(bytes: &[u8], directory: &Path) -> Result<Self, YamlError> {
         let raw = yaml::parse(bytes)?;
         let with_digest = |config| Self { digest: Some(input::digest(bytes)), ..config };
-        build::config(raw, directory).map(with_digest).map_err(|wrong| {
+        build::config(raw, directory).map(with_digest).map_err(|invalid| {
             let text = yaml::decode(bytes).unwrap_or_default();
-            let locate = |path: &str| yaml::locate(text, &Place::value(path));
-            let first = wrong.first.and_then(|path| locate(&path));
-            let first = first.map_or_else(String::new, |first| format!(" (line {})", first.line));
-            YamlError { position: locate(&wrong.path), message: format!("{}: {}{first}", wrong.path, wrong.message) }
+            let locate = |path: &str| yaml::locate(text, &YamlPath::value(path));
+            let earlier = invalid.conflicts_with.and_then(|path| locate(&path));
+            let earlier = earlier.map_or_else(String::new, |earlier| format!(" (line {})", earlier.line));
+            let message = format!("{}: {}{earlier}", invalid.path, invalid.message);
+            YamlError { position: locate(&invalid.path), message }
         })
     }
 }

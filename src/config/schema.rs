@@ -1,5 +1,5 @@
-//! What an editor can know of the file: its JSON Schema, from the types that read it. It may let through what these
-//! refuse, and never the other way round.
+//! The JSON Schema of the configuration file, generated from the types that read it. It may accept what they reject,
+//! never the reverse.
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
@@ -20,8 +20,8 @@ pub(crate) fn schema() -> String {
     format!("{:#}\n", schema.as_value())
 }
 
-/// Of a key that may be left out, schemars says that it may be null. But an empty key is a mistake, unless its value is
-/// a map that may be empty.
+/// schemars lets every optional key be null. We reject an empty key, unless its value is a map whose keys are all
+/// optional.
 fn without_null(schema: &mut Schema) {
     if schema.get("required").is_none() && schema.get("properties").is_some() {
         schema.insert("type".into(), vec!["object", "null"].into());
@@ -46,17 +46,17 @@ fn without_null(schema: &mut Schema) {
     transform_subschemas(&mut without_null, schema);
 }
 
-/// What a value looks like, as far as a schema can say it.
-pub(super) struct Form {
+/// The syntax of a value, as far as a schema can express it.
+pub(super) struct ValueSyntax {
     name: &'static str,
-    /// A regular expression that all text matches which is accepted; `None`: no text is. Without what only some
-    /// engines have, such as looking ahead.
+    /// A regular expression that matches all accepted text; `None`: text is not accepted. It uses only what all regex
+    /// engines have: no look-ahead.
     pattern: Option<&'static str>,
     /// The numbers that are accepted.
     pub(super) numbers: Option<RangeInclusive<u64>>,
 }
 
-impl Form {
+impl ValueSyntax {
     pub(super) const fn text(name: &'static str, pattern: &'static str) -> Self {
         Self { name, pattern: Some(pattern), numbers: None }
     }
@@ -72,11 +72,11 @@ impl Form {
 
 impl<T: Written> JsonSchema for Text<T> {
     fn schema_name() -> Cow<'static, str> {
-        T::FORM.name.into()
+        T::SYNTAX.name.into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let Form { name: _, pattern, numbers } = T::FORM;
+        let ValueSyntax { name: _, pattern, numbers } = T::SYNTAX;
         let mut schema = json_schema!({"description": T::EXPECTED});
         let kind = match (&pattern, &numbers) {
             (_, None) => "string".into(),
@@ -97,7 +97,7 @@ impl<T: Written> JsonSchema for Text<T> {
 
 impl<T: Written> JsonSchema for OneOrMany<Text<T>> {
     fn schema_name() -> Cow<'static, str> {
-        format!("{}OrMany", T::FORM.name).into()
+        format!("{}OrMany", T::SYNTAX.name).into()
     }
 
     fn inline_schema() -> bool {
@@ -120,7 +120,7 @@ impl<T: Shorthand + JsonSchema> JsonSchema for Short<T> {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let (text, map) = (generator.subschema_for::<Text<T::Text>>(), generator.subschema_for::<T>());
+        let (text, map) = (generator.subschema_for::<Text<T::Scalar>>(), generator.subschema_for::<T>());
         if T::from_list(Vec::new()).is_some() {
             json_schema!({"anyOf": [text, {"type": "array", "items": text, "minItems": 1}, map]})
         } else {

@@ -1,4 +1,4 @@
-//! What a route's `upstream` means.
+//! Validates a route's `upstream` and fills in its defaults.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -7,25 +7,27 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 
-use super::build::Wrong;
-use super::text::{CheckName, FilePath, OneOrMany, RequestPath, Span, Text, TrustedFile};
+use super::build::InvalidValue;
+use super::quantities::BoundedDuration;
+use super::text::{OneOrMany, Text};
+use super::values::{CheckName, FilePath, RequestPath, TrustedFile};
 use super::{Listener, raw};
 use crate::name::NamePattern;
 use crate::proxy_protocol::Version;
 use crate::text::Destination;
 use crate::upstream::health::{Authorities, CaFile, EXPECTED, read_file};
 use crate::upstream::{
-    Balance, ConnectBudget, HealthCheck, HttpCheck, OnRemove, Settings, Thresholds, TlsCheck, arrives_at,
+    Balance, ConnectBudget, HealthCheck, HttpCheck, OnRemove, Thresholds, TlsCheck, UpstreamSettings, arrives_at,
 };
 
-/// A route's `upstream`, found at `path`. Files are relative to the directory of the configuration.
+/// Builds a route's `upstream`; `path` is its path in the document, `directory` what file names are relative to.
 pub(super) fn build(
     raw: raw::Upstream,
     path: &str,
     names: &[NamePattern],
     listeners: &[Listener],
     files: &Files,
-) -> Result<Settings, Wrong> {
+) -> Result<UpstreamSettings, InvalidValue> {
     let raw::Upstream {
         endpoints,
         dcos,
@@ -42,19 +44,19 @@ pub(super) fn build(
         (Some(endpoints), None) => endpoints.0.into_iter().map(|endpoint| endpoint.0).collect(),
         (None, Some(dcos)) => vec![dcos.0.0],
         (Some(_), Some(_)) => {
-            return Err(Wrong::at(format!("{path}.dcos"), "it stands for the endpoints; expected one of the two"));
+            return Err(InvalidValue::at(format!("{path}.dcos"), "cannot be combined with `endpoints`"));
         }
-        (None, None) => return Err(Wrong::at(path, "missing key `endpoints`, or `dcos` in its place")),
+        (None, None) => return Err(InvalidValue::at(path, "missing key `endpoints` or `dcos`")),
     };
     check_destinations(&destinations, path, listeners)?;
     let raw::Dead { grace, connections } = dead;
-    let grace = span(grace, 15);
-    let cuts = match connections {
+    let grace = duration_or(grace, 15);
+    let closes = match connections {
         None | Some(raw::DeadConnections::Cut) => true,
         Some(raw::DeadConnections::Keep) => false,
     };
     let check = health_check.map(|raw| build_check(raw, &format!("{path}.health_check"), names, files));
-    Ok(Settings {
+    Ok(UpstreamSettings {
         destinations,
         balance: match balance {
             None | Some(raw::Balance::LeastConnections) => Balance::LeastConnections,
@@ -62,14 +64,14 @@ pub(super) fn build(
             Some(raw::Balance::Random) => Balance::Random,
         },
         budget: build_budget(connect, path)?,
-        slow_start: slow_start.map_or(Duration::from_secs(30), |span| span.0.0),
-        dead_grace: cuts.then_some(grace),
+        slow_start: slow_start.map_or(Duration::from_secs(30), |duration| duration.0.0),
+        dead_grace: closes.then_some(grace),
         on_remove: match on_remove {
             None | Some(raw::OnRemove::Drain) => OnRemove::Drain,
             Some(raw::OnRemove::Keep) => OnRemove::Keep,
             Some(raw::OnRemove::Cut) => OnRemove::Cut,
         },
-        resolve_every: span(resolve_every, 10),
+        resolve_every: duration_or(resolve_every, 10),
         proxy_protocol: proxy_protocol.map(|version| match version {
             raw::ProxyProtocol::V1 => Version::V1,
             raw::ProxyProtocol::V2 => Version::V2,
@@ -78,54 +80,58 @@ pub(super) fn build(
     })
 }
 
-fn span(raw: Option<Text<Span>>, default: u64) -> Duration {
-    raw.map_or(Duration::from_secs(default), |span| span.0.0)
+fn duration_or(raw: Option<Text<BoundedDuration>>, default: u64) -> Duration {
+    raw.map_or(Duration::from_secs(default), |duration| duration.0.0)
 }
 
-fn check_destinations(destinations: &[Destination], path: &str, listeners: &[Listener]) -> Result<(), Wrong> {
-    for (number, destination) in destinations.iter().enumerate() {
-        if destinations[..number].contains(destination) {
-            return Err(Wrong::at(path, format!("{destination} stands twice")));
+fn check_destinations(destinations: &[Destination], path: &str, listeners: &[Listener]) -> Result<(), InvalidValue> {
+    for (index, destination) in destinations.iter().enumerate() {
+        if destinations[..index].contains(destination) {
+            return Err(InvalidValue::at(path, format!("duplicate endpoint {destination}")));
         }
-        let is_reached_by =
+        let reaches =
             |listener: &&Listener| destination.address().is_some_and(|address| arrives_at(address, listener.address));
-        if let Some(listener) = listeners.iter().find(is_reached_by) {
-            let message =
-                format!("{destination} is the listener `{}` itself: connections would go in circles", listener.name);
-            return Err(Wrong::at(path, message));
+        if let Some(listener) = listeners.iter().find(reaches) {
+            let message = format!("{destination}: this is snigate's own listener `{}`: forwarding loop", listener.name);
+            return Err(InvalidValue::at(path, message));
         }
     }
     Ok(())
 }
 
-fn build_budget(raw: raw::Connect, path: &str) -> Result<ConnectBudget, Wrong> {
+fn build_budget(raw: raw::Connect, path: &str) -> Result<ConnectBudget, InvalidValue> {
     let raw::Connect { timeout, per_try } = raw;
-    let timeout = span(timeout, 10);
+    let timeout = duration_or(timeout, 10);
     let per_try = per_try.map_or(timeout.min(Duration::from_secs(3)), |per_try| per_try.0.0);
     if per_try > timeout {
-        return Err(Wrong::at(format!("{path}.connect.per_try"), "longer than `timeout`, so never reached"));
+        return Err(InvalidValue::at(format!("{path}.connect.per_try"), "must not be longer than `timeout`"));
     }
     Ok(ConnectBudget { timeout, per_try })
 }
 
-fn build_check(raw: raw::HealthCheck, path: &str, names: &[NamePattern], files: &Files) -> Result<HealthCheck, Wrong> {
+fn build_check(
+    raw: raw::HealthCheck,
+    path: &str,
+    names: &[NamePattern],
+    files: &Files,
+) -> Result<HealthCheck, InvalidValue> {
     let raw::HealthCheck { interval, timeout, rise, fall, unready, tls, http } = raw;
-    let interval = span(interval, 5);
+    let interval = duration_or(interval, 5);
     let timeout = timeout.map_or(interval.min(Duration::from_secs(4)), |timeout| timeout.0.0);
     if timeout > interval {
-        let message = "longer than `interval`: checks of an endpoint do not overlap";
-        return Err(Wrong::at(format!("{path}.timeout"), message));
+        let message = "must not be longer than `interval`: checks of one endpoint do not overlap";
+        return Err(InvalidValue::at(format!("{path}.timeout"), message));
     }
     if unready.is_some() && http.is_none() {
-        let message = "missing key `http` beside it: only an answer to a request says that an endpoint is not ready";
-        return Err(Wrong::at(format!("{path}.unready"), message));
+        let message = "requires `http`: only an HTTP response can say that an endpoint is not ready";
+        return Err(InvalidValue::at(format!("{path}.unready"), message));
     }
     let (http, client) = match http {
         None => (None, None),
         Some(_) if tls.is_none() => {
-            return Err(Wrong::at(
+            return Err(InvalidValue::at(
                 format!("{path}.http"),
-                "missing key `tls` beside it: API servers speak HTTP over TLS",
+                "requires `tls`: API servers serve HTTP over TLS only",
             ));
         }
         Some(raw) => {
@@ -169,7 +175,7 @@ impl<'d> Files<'d> {
     }
 }
 
-fn build_tls(raw: raw::TlsCheck, path: &str, names: &[NamePattern], files: &Files) -> Result<TlsCheck, Wrong> {
+fn build_tls(raw: raw::TlsCheck, path: &str, names: &[NamePattern], files: &Files) -> Result<TlsCheck, InvalidValue> {
     let raw::TlsCheck { ca_file, server_name, verify } = raw;
     let verified_name = server_name.map(|Text(CheckName(name))| name);
     let verify = verify.unwrap_or(true);
@@ -179,30 +185,32 @@ fn build_tls(raw: raw::TlsCheck, path: &str, names: &[NamePattern], files: &File
                 CaFile::File(file) => CaFile::File(files.path(&file)),
                 CaFile::System => CaFile::System,
             };
-            files.check_authorities(&from).map_err(|reason| Wrong::at(format!("{path}.ca_file"), reason))?;
+            files.check_authorities(&from).map_err(|reason| InvalidValue::at(format!("{path}.ca_file"), reason))?;
             Some(from)
         }
         (None, false) => None,
-        (Some(_), false) => return Err(Wrong::at(format!("{path}.ca_file"), "not used with `verify: false`")),
+        (Some(_), false) => {
+            return Err(InvalidValue::at(format!("{path}.ca_file"), "cannot be combined with `verify: false`"));
+        }
         (None, true) => {
-            let message = "missing key `ca_file`, the PEM file of the cluster's CA, or `system`; or `verify: false`, to trust any certificate";
-            return Err(Wrong::at(path, message));
+            let message = "missing key `ca_file`: the PEM file of the cluster's CA, or `system`; to accept any certificate, set `verify: false`";
+            return Err(InvalidValue::at(path, message));
         }
     };
     let first_exact = names.iter().find_map(NamePattern::as_exact);
-    let asked_name = verified_name.clone().or_else(|| ServerName::try_from(first_exact?.to_owned()).ok());
-    Ok(TlsCheck { ca_file, verified_name, asked_name, client: None })
+    let sni = verified_name.clone().or_else(|| ServerName::try_from(first_exact?.to_owned()).ok());
+    Ok(TlsCheck { ca_file, verified_name, asked_name: sni, client: None })
 }
 
 type ClientFiles = Option<(PathBuf, PathBuf)>;
 
-fn build_http(raw: raw::HttpCheck, path: &str, files: &Files) -> Result<(HttpCheck, ClientFiles), Wrong> {
+fn build_http(raw: raw::HttpCheck, path: &str, files: &Files) -> Result<(HttpCheck, ClientFiles), InvalidValue> {
     let raw::HttpCheck { path: request_path, token_file, client_certificate, client_key, expect, unauthorized } = raw;
     let file = |raw: Option<Text<FilePath>>, key: &str| {
         raw.map(|Text(FilePath(file))| {
             let file = files.path(&file);
             // Only whether it can be read: what is in it may be a secret, and may be another one tomorrow.
-            read_file(&file).map_err(|reason| Wrong::at(format!("{path}.{key}"), reason))?;
+            read_file(&file).map_err(|reason| InvalidValue::at(format!("{path}.{key}"), reason))?;
             Ok(file)
         })
         .transpose()
@@ -211,8 +219,8 @@ fn build_http(raw: raw::HttpCheck, path: &str, files: &Files) -> Result<(HttpChe
     let client = match (file(client_certificate, "client_certificate")?, file(client_key, "client_key")?) {
         (Some(certificate), Some(key)) => Some((certificate, key)),
         (None, None) => None,
-        (Some(_), None) => return Err(Wrong::at(path, "missing key `client_key` beside `client_certificate`")),
-        (None, Some(_)) => return Err(Wrong::at(path, "missing key `client_certificate` beside `client_key`")),
+        (Some(_), None) => return Err(InvalidValue::at(path, "`client_certificate` requires `client_key`")),
+        (None, Some(_)) => return Err(InvalidValue::at(path, "`client_key` requires `client_certificate`")),
     };
     let unauthorized_is_alive = match unauthorized {
         None | Some(raw::Unauthorized::Alive) => true,
@@ -225,8 +233,8 @@ fn build_http(raw: raw::HttpCheck, path: &str, files: &Files) -> Result<(HttpChe
 }
 
 impl raw::Upstream {
-    /// Only endpoints, all else as it is by default.
-    pub(super) fn of(endpoints: Vec<Text<Destination>>) -> Self {
+    /// An upstream with defaults for everything but its endpoints.
+    pub(super) fn with_endpoints(endpoints: Vec<Text<Destination>>) -> Self {
         Self { endpoints: Some(OneOrMany(endpoints)), ..Self::default() }
     }
 }

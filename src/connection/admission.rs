@@ -1,4 +1,4 @@
-//! Who may come in, and how many at a time.
+//! Access rules (`allow`, `deny`) and per-source limits.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,7 +15,7 @@ use crate::text::units::span;
 /// A set of networks. A lookup is a binary search, however many there are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Networks {
-    /// First and last addresses, ordered; no two overlap.
+    /// First and last addresses, sorted; no two ranges overlap.
     v4: Box<[(u32, u32)]>,
     v6: Box<[(u128, u128)]>,
 }
@@ -44,11 +44,11 @@ impl Networks {
         self.find(address).is_some()
     }
 
-    /// The one that the address, in its canonical form, is in. Networks that are one together count as one.
+    /// The network that contains the address, in its canonical form. Adjacent networks that form a larger one are merged.
     pub(crate) fn find(&self, address: IpAddr) -> Option<IpNet> {
         fn find<T: Copy + Ord>(ranges: &[(T, T)], address: T) -> Option<(T, T)> {
             let after = ranges.partition_point(|(first, _)| *first <= address);
-            after.checked_sub(1).map(|number| ranges[number]).filter(|(_, last)| address <= *last)
+            after.checked_sub(1).map(|index| ranges[index]).filter(|(_, last)| address <= *last)
         }
         match address {
             IpAddr::V4(address) => find(&self.v4, address.into()).map(network_v4),
@@ -57,22 +57,22 @@ impl Networks {
     }
 }
 
-/// From where clients may come.
+/// The networks from which clients are admitted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Sources {
-    /// From nowhere else, if there are any.
+pub(crate) struct AccessRules {
+    /// `None`: all.
     pub(crate) allow: Option<Networks>,
-    /// Not from there, whatever is allowed.
+    /// Overrides `allow`.
     pub(crate) deny: Option<Networks>,
 }
 
-impl Sources {
-    /// Whether a client with this canonical address may come in.
+impl AccessRules {
+    /// Whether a client with this address, in its canonical form, is admitted.
     pub(crate) fn admit(&self, client: IpAddr) -> bool {
         self.decide(client).is_ok()
     }
 
-    /// The network by which it may, if it takes one; or why it may not.
+    /// The network of `allow` that admits the client, if `allow` is set.
     pub(crate) fn decide(&self, client: IpAddr) -> Result<Option<IpNet>, NotAdmitted> {
         if let Some(network) = self.deny.as_ref().and_then(|deny| deny.find(client)) {
             return Err(NotAdmitted::Denied(network));
@@ -81,24 +81,24 @@ impl Sources {
     }
 }
 
-/// Why a client may not come in.
+/// Why a client is not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotAdmitted {
-    /// It comes from this network of `deny`.
+    /// This network of `deny` contains its address.
     Denied(IpNet),
-    /// It comes from none of `allow`.
+    /// No network of `allow` contains its address.
     NotAllowed,
 }
 
-/// More are counted.
+/// Networks listed by `Display`; the rest are counted.
 const MAX_SHOWN: usize = 16;
 
 impl fmt::Display for Networks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let v4 = self.v4.iter().copied().map(network_v4);
         let all = v4.chain(self.v6.iter().copied().map(network_v6));
-        for (number, network) in all.take(MAX_SHOWN).enumerate() {
-            f.write_str(if number == 0 { "" } else { ", " })?;
+        for (index, network) in all.take(MAX_SHOWN).enumerate() {
+            f.write_str(if index == 0 { "" } else { ", " })?;
             if network.prefix_len() == network.max_prefix_len() {
                 write!(f, "{}", network.addr())?;
             } else {
@@ -112,7 +112,7 @@ impl fmt::Display for Networks {
     }
 }
 
-/// What the two ends of a network are those of.
+/// The network with this first and last address.
 fn network_v4((first, last): (u32, u32)) -> IpNet {
     let length = (first ^ last).leading_zeros();
     Ipv4Net::new_assert(first.into(), u8::try_from(length).unwrap_or(32)).into()
@@ -123,26 +123,26 @@ fn network_v6((first, last): (u128, u128)) -> IpNet {
     Ipv6Net::new_assert(first.into(), u8::try_from(length).unwrap_or(128)).into()
 }
 
-impl fmt::Display for Sources {
+impl fmt::Display for AccessRules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.allow {
-            None => f.write_str("anywhere")?,
-            Some(allow) => write!(f, "{allow}")?,
+            None => f.write_str("allow all")?,
+            Some(allow) => write!(f, "allow {allow}")?,
         }
-        self.deny.as_ref().map_or(Ok(()), |deny| write!(f, ", not from {deny}"))
+        self.deny.as_ref().map_or(Ok(()), |deny| write!(f, ", deny {deny}"))
     }
 }
 
-/// How much one source may have: an IPv4 address, or the 64 bits of IPv6 that a network has.
+/// Limits per source: an IPv4 address, or an IPv6 /64, which is what one site gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SourceLimits {
-    /// Connections at a time.
+    /// Concurrent connections.
     pub(crate) concurrent: Option<u32>,
-    /// New connections.
+    /// Rate of new connections.
     pub(crate) new: Option<Rate>,
 }
 
-/// So many in so much time, at once if they come at once.
+/// `count` events in each `per`, with a burst of `count`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rate {
     /// At least 1.
@@ -163,32 +163,34 @@ impl fmt::Display for Rate {
     }
 }
 
-/// Why a source may have no more.
+/// Which limit a source has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Excess {
-    /// It has so many connections.
+    /// This many concurrent connections.
     Concurrent(u32),
-    /// It comes faster than this.
+    /// This rate of new connections.
     New(Rate),
 }
 
 impl fmt::Display for Excess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Concurrent(limit) => write!(f, "its source has {limit} connections already (limits.per_source)"),
-            Self::New(rate) => write!(f, "its source makes more than {rate} (limits.new_per_source)"),
+            Self::Concurrent(limit) => {
+                write!(f, "the client's source has reached limits.per_source: {limit} connections")
+            }
+            Self::New(rate) => write!(f, "the client's source exceeds limits.new_per_source: {rate}"),
         }
     }
 }
 
 const SHARDS: usize = 16;
-/// Sources without a connection that a shard remembers, give or take: who comes from ever new addresses makes others
-/// forgotten, which gives them a fresh rate, but takes no memory.
+/// Sources without a connection that a shard remembers, approximately. A flood from ever new addresses evicts others,
+/// which resets their rate, but does not grow memory.
 const MAX_IDLE: usize = 4096;
 
-/// What each source has. It outlives every configuration.
+/// The connections and the rate of each source. It outlives every configuration.
 #[derive(Debug)]
-pub(crate) struct Table {
+pub(crate) struct SourceTable {
     shards: [Mutex<Shard>; SHARDS],
     // Keyed, so that sources cannot be chosen to collide.
     hasher: RandomState,
@@ -196,18 +198,18 @@ pub(crate) struct Table {
 
 #[derive(Debug)]
 struct Shard {
-    sources: HashMap<Source, Entry>,
-    /// With so many it is cleared of those that matter no more.
+    sources: HashMap<SourceKey, SourceUsage>,
+    /// The size at which sources that no longer matter are evicted.
     sweep_at: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Source {
+enum SourceKey {
     V4(Ipv4Addr),
     V6(u64),
 }
 
-impl Source {
+impl SourceKey {
     fn of(client: IpAddr) -> Self {
         match client {
             IpAddr::V4(address) => Self::V4(address),
@@ -217,22 +219,23 @@ impl Source {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct SourceUsage {
     open: u32,
-    /// When all that it has used of its rate is given back.
-    rested: Instant,
+    /// GCRA's theoretical arrival time: when the whole burst is available again.
+    replenished: Instant,
 }
 
-impl Default for Table {
+impl Default for SourceTable {
     fn default() -> Self {
         let shard = |_| Mutex::new(Shard { sources: HashMap::new(), sweep_at: MAX_IDLE });
         Self { shards: std::array::from_fn(shard), hasher: RandomState::new() }
     }
 }
 
-impl Table {
-    /// A place for a connection from there, if there is a limit; or why it gets none.
-    pub(crate) fn enter(
+impl SourceTable {
+    /// A permit for a connection from this client; `None` if there is no limit. Rates are limited by GCRA, the generic
+    /// cell rate algorithm.
+    pub(crate) fn acquire(
         self: &Arc<Self>,
         client: IpAddr,
         limits: &SourceLimits,
@@ -240,31 +243,31 @@ impl Table {
         if *limits == SourceLimits::default() {
             return Ok(None);
         }
-        let source = Source::of(client);
+        let source = SourceKey::of(client);
         let now = Instant::now();
         let mut shard = self.shard(source);
         shard.make_room(now);
-        let entry = shard.sources.entry(source).or_insert(Entry { open: 0, rested: now });
+        let entry = shard.sources.entry(source).or_insert(SourceUsage { open: 0, replenished: now });
         if let Some(limit) = limits.concurrent
             && entry.open >= limit
         {
             return Err(Excess::Concurrent(limit));
         }
         if let Some(rate) = limits.new {
-            let rested = entry.rested.max(now) + rate.per / rate.count;
-            if rested > now + rate.per {
+            let replenished = entry.replenished.max(now) + rate.per / rate.count;
+            if replenished > now + rate.per {
                 return Err(Excess::New(rate));
             }
-            entry.rested = rested;
+            entry.replenished = replenished;
         }
         entry.open += 1;
         drop(shard);
         Ok(Some(SourcePermit { table: Arc::clone(self), source }))
     }
 
-    fn shard(&self, source: Source) -> MutexGuard<'_, Shard> {
-        let number = usize::try_from(self.hasher.hash_one(source) % SHARDS as u64).unwrap_or(0);
-        self.shards[number].lock().unwrap_or_else(PoisonError::into_inner)
+    fn shard(&self, source: SourceKey) -> MutexGuard<'_, Shard> {
+        let index = usize::try_from(self.hasher.hash_one(source) % SHARDS as u64).unwrap_or(0);
+        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -273,9 +276,9 @@ impl Shard {
         if self.sources.len() < self.sweep_at {
             return;
         }
-        self.sources.retain(|_, entry| entry.open > 0 || entry.rested > now);
-        let is_busy = |entry: &&Entry| entry.open > 0;
-        let open = self.sources.values().filter(is_busy).count();
+        self.sources.retain(|_, entry| entry.open > 0 || entry.replenished > now);
+        let has_connections = |entry: &&SourceUsage| entry.open > 0;
+        let open = self.sources.values().filter(has_connections).count();
         if self.sources.len() - open >= MAX_IDLE / 2 {
             self.sources.retain(|_, entry| entry.open > 0);
         }
@@ -283,11 +286,11 @@ impl Shard {
     }
 }
 
-/// A connection's place among those of its source, given back when it is dropped.
+/// Counts a connection of a source until it is dropped.
 #[derive(Debug)]
 pub(crate) struct SourcePermit {
-    table: Arc<Table>,
-    source: Source,
+    table: Arc<SourceTable>,
+    source: SourceKey,
 }
 
 impl Drop for SourcePermit {
@@ -295,7 +298,7 @@ impl Drop for SourcePermit {
         let mut shard = self.table.shard(self.source);
         if let Some(entry) = shard.sources.get_mut(&self.source) {
             entry.open -= 1;
-            if entry.open == 0 && entry.rested <= Instant::now() {
+            if entry.open == 0 && entry.replenished <= Instant::now() {
                 shard.sources.remove(&self.source);
             }
         }
@@ -317,9 +320,11 @@ mod tests {
     }
 
     #[test]
-    fn e03_denied_is_denied_whatever_is_allowed() {
-        let sources =
-            Sources { allow: Some(networks(&["10.0.0.0/8", "2001:db8::/32"])), deny: Some(networks(&["10.1.0.0/16"])) };
+    fn e03_deny_overrides_allow() {
+        let sources = AccessRules {
+            allow: Some(networks(&["10.0.0.0/8", "2001:db8::/32"])),
+            deny: Some(networks(&["10.1.0.0/16"])),
+        };
         for (address, admitted) in [
             ("10.0.0.1", true),
             ("10.1.0.1", false),
@@ -333,7 +338,7 @@ mod tests {
         assert_eq!(sources.decide(ip("10.0.0.1")), Ok(Some(network("10.0.0.0/8"))));
         assert_eq!(sources.decide(ip("10.1.0.1")), Err(NotAdmitted::Denied(network("10.1.0.0/16"))));
         assert_eq!(sources.to_string(), "10.0.0.0/8, 2001:db8::/32, not from 10.1.0.0/16");
-        assert!(Sources::default().admit(ip("192.0.2.1")));
+        assert!(AccessRules::default().admit(ip("192.0.2.1")));
         let everyone = networks(&["0.0.0.0/0"]);
         assert!(everyone.contains(ip("255.255.255.255")) && !everyone.contains(ip("::1")));
         assert!(networks(&["::/0"]).contains(ip("ffff::")));
@@ -360,45 +365,45 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn e04_a_source_has_so_many_and_a_network_of_ipv6_is_one_source() {
-        let table = Arc::new(Table::default());
+    async fn e04_connections_are_limited_per_ipv4_address_and_per_ipv6_64() {
+        let table = Arc::new(SourceTable::default());
         let limits = SourceLimits { concurrent: Some(2), new: None };
-        let first = table.enter(ip("2001:db8::1"), &limits).unwrap();
-        let _second = table.enter(ip("2001:db8::2"), &limits).unwrap();
-        assert_eq!(table.enter(ip("2001:db8::3"), &limits).unwrap_err(), Excess::Concurrent(2));
-        assert!(table.enter(ip("2001:db8:0:1::3"), &limits).is_ok(), "another network");
+        let first = table.acquire(ip("2001:db8::1"), &limits).unwrap();
+        let _second = table.acquire(ip("2001:db8::2"), &limits).unwrap();
+        assert_eq!(table.acquire(ip("2001:db8::3"), &limits).unwrap_err(), Excess::Concurrent(2));
+        assert!(table.acquire(ip("2001:db8:0:1::3"), &limits).is_ok(), "another network");
         drop(first);
-        assert!(table.enter(ip("2001:db8::3"), &limits).is_ok());
+        assert!(table.acquire(ip("2001:db8::3"), &limits).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn new_connections_have_a_rate() {
-        let table = Arc::new(Table::default());
+    async fn new_connections_are_limited_by_rate() {
+        let table = Arc::new(SourceTable::default());
         let rate = Rate { count: 5, per: Duration::from_secs(1) };
         let limits = SourceLimits { concurrent: None, new: Some(rate) };
-        let come = |times: usize| (0..times).filter(|_| table.enter(ip("192.0.2.1"), &limits).is_ok()).count();
-        assert_eq!(come(20), 5, "at once");
-        assert_eq!(table.enter(ip("192.0.2.1"), &limits).unwrap_err(), Excess::New(rate));
+        let acquire = |times: usize| (0..times).filter(|_| table.acquire(ip("192.0.2.1"), &limits).is_ok()).count();
+        assert_eq!(acquire(20), 5, "the burst");
+        assert_eq!(table.acquire(ip("192.0.2.1"), &limits).unwrap_err(), Excess::New(rate));
         tokio::time::advance(Duration::from_millis(400)).await;
-        assert_eq!(come(20), 2);
+        assert_eq!(acquire(20), 2);
         tokio::time::advance(Duration::from_secs(60)).await;
-        assert_eq!(come(20), 5, "no more for having waited long");
+        assert_eq!(acquire(20), 5, "a longer pause does not enlarge the burst");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn e05_ever_new_sources_take_no_memory_and_no_place_of_others() {
-        let table = Arc::new(Table::default());
+    async fn e05_a_flood_of_new_sources_does_not_grow_memory_or_evict_sources_with_connections() {
+        let table = Arc::new(SourceTable::default());
         let rate = Rate { count: 1, per: Duration::from_secs(3600) };
         let limits = SourceLimits { concurrent: Some(1), new: Some(rate) };
         let known = || table.shards.iter().map(|shard| shard.lock().unwrap().sources.len()).sum::<usize>();
-        let seat = table.enter(ip("192.0.2.1"), &limits).unwrap();
+        let permit = table.acquire(ip("192.0.2.1"), &limits).unwrap();
         for number in 0..1_000_000_u32 {
-            assert!(table.enter(IpAddr::V4((0x0a00_0000 + number).into()), &limits).is_ok());
+            assert!(table.acquire(IpAddr::V4((0x0a00_0000 + number).into()), &limits).is_ok());
         }
         assert!(known() <= SHARDS * (MAX_IDLE + 1), "{}", known());
-        assert!(table.enter(ip("192.0.2.1"), &limits).is_err(), "who has a connection is never forgotten");
-        drop(seat);
+        assert!(table.acquire(ip("192.0.2.1"), &limits).is_err(), "a source with a connection is never evicted");
+        drop(permit);
         tokio::time::advance(2 * rate.per).await;
-        assert!(table.enter(ip("192.0.2.1"), &limits).is_ok());
+        assert!(table.acquire(ip("192.0.2.1"), &limits).is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! The story of a connection: admit → read hello → route → admit → connect → relay → account.
+//! The story of a connection: admit → read hello → route → admit → connect → relay → record.
 
 pub(crate) mod admission;
 pub(crate) mod read_hello;
@@ -16,40 +16,38 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::client_hello::{ClientHello, IpLiteral};
-use crate::connection::admission::{Networks, SourceLimits, SourcePermit, Sources, Table};
+use crate::connection::admission::{AccessRules, Networks, SourceLimits, SourcePermit, SourceTable};
 use crate::connection::read_hello::Hello;
 use crate::connection::registry::{CloseReason, Handle, Message, Wait};
 use crate::connection::reject::{RejectWith, Rejection};
-use crate::proxy_protocol::{self, Named};
-use crate::relay::{self, Command, Deadlines, Ending, Engine, Event, Side};
+use crate::proxy_protocol::{self, ProxiedAddresses};
+use crate::relay::{self, Deadlines, Engine, Event, RelayCommand, RelayEnd, Side};
 use crate::route::{Client, RouteTable};
 use crate::server_hello::Answer;
-use crate::telemetry::{ClosedBy, ConnectionRecord, Listener, LogFields, Outcome, RouteCounters, canonical, escape};
+use crate::telemetry::{
+    ClosedBy, ConnectionRecord, ListenerTelemetry, LogFields, Outcome, RouteCounters, canonical, escape,
+};
 use crate::upstream::{Connected, EndpointSlot, Upstream};
 
-/// What a connection needs to know when it arrives. Never changes: a reload makes another one.
+/// What a connection needs while it is set up. Immutable: a reload makes a new one.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
-    /// Where it arrived, and is counted.
-    pub(crate) listener: Arc<Listener>,
-    /// The listener's position in the configuration, by which routes match it.
+    pub(crate) listener: Arc<ListenerTelemetry>,
+    /// The listener's index in the configuration, which routes match on.
     pub(crate) listener_index: usize,
-    /// How rejected clients are notified.
     pub(crate) reject_with: RejectWith,
-    /// The balancers that may connect here, and must send a PROXY header; `None`: clients connect directly.
+    /// Load balancers, which must send a PROXY header; `None`: clients connect directly.
     pub(crate) balancers: Option<Networks>,
     /// How an IP address in the server name extension is treated.
     pub(crate) ip_literal: IpLiteral,
-    /// The clients that this listener admits.
-    pub(crate) sources: Sources,
-    /// How many connections a source may have.
+    /// Access rules of the listener.
+    pub(crate) sources: AccessRules,
     pub(crate) source_limits: SourceLimits,
-    /// How many each source has.
-    pub(crate) source_table: Arc<Table>,
-    pub(crate) routes: Arc<RouteTable<Arc<Route>>>,
-    /// From accept to the complete hello.
+    pub(crate) source_table: Arc<SourceTable>,
+    pub(crate) routes: Arc<RouteTable<Arc<RouteTarget>>>,
+    /// From accept until the hello is complete.
     pub(crate) hello_timeout: Duration,
-    /// The largest hello, in raw bytes.
+    /// Maximum size of a hello, with its record headers.
     pub(crate) hello_limit: usize,
     pub(crate) deadlines: Arc<Deadlines>,
     pub(crate) engine: Engine,
@@ -61,28 +59,28 @@ impl Snapshot {
         if !self.sources.admit(client) {
             return Err(Rejection::because(Outcome::Denied, "the client's address is not allowed at this listener"));
         }
-        let permit = self.source_table.enter(client, &self.source_limits);
-        // Boxed, to be small in the task of each connection, whether there is a limit or not.
+        let permit = self.source_table.acquire(client, &self.source_limits);
+        // Boxed to keep every connection's task small, with a limit or without.
         permit
             .map(|permit| permit.map(Box::new))
             .map_err(|excess| Rejection::because(Outcome::OverLimit, excess.to_string()))
     }
 }
 
-/// What the route table leads to.
+/// What a route in the table refers to.
 #[derive(Debug)]
-pub(crate) struct Route {
-    /// The clients that this route admits.
-    pub(crate) sources: Sources,
+pub(crate) struct RouteTarget {
+    /// Access rules of the route.
+    pub(crate) sources: AccessRules,
     pub(crate) max_connections: Option<u32>,
     pub(crate) upstream: Upstream,
     pub(crate) counters: Arc<RouteCounters>,
-    /// Identifies its configuration.
+    /// Digest of its configuration.
     pub(crate) digest: u64,
 }
 
-impl Route {
-    /// Admits a client to the route, which has so many connections with this one.
+impl RouteTarget {
+    /// Admits a client to the route, which has `connections` including this one.
     fn admit(&self, client: IpAddr, connections: i64) -> Result<(), Rejection> {
         if !self.sources.admit(client) {
             return Err(Rejection::because(Outcome::Denied, "the client's address is not allowed for this route"));
@@ -96,8 +94,8 @@ impl Route {
     }
 }
 
-/// Serves one accepted connection until it has ended, or `handle` receives the message to close it, and only then drops its
-/// `permit`. (An `async fn` would reserve room for its arguments twice, for as long as it runs.)
+/// Serves one accepted connection until it ends or `handle` receives the message to close it. `permit` is dropped at the
+/// end. (Not an `async fn`: its future would store the arguments twice.)
 pub(crate) fn serve<P: Send>(
     client: TcpStream,
     peer: SocketAddr,
@@ -109,7 +107,7 @@ pub(crate) fn serve<P: Send>(
     let mut record = ConnectionRecord::open(&snapshot.listener, canonical(peer));
     async move {
         let waiting = handle.wait(Wait::Hello);
-        // Boxed, as is all that is over when bytes are relayed.
+        // Boxed, like everything that is not needed while bytes are relayed.
         let mut hello = Box::new(Hello::new(snapshot.hello_limit));
         let setup = Box::pin(async {
             let deadline = Instant::now() + snapshot.hello_timeout;
@@ -124,7 +122,7 @@ pub(crate) fn serve<P: Send>(
             drop(waiting);
             record.hello_complete();
             let hello = hello.parse(snapshot.ip_literal)?;
-            note(&hello, &mut record.fields);
+            record_hello(&hello, &mut record.fields);
 
             let query =
                 Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener: snapshot.listener_index };
@@ -169,8 +167,8 @@ pub(crate) fn serve<P: Send>(
             }
         };
 
-        handle.reached(slot.endpoint().id);
-        // A stream of days must not keep an old configuration alive.
+        handle.connected_to(slot.endpoint().id);
+        // A connection can last for days and must not keep an old configuration alive.
         drop(snapshot);
         let on_event = |event: Event<'_>| match event {
             Event::Delivered(Side::Client, bytes) => record.received(bytes),
@@ -181,66 +179,68 @@ pub(crate) fn serve<P: Send>(
             }
             Event::Unanswered => report_no_answer(&mut record, slot, "no answer to a ClientHello in time"),
         };
-        let commands = |cx: &mut Context<'_>| {
+        let poll_command = |cx: &mut Context<'_>| {
             handle.poll_message(cx).map(|message| match message {
-                Message::Close(_) => Command::Stop,
-                Message::Probe(since) => Command::Probe(since),
+                Message::Close(_) => RelayCommand::Stop,
+                Message::Probe(since) => RelayCommand::Probe(since),
             })
         };
         let hello = hello.into_bytes();
-        let ending = relay::copy_bidirectional(&client, upstream, engine, hello, &deadlines, commands, on_event).await;
+        let end = relay::copy_bidirectional(&client, upstream, engine, hello, &deadlines, poll_command, on_event).await;
         let upstream_closed = matches!(
-            ending,
-            Ending::Closed(Side::Upstream) | Ending::ClosedThenReset(Side::Upstream) | Ending::Reset(Side::Upstream)
+            end,
+            RelayEnd::Closed(Side::Upstream)
+                | RelayEnd::ClosedThenReset(Side::Upstream)
+                | RelayEnd::Reset(Side::Upstream)
         );
         if upstream_closed {
             report_no_answer(&mut record, slot, "closed without an answer to a ClientHello");
         }
         drop((client, connected, permit));
-        let (outcome, closed_by) = outcome_of(ending, handle.close_reason());
-        record.end(outcome, closed_by, why_closed(ending, handle.close_reason()));
+        let (outcome, closed_by) = outcome_of(end, handle.close_reason());
+        record.end(outcome, closed_by, reason_of(end, handle.close_reason()));
     }
 }
 
-/// The client that the balancer has connected for; `None`: the balancer itself (`LOCAL`, `UNKNOWN`).
+/// Reads the PROXY header, which must come from a known load balancer; `None`: it has no addresses (`LOCAL`, `UNKNOWN`).
 async fn read_proxy_header(
     client: &TcpStream,
     balancers: &Networks,
     hello: &mut Hello,
     peer: IpAddr,
     deadline: Instant,
-) -> Result<Option<Named>, Rejection> {
+) -> Result<Option<ProxiedAddresses>, Rejection> {
     if !balancers.contains(peer) {
         return Err(Rejection::because(Outcome::ProxyHeader, "peer not in accept_proxy.from"));
     }
     Ok(hello.read_proxy_header(client, deadline).await?)
 }
 
-/// Sends the client's address to the endpoint, before anything that the client has sent.
+/// Sends the client's address to the endpoint, before any of the client's bytes.
 fn send_proxy_header(
     upstream: &TcpStream,
     version: proxy_protocol::Version,
     client: &TcpStream,
     source: SocketAddr,
-    proxied: Option<Named>,
+    proxied: Option<ProxiedAddresses>,
     query: &Client<'_>,
 ) -> Result<(), Rejection> {
     let arrived_at = proxied.map(|proxied| proxied.destination).or_else(|| client.local_addr().ok());
     let header = arrived_at.map(|destination| {
-        let named = Named { source, destination: canonical(destination) };
+        let addresses = ProxiedAddresses { source, destination: canonical(destination) };
         let alpn = query.alpn.map(|alpn| alpn.as_list());
-        proxy_protocol::Client { named, server_name: query.server_name, alpn }
+        proxy_protocol::ProxiedClient { addresses, server_name: query.server_name, alpn }
     });
     let header = proxy_protocol::header(version, header.as_ref());
-    // It travels with the hello, which follows at once; both fit into the empty buffer of a new connection.
+    // MORE: the hello follows immediately. Both fit into the empty send buffer of a new connection.
     match rustix::net::send(upstream, &header, SendFlags::MORE | SendFlags::NOSIGNAL) {
         Ok(sent) if sent == header.len() => Ok(()),
         _ => Err(Rejection::because(Outcome::ConnectRefused, "the endpoint did not accept the PROXY header")),
     }
 }
 
-/// Notes what the log line says about the hello.
-fn note(hello: &ClientHello<'_>, fields: &mut LogFields) {
+/// Records the log fields of the hello.
+fn record_hello(hello: &ClientHello<'_>, fields: &mut LogFields) {
     let literal = || hello.ip_literal.map(|address| address.to_string().into());
     fields.server_name = hello.server_name.map(|name| name.to_string().into()).or_else(literal);
     fields.next_protocol = hello.alpn.ok().map(|offered| {
@@ -251,18 +251,18 @@ fn note(hello: &ClientHello<'_>, fields: &mut LogFields) {
 }
 
 /// Why no route matches.
-fn unrouted(client: &Client<'_>, routes: &RouteTable<Arc<Route>>) -> Rejection {
+fn unrouted(client: &Client<'_>, routes: &RouteTable<Arc<RouteTarget>>) -> Rejection {
     let (outcome, reason) = match client.server_name {
         Some(name) if routes.knows(name) => {
-            (Outcome::UnknownName, "routes with this name require another `alpn` or `listener`")
+            (Outcome::UnknownName, "routes with this name require a different `alpn` or `listener`")
         }
-        Some(_) => (Outcome::UnknownName, "no route has the name"),
+        Some(_) => (Outcome::UnknownName, "no route matches this name"),
         None => (Outcome::NoName, "the client sent no SNI, and there is no catch-all route"),
     };
     Rejection::because(outcome, reason)
 }
 
-/// Until the client resets the connection. A FIN is no reset: it may still want the answer.
+/// Completes when the client resets the connection. Not at a FIN: the client may still read the response.
 async fn reset(client: &TcpStream) {
     if client.ready(Interest::ERROR).await.is_err() {
         std::future::pending::<()>().await;
@@ -277,35 +277,35 @@ fn report_no_answer(record: &mut ConnectionRecord, slot: &EndpointSlot, cause: &
 }
 
 /// Why a connection was closed by us, where the outcome does not say it.
-fn why_closed(ending: Ending, close_reason: CloseReason) -> Option<Box<str>> {
+fn reason_of(ending: RelayEnd, close_reason: CloseReason) -> Option<Box<str>> {
     match (ending, close_reason) {
-        (Ending::Stopped, CloseReason::Removed) => Some("a reload removed its route or endpoint".into()),
-        (Ending::ProbeUnanswered, _) => Some("the endpoint is dead and does not acknowledge this connection".into()),
+        (RelayEnd::Stopped, CloseReason::Removed) => Some("a reload removed its route or endpoint".into()),
+        (RelayEnd::ProbeUnanswered, _) => Some("the endpoint is dead and does not acknowledge this connection".into()),
         _ => None,
     }
 }
 
-fn outcome_of(ending: Ending, close_reason: CloseReason) -> (Outcome, ClosedBy) {
+fn outcome_of(end: RelayEnd, close_reason: CloseReason) -> (Outcome, ClosedBy) {
     let by = |side| match side {
         Side::Client => ClosedBy::Client,
         Side::Upstream => ClosedBy::Upstream,
     };
-    match ending {
-        Ending::Closed(side) | Ending::ClosedThenReset(side) => (Outcome::Completed, by(side)),
-        Ending::Reset(side @ Side::Client) => (Outcome::ClientReset, by(side)),
-        Ending::Reset(side @ Side::Upstream) => (Outcome::UpstreamReset, by(side)),
-        Ending::Dead(side) => (Outcome::PeerDead, by(side)),
-        Ending::IdleTimeout => (Outcome::IdleTimeout, ClosedBy::Us),
-        Ending::HalfCloseTimeout => (Outcome::HalfCloseTimeout, ClosedBy::Us),
-        Ending::ProbeUnanswered => (Outcome::CutEndpoint, ClosedBy::Us),
-        Ending::Stopped => match close_reason {
+    match end {
+        RelayEnd::Closed(side) | RelayEnd::ClosedThenReset(side) => (Outcome::Completed, by(side)),
+        RelayEnd::Reset(side @ Side::Client) => (Outcome::ClientReset, by(side)),
+        RelayEnd::Reset(side @ Side::Upstream) => (Outcome::UpstreamReset, by(side)),
+        RelayEnd::Dead(side) => (Outcome::PeerDead, by(side)),
+        RelayEnd::IdleTimeout => (Outcome::IdleTimeout, ClosedBy::Us),
+        RelayEnd::HalfCloseTimeout => (Outcome::HalfCloseTimeout, ClosedBy::Us),
+        RelayEnd::ProbeUnanswered => (Outcome::CutEndpoint, ClosedBy::Us),
+        RelayEnd::Stopped => match close_reason {
             CloseReason::Draining | CloseReason::Removed => (Outcome::Drained, ClosedBy::Us),
             CloseReason::Shed => (Outcome::OverLimit, ClosedBy::Us),
         },
     }
 }
 
-/// Of a connection that was closed before it reached an endpoint.
+/// The rejection of a connection that is closed before it is connected to an endpoint.
 fn rejection_of(reason: CloseReason) -> Rejection {
     match reason {
         CloseReason::Draining | CloseReason::Removed => Outcome::Drained.into(),
@@ -321,7 +321,7 @@ mod tests {
     use crate::connection::registry::Registry;
     use crate::telemetry::Counters;
 
-    /// A task has 112 bytes more and is a multiple of 128: one byte here can be 128 for every idle connection.
+    /// A task adds 112 bytes and is rounded up to 128: one byte more here can cost 128 for every idle connection.
     #[tokio::test]
     async fn an_idle_connection_is_small() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -334,7 +334,7 @@ mod tests {
             reject_with: RejectWith::Alert,
             balancers: None,
             ip_literal: IpLiteral::NoName,
-            sources: Sources::default(),
+            sources: AccessRules::default(),
             source_limits: SourceLimits::default(),
             source_table: Arc::default(),
             routes: Arc::default(),
@@ -344,7 +344,7 @@ mod tests {
             engine: Engine::Auto,
         };
         let permit = Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap();
-        let handle = Arc::new(Registry::default()).enter();
+        let handle = Arc::new(Registry::default()).register();
         let task = serve(accepted.unwrap().0, client.unwrap().local_addr().unwrap(), snapshot.into(), handle, permit);
         assert_eq!(size_of_val(&task), 784, "larger or smaller: say why");
     }

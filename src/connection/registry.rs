@@ -1,4 +1,4 @@
-//! All open connections, so that they can be told to end.
+//! All open connections, so that they can be closed or probed.
 
 use std::collections::{HashSet, VecDeque};
 use std::future::Future;
@@ -13,30 +13,29 @@ use tokio::time::Instant;
 
 use crate::upstream::{EndpointId, OpenConnections};
 
-/// Why a connection is told to end.
+/// Why a connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CloseReason {
     /// The process is shutting down.
     Draining,
     /// A reload has removed its route or endpoint.
     Removed,
-    /// `limits.connections` is reached, and it was only waiting for its client.
+    /// `limits.connections` is reached, and the connection was only waiting for its client.
     Shed,
 }
 
-/// What a connection is sent by the rest of the process.
+/// A message to a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
-    /// Close.
     Close(CloseReason),
-    /// Its endpoint was found dead at this moment: it must find out whether its own connection to it is.
+    /// Its endpoint was found dead at this time: check whether the connection to it still works.
     Probe(Instant),
 }
 
-/// So long a hello is awaited although there is no place for others: a round trip of anybody.
+/// A connection is not shed for missing its hello before this: more than a round trip to any client.
 const MIN_HELLO_WAIT: Duration = Duration::from_secs(1);
 
-/// Who is here. Until it is told to end, this costs a connection no lock per poll, and some 80 bytes.
+/// The open connections. It costs each some 80 bytes, and no lock per poll until it receives a message.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     entries: Mutex<Entries>,
@@ -44,167 +43,167 @@ pub(crate) struct Registry {
 
 #[derive(Debug, Default)]
 struct Entries {
-    present: Slab<Entry>,
+    open: Slab<ConnectionEntry>,
     closed: bool,
-    /// Those whose hello is awaited.
     awaiting_hello: Queue,
-    /// Those that have been refused, and have not gone yet.
+    /// Rejected connections whose client has not closed yet.
     awaiting_close: Queue,
 }
 
 #[derive(Debug)]
-struct Entry {
-    /// None once it has been sent a message, until it has received it; for ever, if it is to end.
+struct ConnectionEntry {
+    /// `None` while a message is pending, and for good once the message is `Close`.
     sender: Option<Sender<Message>>,
-    stage: Stage,
+    phase: Phase,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum Phase {
     /// Waiting in one of the queues.
     Waiting(Wait, Instant),
     Connecting,
-    At(EndpointId),
+    ConnectedTo(EndpointId),
 }
 
 /// What a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// For its client's hello.
+    /// The client's hello.
     Hello,
-    /// For its client to close.
+    /// The client's close.
     Close,
 }
 
-/// Who waits, and since when; who came last is at the end.
+/// Waiting connections, the newest at the end.
 #[derive(Debug, Default)]
 struct Queue {
-    /// And some that wait no more, until they are found in it.
+    /// Index in the slab, and since when. Entries that no longer wait are removed lazily.
     entries: VecDeque<(u32, Instant)>,
     waiting: usize,
 }
 
 impl Entries {
-    fn queue(&mut self, wait: Wait) -> (&mut Slab<Entry>, &mut Queue) {
+    fn queue(&mut self, wait: Wait) -> (&mut Slab<ConnectionEntry>, &mut Queue) {
         match wait {
-            Wait::Hello => (&mut self.present, &mut self.awaiting_hello),
-            Wait::Close => (&mut self.present, &mut self.awaiting_close),
+            Wait::Hello => (&mut self.open, &mut self.awaiting_hello),
+            Wait::Close => (&mut self.open, &mut self.awaiting_close),
         }
     }
 
-    fn begin(&mut self, number: u32, wait: Wait) -> Instant {
+    fn begin(&mut self, index: u32, wait: Wait) -> Instant {
         let since = Instant::now();
-        let (present, queue) = self.queue(wait);
-        if let Some(entry) = present.get_mut(number as usize) {
-            debug_assert!(!matches!(entry.stage, Stage::Waiting(..)), "it waits for one thing at a time");
-            entry.stage = Stage::Waiting(wait, since);
+        let (open, queue) = self.queue(wait);
+        if let Some(entry) = open.get_mut(index as usize) {
+            debug_assert!(!matches!(entry.phase, Phase::Waiting(..)), "a connection waits for one thing at a time");
+            entry.phase = Phase::Waiting(wait, since);
             queue.waiting += 1;
             if queue.entries.len() > 2 * queue.waiting + 64 {
-                queue.entries.retain(|(number, since)| waits(present, *number, wait, *since));
+                queue.entries.retain(|(index, since)| is_waiting(open, *index, wait, *since));
             }
-            queue.entries.push_back((number, since));
+            queue.entries.push_back((index, since));
         }
         since
     }
 
-    fn end(&mut self, number: u32, wait: Wait, since: Instant) -> bool {
-        let (present, queue) = self.queue(wait);
-        let is_there = waits(present, number, wait, since);
-        if is_there {
+    fn end(&mut self, index: u32, wait: Wait, since: Instant) -> bool {
+        let (open, queue) = self.queue(wait);
+        let was_waiting = is_waiting(open, index, wait, since);
+        if was_waiting {
             queue.waiting -= 1;
-            present[number as usize].stage = Stage::Connecting;
+            open[index as usize].phase = Phase::Connecting;
         }
-        is_there
+        was_waiting
     }
 
-    /// Tells whoever has waited longest to go; whether there was somebody who has waited for so long.
+    /// Closes the connection that has waited longest, if it has waited `at_least` this long. Whether there was one.
     fn close_oldest(&mut self, wait: Wait, at_least: Duration) -> bool {
         loop {
-            let (present, queue) = self.queue(wait);
-            let Some((number, since)) = queue.entries.front().copied() else { return false };
-            if waits(present, number, wait, since) && since.elapsed() < at_least {
+            let (open, queue) = self.queue(wait);
+            let Some((index, since)) = queue.entries.front().copied() else { return false };
+            if is_waiting(open, index, wait, since) && since.elapsed() < at_least {
                 return false;
             }
             queue.entries.pop_front();
-            if !self.end(number, wait, since) {
+            if !self.end(index, wait, since) {
                 continue;
             }
-            // It has been told something else already, otherwise.
-            if let Some(sender) = self.present[number as usize].sender.take() {
+            // Otherwise another message is pending.
+            if let Some(sender) = self.open[index as usize].sender.take() {
                 return sender.send(Message::Close(CloseReason::Shed)).is_ok();
             }
         }
     }
 }
 
-fn waits(present: &Slab<Entry>, number: u32, wait: Wait, since: Instant) -> bool {
-    present.get(number as usize).is_some_and(|entry| entry.stage == Stage::Waiting(wait, since))
+fn is_waiting(open: &Slab<ConnectionEntry>, index: u32, wait: Wait, since: Instant) -> bool {
+    open.get(index as usize).is_some_and(|entry| entry.phase == Phase::Waiting(wait, since))
 }
 
-impl Entry {
-    /// Whether it can be told to end, and is connected to such an endpoint.
-    fn is_at(&self, is_one: impl FnOnce(EndpointId) -> bool) -> bool {
-        self.sender.is_some() && matches!(self.stage, Stage::At(endpoint) if is_one(endpoint))
+impl ConnectionEntry {
+    /// Whether it can be sent a message and is connected to an endpoint that matches.
+    fn is_reachable_at(&self, matches: impl FnOnce(EndpointId) -> bool) -> bool {
+        self.sender.is_some() && matches!(self.phase, Phase::ConnectedTo(endpoint) if matches(endpoint))
     }
 }
 
-/// One connection's entry; it leaves when this is dropped.
+/// Keeps one connection in the registry until it is dropped, and receives its messages.
 #[derive(Debug)]
 pub(crate) struct Handle {
     messages: Receiver<Message>,
     reason: Option<CloseReason>,
-    number: u32,
+    index: u32,
     registry: Arc<Registry>,
 }
 
 impl Registry {
-    /// A connection is here.
-    pub(crate) fn enter(self: &Arc<Self>) -> Handle {
+    /// Adds a connection.
+    pub(crate) fn register(self: &Arc<Self>) -> Handle {
         let (sender, messages) = oneshot::channel();
         let mut entries = self.entries();
         let sender = (!entries.closed).then_some(sender);
-        let number = entries.present.insert(Entry { sender, stage: Stage::Connecting });
-        // There are never as many descriptors.
-        let number = u32::try_from(number).unwrap_or(u32::MAX);
-        Handle { messages, reason: None, number, registry: Arc::clone(self) }
+        let index = entries.open.insert(ConnectionEntry { sender, phase: Phase::Connecting });
+        // There are never that many file descriptors.
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        Handle { messages, reason: None, index, registry: Arc::clone(self) }
     }
 
-    /// There is no place for another one: whoever was refused and has not gone, or whose hello has been awaited longest, is
-    /// told to end. A hello is awaited for a second at least, unless more than `most` are.
-    pub(crate) fn shed_one(&self, most: usize) {
+    /// Makes room for a new connection: closes the oldest one that was rejected and still lingers, or else the oldest one
+    /// without a hello. A hello is given [`MIN_HELLO_WAIT`], unless more than `max_awaiting_hello` are awaited.
+    pub(crate) fn shed_one(&self, max_awaiting_hello: usize) {
         let mut entries = self.entries();
-        let patience = if entries.awaiting_hello.waiting > most { Duration::ZERO } else { MIN_HELLO_WAIT };
-        let _ = entries.close_oldest(Wait::Close, Duration::ZERO) || entries.close_oldest(Wait::Hello, patience);
+        let is_crowded = entries.awaiting_hello.waiting > max_awaiting_hello;
+        let min_wait = if is_crowded { Duration::ZERO } else { MIN_HELLO_WAIT };
+        let _ = entries.close_oldest(Wait::Close, Duration::ZERO) || entries.close_oldest(Wait::Hello, min_wait);
     }
 
-    /// Tells all that are here, and all that will come, to end.
+    /// Closes all connections, present and future.
     pub(crate) fn close_all(&self) {
         let mut entries = self.entries();
         entries.closed = true;
-        for (_, entry) in &mut entries.present {
-            // Dropped unused, it wakes its receiver too.
+        for (_, entry) in &mut entries.open {
+            // Dropping it wakes the receiver, too.
             entry.sender.take();
         }
     }
 
-    /// The numbers of those that are connected to one of these endpoints and have not been told to end.
-    pub(crate) fn numbers_at(&self, endpoints: &HashSet<EndpointId>) -> Vec<usize> {
+    /// The indices of connections to these endpoints, except those that are being closed.
+    pub(crate) fn connected_to(&self, endpoints: &HashSet<EndpointId>) -> Vec<usize> {
         let entries = self.entries();
-        let those = entries.present.iter().filter(|(_, entry)| entry.is_at(|at| endpoints.contains(&at)));
-        those.map(|(number, _)| number).collect()
+        let connected = entries.open.iter().filter(|(_, entry)| entry.is_reachable_at(|at| endpoints.contains(&at)));
+        connected.map(|(index, _)| index).collect()
     }
 
-    /// Tells those of these numbers that are still connected to one of these endpoints; how many these are.
-    pub(crate) fn close(&self, numbers: &[usize], endpoints: &HashSet<EndpointId>, reason: CloseReason) -> usize {
+    /// Closes those of these connections that are still connected to one of these endpoints, and returns how many.
+    pub(crate) fn close(&self, indices: &[usize], endpoints: &HashSet<EndpointId>, reason: CloseReason) -> usize {
         let mut entries = self.entries();
-        let tell = |number: &usize| {
-            let entry = entries.present.get_mut(*number)?;
-            if !entry.is_at(|at| endpoints.contains(&at)) {
+        let close = |index: &usize| {
+            let entry = entries.open.get_mut(*index)?;
+            if !entry.is_reachable_at(|at| endpoints.contains(&at)) {
                 return None;
             }
             entry.sender.take()?.send(Message::Close(reason)).ok()
         };
-        numbers.iter().filter_map(tell).count()
+        indices.iter().filter_map(close).count()
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
@@ -215,48 +214,48 @@ impl Registry {
 impl OpenConnections for Registry {
     fn probe(&self, endpoint: EndpointId, since: Instant) -> usize {
         let mut entries = self.entries();
-        let those = entries.present.iter_mut().filter(|(_, entry)| entry.is_at(|at| at == endpoint));
-        those.filter_map(|(_, entry)| entry.sender.take()?.send(Message::Probe(since)).ok()).count()
+        let connected = entries.open.iter_mut().filter(|(_, entry)| entry.is_reachable_at(|at| at == endpoint));
+        connected.filter_map(|(_, entry)| entry.sender.take()?.send(Message::Probe(since)).ok()).count()
     }
 }
 
 impl Handle {
-    /// What it was told; the end of the process, as long as it was told nothing.
+    /// The reason of the `Close` message; `Draining` if there was none yet.
     pub(crate) fn close_reason(&self) -> CloseReason {
         self.reason.unwrap_or(CloseReason::Draining)
     }
 
-    /// From now on, until what is returned is dropped, the connection waits for its client.
-    pub(crate) fn wait(&self, wait: Wait) -> Waiting {
-        let since = self.registry.entries().begin(self.number, wait);
-        Waiting { wait, since, number: self.number, registry: Arc::clone(&self.registry) }
+    /// Marks the connection as waiting for its client until the guard is dropped.
+    pub(crate) fn wait(&self, wait: Wait) -> WaitGuard {
+        let since = self.registry.entries().begin(self.index, wait);
+        WaitGuard { wait, since, index: self.index, registry: Arc::clone(&self.registry) }
     }
 
-    /// The connection has reached this endpoint.
-    pub(crate) fn reached(&self, endpoint: EndpointId) {
-        if let Some(entry) = self.registry.entries().present.get_mut(self.number as usize) {
-            entry.stage = Stage::At(endpoint);
+    /// The connection is connected to this endpoint.
+    pub(crate) fn connected_to(&self, endpoint: EndpointId) {
+        if let Some(entry) = self.registry.entries().open.get_mut(self.index as usize) {
+            entry.phase = Phase::ConnectedTo(endpoint);
         }
     }
 }
 
-/// A connection waits for its client, for as long as it has this.
+/// Marks a connection as waiting for its client. See [`Handle::wait`].
 #[derive(Debug)]
-pub(crate) struct Waiting {
+pub(crate) struct WaitGuard {
     wait: Wait,
     since: Instant,
-    number: u32,
+    index: u32,
     registry: Arc<Registry>,
 }
 
-impl Drop for Waiting {
+impl Drop for WaitGuard {
     fn drop(&mut self) {
-        self.registry.entries().end(self.number, self.wait, self.since);
+        self.registry.entries().end(self.index, self.wait, self.since);
     }
 }
 
 impl Handle {
-    /// The next message; none after the one to end.
+    /// The next message; nothing follows `Close`.
     pub(crate) fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Message> {
         if self.reason.is_some() {
             return Poll::Pending;
@@ -269,7 +268,8 @@ impl Handle {
         Poll::Ready(message)
     }
 
-    /// After a message to end, sent to all, there is no other one: what is dropped says so at the next poll.
+    /// Makes a new channel for the next message. If all connections were closed meanwhile, its sender is dropped, which
+    /// the next poll reports as `Close`.
     fn receive_again(&mut self) {
         let (sender, messages) = oneshot::channel();
         self.messages = messages;
@@ -277,13 +277,13 @@ impl Handle {
         if entries.closed {
             return;
         }
-        if let Some(entry) = entries.present.get_mut(self.number as usize) {
+        if let Some(entry) = entries.open.get_mut(self.index as usize) {
             entry.sender = Some(sender);
         }
     }
 }
 
-/// Ready when the connection is to end; once. For those that have not reached an endpoint, and so are sent nothing else.
+/// Completes once, when the connection is to be closed. For connections without an endpoint, which get no probes.
 impl Future for Handle {
     type Output = CloseReason;
 
@@ -299,7 +299,9 @@ impl Future for Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         let mut entries = self.registry.entries();
-        if let Some(Entry { stage: Stage::Waiting(wait, _), .. }) = entries.present.try_remove(self.number as usize) {
+        if let Some(ConnectionEntry { phase: Phase::Waiting(wait, _), .. }) =
+            entries.open.try_remove(self.index as usize)
+        {
             entries.queue(wait).1.waiting -= 1;
         }
     }
@@ -310,88 +312,91 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn those_who_are_here_and_those_who_come_late_are_told() {
+    async fn close_all_reaches_present_and_future_connections() {
         let registry = Arc::new(Registry::default());
-        let (early, here) = (registry.enter(), registry.enter());
-        drop(early);
-        let mut waiting = tokio::spawn(here);
+        let (closed, open) = (registry.register(), registry.register());
+        drop(closed);
+        let mut waiting = tokio::spawn(open);
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         registry.close_all();
         assert_eq!((&mut waiting).await.unwrap(), CloseReason::Draining);
-        assert_eq!(registry.enter().await, CloseReason::Draining);
-        assert!(registry.entries().present.is_empty());
+        assert_eq!(registry.register().await, CloseReason::Draining);
+        assert!(registry.entries().open.is_empty());
     }
 
-    fn is_told(handle: &mut Handle) -> bool {
+    fn is_closed(handle: &mut Handle) -> bool {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         Pin::new(handle).poll(&mut cx).is_ready()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a16_who_has_waited_longest_makes_room() {
+    async fn a16_the_connection_that_waited_longest_is_shed() {
         let registry = Arc::new(Registry::default());
-        let mut entries: Vec<Handle> = (0..6).map(|_| registry.enter()).collect();
+        let mut entries: Vec<Handle> = (0..6).map(|_| registry.register()).collect();
         let first = entries[0].wait(Wait::Hello);
         let _second = entries[1].wait(Wait::Hello);
         drop(first);
         let _third = entries[2].wait(Wait::Hello);
         registry.shed_one(2);
-        assert!(!entries.iter_mut().any(is_told), "they have come just now");
+        assert!(!entries.iter_mut().any(is_closed), "none has waited long enough");
         registry.shed_one(1);
-        assert!(is_told(&mut entries[1]) && entries[1].close_reason() == CloseReason::Shed, "two are too many");
-        assert!(!is_told(&mut entries[1]), "once");
+        assert!(
+            is_closed(&mut entries[1]) && entries[1].close_reason() == CloseReason::Shed,
+            "two wait, one more than allowed"
+        );
+        assert!(!is_closed(&mut entries[1]), "once");
         tokio::time::advance(MIN_HELLO_WAIT).await;
         let _fourth = entries[3].wait(Wait::Hello);
-        let _refused = entries[4].wait(Wait::Close);
+        let _rejected = entries[4].wait(Wait::Close);
         registry.shed_one(9);
-        assert!(is_told(&mut entries[4]), "who was refused goes first");
+        assert!(is_closed(&mut entries[4]), "a rejected connection is shed first");
         registry.shed_one(9);
-        assert!(is_told(&mut entries[2]) && !is_told(&mut entries[3]), "then who has waited a second");
+        assert!(is_closed(&mut entries[2]) && !is_closed(&mut entries[3]), "then one that has waited for a second");
         registry.shed_one(9);
-        assert!(!is_told(&mut entries[3]));
+        assert!(!is_closed(&mut entries[3]));
         for _ in 0..1000 {
             tokio::time::advance(Duration::from_micros(1)).await;
             drop(entries[5].wait(Wait::Hello));
         }
-        assert!(registry.entries().awaiting_hello.entries.len() < 100, "what is over is forgotten");
+        assert!(registry.entries().awaiting_hello.entries.len() < 100, "entries that no longer wait are removed");
         entries.clear();
         let entries = registry.entries();
         assert_eq!((entries.awaiting_hello.waiting, entries.awaiting_close.waiting), (0, 0));
     }
 
     #[tokio::test]
-    async fn those_at_an_endpoint_are_told_alone() {
+    async fn only_connections_to_the_given_endpoints_are_closed() {
         let registry = Arc::new(Registry::default());
         let endpoints = [EndpointId::next(), EndpointId::next()];
         let entries = endpoints.map(|endpoint| {
-            let handle = registry.enter();
-            handle.reached(endpoint);
+            let handle = registry.register();
+            handle.connected_to(endpoint);
             handle
         });
-        let nowhere = registry.enter();
+        let unconnected = registry.register();
         let first = HashSet::from([endpoints[0]]);
-        let all = registry.numbers_at(&first);
+        let all = registry.connected_to(&first);
         assert_eq!(registry.close(&all, &first, CloseReason::Removed), 1);
         assert_eq!(registry.close(&all, &first, CloseReason::Removed), 0, "once");
         let [there, elsewhere] = entries;
         assert_eq!(there.await, CloseReason::Removed);
-        for mut handle in [elsewhere, nowhere] {
-            assert!(!is_told(&mut handle));
+        for mut handle in [elsewhere, unconnected] {
+            assert!(!is_closed(&mut handle));
         }
     }
 
     #[tokio::test]
-    async fn b08_connections_are_probed_again_and_again_and_miss_no_order() {
+    async fn b08_repeated_probes_lose_no_close_message() {
         let registry = Arc::new(Registry::default());
         let endpoint = EndpointId::next();
-        let mut connection = registry.enter();
-        connection.reached(endpoint);
+        let mut connection = registry.register();
+        connection.connected_to(endpoint);
         let mut cx = Context::from_waker(std::task::Waker::noop());
         for _ in 0..3 {
             let since = Instant::now();
             assert_eq!(registry.probe(endpoint, since), 1);
-            assert_eq!(registry.probe(endpoint, since), 0, "it has not received the first one yet");
+            assert_eq!(registry.probe(endpoint, since), 0, "the first probe is still pending");
             assert_eq!(connection.poll_message(&mut cx), Poll::Ready(Message::Probe(since)));
             assert_eq!(connection.poll_message(&mut cx), Poll::Pending);
         }
@@ -401,7 +406,7 @@ mod tests {
         assert_eq!(
             connection.poll_message(&mut cx),
             Poll::Ready(Message::Close(CloseReason::Draining)),
-            "sent in between"
+            "sent while the probe was pending"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Why a client is rejected, and how it is notified.
+//! Why a client is rejected, and how.
 
 use std::io;
 use std::time::Duration;
@@ -12,50 +12,49 @@ use crate::relay;
 use crate::telemetry::{ClosedBy, Outcome, escape};
 use crate::upstream::{ConnectError, Failure};
 
-/// How a rejected client is notified.
+/// How a client is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RejectWith {
-    /// With a fatal TLS alert that says why. `kubectl` gives up at once.
+    /// A fatal TLS alert with the reason. `kubectl` fails immediately.
     Alert,
-    /// With a FIN. `kubectl` tries again for 50 seconds and then says `EOF`.
+    /// A FIN. `kubectl` retries for 50 seconds and then reports `EOF`.
     Close,
-    /// With a RST.
+    /// A RST.
     Reset,
 }
 
-/// How long a refused client may take to read the alert and close.
+/// How long a rejected client may take to read the alert and close.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How much of what it still sends is taken from it meanwhile. Bytes left unread turn a close into a RST, which can
-/// overtake the alert.
+/// How much of what it still sends is read meanwhile. Unread bytes would turn the close into a RST, which can overtake
+/// the alert.
 const MAX_DRAINED: usize = 256 * 1024;
 
 /// Why a client is rejected.
 #[derive(Debug)]
 pub(crate) struct Rejection {
-    /// What is counted.
     pub(crate) outcome: Outcome,
-    /// What went wrong, where the outcome does not say all.
+    /// Details that the outcome does not tell.
     pub(crate) reason: Option<Box<str>>,
-    /// The invalid name that it sent, escaped.
+    /// The invalid name that the client sent, escaped.
     pub(crate) server_name: Option<Box<str>>,
 }
 
 impl Rejection {
-    /// With this reason.
+    /// A rejection with a reason.
     pub(crate) fn because(outcome: Outcome, reason: impl Into<Box<str>>) -> Self {
         Self { outcome, reason: Some(reason.into()), server_name: None }
     }
 
-    /// Who ended the connection.
+    /// The value of `closed_by` in the log.
     pub(crate) fn closed_by(&self) -> ClosedBy {
         if self.outcome == Outcome::ClientGone { ClosedBy::Client } else { ClosedBy::Us }
     }
 
-    /// Notifies the client and closes.
+    /// Rejects the client and closes the connection.
     pub(crate) async fn deliver(&self, client: TcpStream, how: RejectWith) {
         match how {
-            // A peer without the PROXY header that is required gets nothing.
+            // A peer without the required PROXY header may not speak TLS, so it gets no alert.
             _ if matches!(self.outcome, Outcome::ClientGone | Outcome::ProxyHeader) => {}
             RejectWith::Reset => relay::reset_on_close(&client),
             RejectWith::Alert => {
@@ -70,7 +69,7 @@ impl Rejection {
     }
 }
 
-/// Sends a FIN, and waits for that of the client.
+/// Sends a FIN and waits for the client's.
 async fn close(client: &TcpStream) {
     if rustix::net::shutdown(client, rustix::net::Shutdown::Write).is_err() {
         return;
@@ -78,7 +77,7 @@ async fn close(client: &TcpStream) {
     let deadline = Instant::now() + LINGER;
     let mut drained = 0;
     while drained < MAX_DRAINED && timeout_at(deadline, client.readable()).await.is_ok_and(|ready| ready.is_ok()) {
-        // Here and not before the loop: what lives while it waits is part of every connection's task.
+        // The buffer is created here because what lives across an await is part of every connection's task.
         match client.try_read(&mut [0; 1024]) {
             Ok(0) => return,
             Ok(length) => drained += length,
@@ -101,10 +100,10 @@ impl From<HelloError> for Rejection {
             HelloError::TimedOut => Outcome::HelloTimeout.into(),
             HelloError::Invalid(reason) => Invalid::from(reason).into(),
             HelloError::UnexpectedProxyHeader => {
-                Self::because(Outcome::NotTls, "a PROXY header, but this listener has no accept_proxy")
+                Self::because(Outcome::NotTls, "unexpected PROXY header: this listener has no accept_proxy")
             }
             HelloError::NoRoom => {
-                Self::because(Outcome::OverLimit, "its hello is large, and limits.buffer_bytes is reached")
+                Self::because(Outcome::OverLimit, "limits.buffer_bytes is reached: no memory for a large ClientHello")
             }
             HelloError::ProxyHeader(reason) => Self::because(Outcome::ProxyHeader, reason.to_string()),
         }

@@ -1,4 +1,4 @@
-//! Listening sockets, and the loop that accepts from one.
+//! The accept loop.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,23 +17,23 @@ use tokio_util::sync::CancellationToken;
 
 use super::bind::BACKLOG;
 
-/// Between attempts while `accept` fails. Readiness stays set after a failure, so without a pause this would spin.
+/// Back-off while `accept` fails: readiness stays set after a failure, so the loop would spin.
 const MIN_BACK_OFF: Duration = Duration::from_millis(10);
 const MAX_BACK_OFF: Duration = Duration::from_millis(100);
 
-/// How often it is told that there is no permit.
-const FULL_AGAIN: Duration = Duration::from_millis(100);
+/// How often [`Callbacks::full`] is repeated.
+const FULL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Whom to tell.
+/// What an accept loop reports.
 #[derive(Debug)]
-pub(crate) struct Events<F, G> {
+pub(crate) struct Callbacks<F, G> {
     /// `accept` failed.
     pub(crate) failed: F,
-    /// All permits are taken, and somebody may be waiting.
+    /// All permits are in use, and clients may be waiting.
     pub(crate) full: G,
 }
 
-/// Ends an accept loop.
+/// Stops an accept loop.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stop {
     stopped: CancellationToken,
@@ -41,43 +41,43 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    /// No more clients are accepted but those that the kernel has queued by then.
+    /// Stops accepting, after the clients that are in the accept queue by then.
     pub(crate) fn stop(&self) {
         self.stopped.cancel();
     }
 
-    /// Not even those: a successor has the same socket, and with it the queue.
+    /// Stops accepting immediately: a successor has the same socket, and its accept queue.
     pub(crate) fn hand_over(&self) {
         self.leaves_queue.store(true, Relaxed);
         self.stopped.cancel();
     }
 
-    /// Ready once it is to end.
+    /// Completes when the loop is to stop.
     pub(crate) async fn stopped(&self) {
         self.stopped.cancelled().await;
     }
 
-    /// Whether it is to end.
+    /// Whether the loop is to stop.
     pub(crate) fn is_stopped(&self) -> bool {
         self.stopped.is_cancelled()
     }
 }
 
-/// Accepts until `stop`, then serves what the kernel had queued, unless a successor does, and closes the socket.
+/// Accepts until `stop`, then serves the accept queue, unless a successor does, and closes the socket.
 ///
-/// A permit is taken before each accept, so that clients beyond the limit wait in the kernel's queue. Errors never end
-/// the loop.
+/// A permit is acquired before each accept, so that clients beyond the limit wait in the accept queue. Errors never end the
+/// loop.
 pub(crate) async fn run(
     mut listener: TcpListener,
     permits: Arc<Semaphore>,
     stop: Stop,
-    events: Events<impl Fn(&io::Error), impl Fn()>,
+    callbacks: Callbacks<impl Fn(&io::Error), impl Fn()>,
     serve: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) {
     let mut back_off = MIN_BACK_OFF;
     let address = listener.local_addr();
     while !stop.is_stopped() {
-        let Some(permit) = permit(&permits, &stop, &events.full).await else { break };
+        let Some(permit) = permit(&permits, &stop, &callbacks.full).await else { break };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.stopped() => break,
@@ -89,11 +89,11 @@ pub(crate) async fn run(
             }
             Err(error) => {
                 let error = match Errno::from_io_error(&error) {
-                    Some(Errno::INVAL) => closed_from_outside(&mut listener, &address),
+                    Some(Errno::INVAL) => recover_closed(&mut listener, &address),
                     _ => error,
                 };
-                (events.failed)(&error);
-                // Not at the same moments as everybody else who waits for the machine to have room.
+                (callbacks.failed)(&error);
+                // Jitter: other processes may be waiting for the same resource.
                 sleep(back_off.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
                 back_off = (back_off * 2).min(MAX_BACK_OFF);
             }
@@ -104,41 +104,41 @@ pub(crate) async fn run(
     }
 }
 
-/// What has happened, once it listens again or cannot.
-fn closed_from_outside(listener: &mut TcpListener, address: &io::Result<SocketAddr>) -> io::Error {
-    let what = match listen_again(listener, address) {
+/// Listens again on a socket that an administrator has closed. Returns the error to report.
+fn recover_closed(listener: &mut TcpListener, address: &io::Result<SocketAddr>) -> io::Error {
+    let result = match listen_again(listener, address) {
         Ok(again) => {
             *listener = again;
-            "; it listens again".into()
+            "; listening again".into()
         }
         Err(reason) => format!(": {reason}"),
     };
-    io::Error::other(format!("the socket was closed from outside (ss -K){what}"))
+    io::Error::other(format!("the socket was closed from outside (ss -K){result}"))
 }
 
-/// The same socket, of which a successor and whoever sets its options have copies.
+/// Keeps the same socket, because it was duplicated for a successor and for setting options.
 fn listen_again(closed: &TcpListener, address: &io::Result<SocketAddr>) -> io::Result<TcpListener> {
     let socket = SockRef::from(closed).try_clone()?;
-    // Otherwise all that it accepts would be closed as it is.
+    // Otherwise accepted sockets would be closed, too.
     connect_unspec(&socket)?;
     if let Ok(address) = *address {
         match socket.bind(&address.into()) {
-            // It still has its port: the kernel gives up only those that it has chosen itself.
+            // It is still bound: the kernel only releases ports that it chose itself.
             Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {}
             bound => bound?,
         }
     }
     socket.listen(BACKLOG)?;
-    // The runtime never forgets that a socket was closed, so it must not know this one.
+    // The runtime remembers the closed state of a socket, so a new descriptor is registered.
     TcpListener::from_std(socket.into()).inspect_err(|_| {
         let _ = shutdown(closed, Shutdown::Both);
     })
 }
 
-/// A permit, or nothing when it is to stop. While there is none, that is told again and again.
+/// Acquires a permit; `None` when the loop is to stop. Calls `full` repeatedly while there is none.
 async fn permit(permits: &Arc<Semaphore>, stop: &Stop, full: &impl Fn()) -> Option<OwnedSemaphorePermit> {
     loop {
-        // Most of the time there is one, and no timer is needed.
+        // Usually there is one, and no timer is needed.
         if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
             return Some(permit);
         }
@@ -146,23 +146,23 @@ async fn permit(permits: &Arc<Semaphore>, stop: &Stop, full: &impl Fn()) -> Opti
         tokio::select! {
             Ok(permit) = Arc::clone(permits).acquire_owned() => return Some(permit),
             () = stop.stopped() => return None,
-            () = sleep(FULL_AGAIN) => {}
+            () = sleep(FULL_INTERVAL) => {}
         }
     }
 }
 
-/// For those in the queue to get a permit, when there is none left.
-const QUEUE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long clients in the accept queue wait for a permit after the loop was stopped.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Closing a listening socket resets those that wait in its queue, so they are accepted first: at most a full queue, so
-/// that clients who keep coming cannot keep it open.
+/// Closing a listening socket resets the connections in its queue, so they are accepted first: at most a full queue, so
+/// that new clients cannot keep the socket open.
 async fn serve_queue(
     listener: TcpListener,
     permits: &Arc<Semaphore>,
     serve: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) {
     let Ok(listener) = listener.into_std() else { return };
-    let deadline = Instant::now() + QUEUE_PATIENCE;
+    let deadline = Instant::now() + QUEUE_TIMEOUT;
     for _ in 0..BACKLOG {
         if !has_client(&listener) {
             return;
@@ -171,7 +171,7 @@ async fn serve_queue(
         let (client, peer) = match listener.accept() {
             Ok(accepted) => accepted,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            // This client has gone, or there is no room for it; the next one may be served.
+            // This client has disconnected, or resources are short; the next one may be served.
             Err(_) => continue,
         };
         if client.set_nonblocking(true).is_err() {
@@ -183,14 +183,14 @@ async fn serve_queue(
     }
 }
 
-/// Whether somebody is in the queue.
+/// Whether a client is in the accept queue.
 fn has_client(listener: &std::net::TcpListener) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    // Where that cannot be asked, accepting tells.
+    // If poll fails, try to accept.
     poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&now)).map_or(true, |ready| ready > 0)
 }
 
-/// The labels of accept errors.
+/// The values of the label `error` of accept errors.
 pub(crate) const ERROR_LABELS: [&str; 8] =
     ["ECONNABORTED", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EPERM", "EPROTO", "other"];
 
@@ -236,19 +236,23 @@ mod tests {
             assert_eq!(socket.tcp_keepalive_time().unwrap(), OPTIONS.keepalive_idle);
             assert_eq!(socket.tcp_keepalive_interval().unwrap(), OPTIONS.keepalive_interval);
             assert_eq!(socket.tcp_keepalive_retries().unwrap(), OPTIONS.keepalive_count);
-            // It would overrule the keepalive.
+            // It would override the keepalive.
             assert_eq!(socket.tcp_user_timeout().unwrap(), None);
         }
     }
 
     #[test]
-    fn a_machine_without_ipv6_is_told_what_to_write() {
-        let told = |address: &str| {
+    fn without_ipv6_the_error_suggests_an_ipv4_address() {
+        let message = |address: &str| {
             let error = io::Error::from(Errno::AFNOSUPPORT);
             BindError { address: address.parse().unwrap(), error }.to_string()
         };
-        assert!(told("[::]:6443").ends_with("; this machine has no IPv6: write 0.0.0.0:6443"), "{}", told("[::]:6443"));
-        assert!(told("[::1]:6443").ends_with("; this machine has no IPv6: write an IPv4 address"));
+        assert!(
+            message("[::]:6443").ends_with("; IPv6 is not available on this machine: use 0.0.0.0:6443"),
+            "{}",
+            message("[::]:6443")
+        );
+        assert!(message("[::1]:6443").ends_with("; IPv6 is not available on this machine: use an IPv4 address"));
     }
 
     #[tokio::test]
@@ -260,7 +264,7 @@ mod tests {
         let serve = move |client: TcpStream, _, permit| {
             let number = served.fetch_add(1, SeqCst);
             tokio::spawn(async move {
-                let _held: (TcpStream, OwnedSemaphorePermit) = (client, permit);
+                let _permit: (TcpStream, OwnedSemaphorePermit) = (client, permit);
                 assert!(number % 2 == 1, "as the test asks");
             });
         };
@@ -269,7 +273,7 @@ mod tests {
             listener,
             Arc::clone(&permits),
             stop.clone(),
-            Events { failed: |_: &_| {}, full: || {} },
+            Callbacks { failed: |_: &_| {}, full: || {} },
             serve,
         ));
         for _ in 0..6 {
@@ -281,8 +285,8 @@ mod tests {
         assert_eq!(permits.available_permits(), 1);
     }
 
-    /// Runs an accept loop that is stopped, over a queue of three clients, with so many permits; how many it accepts, and
-    /// the socket's copy that a successor has.
+    /// Runs a stopped accept loop over a queue of three clients. Returns how many it accepts, and a duplicate of the
+    /// socket, as a successor has it.
     async fn accepted_of_three(permits: usize, end: impl FnOnce(&Stop)) -> (usize, std::net::TcpListener) {
         let listener = bind("127.0.0.1:0".parse().unwrap(), &OPTIONS).unwrap();
         let address = listener.local_addr().unwrap();
@@ -292,12 +296,13 @@ mod tests {
         let serve = |client, _, permit| served.lock().unwrap().push((client, permit));
         let stop = Stop::default();
         end(&stop);
-        run(listener, Arc::new(Semaphore::new(permits)), stop, Events { failed: |_: &_| {}, full: || {} }, serve).await;
+        run(listener, Arc::new(Semaphore::new(permits)), stop, Callbacks { failed: |_: &_| {}, full: || {} }, serve)
+            .await;
         (served.into_inner().unwrap().len(), copy)
     }
 
     #[tokio::test]
-    async fn h04_at_the_stop_the_queue_is_served_and_no_more() {
+    async fn h04_after_stop_only_the_queue_is_served() {
         let (served, copy) = accepted_of_three(9, Stop::stop).await;
         let address = copy.local_addr().unwrap();
         drop(copy);
@@ -306,22 +311,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn h04_without_a_permit_nobody_is_accepted() {
+    async fn h04_without_a_permit_no_client_is_accepted() {
         let (served, copy) = accepted_of_three(2, Stop::stop).await;
         assert_eq!(served, 2);
         assert!(copy.accept().is_ok(), "the third one is still in the queue");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn h04_an_empty_queue_waits_for_no_permit() {
+    async fn h04_an_empty_queue_does_not_wait_for_a_permit() {
         let listener = bind("127.0.0.1:0".parse().unwrap(), &OPTIONS).unwrap();
-        let begun = Instant::now();
+        let started = Instant::now();
         serve_queue(listener, &Arc::new(Semaphore::new(0)), |_, _, _| {}).await;
-        assert_eq!(begun.elapsed(), Duration::ZERO);
+        assert_eq!(started.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test]
-    async fn h08_a_queue_that_a_successor_has_is_left_to_it() {
+    async fn h08_the_queue_is_left_to_a_successor() {
         let (served, copy) = accepted_of_three(9, Stop::hand_over).await;
         assert_eq!(served, 0);
         for _ in 0..3 {

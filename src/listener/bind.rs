@@ -1,4 +1,4 @@
-//! How addresses are listened on.
+//! Binds listening sockets.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,34 +9,32 @@ use tokio::net::TcpListener;
 
 use crate::relay::tcp::TcpOptions;
 
-/// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+/// Length of the accept queue; the kernel caps it at `net.core.somaxconn`.
 pub(super) const BACKLOG: i32 = 4096;
 
 /// An address could not be listened on.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {error}{}", hint(.address, .error))]
 pub(crate) struct BindError {
-    /// The address.
     pub(crate) address: SocketAddr,
-    /// Why.
     pub(crate) error: io::Error,
 }
 
 fn hint(address: &SocketAddr, error: &io::Error) -> String {
     let hint = match Errno::from_io_error(error) {
         Some(Errno::AFNOSUPPORT) if address.ip().is_unspecified() => {
-            return format!("; this machine has no IPv6: write 0.0.0.0:{}", address.port());
+            return format!("; IPv6 is not available on this machine: use 0.0.0.0:{}", address.port());
         }
-        Some(Errno::AFNOSUPPORT) => "; this machine has no IPv6: write an IPv4 address",
-        Some(Errno::ADDRINUSE) => "; another process listens there",
-        Some(Errno::ACCESS) => "; ports below 1024 need the capability CAP_NET_BIND_SERVICE",
-        Some(Errno::ADDRNOTAVAIL) => "; no interface of this machine has that address",
+        Some(Errno::AFNOSUPPORT) => "; IPv6 is not available on this machine: use an IPv4 address",
+        Some(Errno::ADDRINUSE) => "; another process is listening on it",
+        Some(Errno::ACCESS) => "; ports below 1024 require CAP_NET_BIND_SERVICE",
+        Some(Errno::ADDRNOTAVAIL) => "; no interface of this machine has this address",
         _ => "",
     };
     hint.into()
 }
 
-/// Listens. `[::]` takes IPv4 clients too.
+/// Binds and listens. `[::]` accepts IPv4 clients, too.
 pub(crate) fn bind(address: SocketAddr, options: &TcpOptions) -> Result<TcpListener, BindError> {
     let listen = || {
         let socket = bound(address)?;
@@ -47,13 +45,13 @@ pub(crate) fn bind(address: SocketAddr, options: &TcpOptions) -> Result<TcpListe
     listen().map_err(|error| BindError { address, error })
 }
 
-/// Whether [`bind`] could listen there now. Nobody sees this: it does not listen, and keeps nobody from doing so.
+/// Whether [`bind`] would succeed now. It does not listen, so no client can connect.
 pub(crate) fn is_free(address: SocketAddr) -> Result<(), BindError> {
     bound(address).map(drop).map_err(|error| BindError { address, error })
 }
 
-/// Listens where one of `leaving` stands in the way, a socket of ours that is about to be closed: both share the port until
-/// then, and a client reaches the one whose address is closer to what it has connected to.
+/// Like [`bind`], but shares the port (`SO_REUSEPORT`) with `leaving`, our own sockets that are about to be closed. Until
+/// then, the kernel chooses the socket with the more specific address.
 pub(crate) fn bind_beside(
     leaving: &[Socket],
     address: SocketAddr,
@@ -70,7 +68,7 @@ pub(crate) fn bind_beside(
         TcpListener::from_std(socket.into())
     };
     let listener = share(leaving, true).and_then(|()| listen());
-    // Another process is not to share it. The kernel remembers, so one of the same user that asks for it still can.
+    // Stop sharing. A process of the same user that sets the option could still bind the port.
     let _ = share(leaving, false);
     listener.map_err(|error| BindError { address, error })
 }
@@ -86,12 +84,12 @@ fn new_socket(address: SocketAddr) -> io::Result<Socket> {
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    // To listen again at once after a restart. Unlike SO_REUSEPORT it does not let two processes share a port.
+    // Allows an immediate restart. Unlike SO_REUSEPORT, it does not let two processes share a port.
     socket.set_reuse_address(true)?;
     Ok(socket)
 }
 
-/// Whether the kernel would refuse to listen on the second of the two: `[::]` takes the IPv4 addresses, too.
+/// Whether the two addresses cannot be bound at the same time: `[::]` includes all IPv4 addresses, too.
 pub(crate) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let covers = |one: SocketAddr, other: SocketAddr| {
         one.ip().is_unspecified() && (one.is_ipv6() || other.ip().to_canonical().is_ipv4())

@@ -1,4 +1,4 @@
-//! Sockets that listen, and the loop that accepts from one. Knows nothing of TLS or routes.
+//! Listening sockets, and the accept loop. Independent of TLS and routes.
 
 pub(crate) mod accept;
 mod bind;
@@ -7,13 +7,12 @@ use std::net::{SocketAddr, TcpListener};
 
 pub(crate) use self::bind::{BindError, bind, bind_beside, is_free, overlap};
 
-/// A listening socket that this process did not open, from a predecessor or from systemd.
+/// A listening socket that was opened by the predecessor or by systemd.
 #[derive(Debug)]
-pub(crate) struct Inherited {
-    /// The address that is configured for it; its own, unless the kernel has chosen the port.
+pub(crate) struct InheritedSocket {
+    /// The configured address: that of the socket, unless the kernel chose the port.
     pub(crate) address: SocketAddr,
     /// The listener's name, if it is known.
     pub(crate) name: Option<Box<str>>,
-    /// The socket.
     pub(crate) socket: TcpListener,
 }

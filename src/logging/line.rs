@@ -1,4 +1,4 @@
-//! What a log line looks like: one JSON object, or a sentence for people.
+//! Formats log lines: one JSON object each, or human-readable text.
 
 use std::fmt::{self, Debug, Write as _};
 use std::io::Write as _;
@@ -10,20 +10,20 @@ use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level};
 
-/// Every field, for machines.
+/// All fields as a JSON object.
 pub(super) fn json(line: &mut Vec<u8>, event: &Event<'_>) {
     line.extend(b"{\"timestamp\":");
     quote_formatted(line, format_args!("{}", humantime::format_rfc3339_micros(SystemTime::now())));
-    let mut fields = Fields(line);
+    let mut fields = JsonFields(line);
     fields.put_str("level", event.metadata().level().as_str());
     event.record(&mut fields);
     line.push(b'}');
 }
 
-struct Fields<'l>(&'l mut Vec<u8>);
+struct JsonFields<'l>(&'l mut Vec<u8>);
 
-impl Fields<'_> {
-    /// Names of fields are those in the code, with nothing to escape.
+impl JsonFields<'_> {
+    /// Field names come from the code and need no escaping.
     fn key(&mut self, name: &str) {
         self.0.extend(b",\"");
         self.0.extend(name.as_bytes());
@@ -32,7 +32,7 @@ impl Fields<'_> {
 
     fn put(&mut self, name: &str, value: &impl Serialize) {
         self.key(name);
-        // Numbers, into memory: this cannot fail.
+        // Writing numbers to memory cannot fail.
         let _ = serde_json::to_writer(&mut *self.0, value);
     }
 
@@ -42,19 +42,19 @@ impl Fields<'_> {
     }
 }
 
-/// Writes a string. It is rare that there is something to escape, and looking for that byte by byte, as serializers must,
-/// would be a third of what a line costs.
+/// Writes a JSON string. Optimised for strings without escapes: a serializer's search byte by byte would take a third of
+/// the time of a line.
 fn quote(line: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let start = line.len();
     line.push(b'"');
     write(line);
-    // Not `any`: without an early end it is done many bytes at a time.
+    // `fold`, not `any`: without an early exit it is vectorised.
     let is_special = |byte: u8| !(b' '..=b'~').contains(&byte) || byte == b'"' || byte == b'\\';
     if line[start + 1..].iter().fold(false, |found, byte| found | is_special(*byte)) {
         let text = line.split_off(start).split_off(1);
         let quoted = Value::from(String::from_utf8_lossy(&text)).to_string();
         for character in quoted.chars() {
-            // Lines of JSON are looked at in terminals, too.
+            // JSON lines are viewed in terminals, too.
             if is_visible(character) {
                 line.extend(character.encode_utf8(&mut [0; 4]).bytes());
             } else {
@@ -68,13 +68,13 @@ fn quote(line: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     }
 }
 
-/// The same of what can be formatted.
+/// Like [`quote`], for a formatted value.
 fn quote_formatted(line: &mut Vec<u8>, value: fmt::Arguments<'_>) {
-    // Into memory: this cannot fail.
+    // Writing to memory cannot fail.
     quote(line, |line| drop(line.write_fmt(value)));
 }
 
-impl Visit for Fields<'_> {
+impl Visit for JsonFields<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
         self.put(field.name(), &value);
     }
@@ -101,17 +101,18 @@ impl Visit for Fields<'_> {
     }
 }
 
-/// What matters, for people.
+/// The message and the most useful fields as text.
 pub(super) fn text(line: &mut Vec<u8>, event: &Event<'_>, is_colored: bool) {
-    let mut told = Told::default();
-    event.record(&mut told);
+    let mut fields = EventFields::default();
+    event.record(&mut fields);
     let level = *event.metadata().level();
     let time = humantime::format_rfc3339_millis(SystemTime::now());
-    let (dim, colored, plain) = if is_colored { ("\x1b[2m", color(level), "\x1b[0m") } else { ("", "", "") };
-    let rest = if told.has("outcome") && told.has("client.address") { told.connection() } else { told.anything() };
-    // Into memory: this cannot fail.
-    let _ = write!(line, "{dim}{time}{plain} {colored}{level:>5}{plain} ");
-    for character in rest.chars() {
+    let (dim, color_code, reset) = if is_colored { ("\x1b[2m", color(level), "\x1b[0m") } else { ("", "", "") };
+    let text =
+        if fields.has("outcome") && fields.has("client.address") { fields.connection() } else { fields.generic() };
+    // Writing to memory cannot fail.
+    let _ = write!(line, "{dim}{time}{reset} {color_code}{level:>5}{reset} ");
+    for character in text.chars() {
         let _ = if is_visible(character) {
             write!(line, "{character}")
         } else {
@@ -131,9 +132,9 @@ fn color(level: Level) -> &'static str {
 
 /// The fields of an event, in order.
 #[derive(Default)]
-struct Told(Vec<(&'static str, Value)>);
+struct EventFields(Vec<(&'static str, Value)>);
 
-impl Told {
+impl EventFields {
     fn get(&self, name: &str) -> Option<&Value> {
         self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
     }
@@ -150,13 +151,13 @@ impl Told {
         self.get(name).and_then(Value::as_f64).unwrap_or_default()
     }
 
-    /// The message, and what is known.
-    fn anything(&self) -> String {
+    /// The message and all fields.
+    fn generic(&self) -> String {
         let mut text = self.str("message").unwrap_or_default().to_owned();
         for (name, value) in self.0.iter().filter(|(name, _)| *name != "message") {
             let _ = match value {
-                Value::String(plain) if !plain.is_empty() && !plain.contains([' ', '"', '=']) => {
-                    write!(text, " {name}={plain}")
+                Value::String(word) if !word.is_empty() && !word.contains([' ', '"', '=']) => {
+                    write!(text, " {name}={word}")
                 }
                 other => write!(text, " {name}={other}"),
             };
@@ -164,7 +165,7 @@ impl Told {
         text
     }
 
-    /// The story of one.
+    /// The line of an ended connection.
     fn connection(&self) -> String {
         let mut text = self.str("message").unwrap_or_default().to_owned();
         let client = (self.str("client.address").unwrap_or_default(), self.number("client.port"));
@@ -173,7 +174,7 @@ impl Told {
             (ip, port) => write!(text, " {ip}:{port}"),
         };
         let name = self.str("server.address");
-        let _ = write!(text, " -> {}", name.unwrap_or("(no name)"));
+        let _ = write!(text, " -> {}", name.unwrap_or("(no SNI)"));
         if let Some(route) = self.str("route").filter(|route| Some(*route) != name && !route.starts_with('_')) {
             let _ = write!(text, " (route {route})");
         }
@@ -188,7 +189,7 @@ impl Told {
             let _ = write!(text, ", {} up, {} down", size(up), size(down));
         }
         if let Some(alert) = self.str("tls.alert") {
-            let _ = write!(text, ", the API server said {alert}");
+            let _ = write!(text, ", API server sent alert {alert}");
         }
         if let Some(reason) = self.str("reason") {
             let _ = write!(text, "; {reason}");
@@ -197,7 +198,7 @@ impl Told {
     }
 }
 
-impl Visit for Told {
+impl Visit for EventFields {
     fn record_f64(&mut self, field: &Field, value: f64) {
         self.0.push((field.name(), value.into()));
     }
@@ -247,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn e10_strings_are_quoted_as_json_has_it() {
+    fn e10_strings_are_valid_json() {
         for text in [
             "",
             "a.example",

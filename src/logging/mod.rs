@@ -1,4 +1,4 @@
-//! Log lines, on standard error.
+//! Writes log lines to standard error.
 
 mod line;
 mod writer;
@@ -21,9 +21,9 @@ use tracing_subscriber::{Layer, Registry, reload};
 
 use self::writer::WRITER;
 
-/// Begins to log. `RUST_LOG` wins over the configured level.
+/// Starts logging. `RUST_LOG` overrides the configured level.
 pub(crate) fn start(log: &Log) -> Logging {
-    let (filter, ignored) = match std::env::var_os("RUST_LOG").filter(|wanted| !wanted.is_empty()).map(targets) {
+    let (filter, ignored) = match std::env::var_os("RUST_LOG").filter(|variable| !variable.is_empty()).map(targets) {
         Some(Ok(filter)) => (Some(filter), None),
         Some(Err(ignored)) => (None, Some(ignored)),
         None => (None, None),
@@ -36,11 +36,11 @@ pub(crate) fn start(log: &Log) -> Logging {
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    let shape = if as_json { Shape::Json } else { Shape::Text { is_colored: takes_color(&stderr()) } };
+    let format = if as_json { LineFormat::Json } else { LineFormat::Text { is_colored: supports_color(&stderr()) } };
     WRITER.start();
-    tracing_subscriber::registry().with(filter).with(Lines(shape)).init();
+    tracing_subscriber::registry().with(filter).with(LineLayer(format)).init();
     if let Some((value, reason)) = ignored {
-        warn!(value, reason, "RUST_LOG is ignored");
+        warn!(value, reason, "invalid RUST_LOG; ignored");
     }
     std::panic::set_hook(Box::new(|panic| {
         error!(%panic, "panicked");
@@ -48,48 +48,51 @@ pub(crate) fn start(log: &Log) -> Logging {
     Logging { level: is_configurable.then_some(level) }
 }
 
-/// Whether it is a terminal of somebody who has not said no (<https://no-color.org>).
-pub(crate) fn takes_color(stream: &impl IsTerminal) -> bool {
+/// Whether it is a terminal and `NO_COLOR` is not set (<https://no-color.org>).
+pub(crate) fn supports_color(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// What `RUST_LOG` asks for: levels, each for all or for a target. Or what it is, and what is wrong with it.
-fn targets(wanted: OsString) -> Result<Targets, (String, String)> {
-    let text = wanted.into_string().map_err(|raw| (raw.to_string_lossy().into(), "it is not UTF-8".to_owned()))?;
+/// Parses `RUST_LOG`: levels, each global or for a target. The error is the value and the reason.
+fn targets(variable: OsString) -> Result<Targets, (String, String)> {
+    let text = variable.into_string().map_err(|raw| (raw.to_string_lossy().into(), "not UTF-8".to_owned()))?;
     if text.contains(['[', '{']) {
-        return Err((text, "spans and fields are not known here; expected LEVEL or TARGET=LEVEL, with commas".into()));
+        return Err((
+            text,
+            "spans and fields are not supported; expected a comma-separated list of LEVEL or TARGET=LEVEL".into(),
+        ));
     }
-    let tidy: String = text.split_whitespace().collect();
-    tidy.parse().map_err(|error: ParseError| (text, error.to_string()))
+    let without_spaces: String = text.split_whitespace().collect();
+    without_spaces.parse().map_err(|error: ParseError| (text, error.to_string()))
 }
 
 fn at(level: Level) -> Targets {
     Targets::new().with_default(LevelFilter::WARN).with_target("snigate", level)
 }
 
-/// Writes what waits. Lines after this are lost.
+/// Writes the remaining lines. Later lines are lost.
 pub(crate) fn finish() {
     WRITER.finish();
 }
 
-/// Makes a line of each event.
-struct Lines(Shape);
+/// Formats each event as a line.
+struct LineLayer(LineFormat);
 
 #[derive(Clone, Copy)]
-enum Shape {
+enum LineFormat {
     Json,
     Text { is_colored: bool },
 }
 
-impl<S: Subscriber> Layer<S> for Lines {
+impl<S: Subscriber> Layer<S> for LineLayer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         thread_local! {
             static LINE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
         }
         let mut line = LINE.take();
         match self.0 {
-            Shape::Json => line::json(&mut line, event),
-            Shape::Text { is_colored } => line::text(&mut line, event, is_colored),
+            LineFormat::Json => line::json(&mut line, event),
+            LineFormat::Text { is_colored } => line::text(&mut line, event, is_colored),
         }
         line.push(b'\n');
         WRITER.put(&line);
@@ -98,14 +101,14 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 }
 
-/// How it can be changed.
+/// Changes the level of the running log.
 pub(crate) struct Logging {
-    /// `None`: `RUST_LOG` has decided.
+    /// `None`: the level is set by `RUST_LOG`.
     level: Option<reload::Handle<Targets, Registry>>,
 }
 
 impl Logging {
-    /// From now on no less than this is logged, unless `RUST_LOG` says otherwise.
+    /// Changes the level, unless `RUST_LOG` is set.
     pub(crate) fn set_level(&self, level: Level) {
         if let Some(Err(reason)) = self.level.as_ref().map(|handle| handle.reload(at(level))) {
             warn!(%reason, "cannot change log.level");
@@ -113,18 +116,18 @@ impl Logging {
     }
 }
 
-/// Counts lost lines, and says how many there were as soon as somebody reads again. Within a tokio runtime.
-pub(crate) fn tell_losses(counters: Arc<Counters>) {
+/// Counts lost lines, and logs how many as soon as lines are being read again. Must be called within a tokio runtime.
+pub(crate) fn report_lost_lines(counters: Arc<Counters>) {
     tokio::spawn(async move {
-        let mut turn = interval(Duration::from_secs(1));
-        let mut told = 0;
+        let mut tick = interval(Duration::from_secs(1));
+        let mut reported = 0;
         loop {
-            turn.tick().await;
+            tick.tick().await;
             let lost = WRITER.lost();
             counters.log_lines_lost.store(lost, Relaxed);
-            if lost > told && WRITER.is_read() {
-                warn!(lost = lost - told, "log lines were lost: they could not be written, or not fast enough");
-                told = lost;
+            if lost > reported && WRITER.is_read() {
+                warn!(lost = lost - reported, "log lines lost: standard error failed or was too slow");
+                reported = lost;
             }
         }
     });

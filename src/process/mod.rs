@@ -1,4 +1,4 @@
-//! The process and what surrounds it: its successor, systemd, the sandbox, the watched file.
+//! The process and its environment: upgrades, systemd, the sandbox, the watched file.
 
 pub(crate) mod sandbox;
 pub(crate) mod systemd;

@@ -1,7 +1,7 @@
-//! Gives up what the process will not need, so that whoever takes it over has little.
+//! Drops privileges that the running process does not need, to limit what an attacker could do with it.
 //!
-//! All of it is per thread and inherited, so it is done before there is another thread, and binds the binary of an upgrade,
-//! too: nothing that a reload or an upgrade needs is given up.
+//! All of it is per thread and inherited, so it is done before other threads are started, and it also applies to the new
+//! process of an upgrade. Nothing that a reload or an upgrade needs is dropped.
 
 use landlock::{
     ABI, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
@@ -18,40 +18,39 @@ use strum::IntoStaticStr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub(crate) enum Sandbox {
-    /// As far as the kernel lets it.
+    /// As much as the kernel supports.
     Auto,
-    /// All of it, or there is no start.
+    /// Fail to start if any part of it is not possible.
     Require,
-    /// Not at all.
     Off,
 }
 
 impl Sandbox {
-    /// Its value in the configuration.
+    /// The value in the configuration.
     pub(crate) fn label(self) -> &'static str {
         self.into()
     }
 }
 
-/// What became of it.
+/// The result of entering the sandbox.
 #[derive(Debug, Default)]
 pub(crate) struct Entered {
-    /// What could not be given up, and why.
-    pub(crate) shortcomings: Vec<String>,
-    /// Whether there were capabilities that files may have been read by.
-    pub(crate) had_more: bool,
+    /// The parts that failed, and why.
+    pub(crate) failures: Vec<String>,
+    /// Whether capabilities were dropped that may have been needed to read files.
+    pub(crate) dropped_capabilities: bool,
 }
 
-/// Low ports: a reload may add one.
+/// For ports below 1024, which a reload may add.
 const KEPT: CapabilitySet = CapabilitySet::NET_BIND_SERVICE;
 
-/// Gives up, for good: core dumps (they have what clients sent), new privileges, all capabilities but
-/// `CAP_NET_BIND_SERVICE`, and writing to any file but `/dev/null`. Must be called before there is another thread.
+/// Permanently disables core dumps (they contain clients' data), new privileges, all capabilities but
+/// `CAP_NET_BIND_SERVICE`, and writing to any file but `/dev/null`. Must be called before other threads are started.
 pub(crate) fn enter() -> Entered {
     let mut entered = Entered::default();
     let mut note = |what: &str, result: Result<(), String>| {
         if let Err(reason) = result {
-            entered.shortcomings.push(format!("{what}: {reason}"));
+            entered.failures.push(format!("{what}: {reason}"));
         }
     };
     let no_core = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
@@ -63,21 +62,21 @@ pub(crate) fn enter() -> Entered {
         "writing files",
         deny_writes().map_err(|error| error.to_string()).and_then(|status| match status {
             RulesetStatus::FullyEnforced => Ok(()),
-            RulesetStatus::PartiallyEnforced => Err("the kernel's Landlock is too old to deny all of it".into()),
-            RulesetStatus::NotEnforced => Err("the kernel has no Landlock".into()),
+            RulesetStatus::PartiallyEnforced => Err("this kernel's Landlock is too old to deny all writes".into()),
+            RulesetStatus::NotEnforced => Err("this kernel does not support Landlock".into()),
         }),
     );
-    entered.had_more = !KEPT.contains(had);
+    entered.dropped_capabilities = !KEPT.contains(had);
     entered
 }
 
 fn drop_capabilities() -> io::Result<()> {
     let had = capabilities(None)?;
     for capability in CapabilitySet::all().iter().filter(|capability| *capability != KEPT) {
-        // Those that this kernel does not know are not there.
+        // An error means that this kernel does not know the capability.
         if capability_is_in_bounding_set(capability).unwrap_or(false) {
             match remove_capability_from_bounding_set(capability) {
-                // Who may not change the set has nothing to gain from it either, without new privileges.
+                // Without the right to change the set, it grants nothing either: there are no new privileges.
                 Ok(()) | Err(io::Errno::PERM) => {}
                 Err(error) => return Err(error),
             }
@@ -90,7 +89,7 @@ fn drop_capabilities() -> io::Result<()> {
         set_capabilities(None, sets)?;
     }
     if kept == KEPT {
-        // The binary of an upgrade has it, too, whatever its file says.
+        // So that the new process of an upgrade has it, whatever its file capabilities.
         configure_capability_in_ambient_set(KEPT, true)?;
     }
     Ok(())
@@ -100,7 +99,7 @@ fn deny_writes() -> Result<RulesetStatus, RulesetError> {
     let writes = AccessFs::from_write(ABI::V3);
     let ruleset = Ruleset::default().handle_access(writes)?.create()?;
     let ruleset = match PathFd::new("/dev/null") {
-        // A process that is started without a standard stream opens it in its place.
+        // A process that is started without a standard stream opens this instead.
         Ok(null) => ruleset.add_rule(PathBeneath::new(null, AccessFs::WriteFile | AccessFs::Truncate))?,
         Err(_) => ruleset,
     };

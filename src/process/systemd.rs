@@ -1,4 +1,4 @@
-//! What systemd is told, and the sockets that it passes on. Without systemd nothing happens here.
+//! Notifications to systemd (`sd_notify(3)`) and socket activation. Without systemd, this does nothing.
 
 use std::io;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -12,44 +12,44 @@ use tokio::task::AbortHandle;
 use tokio::time::{interval, timeout};
 use tracing::debug;
 
-use crate::listener::Inherited;
+use crate::listener::InheritedSocket;
 
-/// What systemd is told.
+/// A notification to systemd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    /// It serves, and is the main process of the unit.
+pub(crate) enum Notification {
+    /// This process serves, and is the main process of the unit.
     Serving,
-    /// It takes a new configuration.
+    /// A new configuration is being loaded.
     Reloading,
-    /// It ends.
+    /// The process is shutting down.
     Stopping,
-    /// Another process serves, and is the main process from now on.
+    /// The process with this ID serves, and is the main process from now on.
     SucceededBy(u32),
-    /// It is alive.
+    /// Watchdog keep-alive.
     Alive,
 }
 
-/// Where to tell systemd. What it is told, a thread of its own sends: the socket may be full.
+/// Sends notifications, on a thread of its own, because the socket may be full.
 #[derive(Clone, Debug)]
-pub(crate) struct Manager(Option<SyncSender<(Phase, oneshot::Sender<()>)>>);
+pub(crate) struct Notifier(Option<SyncSender<(Notification, oneshot::Sender<()>)>>);
 
-/// More than that is not worth to be told late.
+/// Maximum number of queued notifications; later ones are dropped.
 const MAX_UNSENT: usize = 16;
 
-/// For it to be told what it must know before this process may end.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait until a notification is sent, before this process may end.
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
-impl Manager {
-    /// If there is one.
-    pub(crate) fn find() -> Self {
+impl Notifier {
+    /// Does nothing if this process was not started by systemd.
+    pub(crate) fn from_env() -> Self {
         if std::env::var_os("NOTIFY_SOCKET").is_none() {
             return Self(None);
         }
-        let (sender, phases) = sync_channel::<(Phase, oneshot::Sender<()>)>(MAX_UNSENT);
+        let (sender, notifications) = sync_channel::<(Notification, oneshot::Sender<()>)>(MAX_UNSENT);
         let send_all = move || {
-            for (phase, sent) in phases {
-                send(phase);
-                // Where nobody waits for it, it is dropped.
+            for (notification, sent) in notifications {
+                send(notification);
+                // Fails if the caller does not wait.
                 let _ = sent.send(());
             }
         };
@@ -57,70 +57,69 @@ impl Manager {
         Self(thread.ok().map(|_| sender))
     }
 
-    /// Tells it, sooner or later; not at all if it does not listen.
-    pub(crate) fn tell(&self, phase: Phase) {
-        drop(self.send(phase));
+    /// Queues a notification.
+    pub(crate) fn notify(&self, notification: Notification) {
+        drop(self.send(notification));
     }
 
-    /// Tells it, and waits until it is told, but not for long.
-    pub(crate) async fn tell_now(&self, phase: Phase) {
-        if let Some(sent) = self.send(phase) {
-            // Late or not: there is nothing to be done about it.
-            let _ = timeout(PATIENCE, sent).await;
+    /// Sends a notification and waits until it is sent, up to [`SEND_TIMEOUT`].
+    pub(crate) async fn notify_now(&self, notification: Notification) {
+        if let Some(sent) = self.send(notification) {
+            // A timeout is ignored: nothing depends on it.
+            let _ = timeout(SEND_TIMEOUT, sent).await;
         }
     }
 
-    fn send(&self, phase: Phase) -> Option<oneshot::Receiver<()>> {
+    fn send(&self, notification: Notification) -> Option<oneshot::Receiver<()>> {
         let (sent, is_sent) = oneshot::channel();
-        if self.0.as_ref()?.try_send((phase, sent)).is_err() {
-            debug!(?phase, "systemd does not listen");
+        if self.0.as_ref()?.try_send((notification, sent)).is_err() {
+            debug!(?notification, "cannot notify systemd: queue full");
             return None;
         }
         Some(is_sent)
     }
 
-    /// Tells it that we are alive, twice as often as it asks for (`WatchdogSec=`), for as long as the runtime works and this
-    /// is not aborted.
-    pub(crate) fn keep_telling(&self) -> Option<AbortHandle> {
+    /// Starts to send watchdog keep-alives, twice per `WatchdogSec=`, until aborted. They stop if the runtime hangs.
+    pub(crate) fn start_watchdog(&self) -> Option<AbortHandle> {
         let within = watchdog_enabled()?;
-        let manager = self.clone();
-        let telling = tokio::spawn(async move {
-            let mut turn = interval(within / 2);
+        let notifier = self.clone();
+        let watchdog = tokio::spawn(async move {
+            let mut tick = interval(within / 2);
             loop {
-                turn.tick().await;
-                manager.tell(Phase::Alive);
+                tick.tick().await;
+                notifier.notify(Notification::Alive);
             }
         });
-        Some(telling.abort_handle())
+        Some(watchdog.abort_handle())
     }
 }
 
-fn send(phase: Phase) {
-    let told = match phase {
-        Phase::Serving => notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]),
-        Phase::Reloading => {
-            // Type=notify-reload wants the time, too.
+fn send(notification: Notification) {
+    let sent = match notification {
+        Notification::Serving => notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]),
+        Notification::Reloading => {
+            // Type=notify-reload requires the time, too.
             let now = NotifyState::monotonic_usec_now();
             now.and_then(|now| notify(&[NotifyState::Reloading, now]))
         }
-        Phase::Stopping => notify(&[NotifyState::Stopping]),
-        Phase::SucceededBy(process) => notify(&[NotifyState::MainPid(process), NotifyState::Ready]),
-        Phase::Alive => notify(&[NotifyState::Watchdog]),
+        Notification::Stopping => notify(&[NotifyState::Stopping]),
+        Notification::SucceededBy(process) => notify(&[NotifyState::MainPid(process), NotifyState::Ready]),
+        Notification::Alive => notify(&[NotifyState::Watchdog]),
     };
-    if let Err(reason) = told {
-        debug!(%reason, "cannot tell systemd");
+    if let Err(reason) = sent {
+        debug!(%reason, "cannot notify systemd");
     }
 }
 
 /// The sockets of a socket unit (`LISTEN_FDS`).
-pub(crate) fn sockets() -> io::Result<Vec<Inherited>> {
+pub(crate) fn sockets() -> io::Result<Vec<InheritedSocket>> {
     let mut passed = ListenFd::from_env();
     let mut sockets = Vec::new();
-    for number in 0..passed.len() {
-        if let Some(socket) = passed.take_tcp_listener(number)? {
-            // Nobody else is to have it.
+    for index in 0..passed.len() {
+        if let Some(socket) = passed.take_tcp_listener(index)? {
+            // Child processes must not inherit it.
             SockRef::from(&socket).set_cloexec(true)?;
-            sockets.push(Inherited { address: socket.local_addr()?, name: None, socket });
+            sockets.push(InheritedSocket { address: socket.local_addr()?, name: None, socket });
         }
     }
     Ok(sockets)

@@ -1,8 +1,8 @@
-//! Hands the listening sockets over to a new process of this program, so that no client is refused.
+//! Hands the listening sockets over to a new process of this program, so that no connection is refused.
 //!
-//! The new process has one end of a pair of Unix sockets as its standard input. It greets, is sent the listening sockets,
-//! each with the address that is configured for it, and says when it serves. If it ends or says nothing, the old process
-//! goes on as if nothing had happened: the sockets are the same open file descriptions in both.
+//! The new process has one end of a Unix socket pair as its standard input. It sends a greeting, receives the listening
+//! sockets with their configured addresses, and reports when it is serving. If it ends or sends nothing, the old process
+//! continues: both have the same open file descriptions.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -26,72 +26,65 @@ use tokio::process::{Child, Command};
 use tokio::time::{interval, timeout};
 use tracing::{info, warn};
 
-use crate::listener::Inherited;
+use crate::listener::InheritedSocket;
 use crate::telemetry::Counters;
 
-/// Tells a process that its standard input is a predecessor.
+/// The environment variable that says that standard input is connected to the old process.
 const MARK: &str = "SNIGATE_UPGRADE";
 
-/// For the new process to serve.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the new process may take until it serves.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// One message per socket: its address, a space and the listener's name, filled up with zeros. The last one has no socket.
+/// Size of a message. There is one per socket, with its address, a space and the listener's name, padded with zeros; the
+/// last one has no socket.
 const MESSAGE: usize = 512;
 
-/// Who does not say so gets no sockets.
+/// Without it, the old process sends no sockets.
 const GREETING: &[u8] = b"hello";
 const READY: &[u8] = b"ready";
 
-/// A new process that ends so soon after it has said that it serves does not.
-const PROOF: Duration = Duration::from_millis(500);
+/// How long the new process must run after it has reported that it serves.
+const PROBATION: Duration = Duration::from_millis(500);
 
-/// Why the old process goes on.
+/// Why an upgrade failed. The old process continues to serve.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpgradeError {
-    /// It did not even start.
     #[error("cannot start {program}: {error}")]
-    Start {
-        /// As it was called.
-        program: String,
-        /// Why.
-        error: io::Error,
-    },
-    /// It ended before it served, or right after.
+    Start { program: String, error: io::Error },
+    /// It ended before it served, or within [`PROBATION`].
     #[error("the new process ended before it served: {0}")]
     Ended(String),
-    /// Everything in a container ends with its first process.
-    #[error("this is the first process of its container, which would end with it: replace the container instead")]
+    #[error("cannot upgrade PID 1: the container ends with its first process; replace the container instead")]
     First,
-    /// It was too slow, and was killed.
-    #[error("the new process did not serve within {} s", PATIENCE.as_secs())]
+    /// It was killed after [`START_TIMEOUT`].
+    #[error("the new process did not serve within {} s", START_TIMEOUT.as_secs())]
     Late,
-    /// What should never fail has.
-    #[error("cannot hand the listeners over: {0}")]
+    #[error("cannot hand over the listeners: {0}")]
     Handover(#[from] io::Error),
 }
 
-/// A process that has taken over.
+/// A new process that serves.
 #[derive(Debug)]
 pub(crate) struct Successor {
-    /// Which one.
+    /// Process ID.
     pub(crate) process: u32,
-    /// Which of the listeners it has.
-    pub(crate) taken: Vec<bool>,
+    /// For each listener, whether the new process serves it.
+    pub(crate) taken_over: Vec<bool>,
     channel: UnixStream,
 }
 
-/// How often a successor is told how many connections are left here.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+/// How often the successor gets the number of connections that are still open here.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Successor {
-    /// Tells it how many connections are left here, until this process ends or the successor does.
-    pub(crate) fn keep_telling(self, connections: impl Fn() -> usize + Send + 'static) -> io::Result<()> {
+    /// Starts to report the number of connections that are still open here, until either process ends.
+    pub(crate) fn report_connections(self, connections: impl Fn() -> usize + Send + 'static) -> io::Result<()> {
         self.channel.set_nonblocking(true)?;
         let mut channel = tokio::net::UnixStream::from_std(self.channel)?;
         tokio::spawn(async move {
-            let mut turn = interval(TELL_EVERY);
+            let mut tick = interval(REPORT_INTERVAL);
             loop {
-                turn.tick().await;
+                tick.tick().await;
                 if channel.write_all(&(connections() as u64).to_be_bytes()).await.is_err() {
                     return;
                 }
@@ -101,15 +94,15 @@ impl Successor {
     }
 }
 
-/// Starts the program again, as this process was started, and returns when it serves from these listeners. If this future is
+/// Starts the program again with the same arguments, and returns when it serves from these listeners. If this future is
 /// dropped, the new process is killed.
-pub(crate) async fn start(listeners: Vec<Inherited>) -> Result<Successor, UpgradeError> {
+pub(crate) async fn start(listeners: Vec<InheritedSocket>) -> Result<Successor, UpgradeError> {
     if std::process::id() == 1 {
         return Err(UpgradeError::First);
     }
     let (ours, theirs) = UnixStream::pair()?;
-    ours.set_read_timeout(Some(PATIENCE))?;
-    ours.set_write_timeout(Some(PATIENCE))?;
+    ours.set_read_timeout(Some(START_TIMEOUT))?;
+    ours.set_write_timeout(Some(START_TIMEOUT))?;
     let mut arguments = std::env::args_os();
     let program = arguments.next().unwrap_or_else(|| OsString::from("snigate"));
     let mut command = Command::new(&program);
@@ -120,43 +113,43 @@ pub(crate) async fn start(listeners: Vec<Inherited>) -> Result<Successor, Upgrad
     let child = command
         .spawn()
         .map_err(|error| UpgradeError::Start { program: program.to_string_lossy().into_owned(), error })?;
-    let mut child = Unproven(Some(child));
-    // The parent's copy of the child's end would keep the pair open when the child has ended.
+    let mut child = KillOnDrop(Some(child));
+    // Close our copy of the child's end: it would keep the pair open after the child has ended.
     drop(command);
 
     let answer = tokio::task::spawn_blocking(move || hand_over(ours, &listeners)).await.map_err(io::Error::other)?;
     let is_late = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
     match answer {
-        Ok(Some((taken, channel))) => {
-            let process = child.prove().await.map_err(UpgradeError::Ended)?;
-            Ok(Successor { process, taken, channel })
+        Ok(Some((taken_over, channel))) => {
+            let process = child.release().await.map_err(UpgradeError::Ended)?;
+            Ok(Successor { process, taken_over, channel })
         }
         Err(error) if is_late(&error) => {
             child.end(Duration::ZERO).await;
             Err(UpgradeError::Late)
         }
-        // It has let go of its end of the pair: if it still runs it is of no use.
+        // It has closed its end of the pair, so it cannot take over even if it still runs.
         Ok(None) | Err(_) => Err(UpgradeError::Ended(child.end(Duration::from_secs(1)).await)),
     }
 }
 
-/// A process that is killed when this is dropped.
-struct Unproven(Option<Child>);
+/// A new process that is killed on drop.
+struct KillOnDrop(Option<Child>);
 
-impl Unproven {
-    /// It serves and is left alone, if it does not end at once; which process it is.
-    async fn prove(mut self) -> Result<u32, String> {
+impl KillOnDrop {
+    /// Lets the process run, unless it ends within [`PROBATION`]. Returns its process ID.
+    async fn release(mut self) -> Result<u32, String> {
         let Some(child) = &mut self.0 else { return Err(String::new()) };
         let process = child.id().unwrap_or_default();
-        if let Ok(ended) = timeout(PROOF, child.wait()).await {
+        if let Ok(ended) = timeout(PROBATION, child.wait()).await {
             return Err(ended.map_or_else(|error| error.to_string(), |status| status.to_string()));
         }
         if let Some(mut child) = self.0.take() {
             tokio::spawn(async move {
-                // Its parent is the one that is told how it ends.
+                // Only its parent learns how it ends.
                 match child.wait().await {
-                    Ok(status) if status.success() => info!(process, "the process that took over has ended in order"),
-                    Ok(status) => warn!(process, %status, "the process that took over has ended"),
+                    Ok(status) if status.success() => info!(process, "the new process has exited"),
+                    Ok(status) => warn!(process, %status, "the new process has exited with an error"),
                     Err(_) => {}
                 }
             });
@@ -164,14 +157,14 @@ impl Unproven {
         Ok(process)
     }
 
-    /// Kills it if it does not end by itself by then; how it has ended.
-    async fn end(&mut self, patience: Duration) -> String {
+    /// Waits until it ends, and kills it after `timeout`. Returns how it ended.
+    async fn end(&mut self, wait: Duration) -> String {
         let Some(child) = &mut self.0 else { return String::new() };
-        match timeout(patience, child.wait()).await {
+        match timeout(wait, child.wait()).await {
             Ok(Ok(status)) => status.to_string(),
             Ok(Err(error)) => error.to_string(),
             Err(_) => {
-                // Unless it has just ended.
+                // Fails if it has just ended.
                 let _ = child.kill().await;
                 "it closed its standard input".into()
             }
@@ -179,36 +172,36 @@ impl Unproven {
     }
 }
 
-impl Drop for Unproven {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         if let Some(mut child) = self.0.take() {
-            // It may have ended by itself.
+            // Fails if it has ended.
             let _ = child.start_kill();
         }
     }
 }
 
-/// Which of the listeners the other side has taken over, if it has said that it serves.
-fn hand_over(mut channel: UnixStream, listeners: &[Inherited]) -> io::Result<Option<(Vec<bool>, UnixStream)>> {
-    if !is_told(&mut channel, GREETING)? {
+/// Sends the listeners. Returns which of them the new process serves, once it has reported that it does.
+fn hand_over(mut channel: UnixStream, listeners: &[InheritedSocket]) -> io::Result<Option<(Vec<bool>, UnixStream)>> {
+    if !receive_exactly(&mut channel, GREETING)? {
         return Ok(None);
     }
-    for Inherited { address, name, socket } in listeners {
+    for InheritedSocket { address, name, socket } in listeners {
         send(&channel, &format!("{address} {}", name.as_deref().unwrap_or_default()), &[socket.as_fd()])?;
     }
     send(&channel, "", &[])?;
-    if !is_told(&mut channel, READY)? {
+    if !receive_exactly(&mut channel, READY)? {
         return Ok(None);
     }
-    let mut taken = vec![0; listeners.len()];
-    channel.read_exact(&mut taken)?;
-    Ok(Some((taken.into_iter().map(|taken| taken != 0).collect(), channel)))
+    let mut taken_over = vec![0; listeners.len()];
+    channel.read_exact(&mut taken_over)?;
+    Ok(Some((taken_over.into_iter().map(|taken_over| taken_over != 0).collect(), channel)))
 }
 
-fn is_told(channel: &mut UnixStream, expected: &[u8]) -> io::Result<bool> {
-    let mut told = vec![0; expected.len()];
-    match channel.read_exact(&mut told) {
-        Ok(()) => Ok(told == expected),
+fn receive_exactly(channel: &mut UnixStream, expected: &[u8]) -> io::Result<bool> {
+    let mut received = vec![0; expected.len()];
+    match channel.read_exact(&mut received) {
+        Ok(()) => Ok(received == expected),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         Err(error) => Err(error),
     }
@@ -216,40 +209,40 @@ fn is_told(channel: &mut UnixStream, expected: &[u8]) -> io::Result<bool> {
 
 fn send(channel: &UnixStream, listener: &str, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut message = [0; MESSAGE];
-    // A name that does not fit is cut, and so is that of no listener: then the address decides.
+    // A name that does not fit is truncated, and matches no listener: then the address decides.
     let listener = &listener.as_bytes()[..listener.len().min(MESSAGE)];
     message[..listener.len()].copy_from_slice(listener);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !sockets.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(sockets)) {
-        return Err(io::Error::other("no room for a descriptor"));
+        return Err(io::Error::other("no room for a file descriptor"));
     }
     sendmsg(channel, &[IoSlice::new(&message)], &mut ancillary, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
-/// The process that this one is to follow.
+/// The old process of an upgrade.
 #[derive(Debug)]
 pub(crate) struct Predecessor(UnixStream);
 
 impl Predecessor {
-    /// Whether there seems to be one.
-    pub(crate) fn is_there() -> bool {
+    /// Whether this process was started by an upgrade.
+    pub(crate) fn exists() -> bool {
         std::env::var_os(MARK).is_some()
     }
 
-    /// The predecessor, if there is one, and its listeners.
-    pub(crate) fn meet() -> io::Result<Option<(Self, Vec<Inherited>)>> {
-        if !Self::is_there() {
+    /// Receives the listeners of the predecessor, if there is one.
+    pub(crate) fn connect() -> io::Result<Option<(Self, Vec<InheritedSocket>)>> {
+        if !Self::exists() {
             return Ok(None);
         }
         let channel = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-        // Somebody else has set the variable.
+        // The variable was set by something else.
         if channel.local_addr().is_err() {
             return Ok(None);
         }
         dup2_stdin(File::open("/dev/null")?)?;
-        channel.set_read_timeout(Some(PATIENCE))?;
+        channel.set_read_timeout(Some(START_TIMEOUT))?;
         (&channel).write_all(GREETING)?;
         let mut inherited = Vec::new();
         while let Some(socket) = receive(&channel)? {
@@ -258,39 +251,40 @@ impl Predecessor {
         Ok(Some((Self(channel), inherited)))
     }
 
-    /// Tells it that we serve, so that it stops to, and which of its listeners we have.
-    pub(crate) fn dismiss(mut self, taken: &[bool]) -> io::Result<Draining> {
+    /// Reports that this process serves, and which of the listeners, so that the predecessor stops accepting.
+    pub(crate) fn take_over(mut self, taken_over: &[bool]) -> io::Result<DrainingPredecessor> {
         self.0.write_all(READY)?;
-        let taken: Vec<u8> = taken.iter().map(|taken| u8::from(*taken)).collect();
-        self.0.write_all(&taken)?;
+        let taken_over: Vec<u8> = taken_over.iter().map(|taken_over| u8::from(*taken_over)).collect();
+        self.0.write_all(&taken_over)?;
         self.0.set_nonblocking(true)?;
-        Ok(Draining(tokio::net::UnixStream::from_std(self.0)?))
+        Ok(DrainingPredecessor(tokio::net::UnixStream::from_std(self.0)?))
     }
 }
 
-/// A predecessor that has handed over, and has connections left.
+/// A predecessor that drains its connections.
 #[derive(Debug)]
-pub(crate) struct Draining(tokio::net::UnixStream);
+pub(crate) struct DrainingPredecessor(tokio::net::UnixStream);
 
-impl Draining {
-    /// Notes how many connections it has, until it ends.
+impl DrainingPredecessor {
+    /// Records the number of its connections, until it ends.
     pub(crate) async fn watch(mut self, counters: &Counters) {
         let mut has_any = false;
         while let Ok(connections) = self.0.read_u64().await {
             counters.predecessor_connections.store(connections, Relaxed);
             if connections > 0 && !std::mem::replace(&mut has_any, true) {
-                info!(connections, "connections stay in the process before this one until they end");
+                info!(connections, "connections continue in the old process");
             }
         }
         counters.predecessor_connections.store(0, Relaxed);
         if has_any {
-            info!("the process before this one has ended, and its connections with it");
+            info!("the old process has exited");
         }
     }
 }
 
-fn receive(channel: &UnixStream) -> io::Result<Option<Inherited>> {
-    let strange = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("from the predecessor came {what}"));
+fn receive(channel: &UnixStream) -> io::Result<Option<InheritedSocket>> {
+    let invalid =
+        |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("received {what} from the old process"));
     let mut message = [0; MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -301,7 +295,7 @@ fn receive(channel: &UnixStream) -> io::Result<Option<Inherited>> {
         RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL,
     )?;
     if received.bytes != MESSAGE {
-        return Err(strange("less than a message"));
+        return Err(invalid("an incomplete message"));
     }
     let sockets = ancillary.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
@@ -314,18 +308,18 @@ fn receive(channel: &UnixStream) -> io::Result<Option<Inherited>> {
     let text = message.split(|byte| *byte == 0).next().unwrap_or_default();
     let text = String::from_utf8_lossy(text);
     let (address, name) = text.split_once(' ').unwrap_or((&text, ""));
-    let address: SocketAddr = address.parse().map_err(|_| strange("no address"))?;
-    let socket = socket.ok_or_else(|| strange(&format!("no socket for {address}")))?;
+    let address: SocketAddr = address.parse().map_err(|_| invalid("no address"))?;
+    let socket = socket.ok_or_else(|| invalid(&format!("no socket for {address}")))?;
     if !socket_acceptconn(&socket)? {
-        return Err(strange("a socket that does not listen"));
+        return Err(invalid("a socket that does not listen"));
     }
     let socket = TcpListener::from(socket);
     let bound = socket.local_addr()?;
     if bound.ip() != address.ip() || (address.port() != 0 && bound.port() != address.port()) {
-        return Err(strange(&format!("a socket on {bound} for {address}")));
+        return Err(invalid(&format!("a socket on {bound} for {address}")));
     }
     let name = (!name.is_empty()).then(|| name.into());
-    Ok(Some(Inherited { address, name, socket }))
+    Ok(Some(InheritedSocket { address, name, socket }))
 }
 
 #[cfg(test)]
@@ -337,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn h08_listeners_come_with_the_address_that_is_configured_for_them() {
+    fn h08_listeners_are_received_with_their_configured_address() {
         let (old, new) = pair();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let long = format!("127.0.0.1:0 {}", "n".repeat(MESSAGE));
@@ -354,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn h12_what_is_no_listener_for_that_address_is_refused() {
+    fn h12_sockets_that_do_not_match_their_address_are_refused() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let bound = listener.local_addr().unwrap();
         let stream = std::net::TcpStream::connect(bound).unwrap();

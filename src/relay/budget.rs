@@ -1,38 +1,38 @@
-//! Bytes that wait in our memory, for the rest of a hello or for a peer that does not take them, and how many of all
-//! connections together should. When there are more, large hellos are refused, and less is read for slow readers.
+//! The memory budget for buffers of all connections together: incomplete hellos, and data for slow readers. When it is
+//! used up, large hellos are rejected, and less is read at a time for slow readers.
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-// Of the process, as its memory is.
+// Per process, like its memory.
 static BUFFERED: AtomicUsize = AtomicUsize::new(0);
 static LIMIT: AtomicUsize = AtomicUsize::new(usize::MAX);
 
-/// How many bytes should be held at the most.
+/// Sets the maximum number of buffered bytes.
 pub(crate) fn set_limit(bytes: usize) {
     LIMIT.store(bytes, Relaxed);
 }
 
-/// How many bytes should be held at the most.
+/// The maximum number of buffered bytes.
 pub(crate) fn limit() -> usize {
     LIMIT.load(Relaxed)
 }
 
-/// How many bytes are held.
+/// The number of buffered bytes.
 pub(crate) fn bytes() -> usize {
     BUFFERED.load(Relaxed)
 }
 
-/// Whether so many more may be held.
+/// Whether `more` bytes fit into the budget.
 pub(crate) fn has_room_for(more: usize) -> bool {
     bytes().saturating_add(more) <= limit()
 }
 
-/// There is no room for more.
+/// The budget is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Full;
 
-/// So many bytes, given back when it is dropped.
+/// A number of bytes reserved in the budget, released on drop.
 #[derive(Debug, Default)]
 pub(crate) struct Reservation(usize);
 
@@ -41,10 +41,10 @@ impl Reservation {
         self.0 == 0
     }
 
-    /// From now on it is so many, if there is room for them.
+    /// Grows to `bytes` in total, if the budget allows.
     pub(crate) fn grow_to(&mut self, bytes: usize) -> Result<(), Full> {
         let more = bytes.saturating_sub(self.0);
-        let fits = |held: usize| held.checked_add(more).filter(|held| *held <= limit());
+        let fits = |used: usize| used.checked_add(more).filter(|used| *used <= limit());
         if more > 0 {
             BUFFERED.fetch_update(Relaxed, Relaxed, fits).map_err(|_| Full)?;
             self.0 += more;
@@ -59,12 +59,12 @@ impl Drop for Reservation {
     }
 }
 
-/// Bytes that wait for a peer. It is no larger than they are: an idle connection has room for two of these.
+/// Bytes that wait for a peer, counted in the budget even beyond its limit. Small, because every connection has two.
 #[derive(Debug)]
 pub(crate) struct Buffered(Box<[u8]>);
 
 impl Buffered {
-    pub(crate) fn of(bytes: impl Into<Box<[u8]>>) -> Self {
+    pub(crate) fn new(bytes: impl Into<Box<[u8]>>) -> Self {
         let bytes = bytes.into();
         BUFFERED.fetch_add(bytes.len(), Relaxed);
         Self(bytes)

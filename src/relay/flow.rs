@@ -15,197 +15,196 @@ use super::{Engine, Readiness};
 use crate::relay::budget::{self, Buffered};
 use crate::relay::tcp::{is_transient, try_read, with_scratch};
 
-/// A direction is bulk when so much has come in a row, in reads of at least [`BULK_READ`].
+/// A direction is a bulk transfer after this many bytes in consecutive reads of at least [`BULK_READ`].
 const BULK: u32 = 256 * 1024;
 const BULK_READ: usize = 16 * 1024;
 
-/// More than fits into a pipe.
+/// More than a pipe can hold.
 const SPLICE_LENGTH: usize = 1 << 20;
 
-/// How much is read at a time while too many bytes are held already, by all connections together.
+/// How much is read at a time while the buffer budget is used up.
 const SMALL_READ: usize = 4096;
 
 /// One direction of a relay.
 #[derive(Debug)]
 pub(super) struct Flow {
-    state: State,
+    state: FlowState,
     engine: Engine,
-    /// Whether something has been read. The first bytes are always copied: they are looked at.
+    /// Whether something was read. The first bytes are always copied, because they are inspected.
     has_begun: bool,
-    /// How much has come in a row in large reads; it stays at the most.
-    streak: u32,
+    /// Bytes of consecutive large reads, saturating.
+    bulk_bytes: u32,
 }
 
 #[derive(Debug)]
-enum State {
-    /// Everything read so far has been handed on.
+enum FlowState {
+    /// Everything read so far was written.
     Open,
-    /// These bytes, from `start` on, are waiting for room; nothing more is read. The last of those before them was taken
-    /// at `since`.
-    Holding { bytes: Buffered, start: usize, since: Instant },
-    /// The same, for the bytes in the pipe.
+    /// The bytes from `start` on wait until the destination is writable; nothing more is read. `since` is the time of the
+    /// last progress.
+    Blocked { bytes: Buffered, start: usize, since: Instant },
+    /// The same for bytes in a pipe.
     Piped { pipe: Pipe, since: Instant },
-    /// The FIN has been passed on, after everything before it.
+    /// The FIN was passed on, after all data.
     Finished,
-    /// One of the two sides is gone.
+    /// One of the two sides has failed.
     Broken,
 }
 
-/// What a direction tells of the bytes it moves.
+/// What a direction reports about the bytes it moves.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Piece<'a> {
-    /// The first that were read.
+pub(super) enum FlowEvent<'a> {
+    /// The first bytes were read.
     First(&'a [u8]),
-    /// So many were handed on.
+    /// This many bytes were written to the destination's kernel.
     Delivered(usize),
 }
 
-/// What stopped a direction before its FIN.
+/// What ended a direction before its FIN.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// The side read from is gone, and everything it had sent has been read.
+    /// The source failed, and everything it had sent was read.
     Source(io::Error),
-    /// The side written to is gone. It may have sent bytes before.
+    /// The destination failed. It may have sent data before that.
     Destination(io::Error),
 }
 
 impl Flow {
-    /// A direction that begins with these bytes.
+    /// A direction that starts with these bytes.
     pub(super) fn new(engine: Engine, bytes: Vec<u8>) -> Self {
-        let state = if bytes.is_empty() { State::Open } else { State::holding(Buffered::of(bytes)) };
-        Self { state, engine, has_begun: false, streak: 0 }
+        let state = if bytes.is_empty() { FlowState::Open } else { FlowState::blocked(Buffered::new(bytes)) };
+        Self { state, engine, has_begun: false, bulk_bytes: 0 }
     }
 
-    /// Whether nothing will be moved any more.
+    /// Whether no more data will be moved.
     pub(super) fn ended(&self) -> bool {
-        matches!(self.state, State::Finished | State::Broken)
+        matches!(self.state, FlowState::Finished | FlowState::Broken)
     }
 
-    /// Since when bytes are waiting for room.
-    pub(super) fn holding_since(&self) -> Option<Instant> {
+    /// Since when bytes have been waiting without progress.
+    pub(super) fn blocked_since(&self) -> Option<Instant> {
         match &self.state {
-            State::Holding { since, .. } | State::Piped { since, .. } => Some(*since),
-            State::Open | State::Finished | State::Broken => None,
+            FlowState::Blocked { since, .. } | FlowState::Piped { since, .. } => Some(*since),
+            FlowState::Open | FlowState::Finished | FlowState::Broken => None,
         }
     }
 
-    /// Passes the FIN on. The second of the two is left to the close that follows it.
+    /// Passes the FIN on. For the second direction, the close that follows does that.
     pub(super) fn finish(&mut self, to: &TcpStream, is_second: bool) -> Result<(), Fault> {
         if !is_second {
             shutdown(to, Shutdown::Write).map_err(|error| Fault::Destination(error.into()))?;
         }
-        self.state = State::Finished;
+        self.state = FlowState::Finished;
         Ok(())
     }
 
-    /// One of the two sides is gone.
-    pub(super) fn give_up(&mut self) {
+    /// Ends the direction because one of the two sides has failed.
+    pub(super) fn abort(&mut self) {
         if !self.ended() {
-            self.state = State::Broken;
+            self.state = FlowState::Broken;
         }
     }
 
-    /// Moves what can be moved. Ready when there is nothing left to move: at the FIN, which is left to the caller to
-    /// pass on, or after a fault.
+    /// Moves as much data as possible. Ready at the FIN, which the caller has to pass on, or after a fault.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         from: &TcpStream,
         to: &TcpStream,
         readiness: Readiness,
-        tell: &mut impl FnMut(Piece<'_>),
+        report: &mut impl FnMut(FlowEvent<'_>),
     ) -> Poll<Result<(), Fault>> {
         loop {
             let length = match &mut self.state {
-                State::Open => {
-                    let pipe = if readiness == Readiness::AsAnnounced { self.pipe() } else { None };
+                FlowState::Open => {
+                    let pipe = if readiness == Readiness::Required { self.pipe() } else { None };
                     let spliced = match pipe {
                         Some(pipe) => ready!(self.poll_splice(cx, from, pipe))?,
                         None => None,
                     };
                     match spliced {
                         Some(length) => Some(length),
-                        None => Some(ready!(self.poll_copy(cx, from, to, readiness, tell))?),
+                        None => Some(ready!(self.poll_copy(cx, from, to, readiness, report))?),
                     }
                 }
-                State::Holding { bytes, start, since } => {
+                FlowState::Blocked { bytes, start, since } => {
                     ready!(to.poll_write_ready(cx)).map_err(Fault::Destination)?;
-                    let written = write(to, &bytes[*start..], tell).map_err(Fault::Destination)?;
+                    let written = write(to, &bytes[*start..], report).map_err(Fault::Destination)?;
                     if written > 0 {
                         *start += written;
                         *since = Instant::now();
                     }
                     if *start == bytes.len() {
-                        self.state = State::Open;
+                        self.state = FlowState::Open;
                     }
                     None
                 }
-                State::Piped { pipe, since } => {
-                    ready!(poll_empty(cx, pipe, since, to, tell)).map_err(Fault::Destination)?;
-                    self.state = if pipe.held == 0 {
-                        State::Open
+                FlowState::Piped { pipe, since } => {
+                    ready!(poll_empty(cx, pipe, since, to, report)).map_err(Fault::Destination)?;
+                    self.state = if pipe.buffered == 0 {
+                        FlowState::Open
                     } else {
-                        // Not a socket that splices after all.
+                        // The destination does not support splice.
                         self.engine = Engine::Copy;
-                        State::holding(Buffered::of(pipe.drain().map_err(Fault::Source)?))
+                        FlowState::blocked(Buffered::new(pipe.drain().map_err(Fault::Source)?))
                     };
                     None
                 }
-                State::Finished | State::Broken => return Poll::Pending,
+                FlowState::Finished | FlowState::Broken => return Poll::Pending,
             };
             match length {
                 Some(0) => return Poll::Ready(Ok(())),
                 Some(length) if length >= BULK_READ => {
-                    self.streak = self.streak.saturating_add(u32::try_from(length).unwrap_or(u32::MAX));
+                    self.bulk_bytes = self.bulk_bytes.saturating_add(u32::try_from(length).unwrap_or(u32::MAX));
                 }
-                Some(_) => self.streak = 0,
+                Some(_) => self.bulk_bytes = 0,
                 None => {}
             }
         }
     }
 
-    /// A pipe, if the engine wants one now and there is one.
+    /// A pipe, if the engine uses one now and one is available.
     fn pipe(&self) -> Option<Pipe> {
-        let wanted = match self.engine {
-            Engine::Auto => self.streak >= BULK,
+        let uses_pipe = match self.engine {
+            Engine::Auto => self.bulk_bytes >= BULK,
             Engine::Copy => false,
             Engine::Splice => self.has_begun,
         };
-        if wanted { Pipe::take() } else { None }
+        if uses_pipe { Pipe::take() } else { None }
     }
 
-    /// Reads once into the scratch buffer and writes that. How much it was; 0 is the FIN.
+    /// Reads once into the scratch buffer and writes that. Returns the length; 0 is the FIN.
     fn poll_copy(
         &mut self,
         cx: &mut Context<'_>,
         from: &TcpStream,
         to: &TcpStream,
         readiness: Readiness,
-        tell: &mut impl FnMut(Piece<'_>),
+        report: &mut impl FnMut(FlowEvent<'_>),
     ) -> Poll<Result<usize, Fault>> {
         with_scratch(|scratch| {
-            // What is not taken must be held. Where there is no room for much, less is read at a time.
+            // What the destination does not accept must be buffered, so read less when the budget is used up.
             let room = if budget::has_room_for(scratch.len()) { scratch.len() } else { SMALL_READ };
             let scratch = &mut scratch[..room];
             let read = match readiness {
-                Readiness::AsAnnounced => poll_read(cx, from, scratch),
+                Readiness::Required => poll_read(cx, from, scratch),
                 Readiness::Ignored => read_now(from, scratch),
             };
             let length = ready!(read).map_err(Fault::Source)?;
             let bytes = &scratch[..length];
             if length > 0 && !std::mem::replace(&mut self.has_begun, true) {
-                tell(Piece::First(bytes));
+                report(FlowEvent::First(bytes));
             }
-            let written = write(to, bytes, tell).map_err(Fault::Destination)?;
+            let written = write(to, bytes, report).map_err(Fault::Destination)?;
             if written < length {
-                self.state = State::holding(Buffered::of(&bytes[written..]));
+                self.state = FlowState::blocked(Buffered::new(&bytes[written..]));
             }
             Poll::Ready(Ok(length))
         })
     }
 
-    /// Moves bytes into the pipe. How much it was; 0 is the FIN, and `None` that they must be copied: this socket does not
-    /// splice, or not the urgent byte that is the next one.
+    /// Moves bytes into the pipe. Returns the length; 0 is the FIN, and `None` means that they must be copied: the socket
+    /// does not support splice, or the next byte is urgent.
     fn poll_splice(
         &mut self,
         cx: &mut Context<'_>,
@@ -225,8 +224,8 @@ impl Flow {
                 Ok(None) => return Poll::Ready(Ok(None)),
                 Ok(Some(0)) => return Poll::Ready(Ok(Some(0))),
                 Ok(Some(length)) => {
-                    pipe.held = length;
-                    self.state = State::Piped { pipe, since: Instant::now() };
+                    pipe.buffered = length;
+                    self.state = FlowState::Piped { pipe, since: Instant::now() };
                     return Poll::Ready(Ok(Some(length)));
                 }
                 Err(error) if is_transient(&error) => {}
@@ -240,28 +239,29 @@ impl Flow {
     }
 }
 
-impl State {
-    fn holding(bytes: Buffered) -> Self {
-        Self::Holding { bytes, start: 0, since: Instant::now() }
+impl FlowState {
+    fn blocked(bytes: Buffered) -> Self {
+        Self::Blocked { bytes, start: 0, since: Instant::now() }
     }
 }
 
-/// Moves the bytes out of the pipe. Those that are left when it is ready cannot be spliced.
+/// Moves the bytes out of the pipe. Bytes that are left when it is ready cannot be spliced.
 fn poll_empty(
     cx: &mut Context<'_>,
     pipe: &mut Pipe,
     since: &mut Instant,
     to: &TcpStream,
-    tell: &mut impl FnMut(Piece<'_>),
+    report: &mut impl FnMut(FlowEvent<'_>),
 ) -> Poll<io::Result<()>> {
     let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
-    while pipe.held > 0 {
-        let spliced = to.try_io(Interest::WRITABLE, || Ok(splice(pipe.reader()?, None, to, None, pipe.held, flags)?));
+    while pipe.buffered > 0 {
+        let spliced =
+            to.try_io(Interest::WRITABLE, || Ok(splice(pipe.reader()?, None, to, None, pipe.buffered, flags)?));
         match spliced {
             Ok(length) => {
-                pipe.held -= length;
+                pipe.buffered -= length;
                 *since = Instant::now();
-                tell(Piece::Delivered(length));
+                report(FlowEvent::Delivered(length));
             }
             Err(error) if is_transient(&error) => ready!(to.poll_write_ready(cx))?,
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => break,
@@ -292,14 +292,14 @@ fn poll_read(cx: &mut Context<'_>, from: &TcpStream, buffer: &mut [u8]) -> Poll<
     }
 }
 
-/// Writes until all is written or the socket is full; how much that was.
-fn write(to: &TcpStream, bytes: &[u8], tell: &mut impl FnMut(Piece<'_>)) -> io::Result<usize> {
+/// Writes until all is written or the socket is full, and returns how much was written.
+fn write(to: &TcpStream, bytes: &[u8], report: &mut impl FnMut(FlowEvent<'_>)) -> io::Result<usize> {
     let mut written = 0;
     while written < bytes.len() {
         match to.try_io(Interest::WRITABLE, || Ok(send(to, &bytes[written..], SendFlags::NOSIGNAL)?)) {
             Ok(length) => {
                 written += length;
-                tell(Piece::Delivered(length));
+                report(FlowEvent::Delivered(length));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,16 +1,18 @@
-//! Two sockets, until both ends are done.
+//! Relays bytes between two sockets until both sides are done.
 //!
-//! Every byte is delivered in order, both ways. A FIN is passed on after all bytes before it; a reset is passed on as
-//! a reset, after what had been received before it; an error in one direction does not discard what the other still
-//! holds. An idle connection holds no buffer: bytes pass through one per worker thread, and only what a slow
-//! reader has not taken is kept, at most 64 KiB per direction, during which nothing more is read for it. When all connections
-//! together keep too much ([`held`](crate::relay::budget)), it is 4 KiB for those that come to it then.
+//! All bytes are delivered in order, both ways. A FIN is passed on after all data before it; a reset is passed on as a
+//! reset, after the data received before it; an error in one direction does not discard data of the other.
 //!
-//! A direction that proves to be bulk is moved by splice(2), through a pipe that it has only while bytes are in it. What
-//! is in a pipe for a slow reader is the kernel's and at most 256 KiB of pages.
+//! An idle connection has no buffer: data passes through one scratch buffer per worker thread, and only what a slow
+//! reader has not accepted is kept, at most 64 KiB per direction, while nothing more is read for it. When the
+//! [`budget`] for all connections is used up, it is 4 KiB.
+//!
+//! A bulk transfer is moved by splice(2), through a pipe that is only allocated while data is in it: at most 256 KiB of
+//! kernel memory.
 
 pub(crate) mod budget;
 mod flow;
+mod liveness;
 mod pipe;
 pub(crate) mod sys;
 pub(crate) mod tcp;
@@ -21,139 +23,140 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use flow::{Fault, Flow, Piece};
-pub(crate) use pipe::set_limit as set_pipe_limit;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
-use self::tcp::TcpOptions;
+use self::flow::{Fault, Flow, FlowEvent};
+use self::liveness::Liveness;
+pub(crate) use self::liveness::PROBE_TIME;
+pub(crate) use self::pipe::set_limit as set_pipe_limit;
 
-/// How long a connection may be silent.
+/// How long a connection may be inactive.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadlines {
-    /// No byte in either direction.
+    /// No data in either direction.
     pub(crate) idle: Duration,
-    /// No byte in either direction since one side has closed.
+    /// No data in either direction once one side has closed.
     pub(crate) half_close: Duration,
-    /// A side takes none of the bytes that wait for it.
+    /// Data waits for a side that accepts none of it.
     pub(crate) stalled: Duration,
 }
 
-/// What happens while a connection is relayed.
+/// An event that the relay reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event<'a> {
-    /// So many bytes from this side were handed to the other side's kernel.
+    /// This many bytes from this side were written to the other side's socket.
     Delivered(Side, usize),
-    /// The first bytes of the upstream have come, as many as came at once.
+    /// The first bytes from the upstream, as many as one read returned.
     Answered(&'a [u8]),
-    /// The upstream was sent bytes ten seconds ago, and has not sent one yet.
+    /// Data was sent to the upstream ten seconds ago, and it has not sent any yet.
     Unanswered,
 }
 
 /// How bytes are moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Engine {
-    /// Copied; spliced while much comes in a row.
+    /// Copy, and splice bulk transfers.
     Auto,
-    /// Always copied.
+    /// Always copy.
     Copy,
-    /// Always spliced, as far as there are pipes.
+    /// Always splice, as long as pipes are available.
     Splice,
 }
 
 /// One of the two peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// The one that connected to us.
+    /// The peer that connected to us.
     Client,
-    /// The one that we connected to.
+    /// The peer that we connected to.
     Upstream,
 }
 
 /// How a relay ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// Both sides have closed in order, this one first.
+pub(crate) enum RelayEnd {
+    /// Both sides have sent a FIN, this one first.
     Closed(Side),
-    /// This side has closed in order, and had closed completely: what was sent to it later was answered by a reset.
+    /// This side has sent a FIN and closed its socket: its kernel answered data sent later with a reset.
     ClosedThenReset(Side),
-    /// This side reset the connection.
+    /// This side has reset the connection.
     Reset(Side),
-    /// This side does not answer keepalives any more, has not acknowledged what was sent to it for half a minute, or took
-    /// no byte for [`Deadlines::stalled`].
+    /// This side does not answer keepalives, has not acknowledged data for 30 seconds, or accepted no data for
+    /// [`Deadlines::stalled`].
     Dead(Side),
     /// [`Deadlines::idle`] has passed.
     IdleTimeout,
     /// [`Deadlines::half_close`] has passed.
     HalfCloseTimeout,
-    /// The upstream has acknowledged nothing since [`Command::Probe`] said that it might be dead.
+    /// The upstream has not answered the probe of [`RelayCommand::Probe`].
     ProbeUnanswered,
-    /// As commanded.
+    /// By [`RelayCommand::Stop`].
     Stopped,
 }
 
-/// What a relay can be told while it runs.
+/// A command to a running relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Command {
-    /// To end.
+pub(crate) enum RelayCommand {
+    /// End the relay.
     Stop,
-    /// To end if the upstream has acknowledged nothing since then, and does not now.
+    /// Probe the upstream, unless it was heard since then, and end the relay if it does not answer.
     Probe(Instant),
 }
 
-/// Relays until both sides are done, a deadline passes or a command ends it. What is left to do for the caller is to drop
-/// both sockets: that closes them, with a FIN or, where that is what one side has done, with a RST.
+/// Relays until both sides are done, a deadline passes or a command ends it. The caller then drops both sockets, which
+/// closes them with a FIN, or with a RST to pass on a reset.
 ///
-/// `engine` says how; no engine changes what arrives. `hello` is what has been read from the client already; it goes to
-/// the upstream first. `happens` is told of every [`Event`]. `command` is polled for the next [`Command`].
+/// `hello` was already read from the client and is sent to the upstream first. `on_event` is called for every [`Event`],
+/// and `poll_command` is polled for the next [`RelayCommand`].
 pub(crate) fn copy_bidirectional<'a>(
     client: &'a TcpStream,
     upstream: &'a TcpStream,
     engine: Engine,
     hello: Vec<u8>,
     deadlines: &'a Deadlines,
-    mut command: impl FnMut(&mut Context<'_>) -> Poll<Command>,
-    happens: impl FnMut(Event<'_>),
-) -> impl Future<Output = Ending> {
-    // Outside of the future, and with it the arguments that are not needed any more.
-    let mut relay = Relay::new(client, upstream, engine, hello, deadlines, happens);
+    mut poll_command: impl FnMut(&mut Context<'_>) -> Poll<RelayCommand>,
+    on_event: impl FnMut(Event<'_>),
+) -> impl Future<Output = RelayEnd> {
+    // Created outside the future, which would otherwise store all arguments.
+    let mut relay = Relay::new(client, upstream, engine, hello, deadlines, on_event);
     async move {
-        let ending = {
+        let end = {
             let mut timer = pin!(sleep(relay.deadlines.idle));
             poll_fn(|cx| {
-                while let Poll::Ready(command) = command(cx) {
+                while let Poll::Ready(command) = poll_command(cx) {
                     match command {
-                        Command::Stop => return Poll::Ready(Ending::Stopped),
-                        Command::Probe(since) => relay.probe(since),
+                        RelayCommand::Stop => return Poll::Ready(RelayEnd::Stopped),
+                        RelayCommand::Probe(since) => relay.liveness.probe(relay.upstream, since),
                     }
                 }
                 relay.poll(cx, timer.as_mut())
             })
             .await
         };
-        if let Ending::Reset(side) | Ending::ClosedThenReset(side) | Ending::Dead(side) = ending {
-            let (gone, survivor) = match side {
+        if let RelayEnd::Reset(side) | RelayEnd::ClosedThenReset(side) | RelayEnd::Dead(side) = end {
+            let (failed, other) = match side {
                 Side::Client => (relay.client, relay.upstream),
                 Side::Upstream => (relay.upstream, relay.client),
             };
-            reset_on_close(gone);
+            reset_on_close(failed);
             let stopped = poll_fn(|cx| {
-                while ready!(command(cx)) != Command::Stop {}
+                while ready!(poll_command(cx)) != RelayCommand::Stop {}
                 Poll::Ready(())
             });
             tokio::select! {
-                () = Box::pin(acknowledged(survivor, relay.deadlines.half_close)) => {}
+                () = Box::pin(all_acknowledged(other, relay.deadlines.half_close)) => {}
                 () = stopped => {}
             }
-            reset_on_close(survivor);
+            reset_on_close(other);
         }
-        ending
+        end
     }
 }
 
-type Watch<'a> = Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'a>>;
+type ResetWatch<'a> = Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'a>>;
 
 struct Relay<'a, E> {
     client: &'a TcpStream,
@@ -163,45 +166,18 @@ struct Relay<'a, E> {
     /// Upstream to client.
     down: Flow,
     closed_first: Option<Side>,
-    /// How many bytes were delivered to the side that closed first, since then; more than 4 GiB are as good as all.
-    late: u32,
-    fault: Option<Ending>,
-    /// Nobody reads from a side that has closed, so its reset would go unnoticed while the other side is silent.
-    watch: Option<(Side, Watch<'a>)>,
+    /// Bytes delivered to the side that closed first, since it did; saturating at 4 GiB.
+    delivered_after_close: u32,
+    fault: Option<RelayEnd>,
+    /// A side that has closed is no longer read from, so its reset would go unnoticed while the other side is silent.
+    reset_watch: Option<(Side, ResetWatch<'a>)>,
     deadlines: &'a Deadlines,
     last_activity: Instant,
-    /// When to see whether the peers still answer: some time after bytes went to one of them.
-    look_at: Option<Instant>,
-    suspicion: Option<Box<Suspicion>>,
-    /// Whether the upstream has not sent a byte yet, and that was not told.
+    liveness: Liveness,
+    /// Whether the upstream has sent nothing yet, and that was not reported.
     awaits_answer: bool,
-    happens: E,
+    on_event: E,
 }
-
-/// Since when a side has had bytes to acknowledge and has acknowledged nothing.
-#[derive(Debug, Default)]
-struct Suspicion {
-    client: Option<Instant>,
-    upstream: Option<Instant>,
-    probe: Option<Probe>,
-}
-
-/// The upstream is asked whether it is still there.
-#[derive(Debug)]
-struct Probe {
-    begun: Instant,
-    /// What its keepalives were before.
-    options: TcpOptions,
-}
-
-/// For a peer to acknowledge one of the probes, one a second.
-pub(crate) const PROBE_TIME: Duration = Duration::from_secs(4);
-
-/// How long a side may acknowledge nothing, not even probes of its closed window, while bytes are on the way to it.
-/// Keepalives are not sent then, and retransmission goes on for a quarter of an hour.
-const MAX_SILENCE: Duration = Duration::from_secs(30);
-/// How often that is looked at, while bytes go.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
     fn new(
@@ -210,7 +186,7 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
         engine: Engine,
         hello: Vec<u8>,
         deadlines: &'a Deadlines,
-        happens: E,
+        on_event: E,
     ) -> Self {
         Self {
             client,
@@ -218,25 +194,24 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
             up: Flow::new(engine, hello),
             down: Flow::new(engine, Vec::new()),
             closed_first: None,
-            late: 0,
+            delivered_after_close: 0,
             fault: None,
-            watch: None,
+            reset_watch: None,
             deadlines,
             last_activity: Instant::now(),
-            look_at: None,
-            suspicion: None,
+            liveness: Liveness::default(),
             awaits_answer: true,
-            happens,
+            on_event,
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, timer: Pin<&mut Sleep>) -> Poll<Ending> {
-        self.poll_flow(cx, Side::Client, Readiness::AsAnnounced);
-        self.poll_flow(cx, Side::Upstream, Readiness::AsAnnounced);
-        self.poll_watch(cx);
+    fn poll(&mut self, cx: &mut Context<'_>, timer: Pin<&mut Sleep>) -> Poll<RelayEnd> {
+        self.poll_flow(cx, Side::Client, Readiness::Required);
+        self.poll_flow(cx, Side::Upstream, Readiness::Required);
+        self.poll_reset_watch(cx);
         if self.up.ended() && self.down.ended() {
-            let closed = self.closed_first.map(Ending::Closed);
-            return Poll::Ready(self.fault.or(closed).unwrap_or(Ending::Stopped));
+            let closed = self.closed_first.map(RelayEnd::Closed);
+            return Poll::Ready(self.fault.or(closed).unwrap_or(RelayEnd::Stopped));
         }
         self.poll_deadline(cx, timer)
     }
@@ -247,28 +222,29 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
             Side::Upstream => (&mut self.down, self.upstream, self.client),
         };
         let mut moved = 0;
-        let mut tell = |piece: Piece<'_>| match piece {
-            Piece::First(bytes) if from == Side::Upstream => (self.happens)(Event::Answered(bytes)),
-            Piece::First(_) => {}
-            Piece::Delivered(length) => {
+        let mut report = |event: FlowEvent<'_>| match event {
+            FlowEvent::First(bytes) if from == Side::Upstream => (self.on_event)(Event::Answered(bytes)),
+            FlowEvent::First(_) => {}
+            FlowEvent::Delivered(length) => {
                 moved += length;
-                (self.happens)(Event::Delivered(from, length));
+                (self.on_event)(Event::Delivered(from, length));
             }
         };
-        let end = flow.poll(cx, source, destination, readiness, &mut tell);
+        let end = flow.poll(cx, source, destination, readiness, &mut report);
         if moved > 0 || end.is_ready() {
             self.last_activity = Instant::now();
         }
         if self.closed_first == Some(from.other()) {
-            self.late = self.late.saturating_add(u32::try_from(moved).unwrap_or(u32::MAX));
+            let moved = u32::try_from(moved).unwrap_or(u32::MAX);
+            self.delivered_after_close = self.delivered_after_close.saturating_add(moved);
         }
         if moved > 0 {
             self.awaits_answer &= from == Side::Client;
-            self.look_at.get_or_insert(self.last_activity + LOOK_EVERY);
+            self.liveness.data_sent(self.last_activity);
         }
         let end = end.map(|end| match self.fault {
             None => end.and_then(|()| flow.finish(destination, self.closed_first.is_some())),
-            // An EOF after a failed write is a reset that was noticed earlier.
+            // An EOF after a failed write is a reset that the write has already reported.
             Some(_) => end.and(Err(Fault::Source(io::ErrorKind::ConnectionReset.into()))),
         });
         match end {
@@ -276,49 +252,50 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
             Poll::Ready(Ok(())) => {
                 if self.closed_first.is_none() {
                     self.closed_first = Some(from);
-                    self.watch = Some((from, Box::pin(async { source.ready(Interest::ERROR).await.map(drop) })));
+                    self.reset_watch = Some((from, Box::pin(async { source.ready(Interest::ERROR).await.map(drop) })));
                 }
             }
-            Poll::Ready(Err(Fault::Source(error))) => self.lose(from, &error),
+            Poll::Ready(Err(Fault::Source(error))) => self.fail(from, &error),
             Poll::Ready(Err(Fault::Destination(error))) => {
-                // The other flow goes on: what this side sent before it went is still to be read.
-                flow.give_up();
-                self.note(from.other(), &error);
+                // The other direction continues: what this side sent before it failed is still to be read.
+                flow.abort();
+                self.record_fault(from.other(), &error);
             }
         }
     }
 
-    /// The reset of the side that closed first.
-    fn poll_watch(&mut self, cx: &mut Context<'_>) {
-        let Some((side, watch)) = &mut self.watch else { return };
+    /// Polls for a reset of the side that closed first.
+    fn poll_reset_watch(&mut self, cx: &mut Context<'_>) {
+        let Some((side, watch)) = &mut self.reset_watch else { return };
         let Poll::Ready(result) = watch.as_mut().poll(cx) else { return };
         let side = *side;
-        self.watch = None;
+        self.reset_watch = None;
         let error = result.and_then(|()| self.socket(side).take_error()).unwrap_or_else(Some);
-        self.lose(side, &error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()));
+        self.fail(side, &error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()));
     }
 
-    /// The side is gone, and all it sent has been read.
-    fn lose(&mut self, side: Side, error: &io::Error) {
-        self.note(side, error);
-        self.up.give_up();
-        self.down.give_up();
+    /// The side has failed, and all it sent was read.
+    fn fail(&mut self, side: Side, error: &io::Error) {
+        self.record_fault(side, error);
+        self.up.abort();
+        self.down.abort();
     }
 
-    fn note(&mut self, side: Side, error: &io::Error) {
+    fn record_fault(&mut self, side: Side, error: &io::Error) {
         if self.fault.is_none() {
             self.fault = Some(match fault(side, error) {
-                Ending::Reset(side) if self.had_closed(side) => Ending::ClosedThenReset(side),
+                RelayEnd::Reset(side) if self.had_closed(side) => RelayEnd::ClosedThenReset(side),
                 fault => fault,
             });
         }
     }
 
-    /// Whether this side closed its socket, and not only its half of the connection: its kernel has answered what came
-    /// after its FIN by a reset, and has acknowledged nothing of it.
+    /// Whether this side had closed its socket, and not only its half of the connection: its kernel has acknowledged none
+    /// of the data sent after its FIN, and reset the connection.
     fn had_closed(&self, side: Side) -> bool {
         self.closed_first == Some(side)
-            && sys::unacknowledged(self.socket(side)).is_ok_and(|outstanding| outstanding >= self.late.max(1) as usize)
+            && sys::unacknowledged(self.socket(side))
+                .is_ok_and(|outstanding| outstanding >= self.delivered_after_close.max(1) as usize)
     }
 
     fn socket(&self, side: Side) -> &'a TcpStream {
@@ -328,121 +305,60 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
         }
     }
 
-    /// Asks the upstream whether it is still there, unless it has been heard since then.
-    fn probe(&mut self, since: Instant) {
-        let now = Instant::now();
-        if has_been_heard(self.upstream, now - since)
-            || self.suspicion.as_ref().is_some_and(|some| some.probe.is_some())
-        {
-            return;
-        }
-        if let Ok(options) = TcpOptions::probe(self.upstream) {
-            self.suspicion.get_or_insert_default().probe = Some(Probe { begun: now, options });
-        }
-    }
-
-    /// Whether the upstream has left the probe unanswered.
-    fn is_unanswered(&mut self) -> bool {
-        let Some(probe) = self.suspicion.as_mut().and_then(|suspicion| suspicion.probe.take()) else { return false };
-        if !has_been_heard(self.upstream, probe.begun.elapsed()) && !has_closed_window(self.upstream) {
-            return true;
-        }
-        // Should that fail, the peer is looked after more closely than it must be.
-        let _ = probe.options.keep_alive(self.upstream);
-        false
-    }
-
-    fn probe_ends_at(&self) -> Option<Instant> {
-        Some(self.suspicion.as_ref()?.probe.as_ref()?.begun + PROBE_TIME)
-    }
-
-    fn poll_deadline(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Ending> {
+    fn poll_deadline(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<RelayEnd> {
         let silence = if self.up.ended() || self.down.ended() {
-            (self.last_activity + self.deadlines.half_close, Ending::HalfCloseTimeout)
+            (self.last_activity + self.deadlines.half_close, RelayEnd::HalfCloseTimeout)
         } else {
-            (self.last_activity + self.deadlines.idle, Ending::IdleTimeout)
+            (self.last_activity + self.deadlines.idle, RelayEnd::IdleTimeout)
         };
-        let stall = |flow: &Flow, to| Some((flow.holding_since()? + self.deadlines.stalled, Ending::Dead(to)));
+        let stall = |flow: &Flow, to| Some((flow.blocked_since()? + self.deadlines.stalled, RelayEnd::Dead(to)));
         let stalls = [stall(&self.up, Side::Upstream), stall(&self.down, Side::Client)].into_iter().flatten();
-        let (deadline, ending) = stalls.fold(silence, |first, other| if other.0 < first.0 { other } else { first });
+        let (deadline, end) = stalls.fold(silence, |first, other| if other.0 < first.0 { other } else { first });
         loop {
-            let probe_ends_at = self.probe_ends_at();
-            let next = [self.look_at, probe_ends_at].into_iter().flatten().fold(deadline, Instant::min);
-            // Activity does not move the timer: that it was too early is noticed when it fires.
+            let next = self.liveness.deadline().map_or(deadline, |at| at.min(deadline));
+            // Activity does not reset the timer; when it fires too early, it is set again.
             if timer.deadline() > next {
                 timer.as_mut().reset(next);
             }
             ready!(timer.as_mut().poll(cx));
             let now = Instant::now();
             if now >= deadline {
-                return Poll::Ready(ending);
+                return Poll::Ready(end);
             }
-            if probe_ends_at.is_some_and(|at| now >= at) && self.is_unanswered() {
-                return Poll::Ready(Ending::ProbeUnanswered);
+            if self.liveness.has_probe_failed(self.upstream, now) {
+                return Poll::Ready(RelayEnd::ProbeUnanswered);
             }
-            if self.look_at.is_some_and(|at| now >= at) {
-                if let Some(side) = self.look(now) {
-                    return Poll::Ready(Ending::Dead(side));
+            if self.liveness.is_check_due(now) {
+                if std::mem::take(&mut self.awaits_answer) {
+                    (self.on_event)(Event::Unanswered);
                 }
-                self.read_what_was_not_announced(cx);
+                if let Some(side) = self.liveness.check(self.client, self.upstream, now) {
+                    return Poll::Ready(RelayEnd::Dead(side));
+                }
+                self.read_unannounced(cx);
             }
             timer.as_mut().reset(deadline);
         }
     }
 
-    /// A read ends before an urgent byte although more has come, and nothing announces the rest.
-    fn read_what_was_not_announced(&mut self, cx: &mut Context<'_>) {
+    /// Reads data without waiting for readiness: a read stops before an urgent byte, and the kernel does not report the
+    /// rest as readable.
+    fn read_unannounced(&mut self, cx: &mut Context<'_>) {
         for from in [Side::Client, Side::Upstream] {
             if rustix::io::ioctl_fionread(self.socket(from)).is_ok_and(|waiting| waiting > 0) {
                 self.poll_flow(cx, from, Readiness::Ignored);
-                // That may have been the end of it.
+                // The flow may have ended.
                 cx.waker().wake_by_ref();
             }
         }
     }
-
-    /// Whether one of the sides is gone without a word.
-    fn look(&mut self, now: Instant) -> Option<Side> {
-        if std::mem::take(&mut self.awaits_answer) {
-            (self.happens)(Event::Unanswered);
-        }
-        let mut suspicion = self.suspicion.take().map_or_else(Suspicion::default, |suspicion| *suspicion);
-        let is_dead = |socket: &TcpStream, since: &mut Option<Instant>| {
-            let Ok(sys::Acknowledged { outstanding: 1.., last, heard: _ }) = sys::acknowledged(socket) else {
-                *since = None;
-                return false;
-            };
-            // What it acknowledged after it fell under suspicion clears it.
-            let first = since.filter(|since| last >= now - *since).unwrap_or(now);
-            *since = Some(first);
-            now - first >= MAX_SILENCE
-        };
-        let client = is_dead(self.client, &mut suspicion.client);
-        let upstream = is_dead(self.upstream, &mut suspicion.upstream);
-        let is_suspicious = suspicion.client.or(suspicion.upstream).is_some();
-        self.suspicion = (is_suspicious || suspicion.probe.is_some()).then(|| Box::new(suspicion));
-        self.look_at = is_suspicious.then(|| now + LOOK_EVERY);
-        if client { Some(Side::Client) } else { upstream.then_some(Side::Upstream) }
-    }
 }
 
-/// Whether bytes wait for the peer to take more. The kernel sends no keepalives then, but probes of the window, up to two
-/// minutes apart: that none was acknowledged says nothing.
-fn has_closed_window(socket: &TcpStream) -> bool {
-    let is_nothing_on_the_way = sys::acknowledged(socket).is_ok_and(|known| known.outstanding == 0);
-    is_nothing_on_the_way && sys::unacknowledged(socket).is_ok_and(|waiting| waiting > 0)
-}
-
-/// Whether the kernel must say that there is something to read before it is read.
+/// Whether to read only after the kernel has reported the socket as readable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Readiness {
-    AsAnnounced,
+    Required,
     Ignored,
-}
-
-/// Whether anything has come from the peer within this time.
-fn has_been_heard(socket: &TcpStream, within: Duration) -> bool {
-    sys::acknowledged(socket).is_ok_and(|known| known.heard < within)
 }
 
 impl Side {
@@ -454,25 +370,25 @@ impl Side {
     }
 }
 
-fn fault(side: Side, error: &io::Error) -> Ending {
+fn fault(side: Side, error: &io::Error) -> RelayEnd {
     match error.kind() {
-        // Keepalive, retransmission, and the ICMP answers that arrive while they run.
+        // Unanswered keepalives or retransmissions, and ICMP errors received meanwhile.
         io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-            Ending::Dead(side)
+            RelayEnd::Dead(side)
         }
-        _ => Ending::Reset(side),
+        _ => RelayEnd::Reset(side),
     }
 }
 
-/// Lets the close be a RST.
+/// Makes the close send a RST.
 pub(crate) fn reset_on_close(socket: &TcpStream) {
-    // If the option fails, what is left is an ordinary close.
+    // If this fails, it is an ordinary close.
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
-/// Until the peer has all that was sent to it: a RST would discard what it has not. Gives up when nothing was
-/// acknowledged for as long as `patience`. The kernel does not announce this, so it is asked, ever more rarely.
-async fn acknowledged(socket: &TcpStream, patience: Duration) {
+/// Completes when the peer has acknowledged all data, because a RST would discard the rest, or when it has acknowledged
+/// nothing for `timeout`. Polls at growing intervals, because the kernel does not report this.
+async fn all_acknowledged(socket: &TcpStream, timeout: Duration) {
     let mut pause = Duration::from_millis(1);
     let mut outstanding = usize::MAX;
     let mut last_progress = Instant::now();
@@ -482,7 +398,7 @@ async fn acknowledged(socket: &TcpStream, patience: Duration) {
             last_progress = Instant::now();
         }
         let is_unreachable = socket.peer_addr().is_err();
-        if is_unreachable || last_progress.elapsed() >= patience {
+        if is_unreachable || last_progress.elapsed() >= timeout {
             return;
         }
         sleep(pause).await;

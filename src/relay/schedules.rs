@@ -1,4 +1,4 @@
-//! Random orders of writes, stalls, closes and resets on real sockets, against what any relay must deliver.
+//! Random schedules of writes, stalls, closes and resets on real sockets, checked against the relay's guarantees.
 //!
 //! `SNIGATE_SCHEDULES=100000 cargo test --release --lib schedules` runs more of them; a failure names its seed, which
 //! `SNIGATE_SEED` runs alone.
@@ -18,17 +18,17 @@ const DEADLINES: Deadlines =
 const REGRESSIONS: [u64; 0] = [];
 
 #[derive(Clone, Copy, Debug)]
-enum Step {
+enum Action {
     Write(usize),
     Stall(u32),
     Reset,
 }
 
-/// What one side does.
+/// The script of one side.
 #[derive(Clone, Debug)]
 struct Script {
-    steps: Vec<Step>,
-    /// How much is read at a time, and how long it waits between reads.
+    steps: Vec<Action>,
+    /// The size of reads, and the pause between them.
     read: usize,
     read_stall: u32,
 }
@@ -38,20 +38,20 @@ impl Script {
         let mut steps = Vec::new();
         for _ in 0..random.below(8) {
             steps.push(match random.below(10) {
-                0..6 => Step::Write(random.size()),
-                6..9 => Step::Stall(random.below(30)),
-                _ => Step::Reset,
+                0..6 => Action::Write(random.size()),
+                6..9 => Action::Stall(random.below(30)),
+                _ => Action::Reset,
             });
         }
         Self { steps, read: random.size().max(200), read_stall: random.below(4) }
     }
 
     fn resets(&self) -> bool {
-        self.steps.iter().any(|step| matches!(step, Step::Reset))
+        self.steps.iter().any(|step| matches!(step, Action::Reset))
     }
 }
 
-/// What one side saw.
+/// What one side observed.
 #[derive(Debug, Default)]
 struct Seen {
     sent: usize,
@@ -83,7 +83,7 @@ impl Random {
     }
 }
 
-/// What each side sends, from its beginning.
+/// The bytes that each side sends.
 static STREAM: LazyLock<Vec<u8>> = LazyLock::new(|| {
     (0..8 * 262_144usize).map(|at| u8::try_from((at ^ (at >> 8) ^ (at >> 16)) & 0xff).unwrap()).collect()
 });
@@ -102,15 +102,15 @@ async fn stall(times: u32) {
 async fn play(stream: TcpStream, script: Script) -> Seen {
     let abort = CancellationToken::new();
     let writer = async {
-        let (mut sent, mut told_reset) = (0, false);
+        let (mut sent, mut got_reset) = (0, false);
         'steps: for step in &script.steps {
             match step {
-                Step::Stall(times) => stall(*times).await,
-                Step::Reset => {
+                Action::Stall(times) => stall(*times).await,
+                Action::Reset => {
                     abort.cancel();
                     return (sent, false, false);
                 }
-                Step::Write(length) => {
+                Action::Write(length) => {
                     let bytes = &STREAM[sent..sent + length];
                     let mut written = 0;
                     while written < bytes.len() {
@@ -119,7 +119,7 @@ async fn play(stream: TcpStream, script: Script) -> Seen {
                             Ok(more) => written += more,
                             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                             Err(_) => {
-                                told_reset = true;
+                                got_reset = true;
                                 sent += written;
                                 break 'steps;
                             }
@@ -129,8 +129,8 @@ async fn play(stream: TcpStream, script: Script) -> Seen {
                 }
             }
         }
-        let finished = rustix::net::shutdown(&stream, rustix::net::Shutdown::Write).is_ok() && !told_reset;
-        (sent, finished, told_reset)
+        let finished = rustix::net::shutdown(&stream, rustix::net::Shutdown::Write).is_ok() && !got_reset;
+        (sent, finished, got_reset)
     };
     let reader = async {
         let mut seen = Seen::default();
@@ -158,12 +158,12 @@ async fn play(stream: TcpStream, script: Script) -> Seen {
             () = abort.cancelled() => Seen::default(),
         }
     };
-    let ((sent, finished, told_reset), read) = tokio::join!(writer, read);
+    let ((sent, finished, got_reset), read) = tokio::join!(writer, read);
     seen.sent = sent;
     seen.finished = finished;
     seen.received = read.received;
-    // The kernel tells a reset once, to whichever asks first; the other then reads an end.
-    seen.got_reset = read.got_reset || told_reset;
+    // The kernel reports a reset once, to the first call; the other half then reads an EOF.
+    seen.got_reset = read.got_reset || got_reset;
     seen.got_fin = read.got_fin && !seen.got_reset;
     if abort.is_cancelled() {
         reset(stream);
@@ -182,14 +182,14 @@ async fn run(seed: u64, engine: Engine, listener: &TcpListener) {
     let count = |side, bytes| delivered[usize::from(side == Side::Upstream)] += bytes;
     let stop = std::future::pending();
     let relay = relay_and_close(client_side, upstream_side, engine, Vec::new(), DEADLINES, stop, count);
-    let (ending, client, upstream) =
+    let (end, client, upstream) =
         tokio::join!(relay, play(client, client_script.clone()), play(upstream, upstream_script.clone()));
 
-    let context = format!("seed {seed}, {engine:?}: {scripts:?}\n{ending:?} {client:?} {upstream:?} {delivered:?}");
+    let context = format!("seed {seed}, {engine:?}: {scripts:?}\n{end:?} {client:?} {upstream:?} {delivered:?}");
     let any_reset = scripts.iter().any(Script::resets);
-    match ending {
-        Ending::Closed(_) => {}
-        Ending::Reset(side) | Ending::ClosedThenReset(side) => {
+    match end {
+        RelayEnd::Closed(_) => {}
+        RelayEnd::Reset(side) | RelayEnd::ClosedThenReset(side) => {
             let resetter = if side == Side::Client { &client_script } else { &upstream_script };
             assert!(resetter.resets() || any_reset, "{context}");
         }
@@ -202,7 +202,7 @@ async fn run(seed: u64, engine: Engine, listener: &TcpListener) {
         if script.resets() {
             continue;
         }
-        assert!(to.got_fin != to.got_reset, "one end and no other: {context}");
+        assert!(to.got_fin != to.got_reset, "either a FIN or a reset: {context}");
         if to.got_fin {
             assert!(from.finished && to.received == from.sent, "a FIN comes after all bytes: {context}");
         } else {

@@ -1,4 +1,4 @@
-//! What the socket crates lack. The only place where `unsafe` may stand.
+//! Socket calls that rustix and socket2 lack. The only module with `unsafe` code.
 
 use std::ffi::c_int;
 use std::mem::MaybeUninit;
@@ -8,10 +8,10 @@ use std::time::Duration;
 use rustix::io;
 use rustix::ioctl::{Getter, Opcode, ioctl};
 
-/// `SIOCOUTQ` (tcp(7)), the same request as the terminals' `TIOCOUTQ`.
+/// `SIOCOUTQ` (tcp(7)), the same request as `TIOCOUTQ` for terminals.
 const SIOCOUTQ: Opcode = 0x5411;
 
-/// How many bytes written to a TCP socket its peer has not acknowledged yet.
+/// The number of bytes written to a TCP socket that its peer has not acknowledged.
 pub(crate) fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
     // SAFETY: SIOCOUTQ takes no input and stores one `int`, which is what this getter makes room for; on a
     // descriptor that is no socket it fails or stores the same type (TIOCOUTQ).
@@ -20,19 +20,19 @@ pub(crate) fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
-/// What the peer of a TCP socket has acknowledged.
+/// The part of `TCP_INFO` (tcp(7)) that is needed here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Acknowledged {
-    /// Packets on their way to it.
-    pub(crate) outstanding: u32,
-    /// How long ago it last acknowledged anything: bytes, keepalives, or probes of its closed window.
-    pub(crate) last: Duration,
-    /// How long ago anything came from it: an acknowledgement or bytes.
-    pub(crate) heard: Duration,
+pub(crate) struct TcpInfo {
+    /// Packets that were sent and not acknowledged.
+    pub(crate) in_flight: u32,
+    /// Time since the last acknowledgement: of data, keepalives or window probes.
+    pub(crate) last_ack: Duration,
+    /// Time since anything was received: data or an acknowledgement.
+    pub(crate) last_heard: Duration,
 }
 
-/// `TCP_INFO` (tcp(7)), as far as it is needed here.
-pub(crate) fn acknowledged(socket: impl AsFd) -> io::Result<Acknowledged> {
+/// Reads `TCP_INFO` of a socket.
+pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
     let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap_or(0);
     // SAFETY: the kernel writes at most `length` bytes into `info`, which has that many; the descriptor is borrowed for
@@ -50,12 +50,12 @@ pub(crate) fn acknowledged(socket: impl AsFd) -> io::Result<Acknowledged> {
     if result != 0 {
         return Err(io::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(io::Errno::INVAL));
     }
-    // SAFETY: it consists of numbers, for which all zeroes, as it was made, and whatever the kernel wrote are valid.
+    // SAFETY: it consists of integers, for which zeroes and whatever the kernel wrote are valid.
     #[expect(unsafe_code, reason = "neither socket2 nor rustix offers SIOCOUTQ or TCP_INFO")]
     let info = unsafe { info.assume_init() };
-    let last = Duration::from_millis(info.tcpi_last_ack_recv.into());
-    let heard = last.min(Duration::from_millis(info.tcpi_last_data_recv.into()));
-    Ok(Acknowledged { outstanding: info.tcpi_unacked, last, heard })
+    let last_ack = Duration::from_millis(info.tcpi_last_ack_recv.into());
+    let last_heard = last_ack.min(Duration::from_millis(info.tcpi_last_data_recv.into()));
+    Ok(TcpInfo { in_flight: info.tcpi_unacked, last_ack, last_heard })
 }
 
 #[cfg(test)]
@@ -83,11 +83,11 @@ mod tests {
         while unacknowledged(&sender).unwrap() > 0 {
             std::thread::yield_now();
         }
-        assert!(unacknowledged(std::fs::File::open("/dev/null").unwrap()).is_err(), "no socket, no answer");
+        assert!(unacknowledged(std::fs::File::open("/dev/null").unwrap()).is_err(), "not a socket");
     }
 
     #[test]
-    fn what_was_acknowledged_is_known() {
+    fn tcp_info_reports_acknowledgements() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut receiver, _) = listener.accept().unwrap();
@@ -95,9 +95,9 @@ mod tests {
         receiver.read_exact(&mut [0]).unwrap();
         receiver.write_all(b"y").unwrap();
         sender.read_exact(&mut [0]).unwrap();
-        let known = acknowledged(&sender).unwrap();
-        assert_eq!(known.outstanding, 0);
-        assert!(known.last < Duration::from_secs(10), "{known:?}");
-        assert!(acknowledged(std::fs::File::open("/dev/null").unwrap()).is_err(), "no socket, no answer");
+        let info = tcp_info(&sender).unwrap();
+        assert_eq!(info.in_flight, 0);
+        assert!(info.last_ack < Duration::from_secs(10), "{info:?}");
+        assert!(tcp_info(std::fs::File::open("/dev/null").unwrap()).is_err(), "not a socket");
     }
 }

@@ -1,4 +1,4 @@
-//! What both legs of a connection share: socket options, and how they are read.
+//! Socket options and reads, for connections with clients and with endpoints alike.
 
 use std::cell::RefCell;
 use std::io;
@@ -10,15 +10,15 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-/// How the kernel looks after a connection.
+/// TCP keepalive options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::struct_field_names, reason = "other options would not begin with `keepalive`")]
+#[expect(clippy::struct_field_names, reason = "other options would not start with `keepalive`")]
 pub(crate) struct TcpOptions {
-    /// Silence before the first keepalive probe; whole seconds.
+    /// Idle time before the first probe; whole seconds.
     pub(crate) keepalive_idle: Duration,
-    /// Between probes; whole seconds.
+    /// Time between probes; whole seconds.
     pub(crate) keepalive_interval: Duration,
-    /// Probes without an answer before the peer is dead.
+    /// Unanswered probes after which the peer is dead.
     pub(crate) keepalive_count: u32,
 }
 
@@ -29,22 +29,21 @@ impl Default for TcpOptions {
 }
 
 impl TcpOptions {
-    /// Sets them, and `TCP_NODELAY`. What a listener accepts inherits all of them (Linux).
+    /// Sets the keepalive options, `TCP_NODELAY`, and inline urgent data (`MSG_OOB`), so that no byte is lost. Sockets
+    /// accepted from a listener inherit all of them (Linux).
     ///
-    /// `TCP_USER_TIMEOUT` is left alone: where it is set, the kernel counts no keepalive probes any more (tcp(7)).
-    ///
-    /// Urgent bytes (`MSG_OOB`) are bytes like others, in their place in the stream: nothing that is sent is lost.
+    /// `TCP_USER_TIMEOUT` is not set, because it overrides the number of keepalive probes (tcp(7)).
     pub(crate) fn apply(&self, socket: &impl AsFd) -> io::Result<()> {
         let options = SockRef::from(socket);
         self.keep_alive(socket)?;
         options.set_out_of_band_inline(true)?;
-        // Each side of a handshake is about to answer: its acknowledgement can ride with the bytes that follow at once,
-        // from the client's hello and from ours to the API server. A packet saved on both legs.
+        // Each side of a handshake sends data immediately, which can carry the acknowledgement: one packet less per
+        // connection.
         set_tcp_quickack(socket, false)?;
         options.set_tcp_nodelay(true)
     }
 
-    /// The part of it that is about keepalives.
+    /// Sets the keepalive options only.
     pub(crate) fn keep_alive(&self, socket: &impl AsFd) -> io::Result<()> {
         let keepalive = TcpKeepalive::new()
             .with_time(self.keepalive_idle)
@@ -53,8 +52,8 @@ impl TcpOptions {
         SockRef::from(socket).set_tcp_keepalive(&keepalive)
     }
 
-    /// Has the kernel send keepalives now, one a second, until the options that it had, which are returned, are set again.
-    /// None is sent while bytes wait for an acknowledgement: these are sent again instead.
+    /// Makes the kernel send a keepalive every second. Returns the previous options, to be restored. While data is in
+    /// flight the kernel retransmits that instead.
     pub(crate) fn probe(socket: &impl AsFd) -> io::Result<Self> {
         let options = SockRef::from(socket);
         let before = Self {
@@ -63,27 +62,27 @@ impl TcpOptions {
             keepalive_count: options.tcp_keepalive_retries()?,
         };
         let second = Duration::from_secs(1);
-        // Whether the peer is dead is not for the kernel to decide, so it counts to more than it will send.
+        // More than are sent before the options are restored, so that the kernel never closes the connection.
         Self { keepalive_idle: second, keepalive_interval: second, keepalive_count: 100 }.keep_alive(socket)?;
         Ok(before)
     }
 }
 
-/// How much is read at a time.
+/// Maximum size of a read.
 pub(crate) const CHUNK: usize = 64 * 1024;
 
 thread_local! {
-    /// Bytes are only in here within one call: what waits holds no buffer.
+    /// Only used within one call, so that idle connections need no buffer.
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
 }
 
-/// Lends this thread's buffer.
+/// Calls `use_it` with this thread's buffer.
 pub(crate) fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
     SCRATCH.with_borrow_mut(|scratch| use_it(scratch))
 }
 
-/// Reads once into so much room. A read that does not fill it has emptied the socket, and the next one waits for the
-/// kernel to announce more (the registration is edge-triggered) instead of asking in vain.
+/// Reads once into a buffer of `room` bytes. A read that does not fill it has emptied the socket, so the readiness is
+/// cleared (the registration is edge-triggered), which saves a read that would return `WouldBlock`.
 pub(crate) fn try_read(
     stream: &TcpStream,
     room: usize,
@@ -100,7 +99,7 @@ pub(crate) fn try_read(
     }
 }
 
-/// Whether it is worth another try.
+/// Whether to try again.
 pub(crate) fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

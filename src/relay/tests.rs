@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use super::tcp::TcpOptions;
 use super::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -25,7 +26,7 @@ async fn pair() -> (TcpStream, TcpStream) {
 struct Relayed {
     client: TcpStream,
     upstream: TcpStream,
-    relay: JoinHandle<(Ending, [usize; 2])>,
+    relay: JoinHandle<(RelayEnd, [usize; 2])>,
 }
 
 /// Every engine must deliver the same.
@@ -43,9 +44,9 @@ async fn relayed_by(engine: Engine, hello: &[u8], deadlines: Deadlines) -> Relay
     let relay = tokio::spawn(async move {
         let mut delivered = [0, 0];
         let count = |side, bytes| delivered[usize::from(side == Side::Upstream)] += bytes;
-        let ending =
+        let end =
             relay_and_close(client_side, upstream_side, engine, hello, deadlines, std::future::pending(), count).await;
-        (ending, delivered)
+        (end, delivered)
     });
     Relayed { client, upstream, relay }
 }
@@ -60,7 +61,7 @@ async fn read_all(mut stream: impl tokio::io::AsyncRead + Unpin) -> (Vec<u8>, io
     (bytes, end)
 }
 
-/// What the story of a connection does.
+/// What `connection::serve` does.
 pub(super) async fn relay_and_close(
     client: TcpStream,
     upstream: TcpStream,
@@ -69,14 +70,14 @@ pub(super) async fn relay_and_close(
     deadlines: Deadlines,
     stop: impl Future<Output = ()>,
     mut delivered: impl FnMut(Side, usize),
-) -> Ending {
-    let happens = |event: Event<'_>| match event {
+) -> RelayEnd {
+    let on_event = |event: Event<'_>| match event {
         Event::Delivered(from, bytes) => delivered(from, bytes),
         Event::Answered(_) | Event::Unanswered => {}
     };
     let mut stop = pin!(stop);
-    let command = |cx: &mut Context<'_>| stop.as_mut().poll(cx).map(|()| Command::Stop);
-    copy_bidirectional(&client, &upstream, engine, hello, &deadlines, command, happens).await
+    let poll_command = |cx: &mut Context<'_>| stop.as_mut().poll(cx).map(|()| RelayCommand::Stop);
+    copy_bidirectional(&client, &upstream, engine, hello, &deadlines, poll_command, on_event).await
 }
 
 pub(super) fn reset(stream: TcpStream) {
@@ -101,7 +102,7 @@ async fn d01_answer_arrives_after_the_client_has_closed_its_side() {
         let sent = answer.clone();
         tokio::spawn(async move { upstream.write_all(&sent).await });
         assert!(read_all(client).await.0 == answer);
-        assert_eq!(relay.await.unwrap(), (Ending::Closed(Side::Client), [11, 20_000_000]));
+        assert_eq!(relay.await.unwrap(), (RelayEnd::Closed(Side::Client), [11, 20_000_000]));
     }
 }
 
@@ -116,7 +117,7 @@ async fn d02_client_sends_after_the_upstream_has_closed_its_side() {
         let sent = request.clone();
         tokio::spawn(async move { client.write_all(&sent).await });
         assert!(read_all(upstream).await.0 == request);
-        assert_eq!(relay.await.unwrap().0, Ending::Closed(Side::Upstream));
+        assert_eq!(relay.await.unwrap().0, RelayEnd::Closed(Side::Upstream));
     }
 }
 
@@ -167,8 +168,8 @@ async fn d04_what_came_before_a_reset_is_delivered_and_then_the_reset() {
         received.extend(rest);
         assert!(bytes.starts_with(&received), "a prefix");
         assert!(is_reset(&end), "{end:?}");
-        let (ending, [_, delivered]) = relay.await.unwrap();
-        assert_eq!((ending, delivered), (Ending::Reset(Side::Upstream), received.len()));
+        let (end, [_, delivered]) = relay.await.unwrap();
+        assert_eq!((end, delivered), (RelayEnd::Reset(Side::Upstream), received.len()));
     }
 }
 
@@ -183,7 +184,7 @@ async fn d05_a_reset_is_passed_on_while_the_other_side_is_silent() {
                 assert_eq!(upstream.read(&mut [0]).await.unwrap(), 0);
             }
             reset(client);
-            assert_eq!(relay.await.unwrap().0, Ending::Reset(Side::Client));
+            assert_eq!(relay.await.unwrap().0, RelayEnd::Reset(Side::Client));
             let error = upstream.ready(Interest::ERROR).await.and_then(|_| upstream.take_error()).unwrap();
             assert!(error.is_some());
         }
@@ -191,7 +192,7 @@ async fn d05_a_reset_is_passed_on_while_the_other_side_is_silent() {
 }
 
 #[tokio::test]
-async fn d06_an_error_in_one_direction_leaves_the_other_its_bytes() {
+async fn d06_an_error_in_one_direction_loses_no_bytes_of_the_other() {
     for engine in ENGINES.into_iter().cycle().take(30) {
         let Relayed { client, upstream, relay } = relayed_by(engine, b"request", DEADLINES).await;
         let answer = pattern(500_000);
@@ -207,18 +208,18 @@ async fn d06_an_error_in_one_direction_leaves_the_other_its_bytes() {
         let sent = upstream.try_write(&answer).unwrap();
         drop(upstream);
         let (received, end) = read_all(reader).await;
-        // The client's kernel tells the reset to whichever asks first.
-        let told = writing.await.unwrap();
-        assert!(is_reset(&end) || is_reset(&told), "{end:?}, {told:?}");
+        // The client's kernel reports the reset to the first call.
+        let write_error = writing.await.unwrap();
+        assert!(is_reset(&end) || is_reset(&write_error), "{end:?}, {write_error:?}");
         assert!(answer[..sent].starts_with(&received));
-        let (ending, [_, delivered]) = relay.await.unwrap();
-        assert_eq!((ending, delivered), (Ending::Reset(Side::Upstream), received.len()), "what was read was delivered");
+        let (end, [_, delivered]) = relay.await.unwrap();
+        assert_eq!((end, delivered), (RelayEnd::Reset(Side::Upstream), received.len()), "what was read was delivered");
     }
 }
 
-/// As at the end of `kubectl exec`: the server closes, and what the client still says meets a closed socket.
+/// As at the end of `kubectl exec`: the server closes, and what the client still sends reaches a closed socket.
 #[tokio::test]
-async fn d25_a_side_that_has_closed_completely_ends_in_order_whatever_is_sent_to_it_later() {
+async fn d25_data_sent_to_a_closed_socket_is_an_orderly_end() {
     for engine in ENGINES {
         for side in [Side::Client, Side::Upstream] {
             let Relayed { client, upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
@@ -227,16 +228,16 @@ async fn d25_a_side_that_has_closed_completely_ends_in_order_whatever_is_sent_to
             drop(first);
             assert_eq!(read_all(&mut last).await.0, b"all there is");
             last.write_all(b"goodbye").await.unwrap();
-            assert_eq!(relay.await.unwrap().0, Ending::ClosedThenReset(side));
+            assert_eq!(relay.await.unwrap().0, RelayEnd::ClosedThenReset(side));
             last.ready(Interest::ERROR).await.unwrap();
-            assert!(last.take_error().unwrap().is_some(), "it learns that nobody has read that");
+            assert!(last.take_error().unwrap().is_some(), "it learns that its last bytes were not read");
         }
     }
 }
 
-/// What it had acknowledged after its FIN is lost by the reset.
+/// Data that it had acknowledged after its FIN is lost by the reset.
 #[tokio::test]
-async fn d25_a_side_that_still_read_and_then_resets_is_no_orderly_end() {
+async fn d25_a_reset_after_reading_is_not_an_orderly_end() {
     for engine in ENGINES {
         let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
         upstream.shutdown().await.unwrap();
@@ -245,7 +246,7 @@ async fn d25_a_side_that_still_read_and_then_resets_is_no_orderly_end() {
         client.write_all(b"half of a request").await.unwrap();
         upstream.read_exact(&mut [0; 4]).await.unwrap();
         reset(upstream);
-        assert_eq!(relay.await.unwrap().0, Ending::Reset(Side::Upstream));
+        assert_eq!(relay.await.unwrap().0, RelayEnd::Reset(Side::Upstream));
     }
 }
 
@@ -254,7 +255,7 @@ fn send_urgent(stream: &TcpStream, bytes: &[u8]) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn d18_urgent_bytes_arrive_in_their_place() {
+async fn d18_urgent_bytes_arrive_in_order() {
     for engine in ENGINES {
         let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
         for _ in 0..3 {
@@ -275,58 +276,60 @@ async fn d18_urgent_bytes_arrive_in_their_place() {
 }
 
 #[tokio::test]
-async fn b08_a_probe_ends_what_its_peer_does_not_acknowledge_and_nothing_else() {
+async fn b08_a_probe_ends_only_a_connection_whose_peer_does_not_answer() {
     let (client, client_side) = pair().await;
     let (upstream_side, upstream) = pair().await;
     let (sender, mut commands) = tokio::sync::mpsc::unbounded_channel();
     let before = TcpOptions { keepalive_idle: Duration::from_secs(77), ..TcpOptions::default() };
     before.keep_alive(&upstream_side).unwrap();
-    let own_side = SockRef::from(&upstream_side).try_clone().unwrap();
+    let upstream_socket = SockRef::from(&upstream_side).try_clone().unwrap();
     let relay = tokio::spawn(async move {
-        let command = |cx: &mut Context<'_>| commands.poll_recv(cx).map(|command| command.unwrap_or(Command::Stop));
+        let command =
+            |cx: &mut Context<'_>| commands.poll_recv(cx).map(|command| command.unwrap_or(RelayCommand::Stop));
         let hello = b"hello".to_vec();
         copy_bidirectional(&client_side, &upstream_side, Engine::Auto, hello, &DEADLINES, command, |_| {}).await
     });
     upstream.readable().await.unwrap();
-    while own_side.tcp_keepalive_time().unwrap() != Duration::from_secs(1) {
-        sender.send(Command::Probe(Instant::now())).unwrap();
+    while upstream_socket.tcp_keepalive_time().unwrap() != Duration::from_secs(1) {
+        sender.send(RelayCommand::Probe(Instant::now())).unwrap();
         sleep(Duration::from_millis(1)).await;
     }
-    while own_side.tcp_keepalive_time().unwrap() != before.keepalive_idle {
-        assert!(!relay.is_finished(), "its kernel has answered");
+    while upstream_socket.tcp_keepalive_time().unwrap() != before.keepalive_idle {
+        assert!(!relay.is_finished(), "the upstream's kernel has answered");
         sleep(Duration::from_millis(20)).await;
     }
     // No packet arrives any more.
     SockRef::from(&upstream).attach_filter(&[socket2::SockFilter::new(0x06, 0, 0, 0)]).unwrap();
     let since = Instant::now();
     sleep(Duration::from_millis(10)).await;
-    sender.send(Command::Probe(since)).unwrap();
-    assert_eq!(relay.await.unwrap(), Ending::ProbeUnanswered);
+    sender.send(RelayCommand::Probe(since)).unwrap();
+    assert_eq!(relay.await.unwrap(), RelayEnd::ProbeUnanswered);
     drop(client);
 }
 
-/// The kernel sends no keepalives while the window is closed, and its own probes are far apart.
+/// The kernel sends no keepalives while the window is closed, and its window probes are far apart.
 #[tokio::test]
 async fn b08_a_probe_spares_a_peer_that_does_not_read() {
     let (client, client_side) = pair().await;
     let (upstream_side, upstream) = pair().await;
     let (sender, mut commands) = tokio::sync::mpsc::unbounded_channel();
-    let own_side = SockRef::from(&upstream_side).try_clone().unwrap();
+    let upstream_socket = SockRef::from(&upstream_side).try_clone().unwrap();
     let mut relay = tokio::spawn(async move {
-        let command = |cx: &mut Context<'_>| commands.poll_recv(cx).map(|command| command.unwrap_or(Command::Stop));
+        let command =
+            |cx: &mut Context<'_>| commands.poll_recv(cx).map(|command| command.unwrap_or(RelayCommand::Stop));
         copy_bidirectional(&client_side, &upstream_side, Engine::Copy, Vec::new(), &DEADLINES, command, |_| {}).await
     });
     while tokio::time::timeout(Duration::from_millis(200), client.writable()).await.is_ok() {
         let _ = client.try_write(&[0; 16384]);
     }
-    // Longer between two probes of the window than a probe of ours takes.
-    let is_quiet = || sys::acknowledged(&own_side).unwrap().heard > Duration::from_secs(3);
+    // Wait until window probes are further apart than a liveness probe takes.
+    let is_quiet = || sys::tcp_info(&upstream_socket).unwrap().last_heard > Duration::from_secs(3);
     while !is_quiet() {
         sleep(Duration::from_millis(50)).await;
     }
     SockRef::from(&upstream).attach_filter(&[socket2::SockFilter::new(0x06, 0, 0, 0)]).unwrap();
-    sender.send(Command::Probe(Instant::now())).unwrap();
-    assert!(tokio::time::timeout(PROBE_TIME * 2, &mut relay).await.is_err(), "it is for other deadlines to say");
+    sender.send(RelayCommand::Probe(Instant::now())).unwrap();
+    assert!(tokio::time::timeout(PROBE_TIME * 2, &mut relay).await.is_err(), "only other deadlines may end it");
     drop((client, sender));
     relay.abort();
 }
@@ -335,7 +338,7 @@ async fn b08_a_probe_spares_a_peer_that_does_not_read() {
 async fn d15_a_silent_connection_lives_until_the_idle_deadline() {
     let Relayed { client, upstream, relay } = relayed(b"", DEADLINES).await;
     let start = Instant::now();
-    assert_eq!(relay.await.unwrap().0, Ending::IdleTimeout);
+    assert_eq!(relay.await.unwrap().0, RelayEnd::IdleTimeout);
     let lived = start.elapsed();
     assert!(lived >= 24 * HOUR && lived < 24 * HOUR + Duration::from_secs(1), "{lived:?}");
     assert!(read_all(client).await.1.is_ok() && read_all(upstream).await.1.is_ok(), "closed in order");
@@ -351,7 +354,7 @@ async fn d14_activity_in_one_direction_keeps_the_connection() {
         client.read_exact(&mut [0]).await.unwrap();
     }
     let last = Instant::now();
-    assert_eq!(relay.await.unwrap().0, Ending::IdleTimeout);
+    assert_eq!(relay.await.unwrap().0, RelayEnd::IdleTimeout);
     assert!(last.elapsed() >= HOUR && last.elapsed() < HOUR + Duration::from_secs(1), "{:?}", last.elapsed());
 }
 
@@ -366,7 +369,7 @@ async fn d16_a_half_closed_connection_has_its_own_deadline_of_inactivity() {
         client.read_exact(&mut [0]).await.unwrap();
     }
     let last = Instant::now();
-    assert_eq!(relay.await.unwrap().0, Ending::HalfCloseTimeout);
+    assert_eq!(relay.await.unwrap().0, RelayEnd::HalfCloseTimeout);
     assert!(last.elapsed() >= Duration::from_secs(60) && last.elapsed() < Duration::from_secs(61));
 }
 
@@ -395,7 +398,7 @@ async fn d09_single_bytes_both_ways() {
 }
 
 #[tokio::test]
-async fn d07_a_reader_that_stops_bounds_what_is_taken_from_the_other() {
+async fn d07_a_stalled_reader_bounds_what_is_read_from_the_other_side() {
     let Relayed { client, mut upstream, relay } = relayed(b"", DEADLINES).await;
     let mut taken = 0;
     loop {
@@ -413,7 +416,7 @@ async fn d07_a_reader_that_stops_bounds_what_is_taken_from_the_other() {
 async fn stop_ends_a_relay() {
     let (client, client_side) = pair().await;
     let (upstream_side, upstream) = pair().await;
-    let ending = relay_and_close(
+    let end = relay_and_close(
         client_side,
         upstream_side,
         Engine::Auto,
@@ -423,11 +426,11 @@ async fn stop_ends_a_relay() {
         |_, _| {},
     )
     .await;
-    assert_eq!(ending, Ending::Stopped);
+    assert_eq!(end, RelayEnd::Stopped);
     assert!(read_all(client).await.1.is_ok() && read_all(upstream).await.1.is_ok());
 }
 
-/// What each side writes, in pieces of these sizes, before it closes.
+/// Both sides write pieces of these sizes and close. Returns what each received.
 async fn exchange(up: &[usize], down: &[usize], engine: Option<Engine>) -> [Vec<u8>; 2] {
     let (client, mut client_side) = pair().await;
     let (mut upstream_side, upstream) = pair().await;

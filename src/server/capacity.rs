@@ -1,4 +1,4 @@
-//! How many connections the descriptors of this process are enough for, and its memory.
+//! The connection limit, derived from file descriptors and memory.
 
 use std::sync::Arc;
 
@@ -17,24 +17,24 @@ use crate::upstream::health::{MAX_CHECKS, MAX_READERS};
 const RESERVED_DESCRIPTORS: u64 = 29 + (admin::MAX_CONNECTIONS + MAX_CHECKS + MAX_LOOKUPS + MAX_READERS) as u64;
 /// Its own, the one that a successor would get, and those of a connection that it has accepted beyond the limit.
 const DESCRIPTORS_PER_LISTENER: u64 = 4;
-/// More are not faster: a pipe is only in use while bytes are in it.
+/// More are not faster: a pipe is only in use while data is in it.
 const MAX_PIPES: u64 = 64;
 const DESCRIPTORS_PER_PIPE: u64 = 2;
-/// A connection has two sockets.
+/// Two sockets.
 const DESCRIPTORS_PER_CONNECTION: u64 = 2;
-/// Where there is no limit to derive one from.
+/// Used when there is no limit on file descriptors.
 const MAX_CONNECTIONS: usize = 1 << 20;
 
-/// What a configuration may use.
+/// The resources that a configuration may use.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Share {
+pub(super) struct ResourceLimits {
     connections: usize,
     listeners: usize,
     pipes: u64,
     descriptors: Option<u64>,
 }
 
-/// Raises the soft limit on descriptors to the hard one.
+/// Raises the soft limit on file descriptors to the hard limit.
 pub(super) fn raise_limit() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
@@ -42,13 +42,13 @@ pub(super) fn raise_limit() {
     }
 }
 
-/// What so many listeners and this engine leave for connections; an error if that is less than configured.
-pub(super) fn share(
+/// Derives the connection limit from what listeners and pipes leave; an error if the configured limit is higher.
+pub(super) fn resource_limits(
     configured: Option<usize>,
     listeners: usize,
     engine: Engine,
     memory: Memory,
-) -> Result<Share, StartError> {
+) -> Result<ResourceLimits, StartError> {
     let descriptors = getrlimit(Resource::Nofile).current;
     let pipes = match engine {
         Engine::Copy => 0,
@@ -67,7 +67,7 @@ pub(super) fn share(
         (None, Some(available)) => derived(available, reserved).min(memory.connections()).max(1),
         (None, None) => MAX_CONNECTIONS.min(memory.connections()).max(1),
     };
-    Ok(Share { connections, listeners, pipes, descriptors })
+    Ok(ResourceLimits { connections, listeners, pipes, descriptors })
 }
 
 fn derived(descriptors: u64, reserved: u64) -> usize {
@@ -91,14 +91,14 @@ impl Default for Capacity {
 }
 
 impl Capacity {
-    /// From now on so much. If that is less than there was, connections are not cut: permits go as they end.
-    pub(super) fn set(&mut self, share: Share) {
-        let Share { connections, listeners, pipes, descriptors } = share;
+    /// Sets new limits. A lower one closes no connections: permits are removed as connections end.
+    pub(super) fn set(&mut self, limits: ResourceLimits) {
+        let ResourceLimits { connections, listeners, pipes, descriptors } = limits;
         relay::set_pipe_limit(usize::try_from(pipes).unwrap_or(0));
         if connections != self.connections {
             info!(connections, descriptors, "connection limit");
         }
-        // Each listener holds a permit while it waits, and only one of these is for the next connection.
+        // Each accept loop holds a permit while it waits for a client.
         let total = connections + listeners - 1;
         if total >= self.total {
             self.permits.add_permits(total - self.total);
@@ -108,7 +108,7 @@ impl Capacity {
             let permits = Arc::clone(&self.permits);
             tokio::spawn(async move {
                 for _ in 0..in_use {
-                    // Never closed.
+                    // The semaphore is never closed.
                     let Ok(permit) = permits.acquire().await else { return };
                     permit.forget();
                 }
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_connection_limit_follows_from_the_descriptors() {
+    fn the_connection_limit_is_derived_from_descriptors() {
         for (descriptors, connections) in [(20_000, 9968), (1024, 480), (64, 24), (3, 1), (0, 1), (u64::MAX, 1 << 20)] {
             assert_eq!(derived(descriptors, 64), connections, "{descriptors} descriptors");
         }
@@ -131,17 +131,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_lower_limit_waits_for_connections_to_end() {
-        let share = |connections| Share { connections, listeners: 1, pipes: 0, descriptors: None };
+        let limits = |connections| ResourceLimits { connections, listeners: 1, pipes: 0, descriptors: None };
         let mut capacity = Capacity::default();
-        capacity.set(share(3));
+        capacity.set(limits(3));
         let open = Arc::clone(&capacity.permits).acquire_many_owned(3).await.unwrap();
-        capacity.set(share(1));
+        capacity.set(limits(1));
         tokio::task::yield_now().await;
         drop(open);
         while capacity.permits.available_permits() != 1 {
             tokio::task::yield_now().await;
         }
-        capacity.set(share(2));
+        capacity.set(limits(2));
         assert_eq!(capacity.permits.available_permits(), 2);
     }
 }

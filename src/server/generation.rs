@@ -1,4 +1,4 @@
-//! The routes of one configuration, how the next is built from it, and how what was removed is drained.
+//! The routes of one configuration: building the next generation, and draining removed routes and endpoints.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -11,23 +11,23 @@ use tracing::info;
 
 use crate::admin::{ListenerAddress, View};
 use crate::config;
-use crate::connection::Route;
+use crate::connection::RouteTarget;
 use crate::connection::registry::{CloseReason, Registry};
 use crate::route::RouteTable;
 use crate::telemetry::Counters;
-use crate::upstream::{Endpoint, EndpointId, OnRemove, Setup, Surroundings, Upstream};
+use crate::upstream::{Endpoint, EndpointId, OnRemove, Setup, SharedContext, Upstream};
 
 /// The routes of one configuration.
 #[derive(Debug, Default)]
 pub(crate) struct Generation {
-    pub(super) table: Arc<RouteTable<Arc<Route>>>,
-    /// Routes and listeners in the order of the configuration, as the admin listener shows them.
+    pub(super) table: Arc<RouteTable<Arc<RouteTarget>>>,
+    /// Routes and listeners in the order of the configuration, for the admin listener.
     pub(crate) view: Arc<View>,
-    /// Routes that are no longer configured, by name, while their connections drain.
-    draining: HashMap<Box<str>, Weak<Route>>,
+    /// Removed routes whose connections drain, by name.
+    draining: HashMap<Box<str>, Weak<RouteTarget>>,
 }
 
-/// How the routes of two generations differ.
+/// The differences between two generations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
     pub(crate) added: usize,
@@ -41,37 +41,37 @@ pub(crate) struct Changes {
 pub(super) struct Removed {
     endpoints: Vec<Arc<Endpoint>>,
     policy: OnRemove,
-    /// The whole route, if it was removed: kept so that it is recognised should it come back.
-    _route: Option<Arc<Route>>,
+    /// The route, if all of it was removed: kept alive so that it is recognised if it is added again.
+    _route: Option<Arc<RouteTarget>>,
 }
 
-/// What follows a generation.
+/// The next generation, and how it differs.
 pub(super) struct Next {
     pub(super) generation: Generation,
     pub(super) changes: Changes,
     pub(super) removed: Vec<Removed>,
 }
 
-/// The log names at most so many routes per reload.
+/// Maximum number of routes logged per reload.
 const MAX_NAMED: usize = 50;
 
-/// Builds the generation that follows, and starts to resolve and check its endpoints; routes that are unchanged stay the
-/// same. Cannot fail. Takes a while for many routes. Must be called within a tokio runtime.
+/// Builds the next generation, and starts to resolve and check its endpoints; unchanged routes are kept. Takes a while
+/// for many routes. Must be called within a tokio runtime.
 pub(super) fn build_next(
     before: &Generation,
     routes: Vec<config::Route>,
     listeners: Vec<ListenerAddress>,
     counters: &Counters,
-    surroundings: &Arc<Surroundings>,
+    context: &Arc<SharedContext>,
 ) -> Next {
     let addresses: Vec<SocketAddr> = listeners.iter().map(|listener| listener.address).collect();
     counters.set_listeners(&listeners.iter().map(|listener| listener.name.clone()).collect::<Vec<_>>());
-    let listeners_changed = **surroundings.listeners.load() != addresses;
-    surroundings.listeners.store(Arc::new(addresses));
+    let listeners_changed = **context.listeners.load() != addresses;
+    context.listeners.store(Arc::new(addresses));
     let draining = before.draining.iter().filter_map(|(name, route)| Some((&**name, route.upgrade()?)));
     let mut builder = Builder {
         counters,
-        surroundings,
+        context,
         listeners_changed,
         running: before.view.routes.iter().map(|route| (route.counters.name(), route)).collect(),
         draining: draining.collect(),
@@ -84,7 +84,7 @@ pub(super) fn build_next(
         let (names, matchers) = (config.patterns.clone(), config.matchers.clone());
         let route = builder.route(config);
         let inserted = table.insert(&names, &matchers, &route);
-        debug_assert!(inserted.is_ok(), "conflicts are found when the configuration is read");
+        debug_assert!(inserted.is_ok(), "conflicts are found when the configuration is loaded");
         built.push(route);
     }
     let (draining, changes, removed) = builder.remove_the_rest();
@@ -94,19 +94,19 @@ pub(super) fn build_next(
 
 struct Builder<'b> {
     counters: &'b Counters,
-    surroundings: &'b Arc<Surroundings>,
+    context: &'b Arc<SharedContext>,
     listeners_changed: bool,
-    /// Running routes that have not been found in the new configuration yet.
-    running: HashMap<&'b str, &'b Arc<Route>>,
+    /// Running routes that were not found in the new configuration yet.
+    running: HashMap<&'b str, &'b Arc<RouteTarget>>,
     /// Removed routes whose connections drain.
-    draining: HashMap<&'b str, Arc<Route>>,
+    draining: HashMap<&'b str, Arc<RouteTarget>>,
     changes: Changes,
     removed: Vec<Removed>,
 }
 
 impl Builder<'_> {
-    /// The running route, if nothing about it has changed, or else a new one that inherits what is known of its endpoints.
-    fn route(&mut self, config: config::Route) -> Arc<Route> {
+    /// The running route if it is unchanged, or a new one that inherits the state of its endpoints.
+    fn route(&mut self, config: config::Route) -> Arc<RouteTarget> {
         let digest = config.digest();
         let config::Route { name, patterns, matchers: _, sources, max_connections, upstream } = config;
         let setup = Setup { route: name.as_str().into(), names: patterns, settings: upstream };
@@ -122,7 +122,7 @@ impl Builder<'_> {
         let policy = setup.settings.on_remove;
         let predecessor = running.or(drained.as_ref()).map(|route| &route.upstream);
         let before = predecessor.map(Upstream::endpoints).unwrap_or_default();
-        let upstream = Upstream::start(setup, self.surroundings, predecessor);
+        let upstream = Upstream::start(setup, self.context, predecessor);
         let endpoints: Vec<_> = before.iter().filter(|endpoint| !endpoint.is_present()).cloned().collect();
         if !endpoints.is_empty() {
             self.removed.push(Removed { endpoints, policy, _route: None });
@@ -137,14 +137,14 @@ impl Builder<'_> {
             self.changes.added += 1;
             if drained.is_some() {
                 let connections = counters.active.load(Relaxed);
-                info!(route = &*name, connections, "route is back: its connections no longer drain");
+                info!(route = &*name, connections, "route added again; its connections no longer drain");
             }
         }
-        Arc::new(Route { sources, max_connections, upstream, counters, digest })
+        Arc::new(RouteTarget { sources, max_connections, upstream, counters, digest })
     }
 
-    /// Removes the running routes that are not configured any more.
-    fn remove_the_rest(mut self) -> (HashMap<Box<str>, Weak<Route>>, Changes, Vec<Removed>) {
+    /// Removes the running routes that are no longer configured.
+    fn remove_the_rest(mut self) -> (HashMap<Box<str>, Weak<RouteTarget>>, Changes, Vec<Removed>) {
         self.changes.removed = self.running.len();
         for (name, route) in self.running {
             route.upstream.remove();
@@ -162,26 +162,25 @@ impl Builder<'_> {
     }
 }
 
-/// So many connections are closed at a time, with about this pause between them: thousands of clients must not come back in
-/// one instant.
-const AT_A_TIME: usize = 10;
-const PAUSE: Duration = Duration::from_millis(10);
-/// Between counts of the connections that are left.
-const RECOUNT: Duration = Duration::from_millis(500);
+/// Connections are closed in batches with a pause, so that thousands of clients do not reconnect at the same moment.
+const BATCH_SIZE: usize = 10;
+const BATCH_PAUSE: Duration = Duration::from_millis(10);
+/// Between counts of the remaining connections.
+const RECOUNT_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Closes the connections of what was removed, and frees the old generation when no connection needs it any more.
+/// Closes the connections of removed routes and endpoints, and frees the old generation when no connection uses it.
 pub(super) async fn retire(before: Arc<Generation>, removed: Vec<Removed>, registry: Arc<Registry>, drain: Duration) {
     let registry = &*registry;
     let (cut, rest): (Vec<_>, Vec<_>) = removed.into_iter().partition(|removed| removed.policy == OnRemove::Cut);
     let (drained, kept): (Vec<_>, Vec<_>) = rest.into_iter().partition(|removed| removed.policy == OnRemove::Drain);
-    let connections: usize = kept.iter().flat_map(Removed::left).map(|endpoint| endpoint.connections()).sum();
+    let connections: usize = kept.iter().flat_map(Removed::remaining).map(|endpoint| endpoint.connections()).sum();
     if connections > 0 {
         info!(connections, "connections of removed routes and endpoints stay open (on_remove: keep)");
     }
     let (now, table) = (Instant::now(), Arc::downgrade(&before.table));
-    let forget = async {
+    let free = async {
         while Arc::strong_count(&before.table) > 1 {
-            sleep(RECOUNT).await;
+            sleep(RECOUNT_INTERVAL).await;
         }
         // Takes a while for many routes.
         let _ = tokio::task::spawn_blocking(move || drop(before)).await;
@@ -195,37 +194,37 @@ pub(super) async fn retire(before: Arc<Generation>, removed: Vec<Removed>, regis
             now + drain,
             "draining connections of removed routes and endpoints"
         ),
-        forget,
+        free,
     );
 }
 
-/// `table` lives for as long as a connection is on its way through it.
+/// `table` is alive while a connection is being set up with it.
 async fn drain_connections(
-    table: &Weak<RouteTable<Arc<Route>>>,
+    table: &Weak<RouteTable<Arc<RouteTarget>>>,
     mut removed: Vec<Removed>,
     registry: &Registry,
     deadline: Instant,
     message: &'static str,
 ) {
-    let connections: usize = removed.iter().flat_map(Removed::left).map(|endpoint| endpoint.connections()).sum();
+    let connections: usize = removed.iter().flat_map(Removed::remaining).map(|endpoint| endpoint.connections()).sum();
     if connections > 0 {
         let within_s = deadline.saturating_duration_since(Instant::now()).as_secs_f64().round();
         info!(connections, within_s, "{message}");
     }
     let mut closed = 0;
     loop {
-        // A connection that is still being made is counted by the next round.
+        // A connection that is being set up is counted in the next round.
         let may_grow = table.strong_count() > 0;
         let now = Instant::now();
         if now >= deadline {
             closed += close_connections_at(&removed, registry).await;
         }
-        removed.retain(|removed| may_grow || removed.left().next().is_some());
+        removed.retain(|removed| may_grow || removed.remaining().next().is_some());
         if removed.is_empty() {
             break;
         }
-        // Exactly then, if the deadline is next.
-        let next = now + RECOUNT;
+        // Exactly at the deadline, if that is next.
+        let next = now + RECOUNT_INTERVAL;
         sleep_until(if now < deadline { next.min(deadline) } else { next }).await;
     }
     if closed > 0 {
@@ -234,20 +233,21 @@ async fn drain_connections(
 }
 
 async fn close_connections_at(removed: &[Removed], registry: &Registry) -> usize {
-    let endpoints: HashSet<EndpointId> = removed.iter().flat_map(Removed::left).map(|endpoint| endpoint.id).collect();
-    let mut members = if endpoints.is_empty() { Vec::new() } else { registry.numbers_at(&endpoints) };
-    fastrand::shuffle(&mut members);
+    let endpoints: HashSet<EndpointId> =
+        removed.iter().flat_map(Removed::remaining).map(|endpoint| endpoint.id).collect();
+    let mut connections = if endpoints.is_empty() { Vec::new() } else { registry.connected_to(&endpoints) };
+    fastrand::shuffle(&mut connections);
     let mut closed = 0;
-    for some in members.chunks(AT_A_TIME) {
-        closed += registry.close(some, &endpoints, CloseReason::Removed);
-        sleep(PAUSE.mul_f64(2.0 * fastrand::f64())).await;
+    for batch in connections.chunks(BATCH_SIZE) {
+        closed += registry.close(batch, &endpoints, CloseReason::Removed);
+        sleep(BATCH_PAUSE.mul_f64(2.0 * fastrand::f64())).await;
     }
     closed
 }
 
 impl Removed {
-    /// The endpoints that still have connections and have not come back.
-    fn left(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+    /// The endpoints that still have connections and were not added again.
+    fn remaining(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
         self.endpoints.iter().filter(|endpoint| !endpoint.is_present() && endpoint.connections() > 0)
     }
 }

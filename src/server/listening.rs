@@ -1,4 +1,4 @@
-//! Listening sockets: which stay, which are new, and who accepts from them.
+//! Listening sockets: which are kept over a reload, which are opened, and their accept loops.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,18 +17,18 @@ use tracing::{info, warn};
 use crate::connection::registry::Registry;
 use crate::connection::{self, Snapshot};
 use crate::listener::accept::{self, Stop};
-use crate::listener::{BindError, Inherited, bind, bind_beside, overlap};
+use crate::listener::{BindError, InheritedSocket, bind, bind_beside, overlap};
 use crate::relay::tcp::TcpOptions;
 use crate::telemetry::Counters;
 
-/// A listener, for as long as the configuration has it.
+/// A running listener.
 #[derive(Debug)]
 pub(super) struct Listening {
-    /// As configured.
+    /// The configured address.
     pub(super) configured: SocketAddr,
-    /// Where it is.
+    /// The bound address.
     pub(super) address: SocketAddr,
-    /// The acceptor's socket once more, for its options and for a successor.
+    /// A duplicate of the accept loop's socket, to set its options and to hand it over.
     pub(super) socket: Socket,
     stop: StopOnDrop,
     acceptor: JoinHandle<()>,
@@ -44,43 +44,43 @@ impl Drop for StopOnDrop {
 }
 
 impl Listening {
-    pub(super) fn new(socket: Opened, stop: Stop, acceptor: JoinHandle<()>) -> Self {
-        let Opened { configured, address, socket, listener: _ } = socket;
+    pub(super) fn new(socket: OpenSocket, stop: Stop, acceptor: JoinHandle<()>) -> Self {
+        let OpenSocket { configured, address, socket, listener: _ } = socket;
         Self { configured, address, socket, stop: StopOnDrop(stop), acceptor }
     }
 
-    /// Accepts no more, serves who is in the queue and closes.
+    /// Stops accepting, serves the accept queue and closes.
     pub(super) async fn close(self) {
         let Self { socket, stop, acceptor, .. } = self;
         drop((socket, stop));
-        // A panic of the loop has been logged; there is nothing left to wait for.
+        // A panic of the loop was already logged.
         let _ = acceptor.await;
     }
 
-    /// Accepts no more, and closes: a successor has the socket, and with it who is in the queue.
+    /// Stops accepting and closes; the accept queue is left to a successor with the same socket.
     pub(super) async fn hand_over(self) {
         self.stop.0.hand_over();
         self.close().await;
     }
 
-    /// For what is accepted from now on.
+    /// Sets the options of connections accepted from now on.
     pub(super) fn set_options(&self, options: &TcpOptions) {
         if let Err(error) = options.apply(&self.socket) {
-            warn!(address = %self.address, reason = %error, "cannot change the options of a listener");
+            warn!(address = %self.address, reason = %error, "cannot set the socket options of a listener");
         }
     }
 }
 
-/// A socket that listens; nobody accepts from it yet.
+/// A listening socket without an accept loop.
 #[derive(Debug)]
-pub(super) struct Opened {
+pub(super) struct OpenSocket {
     pub(super) configured: SocketAddr,
     pub(super) address: SocketAddr,
     socket: Socket,
     listener: Option<TcpListener>,
 }
 
-impl Opened {
+impl OpenSocket {
     fn of(configured: SocketAddr, listener: TcpListener) -> io::Result<Self> {
         let socket = SockRef::from(&listener).try_clone()?;
         Ok(Self { configured, address: listener.local_addr()?, socket, listener: Some(listener) })
@@ -91,54 +91,53 @@ impl Opened {
     }
 }
 
-/// Which of the sockets that there are, each with its name and the address that is configured for it, serves each listener:
-/// one of the same name and address, else one of the same address. `None`: a new one.
-pub(super) fn assign(wanted: &[(&str, SocketAddr)], present: &[(Option<&str>, SocketAddr)]) -> Vec<Option<usize>> {
-    let mut is_taken = vec![false; present.len()];
+/// Assigns existing sockets, given by name and configured address, to the listeners of a configuration: one with the same
+/// name and address, or else one with the same address. `None`: a new socket is needed.
+pub(super) fn assign(wanted: &[(&str, SocketAddr)], existing: &[(Option<&str>, SocketAddr)]) -> Vec<Option<usize>> {
+    let mut is_taken = vec![false; existing.len()];
     let mut assigned = vec![None; wanted.len()];
     for is_by_name in [true, false] {
         for ((name, address), assigned) in wanted.iter().zip(&mut assigned).filter(|(_, assigned)| assigned.is_none()) {
-            let fits = |&number: &usize| {
-                let (other, configured) = present[number];
-                !is_taken[number] && configured == *address && (!is_by_name || other == Some(name))
+            let fits = |&index: &usize| {
+                let (other, configured) = existing[index];
+                !is_taken[index] && configured == *address && (!is_by_name || other == Some(name))
             };
-            *assigned = (0..present.len()).find(fits);
-            if let Some(number) = *assigned {
-                is_taken[number] = true;
+            *assigned = (0..existing.len()).find(fits);
+            if let Some(index) = *assigned {
+                is_taken[index] = true;
             }
         }
     }
     assigned
 }
 
-/// Takes over a socket that was inherited. Its options are left alone as long as it is not certain that this process will
-/// serve from it.
-pub(super) fn take_over(inherited: Inherited) -> Result<Opened, BindError> {
-    let Inherited { address, socket, .. } = inherited;
+/// Adopts an inherited socket. Its options are not changed before it is certain that this process will serve from it.
+pub(super) fn take_over(inherited: InheritedSocket) -> Result<OpenSocket, BindError> {
+    let InheritedSocket { address, socket, .. } = inherited;
     let listener = socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket));
-    listener.and_then(|listener| Opened::of(address, listener)).map_err(|error| BindError { address, error })
+    listener.and_then(|listener| OpenSocket::of(address, listener)).map_err(|error| BindError { address, error })
 }
 
-/// Binds a new socket, beside those that are about to be closed.
+/// Binds a new socket, sharing the port with sockets that are about to be closed if necessary.
 pub(super) fn open(
     address: SocketAddr,
     leaving: &[(SocketAddr, Socket)],
     options: &TcpOptions,
-) -> Result<Opened, BindError> {
+) -> Result<OpenSocket, BindError> {
     let listener = bind(address, options).or_else(|error| {
-        let is_in_the_way = |(other, socket): &(SocketAddr, Socket)| {
+        let overlapping = |(other, socket): &(SocketAddr, Socket)| {
             overlap(address, *other).then(|| socket.try_clone().ok()).flatten()
         };
-        let in_the_way: Vec<Socket> = leaving.iter().filter_map(is_in_the_way).collect();
+        let overlapping: Vec<Socket> = leaving.iter().filter_map(overlapping).collect();
         match Errno::from_io_error(&error.error) {
-            Some(Errno::ADDRINUSE) if !in_the_way.is_empty() => bind_beside(&in_the_way, address, options),
+            Some(Errno::ADDRINUSE) if !overlapping.is_empty() => bind_beside(&overlapping, address, options),
             _ => Err(error),
         }
     })?;
-    Opened::of(address, listener).map_err(|error| BindError { address, error })
+    OpenSocket::of(address, listener).map_err(|error| BindError { address, error })
 }
 
-/// What a data listener needs besides its socket.
+/// What the accept loop of a listener needs besides its socket.
 #[derive(Clone, Debug)]
 pub(super) struct Acceptor {
     pub(super) permits: Arc<Semaphore>,
@@ -148,33 +147,33 @@ pub(super) struct Acceptor {
 }
 
 impl Acceptor {
-    /// Accepts from it; each connection takes the snapshot that there is then.
-    pub(super) fn accept(&self, mut socket: Opened, snapshot: Arc<ArcSwap<Snapshot>>) -> Option<Listening> {
+    /// Starts the accept loop; each connection uses the snapshot that is current when it is accepted.
+    pub(super) fn accept(&self, mut socket: OpenSocket, snapshot: Arc<ArcSwap<Snapshot>>) -> Option<Listening> {
         let listener = socket.take()?;
         info!(listener = &*snapshot.load().listener.name, address = %socket.address, "listening");
         let Self { permits, counters, connections, registry } = self.clone();
-        let (failures, members) = (Arc::clone(&counters), Arc::clone(&registry));
+        let (failures, open) = (Arc::clone(&counters), Arc::clone(&registry));
         let failed = move |error: &io::Error| {
             let label = accept::error_label(error);
             if failures.accept_error(label) {
-                warn!(error = label, reason = %error, "cannot accept; trying again");
+                warn!(error = label, reason = %error, "accept failed; retrying");
             }
         };
         let serve = move |client, peer, permit| {
-            // Not within another future: that would hold it twice.
-            connections.spawn(connection::serve(client, peer, snapshot.load_full(), registry.enter(), permit));
+            // Not wrapped in another future, which would store it twice.
+            connections.spawn(connection::serve(client, peer, snapshot.load_full(), registry.register(), permit));
         };
         let full = move || {
-            if counters.full() {
-                warn!("limits.connections is reached; new clients wait");
+            if counters.may_log_full() {
+                warn!("limits.connections reached; new clients wait in the accept queue");
             }
-            // Whoever connects and says nothing leaves room for those who do.
+            // Clients that connect and send nothing make room for others.
             let limit = usize::try_from(counters.connections_limit.load(Relaxed)).unwrap_or(usize::MAX);
-            members.shed_one(limit / 2);
+            open.shed_one(limit / 2);
         };
-        let events = accept::Events { failed, full };
+        let callbacks = accept::Callbacks { failed, full };
         let stop = Stop::default();
-        let acceptor = tokio::spawn(accept::run(listener, permits, stop.clone(), events, serve));
+        let acceptor = tokio::spawn(accept::run(listener, permits, stop.clone(), callbacks, serve));
         Some(Listening::new(socket, stop, acceptor))
     }
 }
@@ -187,11 +186,11 @@ mod tests {
     fn g05_listeners_keep_their_sockets_by_name_then_by_address() {
         let chosen: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let fixed: SocketAddr = "127.0.0.1:6443".parse().unwrap();
-        let present = [(Some("one"), chosen), (Some("two"), chosen), (Some("three"), fixed)];
-        assert_eq!(assign(&[("two", chosen), ("one", chosen)], &present), [Some(1), Some(0)], "in another order");
-        assert_eq!(assign(&[("new", chosen), ("one", chosen)], &present), [Some(1), Some(0)], "one was renamed");
-        assert_eq!(assign(&[("renamed", fixed), ("three", chosen)], &present), [Some(2), Some(0)]);
-        assert_eq!(assign(&[("a", chosen), ("b", chosen), ("c", chosen)], &present), [Some(0), Some(1), None]);
+        let existing = [(Some("one"), chosen), (Some("two"), chosen), (Some("three"), fixed)];
+        assert_eq!(assign(&[("two", chosen), ("one", chosen)], &existing), [Some(1), Some(0)], "reordered");
+        assert_eq!(assign(&[("new", chosen), ("one", chosen)], &existing), [Some(1), Some(0)], "one renamed");
+        assert_eq!(assign(&[("renamed", fixed), ("three", chosen)], &existing), [Some(2), Some(0)]);
+        assert_eq!(assign(&[("a", chosen), ("b", chosen), ("c", chosen)], &existing), [Some(0), Some(1), None]);
         assert_eq!(assign(&[("a", fixed)], &[(None, fixed)]), [Some(0)], "without a name");
     }
 }

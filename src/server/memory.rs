@@ -1,35 +1,35 @@
-//! How much memory this process may use.
+//! The memory available to this process.
 
 use std::fs::read_to_string;
 use std::path::Path;
 
 use rustix::system::sysinfo;
 
-/// Of what there is, this part may be held for peers that do not take it.
-const SHARE: u64 = 4;
-/// Less than this is no limit worth having: 64 KiB each for a hundred slow readers.
-const MIN_HELD: u64 = 8 * 1024 * 1024;
+/// The default of `limits.buffer_bytes` is this fraction of the memory.
+const BUFFER_FRACTION: u64 = 4;
+/// The minimum of that default: 64 KiB each for a hundred slow readers.
+const MIN_BUFFER_BYTES: u64 = 8 * 1024 * 1024;
 
-/// An idle connection has half of this, most of it the kernel's; one that a client stalls in its hello no more.
+/// An idle connection uses half of this, most of it in the kernel; one with a stalled hello no more than this.
 const PER_CONNECTION: u64 = 16 * 1024;
 
-/// So many bytes.
+/// In bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Memory(u64);
 
 impl Memory {
-    /// As much as there is now: of the machine, or of the control groups.
+    /// The memory of the machine, or the limit of the control groups, as it is now.
     pub(super) fn read() -> Self {
         let own = read_to_string("/proc/self/cgroup").unwrap_or_default();
         Self(cgroup_limit(Path::new("/sys/fs/cgroup"), &own).unwrap_or(u64::MAX).min(total()))
     }
 
-    /// How many bytes may be held where it is not configured.
+    /// The default of `limits.buffer_bytes`.
     pub(super) fn buffer_bytes(self) -> usize {
-        usize::try_from((self.0 / SHARE).max(MIN_HELD)).unwrap_or(usize::MAX)
+        usize::try_from((self.0 / BUFFER_FRACTION).max(MIN_BUFFER_BYTES)).unwrap_or(usize::MAX)
     }
 
-    /// How many connections there is memory for.
+    /// The number of connections that fit into the memory.
     pub(super) fn connections(self) -> usize {
         usize::try_from(self.0 / PER_CONNECTION).unwrap_or(usize::MAX)
     }
@@ -40,7 +40,7 @@ fn total() -> u64 {
     (info.totalram as u64).saturating_mul(info.mem_unit.into())
 }
 
-/// The lowest limit of the groups that this process is in, `own` as in `/proc/self/cgroup` (cgroups(7)).
+/// The lowest limit of the control groups of this process; `own` is the content of `/proc/self/cgroup` (cgroups(7)).
 fn cgroup_limit(root: &Path, own: &str) -> Option<u64> {
     let groups = own.lines().filter_map(|line| {
         let (_, line) = line.split_once(':')?;
@@ -54,7 +54,7 @@ fn cgroup_limit(root: &Path, own: &str) -> Option<u64> {
         }
     });
     let limits = groups.flat_map(|(root, file, path)| {
-        // In a container the path may be the one that others see; its own group is at the root then.
+        // In a container the path may be that of the host; its own group is at the root then.
         let ancestors = Path::new(path.trim_start_matches('/')).ancestors();
         ancestors.filter_map(move |group| read_to_string(root.join(group).join(file)).ok()?.trim().parse().ok())
     });

@@ -1,9 +1,10 @@
-//! Puts the rooms together: binds, spawns, reloads, drains. The one place that sees the whole configuration.
+//! The server: starts, reloads and drains. The only room that sees the whole configuration.
 
 mod capacity;
 mod generation;
 mod listening;
 mod memory;
+mod prepare;
 
 use std::collections::HashSet;
 use std::io;
@@ -14,59 +15,60 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use socket2::Socket;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info};
+use tracing::{info, warn};
 
-use self::capacity::{Capacity, Share};
+use self::capacity::Capacity;
 pub(crate) use self::generation::Changes;
 use self::generation::{Generation, Next};
-use self::listening::{Acceptor, Listening, Opened};
-use self::memory::Memory;
-use crate::admin::{self, Answers, Fixed, Hosts, ListenerAddress, PerRoute, State, View};
+use self::listening::{Acceptor, Listening, OpenSocket};
+use self::prepare::{ListenerSource, Prepared};
+use crate::admin::{self, AdminHandles, Answers, Fixed, Hosts, PerRoute, View};
 use crate::config::{self, Config, Limits, Log, Timeouts};
 use crate::connection::Snapshot;
-use crate::connection::admission::{SourceLimits, Table};
+use crate::connection::admission::{SourceLimits, SourceTable};
 use crate::connection::registry::Registry;
 use crate::listener::accept::Stop;
-use crate::listener::{BindError, Inherited};
+use crate::listener::{BindError, InheritedSocket};
 use crate::relay::budget;
 use crate::relay::tcp::TcpOptions;
 use crate::relay::{Deadlines, Engine};
 use crate::telemetry::Counters;
-use crate::upstream::{Checks, Lookups, Surroundings};
+use crate::upstream::{Checks, Lookups, SharedContext};
 
 /// A running server.
 #[derive(Debug)]
 pub(crate) struct Server {
     counters: Arc<Counters>,
-    surroundings: Arc<Surroundings>,
+    context: Arc<SharedContext>,
     registry: Arc<Registry>,
     connections: TaskTracker,
     capacity: Capacity,
-    source_table: Arc<Table>,
+    source_table: Arc<SourceTable>,
     generation: ArcSwap<Generation>,
     admin_view: Arc<ArcSwap<View>>,
     listeners: Vec<(Listening, Arc<ArcSwap<Snapshot>>)>,
     admin: Option<Listening>,
-    /// Removed listeners that serve their queues.
+    /// Removed listeners that still serve their accept queues.
     closing: TaskTracker,
     admin_hosts: Arc<ArcSwap<Hosts>>,
     admin_per_route: Arc<ArcSwap<PerRoute>>,
+    /// Once there is an admin listener.
+    admin_runtime: Option<admin::Runtime>,
     timeouts: Timeouts,
     fixed: Fixed,
-    /// Readiness has gone.
+    /// Cancelled when the process is no longer ready.
     draining: CancellationToken,
 }
 
-/// The admin's listener, in logs and at a hand-over. No other one has such a name.
+/// The name of the admin listener, in logs and in an upgrade. Configured names cannot start with `_`.
 const ADMIN: &str = "_admin";
 
-/// What cannot change while the process runs, by key.
+/// The keys that a reload cannot change, with their values.
 pub(crate) fn fixed(config: &Config) -> Fixed {
     let Config { workers, sandbox, log: Log { format, level: _, refusals_per_second: _ }, .. } = config;
     let workers = workers.map_or_else(|| "auto".into(), |workers| workers.to_string());
@@ -76,17 +78,14 @@ pub(crate) fn fixed(config: &Config) -> Fixed {
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
-    /// An address is not to be had.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The configuration asks for more than the machine allows.
     #[error(
-        "limits.connections: {wanted} connections need {needed} file descriptors, but the hard limit of this process is {available}; raise it (LimitNOFILE=, ulimit -Hn) or leave the key out"
+        "limits.connections: {wanted} connections need {needed} file descriptors, but the hard limit of this process is {available}; raise that limit (LimitNOFILE=, ulimit -Hn) or remove the key"
     )]
     Descriptors {
-        /// As configured.
         wanted: usize,
-        /// For that many, and for everything else.
+        /// For connections and everything else.
         needed: u64,
         /// `RLIMIT_NOFILE`
         available: u64,
@@ -94,7 +93,7 @@ pub(crate) enum StartError {
 }
 
 impl StartError {
-    /// Whether another configuration would help.
+    /// Whether the configuration is at fault.
     pub(crate) fn is_configuration(&self) -> bool {
         match self {
             Self::Bind(_) => false,
@@ -103,42 +102,20 @@ impl StartError {
     }
 }
 
-/// Why the running configuration stays.
+/// Why a reload failed. The running configuration stays in use.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReloadError {
-    /// As at a start.
     #[error(transparent)]
     Start(#[from] StartError),
     /// A key that is only read at the start.
     #[error(
-        "{key} cannot change from {running} to {wanted} while snigate runs; restart it, or upgrade it with SIGUSR2"
+        "{key} cannot be changed from {running} to {wanted} by a reload; restart snigate, or upgrade it with SIGUSR2"
     )]
-    Fixed {
-        /// Which one.
-        key: &'static str,
-        /// What it is.
-        running: String,
-        /// What it should become.
-        wanted: String,
-    },
+    Fixed { key: &'static str, running: String, wanted: String },
 }
 
-/// All that a configuration needs and might not get.
-struct Prepared {
-    memory: Memory,
-    share: Share,
-    listeners: Vec<Source>,
-    admin: Option<Source>,
-}
-
-enum Source {
-    /// The running listener with this number.
-    Running(usize),
-    New(Opened),
-}
-
-/// All that has no sockets of its own.
-struct Settings {
+/// What all listeners have in common.
+struct CommonSettings {
     engine: Engine,
     hello: Duration,
     hello_limit: usize,
@@ -148,20 +125,20 @@ struct Settings {
 }
 
 impl Server {
-    /// Binds all addresses, or takes them over from what was inherited, and begins to serve; which of what was inherited it
-    /// has taken over. The others are closed. Must be called within a tokio runtime.
-    pub(crate) fn start(mut config: Config, inherited: Vec<Inherited>) -> Result<(Self, Vec<bool>), StartError> {
+    /// Binds all addresses, or adopts inherited sockets, and starts to serve. Also returns which of the inherited sockets
+    /// are used; the others are closed. Must be called within a tokio runtime.
+    pub(crate) fn start(mut config: Config, inherited: Vec<InheritedSocket>) -> Result<(Self, Vec<bool>), StartError> {
         capacity::raise_limit();
         let counters = Arc::new(Counters::new(config.log.refusals_per_second));
         let registry = Arc::<Registry>::default();
-        let surroundings = Surroundings::new(
+        let context = SharedContext::new(
             Arc::<Registry>::clone(&registry),
             Lookups::new(counters.lookup_lateness.clone()),
             Checks::new(counters.check_lateness.clone()),
         );
         let mut server = Self {
             counters,
-            surroundings: Arc::new(surroundings),
+            context: Arc::new(context),
             registry,
             connections: TaskTracker::new(),
             capacity: Capacity::default(),
@@ -173,24 +150,25 @@ impl Server {
             closing: TaskTracker::new(),
             admin_hosts: Arc::default(),
             admin_per_route: Arc::default(),
+            admin_runtime: None,
             timeouts: config.timeouts,
             fixed: fixed(&config),
             draining: CancellationToken::new(),
         };
-        let (prepared, taken) = server.prepare(&config, inherited)?;
-        let at = server.at(&config, &prepared);
-        server.surroundings.tcp.store(Arc::new(config.tcp));
+        let (prepared, adopted) = server.prepare(&config, inherited)?;
+        let addresses = server.listener_addresses(&config, &prepared);
+        server.context.tcp.store(Arc::new(config.tcp));
         let routes = mem::take(&mut config.routes);
         let Next { generation, .. } =
-            generation::build_next(&Generation::default(), routes, at, &server.counters, &server.surroundings);
+            generation::build_next(&Generation::default(), routes, addresses, &server.counters, &server.context);
         let closed = server.commit(config, prepared, Arc::new(generation));
-        debug_assert!(closed.is_empty(), "there was nothing before");
-        server.counters.reloads.taken();
-        Ok((server, taken))
+        debug_assert!(closed.is_empty(), "there were no listeners before");
+        server.counters.reloads.applied();
+        Ok((server, adopted))
     }
 
-    /// Takes this configuration in place of the running one, as a whole or not at all. Connections and what both
-    /// configurations have stay as they are.
+    /// Replaces the running configuration, as a whole or not at all. Connections, and whatever is the same in both
+    /// configurations, are kept.
     pub(crate) async fn reload(&mut self, mut config: Config) -> Result<Changes, ReloadError> {
         if let Some(((key, running), (_, wanted))) =
             self.fixed.iter().zip(&fixed(&config)).find(|(running, wanted)| running != wanted)
@@ -199,13 +177,13 @@ impl Server {
         }
         let (prepared, _) = self.prepare(&config, Vec::new())?;
 
-        let at = self.at(&config, &prepared);
-        self.surroundings.tcp.store(Arc::new(config.tcp));
+        let addresses = self.listener_addresses(&config, &prepared);
+        self.context.tcp.store(Arc::new(config.tcp));
         let before = self.generation.load_full();
         let (old, routes) = (Arc::clone(&before), mem::take(&mut config.routes));
-        let (counters, surroundings) = (Arc::clone(&self.counters), Arc::clone(&self.surroundings));
-        // For 100,000 routes this takes long enough to be felt by connections.
-        let work = move || generation::build_next(&old, routes, at, &counters, &surroundings);
+        let (counters, context) = (Arc::clone(&self.counters), Arc::clone(&self.context));
+        // For 100,000 routes this takes long enough to delay connections.
+        let work = move || generation::build_next(&old, routes, addresses, &counters, &context);
         let built = tokio::task::spawn_blocking(work).await;
         let Next { generation, changes, removed } = match built {
             Ok(built) => built,
@@ -221,14 +199,14 @@ impl Server {
         Ok(changes)
     }
 
-    /// Waits until the listeners that were removed have served their queues: their addresses are free then.
-    pub(crate) async fn settle(&self) {
+    /// Waits until removed listeners have served their accept queues and are closed.
+    pub(crate) async fn wait_for_closing_listeners(&self) {
         self.closing.close();
         self.closing.wait().await;
         self.closing.reopen();
     }
 
-    /// How many of the running routes this configuration does not have, and how many there are.
+    /// How many of the running routes this configuration would remove, and how many there are.
     pub(crate) fn removed_by(&self, config: &Config) -> (usize, usize) {
         let kept: HashSet<&str> = config.routes.iter().map(|route| &*route.name).collect();
         let routes = &self.generation.load().view.routes;
@@ -236,75 +214,9 @@ impl Server {
         (removed, routes.len())
     }
 
-    /// All that can fail, and changes nothing; and which of what was inherited is needed.
-    fn prepare(&self, config: &Config, inherited: Vec<Inherited>) -> Result<(Prepared, Vec<bool>), StartError> {
-        let Limits { connections, hello_bytes: _, buffer_bytes: _, source: _ } = config.limits;
-        let memory = Memory::read();
-        let share = capacity::share(connections, config.listeners.len(), config.relay, memory)?;
-
-        let wanted: Vec<(&str, SocketAddr)> = config
-            .listeners
-            .iter()
-            .map(|listener| (&*listener.name, listener.address))
-            .chain(config.admin.as_ref().map(|admin| (ADMIN, admin.address)))
-            .collect();
-        let names: Vec<Arc<Snapshot>> = self.listeners.iter().map(|(_, snapshot)| snapshot.load_full()).collect();
-        let names = names.iter().map(|snapshot| &*snapshot.listener.name).chain(self.admin.as_ref().map(|_| ADMIN));
-        let running: Vec<&Listening> =
-            self.listeners.iter().map(|(listening, _)| listening).chain(&self.admin).collect();
-        let present: Vec<_> = names.zip(&running).map(|(name, listening)| (Some(name), listening.configured)).collect();
-        let mut kept = listening::assign(&wanted, &present);
-        for (kept, (name, _)) in kept.iter_mut().zip(&wanted) {
-            // The admin's socket accepts for the admin only; where an address changes hands, a new one is bound beside it.
-            *kept = kept.filter(|number| (*name == ADMIN) == (present[*number].0 == Some(ADMIN)));
-        }
-        let passed: Vec<_> = inherited.iter().map(|socket| (socket.name.as_deref(), socket.address)).collect();
-        let taken_over = listening::assign(&wanted, &passed);
-
-        let is_kept = |number: usize| kept.contains(&Some(number));
-        let mut leaving: Vec<(SocketAddr, Socket)> = Vec::new();
-        for (_, listening) in running.iter().enumerate().filter(|(number, _)| !is_kept(*number)) {
-            leaving.extend(listening.socket.try_clone().map(|socket| (listening.address, socket)));
-        }
-        let taken: Vec<bool> = (0..inherited.len()).map(|number| taken_over.contains(&Some(number))).collect();
-        let mut inherited: Vec<Option<Inherited>> = inherited.into_iter().map(Some).collect();
-        for socket in
-            inherited.iter_mut().zip(&taken).filter(|(_, is_taken)| !**is_taken).filter_map(|(one, _)| one.take())
-        {
-            info!(address = %socket.address, "inherited, but not configured: closed");
-            leaving.push((socket.address, socket.socket.into()));
-        }
-
-        let mut listeners = Vec::new();
-        for (number, (_, address)) in wanted.into_iter().enumerate() {
-            let inherited = taken_over[number].and_then(|number| inherited[number].take());
-            listeners.push(match (kept[number], inherited) {
-                (Some(number), _) => Source::Running(number),
-                (None, Some(socket)) => Source::New(listening::take_over(socket)?),
-                (None, None) => Source::New(listening::open(address, &leaving, &config.tcp)?),
-            });
-        }
-        let admin = if config.admin.is_some() { listeners.pop() } else { None };
-        Ok((Prepared { memory, share, listeners, admin }, taken))
-    }
-
-    /// Where the listeners will be.
-    fn at(&self, config: &Config, prepared: &Prepared) -> Vec<ListenerAddress> {
-        let addresses = prepared.listeners.iter().map(|source| match source {
-            Source::Running(number) => self.listeners[*number].0.address,
-            Source::New(opened) => opened.address,
-        });
-        let at = |(listener, address): (&config::Listener, _)| ListenerAddress {
-            name: listener.name.as_str().into(),
-            configured: listener.address,
-            address,
-        };
-        config.listeners.iter().zip(addresses).map(at).collect()
-    }
-
-    /// What cannot fail. The listeners that are no longer configured are left to be closed.
+    /// Applies a prepared configuration; this cannot fail. Returns the listeners that are no longer configured.
     fn commit(&mut self, config: Config, prepared: Prepared, generation: Arc<Generation>) -> Vec<Listening> {
-        // Every key is named here, so that one that is read but not used does not compile.
+        // All keys are listed, so that a key that is not used fails to compile.
         let Config {
             digest,
             listeners,
@@ -323,7 +235,7 @@ impl Server {
         let Timeouts { hello, idle, half_close, drain: _, upgrade_drain: _, shutdown_delay: _ } = timeouts;
         let Limits { connections: _, hello_bytes, buffer_bytes, source } = limits;
         let Log { format: _, level: _, refusals_per_second } = log;
-        let settings = Settings {
+        let settings = CommonSettings {
             engine: relay,
             hello,
             hello_limit: hello_bytes,
@@ -331,10 +243,10 @@ impl Server {
             deadlines: Arc::new(Deadlines { idle, half_close, stalled: user_timeout }),
             tcp,
         };
-        self.counters.line_limit.admit(refusals_per_second);
+        self.counters.line_limit.set_rate(refusals_per_second);
         self.counters.reloads.digest.store(digest.unwrap_or(0), Relaxed);
         budget::set_limit(buffer_bytes.unwrap_or_else(|| prepared.memory.buffer_bytes()));
-        self.capacity.set(prepared.share);
+        self.capacity.set(prepared.limits);
         self.counters.connections_limit.store(self.capacity.connections as u64, Relaxed);
         self.timeouts = timeouts;
 
@@ -345,21 +257,21 @@ impl Server {
             self.admin_hosts.store(Arc::new(admin.hosts));
             self.admin_per_route.store(Arc::new(admin.per_route));
         }
-        if !matches!(prepared.admin, Some(Source::Running(_))) {
+        if !matches!(prepared.admin, Some(ListenerSource::Running(_))) {
             closed.extend(self.admin.take());
         }
-        if let Some(Source::New(opened)) = prepared.admin {
+        if let Some(ListenerSource::New(opened)) = prepared.admin {
             self.admin = self.listen_admin(opened);
         }
         closed
     }
 
-    /// From here on connections are served as configured.
+    /// Starts and updates listeners. Returns those that are no longer configured.
     fn listen(
         &mut self,
         configured: Vec<config::Listener>,
-        sources: Vec<Source>,
-        settings: &Settings,
+        sources: Vec<ListenerSource>,
+        settings: &CommonSettings,
         generation: &Generation,
     ) -> Vec<Listening> {
         let mut running: Vec<Option<_>> = mem::take(&mut self.listeners).into_iter().map(Some).collect();
@@ -390,13 +302,13 @@ impl Server {
                 engine: settings.engine,
             });
             match source {
-                Source::Running(number) => {
-                    let Some((listening, current)) = running[number].take() else { continue };
+                ListenerSource::Running(index) => {
+                    let Some((listening, current)) = running[index].take() else { continue };
                     listening.set_options(&settings.tcp);
                     current.store(snapshot);
                     self.listeners.push((listening, current));
                 }
-                Source::New(opened) => {
+                ListenerSource::New(opened) => {
                     let current = Arc::new(ArcSwap::new(snapshot));
                     if let Some(listening) = acceptor.accept(opened, Arc::clone(&current)) {
                         listening.set_options(&settings.tcp);
@@ -408,52 +320,56 @@ impl Server {
         running.into_iter().flatten().map(|(listening, _)| listening).collect()
     }
 
-    fn listen_admin(&self, mut socket: Opened) -> Option<Listening> {
+    fn listen_admin(&mut self, mut socket: OpenSocket) -> Option<Listening> {
         let listener = socket.take()?;
         info!(listener = ADMIN, address = %socket.address, "listening");
-        let state = State {
+        if self.admin_runtime.is_none() {
+            let started = admin::Runtime::start();
+            let shared = "no thread for the admin listener: it shares those of the data path";
+            self.admin_runtime = started.inspect_err(|error| warn!(reason = %error, "{shared}")).ok();
+        }
+        let handles = AdminHandles {
             view: Arc::clone(&self.admin_view),
             counters: Arc::clone(&self.counters),
             history: Arc::default(),
             viewers: Arc::new(Semaphore::new(admin::MAX_VIEWERS)),
             hosts: Arc::clone(&self.admin_hosts),
             per_route: Arc::clone(&self.admin_per_route),
-            answers: Answers::default(),
-            runtime: Handle::current(),
             configured: socket.configured,
             fixed: self.fixed.clone(),
             draining: self.draining.clone(),
+            data_path: Handle::current(),
+            answers: Answers::default(),
         };
         let stop = Stop::default();
-        let closed = match admin::spawn(listener, state, stop.clone()) {
-            Ok(closed) => closed,
-            Err(reason) => {
-                error!(%reason, "cannot serve the admin listener");
-                return None;
-            }
+        let stopped = stop.clone();
+        let serve = |listener| admin::run(listener, handles, stopped);
+        let acceptor = match &self.admin_runtime {
+            Some(runtime) => runtime.spawn(listener, serve),
+            None => Ok(tokio::spawn(serve(listener))),
         };
-        let acceptor = tokio::spawn(async move { drop(closed.await) });
+        let acceptor = acceptor.inspect_err(|error| warn!(reason = %error, "cannot serve the admin listener")).ok()?;
         Some(Listening::new(socket, stop, acceptor))
     }
 
-    /// Where it listens, in the order of the configuration.
+    /// The bound addresses, in the order of the configuration.
     #[cfg(feature = "demo")]
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         self.listeners.iter().map(|(listening, _)| listening.address).collect()
     }
 
-    /// Where the admin listener is, if there is one.
+    /// The bound address of the admin listener.
     #[cfg(feature = "demo")]
     pub(crate) fn admin_address(&self) -> Option<SocketAddr> {
         self.admin.as_ref().map(|listening| listening.address)
     }
 
-    /// How many connections are open.
+    /// The number of open connections.
     pub(crate) fn connections(&self) -> usize {
         self.connections.len()
     }
 
-    /// Counts the connections that are open at any time, those of predecessors included.
+    /// Returns a function that counts open connections, including those of old processes.
     pub(crate) fn count_connections(&self) -> impl Fn() -> usize + Send + 'static {
         let (connections, counters) = (self.connections.clone(), Arc::clone(&self.counters));
         move || {
@@ -462,80 +378,78 @@ impl Server {
         }
     }
 
-    /// Where reloads are counted.
     pub(crate) fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
 
-    /// How long things may take, as configured now.
     pub(crate) fn timeouts(&self) -> &Timeouts {
         &self.timeouts
     }
 
-    /// The listening sockets once more, the admin's included, for a successor.
-    pub(crate) fn sockets(&self) -> io::Result<Vec<Inherited>> {
+    /// Duplicates of the listening sockets for a successor, the admin listener's last.
+    pub(crate) fn sockets(&self) -> io::Result<Vec<InheritedSocket>> {
         let names = self.listeners.iter().map(|(_, snapshot)| snapshot.load().listener.name.clone());
         let listeners = self.listeners.iter().map(|(listening, _)| listening).chain(&self.admin);
         let inherit = |(name, listening): (Box<str>, &Listening)| {
             let socket = listening.socket.try_clone()?.into();
-            Ok(Inherited { address: listening.configured, name: Some(name), socket })
+            Ok(InheritedSocket { address: listening.configured, name: Some(name), socket })
         };
         names.chain([ADMIN.into()]).zip(listeners).map(inherit).collect()
     }
 
-    /// A successor serves: this process accepts no more, not even for the admin. The queues of the sockets that the successor
-    /// has taken over, as [`Server::sockets`] lists them, are its own.
-    pub(crate) async fn step_back(&mut self, taken: &[bool]) {
+    /// Closes all listeners, because a successor serves. The accept queues of sockets that it has taken over, in the order
+    /// of [`Server::sockets`], are left to it.
+    pub(crate) async fn step_back(&mut self, taken_over: &[bool]) {
         self.draining.cancel();
-        self.surroundings.hand_over();
+        self.context.hand_over();
         let listeners =
             mem::take(&mut self.listeners).into_iter().map(|(listening, _)| listening).chain(self.admin.take());
-        for (number, listening) in listeners.enumerate() {
-            if taken.get(number).copied().unwrap_or(false) {
+        for (index, listening) in listeners.enumerate() {
+            if taken_over.get(index).copied().unwrap_or(false) {
                 self.closing.spawn(listening.hand_over());
             } else {
                 self.closing.spawn(listening.close());
             }
         }
-        self.settle().await;
+        self.wait_for_closing_listeners().await;
         self.connections.close();
     }
 
-    /// Says that it is not ready, and after `timeouts.shutdown_delay` accepts no more; lets connections run for
-    /// `timeouts.drain`, then closes those that are left; how many these were.
+    /// Drains: readiness fails, listeners are closed after `timeouts.shutdown_delay`, and the remaining connections after
+    /// `timeouts.drain`. Returns how many those were.
     pub(crate) async fn drain(&mut self) -> usize {
         self.draining.cancel();
         let Timeouts { shutdown_delay, drain, .. } = self.timeouts;
         if !shutdown_delay.is_zero() {
-            info!(seconds = shutdown_delay.as_secs_f64(), "no longer ready; still accepting");
+            info!(seconds = shutdown_delay.as_secs_f64(), "not ready; still accepting for shutdown_delay");
             sleep(shutdown_delay).await;
         }
         let deadline = Instant::now() + drain;
-        self.accept_no_more().await;
+        self.close_listeners().await;
         self.finish(deadline).await
     }
 
-    async fn accept_no_more(&mut self) {
+    async fn close_listeners(&mut self) {
         for (listening, _) in mem::take(&mut self.listeners) {
             self.closing.spawn(listening.close());
         }
-        self.settle().await;
+        self.wait_for_closing_listeners().await;
         self.connections.close();
     }
 
-    /// Accepts no more; lets connections run until then, and closes those that are left; how many these were.
+    /// Waits for connections to end until the deadline, and closes the rest. Returns how many those were.
     pub(crate) async fn finish(&mut self, deadline: Instant) -> usize {
         let left = deadline.saturating_duration_since(Instant::now());
         let pid = std::process::id();
         info!(connections = self.connections.len(), timeout_s = left.as_secs_f64().round(), pid, "draining");
-        let mut cut = 0;
+        let mut closed = 0;
         if timeout_at(deadline, self.connections.wait()).await.is_err() {
-            cut = self.connections.len();
+            closed = self.connections.len();
             self.registry.close_all();
             self.connections.wait().await;
         }
         self.counters.line_limit.flush();
-        info!(cut, pid, "drained");
-        cut
+        info!(cut = closed, pid, "drained");
+        closed
     }
 }

@@ -1,4 +1,4 @@
-//! Addresses as text, as `Display` has them. It takes a fifth of what a log line does, as each line has three.
+//! Formats addresses like `Display`, but faster: with it, the three addresses of a log line took a fifth of its time.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_as_everywhere_else() {
+    fn formatting_agrees_with_display() {
         for address in ["0.9.10.99:0", "100.199.200.255:65535", "192.0.2.1:80", "[::]:1", "[fe80::1%7]:443"] {
             let address: SocketAddr = address.parse().unwrap();
             assert_eq!(socket_text(address), address.to_string());

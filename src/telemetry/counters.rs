@@ -1,4 +1,4 @@
-//! The numbers behind the metrics. Incremented here, read by the admin listener.
+//! The counters behind the metrics.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
@@ -9,29 +9,28 @@ use super::histogram::Histogram;
 use super::{LineLimit, Outcome, RecentRejections};
 use strum::EnumCount;
 
-/// The route of connections that have none.
+/// The `route` label of connections that have none.
 pub(crate) const UNROUTED: &str = "_none";
 
-/// In seconds. Hellos and connects take milliseconds, a retransmission (1 s), a try (3 s), or one of the timeouts (10 s).
-/// Few, since every route has them twice.
-const LATENCY_BUCKETS: [f64; 7] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0];
+/// In seconds. Hellos and connects take milliseconds, or one of the timeouts.
+const LATENCY_BUCKETS: [f64; 9] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
 
 /// In seconds. What is in time is milliseconds late.
 const LATENESS_BUCKETS: [f64; 6] = [0.1, 0.5, 1.0, 5.0, 15.0, 60.0];
 
-/// In seconds. Requests take milliseconds, watches five to ten minutes (or up to an hour), port-forwards and agents days.
-const LIFETIME_BUCKETS: [f64; 7] = [0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 86400.0];
+/// In seconds. Requests take milliseconds, watches minutes, port-forwards and agents days.
+const LIFETIME_BUCKETS: [f64; 8] = [0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 14400.0, 86400.0];
 
-/// All that is counted. It outlives every configuration.
+/// All counters of the process. They outlive every configuration.
 #[derive(Debug)]
 pub(crate) struct Counters {
-    /// Connections before they are routed, and those that never are.
+    /// Connections that are not routed, or not yet.
     pub(crate) unrouted: Arc<RouteCounters>,
-    /// What was counted of routes that are no longer shown: sums over all routes never go down.
+    /// What was counted of routes that are no longer exported, so that sums over all routes never go down.
     pub(crate) forgotten: RouteCounters,
-    routes: Mutex<BTreeMap<Box<str>, Used<Arc<RouteCounters>>>>,
-    listeners: Mutex<Vec<Used<Box<str>>>>,
-    /// From accept to the whole hello.
+    routes: Mutex<BTreeMap<Box<str>, Retained<Arc<RouteCounters>>>>,
+    listeners: Mutex<Vec<Retained<Box<str>>>>,
+    /// From accept until the hello is complete.
     pub(crate) hello_seconds: Histogram,
     /// How late health checks begin.
     pub(crate) check_lateness: Histogram,
@@ -39,71 +38,64 @@ pub(crate) struct Counters {
     pub(crate) lookup_lateness: Histogram,
     /// Which refusals may be logged.
     pub(crate) line_limit: Arc<LineLimit>,
-    /// Configurations that were to replace the running one.
     pub(crate) reloads: Reloads,
-    /// Clients that were not served, the last ones.
     pub(crate) recent_rejections: RecentRejections,
-    /// How many connections may be open at once.
+    /// Maximum number of concurrent connections.
     pub(crate) connections_limit: AtomicU64,
-    /// Open connections that have stayed in processes before this one, since an upgrade.
+    /// Connections still open in old processes after an upgrade.
     pub(crate) predecessor_connections: AtomicU64,
-    /// Log lines that nobody took.
+    /// Log lines that could not be written.
     pub(crate) log_lines_lost: AtomicU64,
-    /// When this process began to count.
     pub(crate) started: SystemTime,
     accept_errors: Mutex<BTreeMap<&'static str, u64>>,
     errors_logged: OncePerSecond,
     full_logged: OncePerSecond,
 }
 
-/// Where connections arrive, and all that is counted of them.
+/// The name of a listener in logs and metrics, and where its connections are counted.
 #[derive(Debug)]
-pub(crate) struct Listener {
-    /// In logs and metrics.
+pub(crate) struct ListenerTelemetry {
     pub(crate) name: Box<str>,
-    /// Where they are counted.
     pub(crate) counters: Arc<Counters>,
 }
 
-/// What became of configurations that were to replace the running one.
+/// Results of reloads.
 #[derive(Debug, Default)]
 pub(crate) struct Reloads {
-    /// Those that did.
     pub(crate) succeeded: AtomicU64,
-    /// Those that were refused.
     pub(crate) failed: AtomicU64,
-    /// Whether the last one was refused.
+    /// Whether the last reload failed.
     pub(crate) last_failed: AtomicBool,
-    /// When the running configuration was taken, in seconds since the epoch.
+    /// When the running configuration was applied, as a Unix timestamp.
     pub(crate) last_success: AtomicU64,
-    /// Of the content of the running configuration; 0: it came from no file.
+    /// Digest of the running configuration file; 0: there is no file.
     pub(crate) digest: AtomicU64,
     last_error: Mutex<Option<Box<str>>>,
 }
 
 impl Reloads {
-    /// A configuration is in use.
+    /// A reload has succeeded.
     pub(crate) fn succeed(&self) {
         self.succeeded.fetch_add(1, Relaxed);
-        self.taken();
+        self.applied();
     }
 
-    /// The first configuration is in use.
-    pub(crate) fn taken(&self) {
+    /// A configuration is in use: the first one, or one from a reload.
+    pub(crate) fn applied(&self) {
         self.last_failed.store(false, Relaxed);
         *self.error() = None;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.last_success.store(now.as_secs(), Relaxed);
     }
 
-    /// A configuration was refused.
+    /// A reload has failed.
     pub(crate) fn fail(&self, reason: &str) {
         self.failed.fetch_add(1, Relaxed);
         self.last_failed.store(true, Relaxed);
         *self.error() = Some(reason.into());
     }
 
-    /// Why the last one was refused, if it was.
+    /// Why the last reload failed; `None` if it succeeded.
     pub(crate) fn last_error(&self) -> Option<Box<str>> {
         self.error().clone()
     }
@@ -113,26 +105,27 @@ impl Reloads {
     }
 }
 
-/// How long what was removed is still shown: longer than from one scrape to the next.
-const SHOWN_AFTER_USE: Duration = Duration::from_secs(300);
+/// How long series of removed routes and listeners are still exported: longer than any scrape interval.
+const RETENTION: Duration = Duration::from_secs(300);
 
-/// Something, and when it was seen in use last.
+/// A value that is kept for [`RETENTION`] after it was last in use.
 #[derive(Debug)]
-struct Used<T> {
-    what: T,
-    last: Instant,
+struct Retained<T> {
+    value: T,
+    last_used: Instant,
 }
 
-impl<T> Used<T> {
-    fn new(what: T) -> Self {
-        Self { what, last: Instant::now() }
+impl<T> Retained<T> {
+    fn new(value: T) -> Self {
+        Self { value, last_used: Instant::now() }
     }
 
-    fn is_worth_showing(&mut self, is_used: bool) -> bool {
+    /// Whether to keep it, given whether it is in use now.
+    fn is_retained(&mut self, is_used: bool) -> bool {
         if is_used {
-            self.last = Instant::now();
+            self.last_used = Instant::now();
         }
-        self.last.elapsed() < SHOWN_AFTER_USE
+        self.last_used.elapsed() < RETENTION
     }
 }
 
@@ -140,19 +133,19 @@ impl<T> Used<T> {
 struct OncePerSecond(Mutex<Option<Instant>>);
 
 impl OncePerSecond {
-    /// Whether the last time was a second ago.
-    fn passes(&self) -> bool {
+    /// Whether the last admission was at least a second ago.
+    fn admits(&self) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let passes = last.is_none_or(|last| last.elapsed() >= Duration::from_secs(1));
-        if passes {
+        let admits = last.is_none_or(|last| last.elapsed() >= Duration::from_secs(1));
+        if admits {
             *last = Some(Instant::now());
         }
-        passes
+        admits
     }
 }
 
 impl Counters {
-    /// `refusals_per_second` per outcome are logged; 0: all.
+    /// Logs `refusals_per_second` rejections per outcome; 0: all.
     pub(crate) fn new(refusals_per_second: u32) -> Self {
         Self {
             unrouted: Arc::new(RouteCounters::new(UNROUTED)),
@@ -176,110 +169,107 @@ impl Counters {
     }
 
     /// A listener with this name.
-    pub(crate) fn listener(self: &Arc<Self>, name: &str) -> Arc<Listener> {
-        Arc::new(Listener { name: name.into(), counters: Arc::clone(self) })
+    pub(crate) fn listener(self: &Arc<Self>, name: &str) -> Arc<ListenerTelemetry> {
+        Arc::new(ListenerTelemetry { name: name.into(), counters: Arc::clone(self) })
     }
 
-    /// The counters of the route with this name: the same for as long as a configuration or a connection has them, and for
-    /// some minutes more.
+    /// The counters of the route with this name: the same ones while a configuration or a connection uses them, and for
+    /// [`RETENTION`] afterwards.
     pub(crate) fn route(&self, name: &str) -> Arc<RouteCounters> {
         let mut routes = self.known_routes();
-        let route = routes.entry(name.into()).or_insert_with(|| Used::new(Arc::new(RouteCounters::new(name))));
-        Arc::clone(&route.what)
+        let route = routes.entry(name.into()).or_insert_with(|| Retained::new(Arc::new(RouteCounters::new(name))));
+        Arc::clone(&route.value)
     }
 
-    /// The counters of all routes that a configuration or a connection has, or had some minutes ago: what was removed has
-    /// ended in the eyes of a scraper, too.
+    /// The counters of all routes that are in use, or were within [`RETENTION`], so that scrapes see their last values.
     pub(crate) fn routes(&self) -> Vec<Arc<RouteCounters>> {
         let mut routes = self.known_routes();
         routes.retain(|_, route| {
-            let is_used = Arc::strong_count(&route.what) > 1;
-            let is_recent = route.is_worth_showing(is_used);
-            // What nothing has been counted of is not missed.
-            let is_shown = is_used || (is_recent && !route.what.ended().is_empty());
-            if !is_shown {
-                self.forgotten.add(&route.what);
+            let is_used = Arc::strong_count(&route.value) > 1;
+            let is_recent = route.is_retained(is_used);
+            // A removed route without a count has no last value to export.
+            let is_exported = is_used || (is_recent && !route.value.ended().is_empty());
+            if !is_exported {
+                self.forgotten.add(&route.value);
             }
-            is_shown
+            is_exported
         });
-        routes.values().map(|route| Arc::clone(&route.what)).collect()
+        routes.values().map(|route| Arc::clone(&route.value)).collect()
     }
 
-    /// The names of all listeners that there are, or were some minutes ago.
+    /// The names of all listeners that are in use, or were within [`RETENTION`].
     pub(crate) fn listeners(&self) -> Vec<Box<str>> {
-        self.known_listeners().iter().map(|listener| listener.what.clone()).collect()
+        self.known_listeners().iter().map(|listener| listener.value.clone()).collect()
     }
 
-    /// From now on there are these listeners. Routes that nobody has any more are forgotten, too: it may be that nobody
-    /// scrapes.
+    /// Sets the listeners in use. Drops expired routes, too, in case there are no scrapes that would.
     pub(crate) fn set_listeners(&self, names: &[Box<str>]) {
         drop(self.routes());
         let mut listeners = self.known_listeners();
         for name in names {
-            if !listeners.iter().any(|listener| listener.what == *name) {
-                listeners.push(Used::new(name.clone()));
+            if !listeners.iter().any(|listener| listener.value == *name) {
+                listeners.push(Retained::new(name.clone()));
             }
         }
         let before = listeners.len();
         listeners.retain_mut(|listener| {
-            let is_used = names.contains(&listener.what);
-            listener.is_worth_showing(is_used)
+            let is_used = names.contains(&listener.value);
+            listener.is_retained(is_used)
         });
-        let has_forgotten = listeners.len() < before;
+        let has_dropped = listeners.len() < before;
         drop(listeners);
-        if has_forgotten {
-            let shown = self.listeners();
+        if has_dropped {
+            let retained = self.listeners();
             let routes = self.routes();
             for route in routes.iter().map(|route| &**route).chain([&*self.unrouted, &self.forgotten]) {
-                route.ended().retain(|(listener, _)| shown.contains(listener));
+                route.ended().retain(|(listener, _)| retained.contains(listener));
             }
         }
     }
 
-    fn known_routes(&self) -> MutexGuard<'_, BTreeMap<Box<str>, Used<Arc<RouteCounters>>>> {
+    fn known_routes(&self) -> MutexGuard<'_, BTreeMap<Box<str>, Retained<Arc<RouteCounters>>>> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn known_listeners(&self) -> MutexGuard<'_, Vec<Used<Box<str>>>> {
+    fn known_listeners(&self) -> MutexGuard<'_, Vec<Retained<Box<str>>>> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A listener's `accept` failed. Whether that may be logged: at most once per second.
+    /// Counts a failed `accept`. Whether to log it: at most once per second.
     pub(crate) fn accept_error(&self, error: &'static str) -> bool {
         *self.accept_errors.lock().unwrap_or_else(PoisonError::into_inner).entry(error).or_default() += 1;
-        self.errors_logged.passes()
+        self.errors_logged.admits()
     }
 
-    /// There is no room for another connection. Whether that may be logged: at most once per second.
-    pub(crate) fn full(&self) -> bool {
-        self.full_logged.passes()
+    /// Whether to log that the connection limit is reached: at most once per second.
+    pub(crate) fn may_log_full(&self) -> bool {
+        self.full_logged.admits()
     }
 
-    /// How often `accept` failed, by error.
+    /// Failed calls of `accept`, by error.
     pub(crate) fn accept_errors(&self) -> BTreeMap<&'static str, u64> {
         self.accept_errors.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// What is counted per route.
+/// The counters of one route.
 #[derive(Debug)]
 pub(crate) struct RouteCounters {
     name: Box<str>,
-    /// By listener; there are few.
+    /// By listener, of which there are few.
     ended: Mutex<Vec<(Box<str>, OutcomeCounts)>>,
-    /// Connections open now.
+    /// Open connections.
     pub(crate) active: AtomicI64,
     /// Bytes from clients.
     pub(crate) received: AtomicU64,
     /// Bytes to clients.
     pub(crate) sent: AtomicU64,
-    /// From the route to the connected endpoint.
+    /// From the route decision until an endpoint is connected.
     pub(crate) connect_seconds: Histogram,
-    /// From the connected endpoint, which is sent the hello at once, to its first bytes.
+    /// From the connect, when the hello is sent, to the endpoint's first bytes.
     pub(crate) answer_seconds: Histogram,
-    /// The same once more, for means: so many, and microseconds in all.
+    /// Count and sum of `answer_seconds`, for the mean.
     pub(crate) answers: AtomicU64,
-    /// See `answers`.
     pub(crate) answer_micros: AtomicU64,
     /// From accept to the end.
     pub(crate) connection_seconds: Histogram,
@@ -306,32 +296,32 @@ impl RouteCounters {
         &self.name
     }
 
-    /// An endpoint has answered its first bytes after this time.
+    /// An endpoint has sent its first bytes.
     pub(super) fn answered(&self, took: Duration) {
         self.answer_seconds.observe(took.as_secs_f64());
         self.answers.fetch_add(1, Relaxed);
         self.answer_micros.fetch_add(took.as_micros().try_into().unwrap_or(u64::MAX), Relaxed);
     }
 
-    /// How connections ended that arrived at this listener.
+    /// Ended connections of this listener, by outcome.
     pub(crate) fn outcomes(&self, listener: &str) -> OutcomeCounts {
         let ended = self.ended();
         ended.iter().find(|(name, _)| **name == *listener).map_or_else(OutcomeCounts::default, |(_, counts)| *counts)
     }
 
-    /// How many connections have ended, wherever they arrived.
+    /// Ended connections of all listeners.
     pub(crate) fn ended_in_all(&self) -> u64 {
         self.ended().iter().flat_map(|(_, counts)| counts.0).sum()
     }
 
-    /// A connection that arrived at this listener has ended.
+    /// Counts a connection of this listener that has ended.
     pub(super) fn count(&self, listener: &str, outcome: Outcome) {
         let mut ended = self.ended();
-        let number = ended.iter().position(|(name, _)| **name == *listener).unwrap_or_else(|| {
+        let index = ended.iter().position(|(name, _)| **name == *listener).unwrap_or_else(|| {
             ended.push((listener.into(), OutcomeCounts::default()));
             ended.len() - 1
         });
-        ended[number].1.0[outcome as usize] += 1;
+        ended[index].1.0[outcome as usize] += 1;
     }
 
     /// What was counted of all of them.
@@ -378,14 +368,13 @@ impl RouteCounters {
 pub(crate) struct OutcomeCounts([u64; Outcome::COUNT]);
 
 impl OutcomeCounts {
-    pub(crate) fn add(&mut self, more: &Self) {
+    fn add(&mut self, more: &Self) {
         for (count, more) in self.0.iter_mut().zip(more.0) {
             *count += more;
         }
     }
 
-    /// Whether none has ended.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(crate) fn are_zero(&self) -> bool {
         self.0.iter().all(|count| *count == 0)
     }
 

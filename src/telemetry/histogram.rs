@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-const MAX_BOUNDS: usize = 7;
+const MAX_BOUNDS: usize = 9;
 
 /// How many durations were observed, by upper bound. Clones share their numbers.
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ pub(crate) struct Distribution {
 }
 
 impl Histogram {
-    /// With these upper bounds in seconds, at most seven.
+    /// With these upper bounds in seconds, at most nine.
     pub(crate) fn new(bounds: &'static [f64]) -> Self {
         debug_assert!(bounds.len() <= MAX_BOUNDS && bounds.is_sorted());
         Self(Arc::new(Buckets { bounds, counts: Default::default(), sum_micros: AtomicU64::new(0) }))

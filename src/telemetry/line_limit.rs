@@ -1,4 +1,4 @@
-//! Keeps a flood of refusals from becoming a flood of log lines.
+//! Keeps a flood of rejections from becoming a flood of log lines.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use strum::{EnumCount, VariantArray};
 
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// Admits so many lines per second and outcome, and says how many it held back.
+/// Limits log lines per second and outcome, and logs how many were suppressed.
 #[derive(Debug)]
 pub(crate) struct LineLimit {
     per_second: AtomicU32,
@@ -31,12 +31,11 @@ impl LineLimit {
         Self { per_second: per_second.into(), windows: Default::default() }
     }
 
-    /// From now on so many.
-    pub(crate) fn admit(&self, per_second: u32) {
+    pub(crate) fn set_rate(&self, per_second: u32) {
         self.per_second.store(per_second, Relaxed);
     }
 
-    /// Whether a refusal of this kind may be logged now.
+    /// Whether a rejection with this outcome may be logged now.
     pub(super) fn admits(self: &Arc<Self>, outcome: Outcome) -> bool {
         let per_second = self.per_second.load(Relaxed);
         if per_second == 0 {
@@ -67,17 +66,17 @@ impl LineLimit {
         false
     }
 
-    /// Says now what has been held back.
+    /// Logs now what was suppressed so far.
     pub(crate) fn flush(&self) {
-        for &outcome in Outcome::VARIANTS {
-            self.summarise(outcome);
+        for outcome in Outcome::VARIANTS {
+            self.summarise(*outcome);
         }
     }
 
     fn summarise(&self, outcome: Outcome) {
         let suppressed = std::mem::take(&mut self.window(outcome).suppressed);
         if suppressed > 0 {
-            info!(outcome = outcome.label(), suppressed, "refusals not logged");
+            info!(outcome = outcome.label(), suppressed, "rejections not logged");
         }
     }
 
@@ -91,7 +90,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn admits_so_many_per_second_and_outcome() {
+    async fn lines_are_limited_per_second_and_outcome() {
         let log = Arc::new(LineLimit::new(3));
         let admitted = |log: &Arc<LineLimit>, outcome| (0..10).filter(|_| log.admits(outcome)).count();
         assert_eq!(admitted(&log, Outcome::UnknownName), 3);
@@ -99,7 +98,7 @@ mod tests {
         assert_eq!(log.window(Outcome::UnknownName).suppressed, 7);
 
         tokio::time::sleep(WINDOW + Duration::from_millis(1)).await;
-        assert_eq!(log.window(Outcome::UnknownName).suppressed, 0, "said, and begun anew");
+        assert_eq!(log.window(Outcome::UnknownName).suppressed, 0, "reported, and reset");
         assert_eq!(admitted(&log, Outcome::UnknownName), 3);
 
         assert_eq!(admitted(&Arc::new(LineLimit::new(0)), Outcome::UnknownName), 10);

@@ -1,4 +1,4 @@
-//! Every way a connection can end, and what each means to the client, the log and the metrics.
+//! Every way a connection can end, and its TLS alert, log level and metric label.
 
 use strum::{EnumCount, IntoStaticStr, VariantArray};
 use tracing::Level;
@@ -8,51 +8,51 @@ use tracing::Level;
 #[strum(serialize_all = "snake_case")]
 #[repr(u8)]
 pub(crate) enum Outcome {
-    /// Both sides closed in order.
+    /// Both sides closed with a FIN.
     Completed,
     /// The client reset the connection.
     ClientReset,
     /// The API server reset the connection.
     UpstreamReset,
-    /// No byte for `timeouts.idle`.
+    /// No data for `timeouts.idle`.
     IdleTimeout,
-    /// No byte for `timeouts.half_close` after one side had closed.
+    /// No data for `timeouts.half_close` after one side had closed.
     HalfCloseTimeout,
-    /// A side did not answer keepalives, or took no byte for `tcp.user_timeout`.
+    /// A peer did not answer keepalives, or did not acknowledge data for too long.
     PeerDead,
     /// Closed by us at the end of `timeouts.drain`.
     Drained,
     /// Closed by us because its endpoint was dead for `dead.grace`.
     CutEndpoint,
-    /// No route has the name.
+    /// No route matches the name.
     UnknownName,
-    /// The client sent no name, and no route takes such clients.
+    /// The client sent no SNI, and there is no catch-all route.
     NoName,
-    /// The hello is no well-formed ClientHello, or its name is none.
+    /// The ClientHello or the name in it is malformed.
     Malformed,
     /// The client does not speak TLS.
     NotTls,
-    /// The hello was not whole within `timeouts.hello`.
+    /// The ClientHello was not complete within `timeouts.hello`.
     HelloTimeout,
-    /// The hello is larger than `limits.hello_bytes`.
+    /// The ClientHello is larger than `limits.hello_bytes`.
     HelloTooLarge,
-    /// Where a PROXY header must come first there was none, a wrong one, or it came from somebody who may not send one.
+    /// A required PROXY header was missing, invalid, or from a peer that is not in `accept_proxy.from`.
     ProxyHeader,
-    /// The client's address is not allowed here.
+    /// `allow` or `deny` of the listener or route rejects the client's address.
     Denied,
-    /// The route, or the client's source, has as many connections as it may.
+    /// A limit on connections or memory is reached.
     OverLimit,
-    /// No address to connect to: the endpoints' names do not resolve.
+    /// There is no address to connect to: the endpoints' hostnames do not resolve.
     NoEndpoint,
-    /// Every endpoint refused, or could not be reached.
+    /// Every endpoint refused the connection or was unreachable.
     ConnectRefused,
-    /// No endpoint answered within the connect budget.
+    /// No endpoint accepted the connection within the connect timeout.
     ConnectTimeout,
-    /// The only endpoints are our own listeners.
+    /// All endpoints are snigate's own listeners.
     Loop,
-    /// This machine could not serve it: out of descriptors, ports or memory.
+    /// A local error: out of file descriptors, ports or memory.
     LocalError,
-    /// The client left before it was served.
+    /// The client closed before it was connected to an endpoint.
     ClientGone,
 }
 
@@ -60,34 +60,33 @@ pub(crate) enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Alert {
-    /// The hello could not be read.
-    DecodeError = 50,
-    /// It may not come in.
     AccessDenied = 49,
-    /// We cannot serve it now.
+    DecodeError = 50,
     InternalError = 80,
-    /// We do not know the name.
     UnrecognizedName = 112,
 }
 
 impl Alert {
-    /// The alert as a whole TLS record.
+    /// The alert as a TLS record.
     pub(crate) fn record(self) -> [u8; 7] {
         const FATAL: u8 = 2;
         [21, 3, 3, 0, 2, FATAL, self as u8]
     }
 }
 
-/// Who ended it.
+/// Which party ended the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub(crate) enum ClosedBy {
-    /// The client.
     Client,
-    /// The API server.
     Upstream,
-    /// snigate.
     Us,
+}
+
+impl ClosedBy {
+    pub(super) fn label(self) -> &'static str {
+        self.into()
+    }
 }
 
 impl Outcome {
@@ -96,7 +95,7 @@ impl Outcome {
         self.into()
     }
 
-    /// How far up it is logged: clients cannot raise warnings, what needs the operator is at least one.
+    /// The log level. Clients cannot cause warnings; what needs the operator's attention is at least a warning.
     pub(crate) fn level(self) -> Level {
         match self {
             Self::Completed
@@ -122,7 +121,7 @@ impl Outcome {
         }
     }
 
-    /// What a client that is refused is told, if it speaks TLS.
+    /// The alert for a rejected client, unless it does not speak TLS.
     pub(crate) fn alert(self) -> Option<Alert> {
         match self {
             Self::UnknownName | Self::NoName => Some(Alert::UnrecognizedName),
@@ -150,7 +149,7 @@ impl Outcome {
         }
     }
 
-    /// Where on its way a connection can end like this.
+    /// At which stage a connection can end with this outcome.
     pub(crate) fn stage(self) -> Stage {
         match self {
             Self::UnknownName
@@ -172,7 +171,7 @@ impl Outcome {
         }
     }
 
-    /// Whether the connection never reached an endpoint.
+    /// Whether the connection was never connected to an endpoint.
     pub(crate) fn is_rejection(self) -> bool {
         match self.stage() {
             Stage::BeforeRoute | Stage::Connect => true,
@@ -182,16 +181,14 @@ impl Outcome {
     }
 }
 
-/// Where on its way a connection ended.
+/// The stage at which a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// Before a route took it.
+    /// Before a route was found.
     BeforeRoute,
-    /// While an endpoint was dialled.
+    /// While connecting to an endpoint.
     Connect,
-    /// While bytes were relayed.
     Relay,
-    /// Anywhere.
     Any,
 }
 
@@ -210,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn alerts_are_records_of_their_own() {
+    fn an_alert_is_one_record() {
         assert_eq!(Alert::UnrecognizedName.record(), [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x70]);
     }
 }

@@ -1,4 +1,4 @@
-//! The last clients that were not served, and why: for whoever asks why somebody cannot get in.
+//! The most recent rejections, for the status page.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -7,43 +7,37 @@ use std::time::SystemTime;
 
 use super::Outcome;
 
-/// Those before are forgotten.
 const MAX_REMEMBERED: usize = 256;
 
-/// A client that was not served.
+/// A rejected client.
 #[derive(Clone, Debug)]
 pub(crate) struct RecentRejection {
-    /// When.
     pub(crate) at: SystemTime,
-    /// Who.
     pub(crate) client: SocketAddr,
-    /// Where it arrived.
     pub(crate) listener: Box<str>,
-    /// Who should have served it, if that was known.
+    /// [`UNROUTED`](super::UNROUTED) if no route was found.
     pub(crate) route: Box<str>,
-    /// What it asked for, escaped.
+    /// SNI, escaped.
     pub(crate) server_name: Option<Box<str>>,
-    /// Why.
     pub(crate) outcome: Outcome,
-    /// Why, in words.
     pub(crate) reason: Option<Box<str>>,
 }
 
-/// The last refusals.
+/// The most recent rejections.
 #[derive(Debug, Default)]
 pub(crate) struct RecentRejections(Mutex<VecDeque<RecentRejection>>);
 
 impl RecentRejections {
-    pub(super) fn note(&self, refused: RecentRejection) {
-        let mut refusals = self.lock();
-        if refusals.len() == MAX_REMEMBERED {
-            refusals.pop_front();
+    pub(super) fn add(&self, rejection: RecentRejection) {
+        let mut rejections = self.lock();
+        if rejections.len() == MAX_REMEMBERED {
+            rejections.pop_front();
         }
-        refusals.push_back(refused);
+        rejections.push_back(rejection);
     }
 
-    /// The last one first.
-    pub(crate) fn last(&self) -> Vec<RecentRejection> {
+    /// The newest first.
+    pub(crate) fn newest_first(&self) -> Vec<RecentRejection> {
         self.lock().iter().rev().cloned().collect()
     }
 

@@ -1,4 +1,4 @@
-//! What became of a connection: counted once, logged once.
+//! The record of a connection, counted and logged once.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -10,12 +10,12 @@ use std::time::{Duration, Instant, SystemTime};
 use tracing::Level;
 
 use super::address::{ip_text, socket_text};
-use super::counters::{Listener, RouteCounters};
+use super::counters::{ListenerTelemetry, RouteCounters};
 use super::outcome::{ClosedBy, Outcome};
 use super::recent::RecentRejection;
 use crate::server_hello::{Answer, alert_name};
 
-/// The longest server name in a log line, in bytes; longer ones (all invalid) are cut.
+/// The longest server name in a log line, in bytes; longer ones (all invalid) are truncated.
 const MAX_LOGGED_NAME: usize = 255;
 
 /// The record of one connection: opened when it is accepted; counted and logged exactly once, when it is dropped.
@@ -23,11 +23,10 @@ const MAX_LOGGED_NAME: usize = 255;
 /// A connection whose task panics is counted too, as [`Outcome::LocalError`].
 #[derive(Debug)]
 pub(crate) struct ConnectionRecord {
-    listener: Arc<Listener>,
+    listener: Arc<ListenerTelemetry>,
     route: Arc<RouteCounters>,
     client: SocketAddr,
     opened: Instant,
-    /// What else the log line says.
     pub(crate) fields: LogFields,
     /// Whether the pool knows that the endpoint has sent nothing.
     pub(crate) no_answer_reported: bool,
@@ -38,10 +37,10 @@ pub(crate) struct ConnectionRecord {
     is_counted: bool,
 }
 
-/// What becomes known of a connection on its way, each with its log field.
+/// Fields of the log line that become known while a connection is served.
 #[derive(Debug, Default)]
 pub(crate) struct LogFields {
-    /// `network.peer.address`: the balancer, where a PROXY header named the client.
+    /// `network.peer.address`: the load balancer, if a PROXY header carried the client's address.
     pub(crate) peer: Option<Box<IpAddr>>,
     /// `server.address`, escaped.
     pub(crate) server_name: Option<Box<str>>,
@@ -49,25 +48,25 @@ pub(crate) struct LogFields {
     pub(crate) next_protocol: Option<Box<str>>,
     /// `tls.protocol.version`: the highest the client offers.
     pub(crate) protocol_version: Option<u16>,
-    /// `tls.established.version`, or `tls.alert`: what the upstream has answered first.
+    /// `tls.established.version` or `tls.alert`: the upstream's first message.
     pub(crate) answer: Option<Answer>,
     /// `upstream.address`
     pub(crate) upstream: Option<SocketAddr>,
     /// `upstream.local.address`: our address as the API server sees it, as in its audit log.
     pub(crate) upstream_local: Option<SocketAddr>,
-    /// `hello_ms`: from accept to the complete hello.
+    /// `hello_ms`: from accept until the hello is complete.
     pub(crate) hello: Option<Micros>,
-    /// `connect_ms`: from the route to the connected endpoint.
+    /// `connect_ms`: from the route decision until an endpoint is connected.
     pub(crate) connect: Option<Micros>,
-    /// `answer_ms`: from the connected endpoint to its first bytes.
+    /// `answer_ms`: from the connect to the endpoint's first bytes.
     pub(crate) answer_took: Option<Micros>,
-    /// `reason`: what went wrong; on a connection that was served, the endpoints that failed before.
+    /// `reason`: what went wrong; on a connection that was served, the endpoints that failed first.
     pub(crate) reason: Option<Box<str>>,
 }
 
 impl ConnectionRecord {
     /// Opens the record of a connection that is not routed yet.
-    pub(crate) fn open(listener: &Arc<Listener>, client: SocketAddr) -> Self {
+    pub(crate) fn open(listener: &Arc<ListenerTelemetry>, client: SocketAddr) -> Self {
         let unrouted = &listener.counters.unrouted;
         unrouted.active.fetch_add(1, Relaxed);
         Self {
@@ -95,13 +94,13 @@ impl ConnectionRecord {
         self.client.ip()
     }
 
-    /// The peer is a balancer, which has named this client.
+    /// The peer is a load balancer, and this is the client of its PROXY header.
     pub(crate) fn set_client(&mut self, client: SocketAddr) {
         self.fields.peer = Some(Box::new(self.client.ip()));
         self.client = canonical(client);
     }
 
-    /// Since the connection was accepted.
+    /// Time since the connection was accepted.
     pub(crate) fn age(&self) -> Duration {
         self.opened.elapsed()
     }
@@ -113,7 +112,7 @@ impl ConnectionRecord {
         self.fields.hello = Some(age.into());
     }
 
-    /// A route matches; how many connections it has now.
+    /// A route was found. Returns how many connections it has, including this one.
     pub(crate) fn routed(&mut self, route: &Arc<RouteCounters>) -> i64 {
         self.route.active.fetch_sub(1, Relaxed);
         let before = route.active.fetch_add(1, Relaxed);
@@ -121,7 +120,7 @@ impl ConnectionRecord {
         before + 1
     }
 
-    /// An endpoint has answered.
+    /// An endpoint is connected.
     pub(crate) fn connected(&mut self, took: Duration, upstream: SocketAddr, local: SocketAddr) {
         self.route.connect_seconds.observe(took.as_secs_f64());
         self.fields.connect = Some(took.into());
@@ -129,7 +128,7 @@ impl ConnectionRecord {
         self.fields.upstream_local = Some(local);
     }
 
-    /// The first bytes of the endpoint have come.
+    /// The endpoint has sent its first bytes.
     pub(crate) fn answered(&mut self, answer: Option<Answer>) {
         let before = [self.fields.hello, self.fields.connect].into_iter().flatten().map(Duration::from).sum();
         let took = self.age().saturating_sub(before);
@@ -138,7 +137,7 @@ impl ConnectionRecord {
         self.fields.answer_took = Some(took.into());
     }
 
-    /// It is rejected, after so many bytes, and does not count as active while it lingers.
+    /// The connection is rejected after `received` bytes. It no longer counts as active while it lingers.
     pub(crate) fn rejected(&mut self, received: usize) {
         self.received(received);
         if std::mem::take(&mut self.is_counted) {
@@ -146,24 +145,24 @@ impl ConnectionRecord {
         }
     }
 
-    /// Bytes came from the client.
+    /// Bytes were received from the client.
     pub(crate) fn received(&mut self, bytes: usize) {
         self.received += bytes as u64;
         self.route.received.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// Bytes went to the client.
+    /// Bytes were sent to the client.
     pub(crate) fn sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;
         self.route.sent.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// Whether nothing has gone to the client yet.
+    /// Whether nothing was sent to the client yet.
     pub(crate) fn has_sent_nothing(&self) -> bool {
         self.sent == 0
     }
 
-    /// How it ended, and why, where the outcome does not say all. It is counted and logged when the record is dropped.
+    /// Sets how the connection ended. It is counted and logged when the record is dropped.
     pub(crate) fn end(&mut self, outcome: Outcome, closed_by: ClosedBy, reason: Option<Box<str>>) {
         if reason.is_some() {
             self.fields.reason = reason;
@@ -172,7 +171,7 @@ impl ConnectionRecord {
         self.closed_by = closed_by;
     }
 
-    /// Whether it was closed without a byte, as by a balancer's TCP check.
+    /// Whether the client closed without sending a byte, as a load balancer's TCP check does.
     fn is_bare(&self) -> bool {
         self.outcome == Outcome::ClientGone && self.received == 0
     }
@@ -199,7 +198,7 @@ impl ConnectionRecord {
                 tracing::event!(
                     $level,
                     outcome = self.outcome.label(),
-                    closed_by = <&'static str>::from(self.closed_by),
+                    closed_by = self.closed_by.label(),
                     route = self.route.name(),
                     listener = &*self.listener.name,
                     client.address = &*ip_text(self.client.ip()),
@@ -209,7 +208,7 @@ impl ConnectionRecord {
                     tls.next_protocol = self.fields.next_protocol.as_deref(),
                     tls.protocol.version = self.fields.protocol_version.map(version),
                     tls.established.version = self.fields.answer.and_then(established).map(version),
-                    tls.alert = self.fields.answer.and_then(refused).map(tracing::field::display),
+                    tls.alert = self.fields.answer.and_then(alert_of).map(tracing::field::display),
                     upstream.address = self.fields.upstream.map(socket_text).as_deref(),
                     upstream.local.address = self.fields.upstream_local.map(socket_text).as_deref(),
                     bytes.received = self.received,
@@ -249,7 +248,7 @@ impl Drop for ConnectionRecord {
         self.route.count(&self.listener.name, self.outcome);
         self.route.connection_seconds.observe(self.age().as_secs_f64());
         if self.outcome.is_rejection() && !self.is_bare() {
-            self.listener.counters.recent_rejections.note(self.recent_rejection());
+            self.listener.counters.recent_rejections.add(self.recent_rejection());
         }
         if self.may_log() {
             self.log();
@@ -264,7 +263,7 @@ fn established(answer: Answer) -> Option<u16> {
     }
 }
 
-fn refused(answer: Answer) -> Option<Cow<'static, str>> {
+fn alert_of(answer: Answer) -> Option<Cow<'static, str>> {
     match answer {
         Answer::Hello(_) | Answer::Retry(_) => None,
         Answer::Alert(description) => {
@@ -273,7 +272,7 @@ fn refused(answer: Answer) -> Option<Cow<'static, str>> {
     }
 }
 
-/// A short time to the microsecond, from one to an hour. Every connection has some of these for as long as it lasts.
+/// A duration in microseconds, from one to an hour. Small, because every open connection has several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Micros(NonZeroU32);
 
@@ -306,19 +305,19 @@ fn version(version: u16) -> &'static str {
     }
 }
 
-/// To the microsecond, as a fraction of milliseconds.
+/// With microsecond resolution.
 fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// Bytes of a client as they may stand in a log: printable ASCII, the rest escaped, cut at 255 bytes.
+/// A client's bytes for the log: printable ASCII, the rest escaped, truncated to 255 bytes.
 pub(crate) fn escape(bytes: &[u8]) -> Box<str> {
     let mut escaped = bytes.escape_ascii().to_string();
     escaped.truncate(MAX_LOGGED_NAME);
     escaped.into()
 }
 
-/// The client's address in the form rules and logs use: an IPv4-mapped one becomes IPv4.
+/// The canonical form that rules and logs use: an IPv4-mapped address becomes IPv4.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(IpAddr::to_canonical(&address.ip()), address.port())
 }
@@ -329,7 +328,7 @@ mod tests {
     use crate::telemetry::Counters;
 
     #[test]
-    fn e10_names_are_escaped_and_cut() {
+    fn e10_names_are_escaped_and_truncated() {
         let hostile = "a\r\n{\"x\":1}\u{1b}[31m\u{202e}\\".as_bytes();
         assert_eq!(&*escape(hostile), r#"a\r\n{\"x\":1}\x1b[31m\xe2\x80\xae\\"#);
         assert_eq!(escape(&vec![0xff; 70_000]).len(), 255);
@@ -341,16 +340,16 @@ mod tests {
         assert_eq!(canonical("[2001:db8::1]:7".parse().unwrap()), "[2001:db8::1]:7".parse().unwrap());
     }
 
-    /// With `SNIGATE_NAMES` as many names as that.
+    /// `SNIGATE_NAMES` sets the number of names.
     #[tokio::test]
-    async fn z8_names_that_clients_make_up_take_no_memory() {
-        // In a process of its own: the memory of this one is that of all tests beside it.
+    async fn z8_random_names_do_not_grow_memory() {
+        // In a process of its own: the memory of this one includes all other tests.
         if std::env::var_os("SNIGATE_ALONE").is_none() {
             let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
-            alone.args(["--exact", "telemetry::record::tests::z8_names_that_clients_make_up_take_no_memory"]);
+            alone.args(["--exact", "telemetry::record::tests::z8_random_names_do_not_grow_memory"]);
             let output = alone.env("SNIGATE_ALONE", "1").output().unwrap();
-            let told = String::from_utf8_lossy(&output.stdout);
-            assert!(output.status.success() && told.contains("1 passed"), "{told}");
+            let stdout = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}");
             return;
         }
         let names = std::env::var("SNIGATE_NAMES").map_or(100_000, |names| names.parse().unwrap());
@@ -358,12 +357,12 @@ mod tests {
         let listener = counters.listener("listener");
         let resident = || procfs::process::Process::myself().unwrap().stat().unwrap().rss * procfs::page_size();
         let mut before = 0;
-        for number in 0..names {
+        for index in 0..names {
             let mut record = ConnectionRecord::open(&listener, "192.0.2.1:7".parse().unwrap());
-            record.fields.server_name = Some(escape(format!("n{number}.unknown.example").as_bytes()));
+            record.fields.server_name = Some(escape(format!("n{index}.unknown.example").as_bytes()));
             record.end(Outcome::UnknownName, ClosedBy::Us, None);
             drop(record);
-            if number == names / 10 {
+            if index == names / 10 {
                 before = resident();
             }
         }

@@ -1,4 +1,4 @@
-//! Where the operator says that API servers are: addresses, and names that stand for all their addresses.
+//! Endpoints as the operator writes them: `host:port`, where the host is an IP address or a hostname.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -7,7 +7,7 @@ use std::str::FromStr;
 use crate::name::{NameError, ServerName};
 use crate::text::pasted;
 
-/// An address, or a name that may have several.
+/// `host:port`. A hostname stands for all the addresses it resolves to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Destination {
     host: Host,
@@ -21,7 +21,7 @@ enum Host {
 }
 
 impl Destination {
-    /// The address, if it is none to be resolved.
+    /// `None` for a hostname.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         match self.host {
             Host::Address(ip) => Some(SocketAddr::new(ip, self.port)),
@@ -29,7 +29,7 @@ impl Destination {
         }
     }
 
-    /// The name and the port, if the endpoint is not an address.
+    /// Hostname and port; `None` for an IP address.
     pub(crate) fn name(&self) -> Option<(&str, u16)> {
         match &self.host {
             Host::Address(_) => None,
@@ -37,12 +37,12 @@ impl Destination {
         }
     }
 
-    /// The API server of a Kubernetes cluster on DC/OS, by the name of its service: its virtual address within the
-    /// cluster, where slashes are left out.
+    /// The API server of a Kubernetes cluster on DC/OS: the virtual address of its service, whose name has the slashes
+    /// removed.
     pub(crate) fn dcos(service: &str, port: u16) -> Result<Self, String> {
         let label = service.replace('/', "");
         if label.is_empty() {
-            return Err("the service's name is missing".into());
+            return Err("the service name is missing".into());
         }
         format!("apiserver.{label}.l4lb.thisdcos.directory:{port}").parse()
     }
@@ -71,10 +71,10 @@ impl FromStr for Destination {
             return Err(found);
         }
         let (host, port) = text.rsplit_once(':').ok_or("the port is missing")?;
-        let port = port.parse().ok().filter(|port| *port > 0).ok_or("the port is no number from 1 to 65535")?;
+        let port = port.parse().ok().filter(|port| *port > 0).ok_or("the port must be a number from 1 to 65535")?;
         let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         let host = if let Some(address) = bracketed {
-            Host::Address(address.parse::<Ipv6Addr>().map_err(|_| "no IPv6 address in the brackets")?.into())
+            Host::Address(address.parse::<Ipv6Addr>().map_err(|_| "invalid IPv6 address in brackets")?.into())
         } else if host.contains(':') {
             return Err("an IPv6 address needs brackets".into());
         } else if let Ok(address) = host.parse() {
@@ -84,7 +84,7 @@ impl FromStr for Destination {
                 NameError::IpAddress => "neither an IP address nor a DNS name".into(),
                 error => error.to_string(),
             })?;
-            // As written: a trailing dot keeps resolvers from trying search domains.
+            // Kept as written: a trailing dot stops resolvers from trying search domains.
             Host::Name(host.into())
         };
         Ok(Self { host, port })
@@ -109,13 +109,13 @@ mod tests {
 
     #[test]
     fn a_dcos_service_is_its_api_server() {
-        let of = |service| Destination::dcos(service, 6443).map(|destination| destination.to_string());
+        let dcos = |service| Destination::dcos(service, 6443).map(|destination| destination.to_string());
         let expected = "apiserver.devkubernetes01.l4lb.thisdcos.directory:6443";
-        assert_eq!(of("dev/kubernetes01").unwrap(), expected);
-        assert_eq!(of("/dev/kubernetes01").unwrap(), expected);
-        assert_eq!(of("kubernetes-cluster").unwrap(), "apiserver.kubernetes-cluster.l4lb.thisdcos.directory:6443");
+        assert_eq!(dcos("dev/kubernetes01").unwrap(), expected);
+        assert_eq!(dcos("/dev/kubernetes01").unwrap(), expected);
+        assert_eq!(dcos("kubernetes-cluster").unwrap(), "apiserver.kubernetes-cluster.l4lb.thisdcos.directory:6443");
         for service in ["", "/", "a b", "a.b/c d"] {
-            assert!(of(service).is_err(), "{service}");
+            assert!(dcos(service).is_err(), "{service}");
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Text of others, made safe to show: terminals, log viewers and pages show what it is, and do nothing that it says.
+//! Untrusted text, made safe for terminals, log viewers and web pages.
 
 use std::borrow::Cow;
 
-/// The text, with everything escaped (`\u{202e}`) that would not be seen as what it is: control characters, which steer
-/// terminals and end lines, and what reorders or hides the characters beside it.
+/// Escapes (`\u{202e}`) control characters, which steer terminals and end lines, and characters that are invisible or
+/// reorder those around them.
 pub(crate) fn visible(text: &str) -> Cow<'_, str> {
     if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         return text.into();
@@ -19,7 +19,7 @@ pub(crate) fn visible(text: &str) -> Cow<'_, str> {
     shown.into()
 }
 
-/// Whether the character is seen as itself.
+/// Whether the character is shown as itself.
 pub(crate) fn is_visible(character: char) -> bool {
     matches!(character, '"' | '\'' | '\\') || character.escape_debug().len() == 1
 }
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_steers_reorders_or_hides_is_escaped() {
+    fn control_bidi_and_invisible_characters_are_escaped() {
         for character in [
             '\0',
             '\x07',
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_seen_as_itself_stays() {
+    fn visible_characters_are_kept() {
         for text in ["", "a.example", "CN=\"Jos\u{e9}'s CA\", O=東京 – ✓", "\\", "ελ"] {
             assert_eq!(visible(text), text);
         }

@@ -1,4 +1,4 @@
-//! Files that are named on the command line, and standard input in their place: read whole, up to a limit.
+//! Reads files named on the command line, or standard input, up to a limit.
 
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -15,7 +15,7 @@ pub(crate) fn is_stdin(path: &Path) -> bool {
     path == Path::new("-") || path == Path::new("/dev/stdin")
 }
 
-/// The file as messages call it.
+/// The name of the file in messages.
 pub(crate) fn name_of(path: &Path) -> String {
     if is_stdin(path) { "standard input".into() } else { path.display().to_string() }
 }
@@ -25,7 +25,8 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     if is_stdin(path) { read_from(io::stdin().lock()) } else { read_from(File::open(path)?) }
 }
 
-/// Reads a regular file, or standard input. For files that are read again and again: opening a pipe waits for a writer.
+/// Reads a regular file, or standard input. For files that are read repeatedly: opening a pipe would block until it has
+/// a writer.
 pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
     if !is_stdin(path) && !std::fs::metadata(path)?.is_file() {
         return Err(io::Error::other("not a regular file"));
@@ -42,7 +43,7 @@ fn read_from(reader: impl Read) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A number that identifies a content, also to another process of the same version.
+/// A hash of the content, the same in every process of the same version.
 pub(crate) fn digest(content: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     content.hash(&mut hasher);
@@ -54,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_larger_than_the_limit_is_refused_as_a_whole() {
+    fn input_above_the_limit_is_refused() {
         assert_eq!(read_from(io::repeat(b'a').take(MAX_SIZE as u64)).unwrap().len(), MAX_SIZE);
         assert_eq!(read_from(io::repeat(b'a')).unwrap_err().to_string(), "larger than 32MiB");
         assert_eq!(read_regular(Path::new("/dev/null")).unwrap_err().to_string(), "not a regular file");

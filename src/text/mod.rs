@@ -1,4 +1,4 @@
-//! Text that operators write and read: addresses, durations and sizes, and what others have sent, made safe to show.
+//! Text that operators write and read: endpoints, durations, sizes, input files, and escaping of untrusted text.
 
 pub(crate) mod destination;
 pub(crate) mod escape;

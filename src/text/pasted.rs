@@ -1,33 +1,33 @@
-//! What is typed or pasted where a name or an address should be, and what is to be written in its place.
+//! Hints for common mistakes: URLs, paths, ports or lists pasted where a name or an address is expected.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::name::{NameError, ServerName};
 use crate::text::Destination;
 
-/// Why this is no name, nor a pattern of names.
+/// Why this is not a server name or wildcard.
 pub(crate) fn name(text: &str, error: NameError) -> String {
     if let Some((_, rest)) = text.split_once("://") {
-        return format!("a URL{}", write_name(host_of(rest)));
+        return format!("this is a URL{}", write_name(host_of(rest)));
     }
     let (wildcard, bare) = text.strip_prefix("*.").map_or(("", text), |bare| ("*.", bare));
     if !text.is_ascii() {
         return match ascii(bare) {
             Some(ascii) => {
-                format!("it has letters beyond ASCII, which clients send as `{wildcard}{ascii}`; write that")
+                format!("non-ASCII name, which clients send as `{wildcard}{ascii}`; write that")
             }
             None => error.to_string(),
         };
     }
     let is_port = |(host, port): &(&str, &str)| is_name(host) && port.parse::<u16>().is_ok();
     if let Some((host, _)) = text.rsplit_once(':').filter(is_port) {
-        return format!("a port is not part of the name{}", write_name(host));
+        return format!("a server name has no port{}", write_name(host));
     }
     if let Some((host, _)) = text.split_once('/').filter(|(host, _)| is_name(host)) {
-        return format!("a path is not part of the name{}", write_name(host));
+        return format!("a server name has no path{}", write_name(host));
     }
     match text.strip_prefix('.').or_else(|| text.strip_prefix('*')) {
-        Some(suffix) if is_name(suffix) => format!("for all names below {suffix} write \"*.{suffix}\""),
+        Some(suffix) if is_name(suffix) => format!("to match all names below {suffix}, write \"*.{suffix}\""),
         _ => error.to_string(),
     }
 }
@@ -40,12 +40,12 @@ fn is_name(text: &str) -> bool {
     ServerName::parse(text.as_bytes()).is_ok()
 }
 
-/// The form in which a name travels.
+/// The A-label form (RFC 5890), which is what clients send.
 fn ascii(name: &str) -> Option<String> {
     idna::domain_to_ascii(name).ok().filter(|ascii| is_name(ascii))
 }
 
-/// Without scheme, path and credentials.
+/// Strips scheme, path and credentials.
 fn authority(text: &str) -> &str {
     let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
     let rest = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -60,13 +60,13 @@ fn host_of(text: &str) -> &str {
     }
 }
 
-/// What is wrong with this endpoint, where it is something else than `host:port`.
+/// What is wrong with this endpoint, if it is a known mistake.
 pub(crate) fn endpoint(text: &str) -> Option<String> {
     let write = |found: &str| {
-        let plain = found.rsplit_once(':').and_then(|(host, port)| Some(format!("{}:{port}", ascii(host)?)));
-        let found = plain.filter(|_| !found.is_ascii()).unwrap_or_else(|| found.to_owned());
-        let is_right = found.parse::<Destination>().is_ok();
-        if is_right { format!("; write {}", quoted(&found)) } else { String::new() }
+        let encoded = found.rsplit_once(':').and_then(|(host, port)| Some(format!("{}:{port}", ascii(host)?)));
+        let found = encoded.filter(|_| !found.is_ascii()).unwrap_or_else(|| found.to_owned());
+        let is_valid = found.parse::<Destination>().is_ok();
+        if is_valid { format!("; write {}", quoted(&found)) } else { String::new() }
     };
     if let Some((scheme, _)) = text.split_once("://") {
         let with_port = |port| format!("{}:{port}", authority(text));
@@ -76,22 +76,22 @@ pub(crate) fn endpoint(text: &str) -> Option<String> {
         };
         let found = authority(text);
         let has_port = found.parse::<Destination>().is_ok();
-        return Some(format!("a URL{}", write(if has_port { found } else { &port })));
+        return Some(format!("this is a URL{}", write(if has_port { found } else { &port })));
     }
     if text.starts_with("unix") && text[4..].starts_with([':', '@']) || text.starts_with('/') {
-        return Some("a Unix socket; endpoints are reached over TCP".into());
+        return Some("Unix sockets are not supported; endpoints are reached over TCP".into());
     }
     if let Some((_, zone)) = text.split_once('%') {
         let zone = zone.split(']').next().unwrap_or_default();
         return Some(format!(
-            "the zone `%{zone}` of a link-local address is not supported; write another address of the endpoint"
+            "link-local addresses with a zone (`%{zone}`) are not supported; write another address of the endpoint"
         ));
     }
     if let Some((found, _)) = text.split_once('/') {
-        return Some(format!("a path is not part of an endpoint{}", write(found)));
+        return Some(format!("an endpoint has no path{}", write(found)));
     }
     if let Some(found) = text.split_whitespace().next().filter(|found| found.len() < text.len()) {
-        return Some(format!("only one endpoint, and nothing else, goes here{}", write(found)));
+        return Some(format!("expected a single endpoint and nothing else{}", write(found)));
     }
     let bare = text.trim_start_matches('[').trim_end_matches(']');
     if let Ok(address) = bare.parse::<Ipv6Addr>() {
@@ -103,7 +103,7 @@ pub(crate) fn endpoint(text: &str) -> Option<String> {
             Some((host, Ok(port))) if port > 999 && host.parse::<Ipv6Addr>().is_ok() => {
                 format!("an IPv6 address needs brackets; write \"[{host}]:{port}\"")
             }
-            _ => format!("an IPv6 address needs brackets, and a port behind them; write \"[{address}]:6443\""),
+            _ => format!("an IPv6 address needs brackets and a port; write \"[{address}]:6443\""),
         });
     }
     let (host, port) = text.rsplit_once(':').unwrap_or((text, "6443"));
@@ -112,14 +112,12 @@ pub(crate) fn endpoint(text: &str) -> Option<String> {
     }
     if !host.is_ascii() {
         let ascii = ascii(host)?;
-        return Some(format!(
-            "its name has letters beyond ASCII, which are looked up as `{ascii}`; write `{ascii}:{port}`"
-        ));
+        return Some(format!("non-ASCII hostname, which is looked up as `{ascii}`; write `{ascii}:{port}`"));
     }
     None
 }
 
-/// What is wrong with this address to listen on, if it can be said.
+/// What is wrong with this address to listen on, if it is a known mistake.
 pub(crate) fn listener(text: &str) -> Option<String> {
     let everywhere =
         |port: &str| Some(format!("the address is missing; write 0.0.0.0:{port}, or \"[::]:{port}\" for IPv6 as well"));
@@ -130,17 +128,17 @@ pub(crate) fn listener(text: &str) -> Option<String> {
     }
     if let Some((_, zone)) = text.split_once('%') {
         let zone = zone.split(']').next().unwrap_or_default();
-        return Some(format!("the zone `{zone}` must be the number of the interface, as in `ip link`"));
+        return Some(format!("the zone `{zone}` must be the interface index that `ip link` shows"));
     }
     let bare = text.trim_start_matches('[').trim_end_matches(']');
     let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
     if is_port(port) {
         match host.trim_start_matches('[').trim_end_matches(']') {
             "" | "*" => return everywhere(port),
-            "localhost" => return Some(format!("a hostname; write 127.0.0.1:{port} or \"[::1]:{port}\"")),
+            "localhost" => return Some(format!("this is a hostname; write 127.0.0.1:{port} or \"[::1]:{port}\"")),
             "::" => return Some(format!("an IPv6 address needs brackets; write \"[::]:{port}\"")),
             host if host.parse::<IpAddr>().is_err() && ServerName::parse(host.as_bytes()).is_ok() => {
-                return Some("a hostname; write an address of this machine".into());
+                return Some("this is a hostname; write an IP address of this machine".into());
             }
             _ => {}
         }
@@ -149,22 +147,22 @@ pub(crate) fn listener(text: &str) -> Option<String> {
         return Some(format!("the port is missing; write {bare}:6443"));
     }
     if let Ok(address) = bare.parse::<Ipv6Addr>() {
-        return Some(format!("brackets or the port are missing; write \"[{address}]:6443\""));
+        return Some(format!("the brackets or the port are missing; write \"[{address}]:6443\""));
     }
     None
 }
 
-/// The list that was meant where several values are in one, if each of them is right.
-pub(crate) fn list(text: &str, is_right: impl Fn(&str) -> bool) -> Option<String> {
+/// How to write several values in one string as a list, if each of them is valid.
+pub(crate) fn list(text: &str, is_valid: impl Fn(&str) -> bool) -> Option<String> {
     let parts: Vec<&str> = text
         .split(|character: char| ",;".contains(character) || character.is_whitespace())
         .filter(|part| !part.is_empty())
         .collect();
-    let are_right = parts.len() > 1 && parts.iter().all(|part| is_right(part));
-    are_right.then(|| format!("several values in one; write a list: {parts:?}"))
+    let are_valid = parts.len() > 1 && parts.iter().all(|part| is_valid(part));
+    are_valid.then(|| format!("several values in one string; write a list: {parts:?}"))
 }
 
-/// As it has to be in YAML.
+/// Quoted where YAML requires it.
 fn quoted(text: &str) -> String {
     if text.starts_with('[') { format!("\"{text}\"") } else { text.into() }
 }
@@ -177,27 +175,18 @@ mod tests {
     #[test]
     fn names_are_what_clients_send() {
         for (text, expected) in [
-            (
-                "münchen.example",
-                "it has letters beyond ASCII, which clients send as `xn--mnchen-3ya.example`; write that",
-            ),
-            (
-                "mu\u{308}nchen.example",
-                "it has letters beyond ASCII, which clients send as `xn--mnchen-3ya.example`; write that",
-            ),
-            (
-                "*.Straße.example",
-                "it has letters beyond ASCII, which clients send as `*.xn--strae-oqa.example`; write that",
-            ),
-            ("a.example\u{200b}", "it has letters beyond ASCII, which clients send as `a.example`; write that"),
+            ("münchen.example", "non-ASCII name, which clients send as `xn--mnchen-3ya.example`; write that"),
+            ("mu\u{308}nchen.example", "non-ASCII name, which clients send as `xn--mnchen-3ya.example`; write that"),
+            ("*.Straße.example", "non-ASCII name, which clients send as `*.xn--strae-oqa.example`; write that"),
+            ("a.example\u{200b}", "non-ASCII name, which clients send as `a.example`; write that"),
             ("a\u{a0}b.example", "the name has a character other than letters, digits, '-', '_' and '.'"),
-            ("https://a.example:6443/x", "a URL; write `a.example`"),
-            ("https://", "a URL"),
-            ("a.example:6443", "a port is not part of the name; write `a.example`"),
-            ("a.example/x", "a path is not part of the name; write `a.example`"),
-            (".a.example", "for all names below a.example write \"*.a.example\""),
-            ("*a.example", "for all names below a.example write \"*.a.example\""),
-            ("a..b", "a label of the name is empty"),
+            ("https://a.example:6443/x", "this is a URL; write `a.example`"),
+            ("https://", "this is a URL"),
+            ("a.example:6443", "a server name has no port; write `a.example`"),
+            ("a.example/x", "a server name has no path; write `a.example`"),
+            (".a.example", "to match all names below a.example, write \"*.a.example\""),
+            ("*a.example", "to match all names below a.example, write \"*.a.example\""),
+            ("a..b", "the name has an empty label"),
         ] {
             assert_eq!(name(text, NamePattern::parse(text).unwrap_err()), expected, "{text}");
         }
@@ -206,32 +195,29 @@ mod tests {
     #[test]
     fn endpoints_are_host_and_port() {
         for (text, expected) in [
-            ("https://10.0.0.1:6443/readyz", Some("a URL; write 10.0.0.1:6443")),
-            ("https://user:word@api.internal", Some("a URL; write api.internal:443")),
-            ("https://b\u{fc}cher.example/x", Some("a URL; write xn--bcher-kva.example:443")),
-            ("http://[2001:db8::1]", Some("a URL; write \"[2001:db8::1]:80\"")),
-            ("https://", Some("a URL")),
-            ("unix:/run/x.sock", Some("a Unix socket; endpoints are reached over TCP")),
-            ("/run/x.sock", Some("a Unix socket; endpoints are reached over TCP")),
-            ("10.0.0.1:6443/readyz", Some("a path is not part of an endpoint; write 10.0.0.1:6443")),
-            ("10.0.0.1:6443 check", Some("only one endpoint, and nothing else, goes here; write 10.0.0.1:6443")),
+            ("https://10.0.0.1:6443/readyz", Some("this is a URL; write 10.0.0.1:6443")),
+            ("https://user:word@api.internal", Some("this is a URL; write api.internal:443")),
+            ("https://b\u{fc}cher.example/x", Some("this is a URL; write xn--bcher-kva.example:443")),
+            ("http://[2001:db8::1]", Some("this is a URL; write \"[2001:db8::1]:80\"")),
+            ("https://", Some("this is a URL")),
+            ("unix:/run/x.sock", Some("Unix sockets are not supported; endpoints are reached over TCP")),
+            ("/run/x.sock", Some("Unix sockets are not supported; endpoints are reached over TCP")),
+            ("10.0.0.1:6443/readyz", Some("an endpoint has no path; write 10.0.0.1:6443")),
+            ("10.0.0.1:6443 check", Some("expected a single endpoint and nothing else; write 10.0.0.1:6443")),
             ("[2001:db8::1]", Some("the port is missing; write \"[2001:db8::1]:6443\"")),
             ("2001:db8::1:6443", Some("an IPv6 address needs brackets; write \"[2001:db8::1]:6443\"")),
-            (
-                "2001:db8::1",
-                Some("an IPv6 address needs brackets, and a port behind them; write \"[2001:db8::1]:6443\""),
-            ),
+            ("2001:db8::1", Some("an IPv6 address needs brackets and a port; write \"[2001:db8::1]:6443\"")),
             (
                 "[fe80::1%eth0]:6443",
                 Some(
-                    "the zone `%eth0` of a link-local address is not supported; write another address of the endpoint",
+                    "link-local addresses with a zone (`%eth0`) are not supported; write another address of the endpoint",
                 ),
             ),
             (":6443", Some("the host is missing")),
             (
                 "bücher.example:1",
                 Some(
-                    "its name has letters beyond ASCII, which are looked up as `xn--bcher-kva.example`; write `xn--bcher-kva.example:1`",
+                    "non-ASCII hostname, which is looked up as `xn--bcher-kva.example`; write `xn--bcher-kva.example:1`",
                 ),
             ),
             ("unixes", None),
@@ -249,12 +235,12 @@ mod tests {
             ("*:6443", everywhere),
             ("6443", everywhere),
             ("http://:6443", everywhere),
-            ("localhost:6443", "a hostname; write 127.0.0.1:6443 or \"[::1]:6443\""),
-            ("a.example:6443", "a hostname; write an address of this machine"),
+            ("localhost:6443", "this is a hostname; write 127.0.0.1:6443 or \"[::1]:6443\""),
+            ("a.example:6443", "this is a hostname; write an IP address of this machine"),
             ("0.0.0.0", "the port is missing; write 0.0.0.0:6443"),
-            ("[::]", "brackets or the port are missing; write \"[::]:6443\""),
+            ("[::]", "the brackets or the port are missing; write \"[::]:6443\""),
             (":::6443", "an IPv6 address needs brackets; write \"[::]:6443\""),
-            ("[fe80::1%eth0]:1", "the zone `eth0` must be the number of the interface, as in `ip link`"),
+            ("[fe80::1%eth0]:1", "the zone `eth0` must be the interface index that `ip link` shows"),
         ] {
             assert_eq!(listener(text).as_deref(), Some(expected), "{text}");
         }
@@ -263,13 +249,13 @@ mod tests {
 
     #[test]
     fn several_values_are_a_list() {
-        let is_right = |part: &str| part != "x";
+        let is_valid = |part: &str| part != "x";
         assert_eq!(
-            list("a, b;c\td", is_right).unwrap(),
-            r#"several values in one; write a list: ["a", "b", "c", "d"]"#
+            list("a, b;c\td", is_valid).unwrap(),
+            r#"several values in one string; write a list: ["a", "b", "c", "d"]"#
         );
         for text in ["a", "a,", "a x", ""] {
-            assert_eq!(list(text, is_right), None, "{text}");
+            assert_eq!(list(text, is_valid), None, "{text}");
         }
     }
 }

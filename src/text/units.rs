@@ -1,9 +1,9 @@
-//! Durations and sizes as they are shown: as the configuration takes them. And dates, and lists.
+//! Formats durations and sizes as the configuration accepts them, and dates and lists.
 
 use std::fmt::Display;
 use std::time::{Duration, UNIX_EPOCH};
 
-/// In the largest unit that leaves no rest. One day is 24 hours, as everybody writes it.
+/// In the largest unit that divides it. One day stays `24h`, the usual spelling.
 pub(crate) fn span(duration: Duration) -> String {
     const HOUR: u128 = 3_600_000_000_000;
     const UNITS: [(u128, &str); 5] =
@@ -15,18 +15,18 @@ pub(crate) fn span(duration: Duration) -> String {
     }
 }
 
-/// The same of bytes, which have no unit themselves.
+/// In the largest unit that divides it; bytes have no unit.
 pub(crate) fn size(bytes: usize) -> String {
     const UNITS: [(u128, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     in_unit(bytes as u128, &UNITS, "")
 }
 
-/// So many seconds after the epoch, as RFC 3339 has it.
+/// A Unix timestamp in RFC 3339.
 pub(crate) fn time(seconds: u64) -> humantime::Rfc3339Timestamp {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
-/// So many of them at most, and how many more there are.
+/// The first `most` items, and how many more there are.
 pub(crate) fn first_of(items: impl ExactSizeIterator<Item: Display>, most: usize) -> String {
     let more = items.len().saturating_sub(most);
     let listed = items.take(most).map(|item| item.to_string()).collect::<Vec<_>>().join(", ");
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shown_is_read_as_the_same() {
+    fn formatted_durations_parse_to_the_same_value() {
         for text in ["0s", "1ns", "1500us", "500ms", "1s", "90s", "15m", "24h", "25h", "2d", "366d"] {
             assert_eq!(span(humantime::parse_duration(text).unwrap()), text);
         }

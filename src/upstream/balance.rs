@@ -1,26 +1,26 @@
-//! Which endpoint is tried next.
+//! Load balancing: which endpoint to try next.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::endpoint::Endpoint;
-use super::health::State;
+use super::health::EndpointState;
 
-/// How endpoints share new connections. None remembers a client: one that reconnects, because its API server asked it
-/// to, can land elsewhere.
+/// The load balancing algorithm. None is sticky: when an API server makes a client reconnect, the client may get another
+/// endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum Balance {
-    /// Where there are the fewest; equals take turns.
+    /// The endpoint with the fewest connections; endpoints with equally many take turns.
     #[default]
     LeastConnections,
-    /// In turn.
+    /// Each endpoint in turn.
     RoundRobin,
-    /// The one with fewer connections of two chosen at random.
+    /// The less loaded of two random endpoints (power of two choices, P2C).
     Random,
 }
 
-/// The next of `untried` to be tried: the best state first, among those another address family than the one that has just
-/// failed, among those by `balance`.
+/// Picks one of `untried`. Endpoints in the best state come first; among those, the ones with another address family than
+/// the endpoint that just failed; among those, `balance` decides. `turn` counts connections.
 pub(super) fn pick(
     endpoints: &[Arc<Endpoint>],
     untried: &[usize],
@@ -30,30 +30,44 @@ pub(super) fn pick(
     slow_start: Duration,
 ) -> Option<usize> {
     let candidates = candidates(endpoints, untried, failed_is_ipv4, slow_start);
-    let count = candidates.len();
-    let first = turn.checked_rem(count)?;
-    let any = || &candidates[fastrand::usize(..count)];
-    let chosen = match balance {
-        Balance::LeastConnections => {
-            let in_turn = candidates[first..].iter().chain(&candidates[..first]);
-            in_turn.reduce(lighter)?
-        }
-        // What starts slowly leaves its turn to any, not always to its neighbour.
-        Balance::RoundRobin => {
-            Some(&candidates[first]).filter(|next| fastrand::f64() < next.weight).unwrap_or_else(any)
-        }
-        Balance::Random => lighter(any(), any()),
+    let first = turn.checked_rem(candidates.len())?;
+    let picked = match balance {
+        Balance::LeastConnections => least_connections(&candidates, first),
+        Balance::RoundRobin => round_robin(&candidates, first),
+        Balance::Random => less_loaded(random(&candidates), random(&candidates)),
     };
-    Some(chosen.number)
+    Some(picked.index)
 }
 
-/// An endpoint of the best rank. State and load change while one is chosen: each is read once.
+/// Starts the search at `first`, so that equally loaded endpoints take turns.
+fn least_connections(candidates: &[Candidate], first: usize) -> &Candidate {
+    let (before, after) = candidates.split_at(first);
+    after.iter().chain(before).fold(&candidates[first], less_loaded)
+}
+
+/// An endpoint in slow start skips turns, each in favour of a random endpoint, so that no neighbour gets all of them.
+fn round_robin(candidates: &[Candidate], first: usize) -> &Candidate {
+    let next = &candidates[first];
+    if fastrand::f64() < next.weight { next } else { random(candidates) }
+}
+
+fn random(candidates: &[Candidate]) -> &Candidate {
+    &candidates[fastrand::usize(..candidates.len())]
+}
+
+fn less_loaded<'a>(first: &'a Candidate, second: &'a Candidate) -> &'a Candidate {
+    if second.load < first.load { second } else { first }
+}
+
+/// An endpoint that can be picked. Its state and load are read once, because they change meanwhile.
 struct Candidate {
-    number: usize,
+    index: usize,
+    /// Less than 1 during slow start.
     weight: f64,
     load: f64,
 }
 
+/// The untried endpoints of the best rank.
 fn candidates(
     endpoints: &[Arc<Endpoint>],
     untried: &[usize],
@@ -62,8 +76,8 @@ fn candidates(
 ) -> Vec<Candidate> {
     let mut best = None;
     let mut candidates = Vec::with_capacity(untried.len());
-    for &number in untried {
-        let endpoint = &endpoints[number];
+    for &index in untried {
+        let endpoint = &endpoints[index];
         let state = endpoint.state();
         let rank = (state, failed_is_ipv4 == Some(endpoint.address.is_ipv4()));
         if best.is_some_and(|best| rank > best) {
@@ -73,15 +87,11 @@ fn candidates(
             candidates.clear();
             best = Some(rank);
         }
-        let weight = if state == State::Ready { endpoint.weight(slow_start) } else { 1.0 };
+        let weight = if state == EndpointState::Ready { endpoint.weight(slow_start) } else { 1.0 };
         let connections = u32::try_from(endpoint.connections()).unwrap_or(u32::MAX);
-        candidates.push(Candidate { number, weight, load: (f64::from(connections) + 1.0) / weight });
+        candidates.push(Candidate { index, weight, load: (f64::from(connections) + 1.0) / weight });
     }
     candidates
-}
-
-fn lighter<'a>(first: &'a Candidate, second: &'a Candidate) -> &'a Candidate {
-    if second.load < first.load { second } else { first }
 }
 
 #[cfg(test)]
@@ -103,36 +113,36 @@ mod tests {
         endpoints(&["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"])
     }
 
-    /// How often each is picked for connections that stay.
+    /// How often each endpoint is picked for connections that stay open.
     fn shares(endpoints: &[Arc<Endpoint>], balance: Balance, connections: usize) -> Vec<usize> {
-        let mut held = Vec::new();
+        let mut slots = Vec::new();
         let mut shares = vec![0; endpoints.len()];
         for turn in 0..connections {
-            let number = pick(endpoints, &[0, 1, 2], None, balance, turn, SLOW_START).unwrap();
-            shares[number] += 1;
-            held.push(EndpointSlot::take(&endpoints[number]));
+            let index = pick(endpoints, &[0, 1, 2], None, balance, turn, SLOW_START).unwrap();
+            shares[index] += 1;
+            slots.push(EndpointSlot::take(&endpoints[index]));
         }
         shares
     }
 
     #[tokio::test]
-    async fn b20_every_connection_can_land_anywhere() {
+    async fn b20_endpoints_get_equal_shares() {
         assert_eq!(shares(&three(), Balance::LeastConnections, 300), [100; 3]);
         assert_eq!(shares(&three(), Balance::RoundRobin, 300), [100; 3]);
         assert!(shares(&three(), Balance::Random, 300).iter().all(|share| (80..=120).contains(share)));
     }
 
     #[tokio::test]
-    async fn who_is_dead_leaves_its_turns_to_all_others() {
+    async fn the_turns_of_a_dead_endpoint_are_shared_by_all_others() {
         let endpoints = three();
-        endpoints[1].learn(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
+        endpoints[1].apply_check_result(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
         assert_eq!(shares(&endpoints, Balance::RoundRobin, 300), [150, 0, 150]);
     }
 
     #[tokio::test]
-    async fn few_connections_attract_more() {
+    async fn endpoints_with_fewer_connections_get_more() {
         let endpoints = three();
-        let _held: Vec<EndpointSlot> = (0..50).map(|_| EndpointSlot::take(&endpoints[1])).collect();
+        let _slots: Vec<EndpointSlot> = (0..50).map(|_| EndpointSlot::take(&endpoints[1])).collect();
         assert_eq!(shares(&endpoints, Balance::LeastConnections, 100), [50, 0, 50]);
         assert!(shares(&endpoints, Balance::Random, 200)[1] < 60);
     }
@@ -140,8 +150,8 @@ mod tests {
     #[tokio::test]
     async fn the_best_state_is_tried_first_and_the_worst_at_last() {
         let endpoints = three();
-        endpoints[0].learn(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
-        endpoints[2].learn(&ProbeResult::Unready(String::new()), THRESHOLDS);
+        endpoints[0].apply_check_result(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
+        endpoints[2].apply_check_result(&ProbeResult::Unready(String::new()), THRESHOLDS);
         for balance in [Balance::LeastConnections, Balance::RoundRobin, Balance::Random] {
             let next = |untried: &[usize]| pick(&endpoints, untried, None, balance, 0, SLOW_START);
             assert_eq!(
@@ -162,21 +172,21 @@ mod tests {
         );
     }
 
-    /// Whatever states change to meanwhile, an endpoint that was not tried is picked.
+    /// Some untried endpoint is picked, however states change meanwhile.
     #[test]
-    fn b12_states_that_change_meanwhile_hide_no_endpoint() {
+    fn b12_an_endpoint_is_picked_while_states_change() {
         let endpoints: Vec<Arc<Endpoint>> =
             (1..=64).map(|port| Arc::new(Endpoint::new(([192, 0, 2, 1], port).into()))).collect();
         let untried: Vec<usize> = (0..endpoints.len()).collect();
         for endpoint in &endpoints[1..] {
-            endpoint.learn(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
+            endpoint.apply_check_result(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
         }
         let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !is_over.load(Relaxed) {
-                    endpoints[0].learn(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
-                    endpoints[0].learn(&ProbeResult::Ready, THRESHOLDS);
+                    endpoints[0].apply_check_result(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
+                    endpoints[0].apply_check_result(&ProbeResult::Ready, THRESHOLDS);
                 }
             });
             let picked = (0..20_000).all(|turn| {
@@ -189,12 +199,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_has_recovered_starts_slowly() {
+    async fn a_recovered_endpoint_starts_slowly() {
         let endpoints = three();
-        endpoints[0].learn(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
+        endpoints[0].apply_check_result(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
         tokio::time::sleep(Duration::from_secs(100)).await;
-        assert!(endpoints[0].weight(SLOW_START) > 0.99, "as long as it has not recovered");
-        endpoints[0].learn(&ProbeResult::Ready, THRESHOLDS);
+        assert!(endpoints[0].weight(SLOW_START) > 0.99, "slow start begins with the recovery");
+        endpoints[0].apply_check_result(&ProbeResult::Ready, THRESHOLDS);
         let share = |balance| shares(&endpoints, balance, 300)[0];
         assert!((10..=20).contains(&share(Balance::LeastConnections)));
         assert!((10..=70).contains(&share(Balance::RoundRobin)));

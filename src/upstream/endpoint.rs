@@ -1,4 +1,4 @@
-//! One address of an API server.
+//! One address of an API server, with its state and connections.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::certificate::{Certificate, Certificates};
-use super::health::{HealthState, ProbeResult, State, Thresholds};
+use super::certificate::{Certificates, EndpointCertificate};
+use super::health::{EndpointState, HealthState, ProbeResult, Thresholds};
 use super::pool::Pool;
 
-/// Which endpoint; no two in a process are the same.
+/// Identifies an endpoint; unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct EndpointId(u64);
 
@@ -23,32 +23,30 @@ impl EndpointId {
     }
 }
 
-/// An address, and what is known of who answers there.
+/// An address, and the state of the server there.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
-    /// By which the registry knows its connections.
     pub(crate) id: EndpointId,
-    /// Where it is.
     pub(crate) address: SocketAddr,
-    /// Who has it now.
+    /// The pool that it belongs to.
     pool: Mutex<Weak<Pool>>,
     connections: AtomicUsize,
-    /// A copy of the health's, to be read on every connection's way.
+    /// A copy of the state in `health` that can be read without a lock.
     state: AtomicU8,
     suspect: AtomicBool,
-    /// Whether a pool has it.
+    /// Whether it is a member of the pool, and not removed.
     is_present: AtomicBool,
-    /// Milliseconds from `born` to when it became ready again.
+    /// When it became ready again, in milliseconds since `created`.
     recovered: AtomicU64,
-    born: Instant,
+    created: Instant,
     health: Mutex<HealthState>,
     /// Whether a connection may try it although it is dead.
     may_be_tried: AtomicBool,
     certificates: Mutex<Certificates>,
-    /// Whether anything is known of it.
+    /// Whether a check or a connection has tried it.
     is_known: AtomicBool,
     last_check: Mutex<Option<LastCheck>>,
-    /// Wakes who looks after it when its state has changed.
+    /// Wakes its health monitor when the state has changed.
     pub(super) changed: Notify,
 }
 
@@ -61,11 +59,11 @@ impl Endpoint {
             address,
             pool: Mutex::default(),
             connections: AtomicUsize::new(0),
-            state: AtomicU8::new(State::Ready as u8),
+            state: AtomicU8::new(EndpointState::Ready as u8),
             suspect: AtomicBool::new(false),
             is_present: AtomicBool::new(true),
             recovered: AtomicU64::new(NEVER),
-            born: Instant::now(),
+            created: Instant::now(),
             health: Mutex::default(),
             may_be_tried: AtomicBool::new(false),
             certificates: Mutex::default(),
@@ -75,23 +73,23 @@ impl Endpoint {
         }
     }
 
-    /// From now on this pool has it.
+    /// Makes it a member of this pool.
     pub(super) fn belong_to(&self, pool: &Arc<Pool>) {
         *self.pool.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(pool);
         self.is_present.store(true, Relaxed);
     }
 
-    /// It is no longer one of the pool's.
+    /// Removes it from the pool.
     pub(super) fn leave(&self) {
         self.is_present.store(false, Relaxed);
     }
 
-    /// Whether new connections may go there, as far as the configuration and names say.
+    /// Whether it is still in the configuration and in DNS.
     pub(crate) fn is_present(&self) -> bool {
         self.is_present.load(Relaxed)
     }
 
-    /// A connection has found this. Where nobody has the endpoint, nobody asks any more.
+    /// Reports the result of a connection to the pool, if it still exists.
     pub(super) fn report(&self, result: &ProbeResult) {
         let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
         if let Some(pool) = pool {
@@ -99,14 +97,14 @@ impl Endpoint {
         }
     }
 
-    /// How many connections it has, those that are being made included.
+    /// The number of connections, including those that are being established.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Relaxed)
     }
 
     /// Whether new connections go there.
-    pub(crate) fn state(&self) -> State {
-        State::from_repr(self.state.load(Relaxed)).unwrap_or(State::Dead)
+    pub(crate) fn state(&self) -> EndpointState {
+        EndpointState::from_repr(self.state.load(Relaxed)).unwrap_or(EndpointState::Dead)
     }
 
     /// Why it is not ready; empty if it is.
@@ -114,28 +112,27 @@ impl Endpoint {
         self.health().cause().into()
     }
 
-    /// The certificate that its last check was shown.
-    pub(crate) fn certificate(&self) -> Option<Certificate> {
+    /// The certificate of the last check.
+    pub(crate) fn certificate(&self) -> Option<EndpointCertificate> {
         self.certificates().last().cloned()
     }
 
-    /// Whether a check or a connection has had to do with it: until then it counts as ready.
+    /// Whether a check or a connection has tried it; until then it counts as ready.
     pub(crate) fn is_known(&self) -> bool {
         self.is_known.load(Relaxed)
     }
 
-    /// The last check, if there was one.
     pub(crate) fn last_check(&self) -> Option<LastCheck> {
         *self.last_check.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn was_checked(&self, took: Duration) {
+    pub(super) fn record_check(&self, took: Duration) {
         let check = LastCheck { at: SystemTime::now(), took };
         *self.last_check.lock().unwrap_or_else(PoisonError::into_inner) = Some(check);
         self.is_known.store(true, Relaxed);
     }
 
-    pub(super) fn was_tried(&self) {
+    pub(super) fn mark_known(&self) {
         if !self.is_known() {
             self.is_known.store(true, Relaxed);
         }
@@ -149,33 +146,33 @@ impl Endpoint {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether something has failed since it last answered.
+    /// Whether anything has failed since its last success.
     pub(super) fn is_suspect(&self) -> bool {
         self.suspect.load(Relaxed)
     }
 
-    /// Takes in what a check has found; the change of state that it makes, if it does.
-    pub(super) fn learn(&self, result: &ProbeResult, thresholds: Thresholds) -> Option<Change> {
-        self.change(|health| health.learn(result, thresholds))
+    /// Applies the result of a check. Returns the change of state, if any.
+    pub(super) fn apply_check_result(&self, result: &ProbeResult, thresholds: Thresholds) -> Option<StateChange> {
+        self.change(|health| health.apply_check_result(result, thresholds))
     }
 
-    /// Takes in what a connection has found; the change of state that it makes, if it does.
-    pub(super) fn apply_client_result(&self, result: &ProbeResult, thresholds: Thresholds) -> Option<Change> {
+    /// Applies the result of a connection. Returns the change of state, if any.
+    pub(super) fn apply_client_result(&self, result: &ProbeResult, thresholds: Thresholds) -> Option<StateChange> {
         self.change(|health| health.apply_client_result(result, thresholds))
     }
 
-    fn change(&self, learn: impl FnOnce(&mut HealthState) -> Option<State>) -> Option<Change> {
+    fn change(&self, apply: impl FnOnce(&mut HealthState) -> Option<EndpointState>) -> Option<StateChange> {
         let mut health = self.health();
-        let before = learn(&mut health);
+        let before = apply(&mut health);
         self.suspect.store(health.failures() > 0, Relaxed);
         let (before, after) = (before?, health.state());
         match after {
-            State::Ready => self.recovered.store(self.age(), Relaxed),
-            State::Unready | State::Dead => {}
+            EndpointState::Ready => self.recovered.store(self.age(), Relaxed),
+            EndpointState::Unready | EndpointState::Dead => {}
         }
         self.state.store(after as u8, Relaxed);
         self.changed.notify_one();
-        Some(Change { before, after, results: health.failures() })
+        Some(StateChange { before, after, results: health.failures() })
     }
 
     /// It accepts connections again; a client may find out whether it answers.
@@ -185,43 +182,42 @@ impl Endpoint {
 
     /// Whether this connection may be the one that finds out whether the endpoint is still dead.
     pub(super) fn takes_trial(&self) -> bool {
-        self.may_be_tried.load(Relaxed) && self.state() == State::Dead && self.may_be_tried.swap(false, Relaxed)
+        self.may_be_tried.load(Relaxed) && self.state() == EndpointState::Dead && self.may_be_tried.swap(false, Relaxed)
     }
 
     fn age(&self) -> u64 {
-        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(NEVER)
+        u64::try_from(self.created.elapsed().as_millis()).unwrap_or(NEVER)
     }
 
-    /// The share of its load that it may have by now: from a tenth right after it became ready again to all of it.
+    /// The weight during slow start: from a tenth when it became ready again, up to 1.
     pub(super) fn weight(&self, slow_start: Duration) -> f64 {
         let recovered = self.recovered.load(Relaxed);
         if recovered == NEVER || slow_start.is_zero() {
             return 1.0;
         }
-        let since = self.born.elapsed().saturating_sub(Duration::from_millis(recovered));
+        let since = self.created.elapsed().saturating_sub(Duration::from_millis(recovered));
         (since.as_secs_f64() / slow_start.as_secs_f64()).clamp(0.1, 1.0)
     }
 }
 
-/// A check that has ended, whatever it has found.
+/// The last completed check, whatever its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LastCheck {
     /// When it ended.
     pub(crate) at: SystemTime,
-    /// From connecting to the answer.
     pub(crate) took: Duration,
 }
 
 /// A change of state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Change {
-    pub(super) before: State,
-    pub(super) after: State,
-    /// How many results in a row were not ready.
+pub(super) struct StateChange {
+    pub(super) before: EndpointState,
+    pub(super) after: EndpointState,
+    /// Consecutive results that were not ready.
     pub(super) results: u32,
 }
 
-/// A connection's slot at an endpoint, counted until it is dropped.
+/// Counts a connection to an endpoint until it is dropped.
 #[derive(Debug)]
 pub(crate) struct EndpointSlot(Arc<Endpoint>);
 
@@ -235,7 +231,7 @@ impl EndpointSlot {
         &self.0
     }
 
-    /// The endpoint has sent its first byte.
+    /// The endpoint has sent its first bytes.
     pub(crate) fn answered(&self) {
         if self.0.is_suspect() {
             self.0.report(&ProbeResult::Ready);

@@ -1,19 +1,19 @@
-//! Why an endpoint was not reached.
+//! Why connecting to an upstream failed.
 
 use std::fmt;
 use std::io;
 
 use rustix::io::Errno;
 
-/// No endpoint was reached.
+/// No endpoint could be connected to.
 #[derive(Debug, thiserror::Error)]
 #[error("{tries} failed; {last}")]
 pub(crate) struct ConnectError {
-    /// The gravest of the failures.
+    /// The most significant failure.
     pub(crate) kind: Failure,
-    /// How many names and addresses failed.
+    /// How many hostnames and addresses failed.
     pub(crate) tries: usize,
-    /// The one that failed last with this kind, and how.
+    /// The last address that failed with this kind, and the error.
     pub(crate) last: String,
 }
 
@@ -22,27 +22,27 @@ impl ConnectError {
         Self { kind: Failure::NoEndpoint, tries: 0, last: "no endpoint".into() }
     }
 
-    pub(super) fn or(&mut self, kind: Failure, place: &dyn fmt::Display, error: &dyn fmt::Display) {
+    pub(super) fn add(&mut self, kind: Failure, endpoint: &dyn fmt::Display, error: &dyn fmt::Display) {
         self.tries += 1;
         if kind >= self.kind {
             self.kind = kind;
-            self.last = format!("{place}: {error}");
+            self.last = format!("{endpoint}: {error}");
         }
     }
 }
 
-/// Kinds of failure; a later one says more.
+/// Kinds of failure, in ascending order of significance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Failure {
     /// There is no address to connect to.
     NoEndpoint,
-    /// The address is one of our own listeners.
+    /// The address is one of snigate's own listeners.
     Loop,
-    /// This machine could not try: no descriptor, port, memory or address of that family.
+    /// A local error: no file descriptor, port, memory, or address of that family.
     Local,
-    /// The endpoint refused, or could not be reached.
+    /// The endpoint refused the connection or was unreachable.
     Refused,
-    /// The endpoint did not answer.
+    /// The connection timed out.
     TimedOut,
 }
 
@@ -64,8 +64,8 @@ impl Failure {
     }
 }
 
-/// What the error says, without its number.
-pub(crate) fn plain(error: &io::Error) -> String {
+/// The message of the error, without its number.
+pub(crate) fn error_message(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or(&text).to_lowercase()
 }
@@ -75,11 +75,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_gravest_failure_is_told() {
+    fn the_most_significant_failure_is_reported() {
         let mut failure = ConnectError::none();
-        failure.or(Failure::TimedOut, &"a", &"slow");
-        failure.or(Failure::Refused, &"b", &"closed");
+        failure.add(Failure::TimedOut, &"a", &"slow");
+        failure.add(Failure::Refused, &"b", &"closed");
         assert_eq!((failure.kind, failure.to_string().as_str()), (Failure::TimedOut, "2 failed; a: slow"));
-        assert_eq!(plain(&Errno::CONNREFUSED.into()), "connection refused");
+        assert_eq!(error_message(&Errno::CONNREFUSED.into()), "connection refused");
     }
 }

@@ -1,9 +1,9 @@
-//! Our own listeners, seen as somebody's upstream: a connection to one of them would go in circles.
+//! Detects forwarding loops: upstreams that are snigate's own listeners.
 
 use std::cell::LazyCell;
 use std::net::{IpAddr, SocketAddr};
 
-/// Whether a connection to `address` arrives at `listener`, as far as can be told from the two.
+/// Whether a connection to `address` reaches `listener`, judging by the two addresses alone.
 pub(crate) fn arrives_at(address: SocketAddr, listener: SocketAddr) -> bool {
     let (ip, listening) = (address.ip().to_canonical(), listener.ip().to_canonical());
     let here = ip.is_loopback() || ip.is_unspecified();
@@ -16,20 +16,20 @@ pub(crate) fn arrives_at(address: SocketAddr, listener: SocketAddr) -> bool {
 pub(crate) struct LocalAddresses(Vec<IpAddr>);
 
 impl LocalAddresses {
-    /// As they are now.
+    /// The current addresses.
     pub(crate) fn read() -> Self {
-        // Where the kernel does not say, addresses are taken for somebody else's.
+        // If the kernel does not report them, addresses count as remote.
         Self(if_addrs::get_if_addrs().unwrap_or_default().iter().map(if_addrs::Interface::ip).collect())
     }
 
-    /// Whether this is one of them.
+    /// Whether this is an address of this machine.
     pub(crate) fn has(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         address.is_loopback() || self.0.contains(&address)
     }
 }
 
-/// The same for all listeners, where this machine may be asked which addresses are its own: once, and only if it matters.
+/// Our own listeners. The addresses of this machine are read at most once, and only if needed.
 #[derive(Debug)]
 pub(crate) struct OwnListeners<'a> {
     listeners: &'a [SocketAddr],
@@ -37,7 +37,6 @@ pub(crate) struct OwnListeners<'a> {
 }
 
 impl<'a> OwnListeners<'a> {
-    /// Of these listeners.
     pub(crate) fn new(listeners: &'a [SocketAddr]) -> Self {
         Self { listeners, addresses: LazyCell::new(LocalAddresses::read) }
     }

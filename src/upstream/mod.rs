@@ -1,8 +1,7 @@
-//! Where a route leads: a pool of endpoints that is resolved, checked and balanced in the background, and how one of
-//! them is reached.
+//! The upstream of a route: a pool of endpoints that are resolved and checked in the background, and load balanced.
 //!
-//! `resolve` and [`health`] publish into the pool and know nothing of each other, nor of connections. A connection
-//! asks the pool for the next endpoint, tells it what happened, and holds a [`EndpointSlot`] there for as long as it lasts.
+//! `resolve` and [`health`] update the pool, independently of each other and of connections. A connection picks an
+//! endpoint, reports the result to the pool, and holds an [`EndpointSlot`] while it is open.
 
 mod balance;
 mod certificate;
@@ -28,11 +27,11 @@ use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 pub(crate) use self::balance::Balance;
-pub(crate) use self::certificate::{Certificate, EXPIRES_SOON_SECONDS};
+pub(crate) use self::certificate::{EXPIRES_SOON_SECONDS, EndpointCertificate};
 pub(crate) use self::endpoint::{Endpoint, EndpointId, EndpointSlot, LastCheck};
-pub(crate) use self::failure::{ConnectError, Failure, plain};
+pub(crate) use self::failure::{ConnectError, Failure, error_message};
 pub(crate) use self::health::{Checks, HealthCheck, HttpCheck, TlsCheck};
-pub(crate) use self::health::{ProbeResult, State, Thresholds};
+pub(crate) use self::health::{EndpointState, ProbeResult, Thresholds};
 pub(crate) use self::loop_check::{LocalAddresses, OwnListeners, arrives_at};
 use self::pool::Pool;
 pub(crate) use self::resolve::{Lookups, MAX_LOOKUPS, lookup};
@@ -41,26 +40,23 @@ use crate::proxy_protocol;
 use crate::relay::tcp::TcpOptions;
 use crate::text::Destination;
 
-/// How a route's endpoints are found, kept and reached.
+/// The upstream settings of a route.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Settings {
+pub(crate) struct UpstreamSettings {
     /// At least one; no two the same.
     pub(crate) destinations: Vec<Destination>,
-    /// Which one is next.
     pub(crate) balance: Balance,
-    /// For reaching one.
     pub(crate) budget: ConnectBudget,
-    /// From the return of an endpoint to its full share.
+    /// From the recovery of an endpoint to its full share.
     pub(crate) slow_start: Duration,
-    /// How long a dead endpoint keeps its connections; `None`: for as long as they last.
+    /// How long connections to a dead endpoint may continue; `None`: forever.
     pub(crate) dead_grace: Option<Duration>,
-    /// What becomes of the connections of an endpoint, or of all, when the configuration no longer has it.
     pub(crate) on_remove: OnRemove,
-    /// How often names are looked up.
+    /// Interval between DNS lookups.
     pub(crate) resolve_every: Duration,
-    /// How endpoints are told who the client is, if they expect that.
+    /// The PROXY header to send; `None`: none.
     pub(crate) proxy_protocol: Option<proxy_protocol::Version>,
-    /// How endpoints are checked; `None`: only what connections find out counts.
+    /// `None`: passive checks only, by the results of connections.
     pub(crate) health_check: Option<HealthCheck>,
 }
 
@@ -68,62 +64,59 @@ pub(crate) struct Settings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub(crate) enum OnRemove {
-    /// They may last for `timeouts.drain`.
+    /// Close them after `timeouts.drain`.
     Drain,
-    /// They stay.
+    /// Leave them open.
     Keep,
-    /// They are closed.
+    /// Close them immediately.
     Cut,
 }
 
 impl OnRemove {
-    /// Its value in the configuration.
+    /// The value in the configuration.
     pub(crate) fn label(self) -> &'static str {
         self.into()
     }
 }
 
-/// How long may be spent on reaching an endpoint.
+/// Timeouts for connecting to an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ConnectBudget {
-    /// In all, waiting for the first answer to a name included.
+    /// Total, including the wait for the first DNS lookup.
     pub(crate) timeout: Duration,
-    /// On one address.
+    /// Per address.
     pub(crate) per_try: Duration,
 }
 
-/// What a route says of its upstream: two with the same setup do the same.
+/// Everything that defines an upstream: two with an equal setup behave the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Setup {
     /// The route's name, for logs.
     pub(crate) route: Box<str>,
-    /// What its clients ask for, and certificates should cover.
+    /// The route's names, which certificates should cover.
     pub(crate) names: Vec<NamePattern>,
-    /// As configured.
-    pub(crate) settings: Settings,
+    pub(crate) settings: UpstreamSettings,
 }
 
-/// The open connections, as far as pools need to know them.
+/// The open connections, as pools need them.
 pub(crate) trait OpenConnections: Debug + Send + Sync {
-    /// Has those of this endpoint, which cannot be reached since then, find out whether their peer still answers; how many
-    /// these are.
+    /// Makes the connections to this endpoint, which is unreachable since then, check whether the peer still responds.
+    /// Returns how many there are.
     fn probe(&self, endpoint: EndpointId, since: Instant) -> usize;
 }
 
-/// What all upstreams have in common, as it is now.
+/// What all upstreams share; reloads update it.
 #[derive(Debug)]
-pub(crate) struct Surroundings {
-    /// For the connections that are made.
+pub(crate) struct SharedContext {
     pub(crate) tcp: ArcSwap<TcpOptions>,
-    /// Our own addresses, which are no upstreams.
+    /// The addresses of our own listeners, to detect loops.
     pub(crate) listeners: ArcSwap<Vec<SocketAddr>>,
-    /// All that are open.
     pub(crate) connections: Arc<dyn OpenConnections>,
     lookups: Arc<Lookups>,
     checks: Arc<Checks>,
 }
 
-impl Surroundings {
+impl SharedContext {
     pub(crate) fn new(connections: Arc<dyn OpenConnections>, lookups: Lookups, checks: Checks) -> Self {
         let (lookups, checks) = (Arc::new(lookups), Arc::new(checks));
         Self { tcp: ArcSwap::default(), listeners: ArcSwap::default(), connections, lookups, checks }
@@ -144,102 +137,96 @@ pub(crate) struct Upstream {
 }
 
 impl Upstream {
-    /// Begins to resolve and to check, within a tokio runtime. The endpoints of a predecessor keep what is known of them;
-    /// it is retired.
-    pub(crate) fn start(setup: Setup, surroundings: &Arc<Surroundings>, predecessor: Option<&Self>) -> Self {
+    /// Starts to resolve and check, within a tokio runtime. The endpoints of a predecessor, which is retired, keep their
+    /// state.
+    pub(crate) fn start(setup: Setup, context: &Arc<SharedContext>, predecessor: Option<&Self>) -> Self {
         let check = setup.settings.health_check.as_ref();
         if check.and_then(|check| check.tls.as_ref()).is_some_and(|tls| tls.ca_file.is_none()) {
-            warn!(
-                route = &*setup.route,
-                "health checks believe any certificate (verify: false): whoever answers is taken for the API server"
-            );
+            warn!(route = &*setup.route, "health checks accept any certificate (verify: false)");
         }
         if let Some(predecessor) = predecessor {
             predecessor.retire();
         }
-        let pool =
-            Arc::new(Pool::new(setup, Arc::clone(surroundings), predecessor.map(|predecessor| &*predecessor.pool)));
-        pool.begin();
+        let pool = Arc::new(Pool::new(setup, Arc::clone(context), predecessor.map(|predecessor| &*predecessor.pool)));
+        pool.start();
         Self { pool, turn: AtomicUsize::new(0) }
     }
 
-    /// What it depends on.
     pub(crate) fn setup(&self) -> &Setup {
         &self.pool.setup
     }
 
-    /// The surroundings have changed.
+    /// Checks again for loops, after our own listeners have changed.
     pub(crate) fn check_for_loops(&self) {
         self.pool.check_for_loops();
     }
 
-    /// No longer resolves or checks. Connections that came before may still be made, also those that wait for the first
-    /// answer to a name.
+    /// Stops resolving and checking. Connections that are already being set up can still be established, including those
+    /// that wait for the first DNS lookup.
     pub(crate) fn retire(&self) {
         self.pool.close();
     }
 
-    /// The same, and no other upstream has its endpoints.
+    /// Retires the upstream and removes its endpoints.
     pub(crate) fn remove(&self) {
         self.pool.remove();
     }
 
-    /// The destinations, each with the addresses that it stands for now.
+    /// The destinations, each with its current addresses.
     pub(crate) fn destinations(&self) -> Vec<(&Destination, Vec<SocketAddr>)> {
         self.pool.destinations()
     }
 
-    /// All endpoints that may have connections: those there are now, and those that have left.
+    /// All endpoints that may have connections: current and former ones.
     pub(crate) fn endpoints_ever(&self) -> Vec<Arc<Endpoint>> {
         self.pool.endpoints_ever()
     }
 
-    /// The endpoints there are now.
+    /// The current endpoints.
     pub(crate) fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
         self.pool.endpoints()
     }
 
-    /// Whether connections are tried with all endpoints, because none is ready.
+    /// Whether connections are sent to all endpoints, because none is ready.
     pub(crate) fn fails_open(&self) -> bool {
         self.pool.fails_open()
     }
 
-    /// Connects to the first endpoint that answers, trying every one in turn within the budget. Nothing has been sent to
-    /// any of them.
+    /// Connects to an endpoint; if that fails, tries the next one, within the budget. Nothing is sent to any of them.
     pub(crate) async fn connect(&self) -> Result<Connected, ConnectError> {
-        let Settings { balance, budget, slow_start, .. } = self.pool.setup.settings;
+        let UpstreamSettings { balance, budget, slow_start, .. } = self.pool.setup.settings;
         let deadline = Instant::now() + budget.timeout;
         let endpoints = self.pool.endpoints_by(deadline).await;
         let turn = self.turn.fetch_add(1, Relaxed);
-        let tcp = **self.pool.surroundings.tcp.load();
+        let tcp = **self.pool.context.tcp.load();
         let mut failure = ConnectError::none();
         let mut untried: Vec<usize> = (0..endpoints.len()).collect();
         let mut failed_is_ipv4 = None;
         let mut trial = self.pool.trial(&endpoints);
-        while let Some(number) =
+        while let Some(index) =
             trial.take().or_else(|| balance::pick(&endpoints, &untried, failed_is_ipv4, balance, turn, slow_start))
         {
-            let endpoint = &endpoints[number];
+            let endpoint = &endpoints[index];
             let slot = EndpointSlot::take(endpoint);
-            let begun = Instant::now();
-            let try_until = deadline.min(begun + budget.per_try);
+            let started = Instant::now();
+            let try_until = deadline.min(started + budget.per_try);
             let (kind, reason) = match timeout_at(try_until, connect_to(endpoint.address, &tcp)).await {
                 Ok(Ok((stream, local))) => {
-                    endpoint.was_tried();
+                    endpoint.mark_known();
                     let failed_attempts = (failure.tries > 0).then_some(failure);
                     return Ok(Connected { stream, local, slot, failed_attempts });
                 }
-                Ok(Err(error)) => (Failure::of(&error), plain(&error)),
-                Err(_) => (Failure::TimedOut, "no answer in time".into()),
+                Ok(Err(error)) => (Failure::of(&error), error_message(&error)),
+                Err(_) => (Failure::TimedOut, "timed out".into()),
             };
-            endpoint.was_tried();
-            failure.or(kind, &endpoint.address, &reason);
-            // Late is who had the time that he should have.
-            let had_time = try_until >= begun + budget.per_try;
+            endpoint.mark_known();
+            failure.add(kind, &endpoint.address, &reason);
+            // An attempt that the total timeout has cut short says nothing about the endpoint.
+            let had_time = try_until >= started + budget.per_try;
             if kind == Failure::Refused || (kind == Failure::TimedOut && had_time) {
                 endpoint.report(&ProbeResult::Unreachable(reason));
             }
-            untried.retain(|other| *other != number);
+            untried.retain(|other| *other != index);
             failed_is_ipv4 = Some(endpoint.address.is_ipv4());
             if Instant::now() >= deadline {
                 break;
@@ -248,10 +235,10 @@ impl Upstream {
         self.pool.doubt_names_of(&endpoints, &untried);
         if endpoints.is_empty() {
             for address in self.pool.loops() {
-                failure.or(Failure::Loop, &address, &"one of our own listeners");
+                failure.add(Failure::Loop, &address, &"one of snigate's own listeners");
             }
             for (destination, reason) in self.pool.lookup_failures() {
-                failure.or(Failure::NoEndpoint, &destination, &reason);
+                failure.add(Failure::NoEndpoint, &destination, &reason);
             }
         }
         Err(failure)
@@ -265,7 +252,7 @@ impl Drop for Upstream {
     }
 }
 
-/// Connects to one address, as connections are; the stream and its local address.
+/// Connects to one address. Returns the stream and its local address.
 pub(crate) async fn connect_to(address: SocketAddr, tcp: &TcpOptions) -> io::Result<(TcpStream, SocketAddr)> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     tcp.apply(&socket)?;
@@ -274,30 +261,28 @@ pub(crate) async fn connect_to(address: SocketAddr, tcp: &TcpOptions) -> io::Res
     Ok((stream, local))
 }
 
-/// The local address of a stream that was to connect to `address`, unless it is connected to itself: where nobody listens on a
-/// port of this machine, the kernel may do that (a simultaneous open).
+/// The local address of a stream that was connected to `address`, unless it is connected to itself: if nothing listens on
+/// an ephemeral port of this machine, the kernel may do that (TCP simultaneous open).
 fn local_address(stream: &TcpStream, address: SocketAddr) -> io::Result<SocketAddr> {
     let local = stream.local_addr()?;
-    // However it is written: `::ffff:192.0.2.1` is 192.0.2.1, and 0.0.0.0 any address of this machine.
+    // `::ffff:192.0.2.1` is 192.0.2.1, and 0.0.0.0 is any address of this machine.
     let (ip, wanted) = (local.ip().to_canonical(), address.ip().to_canonical());
     let is_itself = local.port() == address.port() && (ip == wanted || wanted.is_unspecified());
     if is_itself { Err(io::ErrorKind::ConnectionRefused.into()) } else { Ok(local) }
 }
 
-/// Give or take a tenth, so that what was configured together does not happen at the same moment for ever.
+/// With 10% jitter, so that tasks that started together spread out.
 fn jittered(duration: Duration) -> Duration {
     duration.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
 
-/// An endpoint that answered.
+/// A connection to an endpoint.
 #[derive(Debug)]
 pub(crate) struct Connected {
-    /// The connection.
     pub(crate) stream: TcpStream,
-    /// Its local address.
+    /// The local address.
     pub(crate) local: SocketAddr,
-    /// Its slot there.
     pub(crate) slot: EndpointSlot,
-    /// The endpoints that failed before it.
+    /// The endpoints that failed before.
     pub(crate) failed_attempts: Option<ConnectError>,
 }

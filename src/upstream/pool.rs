@@ -1,4 +1,4 @@
-//! The endpoints of one route: which there are, how they are, and who looks after them.
+//! The endpoints of one route: membership, state changes and health monitors.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -12,26 +12,26 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
-use super::certificate::{Certificate, EXPIRES_SOON_SECONDS, News};
-use super::endpoint::{Change, Endpoint, EndpointId};
+use super::certificate::{CertificateChange, EXPIRES_SOON_SECONDS, EndpointCertificate};
+use super::endpoint::{Endpoint, EndpointId, StateChange};
 use super::health::{self, HealthCheck};
-use super::health::{ProbeResult, State, Thresholds};
+use super::health::{EndpointState, ProbeResult, Thresholds};
 use super::loop_check::OwnListeners;
-use super::{Setup, Surroundings, resolve};
+use super::{Setup, SharedContext, resolve};
 use crate::text::Destination;
 use crate::text::units::first_of;
 
-/// How many refused, timed-out or unanswered connections in a row make an endpoint dead where nothing checks it.
+/// Thresholds without health checks: consecutive connections that were refused, timed out or not answered.
 const UNCHECKED: Thresholds = Thresholds { rise: 1, fall: 3, unready: 3 };
 
 #[derive(Debug)]
 pub(super) struct Pool {
     pub(super) setup: Setup,
-    pub(super) surroundings: Arc<Surroundings>,
+    pub(super) context: Arc<SharedContext>,
     /// In the order of the configuration.
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
     members: Mutex<Members>,
-    /// How many names have not been looked up at all yet.
+    /// Number of hostnames whose first lookup has not finished.
     unanswered: watch::Sender<usize>,
     fails_open: AtomicBool,
 }
@@ -39,7 +39,7 @@ pub(super) struct Pool {
 #[derive(Debug, Default)]
 struct Members {
     /// The last good answer of each destination, and what is wrong with the last one.
-    answers: Vec<Answer>,
+    answers: Vec<LookupResult>,
     checks: HashMap<EndpointId, health::Subscription>,
     /// Tasks that attend to dead endpoints.
     attendants: HashMap<EndpointId, AbortHandle>,
@@ -47,12 +47,12 @@ struct Members {
     lookups: HashMap<usize, resolve::Subscription>,
     /// Addresses that are our own listeners'.
     loops: Vec<SocketAddr>,
-    /// Endpoints that have left, the last at the end: those that come back are no strangers.
+    /// Removed endpoints, the last at the end: they keep their state in case they return.
     former: Vec<Arc<Endpoint>>,
     is_closed: bool,
 }
 
-/// How many endpoints that have left and have no connections are remembered; those that have some all are.
+/// Maximum number of former endpoints without connections that are remembered.
 const MAX_IDLE_FORMER: usize = 64;
 
 impl Members {
@@ -64,7 +64,7 @@ impl Members {
     }
 
     /// The oldest of the former endpoints that nothing is left of.
-    fn forget_some(&mut self) {
+    fn prune_former(&mut self) {
         let is_idle = |endpoint: &Arc<Endpoint>| endpoint.connections() == 0;
         let mut too_many =
             self.former.iter().filter(|endpoint| is_idle(endpoint)).count().saturating_sub(MAX_IDLE_FORMER);
@@ -76,36 +76,39 @@ impl Members {
     }
 }
 
-/// How many addresses or names a log line has.
+/// Maximum number of addresses or names in a log line.
 const MAX_LISTED: usize = 20;
 
+/// The state of a destination's DNS lookups.
 #[derive(Clone, Debug, Default)]
-struct Answer {
+struct LookupResult {
+    /// Of the last successful lookup.
     addresses: Vec<SocketAddr>,
+    /// Of the last lookup, if it failed.
     failure: Option<String>,
 }
 
-impl Answer {
+impl LookupResult {
     fn is_known(&self) -> bool {
         !self.addresses.is_empty() || self.failure.is_some()
     }
 }
 
 impl Pool {
-    /// Knows what its predecessor knew of the same names and addresses.
-    pub(super) fn new(setup: Setup, surroundings: Arc<Surroundings>, predecessor: Option<&Self>) -> Self {
+    /// Inherits the state of the same destinations and endpoints from its predecessor.
+    pub(super) fn new(setup: Setup, context: Arc<SharedContext>, predecessor: Option<&Self>) -> Self {
         let endpoints = predecessor.map(Self::endpoints).unwrap_or_default();
         let (before, former) = predecessor.map(Self::known).unwrap_or_default();
         let answer = |destination: &Destination| {
             let known = before.iter().find(|(name, _)| name == destination);
-            let literal = || Answer { addresses: destination.address().into_iter().collect(), failure: None };
+            let literal = || LookupResult { addresses: destination.address().into_iter().collect(), failure: None };
             known.map_or_else(literal, |(_, answer)| answer.clone())
         };
-        let answers: Vec<Answer> = setup.settings.destinations.iter().map(answer).collect();
+        let answers: Vec<LookupResult> = setup.settings.destinations.iter().map(answer).collect();
         let unanswered = answers.iter().filter(|answer| !answer.is_known()).count();
         Self {
             setup,
-            surroundings,
+            context,
             endpoints: ArcSwap::new(endpoints),
             members: Mutex::new(Members { answers, former, ..Members::default() }),
             unanswered: watch::Sender::new(unanswered),
@@ -113,8 +116,8 @@ impl Pool {
         }
     }
 
-    /// What has been answered for each name, and which endpoints have left.
-    fn known(&self) -> (Vec<(Destination, Answer)>, Vec<Arc<Endpoint>>) {
+    /// The lookup results of all destinations, and the former endpoints.
+    fn known(&self) -> (Vec<(Destination, LookupResult)>, Vec<Arc<Endpoint>>) {
         let members = self.members();
         let answers = self.setup.settings.destinations.iter().cloned().zip(members.answers.iter().cloned());
         (answers.collect(), members.former.clone())
@@ -132,7 +135,7 @@ impl Pool {
         self.check().map_or(UNCHECKED, |check| check.thresholds)
     }
 
-    /// How long a dead endpoint keeps its connections; `None`: for as long as they last.
+    /// How long connections to a dead endpoint may continue; `None`: forever.
     pub(super) fn dead_grace(&self) -> Option<Duration> {
         self.setup.settings.dead_grace
     }
@@ -145,25 +148,25 @@ impl Pool {
         self.endpoints.load_full()
     }
 
-    /// The endpoints, once the first name has been looked up.
+    /// The endpoints; waits for the first lookup if there are none.
     pub(super) async fn endpoints_by(&self, deadline: Instant) -> Arc<Vec<Arc<Endpoint>>> {
         let endpoints = self.endpoints();
         if endpoints.is_empty() {
             let mut unanswered = self.unanswered.subscribe();
             let first = unanswered.wait_for(|unanswered| *unanswered == 0 || !self.endpoints.load().is_empty());
-            // Late or not: what is there is there.
+            // After the deadline, the list may be empty.
             let _ = timeout_at(deadline, first).await;
             return self.endpoints();
         }
         endpoints
     }
 
-    /// Addresses that are our own listeners'.
+    /// Addresses of our own listeners.
     pub(super) fn loops(&self) -> Vec<SocketAddr> {
         self.members().loops.clone()
     }
 
-    /// A dead endpoint that is due to be tried by a connection, because nothing else would find out that it is back.
+    /// A dead endpoint that is to be tried by a connection, because no health check would find out that it has recovered.
     pub(super) fn trial(&self, endpoints: &[Arc<Endpoint>]) -> Option<usize> {
         if self.check().is_some() {
             return None;
@@ -171,14 +174,14 @@ impl Pool {
         endpoints.iter().position(|endpoint| endpoint.takes_trial())
     }
 
-    /// Why there is no endpoint.
+    /// Why destinations have no addresses.
     pub(super) fn lookup_failures(&self) -> Vec<(String, String)> {
         let members = self.members();
         let answers = self.setup.settings.destinations.iter().zip(&members.answers);
-        let late = || "its name has not been resolved yet".to_owned();
+        let pending = || "hostname not resolved yet".to_owned();
         answers
             .filter(|(_, answer)| answer.addresses.is_empty())
-            .map(|(destination, answer)| (destination.to_string(), answer.failure.clone().unwrap_or_else(late)))
+            .map(|(destination, answer)| (destination.to_string(), answer.failure.clone().unwrap_or_else(pending)))
             .collect()
     }
 
@@ -188,14 +191,14 @@ impl Pool {
         self.setup.settings.destinations.iter().zip(addresses).collect()
     }
 
-    /// Begins with the addresses that need no lookup, and with what the predecessor had.
-    pub(super) fn begin(self: &Arc<Self>) {
+    /// Starts with the addresses that need no lookup, and with the endpoints of the predecessor.
+    pub(super) fn start(self: &Arc<Self>) {
         let mut members = self.members();
         for endpoint in &*self.endpoints() {
-            self.monitor(endpoint, &mut members);
+            self.spawn_monitor(endpoint, &mut members);
         }
         self.assemble(&mut members);
-        self.look_around(&members);
+        self.update_fail_open(&members);
         drop(members);
         for (number, destination) in self.setup.settings.destinations.iter().enumerate() {
             if let Some((host, port)) = destination.name() {
@@ -204,7 +207,7 @@ impl Pool {
                     pool.upgrade().map_or(0, |pool| pool.answered(number, answer))
                 };
                 let every = self.setup.settings.resolve_every;
-                let subscription = self.surroundings.lookups.subscribe(host, port, every, on_answer);
+                let subscription = self.context.lookups.subscribe(host, port, every, on_answer);
                 self.members().lookups.insert(number, subscription);
             }
         }
@@ -239,11 +242,11 @@ impl Pool {
         self.endpoints().iter().chain(&members.former).cloned().collect()
     }
 
-    /// Our own addresses may have changed.
+    /// Checks for loops again, after our own listeners have changed.
     pub(super) fn check_for_loops(self: &Arc<Self>) {
         let mut members = self.members();
         self.assemble(&mut members);
-        self.look_around(&members);
+        self.update_fail_open(&members);
     }
 
     /// A name has been looked up. A pool that is closed wants the first answer only, for the connections that wait for it.
@@ -262,7 +265,7 @@ impl Pool {
             }
             Err(reason) => known.failure = Some(reason.clone()),
         }
-        self.look_around(&members);
+        self.update_fail_open(&members);
         let ended = if members.is_closed { members.lookups.remove(&number) } else { None };
         drop(members);
         drop(ended);
@@ -270,13 +273,13 @@ impl Pool {
         before.iter().filter(|endpoint| !endpoint.is_present()).map(|endpoint| endpoint.connections()).sum()
     }
 
-    /// Who is still there keeps its state and its connections. Who is not gets no new ones.
+    /// Builds the list of endpoints. Those that remain keep their state; those that are removed get no new connections.
     fn assemble(self: &Arc<Self>, members: &mut Members) {
         let before = self.endpoints();
         if members.is_closed && !before.is_empty() {
             return;
         }
-        let listeners = self.surroundings.listeners.load();
+        let listeners = self.context.listeners.load();
         let mut after: Vec<Arc<Endpoint>> = Vec::new();
         let mut loops = Vec::new();
         let own = OwnListeners::new(&listeners);
@@ -287,13 +290,13 @@ impl Pool {
             }
             if own.contains(address) {
                 if !members.loops.contains(&address) {
-                    warn!(route = &*self.setup.route, endpoint = %address, "endpoint is one of our own listeners and is not used");
+                    warn!(route = &*self.setup.route, endpoint = %address, "endpoint ignored: it is one of snigate's own listeners");
                 }
                 loops.push(address);
                 continue;
             }
             let known = before.iter().find(|endpoint| endpoint.address == address);
-            after.push(known.map_or_else(|| self.welcome(address, members), Arc::clone));
+            after.push(known.map_or_else(|| self.add_endpoint(address, members), Arc::clone));
         }
         members.loops = loops;
         self.endpoints.store(Arc::new(after.clone()));
@@ -306,7 +309,7 @@ impl Pool {
             endpoint.leave();
             members.former.push(Arc::clone(endpoint));
         }
-        members.forget_some();
+        members.prune_former();
     }
 
     /// For debugging: a reload reports routes, and a lookup the addresses of its name.
@@ -320,24 +323,24 @@ impl Pool {
         debug!(route, added, removed, connections, endpoints, "endpoints changed");
     }
 
-    fn welcome(self: &Arc<Self>, address: SocketAddr, members: &mut Members) -> Arc<Endpoint> {
+    fn add_endpoint(self: &Arc<Self>, address: SocketAddr, members: &mut Members) -> Arc<Endpoint> {
         let former = members.former.iter().position(|endpoint| endpoint.address == address);
-        let endpoint = former.map_or_else(|| Arc::new(Endpoint::new(address)), |number| members.former.remove(number));
-        self.monitor(&endpoint, members);
+        let endpoint = former.map_or_else(|| Arc::new(Endpoint::new(address)), |index| members.former.remove(index));
+        self.spawn_monitor(&endpoint, members);
         endpoint
     }
 
-    fn monitor(self: &Arc<Self>, endpoint: &Arc<Endpoint>, members: &mut Members) {
+    fn spawn_monitor(self: &Arc<Self>, endpoint: &Arc<Endpoint>, members: &mut Members) {
         if members.is_closed {
             return;
         }
         endpoint.belong_to(self);
         if let Some(check) = self.check() {
             let header = self.setup.settings.proxy_protocol;
-            let subscription = self.surroundings.checks.subscribe(check, header, self, endpoint);
+            let subscription = self.context.checks.subscribe(check, header, self, endpoint);
             members.checks.insert(endpoint.id, subscription);
         }
-        if endpoint.state() == State::Dead {
+        if endpoint.state() == EndpointState::Dead {
             self.attend(endpoint, members);
         }
     }
@@ -350,7 +353,7 @@ impl Pool {
         }
     }
 
-    /// Nobody is looked after any more.
+    /// Stops all health monitors.
     pub(super) fn close(&self) {
         let mut members = self.members();
         members.is_closed = true;
@@ -365,7 +368,7 @@ impl Pool {
         drop(ended);
     }
 
-    /// Nobody is looked after any more, and nobody else has the endpoints.
+    /// Stops all health monitors and removes the endpoints.
     pub(super) fn remove(&self) {
         self.close();
         for endpoint in &*self.endpoints() {
@@ -375,22 +378,22 @@ impl Pool {
 
     /// A check has found this.
     pub(super) fn report(self: &Arc<Self>, endpoint: &Endpoint, result: &ProbeResult) {
-        let change = endpoint.learn(result, self.thresholds());
-        self.tell(endpoint, change);
+        let change = endpoint.apply_check_result(result, self.thresholds());
+        self.log_state_change(endpoint, change);
     }
 
     /// A connection has found this. That it got an answer says that the endpoint is ready only where nothing asks for more.
     pub(super) fn report_of_client(self: &Arc<Self>, endpoint: &Endpoint, result: &ProbeResult) {
         let is_enough = self.check().is_none() && *result == ProbeResult::Ready;
         let change = if is_enough {
-            endpoint.learn(result, self.thresholds())
+            endpoint.apply_check_result(result, self.thresholds())
         } else {
             endpoint.apply_client_result(result, self.thresholds())
         };
-        self.tell(endpoint, change);
+        self.log_state_change(endpoint, change);
     }
 
-    fn tell(self: &Arc<Self>, endpoint: &Endpoint, change: Option<Change>) {
+    fn log_state_change(self: &Arc<Self>, endpoint: &Endpoint, change: Option<StateChange>) {
         let Some(change) = change else { return };
         let mut members = self.members();
         let endpoints = self.endpoints();
@@ -398,30 +401,32 @@ impl Pool {
         if members.is_closed {
             return;
         }
-        if change.after == State::Dead {
+        if change.after == EndpointState::Dead {
             self.attend(endpoint, &mut members);
             let is_dead = |address: &SocketAddr| {
-                endpoints.iter().any(|other| other.address == *address && other.state() == State::Dead)
+                endpoints.iter().any(|other| other.address == *address && other.state() == EndpointState::Dead)
             };
             Self::doubt_names(&members, is_dead);
         }
         let (route, address) = (&*self.setup.route, endpoint.address);
         let (before, state, connections) = (change.before.label(), change.after.label(), endpoint.connections());
         match change.after {
-            State::Ready => info!(route, endpoint = %address, state, before, connections, "endpoint is {state}"),
-            State::Unready | State::Dead => {
+            EndpointState::Ready => {
+                info!(route, endpoint = %address, state, before, connections, "endpoint is {state}");
+            }
+            EndpointState::Unready | EndpointState::Dead => {
                 let (cause, in_a_row) = (&*endpoint.cause(), change.results);
                 warn!(route, endpoint = %address, state, before, connections, cause, in_a_row, "endpoint is {state}");
             }
         }
-        self.look_around(&members);
+        self.update_fail_open(&members);
     }
 
-    /// Whether there is still, or again, an endpoint that is ready. Under the lock, so that the last one to look has seen
-    /// all.
-    fn look_around(&self, _: &Members) {
+    /// Fails open if no endpoint is ready. Called with the lock held, so that the last caller sees the final state.
+    fn update_fail_open(&self, _: &Members) {
         let endpoints = self.endpoints.load();
-        let none_ready = !endpoints.is_empty() && endpoints.iter().all(|endpoint| endpoint.state() != State::Ready);
+        let none_ready =
+            !endpoints.is_empty() && endpoints.iter().all(|endpoint| endpoint.state() != EndpointState::Ready);
         if self.fails_open.swap(none_ready, Relaxed) == none_ready {
             return;
         }
@@ -429,34 +434,34 @@ impl Pool {
             warn!(
                 route = &*self.setup.route,
                 endpoints = endpoints.len(),
-                "no endpoint is ready; connections are tried with all of them"
+                "no endpoint is ready; failing open to all endpoints"
             );
         } else {
-            info!(route = &*self.setup.route, "an endpoint is ready again");
+            info!(route = &*self.setup.route, "an endpoint is ready again; no longer failing open");
         }
     }
 
-    /// Has the connections of an endpoint, which cannot be connected to since then, find out whether they are dead.
+    /// Makes the connections to an endpoint, which is unreachable since then, check whether the peer still responds.
     pub(super) fn probe_connections(&self, endpoint: &Endpoint, since: Instant) -> usize {
-        self.surroundings.connections.probe(endpoint.id, since)
+        self.context.connections.probe(endpoint.id, since)
     }
 
-    /// A check was shown this certificate.
-    pub(super) fn shown(&self, endpoint: &Endpoint, certificate: &Certificate) {
+    /// Records the certificate of a check, and logs changes and problems.
+    pub(super) fn record_certificate(&self, endpoint: &Endpoint, certificate: &EndpointCertificate) {
         let route = &*self.setup.route;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let left = certificate.expires.saturating_sub_unsigned(now.as_secs());
-        let News { is_new, change, expires_soon } =
-            endpoint.certificates().show(certificate.clone(), left < EXPIRES_SOON_SECONDS);
+        let CertificateChange { is_new, change, expires_soon } =
+            endpoint.certificates().record(certificate.clone(), left < EXPIRES_SOON_SECONDS);
         if let Some(changed) = change {
-            info!(route, endpoint = %endpoint.address, changed, issuer = certificate.issuer, "certificate");
+            info!(route, endpoint = %endpoint.address, changed, issuer = certificate.issuer, "certificate changed");
         }
         let names = if is_new { &self.setup.names[..] } else { &[] };
         let uncovered = certificate.not_covered(names);
         if !uncovered.is_empty() {
             warn!(
                 route, endpoint = %endpoint.address, not_covered = first_of(uncovered.iter(), MAX_LISTED), covered = first_of(certificate.names.iter(), MAX_LISTED),
-                "certificate does not cover the route's names: clients that verify it need tls-server-name"
+                "certificate does not cover the route's names: clients need tls-server-name"
             );
         }
         if expires_soon && left > 0 {

@@ -77,7 +77,7 @@ fn tidy(mut addresses: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
     addresses.sort();
     addresses.dedup();
     addresses.truncate(MAX_ADDRESSES);
-    if addresses.is_empty() { Err(io::Error::other("it has no addresses")) } else { Ok(addresses) }
+    if addresses.is_empty() { Err(io::Error::other("the hostname has no addresses")) } else { Ok(addresses) }
 }
 
 /// By hostname and port.
@@ -271,7 +271,7 @@ impl Lookups {
                 }
             };
             let is_answer = answer.is_ok();
-            name.publish(&answer.map_err(|error| failure::plain(&error)));
+            name.publish(&answer.map_err(|error| failure::error_message(&error)));
             let every = name.every();
             standing = if is_answer { Standing::Answers } else { Standing::Fails };
             let pause = if is_answer { every } else { retry.min(every) };
@@ -354,9 +354,9 @@ impl Name {
         let before = before.and_then(Result::ok).unwrap_or_default();
         match answer {
             Err(reason) if !was_failing => {
-                warn!(%name, %reason, kept = before.len(), routes, "cannot resolve; the last addresses are kept");
+                warn!(%name, %reason, kept = before.len(), routes, "cannot resolve hostname; keeping the last addresses");
             }
-            Ok(after) if was_failing => info!(%name, addresses = after.len(), routes, "resolved again"),
+            Ok(after) if was_failing => info!(%name, addresses = after.len(), routes, "hostname resolves again"),
             _ => {}
         }
         if let Ok(after) = answer
@@ -443,7 +443,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn c01_a_failed_lookup_is_repeated_after_one_second_then_two_then_four() {
         let answers = published(60, async || tidy(Vec::new())).await;
-        assert_eq!(answers[0].1, Err("it has no addresses".into()));
+        assert_eq!(answers[0].1, Err("the hostname has no addresses".into()));
         let times: Vec<u64> = answers.iter().map(|answer| answer.0).collect();
         let pauses: Vec<u64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
         for (pause, expected) in pauses.iter().zip([1, 2, 4, 8, 10, 10, 10]) {

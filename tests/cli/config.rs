@@ -101,17 +101,21 @@ fn g15_what_check_accepts_runs() {
     std::fs::write(&path, EVERYTHING).unwrap();
     let output = String::from_utf8(check(&path).stdout).unwrap();
     for told in [
-        "127.0.0.1:0, refusing with a reset",
-        "inside on [::1]:0, refusing with a close, open to ::1, 2001:db8::/32, not from 192.0.2.1, refusing IP addresses as names",
+        "127.0.0.1:0: allow all; refuse with reset\n",
+        "inside on [::1]:0: allow ::1, 2001:db8::/32, deny 192.0.2.1; refuse with close; IP addresses in SNI are refused\n",
         "(expect: 200-399 404, unauthorized: failed)",
-        "answering for addresses, localhost, admin.example, *.svc",
-        "open to   10.0.0.0/8, not from 10.1.0.0/16, at most 5000 at a time",
-        "open to   anywhere",
-        "a.example, *.a.example; offering h2; at inside",
-        "127.0.0.1:1, b.example:6443, [::1]:2 (within 10s, 3s per try)",
-        "every other name, and clients that send none",
+        "hosts IP addresses, localhost, admin.example, *.svc",
+        "access     allow 10.0.0.0/8, deny 10.1.0.0/16; max_connections 5000\n",
+        "access     allow all\n",
+        "matches    a.example, *.a.example; ALPN h2; listener inside\n",
+        "routes to  127.0.0.1:1, b.example:6443, [::1]:2 (timeout 10s, 3s per try)\n",
+        "matches    catch-all (any other name, or no SNI)\n",
+        "balance    random, slow_start 0s\n",
+        "on endpoint failure: keep its connections\n",
+        "health check: none (passive only)\n",
+        "health check: TCP connect, TLS (not verified), GET /readyz (expect:",
         "hello 10s, idle 24h, half_close 1m, drain 0s",
-        "keepalive 30s then 3 times every 5s, user_timeout 15m",
+        "keepalive idle 30s, interval 5s, count 3, user_timeout 15m",
         "connections 100, per_source 1000, new_per_source 50/s, hello_bytes 16KiB",
         "relay      splice",
         "format json, level debug, refusals_per_second 0",
@@ -122,53 +126,50 @@ fn g15_what_check_accepts_runs() {
 
 #[test]
 fn g03_what_stands_twice_is_refused_with_both_places() {
-    refused(
-        "listen: 127.0.0.1:0\nlisten: 127.0.0.1:0\nroutes: []\n",
-        ":2:1: the key `listen` stands twice, first on line 1",
-    );
+    refused("listen: 127.0.0.1:0\nlisten: 127.0.0.1:0\nroutes: []\n", ":2:1: duplicate key `listen` (first on line 1)");
     refused(
         &route("sni: a.example\nupstream: 127.0.0.1:1\nsni: b.example"),
-        ":5:5: routes[0]: the key `sni` stands twice, first on line 3",
+        ":5:5: routes[0]: duplicate key `sni` (first on line 3)",
     );
     let two = |first: &str, second: &str| format!("listen: 127.0.0.1:0\nroutes:\n  - {first}\n  - {second}\n");
     refused(
         &two("{name: x, sni: a.example, upstream: \"h:1\"}", "{name: x, sni: b.example, upstream: \"h:1\"}"),
-        ":4:5: routes[1]: the name `x` is taken by routes[0] (line 3)",
+        ":4:5: routes[1]: duplicate name `x`, already used by routes[0] (line 3)",
     );
     refused(
         &two(
             "{name: x, sni: a.example, upstream: \"h:1\"}",
             "{name: y, sni: [b.example, A.Example.], upstream: \"h:1\"}",
         ),
-        ":4:5: routes[1]: `a.example` would match routes[0] as well, and neither is more specific (line 3)",
+        ":4:5: routes[1]: `a.example` is already matched by routes[0], and neither route is more specific (line 3)",
     );
     refused(
         &two("{name: x, upstream: \"h:1\"}", "{name: y, upstream: \"h:1\"}"),
-        ":4:5: routes[1]: clients without a name would match routes[0] as well, and neither is more specific (line 3)",
+        ":4:5: routes[1]: routes[0] is already a catch-all route, and neither route is more specific (line 3)",
     );
     let at = |listener: &str| format!("{{sni: a.example, listener: {listener}, upstream: \"h:1\"}}");
     let listen = "listen: [{name: a, address: 127.0.0.1:7001}, {name: b, address: 127.0.0.1:7002}]";
     refused(
         &two(&at("a"), &at("b")).replace("listen: 127.0.0.1:0", listen),
-        ":4:5: routes[1]: the name `a.example`, which it has from its first `sni`, is taken by routes[0]; give one of them a `name` (line 3)",
+        ":4:5: routes[1]: duplicate name `a.example` (from its first `sni`), already used by routes[0]; set `name` on one of them (line 3)",
     );
     refused(
         &two("{listener: a, upstream: \"h:1\"}", "{listener: b, upstream: \"h:1\"}")
             .replace("listen: 127.0.0.1:0", listen),
-        ":4:5: routes[1]: the name `default`, which it has from taking every name, is taken by routes[0]; give one of them a `name` (line 3)",
+        ":4:5: routes[1]: duplicate name `default` (the default of a catch-all route), already used by routes[0]; set `name` on one of them (line 3)",
     );
     refused(
         "listen: [127.0.0.1:0, 127.0.0.1:0]\nroutes: [{upstream: \"h:1\"}]\n",
-        ":1:23: listen[1]: the name `127.0.0.1:0`, which it has from its address, is taken by listen[0]; give one of them a `name` (line 1)",
+        ":1:23: listen[1]: duplicate name `127.0.0.1:0` (from its address), already used by listen[0]; set `name` on one of them (line 1)",
     );
-    refused(&route("sni: [a.example, a.example]\nupstream: h:1"), ":3:10: routes[0].sni: `a.example` stands twice");
+    refused(&route("sni: [a.example, a.example]\nupstream: h:1"), ":3:10: routes[0].sni: duplicate name `a.example`");
     refused(
         "listen: [127.0.0.1:7001, 127.0.0.1:7001]\nroutes: [{upstream: \"h:1\"}]\n",
-        ":1:26: listen[1]: 127.0.0.1:7001 is taken by listen[0] (line 1)",
+        ":1:26: listen[1]: 127.0.0.1:7001 is already used by listen[0] (line 1)",
     );
     refused(
         "listen: [{name: a, address: 127.0.0.1:7001}, 127.0.0.1:7001]\nroutes: [{upstream: \"h:1\"}]\n",
-        ":1:46: listen[1]: 127.0.0.1:7001 is taken by listen[0] (line 1)",
+        ":1:46: listen[1]: 127.0.0.1:7001 is already used by listen[0] (line 1)",
     );
 }
 
@@ -190,7 +191,7 @@ fn g04_unknown_keys_are_refused_with_the_nearest_one() {
 
 #[test]
 fn g04_wrong_values_are_refused_with_what_was_expected() {
-    const DURATION: &str = "expected a duration from 1ms to 366d with its unit, such as 10s, 500ms, 15m or 24h";
+    const DURATION: &str = "expected a duration from 1ms to 366d with a unit, such as 10s, 500ms, 15m or 24h";
     for value in ["-1s", "10", "1e9", "nan", "inf", "99999999999999999999s", "10 parsecs", "\"\""] {
         let told = complaint(with(&format!("timeouts: {{hello: {value}}}")).as_bytes());
         assert!(told.starts_with(":5:19: timeouts.hello: ") && told.ends_with(DURATION), "{value}: {told}");
@@ -218,16 +219,16 @@ fn g04_wrong_values_are_refused_with_what_was_expected() {
         );
     }
     for (value, reason) in [
-        ("10.0.0.1/8", "`10.0.0.1/8`: it has bits beyond its length; perhaps 10.0.0.0/8 is meant; "),
+        ("10.0.0.1/8", "`10.0.0.1/8`: host bits are set (did you mean 10.0.0.0/8?); "),
         ("10.0.0.0/33", "`10.0.0.0/33`: "),
         ("example.com", "`example.com`: "),
         ("\"fe80::1%eth0\"", "`fe80::1%eth0`: "),
-        ("[]", "an empty list; "),
+        ("[]", "empty list; "),
     ] {
         let listen = format!("listen: [{{address: \"127.0.0.1:0\", allow: {value}}}]");
         let told = complaint(with("").replace("listen: 127.0.0.1:0", &listen).as_bytes());
         let expected =
-            format!("allow: {reason}expected a network such as 192.0.2.0/24 or \"2001:db8::/32\", or an address");
+            format!("allow: {reason}expected a network such as 192.0.2.0/24 or \"2001:db8::/32\", or a single address");
         assert!(told.ends_with(&expected), "{value}: {told}");
     }
     refused(&with("workers: 0"), ":5:10: workers: `0`: out of range; expected auto, or a whole number from 1 to 1024");
@@ -239,12 +240,12 @@ fn g04_wrong_values_are_refused_with_what_was_expected() {
 
 #[test]
 fn g04_wrong_names_and_addresses_are_refused_with_what_was_expected() {
-    const NAME: &str = "expected a DNS name such as a.example.com, or \"*.example.com\" for all names below one";
+    const NAME: &str = "expected a DNS name such as a.example.com, or \"*.example.com\" for all names below it";
     for (value, reason) in [
         ("192.0.2.1", "the name is an IP address; "),
-        ("a..b", "a label of the name is empty; "),
+        ("a..b", "the name has an empty label; "),
         ("\"a^b\"", "the name has a character other than letters, digits, '-', '_' and '.'; "),
-        ("\"*\"", "to take every name, leave `sni` out; "),
+        ("\"*\"", "to match every name, omit `sni`; "),
     ] {
         let shown = value.trim_matches('"');
         refused(
@@ -267,11 +268,11 @@ fn g04_wrong_names_and_addresses_are_refused_with_what_was_expected() {
     );
     refused(
         "listen: localhost:6443\nroutes: []\n",
-        ":1:9: listen: `localhost:6443`: a hostname; write 127.0.0.1:6443 or \"[::1]:6443\"; expected an IP address and port such as 0.0.0.0:6443 or \"[::]:6443\"",
+        ":1:9: listen: `localhost:6443`: this is a hostname; write 127.0.0.1:6443 or \"[::1]:6443\"; expected an IP address and port such as 0.0.0.0:6443 or \"[::]:6443\"",
     );
     refused(
         &route("listener: [other]\nupstream: h:1"),
-        ":3:15: routes[0].listener: no listener is named `other`; expected one of 127.0.0.1:0",
+        ":3:15: routes[0].listener: unknown listener `other`; expected one of 127.0.0.1:0",
     );
 }
 
@@ -279,16 +280,13 @@ fn g04_wrong_names_and_addresses_are_refused_with_what_was_expected() {
 fn empty_lists_and_missing_keys_are_refused() {
     refused(
         "listen: 127.0.0.1:0\nroutes: []\n",
-        ":2:9: routes: an empty list; expected at least one route with `sni` and `upstream`",
+        ":2:9: routes: empty list; expected at least one route with `sni` and `upstream`",
     );
-    refused(
-        "listen: []\nroutes: []\n",
-        ":1:9: listen: an empty list; expected at least one address such as 0.0.0.0:6443",
-    );
-    refused("listen: 127.0.0.1:0\n", ":1:1: the key `routes` is missing");
-    refused(&route("sni: a.example"), ":3:5: routes[0]: the key `upstream` is missing");
-    assert!(complaint(route("sni: []\nupstream: h:1").as_bytes()).contains("routes[0].sni: an empty list; expected"));
-    assert!(complaint(route("upstream: []").as_bytes()).contains("routes[0].upstream: an empty list; expected"));
+    refused("listen: []\nroutes: []\n", ":1:9: listen: empty list; expected at least one address such as 0.0.0.0:6443");
+    refused("listen: 127.0.0.1:0\n", ":1:1: missing key `routes`");
+    refused(&route("sni: a.example"), ":3:5: routes[0]: missing key `upstream`");
+    assert!(complaint(route("sni: []\nupstream: h:1").as_bytes()).contains("routes[0].sni: empty list; expected"));
+    assert!(complaint(route("upstream: []").as_bytes()).contains("routes[0].upstream: empty list; expected"));
     refused(
         &with("admin:"),
         ":5:7: admin: no value, expected an address such as 127.0.0.1:9443, or a map with `address`",
@@ -308,35 +306,35 @@ fn keys_without_a_value_are_refused_not_defaulted() {
 fn what_yaml_takes_for_its_own_needs_quotes() {
     refused(
         &route("sni: *.example.com\nupstream: h:1"),
-        ":3:11: a name that begins with `*` needs quotes: \"*.example.com\"",
+        ":3:11: a name that starts with `*` needs quotes: \"*.example.com\"",
     );
     refused("listen: [::]:6443\nroutes: []\n", ":1:10: an address in brackets needs quotes: \"[::]:6443\"");
     let told = complaint(with("timeouts: [10s]").as_bytes());
     assert!(told.ends_with("timeouts: a list, expected a map of keys"), "{told}");
     let told = complaint(b"global\n  maxconn 100\n");
-    assert!(told.contains(":1:1: the file is text without keys; expected `listen` and `routes`"), "{told}");
+    assert!(told.contains(":1:1: the file has no keys; expected `listen` and `routes`"), "{told}");
     let told = complaint(b"listen: 127.0.0.1:0\nroutes:\n  sni: a\n");
-    assert!(told.ends_with("routes: a map, expected a list, each item behind `- `"), "{told}");
+    assert!(told.ends_with("routes: a map, expected a list with `- ` before each item"), "{told}");
 }
 
 #[test]
 fn values_that_do_not_go_together_are_refused() {
     refused(
         &route("upstream: {endpoints: h:1, connect: {timeout: 1s, per_try: 2s}}"),
-        ":3:64: routes[0].upstream.connect.per_try: longer than `timeout`, so never reached",
+        ":3:64: routes[0].upstream.connect.per_try: must not be longer than `timeout`",
     );
     let told = complaint(route("sni: _none\nupstream: h:1").as_bytes());
-    assert!(told.contains("give the route a `name`"), "{told}");
-    refused(&route("upstream: [h:1, H:1, h:1]"), ":3:15: routes[0].upstream: h:1 stands twice");
+    assert!(told.contains("set `name` on this route"), "{told}");
+    refused(&route("upstream: [h:1, H:1, h:1]"), ":3:15: routes[0].upstream: duplicate endpoint h:1");
     for (first, second) in
         [("0.0.0.0", "127.0.0.1"), ("\"[::]", "127.0.0.1"), ("\"[::]", "0.0.0.0"), ("\"[::]", "\"[::1]")]
     {
         let close = |host: &str| format!("{host}:7001{}", if host.starts_with('"') { "\"" } else { "" });
         let text = format!("listen: [{}, {}]\nroutes: [{{upstream: \"h:1\"}}]\n", close(first), close(second));
-        assert!(complaint(text.as_bytes()).contains("7001 is taken by listen[0] (line 1)"), "{text}");
+        assert!(complaint(text.as_bytes()).contains("7001 is already used by listen[0] (line 1)"), "{text}");
     }
     let told = complaint(with("admin: 127.0.0.1:7001").replace("127.0.0.1:0", "0.0.0.0:7001").as_bytes());
-    assert!(told.contains("admin: 127.0.0.1:7001 is taken by the listener"), "{told}");
+    assert!(told.contains("admin: 127.0.0.1:7001 is already used by the listener"), "{told}");
 }
 
 #[test]
@@ -356,10 +354,10 @@ fn loops_and_remote_admin_listeners_are_refused() {
         ("\"[::]:7001\"", "\"[::ffff:127.0.0.1]:7001\""),
     ] {
         let told = complaint(format!("listen: {listen}\nroutes: [{{upstream: {upstream}}}]\n").as_bytes());
-        assert!(told.contains("connections would go in circles"), "{told}");
+        assert!(told.contains("this is snigate's own listener"), "{told}");
     }
     let told = complaint(with("admin: 0.0.0.0:9443").as_bytes());
-    assert!(told.contains("admin: 0.0.0.0:9443 can be reached from other machines; expected a loopback"), "{told}");
+    assert!(told.contains("admin: 0.0.0.0:9443 is reachable from other machines; expected a loopback"), "{told}");
 }
 
 #[test]
@@ -444,8 +442,8 @@ fn g06_encodings() {
     }
     let utf16: Vec<u8> = [0xfeff].into_iter().chain(VALID.encode_utf16()).flat_map(u16::to_le_bytes).collect();
     assert_eq!(complaint(&utf16), ": the file is UTF-16; save it as UTF-8");
-    assert_eq!(complaint(b"listen: a\nroutes: \xff\n"), ":2:9: the file is not UTF-8 from here on");
-    assert_eq!(complaint(b"listen: a\nroutes: \0\n"), ":2:9: a NUL byte");
+    assert_eq!(complaint(b"listen: a\nroutes: \xff\n"), ":2:9: invalid UTF-8 from here on");
+    assert_eq!(complaint(b"listen: a\nroutes: \0\n"), ":2:9: NUL byte");
     let empty = ": the file is empty; expected at least `listen` and `routes`";
     for nothing in ["", "\n\n", "# all\n# comments\n", "---\n"] {
         assert_eq!(complaint(nothing.as_bytes()), empty, "{nothing:?}");
@@ -483,19 +481,22 @@ fn upstream(map: &str) -> String {
 fn pools_are_refused_with_what_is_wrong_in_them() {
     let at = |place: &str| format!(":5:{place}");
     for (map, expected) in [
-        ("{balance: random}", "routes[0].upstream: missing key `endpoints`, or `dcos` in its place"),
-        ("{endpoints: b:1, dcos: x}", "routes[0].upstream.dcos: it stands for the endpoints; expected one of the two"),
-        ("{dcos: a b}", "`a b`: expected the name of a service such as dev/kubernetes01"),
+        ("{balance: random}", "routes[0].upstream: missing key `endpoints` or `dcos`"),
+        ("{endpoints: b:1, dcos: x}", "routes[0].upstream.dcos: cannot be combined with `endpoints`"),
+        ("{dcos: a b}", "`a b`: expected a service name such as dev/kubernetes01"),
         ("{dcos: {port: 70000}}", "`70000`: out of range; expected a port from 1 to 65535"),
         ("{endpoints: b:1, balance: fastest}", "expected one of `least_connections`, `round_robin`, `random`"),
         ("{endpoints: b:1, slow_start: 5}", "expected a duration"),
         ("{endpoints: b:1, dead: {connections: drop}}", "expected `cut` or `keep`"),
-        ("{endpoints: b:1, health_check: {interval: 1s, timeout: 2s}}", "longer than `interval`"),
+        ("{endpoints: b:1, health_check: {interval: 1s, timeout: 2s}}", "must not be longer than `interval`"),
         ("{endpoints: b:1, health_check: {rise: 0}}", "`0`: out of range; expected a whole number from 1 to 127"),
-        ("{endpoints: b:1, health_check: {http: {}}}", "health_check.http: missing key `tls` beside it"),
+        ("{endpoints: b:1, health_check: {http: {}}}", "health_check.http: requires `tls`"),
         ("{endpoints: b:1, health_check: {tls: {}}}", "health_check.tls: missing key `ca_file`"),
         ("{endpoints: b:1, health_check: {tls: {ca_file: none.pem}}}", "none.pem: No such file or directory"),
-        ("{endpoints: b:1, health_check: {tls: {verify: false, ca_file: none.pem}}}", "not used with `verify: false`"),
+        (
+            "{endpoints: b:1, health_check: {tls: {verify: false, ca_file: none.pem}}}",
+            "cannot be combined with `verify: false`",
+        ),
         (
             "{endpoints: b:1, health_check: {tls: {verify: false, server_name: \"\"}}}",
             "expected a DNS name such as kubernetes",
@@ -507,7 +508,7 @@ fn pools_are_refused_with_what_is_wrong_in_them() {
         ("{endpoints: b:1, health_check: {tls: {verify: false}, http: {token_file: none}}}", "none: No such file"),
         (
             "{endpoints: b:1, health_check: {tls: {verify: false}, http: {client_key: /dev/null}}}",
-            "missing key `client_certificate`",
+            "`client_key` requires `client_certificate`",
         ),
         (
             "{endpoints: b:1, health_check: {tls: {verify: false}, http: {unauthorized: fine}}}",
@@ -515,7 +516,7 @@ fn pools_are_refused_with_what_is_wrong_in_them() {
         ),
         (
             "{endpoints: b:1, health_check: {tls: {verify: false}, http: {expect: 399-200}}}",
-            "the range ends before it begins; expected a status from 100 to 599",
+            "the end of the range is below its start; expected an HTTP status from 100 to 599",
         ),
         ("{endpoints: b:1, health_check: {tls: {verify: false}, http: {expect: 600}}}", "`600`: out of range"),
         ("{endpoints: b:1, helth_check: {}}", "health_check"),
@@ -538,7 +539,7 @@ fn g14_what_is_in_a_secret_file_is_not_told() {
     let path = directory.path().join("c.yaml");
     std::fs::write(&path, config).unwrap();
     let told = String::from_utf8(check(&path).stderr).unwrap();
-    assert!(told.contains("secret: no certificate in it; expected PEM"), "{told}");
+    assert!(told.contains("secret: no certificate found; expected PEM"), "{told}");
     assert!(!told.contains("c2VjcmV0"), "{told}");
 }
 
@@ -553,7 +554,7 @@ fn a_dcos_service_is_an_endpoint() {
         let path = directory.path().join("c.yaml");
         std::fs::write(&path, upstream(&format!("{{dcos: {dcos}}}"))).unwrap();
         let told = String::from_utf8(check(&path).stdout).unwrap();
-        assert!(told.contains(&format!("leads to  {expected} ")), "{told}");
+        assert!(told.contains(&format!("routes to  {expected} ")), "{told}");
     }
 }
 
@@ -562,12 +563,12 @@ fn what_is_pasted_is_named_with_the_right_line() {
     for (text, expected) in [
         (
             route("upstream: \"10.0.0.1:6443, 10.0.0.2:6443\""),
-            "several values in one; write a list: [\"10.0.0.1:6443\", \"10.0.0.2:6443\"]",
+            "several values in one string; write a list: [\"10.0.0.1:6443\", \"10.0.0.2:6443\"]",
         ),
         (route("sni: a.example b.example\nupstream: h:1"), "write a list: [\"a.example\", \"b.example\"]"),
         (route("allow: 10.0.0.0/8;192.0.2.1\nupstream: h:1"), "write a list: [\"10.0.0.0/8\", \"192.0.2.1\"]"),
         (with("").replace("127.0.0.1:0", "0.0.0.0:7001, 0.0.0.0:7002"), "write a list: [\"0.0.0.0:7001\", "),
-        (route("upstream: \"[fe80::1%eth0]:6443\""), "the zone `%eth0` of a link-local address is not supported"),
+        (route("upstream: \"[fe80::1%eth0]:6443\""), "link-local addresses with a zone (`%eth0`) are not supported"),
         (route("sni: münchen.example\nupstream: h:1"), "clients send as `xn--mnchen-3ya.example`"),
         (route("upstream: münchen.example:1"), "write `xn--mnchen-3ya.example:1`"),
         (with("").replace("127.0.0.1:0", "6443"), "write 0.0.0.0:6443, or \"[::]:6443\""),
@@ -601,20 +602,20 @@ fn what_yaml_cannot_read_is_said_in_plain_words() {
     for (text, expected) in [
         (
             "  - sni: a.example\n    upstream: h:1\n - sni: b.example\n",
-            ":5:2: the indentation does not fit the lines above",
+            ":5:2: the indentation does not match the lines above",
         ),
-        ("  - sni: a: b\n", ":3:11: a `:` where no key can be"),
-        ("  - {sni: a.example, upstream: \"h:1\"}\n  sni: b\n", "the indentation does not fit the list above"),
-        ("  - sni: @a\n", ":3:10: a value that begins with this character needs quotes"),
-        ("  - sni: \"a\n", "a quote is not closed before the end of the file"),
-        ("  - sni: !a!b c\n", "a value that begins with `!` needs quotes"),
-        ("  - sni: - a\n", "an item of a list (`- `) begins on a line of its own"),
-        ("  - sni: \"\\q\"\n", "an unknown escape in double quotes"),
-        ("  - sni: ]\n", "a value is missing here, or a bracket has no other end"),
+        ("  - sni: a: b\n", ":3:11: unexpected `:`"),
+        ("  - {sni: a.example, upstream: \"h:1\"}\n  sni: b\n", "the indentation does not match the list above"),
+        ("  - sni: @a\n", ":3:10: a value that starts with this character needs quotes"),
+        ("  - sni: \"a\n", "unclosed quote at the end of the file"),
+        ("  - sni: !a!b c\n", "a value that starts with `!` needs quotes"),
+        ("  - sni: - a\n", "a list item (`- `) must start on its own line"),
+        ("  - sni: \"\\q\"\n", "unknown escape in double quotes"),
+        ("  - sni: ]\n", "missing value, or unmatched bracket"),
         ("  - alpn: [h2 : , }\n", "a "),
         (
             "  - sni: a.example\n      upstream: h:1\n",
-            ":4:7: routes[0].sni: the key `upstream` is indented too far: here it is a part of the value above it",
+            ":4:7: routes[0].sni: key `upstream` is indented too far, so it is read as part of the value above it",
         ),
     ] {
         let told = complaint(format!("{HEAD}{text}").as_bytes());
@@ -658,8 +659,8 @@ fn the_cas_of_the_machine_may_be_trusted() {
         output.unwrap()
     };
     let told = String::from_utf8(check(&file).stdout).unwrap();
-    assert!(told.contains("TLS with the CAs of this system"), "{told}");
+    assert!(told.contains("TLS (system CAs"), "{told}");
     let without = check(&directory.path().join("none.pem"));
     let told = String::from_utf8(without.stderr).unwrap();
-    assert!(without.status.code() == Some(78) && told.contains("ca_file: no CA is found on this system"), "{told}");
+    assert!(without.status.code() == Some(78) && told.contains("ca_file: no CA found on this system"), "{told}");
 }

@@ -286,8 +286,8 @@ fn who_wants_to_know_who_asks_is_alive_and_a_token_is_not_shown() {
 
     case.http = "";
     case.server.demand(&case.authority.issue(NAME), &case.authority);
-    let expected = "does not answer as an API server does: TLS: it demands a client certificate; `health_check.http` has \
-        `client_certificate` and `client_key` for that";
+    let expected = "does not answer as an API server does: TLS: client certificate required; set \
+        `client_certificate` and `client_key` in `health_check.http`";
     assert_eq!(case.doctor(&[]).failure(), ("ready", expected));
 }
 
@@ -349,12 +349,12 @@ fn a_name_below_a_wildcard_is_asked_for() {
     told.is_well();
 
     let (code, _, stderr) = run(case.directory.path(), &case.config(), &["api.localhots"]);
-    let expected = "snigate: no route is named `api.localhots`, or takes it by its `sni`; expected one of dev\n";
+    let expected = "snigate: no route has the name `api.localhots` or matches it by `sni`; expected one of dev\n";
     assert_eq!((code, stderr.as_str()), (1, expected));
     let more =
         "  - {name: other, sni: one.example, upstream: \"127.0.0.1:1\"}\n  - {name: rest, upstream: \"127.0.0.1:1\"}\n";
     let (_, _, stderr) = run(case.directory.path(), &(case.config() + more), &["noe.example"]);
-    let expected = "did you mean `one.example`? (The route `rest` takes all other names.)\n";
+    let expected = "did you mean `one.example`? (`rest` is the catch-all route)\n";
     assert!(stderr.ends_with(expected), "{stderr}");
 }
 
@@ -368,7 +368,10 @@ fn whether_the_running_snigate_has_the_file_is_told() {
     };
     let told = case.doctor(&[]);
     let (result, says) = running(&told);
-    assert!(result == "note" && says.contains("not known: cannot ask the admin listener at "), "{says}");
+    assert!(
+        result == "note" && says.contains("not known: cannot read the status from the admin listener at "),
+        "{says}"
+    );
     assert_eq!(case.doctor(&["--through", &closed().to_string()]).document["running"], Value::Null);
 
     let router = Router::start(&case.config());
@@ -451,7 +454,10 @@ fn routes_are_chosen_by_name() {
     assert_eq!(names(&told), ["dev", "two"]);
     let (code, stdout, stderr) = run(case.directory.path(), &case.config(), &["three"]);
     assert_eq!((code, stdout.as_str()), (1, ""));
-    assert_eq!(stderr, "snigate: no route is named `three`, or takes it by its `sni`; expected one of dev, one, two\n");
+    assert_eq!(
+        stderr,
+        "snigate: no route has the name `three` or matches it by `sni`; expected one of dev, one, two\n"
+    );
     assert_eq!(run(case.directory.path(), "listen: here\n", &[]).0, 78);
 }
 

@@ -18,7 +18,7 @@ routes:
   - {name: closed, sni: c.example, allow: [10.0.0.0/8, \"2001:db8::/32\"], deny: 10.1.0.0/16, upstream: 127.0.0.1:5}
 ";
 
-/// What is said, and whether the client is served.
+/// The output, and whether the client would be served.
 fn explain(arguments: &[&str], input: &[u8]) -> (String, bool) {
     explain_by(CONFIG, arguments, input)
 }
@@ -43,9 +43,9 @@ fn explain_by(config: &str, arguments: &[&str], input: &[u8]) -> (String, bool) 
 }
 
 fn json_of(arguments: &[&str], input: &[u8]) -> Value {
-    let (told, is_served) = explain(&[&["--json"], arguments].concat(), input);
-    let value: Value = serde_json::from_str(&told).unwrap();
-    assert_eq!(is_served, value["route"].is_string() && value["admitted"] != false, "{told}");
+    let (output, is_served) = explain(&[&["--json"], arguments].concat(), input);
+    let value: Value = serde_json::from_str(&output).unwrap();
+    assert_eq!(is_served, value["route"].is_string() && value["admitted"] != false, "{output}");
     value
 }
 
@@ -58,28 +58,28 @@ fn of_hello(bytes: &[u8]) -> Value {
 }
 
 #[test]
-fn a_name_is_explained() {
-    let told = of_name("A.Example.", &[]);
-    assert_eq!((&told["outcome"], &told["sni"], &told["route"]), (&json!("sni"), &json!("a.example"), &json!("one")));
+fn explains_a_name() {
+    let output = of_name("A.Example.", &[]);
+    assert_eq!(
+        (&output["outcome"], &output["sni"], &output["route"]),
+        (&json!("sni"), &json!("a.example"), &json!("one"))
+    );
     assert_eq!(of_name("a.example", &["--alpn", "h3,h2"])["route"], "h2");
     assert_eq!(of_name("a.example", &["--alpn", "h2", "--listener", "inside"])["route"], "inside");
     let below = of_name("x.y.example", &[]);
-    assert_eq!(
-        (&below["route"], &below["reason"]),
-        (&json!("below"), &json!("the route has *.example, and nothing more specific matches"))
-    );
+    assert_eq!((&below["route"], &below["reason"]), (&json!("below"), &json!("wildcard *.example")));
     let unknown = of_name("b.test", &[]);
     assert_eq!((&unknown["outcome"], &unknown["route"]), (&json!("sni"), &Value::Null));
     let address = of_name("127.1", &[]);
     assert_eq!((&address["outcome"], &address["reason"]), (&json!("reject"), &json!("the name is an IP address")));
 
-    let text = "name      a.example\nroute     one\nleads to  127.0.0.1:1\nbecause   the route has this very name\n";
+    let text = "name       a.example\nroute      one\nroutes to  127.0.0.1:1\nreason     exact name\n";
     assert_eq!(explain(&["--sni", "a.example"], b""), (text.into(), true));
-    assert!(explain(&["--sni", "b.test"], b"").0.contains("\nroute     none; the client is refused\n"));
+    assert!(explain(&["--sni", "b.test"], b"").0.contains("\nroute      none: the client is refused\n"));
 }
 
 #[test]
-fn routes_that_have_the_name_and_want_more_are_named() {
+fn explains_routes_that_match_the_name_but_require_more() {
     let routes = "listen: [{name: one, address: 127.0.0.1:0}, {name: two, address: \"[::1]:0\"}]
 routes:
   - {name: b, sni: b.example.com, alpn: [h2, h3], upstream: 127.0.0.1:1}
@@ -92,117 +92,123 @@ routes:
     let wide = "  - {name: wide, sni: \"*.example.com\", upstream: 127.0.0.1:6}\n";
     let rest = "  - {name: rest, alpn: foo, upstream: 127.0.0.1:7}\n";
     for (more, arguments, route, reason) in [
-        ("", &["b.example.com"][..], "none", "the route b has the name, but wants alpn h2 or h3"),
-        ("", &["b.example.com", "--alpn", "h3"], "b", "the route has this very name, and its alpn matches"),
-        ("", &["c.example.com"], "none", "the route c has the name, but wants the listener two"),
-        ("", &["d.example.com"], "none", "the route d has the name, but wants alpn h2 and the listener two"),
-        ("", &["d.example.com", "--alpn", "h2"], "none", "the route d has the name, but wants the listener two"),
-        ("", &["q.b.z.test"], "none", "the route z has *.b.z.test, but wants the listener two"),
-        ("", &["other.test"], "none", "no route has the name, and none takes all names"),
-        (rest, &["other.test"], "none", "the route rest takes all names, but wants alpn foo"),
+        ("", &["b.example.com"][..], "none", "route b matches the name but requires ALPN h2 or h3"),
+        ("", &["b.example.com", "--alpn", "h3"], "b", "exact name, ALPN matches"),
+        ("", &["c.example.com"], "none", "route c matches the name but requires listener two"),
+        ("", &["d.example.com"], "none", "route d matches the name but requires ALPN h2 and listener two"),
+        ("", &["d.example.com", "--alpn", "h2"], "none", "route d matches the name but requires listener two"),
+        ("", &["q.b.z.test"], "none", "route z matches the name by *.b.z.test but requires listener two"),
+        ("", &["other.test"], "none", "no route matches this name, and there is no catch-all route"),
+        (rest, &["other.test"], "none", "route rest is a catch-all but requires ALPN foo"),
         (
             wide,
             &["c.example.com"],
             "wide",
-            "the route has *.example.com; the route c has the name, but wants the listener two",
+            "wildcard *.example.com; route c matches the name but requires listener two",
         ),
         (
             wide,
             &["x.b.example.com"],
             "wide",
-            "the route has *.example.com; the route deep has *.b.example.com, but wants the listener two; \
-             the route deeper has the name, but wants alpn h2",
+            "wildcard *.example.com; route deep matches the name by *.b.example.com but requires listener two; \
+             route deeper matches the name but requires ALPN h2",
         ),
         (
             rest,
             &["c.example.com", "--alpn", "foo"],
             "rest",
-            "the route takes what no other route does, and its alpn matches; the route c has the name, but wants the listener two",
+            "catch-all route, ALPN matches; route c matches the name but requires listener two",
         ),
     ] {
         let arguments = [&["--json", "--sni"], arguments].concat();
-        let (told, _) = explain_by(&format!("{routes}{more}"), &arguments, b"");
-        let told: Value = serde_json::from_str(&told).unwrap();
-        assert_eq!((told["route"].as_str().unwrap_or("none"), told["reason"].as_str().unwrap()), (route, reason));
+        let (output, _) = explain_by(&format!("{routes}{more}"), &arguments, b"");
+        let output: Value = serde_json::from_str(&output).unwrap();
+        assert_eq!((output["route"].as_str().unwrap_or("none"), output["reason"].as_str().unwrap()), (route, reason));
     }
     let nameless = "listen: [127.0.0.1:0, {name: two, address: \"[::1]:0\"}]\nroutes: [{name: rest, listener: two, upstream: \"127.0.0.1:1\"}]\n";
     let hello = Hello::new().record();
-    let (told, _) = explain_by(nameless, &["--hello", "-"], &hello);
-    assert!(told.ends_with("because   the route rest takes all names, but wants the listener two\n"), "{told}");
+    let (output, _) = explain_by(nameless, &["--hello", "-"], &hello);
+    assert!(output.ends_with("reason     route rest is a catch-all but requires listener two\n"), "{output}");
 }
 
 #[test]
-fn who_may_come_in_is_explained() {
+fn explains_access_rules() {
     let at = |client, more: &[&str]| {
-        let told = of_name("c.example", &[&["--client", client], more].concat());
-        (told["admitted"].as_bool().unwrap(), told["access"].as_str().unwrap().to_owned())
+        let output = of_name("c.example", &[&["--client", client], more].concat());
+        (output["admitted"].as_bool().unwrap(), output["access"].as_str().unwrap().to_owned())
     };
     for (client, is_admitted, access) in [
-        ("10.0.0.1", true, "`allow` of the route closed has 10.0.0.0/8"),
-        ("::ffff:10.1.2.3", false, "`deny` of the route closed has 10.1.0.0/16"),
-        ("192.0.2.1", false, "`allow` of the route closed does not have it"),
-        ("2001:db8::1", true, "`allow` of the route closed has 2001:db8::/32"),
+        ("10.0.0.1", true, "allowed: route closed, allow 10.0.0.0/8"),
+        ("::ffff:10.1.2.3", false, "denied: route closed, deny 10.1.0.0/16"),
+        ("192.0.2.1", false, "denied: route closed, not in allow"),
+        ("2001:db8::1", true, "allowed: route closed, allow 2001:db8::/32"),
     ] {
         assert_eq!(at(client, &[]), (is_admitted, access.into()), "{client}");
     }
     let inside = ["--listener", "inside"];
-    assert_eq!(at("192.0.2.1", &inside), (false, "`deny` of the listener inside has 192.0.2.0/24".into()));
-    let both = "`deny` of the listener inside does not have it, and `allow` of the route closed has 10.0.0.0/8";
+    assert_eq!(at("192.0.2.1", &inside), (false, "denied: listener inside, deny 192.0.2.0/24".into()));
+    let both = "allowed: listener inside, not in deny; route closed, allow 10.0.0.0/8";
     assert_eq!(at("10.0.0.1", &inside), (true, both.into()));
-    assert_eq!(of_name("a.example", &["--client", "192.0.2.1"])["access"], "from anywhere");
+    assert_eq!(of_name("a.example", &["--client", "192.0.2.1"])["access"], "allowed: no access rules");
 
     let (text, is_served) = explain(&["--sni", "c.example"], b"");
-    let expected = "client    its address decides, too (--client IP): the route closed is open to 10.0.0.0/8, 2001:db8::/32, \
-        not from 10.1.0.0/16\n";
+    let expected = "client     access depends on the address (--client IP): route closed, allow 10.0.0.0/8, 2001:db8::/32, \
+        deny 10.1.0.0/16\n";
     assert!(is_served && text.ends_with(expected), "{text}");
     let (text, _) = explain(&["--sni", "c.example", "--client", "10.1.0.1"], b"");
-    assert!(text.ends_with("client    10.1.0.1 is refused: `deny` of the route closed has 10.1.0.0/16\n"), "{text}");
+    assert!(text.ends_with("client     10.1.0.1 denied: route closed, deny 10.1.0.0/16\n"), "{text}");
     for refused in ["b.test", "192.0.2.1"] {
         let (text, is_served) = explain(&["--sni", refused, "--client", "10.0.0.1"], b"");
-        assert!(!is_served && text.ends_with("client    10.0.0.1 is let in by its address: from anywhere\n"), "{text}");
+        assert!(!is_served && text.ends_with("client     10.0.0.1 allowed: no access rules\n"), "{text}");
     }
 
     let balanced = CONFIG.replace("127.0.0.1:0", "{address: \"127.0.0.1:0\", accept_proxy: {from: 10.9.0.0/16}}");
     let (text, _) = explain_by(&balanced, &["--sni", "a.example", "--client", "192.0.2.1"], b"");
-    let named = "; its address is the one in a PROXY header from 10.9.0.0/16\n";
-    assert!(text.ends_with(&format!("client    192.0.2.1 may come in: from anywhere{named}")), "{text}");
+    let proxied = "; client address is from the PROXY header sent by 10.9.0.0/16\n";
+    assert!(text.ends_with(&format!("client     192.0.2.1 allowed: no access rules{proxied}")), "{text}");
     let (text, _) = explain_by(&balanced, &["--sni", "c.example", "--client", "192.0.2.1"], b"");
-    assert!(text.ends_with(&format!("`allow` of the route closed does not have it{named}")), "{text}");
+    assert!(text.ends_with(&format!("denied: route closed, not in allow{proxied}")), "{text}");
     let (text, _) = explain_by(&balanced, &["--sni", "c.example"], b"");
-    assert!(text.ends_with(&format!("not from 10.1.0.0/16{named}")), "{text}");
+    assert!(text.ends_with(&format!("deny 10.1.0.0/16{proxied}")), "{text}");
 }
 
 #[test]
-fn an_address_as_the_name_is_explained() {
-    let reason = "an IP address as the name counts as none (`ip_literal_sni`); ";
-    let told = of_name("192.0.2.1", &["--alpn", "h2"]);
-    let expected = json!(format!("{reason}no route takes clients without a name"));
-    assert_eq!((&told["outcome"], &told["route"], &told["reason"]), (&json!("no_sni"), &Value::Null, &expected));
+fn explains_an_ip_address_in_sni() {
+    let reason = "an IP address in SNI counts as no SNI (ip_literal_sni); ";
+    let output = of_name("192.0.2.1", &["--alpn", "h2"]);
+    let expected = json!(format!("{reason}the client sent no SNI, and there is no catch-all route"));
+    assert_eq!((&output["outcome"], &output["route"], &output["reason"]), (&json!("no_sni"), &Value::Null, &expected));
     let rest = format!("{CONFIG}  - {{name: rest, upstream: 127.0.0.1:6}}\n");
     let hello = Hello::to("[2001:db8::1]").alpn(&["h2"]);
     for (arguments, input) in
         [(&["--sni", "2001:db8::1", "--json"][..], Vec::new()), (&["--hello", "-", "--json"], hello.record())]
     {
         let (text, is_served) = explain_by(&rest, arguments, &input);
-        let told: Value = serde_json::from_str(&text).unwrap();
-        assert!(is_served && told["route"] == "rest" && told["reason"].as_str().unwrap().starts_with(reason), "{told}");
+        let output: Value = serde_json::from_str(&text).unwrap();
+        assert!(
+            is_served && output["route"] == "rest" && output["reason"].as_str().unwrap().starts_with(reason),
+            "{output}"
+        );
     }
     let strict = rest.replace("[127.0.0.1:0,", "[{address: 127.0.0.1:0, ip_literal_sni: refuse},");
     for (arguments, input) in
         [(&["--sni", "2001:db8::1", "--json"][..], Vec::new()), (&["--hello", "-", "--json"], hello.record())]
     {
         let (text, is_served) = explain_by(&strict, arguments, &input);
-        let told: Value = serde_json::from_str(&text).unwrap();
-        assert!(!is_served && told["outcome"] == "reject" && told["reason"] == "the name is an IP address", "{told}");
+        let output: Value = serde_json::from_str(&text).unwrap();
+        assert!(
+            !is_served && output["outcome"] == "reject" && output["reason"] == "the name is an IP address",
+            "{output}"
+        );
     }
 }
 
 #[test]
-fn raw_bytes_are_explained() {
+fn explains_a_raw_client_hello() {
     let hello = Hello::to("a.example").alpn(&["h2"]).extension(ENCRYPTED_CLIENT_HELLO, [0; 9]);
     let expected = json!({
         "outcome": "sni", "sni": "a.example", "alpn": ["h2"], "versions": ["0x0304", "0x0303"], "ech": true,
-        "reason": "the route has this very name, and its alpn matches", "route": "h2",
+        "reason": "exact name, ALPN matches", "route": "h2",
         "client": null, "admitted": null, "access": null,
     });
     assert_eq!(of_hello(&hello.record()), expected);
@@ -217,11 +223,11 @@ fn raw_bytes_are_explained() {
     assert_eq!(of_hello(b"")["outcome"], "need_more");
     for (bytes, reason) in [
         (&b"GET / HTTP/1.1\r\n"[..], "not a TLS handshake record"),
-        (&record(22, &[]), "a record is empty"),
-        (&Hello::to("a.example").server_name(b"b").record(), "extension 0 stands twice"),
+        (&record(22, &[]), "empty record"),
+        (&Hello::to("a.example").server_name(b"b").record(), "duplicate extension 0"),
     ] {
-        let told = of_hello(bytes);
-        assert_eq!((&told["outcome"], &told["reason"]), (&json!("reject"), &json!(reason)));
+        let output = of_hello(bytes);
+        assert_eq!((&output["outcome"], &output["reason"]), (&json!("reject"), &json!(reason)));
     }
     let bad = of_hello(&Hello::new().server_name(b"a\0b").record());
     assert_eq!((&bad["outcome"], &bad["sni"]), (&json!("reject"), &json!("a\\x00b")));

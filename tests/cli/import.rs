@@ -327,7 +327,7 @@ routes:
     assert!(imported.text.contains(expected), "{}", imported.text);
     let checked = imported.check();
     imported.accounts_for(TWO_CLUSTERS);
-    assert!(checked.contains("two.pem and name kubernetes, GET /readyz"), "{checked}");
+    assert!(checked.contains("two.pem, name kubernetes), GET /readyz"), "{checked}");
     assert!(imported.note("line 20").contains("`fastinter`"));
 
     let with_aliases = imported.text.replace("      # - apiserver", "      - apiserver");

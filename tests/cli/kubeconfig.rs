@@ -146,7 +146,7 @@ fn only_certificates_are_printed() {
     place.write("none.pem", "a certificate");
     place.refuses(
         &["dev", "--ca", "none.pem"],
-        "none.pem: no certificate in it; expected PEM (-----BEGIN CERTIFICATE-----)",
+        "none.pem: no certificate found; expected PEM (-----BEGIN CERTIFICATE-----)",
     );
     let insecure = place.cluster(&["dev", "--insecure-skip-tls-verify"]);
     assert_eq!(insecure["insecure-skip-tls-verify"], true);
@@ -182,8 +182,9 @@ fn kubectl_is_told_to_ask_for_a_name_where_it_must() {
 #[test]
 fn who_leads_nowhere_is_told_where_to_go() {
     let place = Place::new(&two_routes("10.0.0.1:6443"));
-    place.refuses(&["tst"], "no route is named `tst`, or takes it by its `sni`; expected one of dev, prod.example.com");
-    let expected = "no route is named `prd.example.com`, or takes it by its `sni`; did you mean `prod.example.com`?";
+    place
+        .refuses(&["tst"], "no route has the name `tst` or matches it by `sni`; expected one of dev, prod.example.com");
+    let expected = "no route has the name `prd.example.com` or matches it by `sni`; did you mean `prod.example.com`?";
     place.refuses(&["prd.example.com"], expected);
     place.refuses(
         &["dev"],

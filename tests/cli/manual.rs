@@ -1,19 +1,20 @@
-//! The manual page and what completes the command line.
+//! The manual page and shell completions.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use crate::cli::schema::{keys, schema};
 use crate::support::{all_output, is_written, snigate};
 
 const COMMANDS: [&str; 8] = ["run", "check", "explain", "plan", "import", "schema", "completions", "man"];
 
-fn told(arguments: &[&str]) -> String {
+fn output_of(arguments: &[&str]) -> String {
     let output = snigate().args(arguments).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What this program says, which must succeed, when it is given this.
+/// The output of a program with this standard input; it must succeed.
 fn given(program: &mut Command, input: &str) -> String {
     let mut child = program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
@@ -33,9 +34,9 @@ fn shell(name: &str) -> Command {
 }
 
 #[test]
-fn every_shell_is_told_every_command_and_option() {
+fn completions_of_every_shell_have_every_command_and_option() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
-        let script = told(&["completions", shell]);
+        let script = output_of(&["completions", shell]);
         for word in COMMANDS.iter().chain(&["demo", "log-format", "hello"]) {
             assert!(script.contains(word), "{shell}: {word}");
         }
@@ -45,7 +46,7 @@ fn every_shell_is_told_every_command_and_option() {
 
 #[test]
 fn bash_completes() {
-    assert_eq!(given(Command::new("bash").arg("-n"), &told(&["completions", "bash"])), "");
+    assert_eq!(given(Command::new("bash").arg("-n"), &output_of(&["completions", "bash"])), "");
     let complete = |words: &str| {
         let script = format!(
             "source snigate.bash
@@ -64,7 +65,7 @@ echo ${{COMPREPLY[@]}}"
 #[ignore = "needs fish"]
 fn fish_completes() {
     let told = given(shell("fish").args(["-c", "source snigate.fish; complete -C 'snigate explain --s'"]), "");
-    assert_eq!(told, "--sni\tA client that asks for this name\n");
+    assert_eq!(told, "--sni\tServer name (SNI) that the client sends\n");
 }
 
 #[test]
@@ -79,14 +80,14 @@ for part whole in expl explain impo import; do
     zpty -r terminal told \"*snigate $whole*\" && print $whole
     zpty -n -w terminal $'\\x15'
 done";
-    // A completion that does not come is waited for.
+    // zsh waits forever for a completion that does not come.
     let mut zsh = shell("timeout");
     assert_eq!(given(zsh.args(["30", "zsh", "-f", "-c", script]), ""), "explain\nimport\n");
 }
 
 #[test]
-fn the_shipped_page_is_the_one_that_is_printed() {
-    let page = told(&["man"]);
+fn the_shipped_page_is_current() {
+    let page = output_of(&["man"]);
     is_written("deploy/man/snigate.1", &page);
     for heading in COMMANDS.map(|command| format!("\n.SH \"snigate {command}\"\n")) {
         assert_eq!(page.matches(&heading).count(), 1, "{heading}");
@@ -98,7 +99,24 @@ fn the_shipped_page_is_the_one_that_is_printed() {
 }
 
 #[test]
+fn the_page_of_the_configuration_has_every_key() {
+    let page = output_of(&["man", "config"]);
+    is_written("deploy/man/snigate.yaml.5", &page);
+    let keys = keys(&schema());
+    for key in &keys {
+        let heading = page.lines().filter(|line| line.replace("[]", "").replace("\\&", "") == format!("\\fB{key}\\fR"));
+        assert_eq!(heading.count(), 1, "{key}");
+    }
+    assert_eq!(page.matches("\n.TP\n").count(), keys.len());
+    for said in [".TH snigate.yaml 5 ", "fBleast_connections", "Default: 10s", env!("CARGO_PKG_VERSION")] {
+        assert!(page.contains(said), "{said}");
+    }
+}
+
+#[test]
 #[ignore = "needs groff"]
-fn groff_has_nothing_to_say_about_the_page() {
-    assert_eq!(given(Command::new("groff").args(["-man", "-Tutf8", "-ww", "-z"]), &told(&["man"])), "");
+fn groff_has_nothing_to_say_about_the_pages() {
+    for page in ["command", "config"] {
+        assert_eq!(given(Command::new("groff").args(["-man", "-Tutf8", "-ww", "-z"]), &output_of(&["man", page])), "");
+    }
 }

@@ -1,4 +1,4 @@
-//! The steps of deploy/haproxy, and the messages of kubectl in deploy/troubleshooting.md.
+//! The guides for those who come from HAProxy and nginx; and the messages of kubectl in docs/troubleshooting.md.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -8,12 +8,13 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::support::backend::closed;
+use crate::support::pages::{block, page};
 use crate::support::router::config;
 use crate::support::tls::{self, Authority};
 use crate::support::{Backend, Client, Hello, Router, all_output, snigate};
 
-const GUIDE: &str = include_str!("../../deploy/haproxy/README.md");
-const TROUBLESHOOTING: &str = include_str!("../../deploy/troubleshooting.md");
+const FROM_HAPROXY: &str = "docs/migrate-from-haproxy.md";
+const FROM_NGINX: &str = "docs/migrate-from-nginx.md";
 
 /// The recipe's file, imported in a directory with the CA files that it names.
 fn imported(recipe: &str) -> (TempDir, String) {
@@ -62,20 +63,35 @@ fn the_recipe_for_two_clusters_routes_by_name() {
     let (first, second) = ("devkubernetes01.example.com", "devkubernetes02.example.com");
     serves(&text, &[(Some(first), b"one"), (Some(second), b"two"), (None, b"one"), (Some("other.example"), b"one")]);
     // The result is the one in the guide, and the commands of the guide work.
-    let shown = GUIDE.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
-    for line in shown.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        assert!(text.lines().any(|own| own.trim() == line || own.trim().contains(line)), "{line} in\n{text}");
+    shows(&text, &block(FROM_HAPROXY, "imported"));
+    typed(directory.path(), &block(FROM_HAPROXY, "import"));
+    assert!(typed(directory.path(), &block(FROM_HAPROXY, "check")).contains("kubernetes02"));
+}
+
+/// Every line of this excerpt is in the text.
+fn shows(text: &str, excerpt: &str) {
+    for line in excerpt.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        assert!(text.lines().any(|own| own.trim() == line), "{line} in\n{text}");
     }
-    let commands: Vec<&str> = GUIDE.lines().map(str::trim).filter(|line| line.starts_with("snigate ")).collect();
-    assert_eq!(commands.len(), 3, "{commands:?}");
-    for command in commands {
-        let typed = command.replacen("snigate", env!("CARGO_BIN_EXE_snigate"), 1);
-        let output = Command::new("sh").args(["-c", &typed]).current_dir(directory.path()).output().unwrap();
-        assert!(output.status.success(), "{command}: {}", all_output(&output));
-        if command.contains("explain") {
-            assert!(all_output(&output).contains("kubernetes02"), "{}", all_output(&output));
-        }
-    }
+}
+
+/// What these commands say, typed in this directory.
+fn typed(directory: &Path, commands: &str) -> String {
+    let commands = commands.replace("snigate ", concat!(env!("CARGO_BIN_EXE_snigate"), " "));
+    let output = Command::new("sh").args(["-ec", &commands]).current_dir(directory).output().unwrap();
+    assert!(output.status.success(), "{commands}: {}", all_output(&output));
+    all_output(&output)
+}
+
+#[test]
+fn the_guide_for_nginx_shows_what_becomes_of_its_configuration() {
+    let directory = TempDir::new().unwrap();
+    std::fs::write(directory.path().join("nginx.conf"), block(FROM_NGINX, "nginx")).unwrap();
+    assert_eq!(typed(directory.path(), &block(FROM_NGINX, "import")), "", "nothing is left out");
+    let text = std::fs::read_to_string(directory.path().join("snigate.yaml")).unwrap();
+    let made: String = text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
+    assert_eq!(made.trim(), block(FROM_NGINX, "imported").trim());
+    assert!(typed(directory.path(), &block(FROM_NGINX, "check")).contains("*.dev.example.com"));
 }
 
 #[test]
@@ -85,12 +101,7 @@ fn the_other_commands_of_the_guide_work() {
     let authority = Authority::new();
     authority.write(directory.path(), "dev.kubernetes01-ca.pem");
     let server = tls::serve(&authority, "kubernetes", false);
-    let commands: Vec<&str> = GUIDE
-        .lines()
-        .map(str::trim)
-        .filter(|line| line.starts_with("openssl ") || line.starts_with("kubectl "))
-        .collect();
-    assert_eq!(commands.len(), 2, "{commands:?}");
+    let commands = [block(FROM_HAPROXY, "names"), block(FROM_HAPROXY, "kubectl")];
     for (command, expected) in commands.iter().zip(["DNS:kubernetes", "Cluster \"dev01\" set."]) {
         let typed =
             command.replace("apiserver.devkubernetes01.l4lb.thisdcos.directory:6443", &server.address().to_string());
@@ -158,7 +169,7 @@ fn kubectl_prints_what_the_table_says() {
     ] {
         let output = ask(router.address(), name, ca);
         assert!(output.contains(message), "{name}: {output}");
-        assert!(TROUBLESHOOTING.contains(&format!("`{message}")), "{message}");
+        assert!(page("docs/troubleshooting.md").contains(&format!("`{message}")), "{message}");
     }
     let unreachable = ask(closed(), "kubernetes", &ca);
     // Depends on the version of kubectl.

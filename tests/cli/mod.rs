@@ -19,4 +19,4 @@ mod migrating;
 /// What a reload would change.
 mod plan;
 /// The JSON Schema says the same.
-mod schema;
+pub mod schema;

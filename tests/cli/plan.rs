@@ -135,7 +135,7 @@ fn listeners_and_refusals_are_told() {
     let new = new.replace("127.0.0.2:6443", here);
     let (code, told) = plan(&new, &["--admin", &admin]);
     assert!(
-        told.starts_with("snigate: a reload to new.yaml would be refused: workers cannot change from auto to 2"),
+        told.starts_with("snigate: a reload to new.yaml would be refused: workers cannot be changed from auto to 2"),
         "{told}"
     );
     assert_eq!(code, Some(78), "so that `plan && kill -HUP` does not");
@@ -153,7 +153,7 @@ fn listeners_and_refusals_are_told() {
     let (code, told) = plan(&wanted, &["--admin", &admin]);
     assert!(told.contains(&format!("  + {taken}  cannot listen: address already in use\n")), "{told}");
     let expected = format!("snigate: a reload to new.yaml would be refused now: cannot listen on {taken}: ");
-    assert!(told.contains(&expected) && told.ends_with("; another process listens there\n"), "{told}");
+    assert!(told.contains(&expected) && told.ends_with("; another process is listening on it\n"), "{told}");
     assert_eq!(code, Some(1));
     let (code, told) = plan(&wanted, &["--from", router.config.to_str().unwrap()]);
     let expected = format!("  + {taken}  starts listening; on this machine it could not: address already in use\n");
@@ -168,7 +168,10 @@ fn listeners_and_refusals_are_told() {
     assert!(told.contains("new.yaml:1:9: listen: ") && code == Some(78), "{told}");
     let nobody = closed().to_string();
     let (code, told) = plan(&new, &["--admin", &nobody]);
-    assert!(told.starts_with(&format!("snigate: cannot ask the admin listener at {nobody}: ")), "{told}");
+    assert!(
+        told.starts_with(&format!("snigate: cannot read the status from the admin listener at {nobody}: ")),
+        "{told}"
+    );
     assert_eq!(code, Some(1));
     let (code, told) = plan(&new, &["--admin", &router.address().to_string()]);
     assert!(code == Some(1) && told.contains("cannot ask"), "{told}");
@@ -247,5 +250,5 @@ fn a_new_admin_address_is_tried() {
     assert_eq!(status, Some(1), "{told}");
     assert!(told.contains(&format!("  + {taken}  admin, cannot listen: ")), "{told}");
     let refused = router.reload(&with_admin(taken));
-    assert!(refused["reason"].as_str().unwrap().contains("another process listens there"), "{refused}");
+    assert!(refused["reason"].as_str().unwrap().contains("another process is listening on it"), "{refused}");
 }

@@ -85,7 +85,7 @@ fn f10_what_waits_for_the_rest_of_a_hello_is_bounded() {
     assert!(held > 900_000.0 && held <= f64::from(1 << 20), "{held}");
     assert_eq!(clients.last_mut().unwrap().rest().0, alert(OVER_LIMIT), "the last to come");
     let account = router.wait("why", |line| line["outcome"] == "over_limit");
-    assert_eq!(account["reason"], "its hello is large, and limits.buffer_bytes is reached");
+    assert_eq!(account["reason"], "limits.buffer_bytes is reached: no memory for a large ClientHello");
     // Hellos as clients send them have room, also in two segments.
     let hello = Hello::to(NAME).padded_to(1900).record();
     let waiting = || router.metric("snigate_connections_active{route=\"_none\"}");
@@ -185,7 +185,7 @@ fn z4_f03_descriptors_that_run_out_and_come_back() {
         set(4);
         // Accepted by the kernel only.
         let waiting: Vec<Client> = (0..20).map(|_| Client::send(router.address(), &Hello::to(NAME).record())).collect();
-        router.wait("that it cannot", |line| line["message"] == "cannot accept; trying again");
+        router.wait("that it cannot", |line| line["message"] == "accept failed; retrying");
         let cpu = |pid: Pid| {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap();
             let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
@@ -206,7 +206,7 @@ fn z4_f03_descriptors_that_run_out_and_come_back() {
     eprintln!("served again after {:?} (median), {:?} (most)", recoveries[5], recoveries[9]);
     eventually("no descriptor is lost", || descriptors() <= before + 2);
     assert!(router.metric("snigate_accept_errors_total{error=\"EMFILE\"}") >= 10.0);
-    let told = router.log().iter().filter(|line| line["message"] == "cannot accept; trying again").count();
+    let told = router.log().iter().filter(|line| line["message"] == "accept failed; retrying").count();
     assert!(told <= 20, "once a second at most: {told}");
 }
 
@@ -353,7 +353,7 @@ fn f12_where_no_thread_can_be_made_it_does_not_start_or_goes_on_as_it_was() {
             assert!(threads < 100, "{case}");
             let begins = router.wait_line(&case, |line| line.starts_with("snigate: ") || line.contains("\"_admin\""));
             if begins.starts_with("snigate: ") {
-                assert!(begins.contains("cannot make the threads"), "{begins}");
+                assert!(begins.contains("cannot create threads"), "{begins}");
                 assert_eq!(router.exit().code(), Some(1), "{case}");
                 refusals += 1;
                 continue;

@@ -13,7 +13,7 @@ use crate::support::router::config;
 use crate::support::{Backend, Hello, PATIENCE, Router, eventually, pattern, watchdog};
 
 const NAME: &str = "a.example";
-const STOPPING: &str = "stopping; once more to exit at once";
+const STOPPING: &str = "shutting down; repeat the signal to exit immediately";
 
 /// Which calls fail, and how. `EAGAIN` out of nowhere is no fault that a kernel has. `recvfrom` is left out: we read by
 /// `read`, and tokio ends the process when the pipe of its own signal handler cannot be read.

@@ -39,20 +39,20 @@ fn g01_g02_g15_a_bad_file_changes_nothing_and_a_good_one_after_it_is_taken() {
     let good = config(&[(NAME, second.address())], "");
     let bad = [
         ("", "empty"),
-        ("listen: [", "a bracket has no other end"),
-        ("listen: 127.0.0.1:0\nroutes: []\n", "an empty list"),
+        ("listen: [", "unmatched bracket"),
+        ("listen: 127.0.0.1:0\nroutes: []\n", "empty list"),
         (&good.replace("sni", "snii"), "unknown key `snii`"),
         (&good.replace("upstream:", "upstraem:"), "unknown key `upstraem`"),
         (&format!("{good}timeouts: {{drain: 10}}\n"), "timeouts.drain"),
         (&format!("{good}limits: {{connections: 9999999}}\n"), "file descriptors"),
-        (&good.replace("127.0.0.1:0\nadmin", "192.0.2.1:1\nadmin"), "no interface of this machine has that address"),
-        (&format!("{good}  - {{sni: {NAME}, upstream: \"h:1\"}}\n"), "neither is more specific"),
+        (&good.replace("127.0.0.1:0\nadmin", "192.0.2.1:1\nadmin"), "no interface of this machine has this address"),
+        (&format!("{good}  - {{sni: {NAME}, upstream: \"h:1\"}}\n"), "neither route is more specific"),
     ];
     for (number, (text, reason)) in bad.iter().enumerate() {
         let told = router.reload(text);
         assert_eq!(
             (told["level"].as_str(), told["message"].as_str()),
-            (Some("ERROR"), Some("not reloaded; the running configuration stays"))
+            (Some("ERROR"), Some("reload failed; keeping the running configuration"))
         );
         let told = told["reason"].as_str().unwrap();
         assert!(told.starts_with(router.config.to_str().unwrap()) && told.contains(reason), "{told}");
@@ -122,7 +122,7 @@ fn g09_listeners_come_and_go_without_their_connections() {
     let taken = TcpListener::bind(any).unwrap();
     let told =
         router.reload(&listening(&[stays, comes, ("taken", taken.local_addr().unwrap())], backend.address(), ""));
-    assert!(told["reason"].as_str().unwrap().contains("another process listens there"), "{told}");
+    assert!(told["reason"].as_str().unwrap().contains("another process is listening on it"), "{told}");
     assert!(TcpStream::connect(comes.1).is_err() && TcpStream::connect(goes.1).is_ok());
 
     assert_eq!(router.reload(&listening(&[stays, comes], backend.address(), ""))["listeners"], 2);
@@ -193,7 +193,7 @@ fn g09_a_removed_listener_whose_clients_wait_does_not_hold_up_the_reload() {
     let upstream = held.recv_timeout(PATIENCE).unwrap();
     let mut waiting = Client::send(goes, &hello);
     router.wait("that it is full", |line| {
-        line["message"].as_str().is_some_and(|message| message.starts_with("limits.connections is reached"))
+        line["message"].as_str().is_some_and(|message| message.starts_with("limits.connections reached"))
     });
     let told = router.reload(&listening(&[("stays", any)], backend.address(), limit));
     assert_eq!((told["message"].as_str(), told["listeners"].as_u64()), (Some("reloaded"), Some(1)));
@@ -414,8 +414,8 @@ fn g12_what_is_read_at_the_start_only_is_refused_by_name() {
     for (key, more) in [("workers", "workers: 3\n"), ("log.format", "log: {format: text}\n")] {
         let told = router.reload(&config(&routes, more));
         let reason = told["reason"].as_str().unwrap();
-        assert!(reason.contains(&format!("{key} cannot change from ")), "{reason}");
-        assert!(reason.ends_with("while snigate runs; restart it, or upgrade it with SIGUSR2"), "{reason}");
+        assert!(reason.contains(&format!("{key} cannot be changed from ")), "{reason}");
+        assert!(reason.ends_with("by a reload; restart snigate, or upgrade it with SIGUSR2"), "{reason}");
     }
     // All else can.
     let more = "timeouts: {hello: 1s, idle: 1h}\ntcp: {keepalive: {idle: 7s}}\nlimits: {connections: 7}\nrelay: copy\nrefuse: close\nlog: {refusals_per_second: 1}\n";
@@ -430,7 +430,7 @@ fn g12_what_is_read_at_the_start_only_is_refused_by_name() {
     };
     let held: Vec<Client> = (0..7).map(|_| connected()).collect();
     router.wait("that it is reached", |line| {
-        line["message"].as_str().is_some_and(|message| message.contains("limits.connections is reached"))
+        line["message"].as_str().is_some_and(|message| message.contains("limits.connections reached"))
     });
     drop(held);
     connected();
@@ -478,7 +478,7 @@ fn g07_a_watched_file_that_removes_most_routes_is_applied_only_when_it_is_writte
         let told = router.wait_many("that it is held back", count, |line| {
             line["reason"].as_str().is_some_and(|reason| reason.contains("removes 3 of 4 routes"))
         });
-        assert_eq!(told[count - 1]["message"], "not reloaded; the running configuration stays");
+        assert_eq!(told[count - 1]["message"], "reload failed; keeping the running configuration");
         assert_eq!(ask(router.address(), OTHER), answered("served"));
     };
     let reloaded = |count: usize, by: &str| {
@@ -527,7 +527,7 @@ fn g07_a_watched_file_is_taken_however_it_is_replaced() {
 
     std::fs::write(directory.join("edited"), "listen: nonsense\n").unwrap();
     std::fs::rename(directory.join("edited"), &config_file).unwrap();
-    router.wait("the refusal", |line| line["message"] == "not reloaded; the running configuration stays");
+    router.wait("the refusal", |line| line["message"] == "reload failed; keeping the running configuration");
     std::fs::write(&config_file, text(2, "watch: true\n")).unwrap();
     router.wait_many("the third", 2, |line| line["message"] == "reloaded");
     assert_eq!(ask(router.address(), NAME), answered("third"));
@@ -544,7 +544,7 @@ fn without_a_file_there_is_nothing_to_reload() {
     router.signal(Signal::HUP);
     router.wait("why not", |line| {
         line["message"].as_str().is_some_and(|told| {
-            told.contains("not reloaded") && line["reason"] == "there is no file: snigate was started without one"
+            told.contains("reload failed") && line["reason"] == "no configuration file: snigate was started without one"
         })
     });
     assert_eq!(ask(router.address(), NAME), answered("served"));
@@ -656,7 +656,7 @@ fn limits_go_down_and_up_under_connections() {
     clients.extend((0..8).map(|_| open()));
     let mut waits = Client::send(router.address(), &hello);
     router.wait("that the limit is reached", |line| {
-        line["message"].as_str().is_some_and(|message| message.contains("limits.connections is reached"))
+        line["message"].as_str().is_some_and(|message| message.contains("limits.connections reached"))
     });
     assert_eq!(connections(&router, NAME), 8.0);
     clients.pop().unwrap().finish();

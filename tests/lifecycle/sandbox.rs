@@ -66,7 +66,7 @@ fn can_write(sandbox: &str) -> bool {
     fs::set_permissions(&binary, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     router.signal(Signal::USR2);
     router.wait("that it was no snigate", |line| {
-        line["message"].as_str().is_some_and(|message| message.starts_with("not upgraded"))
+        line["message"].as_str().is_some_and(|message| message.starts_with("upgrade failed"))
     });
     assert!(is_served(router.address()));
     written.exists()
@@ -88,5 +88,5 @@ fn a_reload_still_reads_files_and_listens_on_low_ports() {
     let low = router.address_of(|name| name == "low");
     eventually("it is served there", || is_served(low));
     let told = router.reload(&config(&routes, "sandbox: off\n"));
-    assert!(told["reason"].as_str().unwrap().contains("sandbox cannot change from auto to off"), "{told}");
+    assert!(told["reason"].as_str().unwrap().contains("sandbox cannot be changed from auto to off"), "{told}");
 }

@@ -76,7 +76,7 @@ fn h03_a_second_signal_exits_at_once() {
     router.signal(Signal::TERM);
     assert_eq!(router.exit().code(), Some(1));
     assert!(start.elapsed() < Duration::from_secs(10), "not the 25 s of the drain");
-    router.wait("what was cut", |line| line["message"] == "exiting at once" && line["cut"] == 1);
+    router.wait("what was cut", |line| line["message"] == "exiting immediately" && line["cut"] == 1);
     assert!(router.log().iter().all(|line| line["level"] != "ERROR"), "to be cut is no error");
 }
 
@@ -85,7 +85,9 @@ fn readiness_goes_first_and_clients_are_still_served() {
     let backend = Backend::named("served");
     let mut router = Router::start(&config(&[(NAME, backend.address())], "timeouts: {shutdown_delay: 1s}\n"));
     router.signal(Signal::QUIT);
-    router.wait("the delay", |line| line["message"] == "no longer ready; still accepting" && line["seconds"] == 1.0);
+    router.wait("the delay", |line| {
+        line["message"] == "not ready; still accepting for shutdown_delay" && line["seconds"] == 1.0
+    });
     assert_eq!(router.get("/readyz").0, 503);
     let mut client = Client::send(router.address(), &Hello::to(NAME).record());
     client.finish();
@@ -95,7 +97,7 @@ fn readiness_goes_first_and_clients_are_still_served() {
     // It can be cut short.
     let mut router = Router::start(&config(&[(NAME, backend.address())], "timeouts: {shutdown_delay: 1h}\n"));
     router.signal(Signal::TERM);
-    router.wait("the delay", |line| line["message"] == "no longer ready; still accepting");
+    router.wait("the delay", |line| line["message"] == "not ready; still accepting for shutdown_delay");
     router.signal(Signal::TERM);
     assert_eq!(router.exit().code(), Some(1));
 }
@@ -167,14 +169,14 @@ fn h05_listens_again_at_once_after_a_kill() {
 fn h06_h07_an_address_that_is_not_to_be_had_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut addresses = vec![
-        (taken.local_addr().unwrap().to_string(), "another process listens there"),
-        ("192.0.2.1:6443".into(), "no interface of this machine has that address"),
+        (taken.local_addr().unwrap().to_string(), "another process is listening on it"),
+        ("192.0.2.1:6443".into(), "no interface of this machine has this address"),
     ];
     if !rustix::process::geteuid().is_root() {
         addresses.push(("127.0.0.1:443".into(), "CAP_NET_BIND_SERVICE"));
     }
     let running = Router::routing(&[(NAME, Backend::echo().address())]);
-    addresses.push((running.address().to_string(), "another process listens there"));
+    addresses.push((running.address().to_string(), "another process is listening on it"));
     for (address, hint) in addresses {
         let output = snigate().args(["run", "--listen", &address, "--default", "127.0.0.1:1"]).output().unwrap();
         let told = String::from_utf8(output.stderr).unwrap();
@@ -205,7 +207,7 @@ fn f01_with_few_descriptors_clients_wait_instead_of_failing() {
         assert_eq!(client.rest().0, b"");
     }
     router.wait("that the limit is reached", |line| {
-        line["message"] == "limits.connections is reached; new clients wait" && line["level"] == "WARN"
+        line["message"] == "limits.connections reached; new clients wait in the accept queue" && line["level"] == "WARN"
     });
     let (_, metrics) = router.get("/metrics");
     let errors = metrics.lines().filter(|line| line.starts_with("snigate_accept_errors_total{"));

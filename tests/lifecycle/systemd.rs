@@ -137,7 +137,7 @@ fn sockets_of_a_socket_unit_are_served_and_others_are_closed() {
     command.arg(env!("CARGO_BIN_EXE_snigate")).arg(&path).stdin(OwnedFd::from(socket));
     let router = Router::spawn_with(command, path, directory, OwnedFd::from(unused).into());
     assert_eq!(router.address(), address);
-    let line = router.wait("the other", |line| line["message"] == "inherited, but not configured: closed");
+    let line = router.wait("the other", |line| line["message"] == "closing inherited socket that is not configured");
     assert_eq!(line["address"], other.to_string());
     assert_eq!(early.rest().0, b"served");
     assert!(std::net::TcpStream::connect(other).is_err());

@@ -47,7 +47,11 @@ fn is_not_upgraded(router: &Router, reason: &str) {
 }
 
 fn refusals(router: &Router) -> Vec<Value> {
-    router.log().into_iter().filter(|line| line["message"] == "not upgraded; this process goes on").collect()
+    router
+        .log()
+        .into_iter()
+        .filter(|line| line["message"] == "upgrade failed; this process continues to serve")
+        .collect()
 }
 
 fn is_served(address: SocketAddr) -> bool {
@@ -128,7 +132,7 @@ fn h08_a_client_that_waits_at_the_connection_limit_is_served_by_the_new_process(
     let _upstreams: Vec<TcpStream> = (0..2).map(|_| held.recv_timeout(PATIENCE).unwrap()).collect();
     let mut waiting: Vec<Client> = (0..3).map(|_| Client::send(router.address(), &Hello::to(NAME).record())).collect();
     router.wait("that it is full", |line| {
-        line["message"].as_str().is_some_and(|message| message.starts_with("limits.connections is reached"))
+        line["message"].as_str().is_some_and(|message| message.starts_with("limits.connections reached"))
     });
     upgrade(&router);
     for client in &mut waiting {
@@ -155,10 +159,8 @@ fn h08_the_new_process_tells_how_many_connections_the_old_ones_have() {
         let process = router.wait_many("the upgrade", count, upgraded).pop().unwrap()["process"].as_i64().unwrap();
         old.push(newest);
         newest = Pid::from_raw(process as i32).unwrap();
-        let stay = |line: &Value| {
-            line["message"] == "connections stay in the process before this one until they end"
-                && line["connections"] == count
-        };
+        let stay =
+            |line: &Value| line["message"] == "connections continue in the old process" && line["connections"] == count;
         router.wait("that they stay", stay);
         eventually("the count", || router.metric("snigate_predecessor_connections") == count as f64);
     }
@@ -195,7 +197,7 @@ fn how_the_process_that_took_over_ends_is_a_warning_only_if_it_crashed() {
         let _upstream = held.recv_timeout(PATIENCE).unwrap();
         kill_process(upgrade(&router), signal).unwrap();
         let told = router.wait("its end", |line| {
-            line["message"].as_str().is_some_and(|message| message.starts_with("the process that took over has ended"))
+            line["message"].as_str().is_some_and(|message| message.starts_with("the new process has exited"))
         });
         assert_eq!(told["level"], level, "{told}");
     }
@@ -333,7 +335,7 @@ fn h10_who_drains_does_not_upgrade_and_a_stop_after_an_upgrade_drains() {
     for ignored in [Signal::USR2, Signal::HUP] {
         router.signal(ignored);
     }
-    router.wait_many("neither", 2, |line| line["message"] == "this process only drains; the signal is ignored");
+    router.wait_many("neither", 2, |line| line["message"] == "signal ignored: this process is draining");
     router.signal(Signal::TERM);
     client.rest();
     assert_eq!(router.exit().code(), Some(0));
@@ -351,9 +353,10 @@ fn a_reload_that_is_asked_for_during_an_upgrade_is_not_forgotten() {
     router.wait("it waits", |line| line["message"] == "upgrading");
     fs::write(&router.config, config(&[(NAME, second.address())], "")).unwrap();
     router.signal(Signal::HUP);
-    router.wait("that it waits", |line| line["message"] == "the reload waits until the upgrade is decided");
+    router
+        .wait("that it waits", |line| line["message"] == "reload postponed until the upgrade has succeeded or failed");
     fs::write(&go, "").unwrap();
-    router.wait("the refusal", |line| line["message"] == "not upgraded; this process goes on");
+    router.wait("the refusal", |line| line["message"] == "upgrade failed; this process continues to serve");
     router.wait("and then the reload", |line| line["message"] == "reloaded");
     assert!(is_served(router.address()));
 }

@@ -12,8 +12,6 @@ use std::time::Duration;
 
 use crate::support::{Client, Process, Router, eventually, snigate, tls};
 
-const README: &str = include_str!("../../README.md");
-
 /// For tests that build what is shipped, on a machine that has never built it.
 const FOR_A_RELEASE_BUILD: Duration = Duration::from_secs(3600);
 
@@ -22,39 +20,9 @@ fn deployed(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(path)
 }
 
-/// The fenced blocks of this kind.
-fn blocks<'t>(text: &'t str, kind: &str) -> Vec<&'t str> {
-    let fence = format!("```{kind}\n");
-    let blocks: Vec<_> = text.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert!(!blocks.is_empty(), "{kind}");
-    blocks
-}
-
 /// A span of a configuration, as `25s`.
 fn seconds(span: &serde_json::Value) -> u64 {
     span.as_str().unwrap().strip_suffix('s').unwrap().parse().unwrap()
-}
-
-#[test]
-fn links_between_these_pages_lead_somewhere() {
-    let mut links = 0;
-    for page in ["ha.md", "container/README.md", "kubernetes/README.md", "marathon/README.md", "systemd/README.md"] {
-        let (path, text) = (deployed(page), std::fs::read_to_string(deployed(page)).unwrap());
-        for link in text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
-            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
-            let target = path.parent().unwrap().join(file);
-            assert!(target.exists(), "{page}: {link}");
-            let is_letter = |letter: &char| letter.is_ascii_alphanumeric() || *letter == ' ';
-            let is_heading = |line: &str| {
-                let title: String = line.trim_start_matches('#').trim().chars().filter(is_letter).collect();
-                line.starts_with('#') && title.to_lowercase().replace(' ', "-") == heading
-            };
-            let leads = heading.is_empty() || std::fs::read_to_string(target).unwrap().lines().any(is_heading);
-            assert!(leads, "{page}: {link}");
-            links += 1;
-        }
-    }
-    assert!(links > 10, "{links}");
 }
 
 #[test]
@@ -179,8 +147,8 @@ fn the_demo_shows_what_it_promises() {
     let table = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{table}\n{}", String::from_utf8_lossy(&output.stderr));
     for told in [
-        "kubernetes01.demo.test, by kubernetes01 CA   200 OK from kubernetes01    no certificate",
-        "kubernetes02.demo.test, by kubernetes02 CA   200 OK from kubernetes02    jane",
+        "kubernetes01.demo.test, issued by kubernetes01 CA   200 OK from kubernetes01    anonymous",
+        "kubernetes02.demo.test, issued by kubernetes02 CA   200 OK from kubernetes02    jane",
         "alert CertificateRequired",
         "alert UnrecognisedName",
     ] {
@@ -197,9 +165,12 @@ fn the_demo_explains_before_it_logs_and_its_plan_works() {
     command.arg("demo").stdout(file.try_clone().unwrap()).stderr(file);
     let demo = Process(command.spawn().unwrap());
     let said = || std::fs::read_to_string(&out).unwrap();
-    eventually("its explanation", || said().contains("Ctrl-C ends it"));
+    eventually("its explanation", || said().contains("Press Ctrl-C to stop"));
     let text = said();
-    assert!(!text.split("Ctrl-C ends it").next().unwrap().contains("\"level\""), "no log line cuts into it: {text}");
+    assert!(
+        !text.split("Press Ctrl-C to stop").next().unwrap().contains("\"level\""),
+        "no log line cuts into it: {text}"
+    );
     let plan = text.lines().find_map(|line| line.trim().split_once(" plan ")).unwrap().1;
     let planned = snigate().arg("plan").args(plan.split(' ')).output().unwrap();
     let planned = String::from_utf8(planned.stdout).unwrap();
@@ -241,20 +212,11 @@ fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
     let dashboard = include_str!("../../deploy/grafana/dashboard.json");
     assert!(serde_json::from_str::<serde_json::Value>(dashboard).is_ok());
     let alerts = include_str!("../../deploy/grafana/alerts.yaml");
-    // And the README names all there are.
-    for line in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE snigate_")) {
-        let (name, kind) = line.split_once(' ').unwrap();
-        assert!(README.contains(&format!("`snigate_{name}")), "the {kind} {name} is not in the README");
-    }
-    for text in [dashboard, alerts, README] {
+    for text in [dashboard, alerts] {
         let names = metrics_in(text);
         assert!(names.len() >= 8);
         for name in names {
-            let is_there = metrics.lines().any(|line| {
-                // Of what is zero there is the type only.
-                line.strip_prefix("# TYPE ").is_some_and(|line| line.split(' ').next() == Some(&*name))
-            });
-            assert!(is_there, "{name} in\n{metrics}");
+            assert!(metrics.contains(&format!("# TYPE {name} ")), "{name} in\n{metrics}");
         }
     }
     // Outcomes that alerts name are outcomes.

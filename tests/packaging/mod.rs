@@ -2,8 +2,8 @@
 
 /// Units, images, manifests.
 mod deploy;
-/// The commands on the pages.
-mod readme;
+/// README, docs/ and the rest.
+mod pages;
 /// Tests/scenarios.md.
 mod scenarios;
 /// The walls between the rooms of the code.

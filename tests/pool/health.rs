@@ -102,13 +102,10 @@ fn certificates_that_do_not_verify_make_an_endpoint_dead_and_cut_nothing() {
     eventually("its first check", || !server.requests().is_empty());
     let good = authority.issue(NAME);
     for (issued, cause) in [
-        // Another CA of the same name.
+        // Another CA with the same name.
         (Authority::new().issue(NAME), "BadSignature"),
         (authority.issue("b.example"), "not valid for name"),
-        (
-            authority.issue_expired(NAME),
-            "its certificate, or one of a CA above it, has expired on 2021-01-01T00:00:00Z",
-        ),
+        (authority.issue_expired(NAME), "certificate, or that of an issuing CA, expired on 2021-01-01T00:00:00Z"),
     ] {
         server.show(&issued);
         let told = router.wait("the cause", |line| {
@@ -122,9 +119,12 @@ fn certificates_that_do_not_verify_make_an_endpoint_dead_and_cut_nothing() {
         eventually("it is ready again", || count("ready") == count("dead"));
     }
     assert!(
-        router.log().iter().all(|line| !line["message"].as_str().is_some_and(|message| message.contains("are probed")))
+        router
+            .log()
+            .iter()
+            .all(|line| !line["message"].as_str().is_some_and(|message| message.starts_with("probing connections")))
     );
-    router.wait("the other key", |line| line["message"] == "certificate" && line["changed"] == "another key");
+    router.wait("the other key", |line| line["message"] == "certificate changed" && line["changed"] == "another key");
     router.wait("the expired one", |line| {
         line["message"].as_str().is_some_and(|told| told == "certificate has expired")
             && line["hours_ago"].as_i64() > Some(0)
@@ -233,7 +233,7 @@ fn b13_a_check_that_hangs_ends_and_leaks_nothing() {
     let router = router(&addresses, &check);
     servers[0].be(Mood::Hang);
     servers[1].be(Mood::Reset);
-    assert_eq!(state(&router, addresses[0], "dead")["cause"], "connected, but no answer within 10ms");
+    assert_eq!(state(&router, addresses[0], "dead")["cause"], "connected, but no response within 10ms");
     state(&router, addresses[1], "dead");
     let probes: usize = std::env::var("SNIGATE_PROBES").map_or(1000, |probes| probes.parse().unwrap());
     let checked = || servers.iter().map(ApiServer::accepted).sum::<usize>();
@@ -309,7 +309,7 @@ impl Going {
         self.router.wait("the probe", |line| {
             line["message"]
                 .as_str()
-                .is_some_and(|message| message.starts_with("connections of a dead endpoint are probed"))
+                .is_some_and(|message| message.starts_with("probing connections to a dead endpoint"))
                 && line["connections"] == 1
         });
     }
@@ -341,7 +341,7 @@ fn b23_streams_of_an_endpoint_that_refuses_connections_last_until_it_ends_them()
 fn b23_streams_that_a_frozen_endpoints_kernel_acknowledges_last() {
     let mut going = Going::start("{grace: 300ms}");
     black_out(going.listener.as_ref().unwrap().try_clone().unwrap());
-    going.is_dead("connect: no answer within 100ms");
+    going.is_dead("connect: no response within 100ms");
     going.wait_for_probe();
     std::thread::sleep(Duration::from_secs(6));
     going.flows();
@@ -352,7 +352,7 @@ fn b08_silent_streams_of_an_endpoint_that_is_gone_are_probed_and_closed_after_th
     let mut going = Going::start("{grace: 300ms}");
     black_out(going.listener.as_ref().unwrap().try_clone().unwrap());
     black_out(going.stream.try_clone().unwrap());
-    going.is_dead("connect: no answer within 100ms");
+    going.is_dead("connect: no response within 100ms");
     going.wait_for_probe();
     going.client.rest();
     assert_eq!(going.ended_as(), ("cut_endpoint".into(), "us".into()));
@@ -376,7 +376,7 @@ fn b08_streams_with_bytes_on_the_way_to_an_endpoint_that_is_gone_are_closed_afte
 fn b08_connections_of_an_endpoint_that_is_gone_are_kept_if_the_operator_wants() {
     let mut going = Going::start("{grace: 300ms, connections: keep}");
     black_out(going.listener.as_ref().unwrap().try_clone().unwrap());
-    going.is_dead("connect: no answer within 100ms");
+    going.is_dead("connect: no response within 100ms");
     going.client.stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     assert!(going.client.stream.read(&mut [0]).is_err(), "longer than the grace, nothing happens");
     going.flows();
@@ -427,7 +427,7 @@ fn b10_without_a_ready_endpoint_all_are_tried_and_none_is_cut() {
 
     Socket::from(listener).detach_filter().unwrap();
     state(&router, only.address(), "ready");
-    router.wait("that it is over", |line| line["message"] == "an endpoint is ready again");
+    router.wait("that it is over", |line| line["message"] == "an endpoint is ready again; no longer failing open");
     assert_eq!(router.metric(&format!("snigate_route_failing_open{{route=\"{NAME}\"}}")), 0.0);
     client.finish();
     assert_eq!(client.rest(), (Vec::new(), End::Fin), "it has lived through it");
@@ -511,7 +511,7 @@ fn b15_a_name_that_leads_to_ourselves_is_a_loop() {
     }
     router.wait("the warning", |line| {
         line["endpoint"] == format!("127.0.0.1:{port}")
-            && line["message"].as_str().unwrap().contains("our own listeners")
+            && line["message"].as_str().unwrap().contains("snigate's own listeners")
     });
 }
 

@@ -53,7 +53,7 @@ fn c01_c02_c03_c07_addresses_that_change_vanish_and_lead_to_ourselves() {
     alone(&named(), "true", |router| {
         let _servers = [serve("127.0.0.2"), serve("127.0.0.3")];
         let names = NameServer::start(Answer::NoSuchName);
-        let failed = told(router, "cannot resolve; the last addresses are kept", "name", "api.test:6443");
+        let failed = told(router, "cannot resolve hostname; keeping the last addresses", "name", "api.test:6443");
         assert_eq!((failed["kept"].as_u64(), failed["level"].as_str()), (Some(0), Some("WARN")));
         let (refused, account) = ask(router);
         assert_eq!((refused, account["outcome"].as_str()), ((alert(80), End::Fin), Some("no_endpoint")));
@@ -76,7 +76,7 @@ fn c01_c02_c03_c07_addresses_that_change_vanish_and_lead_to_ourselves() {
         assert_eq!(ask(router).1["upstream.address"], "127.0.0.3:6443");
 
         names.say(ips(&["127.0.0.9"]));
-        told(router, "endpoint is one of our own listeners and is not used", "endpoint", "127.0.0.9:6443");
+        told(router, "endpoint ignored: it is one of snigate's own listeners", "endpoint", "127.0.0.9:6443");
         let (refused, account) = ask(router);
         assert_eq!((refused, account["outcome"].as_str()), ((alert(80), End::Fin), Some("loop")));
 
@@ -102,7 +102,7 @@ fn c02_c04_c06_what_a_name_server_should_not_say_changes_nothing() {
             Answer::NoSuchName,
         ];
         // It may have been asked before the name server was there.
-        let is_resolved = |line: &Value| line["message"] == "resolved again";
+        let is_resolved = |line: &Value| line["message"] == "hostname resolves again";
         let before = router.log().iter().filter(|line| is_resolved(line)).count();
         for (number, answer) in strange.into_iter().enumerate() {
             let what = format!("{answer:?}");
@@ -113,7 +113,7 @@ fn c02_c04_c06_what_a_name_server_should_not_say_changes_nothing() {
             assert_eq!((said.as_slice(), &account["upstream.address"]), (&b"here"[..], &"127.0.0.2:6443".into()));
             assert!(account["connect_ms"].as_f64().unwrap() < 500.0, "{what}: no connection waits for it: {account}");
             names.say(ips(&["127.0.0.2"]));
-            router.wait_many("resolved again", before + number + 1, is_resolved);
+            router.wait_many("hostname resolves again", before + number + 1, is_resolved);
         }
 
         names.say(Answer::Chain(12, elsewhere));

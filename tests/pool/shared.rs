@@ -167,7 +167,10 @@ fn b27_a_file_that_hangs_is_reported_by_name_and_changes_no_state() {
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
     std::fs::rename(&pipe, &ca).unwrap();
     let reported = router.wait("the file", |line| line["file"] == ca.display().to_string());
-    assert_eq!(reported["message"], "file of a health check does not answer; its last content is used");
+    assert_eq!(
+        reported["message"],
+        "cannot read a file of a health check: the file system does not respond; using its last content"
+    );
     time_for(|| server.accepted(), 5);
     let threads = std::fs::read_dir(format!("/proc/{}/task", router.pid().as_raw_nonzero())).unwrap().count();
     assert!(threads < 40, "{threads} threads");
@@ -176,7 +179,7 @@ fn b27_a_file_that_hangs_is_reported_by_name_and_changes_no_state() {
     let refused = router.wait("that a reload is refused", |line| {
         line["reason"]
             .as_str()
-            .is_some_and(|reason| reason.contains("ca_file") && reason.contains("the file system does not answer"))
+            .is_some_and(|reason| reason.contains("ca_file") && reason.contains("the file system does not respond"))
     });
     assert_eq!(refused["level"], "ERROR");
     assert!(!router.log().iter().any(|line| line["state"] == "dead"), "no endpoint is blamed");

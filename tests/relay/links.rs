@@ -178,7 +178,7 @@ fn h18_sockets_that_are_closed_from_outside_are_told_and_listened_on_again() {
         for port in [PORT, 7001] {
             kill("listening", &format!("sport = {port}"));
             router.wait("that it listens again", |line| {
-                line["reason"].as_str().is_some_and(|reason| reason.ends_with("it listens again"))
+                line["reason"].as_str().is_some_and(|reason| reason.ends_with("listening again"))
             });
             eventually("it accepts", || TcpStream::connect(("127.0.0.1", port)).is_ok());
         }

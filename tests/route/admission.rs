@@ -131,7 +131,7 @@ fn f06_a_source_that_takes_all_it_may_takes_nothing_from_others() {
     }
     assert_eq!(ask_from("127.0.0.3", router.address()), served());
     let account = router.wait("who was refused", |line| line["outcome"] == "over_limit");
-    assert_eq!(account["reason"], "its source has 5 connections already (limits.per_source)");
+    assert_eq!(account["reason"], "the client's source has reached limits.per_source: 5 connections");
     // What it has counts for a new configuration, too.
     router.reload(&config(&[(NAME, backend.address())], "limits: {per_source: 6}\n"));
     let sixth = client_from("127.0.0.2", router.address());
@@ -151,7 +151,7 @@ fn a_source_that_comes_too_fast_is_slowed_down() {
     assert_eq!(ask_from("127.0.0.2", router.address()), refused(OVER_LIMIT));
     assert_eq!(ask_from("127.0.0.3", router.address()), served());
     let account = router.wait("who was refused", |line| line["outcome"] == "over_limit");
-    assert_eq!(account["reason"], "its source makes more than 10/h (limits.new_per_source)");
+    assert_eq!(account["reason"], "the client's source exceeds limits.new_per_source: 10/h");
 }
 
 #[test]

@@ -7,6 +7,7 @@ pub mod client;
 pub mod hello;
 pub mod lines;
 pub mod network;
+pub mod pages;
 pub mod router;
 pub mod tls;
 pub mod watchdog;

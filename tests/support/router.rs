@@ -140,19 +140,18 @@ impl Router {
         (String::from_utf8(response[..end].to_vec()).unwrap(), response[end + 4..].to_vec())
     }
 
-    /// The value of the metric with this name and these labels, as they are printed. What a route or an endpoint has nothing
-    /// of is 0, and not there.
+    /// The value of the metric with this name and these labels, as they are printed. Those of a route are left out while they
+    /// are 0.
     #[track_caller]
     pub fn metric(&self, series: &str) -> f64 {
         let (_, text) = self.get("/metrics");
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         let name = series.split('{').next().unwrap();
+        let name = ["_bucket", "_count", "_sum"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
         let is_always_there = ["snigate_connections_active", "snigate_endpoint_state"].contains(&name);
-        let may_be_absent = series.contains("route=\"") && !series.contains("\"_none\"") && !is_always_there;
-        match value {
-            None if may_be_absent && text.contains(&format!("# TYPE {}", name.trim_end_matches("_count"))) => 0.0,
-            value => value.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap(),
-        }
+        let is_of_a_route = series.contains("route=\"") && !series.contains("\"_none\"");
+        let is_zero = is_of_a_route && !is_always_there && text.contains(&format!("# TYPE {name} "));
+        value.unwrap_or_else(|| if is_zero { "0" } else { panic!("no {series} in\n{text}") }).parse().unwrap()
     }
 
     /// Writes this configuration and asks for it to be taken; what was logged of that.
@@ -164,7 +163,11 @@ impl Router {
 
     #[track_caller]
     pub fn reload_as_it_is(&self) -> Value {
-        let is_told = |line: &Value| line["message"].as_str().is_some_and(|message| message.contains("reloaded"));
+        let is_told = |line: &Value| {
+            line["message"]
+                .as_str()
+                .is_some_and(|message| message == "reloaded" || message.starts_with("reload failed"))
+        };
         let before = self.log().iter().filter(|line| is_told(line)).count();
         self.signal(Signal::HUP);
         self.wait_many("the reload", before + 1, is_told).pop().unwrap()

@@ -55,7 +55,7 @@ fn what_dies_turns_red_without_a_reload_of_the_page() {
     let (authority, servers, router) = clusters(&directory);
     let browser = Browser::start(1100, 920, false);
     browser.open(&format!("http://{}/", router.admin()));
-    eventually("it is shown", || text(&browser, "verdict").starts_with("All is well: 2 routes, 4 endpoints"));
+    eventually("it is shown", || text(&browser, "verdict").starts_with("Healthy: 2 routes, 4 endpoints"));
     eventually("all are known", || browser.eval("document.querySelectorAll('li.unknown').length") == 0);
     browser.eval("window.stays = true");
     eventually("the certificate is seen", || {
@@ -95,7 +95,7 @@ fn what_dies_turns_red_without_a_reload_of_the_page() {
 
     servers[0].be(Mood::Status(200, "ok"));
     servers[1].be(Mood::Status(200, "ok"));
-    eventually("all is well again", || text(&browser, "verdict").starts_with("All is well"));
+    eventually("all is well again", || text(&browser, "verdict").starts_with("Healthy"));
     assert_eq!(browser.eval("window.stays"), true, "the page was never loaded again");
     assert_eq!(browser.complaints(), Vec::<serde_json::Value>::new());
 }
@@ -109,19 +109,19 @@ fn a_reload_changes_what_is_shown_from_one_route_to_five_hundred() {
     let router = Router::start(&config(&routes[..1], ""));
     let browser = Browser::start(390, 844, true);
     browser.open(&format!("http://{}/", router.admin()));
-    eventually("one", || text(&browser, "verdict") == "All is well: 1 route, 1 endpoint.");
+    eventually("one", || text(&browser, "verdict") == "Healthy: 1 route, 1 endpoint.");
     assert!(text(&browser, "routes").contains("not contacted yet"), "nothing checks it, and nobody has asked for it");
     assert_eq!(browser.eval("matchMedia('(prefers-color-scheme: dark)').matches"), true);
     keep(&browser, "status-phone-dark.png");
     router.reload(&config(&routes, ""));
-    eventually("all", || text(&browser, "verdict") == "All is well: 500 routes, 500 endpoints.");
+    eventually("all", || text(&browser, "verdict") == "Healthy: 500 routes, 500 endpoints.");
     assert_eq!(browser.eval("document.querySelectorAll('#routes tbody tr').length"), 500);
     let is_too_wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth";
     assert_eq!(browser.eval(is_too_wide), false, "at the width of a phone");
     router.reload(&config(&routes[..3], "nonsense: 1\n"));
-    eventually("the refusal", || text(&browser, "verdict").starts_with("the last reload was refused. (500 routes"));
+    eventually("the refusal", || text(&browser, "verdict").starts_with("the last reload failed. (500 routes"));
     router.reload(&config(&routes[..3], ""));
-    eventually("three", || text(&browser, "verdict") == "All is well: 3 routes, 3 endpoints.");
+    eventually("three", || text(&browser, "verdict") == "Healthy: 3 routes, 3 endpoints.");
     assert_eq!(browser.complaints(), Vec::<serde_json::Value>::new());
 }
 

@@ -34,7 +34,7 @@ fn routers(count: usize) -> Router {
 }
 
 #[test]
-fn idle_admin_connections_make_room_for_probes() {
+fn e13_idle_admin_connections_make_room_for_probes() {
     let router = Router::routing(&[(NAME, Backend::named("served").address())]);
     for (what, request) in [
         ("silent", &b""[..]),
@@ -49,7 +49,7 @@ fn idle_admin_connections_make_room_for_probes() {
 }
 
 #[test]
-fn clients_that_come_again_and_again_do_not_keep_probes_out() {
+fn e13_clients_that_come_again_and_again_do_not_keep_probes_out() {
     let router = Router::routing(&[(NAME, Backend::named("served").address())]);
     let (admin, stop) = (router.admin(), Arc::new(AtomicBool::new(false)));
     let squat = |stop: &AtomicBool, admin: SocketAddr| {
@@ -75,7 +75,7 @@ fn clients_that_come_again_and_again_do_not_keep_probes_out() {
 }
 
 #[test]
-fn answers_that_nobody_reads_leave_places_for_probes() {
+fn e13_answers_that_nobody_reads_leave_places_for_probes() {
     let router = routers(2000);
     let request = b"GET /api/status HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let mut clients: Vec<Client> = (0..40).map(|_| Client::send(router.admin(), request)).collect();
@@ -95,7 +95,7 @@ fn answers_that_nobody_reads_leave_places_for_probes() {
 }
 
 #[test]
-fn the_admin_has_threads_of_its_own_and_gives_way_to_connections() {
+fn e13_the_admin_has_threads_of_its_own_and_gives_way_to_connections() {
     let router = Router::routing(&[(NAME, Backend::named("served").address())]);
     assert_eq!(router.get("/metrics").0, 200);
     let tasks = std::fs::read_dir(format!("/proc/{}/task", router.pid().as_raw_nonzero())).unwrap();
@@ -114,7 +114,7 @@ fn the_admin_has_threads_of_its_own_and_gives_way_to_connections() {
 }
 
 #[test]
-fn probes_are_answered_while_long_answers_are_made_and_no_connection_is_free() {
+fn e13_probes_are_answered_while_long_answers_are_made_and_no_connection_is_free() {
     let backend = Backend::echo();
     let names: Vec<String> = (0..5000).map(|number| format!("cluster{number:05}.region.example.test")).collect();
     let routes: Vec<_> = names.iter().map(|name| (name.as_str(), backend.address())).collect();

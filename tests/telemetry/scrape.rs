@@ -154,9 +154,8 @@ fn an_idle_route_costs_little_and_its_states_are_there() {
     assert!(is_there("snigate_connections_total{") && used.iter().any(|line| line.ends_with("\"peer_dead\"} 0")));
     assert!(used.len() < 60, "{}", used.len());
     // What is of the process begins with zero.
-    for series in ["snigate_connections_total{listener=\"127.0.0.1:0\",route=\"_none\",outcome=\"malformed\"} 0"] {
-        assert!(text.lines().any(|line| line == series), "{series}");
-    }
+    let malformed = "snigate_connections_total{listener=\"127.0.0.1:0\",route=\"_none\",outcome=\"malformed\"} 0";
+    assert!(text.lines().any(|line| line == malformed));
 }
 
 #[test]
@@ -177,7 +176,7 @@ fn per_route_metrics_can_be_fewer_or_none() {
     let metrics = || router.get("/metrics").1;
     let bucket = "snigate_answer_seconds_bucket{route=\"a.example\",le=\"";
     let buckets = |text: &str| text.lines().filter(|line| line.starts_with(bucket)).count();
-    assert_eq!(buckets(&metrics()), 8);
+    assert_eq!(buckets(&metrics()), 10);
 
     assert_eq!(router.reload(&config("totals", &[NAME, "b.example"]))["message"], "reloaded");
     let text = metrics();
@@ -236,7 +235,7 @@ fn a_page_of_the_status_has_the_routes_that_were_asked_for() {
             assert_eq!(status("?limit=1")["routes"][0]["accepted"], 1);
         }
     }
-    let one = status(&format!("?route={}", all[77]));
+    let one = status(&format!("?route={}", all[77].replace("region", "%72egio%6E")));
     assert_eq!((names_in(&one), &one["routes_total"]), (vec![all[77].clone()], &250.into()));
     assert_eq!(one["routes"][0]["upstream"], whole["routes"][77]["upstream"]);
     for query in ["?offset=250", "?limit=0", "?offset=18446744073709551615&limit=18446744073709551615"] {
@@ -244,8 +243,8 @@ fn a_page_of_the_status_has_the_routes_that_were_asked_for() {
     }
     for (query, expected, says) in [
         ("?route=nobody.example", 404, "there is no route `nobody.example`\n"),
-        ("?limit=all", 400, "limit: expected a number, got `all`\n"),
-        ("?pages=2", 400, "unknown parameter `pages`; expected route, offset or limit\n"),
+        ("?limit=all", 400, "expected ?route=NAME, or ?offset=NUMBER&limit=NUMBER\n"),
+        ("?pages=2", 400, "expected ?route=NAME, or ?offset=NUMBER&limit=NUMBER\n"),
     ] {
         assert_eq!(router.get(&format!("/api/status{query}")), (expected, says.into()), "{query}");
     }

@@ -59,7 +59,7 @@ class Sparkline {
     this.element.append(this.line);
   }
 
-  // Where nothing is known the line goes on from before.
+  // A missing sample repeats the previous one.
   add(samples, isAll) {
     this.samples = (isAll ? samples : this.samples.concat(samples)).slice(-MAX_STEPS);
     const top = Math.max(...this.samples, 1e-9);
@@ -84,7 +84,7 @@ class Row {
     this.sni = make("small");
     this.head.append(this.name, this.sni);
     this.endpoints = make("ul", undefined, "endpoints");
-    this.failing = make("span", "no endpoint is ready: connections are tried with all", "open");
+    this.failing = make("span", "no endpoint is ready: connections are sent to all", "open");
     const endpoints = make("td");
     endpoints.append(this.endpoints, this.failing);
     this.open = this.number("Open");
@@ -106,12 +106,12 @@ class Row {
 
   show(route, before, seconds) {
     setText(this.name, route.name);
-    const names = route.sni.length === 0 ? "every other name, and none" : route.sni.join(", ");
+    const names = route.sni.length === 0 ? "any other name, or no SNI" : route.sni.join(", ");
     setText(this.sni, names === route.name ? "" : names);
     const endpoints = route.upstream.flatMap((destination) =>
       destination.endpoints.length > 0
         ? destination.endpoints
-        : [{ address: destination.destination, state: "dead", cause: "has no address" }],
+        : [{ address: destination.destination, state: "dead", cause: "no address" }],
     );
     const shown = JSON.stringify(endpoints.map(({ address, state, cause, known }) => [address, state, cause, known]));
     if (shown !== this.shown) {
@@ -151,23 +151,23 @@ class Row {
 }
 
 function verdict(status) {
-  // Of all routes, also of those that are not shown.
+  // Of all routes, including those that are not listed.
   const { ready, unready, dead, failing_open: failing, without_address: nowhere } = status.summary;
   const troubles = [];
-  if (status.draining) troubles.push("stopping: no new connections");
+  if (status.draining) troubles.push("draining: no new connections");
   if (failing > 0) troubles.push(`${plural(failing, "route has", "routes have")} no ready endpoint`);
   if (nowhere > 0) troubles.push(`${plural(nowhere, "route has", "routes have")} no address`);
   if (dead > 0) troubles.push(`${plural(dead, "endpoint is", "endpoints are")} dead`);
   if (unready > 0) troubles.push(`${plural(unready, "endpoint is", "endpoints are")} unready`);
-  if (!status.config.last_reload_successful) troubles.push("the last reload was refused");
+  if (!status.config.last_reload_successful) troubles.push("the last reload failed");
   const error = byId("error");
   error.hidden = !status.config.last_error;
   setText(error, status.config.last_error || "");
   const left = status.predecessor_connections;
-  const before = left > 0 ? `, ${plural(left, "connection", "connections")} still in processes before an upgrade` : "";
+  const before = left > 0 ? `, ${plural(left, "connection", "connections")} still open in old processes` : "";
   const all = `${plural(status.routes_total, "route", "routes")}, ${plural(ready + unready + dead, "endpoint", "endpoints")}${before}`;
   const line = byId("verdict");
-  setText(line, troubles.length === 0 ? `All is well: ${all}.` : `${troubles.join("; ")}. (${all})`);
+  setText(line, troubles.length === 0 ? `Healthy: ${all}.` : `${troubles.join("; ")}. (${all})`);
   line.className = troubles.length === 0 ? "well" : "unwell";
   const title = `snigate on ${status.host}`;
   document.title = troubles.length === 0 ? title : `(!) ${troubles[0]} – ${title}`;
@@ -177,7 +177,7 @@ function facts(status) {
   setText(byId("version"), `${status.version} on ${status.host}, process ${status.process}`);
   const taken = new Date(status.config.last_success_timestamp_seconds * 1000).toISOString().replace(".000", "");
   const listeners = status.listeners.map((listener) => listener.address).join(", ");
-  setText(byId("facts"), `Up ${span(status.uptime_seconds)}, listening on ${listeners}; configuration of ${taken}.`);
+  setText(byId("facts"), `Up ${span(status.uptime_seconds)}, listening on ${listeners}; configuration applied ${taken}.`);
 }
 
 function routes(status, seconds) {
@@ -203,7 +203,7 @@ function routes(status, seconds) {
   byId("routes").hidden = status.routes.length === 0;
   const note = byId("routes-note");
   note.hidden = status.routes_total <= status.routes.length;
-  setText(note, `The first ${status.routes.length} of ${status.routes_total}; api/status has all.`);
+  setText(note, `Showing ${status.routes.length} of ${status.routes_total} routes; api/status lists all.`);
 }
 
 function certificates(status, now) {
@@ -217,7 +217,7 @@ function certificates(status, now) {
       else if (left < SOON) lines.push(`${route.name}, ${endpoint.address}: expires in ${span(Math.floor(left))}`);
       if (certificate.not_covered.length > 0) {
         const names = certificate.not_covered.join(", ");
-        lines.push(`${route.name}, ${endpoint.address}: does not cover ${names}; clients that verify need tls-server-name`);
+        lines.push(`${route.name}, ${endpoint.address}: does not cover ${names}; clients need tls-server-name`);
       }
     }
   }
@@ -230,7 +230,7 @@ function refusals(list) {
     const element = make("tr");
     const time = refusal.time.replace("T", " ").replace(/\.\d+Z$/, " UTC");
     const whole = (text) => make("td", text, "whole");
-    element.append(whole(time), whole(refusal.client), make("td", refusal.server_name || "no name"));
+    element.append(whole(time), whole(refusal.client), make("td", refusal.server_name || "no SNI"));
     element.append(whole(refusal.outcome), make("td", refusal.reason || ""));
     return element;
   };
@@ -263,7 +263,7 @@ for (const name of ["history", "steps"]) {
 }
 
 events.onerror = () => {
-  // The connection is made anew once a minute; only what lasts is told.
+  // The page reconnects once a minute; only report a lasting failure.
   setTimeout(() => {
     if (events.readyState !== EventSource.OPEN) {
       setText(byId("verdict"), "No connection to snigate.");

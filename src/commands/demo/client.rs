@@ -1,4 +1,4 @@
-//! A client that verifies what it reaches.
+//! A client that verifies the server certificate.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use tokio_rustls::rustls::{self, ClientConfig};
 
 use super::cluster::Authority;
 
-/// Who a client says it is.
+/// A client certificate and its key.
 pub(super) struct Identity {
     name: String,
     certificate: Certificate,
@@ -45,22 +45,28 @@ impl Identity {
     }
 }
 
-/// What became of a request.
+/// The result of a request.
 #[derive(Debug)]
-pub(super) enum Answer {
-    /// An answer, over a connection whose certificate was verified.
-    Body { cluster: String, seen: String, certificate: String },
-    /// A fatal TLS alert, and the certificate if one was seen and verified before.
-    Alert { alert: String, certificate: Option<String> },
+pub(super) enum VersionResult {
+    Success {
+        cluster: String,
+        authenticated_as: String,
+        certificate: String,
+    },
+    /// A fatal TLS alert, and the server certificate if it was verified before.
+    Alert {
+        alert: String,
+        certificate: Option<String>,
+    },
 }
 
-/// `GET /version` of `name` at `address`, trusting only the authority.
-pub(super) async fn ask(
+/// Requests `GET /version` from `name` at `address`, trusting only this CA.
+pub(super) async fn get_version(
     address: SocketAddr,
     name: &'static str,
     authority: &Authority,
     identity: Option<&Identity>,
-) -> anyhow::Result<Answer> {
+) -> anyhow::Result<VersionResult> {
     let builder = ClientConfig::builder().with_root_certificates(authority.roots()?);
     let config = match identity {
         None => builder.with_no_client_auth(),
@@ -70,41 +76,41 @@ pub(super) async fn ask(
         }
     };
     let tcp = TcpStream::connect(address).await?;
-    // That it is this name's and this authority's, the handshake verifies.
-    let certificate = format!("{name}, by {} CA", authority.name());
+    // The handshake verifies both.
+    let certificate = format!("{name}, issued by {} CA", authority.name());
     let stream = match TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(name)?, tcp).await {
         Ok(stream) => stream,
-        Err(error) => return refused(error.into(), None),
+        Err(error) => return alert_or_error(error.into(), None),
     };
     match get(stream, name).await {
-        Ok((cluster, seen)) => Ok(Answer::Body { cluster, seen, certificate }),
-        // With TLS 1.3 a server refuses a client's certificate only after the client has finished.
-        Err(error) => refused(error, Some(certificate)),
+        Ok((cluster, authenticated_as)) => Ok(VersionResult::Success { cluster, authenticated_as, certificate }),
+        // In TLS 1.3 a server refuses a client certificate only after the client's handshake is complete.
+        Err(error) => alert_or_error(error, Some(certificate)),
     }
 }
 
-fn refused(error: anyhow::Error, certificate: Option<String>) -> anyhow::Result<Answer> {
+fn alert_or_error(error: anyhow::Error, certificate: Option<String>) -> anyhow::Result<VersionResult> {
     match alert(&error) {
-        Some(alert) => Ok(Answer::Alert { alert, certificate }),
+        Some(alert) => Ok(VersionResult::Alert { alert, certificate }),
         None => Err(error),
     }
 }
 
-/// The cluster that answered, and whom it saw.
+/// The cluster that responded, and the client that it authenticated.
 async fn get(mut stream: TlsStream<TcpStream>, name: &str) -> anyhow::Result<(String, String)> {
     let request = format!("GET /version HTTP/1.1\r\nhost: {name}\r\nconnection: close\r\n\r\n");
-    // A server that has refused us closes: the write then fails, and the alert is still to be read.
+    // If the server refuses the client, the write may fail before its alert is read.
     let written = stream.write_all(request.as_bytes()).await;
     let mut response = String::new();
     stream.read_to_string(&mut response).await?;
     written?;
-    let (_, body) = response.split_once("\r\n\r\n").context("an answer without a body")?;
+    let (_, body) = response.split_once("\r\n\r\n").context("response without a body")?;
     let body: Value = serde_json::from_str(body)?;
-    let field = |key: &str| body[key].as_str().map(ToOwned::to_owned).context("an answer without its fields");
+    let field = |key: &str| body[key].as_str().map(ToOwned::to_owned).context("response without the expected fields");
     Ok((field("cluster")?, field("client")?))
 }
 
-/// The alert that ended the connection, if one did.
+/// The TLS alert that closed the connection, if any.
 fn alert(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| {
         let io_error = cause.downcast_ref::<io::Error>()?;

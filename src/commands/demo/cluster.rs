@@ -1,4 +1,4 @@
-//! A stand-in for an API server, with a certificate authority of its own.
+//! A mock API server with its own certificate authority.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use super::client::Identity;
 
-/// A cluster's certificate authority.
+/// The CA of a cluster.
 pub(super) struct Authority {
     name: &'static str,
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -45,7 +45,6 @@ impl Authority {
         self.issuer.pem()
     }
 
-    /// What its clients and servers trust.
     pub(super) fn roots(&self) -> anyhow::Result<RootCertStore> {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone())?;
@@ -70,13 +69,12 @@ impl Authority {
     }
 }
 
-/// A running stand-in.
 pub(super) struct Cluster {
     address: SocketAddr,
 }
 
 impl Cluster {
-    /// Serves under `name`; only to the holder of `user`'s certificate, if one is given.
+    /// Starts a server with a certificate for `name`; with `user`, it requires a client certificate of this CA.
     pub(super) async fn start(authority: &Authority, name: &str, user: Option<&Identity>) -> anyhow::Result<Self> {
         let (certificate, key) = authority.issue_server(name)?;
         let builder = ServerConfig::builder();
@@ -114,22 +112,22 @@ async fn serve(
     cluster: &'static str,
     known: Option<(CertificateDer<'static>, String)>,
 ) {
-    // A failed handshake is the client's to tell.
+    // The client reports a failed handshake.
     let Ok(stream) = acceptor.accept(stream).await else { return };
-    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let client = match (shown, known) {
-        (None, _) => "no certificate".to_owned(),
-        (Some(shown), Some((certificate, name))) if *shown == certificate => name,
-        (Some(_), _) => "a stranger".to_owned(),
+    let presented = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let client = match (presented, known) {
+        (None, _) => "anonymous".to_owned(),
+        (Some(presented), Some((certificate, name))) if *presented == certificate => name,
+        (Some(_), _) => "another user".to_owned(),
     };
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = answer(request.uri().path(), cluster, &client);
+        let response = respond(request.uri().path(), cluster, &client);
         async { Ok::<_, Infallible>(response) }
     });
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-fn answer(path: &str, cluster: &str, client: &str) -> Response<Full<Bytes>> {
+fn respond(path: &str, cluster: &str, client: &str) -> Response<Full<Bytes>> {
     let body = match path {
         "/readyz" => "ok".into(),
         "/version" => {

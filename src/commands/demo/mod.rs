@@ -1,4 +1,4 @@
-//! `snigate demo`: two throwaway clusters behind one address, and clients that reach them.
+//! `snigate demo`: routes two demo clusters behind one address, and connects to them.
 
 mod client;
 mod cluster;
@@ -20,63 +20,64 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 use tracing::Level;
 
-use self::client::{Answer, Identity};
+use self::client::{Identity, VersionResult};
 use self::cluster::{Authority, Cluster};
 use crate::cli::Demo;
 use crate::logging::{self, Logging};
 
-const OPEN: &str = "kubernetes01.demo.test";
-/// Asks its clients for certificates.
-const GUARDED: &str = "kubernetes02.demo.test";
+const PUBLIC: &str = "kubernetes01.demo.test";
+/// Requires client certificates.
+const MTLS: &str = "kubernetes02.demo.test";
 const UNKNOWN: &str = "kubernetes03.demo.test";
 const USER: &str = "jane";
+const SUCCESS: &str = "success";
 
 pub(super) fn run(options: &Demo) -> anyhow::Result<ExitCode> {
-    // What is logged is shown when all is explained.
+    // Only errors until the instructions are printed, so that log lines do not mix with them.
     let logging = logging::start(&Log { format: LogFormat::Auto, level: Level::ERROR, refusals_per_second: 0 });
-    tokio::runtime::Runtime::new()?.block_on(show(options, &logging))
+    tokio::runtime::Runtime::new()?.block_on(run_demo(options, &logging))
 }
 
-async fn show(options: &Demo, logging: &Logging) -> anyhow::Result<ExitCode> {
-    let open_authority = Authority::new("kubernetes01")?;
-    let guarded_authority = Authority::new("kubernetes02")?;
-    let identity = guarded_authority.issue_client(USER)?;
-    let open = Cluster::start(&open_authority, OPEN, None).await?;
-    let guarded = Cluster::start(&guarded_authority, GUARDED, Some(&identity)).await?;
+async fn run_demo(options: &Demo, logging: &Logging) -> anyhow::Result<ExitCode> {
+    let public_ca = Authority::new("kubernetes01")?;
+    let mtls_ca = Authority::new("kubernetes02")?;
+    let identity = mtls_ca.issue_client(USER)?;
+    let public = Cluster::start(&public_ca, PUBLIC, None).await?;
+    let mtls = Cluster::start(&mtls_ca, MTLS, Some(&identity)).await?;
 
-    // Bound, so that nobody else has it, and nobody listens there.
+    // Bound but not listening, so that connections are refused.
     let dead = TcpSocket::new_v4()?;
     dead.bind((Ipv4Addr::LOCALHOST, 0).into())?;
     let config = format!(
         "listen: \"{}\"
 admin: 127.0.0.1:0
 routes:
-  - sni: {OPEN}
+  - sni: {PUBLIC}
     upstream:
-      endpoints: [\"{}\", \"{}\"]      # nobody listens at the second
+      endpoints: [\"{}\", \"{}\"]      # the second one is unreachable
       health_check: {{interval: 1s}}
-  - sni: {GUARDED}
+  - sni: {MTLS}
     upstream: {}
 timeouts: {{drain: 1s}}
 ",
         options.listen,
-        open.address(),
+        public.address(),
         dead.local_addr()?,
-        guarded.address()
+        mtls.address()
     );
     let (mut server, _) = Server::start(Config::from_yaml(config.as_bytes())?, Vec::new())?;
-    let address = *server.addresses().first().context("the router has no address")?;
+    let address = *server.addresses().first().context("the router has no listener")?;
     let admin = server.admin_address().context("the router has no admin listener")?;
 
     let cases = [
-        Case { name: OPEN, authority: &open_authority, identity: None, expected: "answered" },
-        Case { name: GUARDED, authority: &guarded_authority, identity: Some(&identity), expected: "answered" },
-        Case { name: GUARDED, authority: &guarded_authority, identity: None, expected: "CertificateRequired" },
-        Case { name: UNKNOWN, authority: &open_authority, identity: None, expected: "UnrecognisedName" },
+        Case { name: PUBLIC, authority: &public_ca, identity: None, expected: SUCCESS },
+        Case { name: MTLS, authority: &mtls_ca, identity: Some(&identity), expected: SUCCESS },
+        Case { name: MTLS, authority: &mtls_ca, identity: None, expected: "CertificateRequired" },
+        Case { name: UNKNOWN, authority: &public_ca, identity: None, expected: "UnrecognisedName" },
     ];
     let mut rows = Vec::new();
     for case in &cases {
-        rows.push(case.row(client::ask(address, case.name, case.authority, case.identity).await)?);
+        rows.push(case.row(client::get_version(address, case.name, case.authority, case.identity).await)?);
     }
     let config = config.replacen(&options.listen.to_string(), &address.to_string(), 1);
     let config = config.replace("admin: 127.0.0.1:0", &format!("admin: {admin}"));
@@ -87,9 +88,9 @@ timeouts: {{drain: 1s}}
     }
 
     let files = TempDir::with_prefix("snigate-demo-")?;
-    write_files(files.path(), address, &open_authority, &guarded_authority, &identity)?;
-    // The same without the second cluster.
-    let (before, rest) = config.split_once(&format!("  - sni: {GUARDED}\n")).context("no such route")?;
+    write_files(files.path(), address, &public_ca, &mtls_ca, &identity)?;
+    // A configuration without the second cluster, for `plan`.
+    let (before, rest) = config.split_once(&format!("  - sni: {MTLS}\n")).context("the second route is missing")?;
     let after = rest.split_once('\n').map_or("", |(_, after)| after);
     fs::write(files.path().join("next.yaml"), format!("{before}{after}"))?;
     print(&commands(files.path(), address, admin))?;
@@ -107,7 +108,7 @@ timeouts: {{drain: 1s}}
     Ok(ExitCode::SUCCESS)
 }
 
-/// One request, and what should become of it.
+/// A request and its expected result.
 struct Case<'a> {
     name: &'static str,
     authority: &'a Authority,
@@ -116,35 +117,35 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    fn row(&self, answer: anyhow::Result<Answer>) -> anyhow::Result<Row> {
+    fn row(&self, result: anyhow::Result<VersionResult>) -> anyhow::Result<Row> {
         let Self { name, identity, expected, .. } = self;
-        let as_who = identity.map_or("no certificate", |_| USER);
-        match answer? {
-            Answer::Body { cluster, seen, certificate } if *expected == "answered" => {
-                Ok([(*name).into(), as_who.into(), certificate, format!("200 OK from {cluster}"), seen])
+        let client = identity.map_or("none", |_| USER);
+        match result? {
+            VersionResult::Success { cluster, authenticated_as, certificate } if *expected == SUCCESS => {
+                Ok([(*name).into(), client.into(), certificate, format!("200 OK from {cluster}"), authenticated_as])
             }
-            Answer::Alert { alert, certificate } if alert == *expected => {
-                let certificate = certificate.unwrap_or_else(|| "none".into());
-                Ok([(*name).into(), as_who.into(), certificate, format!("alert {alert}"), "no one".into()])
+            VersionResult::Alert { alert, certificate } if alert == *expected => {
+                let certificate = certificate.unwrap_or_else(|| "-".into());
+                Ok([(*name).into(), client.into(), certificate, format!("alert {alert}"), "-".into()])
             }
-            other => bail!("{name}: expected {expected}, not {other:?}"),
+            other => bail!("{name}: expected {expected}, got {other:?}"),
         }
     }
 }
 
-/// What was asked for, the client's certificate, the server's, what came back, whom the server saw.
+/// SNI, client certificate, server certificate, result, and the client that the server authenticated.
 type Row = [String; 5];
 
 fn table(address: SocketAddr, config: &str, rows: &[Row]) -> String {
-    let heading = ["NAME", "CLIENT", "CERTIFICATE SEEN", "ANSWER", "SERVER SAW"].map(String::from);
+    let heading = ["SNI", "CLIENT CERTIFICATE", "SERVER CERTIFICATE", "RESULT", "AUTHENTICATED AS"].map(String::from);
     let all: Vec<&Row> = std::iter::once(&heading).chain(rows).collect();
     let widths: Vec<usize> =
         (0..heading.len()).map(|column| all.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
-    let mut text = format!("\nsnigate routes two clusters at {address}:\n\n");
+    let mut text = format!("\nsnigate routes two clusters on {address}:\n\n");
     for line in config.lines() {
         let _ = writeln!(text, "    {line}");
     }
-    text.push_str("\nVerified TLS requests through it:\n\n");
+    text.push_str("\nTLS requests through it, with certificates verified end to end:\n\n");
     for row in all {
         let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         let _ = writeln!(text, "    {}", cells.join("   ").trim_end());
@@ -156,13 +157,13 @@ fn table(address: SocketAddr, config: &str, rows: &[Row]) -> String {
 fn write_files(
     directory: &Path,
     address: SocketAddr,
-    open: &Authority,
-    guarded: &Authority,
+    public_ca: &Authority,
+    mtls_ca: &Authority,
     identity: &Identity,
 ) -> io::Result<()> {
     let path = |name: &str| directory.join(name).display().to_string();
-    fs::write(path("kubernetes01-ca.pem"), open.pem())?;
-    fs::write(path("kubernetes02-ca.pem"), guarded.pem())?;
+    fs::write(path("kubernetes01-ca.pem"), public_ca.pem())?;
+    fs::write(path("kubernetes02-ca.pem"), mtls_ca.pem())?;
     fs::write(path("jane.pem"), identity.certificate_pem())?;
     fs::write(path("jane-key.pem"), identity.key_pem())?;
     let cluster = |number: &str| {
@@ -189,18 +190,18 @@ fn commands(directory: &Path, address: SocketAddr, admin: SocketAddr) -> String 
     let directory = directory.display();
     let program = std::env::args().next().unwrap_or_else(|| "snigate".into());
     format!(
-        "The status page, with one dead endpoint: http://{admin}/
+        "Status page, with one dead endpoint: http://{admin}/
 
-Try it by hand, in another terminal; what snigate logs follows below:
+Try these in another terminal; the log of snigate follows below:
 
     {program} plan -c {directory}/next.yaml --admin {admin}
     cd {directory}
-    curl --cacert kubernetes01-ca.pem --connect-to ::{address} https://{OPEN}/version
-    curl --cacert kubernetes02-ca.pem --cert jane.pem --key jane-key.pem --connect-to ::{address} https://{GUARDED}/version
+    curl --cacert kubernetes01-ca.pem --connect-to ::{address} https://{PUBLIC}/version
+    curl --cacert kubernetes02-ca.pem --cert jane.pem --key jane-key.pem --connect-to ::{address} https://{MTLS}/version
     openssl s_client -connect {address} -servername {UNKNOWN} </dev/null
     kubectl --kubeconfig kubeconfig get --raw /version
 
-Ctrl-C ends it and removes the files.
+Press Ctrl-C to stop; this removes the files.
 "
     )
 }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::name::NamePattern;
 use crate::proxy_protocol;
 use crate::text::units::{first_of, time};
-use crate::upstream::health::{Handshake, check_once, said};
-use crate::upstream::{Certificate, EXPIRES_SOON_SECONDS, HealthCheck, ProbeResult, Thresholds};
+use crate::upstream::health::{Handshake, check_once, tls_error_message};
+use crate::upstream::{EXPIRES_SOON_SECONDS, EndpointCertificate, HealthCheck, ProbeResult, Thresholds};
 use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ProtocolVersion};
 use tokio::io::AsyncWriteExt;
@@ -24,7 +24,7 @@ use super::visit::{Visit, late};
 const MAX_NAMES: usize = 6;
 
 /// What was found, and the certificate that was shown.
-pub(super) async fn examine(visit: Arc<Visit>, address: SocketAddr) -> (Vec<Check>, Option<Certificate>) {
+pub(super) async fn examine(visit: Arc<Visit>, address: SocketAddr) -> (Vec<Check>, Option<EndpointCertificate>) {
     let begun = Instant::now();
     let stream = match visit.connect(address).await {
         Ok(stream) => stream,
@@ -80,7 +80,7 @@ async fn handshake(visit: &Visit, address: SocketAddr, mut stream: TcpStream) ->
     let client = visit.client().await?.offering(vec![b"h2".to_vec(), b"http/1.1".to_vec()]);
     if let Some(version) = visit.route.upstream.proxy_protocol {
         let sent = stream.write_all(&proxy_protocol::header(version, None)).await;
-        sent.map_err(|error| format!("takes no PROXY header: {}", said(&error)))?;
+        sent.map_err(|error| format!("takes no PROXY header: {}", tls_error_message(&error)))?;
     }
     let name = visit.tls.asked_name.clone().unwrap_or_else(|| ServerName::from(address.ip()));
     Ok(client.handshake(name, stream).await)
@@ -97,7 +97,7 @@ fn session(stream: &TlsStream<TcpStream>) -> String {
     format!("{version}, {protocol}")
 }
 
-fn chain(visit: &Visit, address: SocketAddr, certificate: Option<&Certificate>) -> Check {
+fn chain(visit: &Visit, address: SocketAddr, certificate: Option<&EndpointCertificate>) -> Check {
     let issuer = certificate.map_or("?", |certificate| &certificate.issuer);
     let Some(ca) = &visit.tls.ca_file else {
         let says =
@@ -108,7 +108,7 @@ fn chain(visit: &Visit, address: SocketAddr, certificate: Option<&Certificate>) 
 }
 
 /// Why the certificate was not believed, if that is what went wrong.
-pub(super) fn untrusted(error: &io::Error, visit: &Visit, certificate: Option<&Certificate>) -> Option<String> {
+pub(super) fn untrusted(error: &io::Error, visit: &Visit, certificate: Option<&EndpointCertificate>) -> Option<String> {
     let rustls::Error::InvalidCertificate(reason) = error.get_ref()?.downcast_ref()? else { return None };
     let ca = visit.tls.ca_file.as_ref().map_or("`ca_file`".into(), ToString::to_string);
     let issuer = certificate.map_or("?", |certificate| &certificate.issuer);
@@ -125,7 +125,7 @@ pub(super) fn untrusted(error: &io::Error, visit: &Visit, certificate: Option<&C
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             format!("the CA in {ca}, or one between it and the certificate, has expired")
         }
-        _ => said(error),
+        _ => tls_error_message(error),
     })
 }
 
@@ -133,9 +133,9 @@ pub(super) fn untrusted(error: &io::Error, visit: &Visit, certificate: Option<&C
 pub(super) fn failed(error: &io::Error) -> String {
     match error.get_ref().and_then(|error| error.downcast_ref()) {
         Some(rustls::Error::InvalidMessage(_)) => "what answers is not TLS".into(),
-        Some(rustls::Error::AlertReceived(_)) => said(error),
+        Some(rustls::Error::AlertReceived(_)) => tls_error_message(error),
         _ if is_end(error) => "closes the connection instead of speaking TLS".into(),
-        _ => format!("TLS fails: {}", said(error)),
+        _ => format!("TLS fails: {}", tls_error_message(error)),
     }
 }
 
@@ -146,7 +146,7 @@ pub(super) fn is_end(error: &io::Error) -> bool {
 }
 
 /// Whether clients that ask for the route's names will believe it.
-fn names(visit: &Visit, address: SocketAddr, certificate: &Certificate) -> Option<Check> {
+fn names(visit: &Visit, address: SocketAddr, certificate: &EndpointCertificate) -> Option<Check> {
     let wanted = visit.names();
     if wanted.is_empty() {
         return None;
@@ -173,7 +173,7 @@ fn names(visit: &Visit, address: SocketAddr, certificate: &Certificate) -> Optio
 }
 
 /// How clients can verify it as it is, if they can: by a name that it carries and that leads here, or can be made to.
-fn alias(visit: &Visit, certificate: &Certificate) -> String {
+fn alias(visit: &Visit, certificate: &EndpointCertificate) -> String {
     let aliases =
         || certificate.names.iter().filter(|name| NamePattern::parse(name).is_ok() && !name.starts_with("*."));
     let is_ours =
@@ -193,14 +193,14 @@ fn alias(visit: &Visit, certificate: &Certificate) -> String {
     }
 }
 
-fn carried(certificate: &Certificate) -> String {
+fn carried(certificate: &EndpointCertificate) -> String {
     if certificate.names.is_empty() {
         return "no DNS name".into();
     }
     first_of(certificate.names.iter(), MAX_NAMES)
 }
 
-fn dates(address: SocketAddr, certificate: &Certificate, now: i64) -> Check {
+fn dates(address: SocketAddr, certificate: &EndpointCertificate, now: i64) -> Check {
     let day = |seconds: i64| time(u64::try_from(seconds).unwrap_or(0)).to_string().chars().take(10).collect::<String>();
     let left = u64::try_from(certificate.expires - now).map(Duration::from_secs);
     let (mark, says) = match left {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::commands::printable;
-use crate::logging::takes_color;
+use crate::logging::supports_color;
 
 /// One step, of one name or address.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ pub(super) struct Style {
 
 impl Style {
     pub(super) fn of_stdout() -> Self {
-        Self { has_signs: stdout().is_terminal(), is_colored: takes_color(&stdout()) }
+        Self { has_signs: stdout().is_terminal(), is_colored: supports_color(&stdout()) }
     }
 
     fn mark(self, mark: Mark) -> String {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::upstream::health::{Handshake, read_token, request};
-use crate::upstream::{Certificate, ProbeResult};
+use crate::upstream::{EndpointCertificate, ProbeResult};
 use rustls::AlertDescription;
 use rustls::pki_types::ServerName;
 use tokio::time::timeout;
@@ -18,7 +18,7 @@ use super::visit::{Visit, late};
 const HTTP: &[u8] = b"http/1.1";
 
 /// `shown`: by the endpoints themselves.
-pub(super) async fn examine(visit: Arc<Visit>, door: SocketAddr, shown: Arc<Vec<Certificate>>) -> Check {
+pub(super) async fn examine(visit: Arc<Visit>, door: SocketAddr, shown: Arc<Vec<EndpointCertificate>>) -> Check {
     let begun = Instant::now();
     let within = visit.route.upstream.budget.timeout + visit.patience;
     let late = |_| (Mark::Failed, format!("{} through snigate", late(within)));
@@ -26,7 +26,7 @@ pub(super) async fn examine(visit: Arc<Visit>, door: SocketAddr, shown: Arc<Vec<
     Check::new(mark, "through", door, says).since(begun)
 }
 
-async fn ask(visit: &Visit, door: SocketAddr, shown: &[Certificate]) -> (Mark, String) {
+async fn ask(visit: &Visit, door: SocketAddr, shown: &[EndpointCertificate]) -> (Mark, String) {
     let wrong = |says: String| (Mark::Failed, says);
     let client = match visit.client().await {
         Ok(client) => client.offering(offer(visit)),
@@ -94,7 +94,7 @@ fn offer(visit: &Visit) -> Vec<Vec<u8>> {
 fn refused(
     error: &io::Error,
     visit: &Visit,
-    certificate: Option<&Certificate>,
+    certificate: Option<&EndpointCertificate>,
     is_same: bool,
     is_admitted: bool,
 ) -> (Mark, String) {

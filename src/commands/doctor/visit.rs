@@ -13,7 +13,8 @@ use crate::text::units::first_of;
 use crate::text::units::span;
 use crate::upstream::health::{CaFile, EXPECTED, TlsClient};
 use crate::upstream::{
-    Certificate, HttpCheck, LocalAddresses, OwnListeners, TlsCheck, arrives_at, connect_to, lookup, plain,
+    EndpointCertificate, HttpCheck, LocalAddresses, OwnListeners, TlsCheck, arrives_at, connect_to, error_message,
+    lookup,
 };
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -152,7 +153,7 @@ impl Visit {
     }
 
     /// Where the route leads, and the certificates there.
-    async fn endpoints(self: &Arc<Self>) -> Result<(Vec<Check>, Vec<Certificate>), JoinError> {
+    async fn endpoints(self: &Arc<Self>) -> Result<(Vec<Check>, Vec<EndpointCertificate>), JoinError> {
         let destinations = self.route.upstream.destinations.clone();
         let mut checks = Vec::new();
         let mut addresses: Vec<SocketAddr> = Vec::new();
@@ -183,7 +184,7 @@ impl Visit {
     pub(super) async fn connect(&self, address: SocketAddr) -> Result<TcpStream, String> {
         let per_try = self.route.upstream.budget.per_try;
         match timeout(per_try, connect_to(address, &self.here.config.tcp)).await {
-            Ok(result) => result.map(|(stream, _)| stream).map_err(|error| plain(&error)),
+            Ok(result) => result.map(|(stream, _)| stream).map_err(|error| error_message(&error)),
             Err(_) => Err(late(per_try)),
         }
     }

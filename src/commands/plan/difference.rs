@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::config::{Config, Route};
 use crate::listener::BindError;
 use crate::text::units::span;
-use crate::upstream::{OnRemove, plain};
+use crate::upstream::{OnRemove, error_message};
 use serde_json::{Value, json};
 
 use super::may_differ;
@@ -244,7 +244,7 @@ fn added(running: &Running, taken: Option<&BindError>) -> ListenerChange {
     } else {
         Certainty::Certain
     };
-    ListenerChange::Unavailable { error: plain(&taken.error), certainty }
+    ListenerChange::Unavailable { error: error_message(&taken.error), certainty }
 }
 
 fn changed(before: &RunningRoute, route: &Route) -> RouteChange {

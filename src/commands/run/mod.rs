@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use crate::config::{self, Config, ConfigError, Log, LogFormat};
-use crate::listener::Inherited;
+use crate::listener::InheritedSocket;
 use crate::process::sandbox::{self, Entered, Sandbox};
-use crate::process::systemd::{self, Manager, Phase};
+use crate::process::systemd::{self, Notification, Notifier};
 use crate::process::upgrade::{self, Predecessor, Successor, UpgradeError};
-use crate::process::watch::{Digest, Stamp, Watch};
+use crate::process::watch::{Digest, FileWatch, Stamp};
 use crate::server::{Changes, Server};
 use anyhow::{Context as _, anyhow};
 use rustix::process::{Pid, kill_process};
@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
-use self::signals::{Asked, Busy, Signals};
+use self::signals::{Busy, SignalRequest, Signals};
 use super::runtime;
 use crate::cli::Run;
 use crate::commands::main::EXIT_CONFIG;
@@ -31,7 +31,7 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::catch()?;
     let Run { config, listen, route, default, watch, log_format } = options;
     let log_format = log_format.map(Into::into);
-    let source = config.map(|path| Source { path, watch, log_format });
+    let source = config.map(|path| ConfigSource { path, watch, log_format });
     let loaded = match &source {
         Some(source) => match signals.unless_stopped(source)? {
             Some(loaded) => loaded,
@@ -40,8 +40,8 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
         None => Loaded { digest: None, config: Config::from_arguments(listen, route, default) },
     };
     let mut config = match loaded.config {
-        // Its log lines follow those of the predecessor.
-        Err(reason) if Predecessor::is_there() => {
+        // Its output follows the log lines of the predecessor.
+        Err(reason) if Predecessor::exists() => {
             logging::start(&Log { format: log_format.unwrap_or(LogFormat::Auto), ..Log::default() });
             error!(%reason, "cannot start");
             return Ok(ExitCode::from(EXIT_CONFIG));
@@ -49,23 +49,23 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
         config => config?,
     };
     config.log.format = log_format.unwrap_or(config.log.format);
-    // Before there is a thread.
+    // Before other threads are started.
     let wanted = config.sandbox;
     let entered = if wanted == Sandbox::Off { Entered::default() } else { sandbox::enter() };
-    if let Some(source) = source.as_ref().filter(|_| entered.had_more) {
-        // What cannot be read any more could not be read by a reload either.
+    if let Some(source) = source.as_ref().filter(|_| entered.dropped_capabilities) {
+        // A file that cannot be read without the capabilities could not be reloaded either.
         config = source.load().config?;
     }
     runtime::check(config.workers)?;
     let logging = logging::start(&config.log);
-    for reason in &entered.shortcomings {
-        warn!(reason, "the sandbox is not complete");
+    for reason in &entered.failures {
+        warn!(reason, "sandbox incomplete");
     }
-    if wanted == Sandbox::Require && !entered.shortcomings.is_empty() {
+    if wanted == Sandbox::Require && !entered.failures.is_empty() {
         error!(reason = "sandbox: require", "cannot start");
         return Ok(ExitCode::FAILURE);
     }
-    let file = source.map(|source| (Watch::new(source.path.clone(), loaded.digest), source));
+    let file = source.map(|source| (FileWatch::new(source.path.clone(), loaded.digest), source));
     Ok(start(config, file, logging, signals).unwrap_or_else(|reason| {
         error!(reason = format!("{reason:#}"), "cannot start");
         ExitCode::FAILURE
@@ -74,44 +74,42 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
 
 fn start(
     config: Config,
-    file: Option<(Watch, Source)>,
+    file: Option<(FileWatch, ConfigSource)>,
     logging: Logging,
     signals: Signals,
 ) -> anyhow::Result<ExitCode> {
-    let (predecessor, inherited) = match Predecessor::meet()? {
+    let (predecessor, inherited) = match Predecessor::connect()? {
         Some((predecessor, inherited)) => (Some(predecessor), inherited),
         None => (None, systemd::sockets()?),
     };
     let runtime = runtime::build(config.workers)?;
     let result = runtime.block_on(serve(config, file, logging, signals, predecessor, inherited));
-    // A name that is still being resolved must not hold up the exit.
+    // Does not wait for DNS lookups.
     runtime.shutdown_background();
     result
 }
 
-/// Where configurations come from.
+/// The configuration file, with the options that override it.
 #[derive(Clone)]
-struct Source {
+struct ConfigSource {
     path: PathBuf,
-    /// Whatever the file says.
     watch: bool,
-    /// Whatever the file says.
     log_format: Option<LogFormat>,
 }
 
-/// What a file said, and what stands for it.
+/// A loaded configuration, and the digest of the file.
 struct Loaded {
     digest: Option<Digest>,
     config: Result<Config, ConfigError>,
 }
 
 impl Signals {
-    /// Loads the file on a thread of its own, of which nothing is left then; `None`: it was to stop before that was done.
-    fn unless_stopped(&mut self, source: &Source) -> anyhow::Result<Option<Loaded>> {
+    /// Loads the file on a temporary thread; `None` if a signal to stop arrived first.
+    fn unless_stopped(&mut self, source: &ConfigSource) -> anyhow::Result<Option<Loaded>> {
         let from = source.clone();
         let (done, loaded) = oneshot::channel();
         let spawned = std::thread::Builder::new().name("start".into()).spawn(move || drop(done.send(from.load())));
-        // Whether there are enough threads is for others to say.
+        // `runtime::check` reports a lack of threads.
         let Ok(thread) = spawned else { return Ok(Some(source.load())) };
         let loaded = runtime::run(async {
             tokio::select! {
@@ -127,7 +125,7 @@ impl Signals {
     }
 }
 
-impl Source {
+impl ConfigSource {
     fn load(&self) -> Loaded {
         let content = match config::read(&self.path) {
             Ok(content) => content,
@@ -145,11 +143,11 @@ impl Source {
 
 async fn serve(
     config: Config,
-    mut file: Option<(Watch, Source)>,
+    mut file: Option<(FileWatch, ConfigSource)>,
     logging: Logging,
     mut signals: Signals,
     predecessor: Option<Predecessor>,
-    inherited: Vec<Inherited>,
+    inherited: Vec<InheritedSocket>,
 ) -> anyhow::Result<ExitCode> {
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -159,33 +157,33 @@ async fn serve(
         "starting"
     );
     let watches = config.watch;
-    let (mut server, taken) = match Server::start(config, inherited) {
+    let (mut server, adopted) = match Server::start(config, inherited) {
         Ok(started) => started,
         Err(reason) => {
             error!(%reason, "cannot start");
             return Ok(ExitCode::from(if reason.is_configuration() { EXIT_CONFIG } else { 1 }));
         }
     };
-    logging::tell_losses(Arc::clone(server.counters()));
-    let manager = Manager::find();
-    let watchdog = manager.keep_telling();
-    match predecessor.map(|predecessor| predecessor.dismiss(&taken)) {
-        None => manager.tell(Phase::Serving),
-        // It tells the service manager who serves now.
+    logging::report_lost_lines(Arc::clone(server.counters()));
+    let notifier = Notifier::from_env();
+    let watchdog = notifier.start_watchdog();
+    match predecessor.map(|predecessor| predecessor.take_over(&adopted)) {
+        None => notifier.notify(Notification::Serving),
+        // The predecessor notifies systemd.
         Some(Ok(draining)) => {
             let counters = Arc::clone(server.counters());
             tokio::spawn(async move { draining.watch(&counters).await });
         }
-        Some(Err(reason)) => warn!(%reason, "the predecessor is gone"),
+        Some(Err(reason)) => warn!(%reason, "lost the connection to the old process"),
     }
-    Ok(match change(&mut server, &mut signals, file.as_mut(), watches, &manager, &logging).await {
-        Ending::Stop(signal) => {
-            info!(signal, "stopping; once more to exit at once");
-            manager.tell_now(Phase::Stopping).await;
+    Ok(match reload_until_stopped(&mut server, &mut signals, file.as_mut(), watches, &notifier, &logging).await {
+        RunEnd::Stop(signal) => {
+            info!(signal, "shutting down; repeat the signal to exit immediately");
+            notifier.notify_now(Notification::Stopping).await;
             stop(&mut server, signals).await
         }
-        Ending::Upgraded(successor) => {
-            manager.tell_now(Phase::SucceededBy(successor.process)).await;
+        RunEnd::Upgraded(successor) => {
+            notifier.notify_now(Notification::SucceededBy(successor.process)).await;
             if let Some(watchdog) = watchdog {
                 watchdog.abort();
             }
@@ -194,68 +192,68 @@ async fn serve(
     })
 }
 
-/// Why this process serves no more.
-enum Ending {
+/// Why this process stops serving.
+enum RunEnd {
     Stop(&'static str),
-    /// This process serves in its place.
+    /// A new process serves.
     Upgraded(Successor),
 }
 
-/// After a reload that failed the watched file is tried again: what it needs may be there by then.
-const TRY_AGAIN: Duration = Duration::from_secs(30);
+/// When to retry a failed reload of a watched file: files that it refers to may exist by then.
+const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What makes us reload.
+/// What triggers a reload.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Trigger {
     Signal,
     Watch,
-    /// Nothing new; what has failed is tried again.
-    Again,
+    /// A retry after a failure.
+    Retry,
 }
 
-/// Takes new configurations, until something ends that.
-async fn change(
+/// Reloads on signals and file changes, until the process is to stop serving.
+async fn reload_until_stopped(
     server: &mut Server,
     signals: &mut Signals,
-    mut file: Option<&mut (Watch, Source)>,
+    mut file: Option<&mut (FileWatch, ConfigSource)>,
     mut watches: bool,
-    manager: &Manager,
+    notifier: &Notifier,
     logging: &Logging,
-) -> Ending {
+) -> RunEnd {
     let mut failure: Option<String> = None;
     let mut is_held_back = false;
     loop {
-        // What is held back is not tried again by itself.
+        // A change that is held back is not retried.
         let has_failed = failure.is_some() && !is_held_back;
         let changed = async {
             match &mut file {
                 Some((watch, _)) if watches => {
                     tokio::select! {
                         () = watch.changed() => Trigger::Watch,
-                        () = sleep(TRY_AGAIN), if has_failed => Trigger::Again,
+                        () = sleep(RETRY_INTERVAL), if has_failed => Trigger::Retry,
                     }
                 }
                 _ => std::future::pending().await,
             }
         };
-        let (asked, trigger) = tokio::select! {
-            asked = signals.next() => (asked, Trigger::Signal),
-            trigger = changed => (Asked::Reload, trigger),
+        let (request, trigger) = tokio::select! {
+            request = signals.next() => (request, Trigger::Signal),
+            trigger = changed => (SignalRequest::Reload, trigger),
         };
-        match asked {
-            Asked::Stop(signal) => return Ending::Stop(signal),
-            Asked::Upgrade => {
+        match request {
+            SignalRequest::Stop(signal) => return RunEnd::Stop(signal),
+            SignalRequest::Upgrade => {
                 if let Some(ending) = upgrade(server, signals).await {
                     return ending;
                 }
             }
-            Asked::Reload => {
-                manager.tell(Phase::Reloading);
-                let begun = Clock::now();
-                // A file system may hang. What follows does not, and half of it would be worse than none.
+            SignalRequest::Reload => {
+                notifier.notify(Notification::Reloading);
+                let started = Clock::now();
+                // Loading can be interrupted, because a file system may hang. What follows must not be: it would be half applied.
                 let loaded = tokio::select! {
                     loaded = load(server, file.as_deref_mut()) => loaded,
-                    signal = signals.stop(Busy::Reloading) => return Ending::Stop(signal),
+                    signal = signals.stop(Busy::Reloading) => return RunEnd::Stop(signal),
                 };
                 let was_held_back = std::mem::take(&mut is_held_back);
                 let may_remove_most = trigger == Trigger::Signal || was_held_back;
@@ -264,11 +262,11 @@ async fn change(
                         Some(reason) => {
                             is_held_back = true;
                             if let Some((watch, _)) = &mut file {
-                                watch.has_held_back(loaded.stamp);
+                                watch.set_held_back(loaded.stamp);
                             }
                             Err(anyhow!(reason))
                         }
-                        None => apply(server, loaded, trigger, begun, logging).await,
+                        None => apply(server, loaded, trigger, started, logging).await,
                     },
                     Err(reason) => Err(reason),
                 };
@@ -277,52 +275,52 @@ async fn change(
                     Err(reason) => {
                         let reason = format!("{reason:#}");
                         server.counters().reloads.fail(&reason);
-                        if trigger != Trigger::Again || failure.as_ref() != Some(&reason) {
-                            error!(reason, "not reloaded; the running configuration stays");
+                        if trigger != Trigger::Retry || failure.as_ref() != Some(&reason) {
+                            error!(reason, "reload failed; keeping the running configuration");
                         }
                         failure = Some(reason);
                     }
                 }
-                manager.tell(Phase::Serving);
+                notifier.notify(Notification::Serving);
             }
         }
     }
 }
 
-/// What a file said that may be applied.
+/// A valid configuration that can be applied.
 struct Loadable {
     path: PathBuf,
     config: Config,
     stamp: Option<Stamp>,
 }
 
-/// What the file says now, if it is valid, once the listeners that the last reload has removed are closed.
-async fn load(server: &Server, file: Option<&mut (Watch, Source)>) -> anyhow::Result<Loadable> {
-    let (watch, source) = file.context("there is no file: snigate was started without one")?;
-    server.settle().await;
+/// Loads the file, once the listeners that the last reload removed are closed.
+async fn load(server: &Server, file: Option<&mut (FileWatch, ConfigSource)>) -> anyhow::Result<Loadable> {
+    let (watch, source) = file.context("no configuration file: snigate was started without one")?;
+    server.wait_for_closing_listeners().await;
     let stamp = watch.stamp().await;
     let from = source.clone();
     // For 100,000 routes this takes a while.
     let loaded = tokio::task::spawn_blocking(move || from.load()).await?;
-    watch.has_taken(loaded.digest);
+    watch.set_loaded(loaded.digest);
     Ok(Loadable { path: source.path.clone(), config: loaded.config?, stamp })
 }
 
-/// Why a watched file is not applied as soon as it changes: half of it may be missing by mistake.
+/// Why a change of a watched file is held back: one that removes most routes may be a mistake.
 fn removes_most(server: &Server, config: &Config) -> Option<String> {
     let (removed, of) = server.removed_by(config);
     let is_most = removed > 1 && removed > of / 2;
     is_most.then(|| {
-        format!("the watched file removes {removed} of {of} routes; to apply it write it once more, or send SIGHUP")
+        format!("the watched file removes {removed} of {of} routes; to apply it, write it again or send SIGHUP")
     })
 }
 
-/// Serves as it says; whether the file is to be watched.
+/// Applies a configuration. Returns whether to watch the file.
 async fn apply(
     server: &mut Server,
     loaded: Loadable,
     trigger: Trigger,
-    begun: Clock,
+    started: Clock,
     logging: &Logging,
 ) -> anyhow::Result<bool> {
     let Loadable { path, config, stamp: _ } = loaded;
@@ -332,17 +330,17 @@ async fn apply(
     let reloaded = server.reload(config).await;
     let Changes { added, changed, removed, unchanged } = reloaded.with_context(|| file.clone())?;
     logging.set_level(level);
-    let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let by = match trigger {
         Trigger::Signal => "SIGHUP",
-        Trigger::Watch | Trigger::Again => "watch",
+        Trigger::Watch | Trigger::Retry => "watch",
     };
     info!(file, by, listeners, routes, added, changed, removed, unchanged, took_ms, "reloaded");
     Ok(watches)
 }
 
-/// Starts a new process in place of this one; how this one ends, if it is to.
-async fn upgrade(server: &mut Server, signals: &mut Signals) -> Option<Ending> {
+/// Starts a new process. `None`: that failed, and this one continues to serve.
+async fn upgrade(server: &mut Server, signals: &mut Signals) -> Option<RunEnd> {
     info!("upgrading");
     let starting = async {
         let sockets = server.sockets().map_err(UpgradeError::from)?;
@@ -351,22 +349,22 @@ async fn upgrade(server: &mut Server, signals: &mut Signals) -> Option<Ending> {
     let started = tokio::select! {
         started = starting => started,
         signal = signals.stop(Busy::Upgrading) => {
-            info!("the upgrade is given up");
-            return Some(Ending::Stop(signal));
+            info!("upgrade aborted");
+            return Some(RunEnd::Stop(signal));
         }
     };
     match started {
         Ok(successor) => {
             let process = successor.process;
             info!(process, "upgraded; the new process serves");
-            if signals.forget_reload() {
-                // It may have read the file before it was changed.
+            if signals.take_reload() {
+                // It may have read the file before the change.
                 send_reload(process);
             }
-            Some(Ending::Upgraded(successor))
+            Some(RunEnd::Upgraded(successor))
         }
         Err(reason) => {
-            error!(%reason, "not upgraded; this process goes on");
+            error!(%reason, "upgrade failed; this process continues to serve");
             None
         }
     }
@@ -375,40 +373,40 @@ async fn upgrade(server: &mut Server, signals: &mut Signals) -> Option<Ending> {
 fn send_reload(process: u32) {
     let process = i32::try_from(process).ok().and_then(Pid::from_raw);
     if let Some(Err(reason)) = process.map(|process| kill_process(process, rustix::process::Signal::HUP)) {
-        warn!(%reason, "cannot ask the new process to reload");
+        warn!(%reason, "cannot send SIGHUP to the new process");
     }
 }
 
 async fn stop(server: &mut Server, mut signals: Signals) -> ExitCode {
     tokio::select! {
         _ = server.drain() => ExitCode::SUCCESS,
-        signal = signals.stop(Busy::Draining) => exit_at_once(signal, server.connections()),
+        signal = signals.stop(Busy::Draining) => exit_immediately(signal, server.connections()),
     }
 }
 
-/// Lets connections run for `timeouts.upgrade_drain`, or, once asked to stop, for `timeouts.drain`.
+/// Drains connections for `timeouts.upgrade_drain`, or for `timeouts.drain` after a signal to stop.
 async fn step_back(server: &mut Server, successor: Successor, mut signals: Signals) -> ExitCode {
-    server.step_back(&successor.taken).await;
-    if let Err(reason) = successor.keep_telling(server.count_connections()) {
-        warn!(%reason, "the new process cannot be told how many connections are left here");
+    server.step_back(&successor.taken_over).await;
+    if let Err(reason) = successor.report_connections(server.count_connections()) {
+        warn!(%reason, "cannot report open connections to the new process");
     }
     let deadline = Instant::now() + server.timeouts().upgrade_drain;
     let sooner = tokio::select! {
         _ = server.finish(deadline) => return ExitCode::SUCCESS,
         signal = signals.stop(Busy::Draining) => {
-            info!(signal, "stopping; once more to exit at once");
+            info!(signal, "shutting down; repeat the signal to exit immediately");
             deadline.min(Instant::now() + server.timeouts().drain)
         }
     };
     tokio::select! {
         _ = server.finish(sooner) => ExitCode::SUCCESS,
-        signal = signals.stop(Busy::Draining) => exit_at_once(signal, server.connections()),
+        signal = signals.stop(Busy::Draining) => exit_immediately(signal, server.connections()),
     }
 }
 
-fn exit_at_once(signal: &str, cut: usize) -> ! {
-    warn!(signal, cut, "exiting at once");
+fn exit_immediately(signal: &str, cut: usize) -> ! {
+    warn!(signal, cut, "exiting immediately");
     logging::finish();
-    // Without waiting for anything else, not even for the tasks to be dropped.
+    // Without waiting for anything, not even for tasks to be dropped.
     std::process::exit(1)
 }

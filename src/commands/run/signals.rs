@@ -1,19 +1,19 @@
-//! Signals: what they ask for, and what is remembered while something else is under way.
+//! Signals. A request that arrives while another is being handled is remembered.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{debug, info, warn};
 
 use crate::commands::runtime;
 
-/// What a signal asks for.
+/// What a signal requests.
 #[derive(Clone, Copy)]
-pub(super) enum Asked {
+pub(super) enum SignalRequest {
     Stop(&'static str),
     Reload,
     Upgrade,
 }
 
-/// What is under way while a signal comes.
+/// What is being done while a signal arrives.
 #[derive(Clone, Copy)]
 pub(super) enum Busy {
     Starting,
@@ -29,14 +29,14 @@ pub(super) struct Signals {
     hang_up: Signal,
     user1: Signal,
     user2: Signal,
-    /// Asked for while something else was under way.
+    /// Requested while something else was being done.
     reload: bool,
     upgrade: bool,
 }
 
 impl Signals {
-    /// From here on none of them ends the process. Without a thread: those of a runtime of its own are not needed any more
-    /// once the kernel knows the handlers, and the signals that come until there is another runtime reach that.
+    /// Installs the handlers. This does not need a thread: a temporary runtime registers them, and signals that arrive
+    /// before the next runtime exists are delivered to that.
     pub(super) fn catch() -> anyhow::Result<Self> {
         runtime::run(async { Self::new() })?
     }
@@ -54,57 +54,57 @@ impl Signals {
         })
     }
 
-    pub(super) async fn next(&mut self) -> Asked {
-        if self.forget_reload() {
-            return Asked::Reload;
+    pub(super) async fn next(&mut self) -> SignalRequest {
+        if self.take_reload() {
+            return SignalRequest::Reload;
         }
-        if self.forget_upgrade() {
-            return Asked::Upgrade;
+        if self.take_upgrade() {
+            return SignalRequest::Upgrade;
         }
         self.receive().await
     }
 
-    async fn receive(&mut self) -> Asked {
+    async fn receive(&mut self) -> SignalRequest {
         loop {
             return tokio::select! {
-                _ = self.terminate.recv() => Asked::Stop("SIGTERM"),
-                _ = self.interrupt.recv() => Asked::Stop("SIGINT"),
-                _ = self.quit.recv() => Asked::Stop("SIGQUIT"),
-                _ = self.hang_up.recv() => Asked::Reload,
-                _ = self.user2.recv() => Asked::Upgrade,
-                // It would end the process, and means something to other proxies.
+                _ = self.terminate.recv() => SignalRequest::Stop("SIGTERM"),
+                _ = self.interrupt.recv() => SignalRequest::Stop("SIGINT"),
+                _ = self.quit.recv() => SignalRequest::Stop("SIGQUIT"),
+                _ = self.hang_up.recv() => SignalRequest::Reload,
+                _ = self.user2.recv() => SignalRequest::Upgrade,
+                // Its default action would end the process, and it has a meaning in other proxies.
                 _ = self.user1.recv() => {
-                    debug!("SIGUSR1 means nothing here");
+                    debug!("SIGUSR1 ignored");
                     continue;
                 }
             };
         }
     }
 
-    /// Waits for a signal to stop, and remembers what else was asked for.
+    /// Waits for a signal to stop, and remembers other requests.
     pub(super) async fn stop(&mut self, busy: Busy) -> &'static str {
         loop {
             match (self.receive().await, busy) {
-                (Asked::Stop(signal), _) => return signal,
-                (_, Busy::Draining) => warn!("this process only drains; the signal is ignored"),
-                (Asked::Upgrade, Busy::Upgrading) => warn!("an upgrade is under way; another one is ignored"),
-                (Asked::Reload, Busy::Upgrading) => {
-                    info!("the reload waits until the upgrade is decided");
+                (SignalRequest::Stop(signal), _) => return signal,
+                (_, Busy::Draining) => warn!("signal ignored: this process is draining"),
+                (SignalRequest::Upgrade, Busy::Upgrading) => warn!("SIGUSR2 ignored: an upgrade is in progress"),
+                (SignalRequest::Reload, Busy::Upgrading) => {
+                    info!("reload postponed until the upgrade has succeeded or failed");
                     self.reload = true;
                 }
-                (Asked::Reload, Busy::Starting | Busy::Reloading) => self.reload = true,
-                (Asked::Upgrade, Busy::Starting | Busy::Reloading) => self.upgrade = true,
+                (SignalRequest::Reload, Busy::Starting | Busy::Reloading) => self.reload = true,
+                (SignalRequest::Upgrade, Busy::Starting | Busy::Reloading) => self.upgrade = true,
             }
         }
     }
 
-    /// Whether a reload was asked for in the meantime.
-    pub(super) fn forget_reload(&mut self) -> bool {
+    /// Whether a reload was requested meanwhile.
+    pub(super) fn take_reload(&mut self) -> bool {
         std::mem::take(&mut self.reload)
     }
 
-    /// Whether an upgrade was asked for in the meantime.
-    fn forget_upgrade(&mut self) -> bool {
+    /// Whether an upgrade was requested meanwhile.
+    fn take_upgrade(&mut self) -> bool {
         std::mem::take(&mut self.upgrade)
     }
 }

@@ -1,4 +1,4 @@
-//! The certificates that a check trusts.
+//! The trusted certificates of a check.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,9 @@ use super::files::read_file;
 /// Where they are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum CaFile {
-    /// In a PEM file.
+    /// A PEM file.
     File(PathBuf),
-    /// Where this machine keeps those that its programs trust.
+    /// The CAs that this machine trusts.
     System,
 }
 
@@ -29,17 +29,16 @@ impl fmt::Display for CaFile {
     }
 }
 
-/// They themselves, at least one.
+/// The trusted certificates, at least one.
 #[derive(Debug)]
 pub(crate) struct Authorities {
-    /// As they are.
     pub(crate) certificates: Vec<CertificateDer<'static>>,
-    /// As those that may have signed others.
+    /// The same as trust anchors.
     pub(super) roots: Arc<RootCertStore>,
 }
 
 impl Authorities {
-    /// Reads them; what is wrong with them, otherwise.
+    /// Reads the certificates.
     pub(crate) fn read(from: &CaFile) -> Result<Arc<Self>, String> {
         match from {
             CaFile::File(path) => Self::of_file(path).map(Arc::new),
@@ -63,10 +62,10 @@ impl Authorities {
 
     /// There are hundreds, in as many files, and they change with the updates of the machine.
     pub(super) fn of_system() -> Result<Arc<Self>, String> {
-        const RENEWED: Duration = Duration::from_secs(60);
+        const CACHE_TIME: Duration = Duration::from_secs(60);
         static LAST: Mutex<Option<(Instant, Arc<Authorities>)>> = Mutex::new(None);
         let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, authorities)) = last.as_ref().filter(|(read, _)| read.elapsed() < RENEWED) {
+        if let Some((_, authorities)) = last.as_ref().filter(|(read, _)| read.elapsed() < CACHE_TIME) {
             return Ok(Arc::clone(authorities));
         }
         let found = rustls_native_certs::load_native_certs();
@@ -74,14 +73,14 @@ impl Authorities {
         let (usable, _) = roots.add_parsable_certificates(found.certs.iter().cloned());
         if usable == 0 {
             let why = found.errors.first().map_or(String::new(), |error| format!(": {error}"));
-            return Err(format!("no CA is found on this system (SSL_CERT_FILE, SSL_CERT_DIR, /etc/ssl/certs){why}"));
+            return Err(format!("no CA found on this system (SSL_CERT_FILE, SSL_CERT_DIR, /etc/ssl/certs){why}"));
         }
         let authorities = Arc::new(Self { certificates: found.certs, roots: Arc::new(roots) });
         *last = Some((Instant::now(), Arc::clone(&authorities)));
         Ok(authorities)
     }
 
-    /// Whether this very certificate is among them.
+    /// Whether it contains this certificate.
     pub(super) fn has(&self, certificate: &CertificateDer<'_>) -> bool {
         self.certificates.iter().any(|one| **one == **certificate)
     }
@@ -92,15 +91,15 @@ pub(super) fn parse_certificates(pem: &[u8], path: &Path) -> Result<Vec<Certific
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let certificates = certificates.map_err(|error| format!("{}: {}", path.display(), not_pem(&error)))?;
     if certificates.is_empty() {
-        return Err(format!("{}: no certificate in it; expected PEM (-----BEGIN CERTIFICATE-----)", path.display()));
+        return Err(format!("{}: no certificate found; expected PEM (-----BEGIN CERTIFICATE-----)", path.display()));
     }
     Ok(certificates)
 }
 
-/// Without what is in the file: it may be a key.
+/// Does not quote the file, which may contain a key.
 pub(super) fn not_pem(error: &pem::Error) -> String {
     match error {
         pem::Error::Io(error) => error.to_string(),
-        _ => "not PEM, or not what is expected in it".into(),
+        _ => "invalid PEM, or not the expected content".into(),
     }
 }

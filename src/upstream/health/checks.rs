@@ -15,7 +15,7 @@ use super::super::endpoint::Endpoint;
 use super::super::jittered;
 use super::super::places::{Places, Standing};
 use super::super::pool::Pool;
-use super::probe::{Answer, Credentials, probe};
+use super::probe::{CheckReport, Credentials, probe};
 use super::state::{ProbeResult, Thresholds};
 use super::tls::Contents;
 use super::{HealthCheck, TlsCheck};
@@ -162,7 +162,7 @@ async fn run(checks: Arc<Checks>, check: Arc<Check>) {
         checks.lateness.observe(late.as_secs_f64());
         notes.late(&check, late, standing);
         let answer = match credentials {
-            Err(reason) => Answer::not_made(reason),
+            Err(reason) => CheckReport::not_made(reason),
             Ok(credentials) => {
                 let mut probe = Box::pin(probe(*address, settings, *header, credentials.as_deref()));
                 if standing == Standing::New && settings.timeout > FIRST_LOOK {
@@ -214,16 +214,16 @@ impl Check {
         self.subscribers().iter().any(|subscriber| subscriber.endpoint.health().is_about_to_be_unready())
     }
 
-    fn publish(&self, answer: &Answer, took: Duration) {
+    fn publish(&self, answer: &CheckReport, took: Duration) {
         // Not under the lock: a pool may subscribe, or end a subscription, when it learns of a change.
         let subscribers = self.subscribers().clone();
         for Subscriber { pool, endpoint } in subscribers {
             let Some(pool) = pool.upgrade() else { continue };
             if answer.result.is_ok() {
-                endpoint.was_checked(took);
+                endpoint.record_check(took);
             }
             if let Some(certificate) = &answer.certificate {
-                pool.shown(&endpoint, certificate);
+                pool.record_certificate(&endpoint, certificate);
             }
             if let Ok(result) = &answer.result {
                 pool.report(&endpoint, result);
@@ -271,10 +271,10 @@ struct Notes {
 
 impl Notes {
     /// What the operator should know although it changes no state.
-    fn say(&mut self, check: &Check, answer: &Answer) {
+    fn say(&mut self, check: &Check, answer: &CheckReport) {
         let note = match &answer.result {
             Ok(_) => answer.note.map(str::to_owned),
-            Err(reason) => Some(format!("not made: {reason}")),
+            Err(reason) => Some(format!("check not possible: {reason}")),
         };
         if self.last != note {
             if let Some(note) = &note {
@@ -292,7 +292,7 @@ impl Notes {
             self.late = Some(Instant::now());
             let (route, routes) = check.routes();
             let late_s = late.as_secs_f64().round();
-            warn!(route, endpoint = %check.key.address, routes, late_s, "health check is late: this machine is too busy");
+            warn!(route, endpoint = %check.key.address, routes, late_s, "health check is late: this machine is overloaded");
         }
     }
 }

@@ -13,7 +13,7 @@ use super::super::places::Standing;
 use super::super::pool::Pool;
 use super::checks::{PLACES, connect_only};
 use super::probe::probe;
-use super::state::{ProbeResult, State};
+use super::state::{EndpointState, ProbeResult};
 use crate::relay::PROBE_TIME;
 
 /// How soon it is seen that a pool no longer fails open.
@@ -28,7 +28,7 @@ pub(in crate::upstream) async fn attend(pool: Arc<Pool>, endpoint: Arc<Endpoint>
     let mut grace_began = None;
     let mut is_announced = false;
     let mut next_trial = Instant::now() + if pool.check().is_none() { jittered(TRIAL_EVERY) } else { NEVER };
-    while endpoint.state() == State::Dead {
+    while endpoint.state() == EndpointState::Dead {
         let now = Instant::now();
         let is_unreachable = endpoint.health().is_unreachable();
         // As long as the pool fails open, the grace does not run.
@@ -53,7 +53,7 @@ pub(in crate::upstream) async fn attend(pool: Arc<Pool>, endpoint: Arc<Endpoint>
                 if connections > 0 && !std::mem::replace(&mut is_announced, true) {
                     warn!(
                         route = pool.route(), endpoint = %endpoint.address, connections, cause = &*endpoint.cause(),
-                        "connections of a dead endpoint are probed; those that it does not acknowledge are closed"
+                        "probing connections to a dead endpoint; those without a response are closed"
                     );
                 }
                 // Again after another grace: in between, others may have lost their peer.

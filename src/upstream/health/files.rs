@@ -70,7 +70,7 @@ pub(super) async fn system_authorities() -> Result<Arc<Authorities>, String> {
 
 /// Reads a file, for who can wait a moment; what is wrong with it, with its name.
 pub(crate) fn read_file(path: &Path) -> Result<Bytes, String> {
-    let does_not_answer = || format!("{}: the file system does not answer", path.display());
+    let does_not_answer = || format!("{}: the file system does not respond", path.display());
     let (sender, content) = mpsc::sync_channel(1);
     let from = path.to_owned();
     let reader = start_reader(move || drop(sender.send(read_blocking(&from)))).ok_or_else(does_not_answer)?;
@@ -140,9 +140,12 @@ impl<T: Clone + Send + 'static> Slow<T> {
         }
         let mut known = self.known();
         if !std::mem::replace(&mut known.hang_reported, true) {
-            warn!(file = self.what, "file of a health check does not answer; its last content is used");
+            warn!(
+                file = self.what,
+                "cannot read a file of a health check: the file system does not respond; using its last content"
+            );
         }
-        known.last_good.clone().ok_or_else(|| format!("{}: the file system does not answer", self.what))
+        known.last_good.clone().ok_or_else(|| format!("{}: the file system does not respond", self.what))
     }
 
     fn finish(&self, content: Result<T, String>, is_same: fn(&T, &T) -> bool) {
@@ -150,7 +153,7 @@ impl<T: Clone + Send + 'static> Slow<T> {
         known.is_reading = false;
         known.read_at = Some(Instant::now());
         if std::mem::take(&mut known.hang_reported) {
-            info!(file = self.what, "file of a health check answers again");
+            info!(file = self.what, "file of a health check can be read again");
         }
         // The same content stays the same value, so that nothing is parsed again.
         let content = content.map(|new| match &known.last_good {
@@ -207,7 +210,7 @@ mod tests {
             Ok(2)
         };
         let error = file.get(read_late, |one, other| one == other).await.unwrap_err();
-        assert_eq!(error, "ca.pem: the file system does not answer");
+        assert_eq!(error, "ca.pem: the file system does not respond");
     }
 
     #[tokio::test]

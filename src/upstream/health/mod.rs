@@ -22,51 +22,49 @@ pub(in crate::upstream) use self::dead::attend;
 pub(crate) use self::files::{MAX_READERS, read_file};
 pub(crate) use self::probe::{check_once, read_token, request};
 pub(crate) use self::state::HealthState;
-pub(crate) use self::state::{ProbeResult, State, Thresholds};
-pub(crate) use self::tls::{Handshake, TlsClient, said};
+pub(crate) use self::state::{EndpointState, ProbeResult, Thresholds};
+pub(crate) use self::tls::{Handshake, TlsClient, tls_error_message};
 
 /// How an endpoint is asked whether it is ready. Without `tls`: whether it can be connected to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct HealthCheck {
-    /// From one to the next, give or take a tenth.
+    /// Time between checks, with 10% jitter.
     pub(crate) interval: Duration,
-    /// For one, from connecting to the answer.
+    /// For a whole check.
     pub(crate) timeout: Duration,
-    /// How many in a row change the state.
     pub(crate) thresholds: Thresholds,
-    /// A TLS handshake.
     pub(crate) tls: Option<TlsCheck>,
-    /// A request over that TLS.
+    /// The request to send over that TLS connection.
     pub(crate) http: Option<HttpCheck>,
 }
 
-/// Whether the other end of TLS is who it should be.
+/// The TLS part of a health check.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TlsCheck {
-    /// The certificates that are trusted; `None`: all, nothing is verified.
+    /// The trusted certificates; `None`: nothing is verified.
     pub(crate) ca_file: Option<CaFile>,
-    /// The name that the certificate must carry, too; `None`: any.
+    /// The name that the certificate must be valid for; `None`: any.
     pub(crate) verified_name: Option<ServerName<'static>>,
-    /// The name that is asked for (SNI).
+    /// The name to send as SNI.
     pub(crate) asked_name: Option<ServerName<'static>>,
-    /// Certificate chain and key that we show, both PEM.
+    /// Client certificate chain and key, both PEM files.
     pub(crate) client: Option<(PathBuf, PathBuf)>,
 }
 
-/// What is asked.
+/// The HTTP part of a health check.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct HttpCheck {
-    /// `/readyz`
+    /// Such as `/readyz`.
     pub(crate) path: hyper::Uri,
-    /// A bearer token.
+    /// File with a bearer token.
     pub(crate) token_file: Option<PathBuf>,
-    /// What counts as ready.
+    /// Statuses that count as ready.
     pub(crate) expect: Vec<RangeInclusive<u16>>,
-    /// Whether 401 and 403 mean that it is alive, which is all that can be known then.
+    /// Whether 401 and 403 count as ready: the server is alive, and no more can be known.
     pub(crate) unauthorized_is_alive: bool,
 }
 
-/// How API servers say that they are ready.
+/// The status of a ready API server.
 pub(crate) const EXPECTED: RangeInclusive<u16> = 200..=200;
 
 /// Whether a file has certificates that can be trusted: what is wrong with it, otherwise.

@@ -1,4 +1,4 @@
-//! One health check: connect, and as far as it is asked for, TLS and a request.
+//! One health check: connect, and depending on the configuration a TLS handshake and an HTTP request.
 
 use std::error::Error;
 use std::io;
@@ -19,27 +19,27 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
-use super::super::certificate::Certificate;
+use super::super::certificate::EndpointCertificate;
 use super::super::failure::{self, Failure};
 use super::super::local_address;
 use super::files::read_file;
 use super::state::ProbeResult;
-use super::tls::{Contents, Handshake, TlsClient, said};
+use super::tls::{Contents, Handshake, TlsClient, tls_error_message};
 use super::{HealthCheck, HttpCheck, TlsCheck};
 use crate::proxy_protocol;
 use crate::text::units::span;
 
-/// For the body of an answer that says what is not ready.
+/// For the body of a response that lists what is not ready.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a check has brought.
+/// The report of a check.
 #[derive(Debug)]
-pub(crate) struct Answer {
-    /// An error is our own: there was no check.
+pub(crate) struct CheckReport {
+    /// An error is local: the check could not be made.
     pub(crate) result: Result<ProbeResult, String>,
-    /// As it was shown, whatever is to be thought of it.
-    pub(crate) certificate: Option<Certificate>,
-    /// What the operator should know although it is no failure.
+    /// The server's certificate, whether it was verified or not.
+    pub(crate) certificate: Option<EndpointCertificate>,
+    /// A warning for the operator, although the check succeeded.
     pub(crate) note: Option<&'static str>,
 }
 
@@ -48,7 +48,7 @@ pub(crate) async fn check_once(
     address: SocketAddr,
     check: &HealthCheck,
     header: Option<proxy_protocol::Version>,
-) -> Answer {
+) -> CheckReport {
     let credentials = check.tls.clone().map(|tls| {
         let token_file = check.http.as_ref().and_then(|http| http.token_file.clone());
         let read = move || {
@@ -63,11 +63,11 @@ pub(crate) async fn check_once(
     };
     match credentials {
         Ok(credentials) => probe(address, check, header, credentials.as_ref()).await,
-        Err(reason) => Answer::not_made(reason),
+        Err(reason) => CheckReport::not_made(reason),
     }
 }
 
-impl Answer {
+impl CheckReport {
     pub(super) fn not_made(reason: String) -> Self {
         Self { result: Err(reason), certificate: None, note: None }
     }
@@ -79,26 +79,26 @@ pub(super) async fn probe(
     check: &HealthCheck,
     header: Option<proxy_protocol::Version>,
     credentials: Option<&Credentials>,
-) -> Answer {
-    let mut answer = Answer { result: Ok(ProbeResult::Ready), certificate: None, note: None };
+) -> CheckReport {
+    let mut report = CheckReport { result: Ok(ProbeResult::Ready), certificate: None, note: None };
     let mut is_connected = false;
     let result =
-        timeout(check.timeout, try_probe(address, check, header, credentials, &mut answer, &mut is_connected)).await;
+        timeout(check.timeout, try_probe(address, check, header, credentials, &mut report, &mut is_connected)).await;
     let late = |_| {
         let within = span(check.timeout);
         Err(Ok(if is_connected {
-            // Its kernel is there, and with it perhaps the connections it has.
-            ProbeResult::Wrong(format!("connected, but no answer within {within}"))
+            // Its kernel responds, so its connections may still work.
+            ProbeResult::Wrong(format!("connected, but no response within {within}"))
         } else {
-            ProbeResult::Unreachable(format!("connect: no answer within {within}"))
+            ProbeResult::Unreachable(format!("connect: no response within {within}"))
         }))
     };
     match result.unwrap_or_else(late) {
         Ok(Some(stream)) => close(stream).await,
         Ok(None) => {}
-        Err(result) => answer.result = result,
+        Err(result) => report.result = result,
     }
-    answer
+    report
 }
 
 /// How long the server may take to send what it sends last and to close.
@@ -129,7 +129,7 @@ async fn try_probe(
     check: &HealthCheck,
     header: Option<proxy_protocol::Version>,
     credentials: Option<&Credentials>,
-    answer: &mut Answer,
+    report: &mut CheckReport,
     is_connected: &mut bool,
 ) -> Result<Option<TlsStream<TcpStream>>, NoResult> {
     // Not as connections are: their handshake waits for the first bytes, and a check may have none.
@@ -137,21 +137,21 @@ async fn try_probe(
     let connected = connected.and_then(|stream| local_address(&stream, address).map(|_| stream));
     let mut stream = connected.map_err(|error| match Failure::of(&error) {
         Failure::Local => Err(error.to_string()),
-        _ => Ok(ProbeResult::Unreachable(format!("connect: {}", failure::plain(&error)))),
+        _ => Ok(ProbeResult::Unreachable(format!("connect: {}", failure::error_message(&error)))),
     })?;
     *is_connected = true;
     if let Some(version) = header {
         let sent = stream.write_all(&proxy_protocol::header(version, None)).await;
-        sent.map_err(|error| Ok(ProbeResult::Wrong(format!("PROXY header: {}", failure::plain(&error)))))?;
+        sent.map_err(|error| Ok(ProbeResult::Wrong(format!("PROXY header: {}", failure::error_message(&error)))))?;
     }
     let (Some(tls), Some(credentials)) = (&check.tls, credentials) else { return Ok(None) };
     let name = tls.asked_name.clone().unwrap_or_else(|| ServerName::from(address.ip()));
     let host = tls.asked_name.as_ref().map_or_else(|| address.to_string(), |name| name.to_str().into_owned());
     let Handshake { certificate, stream } = credentials.client.handshake(name, stream).await;
-    answer.certificate = certificate;
-    let mut stream = stream.map_err(|error| Ok(ProbeResult::Wrong(format!("TLS: {}", said(&error)))))?;
+    report.certificate = certificate;
+    let mut stream = stream.map_err(|error| Ok(ProbeResult::Wrong(format!("TLS: {}", tls_error_message(&error)))))?;
     if let Some(http) = &check.http {
-        answer.note = request(&mut stream, &host, http, credentials.token.clone()).await.map_err(Ok)?;
+        report.note = request(&mut stream, &host, http, credentials.token.clone()).await.map_err(Ok)?;
     }
     Ok(Some(stream))
 }
@@ -170,7 +170,7 @@ impl Credentials {
     }
 }
 
-/// The most of an answer that is read for its list of failed checks.
+/// How much of a response body is read for its list of failed checks.
 const MAX_BODY: usize = 16 * 1024;
 
 /// Requests the path over this connection; what the operator should know although it is no failure.
@@ -180,12 +180,12 @@ pub(crate) async fn request(
     http: &HttpCheck,
     token: Option<HeaderValue>,
 ) -> Result<Option<&'static str>, ProbeResult> {
-    // What is behind it says more: an alert, for one, where a certificate of ours is wanted.
+    // The cause has details, such as the TLS alert if a client certificate is required.
     let wrong = |error: &dyn Error| {
         let cause = error.source();
         let of_tls = cause.and_then(|cause| cause.downcast_ref()).filter(|error| is_of_tls(error));
         ProbeResult::Wrong(match (of_tls, cause) {
-            (Some(error), _) => format!("TLS: {}", said(error)),
+            (Some(error), _) => format!("TLS: {}", tls_error_message(error)),
             (_, Some(cause)) => format!("HTTP: {error}: {cause}"),
             (_, None) => format!("HTTP: {error}"),
         })
@@ -204,7 +204,7 @@ pub(crate) async fn request(
         let response = sender.send_request(request).await.map_err(|error| wrong(&error))?;
         let status = response.status();
         let mut body = Vec::new();
-        // The status is the answer; a body may be endless, and only the one that says what is not ready is of use.
+        // The status is the answer. A body may be endless, and only one that lists failed checks is of use.
         if is_unready(status) {
             let mut frames = response.into_body();
             let read = async {
@@ -223,7 +223,7 @@ pub(crate) async fn request(
     let (status, body) = tokio::select! {
         biased;
         result = &mut exchange => result?,
-        // The last bytes may have come with the end.
+        // The response may have arrived together with the end.
         _ = connection => exchange.await?,
     };
     match status {
@@ -232,7 +232,7 @@ pub(crate) async fn request(
             Err(ProbeResult::Unready(format!("{} {}{}", http.path, status.as_u16(), failed_checks(&body))))
         }
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if http.unauthorized_is_alive => Ok(Some(
-            "it is alive, but does not say whether it is ready: anonymous requests are not allowed; set `token_file` or `client_certificate`",
+            "alive, but readiness unknown: anonymous requests are not allowed; set `token_file` or `client_certificate`",
         )),
         _ => Err(ProbeResult::Wrong(format!("{} {}", http.path, status.as_u16()))),
     }
@@ -255,7 +255,7 @@ fn bearer(token: &[u8], path: &Path) -> Result<HeaderValue, String> {
     Ok(value)
 }
 
-/// An API server says which of its checks failed in lines such as `[-]etcd failed: reason withheld`.
+/// An API server lists its failed checks in lines such as `[-]etcd failed: reason withheld`.
 fn failed_checks(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
     let failed = text.lines().filter_map(|line| line.strip_prefix("[-]")?.split(' ').next());
@@ -268,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unready_api_server_says_why() {
+    fn the_failed_checks_of_an_api_server_are_listed() {
         let body =
             b"[+]ping ok\n[-]etcd failed: reason withheld\n[-]shutdown failed: reason withheld\nreadyz check failed\n";
         assert_eq!(failed_checks(body), ": etcd, shutdown");

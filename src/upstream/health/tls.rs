@@ -1,4 +1,4 @@
-//! A TLS client that verifies as a health check says, and remembers what it was shown.
+//! A TLS client that verifies certificates as configured, and records what the server sends.
 
 use std::io;
 use std::path::Path;
@@ -12,12 +12,12 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::super::certificate::Certificate;
+use super::super::certificate::EndpointCertificate;
 use super::super::failure;
 use super::TlsCheck;
 use super::authorities::{Authorities, CaFile, not_pem, parse_certificates};
 use super::files::{self, Bytes, read_file};
-use super::verifier::{Trust, Verifier};
+use super::verifier::{TrustedAuthorities, Verifier};
 use crate::server_hello::alert_name;
 use crate::text::escape::visible;
 use crate::text::units::time;
@@ -93,17 +93,17 @@ pub(crate) struct TlsClient {
     verifier: Arc<Verifier>,
 }
 
-/// What came of it.
+/// The result of a handshake.
 #[derive(Debug)]
 pub(crate) struct Handshake {
-    /// As it was shown, whatever is to be thought of it.
-    pub(crate) certificate: Option<Certificate>,
-    /// What was not verified is no stream.
+    /// The server's certificate, whether it was verified or not.
+    pub(crate) certificate: Option<EndpointCertificate>,
+    /// An error if the certificate could not be verified.
     pub(crate) stream: io::Result<TlsStream<TcpStream>>,
 }
 
 impl TlsClient {
-    /// Reads the files that the check names.
+    /// Reads the files of the check.
     pub(crate) fn read(tls: &TlsCheck) -> Result<Self, String> {
         Self::new(tls, &Contents::read(tls, None)?)
     }
@@ -121,7 +121,7 @@ impl TlsClient {
                 let roots = Arc::clone(&authorities.roots);
                 let builder = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
                 let chain = builder.build().map_err(|error| format!("{from}: {error}"))?;
-                Some(Trust { authorities, chain })
+                Some(TrustedAuthorities { authorities, chain })
             }
         };
         let verifier = Arc::new(Verifier {
@@ -150,7 +150,7 @@ impl TlsClient {
         Ok(Self { config: Arc::new(config), verifier })
     }
 
-    /// Offers these application protocols in place of HTTP/1.1.
+    /// Offers these ALPN protocols instead of HTTP/1.1.
     pub(crate) fn offering(mut self, protocols: Vec<Vec<u8>>) -> Self {
         Arc::make_mut(&mut self.config).alpn_protocols = protocols;
         self
@@ -159,49 +159,49 @@ impl TlsClient {
     /// Asks for this name; for none, if it is an address.
     pub(crate) async fn handshake(&self, name: ServerName<'static>, stream: TcpStream) -> Handshake {
         let stream = TlsConnector::from(Arc::clone(&self.config)).connect(name, stream).await;
-        let certificate = self.verifier.take_shown().and_then(|der| Certificate::read(&der));
+        let certificate = self.verifier.take_shown().and_then(|der| EndpointCertificate::read(&der));
         Handshake { certificate, stream }
     }
 }
 
-/// Why TLS failed. rustls explains itself at length; the first sentence will do.
-pub(crate) fn said(error: &io::Error) -> String {
+/// Why TLS failed. Messages of rustls are long; the first sentence is enough.
+pub(crate) fn tls_error_message(error: &io::Error) -> String {
     if error.raw_os_error().is_some() {
-        return failure::plain(error);
+        return failure::error_message(error);
     }
     match error.get_ref().and_then(|error| error.downcast_ref()) {
-        Some(rustls::Error::AlertReceived(alert)) => return refused_with(*alert),
+        Some(rustls::Error::AlertReceived(alert)) => return alert_message(*alert),
         Some(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
-            return format!("its certificate, or one of a CA above it, has expired on {}", time(not_after.as_secs()));
+            return format!("certificate, or that of an issuing CA, expired on {}", time(not_after.as_secs()));
         }
         Some(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. })) => {
-            return format!("its certificate is not valid before {}: is a clock wrong?", time(not_before.as_secs()));
+            return format!("certificate not valid before {}; check the clocks", time(not_before.as_secs()));
         }
         _ => {}
     }
     let text = error.to_string();
     if text.contains("CaUsedAsEndEntity") {
-        return "the certificate is that of a CA (self-signed?); such a one is trusted only where `ca_file` has this very certificate".into();
+        return "self-signed or CA certificate; it is only trusted if `ca_file` contains this certificate itself"
+            .into();
     }
     visible(text.split("; ").next().unwrap_or(&text)).into_owned()
 }
 
-fn refused_with(alert: AlertDescription) -> String {
+fn alert_message(alert: AlertDescription) -> String {
     use AlertDescription as Alert;
     let name = alert_name(alert.into()).map_or_else(|| format!("{alert:?}"), str::to_owned);
     match alert {
         Alert::CertificateRequired => {
-            "it demands a client certificate; `health_check.http` has `client_certificate` and `client_key` for that"
-                .into()
+            "client certificate required; set `client_certificate` and `client_key` in `health_check.http`".into()
         }
         Alert::BadCertificate
         | Alert::UnsupportedCertificate
         | Alert::CertificateRevoked
         | Alert::CertificateExpired
         | Alert::CertificateUnknown
-        | Alert::UnknownCA => format!(
-            "it does not accept the client certificate of `health_check.http`, or demands one where there is none ({name})"
-        ),
-        _ => format!("it refuses with the TLS alert {name}"),
+        | Alert::UnknownCA => {
+            format!("client certificate of `health_check.http` missing or rejected (TLS alert {name})")
+        }
+        _ => format!("rejected with TLS alert {name}"),
     }
 }

@@ -1,4 +1,4 @@
-//! What a health check makes of the certificate it is shown.
+//! Verifies the certificate of a health check.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,34 +10,33 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
 
-use super::super::certificate::Certificate;
+use super::super::certificate::EndpointCertificate;
 use super::authorities::Authorities;
 
-/// Verifies the chain, and the name where there is one to verify; remembers what it was shown in any case.
+/// Verifies the chain, and the name if one is configured. Records the certificate in any case.
 #[derive(Debug)]
 pub(super) struct Verifier {
     pub(super) provider: Arc<CryptoProvider>,
-    /// `None`: everything is trusted.
-    pub(super) trust: Option<Trust>,
-    /// `None`: any name is.
+    /// `None`: nothing is verified.
+    pub(super) trust: Option<TrustedAuthorities>,
+    /// `None`: the name is not verified.
     pub(super) name: Option<ServerName<'static>>,
     pub(super) shown: Mutex<Option<CertificateDer<'static>>>,
 }
 
-/// What is trusted.
 #[derive(Debug)]
-pub(super) struct Trust {
+pub(super) struct TrustedAuthorities {
     pub(super) authorities: Arc<Authorities>,
-    /// By these authorities.
+    /// Verifies chains with these authorities.
     pub(super) chain: Arc<WebPkiServerVerifier>,
 }
 
 impl Verifier {
-    /// The operator has named this very certificate: nobody else need vouch for it, and it may be that of a CA, as
-    /// `openssl req -x509` makes them. What it says of itself counts all the same.
-    fn verify_itself(&self, certificate: &CertificateDer<'_>, time: UnixTime) -> Result<ServerCertVerified, Error> {
+    /// Verifies a certificate that is in `ca_file` itself: without a chain, and it may be a CA certificate, as
+    /// `openssl req -x509` makes them. Its dates and names are still verified.
+    fn verify_pinned(&self, certificate: &CertificateDer<'_>, time: UnixTime) -> Result<ServerCertVerified, Error> {
         let parsed = ParsedCertificate::try_from(certificate)?;
-        let dates = Certificate::read(certificate).ok_or(CertificateError::BadEncoding)?;
+        let dates = EndpointCertificate::read(certificate).ok_or(CertificateError::BadEncoding)?;
         let since_epoch =
             |seconds: i64| UnixTime::since_unix_epoch(Duration::from_secs(seconds.try_into().unwrap_or(0)));
         let (not_before, not_after) = (since_epoch(dates.begins), since_epoch(dates.expires));
@@ -68,13 +67,15 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(end_entity.clone().into_owned());
-        let Some(Trust { authorities, chain }) = &self.trust else { return Ok(ServerCertVerified::assertion()) };
+        let Some(TrustedAuthorities { authorities, chain }) = &self.trust else {
+            return Ok(ServerCertVerified::assertion());
+        };
         if authorities.has(end_entity) {
-            return self.verify_itself(end_entity, now);
+            return self.verify_pinned(end_entity, now);
         }
         let name = self.name.as_ref().unwrap_or(asked_name);
         match chain.verify_server_cert(end_entity, intermediates, name, ocsp_response, now) {
-            // The chain has been verified before the name is.
+            // The name is verified after the chain.
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if self.name.is_none() => Ok(ServerCertVerified::assertion()),
@@ -124,7 +125,7 @@ mod tests {
         parameters(is_ca, years).self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
     }
 
-    /// With this in `ca_file`, shown that, in 2025.
+    /// Verifies `shown` in 2025, with `trusted` in `ca_file`.
     fn verify(
         trusted: &CertificateDer<'static>,
         shown: &CertificateDer<'_>,
@@ -136,7 +137,7 @@ mod tests {
         let authorities = Arc::new(Authorities { certificates: vec![trusted.clone()], roots: Arc::new(roots) });
         let builder =
             WebPkiServerVerifier::builder_with_provider(Arc::clone(&authorities.roots), Arc::clone(&provider));
-        let trust = Some(Trust { authorities, chain: builder.build().unwrap() });
+        let trust = Some(TrustedAuthorities { authorities, chain: builder.build().unwrap() });
         let name = name.map(|name| name.try_into().unwrap());
         let verifier = Verifier { provider, trust, name, shown: Mutex::default() };
         let now = UnixTime::since_unix_epoch(Duration::from_secs(1_750_000_000));
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_very_certificate_is_trusted_for_its_names_and_dates() {
+    fn a_pinned_certificate_is_trusted_for_its_names_and_dates() {
         for is_ca in [true, false] {
             let own = self_signed(is_ca, (2024, 2030));
             assert_eq!(verify(&own, &own, Some("a.example")), Ok(()), "{is_ca}");
@@ -166,18 +167,18 @@ mod tests {
     }
 
     #[test]
-    fn another_one_is_not_trusted_for_its_likeness() {
+    fn a_similar_certificate_is_not_trusted() {
         let (own, twin) = (self_signed(true, (2024, 2030)), self_signed(true, (2024, 2030)));
-        assert!(verify(&own, &twin, None).is_err(), "of the same name");
+        assert!(verify(&own, &twin, None).is_err(), "with the same name");
         let key = KeyPair::generate().unwrap();
         let [old, renewed] =
             [(2024, 2029), (2024, 2030)].map(|years| parameters(true, years).self_signed(&key).unwrap().der().clone());
-        let told = format!("{:?}", verify(&old, &renewed, None).unwrap_err());
-        assert!(told.contains("CaUsedAsEndEntity"), "of the same key: {told}");
+        let error = format!("{:?}", verify(&old, &renewed, None).unwrap_err());
+        assert!(error.contains("CaUsedAsEndEntity"), "with the same key: {error}");
     }
 
     #[test]
-    fn whoever_has_signed_it_need_not_be_known() {
+    fn the_issuer_of_a_pinned_certificate_need_not_be_known() {
         let authority =
             CertifiedIssuer::self_signed(parameters(true, (2024, 2030)), KeyPair::generate().unwrap()).unwrap();
         let leaf = parameters(false, (2024, 2030)).signed_by(&KeyPair::generate().unwrap(), &authority).unwrap();

@@ -9,13 +9,14 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{FOR_A_RELEASE_BUILD, blocks};
+use super::FOR_A_RELEASE_BUILD;
 use crate::support::api_server::ApiServer;
 use crate::support::network::{Answer, NameServer, inside};
+use crate::support::pages::block;
 use crate::support::{Router, eventually, tls, watchdog};
 
 const CONTAINERFILE: &str = include_str!("../../../deploy/container/Containerfile");
-const README: &str = include_str!("../../../deploy/container/README.md");
+const PAGE: &str = "deploy/container/README.md";
 
 /// What follows this instruction, each time.
 fn instructions(name: &str) -> impl Iterator<Item = &str> {
@@ -31,9 +32,9 @@ fn arguments(name: &str) -> Vec<String> {
 fn image() -> TempDir {
     watchdog::may_take(FOR_A_RELEASE_BUILD);
     let root = TempDir::new().unwrap();
-    let build = blocks(README, "sh")[0];
+    let build = block(PAGE, "build");
     let project = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let built = Command::new("sh").args(["-ec", build]).current_dir(project).output().unwrap();
+    let built = Command::new("sh").args(["-ec", &build]).current_dir(project).output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     assert_eq!(instructions("FROM").collect::<Vec<_>>(), ["scratch"]);
     for copy in instructions("COPY") {
@@ -42,8 +43,7 @@ fn image() -> TempDir {
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         fs::copy(project.join("target/image").join(from), to).unwrap();
     }
-    let context = blocks(README, "sh")[1].split_whitespace().next_back().unwrap();
-    assert_eq!(context, "target/image", "what the image is built from");
+    assert!(block(PAGE, "image").trim_end().ends_with(" target/image"), "what the image is built from");
     root
 }
 
@@ -123,7 +123,7 @@ fn the_image_needs_nothing_but_what_it_has() {
             assert_eq!(router.get("/readyz").0, 200);
             assert_eq!(router.get("/metrics").1.contains("process_open_fds"), !mounts.is_empty());
         });
-        assert!(router.log().iter().all(|line| line["message"] != "the sandbox is not complete"), "{:?}", router.log());
+        assert!(router.log().iter().all(|line| line["message"] != "sandbox incomplete"), "{:?}", router.log());
         kill_process(process, Signal::TERM).unwrap();
         assert_eq!(router.exit().code(), Some(0));
     }

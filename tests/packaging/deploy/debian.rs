@@ -6,10 +6,11 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-use super::{FOR_A_RELEASE_BUILD, blocks, deployed, values};
+use super::{FOR_A_RELEASE_BUILD, deployed, values};
+use crate::support::pages::block;
 use crate::support::watchdog;
 
-const README: &str = include_str!("../../../deploy/systemd/README.md");
+const PAGE: &str = "deploy/systemd/README.md";
 const UNIT: &str = include_str!("../../../deploy/systemd/snigate.service");
 
 fn run(program: &str, arguments: &[&str]) -> Output {
@@ -46,14 +47,15 @@ fn is_complete(root: &Path, unit: &str) {
     assert_eq!(run(&binary, &["demo", "--once"]).status.code(), Some(2), "it is built without the demo");
     let checked = told(&binary, &["check", &config]);
     let socket = fs::read_to_string(deployed("systemd/snigate.socket")).unwrap();
-    assert!(checked.contains(&format!("\n  {}, refusing", values(&socket, "ListenStream")[0])), "{checked}");
+    assert!(checked.contains(&format!("\n  {}: allow all", values(&socket, "ListenStream")[0])), "{checked}");
 }
 
 #[test]
 #[ignore = "needs root, cargo-deb and dpkg"]
 fn the_package_installs_upgrades_and_goes_without_a_script() {
     watchdog::may_take(FOR_A_RELEASE_BUILD);
-    let (build, install) = blocks(README, "sh")[0].trim().split_once('\n').unwrap();
+    let package = block(PAGE, "package");
+    let (build, install) = package.trim().split_once('\n').unwrap();
     told("sh", &["-ec", build]);
     let pattern = install.strip_prefix("dpkg -i ").unwrap();
     let package = told("sh", &["-ec", &format!("ls -t {pattern}")]).lines().next().unwrap().to_owned();
@@ -80,6 +82,8 @@ fn the_package_installs_upgrades_and_goes_without_a_script() {
         "fish/vendor_completions.d/snigate.fish",
         "zsh/vendor-completions/_snigate",
         "man/man1/snigate.1.gz",
+        "man/man5/snigate.yaml.5.gz",
+        "doc/snigate/docs/troubleshooting.md",
     ] {
         assert!(root.path().join("usr/share").join(there).exists(), "{there}");
     }
@@ -100,13 +104,13 @@ fn the_commands_to_install_by_hand_work() {
     watchdog::may_take(FOR_A_RELEASE_BUILD);
     let root = TempDir::new().unwrap();
     let at = |path: &str| format!(" {}{path}", root.path().display());
-    let by_hand = blocks(README, "sh")[1].replace(" /usr", &at("/usr")).replace(" /etc", &at("/etc"));
+    let by_hand = block(PAGE, "by-hand").replace(" /usr", &at("/usr")).replace(" /etc", &at("/etc"));
     told("sh", &["-ec", &by_hand]);
     is_complete(root.path(), "etc/systemd/system/snigate.service");
 
-    let then: Vec<&str> = blocks(README, "sh")[2].lines().collect();
+    let then = block(PAGE, "then");
     assert_eq!(
-        then,
+        then.lines().collect::<Vec<_>>(),
         ["snigate check /etc/snigate/snigate.yaml", "systemctl daemon-reload", "systemctl enable --now snigate"]
     );
     // There is no systemd to talk to here; it enables in another root all the same.
@@ -131,7 +135,7 @@ fn systemd_understands_the_units_and_the_drop_in() {
     };
     let unit = write("snigate.service", UNIT);
     let socket = write("snigate.socket", &fs::read_to_string(deployed("systemd/snigate.socket")).unwrap());
-    let drop_in = blocks(README, "ini")[0].lines().map(|line| format!("{}\n", line.trim())).collect::<String>();
+    let drop_in = block(PAGE, "token");
     write("snigate.service.d/token.conf", &drop_in);
     assert_eq!([verify(&unit), verify(&socket)], [(), ()].map(|()| (true, String::new())));
     // Otherwise it would say nothing of a drop-in.

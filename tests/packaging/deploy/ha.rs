@@ -1,4 +1,4 @@
-//! What `ha.md` says about keepalived.
+//! What The page on high availability says about keepalived.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -6,10 +6,10 @@ use std::process::Command;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::blocks;
+use crate::support::pages::block;
 use crate::support::{Backend, Router};
 
-const PAGE: &str = include_str!("../../../deploy/ha.md");
+const PAGE: &str = "docs/high-availability.md";
 
 #[test]
 #[ignore = "needs keepalived"]
@@ -18,7 +18,7 @@ fn keepalived_understands_its_configuration() {
     // It looks for the interface, whatever that is called here.
     let links = std::fs::read_dir("/sys/class/net").unwrap().map(|link| link.unwrap());
     let link = links.map(|link| link.file_name().into_string().unwrap()).find(|name| name != "lo").unwrap();
-    let text = blocks(PAGE, "text")[0].replace("eth0", &link);
+    let text = block(PAGE, "keepalived").replace("eth0", &link);
     // What it finds wrong. It ends its whole process group, and so never well.
     let check = |text: &str| {
         let (file, log) = (directory.path().join("keepalived.conf"), directory.path().join("log"));
@@ -40,7 +40,9 @@ fn keepaliveds_script_moves_the_address_as_soon_as_an_instance_drains() {
     let config =
         crate::support::router::config(&[("a.example", backend.address())], "timeouts: {shutdown_delay: 10m}\n");
     let router = Router::start(&config);
-    let script = PAGE.lines().find_map(|line| line.trim().strip_prefix("script \"")).unwrap().trim_end_matches('"');
+    let keepalived = block(PAGE, "keepalived");
+    let script =
+        keepalived.lines().find_map(|line| line.trim().strip_prefix("script \"")).unwrap().trim_end_matches('"');
     let ask = || {
         let script = script.replace("127.0.0.1:9443", &router.admin().to_string());
         Command::new("sh").args(["-c", &script]).output().unwrap()
@@ -48,7 +50,7 @@ fn keepaliveds_script_moves_the_address_as_soon_as_an_instance_drains() {
     let asked = ask();
     assert!(asked.status.success(), "{asked:?}");
     router.signal(Signal::TERM);
-    router.wait("that it drains", |line| line["message"] == "no longer ready; still accepting");
+    router.wait("that it drains", |line| line["message"] == "not ready; still accepting for shutdown_delay");
     crate::support::eventually("it says so", || !ask().status.success());
     let told = String::from_utf8(ask().stderr).unwrap();
     assert!(told.contains("503"), "{told}");

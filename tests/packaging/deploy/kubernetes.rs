@@ -8,11 +8,12 @@ use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{blocks, deployed, seconds};
+use super::{deployed, seconds};
+use crate::support::pages::block;
 use crate::support::router::Router;
 use crate::support::{Backend, Client, Hello, snigate};
 
-const README: &str = include_str!("../../../deploy/kubernetes/README.md");
+const PAGE: &str = "deploy/kubernetes/README.md";
 
 /// What this directory renders to, by kind.
 struct Rendered(Vec<Value>);
@@ -150,10 +151,10 @@ fn another_configuration_is_a_rollout_or_as_the_readme_says_a_reload() {
     assert_ne!(name(), before);
 
     let kustomization = directory.path().join("kustomization.yaml");
-    let stable = blocks(README, "yaml")[0];
+    let fixed = block(PAGE, "fixed-name");
     let text = fs::read_to_string(&kustomization).unwrap();
     let generator = text.split("\n\n").find(|block| block.contains("configMapGenerator:")).unwrap();
-    fs::write(&kustomization, text.replace(generator, stable)).unwrap();
+    fs::write(&kustomization, text.replace(generator, &fixed)).unwrap();
     assert_eq!(name(), "snigate");
     let rendered = Rendered::of(directory.path());
     let pod = &rendered.get("Deployment")["spec"]["template"]["spec"];
@@ -164,11 +165,11 @@ fn another_configuration_is_a_rollout_or_as_the_readme_says_a_reload() {
 
 #[test]
 fn the_readmes_commands_name_what_there_is() {
-    let commands: Vec<&str> = blocks(README, "sh").into_iter().flat_map(str::lines).collect();
+    assert_eq!(block(PAGE, "render"), "kubectl kustomize deploy/kubernetes\n");
+    let apply = block(PAGE, "apply");
     assert_eq!(
-        commands,
+        apply.lines().collect::<Vec<_>>(),
         [
-            "kubectl kustomize deploy/kubernetes",
             "kubectl apply --namespace snigate -k deploy/kubernetes",
             "kubectl rollout status --namespace snigate deployment/snigate",
         ]

@@ -6,12 +6,13 @@ use std::process::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{blocks, deployed, seconds};
+use super::{deployed, seconds};
 use crate::support::api_server::ApiServer;
+use crate::support::pages::{block, page};
 use crate::support::{Router, eventually, snigate, tls};
 
 const APP: &str = include_str!("../../../deploy/marathon/snigate.json");
-const README: &str = include_str!("../../../deploy/marathon/README.md");
+const PAGE: &str = "deploy/marathon/README.md";
 const CONFIGS: [&str; 2] = ["one-cluster.yaml", "two-clusters.yaml"];
 
 /// What a field may be.
@@ -171,7 +172,7 @@ fn the_configurations_are_valid_and_fit_the_app() {
         // The README's arithmetic: 8 MB, 7.5 kB each idle, and as much again for what waits in buffers.
         let connections = config["limits"]["connections"].as_u64().unwrap();
         assert!(8_000_000 + 2 * 7_500 * connections < app["mem"].as_u64().unwrap() << 20, "{name}");
-        assert!(README.contains(&format!("{},000 connections, which is `limits.connections`", connections / 1000)));
+        assert!(page(PAGE).contains(&format!("{},000 connections, which is `limits.connections`", connections / 1000)));
     }
 }
 
@@ -246,9 +247,8 @@ fn the_readme_shows_how_to_write_a_clusters_ca_to_a_file() {
     kubectl(&["config", "set-cluster", "dev", "--server=https://dev.example.com:6443", &embedded, "--embed-certs"]);
     kubectl(&["config", "set-context", "dev", "--cluster=dev"]);
     kubectl(&["config", "use-context", "dev"]);
-    let script = blocks(README, "sh").into_iter().find(|block| block.trim_start().starts_with("kubectl ")).unwrap();
     let output = Command::new("sh")
-        .args(["-ec", script])
+        .args(["-ec", &block(PAGE, "ca")])
         .current_dir(directory.path())
         .env("KUBECONFIG", &kubeconfig)
         .output()

@@ -1,5 +1,7 @@
 //! `snigate man`
 
+mod config;
+
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -7,15 +9,19 @@ use clap::CommandFactory as _;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
-use crate::cli::Arguments;
+use crate::cli::{Arguments, ManPage};
 
-pub(super) fn run() -> anyhow::Result<ExitCode> {
-    std::io::stdout().write_all(page()?.as_bytes())?;
+pub(super) fn run(page: ManPage) -> anyhow::Result<ExitCode> {
+    let text = match page {
+        ManPage::Command => command_page()?,
+        ManPage::Config => config::page()?,
+    };
+    std::io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// One page, with a section for each command.
-fn page() -> anyhow::Result<String> {
+fn command_page() -> anyhow::Result<String> {
     let mut page = Vec::new();
     let man = Man::new(Arguments::command().subcommand_value_name("command"));
     man.render_title(&mut page)?;
@@ -25,7 +31,7 @@ fn page() -> anyhow::Result<String> {
 
     let mut command = Arguments::command().disable_help_flag(true).disable_version_flag(true);
     command.build();
-    // The demo is no part of what is installed.
+    // Packages are built without the demo.
     let documented = command.get_subcommands().filter(|command| !["demo", "help"].contains(&command.get_name()));
     for command in documented {
         Roff::new().control("SH", [command.get_bin_name().unwrap_or_default()]).to_writer(&mut page)?;
@@ -36,13 +42,13 @@ fn page() -> anyhow::Result<String> {
         man.render_options_section(&mut sections)?;
         page.extend(String::from_utf8(sections)?.replace("\n.SH ", "\n.SS ").into_bytes());
     }
-    tables().to_writer(&mut page)?;
+    extra_sections().to_writer(&mut page)?;
     Ok(String::from_utf8(page)?)
 }
 
-fn tables() -> Roff {
+fn extra_sections() -> Roff {
     let mut roff = Roff::new();
-    for (heading, rows) in TABLES {
+    for (heading, rows) in SECTIONS {
         roff.control("SH", [*heading]);
         for (term, meaning) in *rows {
             roff.control("TP", []).text([roman(*term)]).text([roman(*meaning)]);
@@ -51,32 +57,29 @@ fn tables() -> Roff {
     roff
 }
 
-type Table = (&'static str, &'static [(&'static str, &'static str)]);
+type ManSection = (&'static str, &'static [(&'static str, &'static str)]);
 
-const TABLES: &[Table] = &[
+const SECTIONS: &[ManSection] = &[
     (
         "SIGNALS",
         &[
             (
                 "SIGTERM, SIGINT, SIGQUIT",
-                "Stop when open connections have ended, or after timeouts.drain; a second one: at once.",
+                "Shut down gracefully: wait for open connections, at most timeouts.drain. A second signal exits immediately.",
             ),
-            ("SIGHUP", "Read the configuration anew, and take it as a whole or not at all."),
-            ("SIGUSR2", "Hand the listeners to a new process of the binary that is there now."),
+            ("SIGHUP", "Reload the configuration. An invalid one is rejected as a whole."),
+            ("SIGUSR2", "Upgrade: start the installed binary and hand over the listeners to it."),
         ],
     ),
     (
         "EXIT STATUS",
         &[
-            ("0", "It was done; stopped by a signal."),
-            ("1", "Another error; stopped by a second signal."),
-            ("2", "The command line is wrong."),
-            ("78", "The configuration is wrong, or would be refused."),
+            ("0", "Success, or stopped by a signal."),
+            ("1", "Error, or stopped by a second signal."),
+            ("2", "Invalid command line."),
+            ("78", "Invalid configuration, or one that a reload would refuse."),
         ],
     ),
-    ("ENVIRONMENT", &[("RUST_LOG", "What is logged; wins over the configuration."), ("NO_COLOR", "No colours.")]),
-    (
-        "FILES",
-        &[("/etc/snigate/snigate.yaml", "The configuration that the service reads. snigate schema tells its keys.")],
-    ),
+    ("ENVIRONMENT", &[("RUST_LOG", "Log filter; overrides the configuration."), ("NO_COLOR", "Disables colors.")]),
+    ("FILES", &[("/etc/snigate/snigate.yaml", "The configuration of the service: see snigate.yaml(5).")]),
 ];

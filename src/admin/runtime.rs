@@ -1,0 +1,63 @@
+//! A runtime of the admin listener's own. On that of the data path, one scrape of thousands of routes would delay relayed
+//! bytes, and a flood of connections the probe that decides whether the pod lives.
+
+use std::io;
+use std::net::TcpListener as StdTcpListener;
+use std::time::Duration;
+
+use rustix::process::setpriority_process;
+use rustix::thread::gettid;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tracing::debug;
+
+/// Threads that build answers: one at a time, so that on a small machine a CPU is left for connections.
+const BUILDERS: usize = 1;
+
+/// Of the threads that build answers: bytes of clients go first. 0 is ordinary, 19 the lowest.
+const NICENESS: i32 = 10;
+
+/// A thread that answers requests, until this is dropped, and one that builds long answers.
+#[derive(Debug)]
+pub(crate) struct Runtime {
+    handle: Handle,
+    _running: oneshot::Sender<()>,
+}
+
+impl Runtime {
+    pub(crate) fn start() -> io::Result<Self> {
+        let be_nice = || {
+            if let Err(error) = setpriority_process(Some(gettid()), NICENESS) {
+                debug!(%error, "cannot lower the priority of a thread");
+            }
+        };
+        let mut builder = Builder::new_current_thread();
+        builder.enable_all().max_blocking_threads(BUILDERS).thread_name("admin-answers").on_thread_start(be_nice);
+        // Where no thread can be made any more, a pool that has none panics: it keeps the one that is made below.
+        let runtime = builder.thread_keep_alive(Duration::MAX).build()?;
+        let handle = runtime.handle().clone();
+        let (running, stopped) = oneshot::channel();
+        let run = move || {
+            runtime.block_on(async {
+                let _ = spawn_blocking(|| ()).await;
+                let _ = stopped.await;
+            });
+            runtime.shutdown_background();
+        };
+        std::thread::Builder::new().name("admin".into()).spawn(run)?;
+        Ok(Self { handle, _running: running })
+    }
+
+    /// Serves from this socket there.
+    pub(crate) fn spawn<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        socket: TcpListener,
+        serve: impl FnOnce(TcpListener) -> F,
+    ) -> io::Result<JoinHandle<()>> {
+        let socket: StdTcpListener = socket.into_std()?;
+        let _context = self.handle.enter();
+        Ok(self.handle.spawn(serve(TcpListener::from_std(socket)?)))
+    }
+}

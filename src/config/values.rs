@@ -1,0 +1,215 @@
+//! Addresses, names and paths in the file.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use ipnet::{IpNet, Ipv4Net};
+
+use super::schema::ValueSyntax;
+use super::text::Written;
+use crate::name::NamePattern;
+use crate::text::Destination;
+use crate::text::escape::is_visible;
+use crate::text::pasted;
+use crate::upstream::health::CaFile;
+
+const ADDRESS: &str = r"^(\d{1,3}(\.\d{1,3}){3}|\[[0-9A-Fa-f:.]+(%\d+)?\]):0*\d{1,5}$";
+
+fn from_str<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| String::new())
+}
+
+impl Written for SocketAddr {
+    const EXPECTED: &'static str = "an IP address and port such as 0.0.0.0:6443 or \"[::]:6443\"";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("Address", ADDRESS);
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| pasted::listener(text).unwrap_or_default())
+    }
+}
+
+/// The address of the admin listener.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AdminAddress(pub(super) SocketAddr);
+
+impl Written for AdminAddress {
+    const EXPECTED: &'static str = "a loopback address and port such as 127.0.0.1:9443";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("AdminAddress", ADDRESS);
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|_| pasted::listener(text).unwrap_or_default())
+    }
+}
+
+impl Written for NamePattern {
+    const EXPECTED: &'static str = "a DNS name such as a.example.com, or \"*.example.com\" for all names below it";
+    const SYNTAX: ValueSyntax =
+        ValueSyntax::text("ServerName", r"^(\*\.)?([0-9A-Za-z_-]{1,63}\.)*[0-9A-Za-z_-]*[A-Za-z_-][0-9A-Za-z_-]*\.?$");
+
+    fn read(text: &str) -> Result<Self, String> {
+        Self::parse(text).map_err(|error| match text {
+            "*" => "to match every name, omit `sni`".into(),
+            _ => pasted::name(text, error),
+        })
+    }
+}
+
+impl Written for Destination {
+    const EXPECTED: &'static str = "host:port such as api.example.com:6443, 192.0.2.1:6443 or \"[2001:db8::1]:6443\"";
+    const SYNTAX: ValueSyntax =
+        ValueSyntax::text("Endpoint", r"^(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z_.-]+):\+?0*[1-9]\d{0,4}$");
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// A DC/OS service.
+#[derive(Clone, Debug)]
+pub(super) struct Service(pub(super) String);
+
+impl Written for Service {
+    const EXPECTED: &'static str = "a service name such as dev/kubernetes01";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("Service", "^[0-9A-Za-z_./-]+$");
+
+    fn read(text: &str) -> Result<Self, String> {
+        Destination::dcos(text, 1).map(|_| Self(text.into())).map_err(|_| String::new())
+    }
+}
+
+/// The path of a file, relative to the directory of the configuration.
+#[derive(Clone, Debug)]
+pub(super) struct FilePath(pub(super) PathBuf);
+
+impl Written for FilePath {
+    const EXPECTED: &'static str = "a file path, relative to the directory of the configuration";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("File", r"^[^\x00]+$");
+
+    fn read(text: &str) -> Result<Self, String> {
+        if text.is_empty() || text.contains('\0') { Err(String::new()) } else { Ok(Self(text.into())) }
+    }
+}
+
+/// A PEM file with trusted certificates, or those of the system.
+#[derive(Clone, Debug)]
+pub(super) struct TrustedFile(pub(super) CaFile);
+
+impl Written for TrustedFile {
+    const EXPECTED: &'static str = "the path of a PEM file, relative to the directory of the configuration, or system";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("CaFile", r"^[^\x00]+$");
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "system" => Ok(Self(CaFile::System)),
+            path => FilePath::read(path).map(|FilePath(path)| Self(CaFile::File(path))),
+        }
+    }
+}
+
+/// The name to verify in a certificate.
+#[derive(Clone, Debug)]
+pub(super) struct CheckName(pub(super) rustls::pki_types::ServerName<'static>);
+
+impl Written for CheckName {
+    const EXPECTED: &'static str = "a DNS name such as kubernetes, or an IP address";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("CertificateName", "^[0-9A-Za-z_.:-]+$");
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.to_owned().try_into().map(Self).map_err(|_| String::new())
+    }
+}
+
+/// The path of an HTTP request.
+#[derive(Clone, Debug)]
+pub(super) struct RequestPath(pub(super) hyper::Uri);
+
+impl Written for RequestPath {
+    const EXPECTED: &'static str = "a path such as /readyz, with or without a query";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("RequestPath", "^/[^ ]*$");
+
+    fn read(text: &str) -> Result<Self, String> {
+        let uri = from_str::<hyper::Uri>(text)?;
+        if text.starts_with('/') && uri.authority().is_none() { Ok(Self(uri)) } else { Err(String::new()) }
+    }
+}
+
+/// HTTP status codes.
+#[derive(Clone, Debug)]
+pub(super) struct StatusRange(pub(super) RangeInclusive<u16>);
+
+impl Written for StatusRange {
+    const EXPECTED: &'static str = "an HTTP status from 100 to 599 such as 200, or a range such as 200-399";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("StatusRange", r"^[1-5]\d\d(-[1-5]\d\d)?$").or_number(100..=599);
+
+    fn read(text: &str) -> Result<Self, String> {
+        let status = |text: &str| {
+            let has_three_digits = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit());
+            text.parse().ok().filter(|status| has_three_digits && (100..=599).contains(status)).ok_or_else(String::new)
+        };
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let (first, last) = (status(first)?, status(last)?);
+        if first <= last { Ok(Self(first..=last)) } else { Err("the end of the range is below its start".into()) }
+    }
+
+    fn from_number(status: u64) -> Option<Self> {
+        u16::try_from(status).ok().map(|status| Self(status..=status))
+    }
+}
+
+/// The operator's name for a listener or route.
+#[derive(Clone, Debug)]
+pub(super) struct Label(pub(super) String);
+
+impl Written for Label {
+    const EXPECTED: &'static str = "a name of 1 to 253 printable characters that does not start with '_'";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("Label", r"^[^_\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]{0,252}$");
+
+    fn read(text: &str) -> Result<Self, String> {
+        let fits = (1..=253).contains(&text.len()) && !text.starts_with('_') && text.chars().all(is_visible);
+        if fits { Ok(Self(text.into())) } else { Err(String::new()) }
+    }
+}
+
+/// An application protocol (RFC 7301).
+#[derive(Clone, Debug)]
+pub(super) struct Protocol(pub(super) String);
+
+impl Written for Protocol {
+    const EXPECTED: &'static str = "an ALPN protocol of 1 to 255 bytes such as h2";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("Protocol", r"^[\s\S]{1,255}$");
+
+    fn read(text: &str) -> Result<Self, String> {
+        if (1..=255).contains(&text.len()) { Ok(Self(text.into())) } else { Err(String::new()) }
+    }
+}
+
+/// A network of clients. IPv4-mapped IPv6 becomes IPv4, as clients' addresses do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Network(pub(super) IpNet);
+
+impl Written for Network {
+    const EXPECTED: &'static str = "a network such as 192.0.2.0/24 or \"2001:db8::/32\", or a single address";
+    const SYNTAX: ValueSyntax = ValueSyntax::text(
+        "Network",
+        r"^(\d{1,3}(\.\d{1,3}){3}(/([0-2]?\d|3[0-2]))?|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(/\d{1,3})?)$",
+    );
+
+    fn read(text: &str) -> Result<Self, String> {
+        let net = match text.parse::<IpAddr>() {
+            Ok(address) => IpNet::from(address),
+            Err(_) => from_str(text)?,
+        };
+        if net.addr() != net.network() {
+            return Err(format!("host bits are set (did you mean {}?)", net.trunc()));
+        }
+        let canonical = match net {
+            IpNet::V6(v6) if v6.prefix_len() >= 96 => {
+                v6.network().to_ipv4_mapped().and_then(|v4| Ipv4Net::new(v4, v6.prefix_len() - 96).ok()).map(IpNet::V4)
+            }
+            _ => None,
+        };
+        Ok(Self(canonical.unwrap_or(net)))
+    }
+}

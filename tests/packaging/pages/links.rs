@@ -1,0 +1,65 @@
+//! Links within the repository.
+
+use std::path::Path;
+
+use crate::support::pages::{all, page};
+
+/// Where the headings of a page can be linked to.
+fn anchors(text: &str) -> Vec<String> {
+    let mut anchors: Vec<String> = Vec::new();
+    let mut is_block = false;
+    for line in text.lines() {
+        is_block ^= line.trim_start().starts_with("```");
+        let Some(title) = line.strip_prefix('#').filter(|_| !is_block) else { continue };
+        let title = title.trim_start_matches('#').trim().to_lowercase();
+        let kept = title.chars().filter(|letter| letter.is_alphanumeric() || matches!(letter, ' ' | '-' | '_'));
+        let anchor: String = kept.map(|letter| if letter == ' ' { '-' } else { letter }).collect();
+        assert!(!anchors.contains(&anchor), "two headings {title}");
+        anchors.push(anchor);
+    }
+    anchors
+}
+
+/// What is linked to, without what is in code.
+fn links(text: &str) -> Vec<String> {
+    let mut is_block = false;
+    let mut links = Vec::new();
+    for line in text.lines() {
+        is_block ^= line.trim_start().starts_with("```");
+        if !is_block {
+            links.extend(
+                line.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link.to_owned()),
+            );
+        }
+    }
+    links
+}
+
+#[test]
+fn no_link_is_dead() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut count = 0;
+    for path in all() {
+        let text = page(&path);
+        let here = root.join(&path);
+        for link in links(&text).into_iter().filter(|link| !link.starts_with("https://")) {
+            let (file, heading) = link.split_once('#').unwrap_or((&link, ""));
+            let target = if file.is_empty() { here.clone() } else { here.parent().unwrap().join(file) };
+            assert!(target.exists(), "{path}: {link} is dead");
+            if !heading.is_empty() {
+                let found = anchors(&std::fs::read_to_string(&target).unwrap());
+                assert!(found.iter().any(|anchor| anchor == heading), "{path}: {link}: none of {found:?}");
+            }
+            count += 1;
+        }
+    }
+    assert!(count > 100, "{count}");
+}
+
+#[test]
+fn the_readme_leads_to_every_page() {
+    let readme = page("README.md");
+    for path in all().into_iter().filter(|path| path.starts_with("docs/")) {
+        assert!(readme.contains(&format!("({path})")), "README.md does not link {path}");
+    }
+}
