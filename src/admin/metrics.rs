@@ -229,7 +229,7 @@ impl MetricsSnapshot {
             out,
             &endpoints,
             ("snigate_endpoint_connections", "Open connections to the endpoint"),
-            |endpoint| Some(whole(endpoint.connections)),
+            |endpoint| Some(whole(endpoint.connections)).filter(|_| endpoint.connections > 0),
             sum,
         );
         self.endpoint_gauge(
@@ -279,7 +279,7 @@ impl MetricsSnapshot {
         groups
     }
 
-    /// Of each endpoint for which it is not zero, or of all together.
+    /// Of each endpoint that has it, or of all together.
     fn endpoint_gauge(
         &self,
         out: &mut Exposition,
@@ -296,7 +296,7 @@ impl MetricsSnapshot {
             return;
         }
         for endpoint in endpoints {
-            if let Some(value) = value(endpoint).filter(|value| *value != 0) {
+            if let Some(value) = value(endpoint) {
                 out.sample(&endpoint.labels(), value);
             }
         }
