@@ -15,6 +15,8 @@ use crate::upstream::health::{MAX_CHECKS, MAX_READERS};
 
 /// Descriptors for everything but connections: the admin's, health checks, lookups, files, and the rest of the process.
 const RESERVED_DESCRIPTORS: u64 = 29 + (admin::MAX_CONNECTIONS + MAX_CHECKS + MAX_LOOKUPS + MAX_READERS) as u64;
+/// Those without which nothing works: runtimes, listeners, the log.
+const MIN_RESERVED_DESCRIPTORS: u64 = 24;
 /// Its own, the one that a successor would get, and those of a connection that it has accepted beyond the limit.
 const DESCRIPTORS_PER_LISTENER: u64 = 4;
 /// More are not faster: a pipe is only in use while data is in it.
@@ -71,8 +73,8 @@ pub(super) fn resource_limits(
 }
 
 fn derived(descriptors: u64, reserved: u64) -> usize {
-    let reserved = reserved.min(descriptors / 4);
-    let fitting = (descriptors - reserved) / DESCRIPTORS_PER_CONNECTION;
+    let reserved = reserved.min((descriptors / 4).max(MIN_RESERVED_DESCRIPTORS));
+    let fitting = descriptors.saturating_sub(reserved) / DESCRIPTORS_PER_CONNECTION;
     usize::try_from(fitting).unwrap_or(MAX_CONNECTIONS).clamp(1, MAX_CONNECTIONS)
 }
 
@@ -124,7 +126,7 @@ mod tests {
 
     #[test]
     fn the_connection_limit_is_derived_from_descriptors() {
-        for (descriptors, connections) in [(20_000, 9968), (1024, 480), (64, 24), (3, 1), (0, 1), (u64::MAX, 1 << 20)] {
+        for (descriptors, connections) in [(20_000, 9968), (1024, 480), (64, 20), (3, 1), (0, 1), (u64::MAX, 1 << 20)] {
             assert_eq!(derived(descriptors, 64), connections, "{descriptors} descriptors");
         }
     }

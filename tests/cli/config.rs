@@ -113,7 +113,7 @@ fn g15_what_check_accepts_runs() {
         "balance    random, slow_start 0s\n",
         "on endpoint failure: keep its connections\n",
         "health check: none (passive only)\n",
-        "health check: TCP connect, TLS (not verified), GET /readyz (expect:",
+        "health check: TCP connect, TLS (not verified, name kubernetes), GET /readyz (expect:",
         "hello 10s, idle 24h, half_close 1m, drain 0s",
         "keepalive idle 30s, interval 5s, count 3, user_timeout 15m",
         "connections 100, per_source 1000, new_per_source 50/s, hello_bytes 16KiB",

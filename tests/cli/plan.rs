@@ -174,7 +174,7 @@ fn listeners_and_refusals_are_told() {
     );
     assert_eq!(code, Some(1));
     let (code, told) = plan(&new, &["--admin", &router.address().to_string()]);
-    assert!(code == Some(1) && told.contains("cannot ask"), "{told}");
+    assert!(code == Some(1) && told.contains("cannot read the status"), "{told}");
     assert_eq!(plan(&new, &[]).0, Some(2));
 }
 

@@ -197,7 +197,7 @@ fn f01_with_few_descriptors_clients_wait_instead_of_failing() {
     let mut command = std::process::Command::new("sh");
     command.args(["-c", "ulimit -n 64; exec \"$0\" run -c \"$1\"", env!("CARGO_BIN_EXE_snigate")]).arg(&path);
     let router = Router::spawn(command, path, directory);
-    router.wait("the derived limit", |line| line["message"] == "connection limit" && line["connections"] == 24);
+    router.wait("the derived limit", |line| line["message"] == "connection limit" && line["connections"] == 20);
 
     let hello = Hello::to(NAME).record();
     let mut clients: Vec<Client> = (0..100).map(|_| Client::send(router.address(), &hello)).collect();

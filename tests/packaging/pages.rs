@@ -48,9 +48,12 @@ fn examples_mean_what_the_pages_say() {
     let pool = checked("docs/upstreams.md", "pool");
     let services = checked("docs/self-hosting.md", "services");
     for (said, parts) in [
-        (&networks, &["198.51.100.0/24", "10.0.0.0/8, 2001:db8::/32", "10.66.0.0/16", "at most 5000", "1000"][..]),
+        (
+            &networks,
+            &["198.51.100.0/24", "10.0.0.0/8, 2001:db8::/32", "10.66.0.0/16", "max_connections 5000", "1000"][..],
+        ),
         (&headers, &["10.0.0.0/28", "PROXY header v2"]),
-        (&pool, &["10.0.0.1:6443, 10.0.0.2:6443, 10.0.0.3:6443", "GET /readyz", "rise 2, fall 3", "name kubernetes"]),
+        (&pool, &["10.0.0.1:6443, 10.0.0.2:6443, 10.0.0.3:6443", "GET /readyz", "rise 2, fall 3", "kubernetes"]),
         (&services, &["200-399", "PROXY header v2", "198.51.100.0/24"]),
     ] {
         for part in parts {
