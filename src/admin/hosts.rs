@@ -17,12 +17,13 @@ use crate::text::escape::visible;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hosts(pub(crate) Vec<NamePattern>);
 
-/// Paths for probes and scrapers, of which some send no `Host`. Browsers always do.
-const WITHOUT_HOST: [&str; 4] = ["/livez", "/readyz", "/healthz", "/metrics"];
-
 impl Hosts {
     /// Whether to serve the request; the error is the response to send instead.
     pub(super) fn admit<B>(&self, request: &Request<B>) -> Result<(), (StatusCode, String)> {
+        // Probes send whatever they are configured with, and learn nothing that is worth protecting.
+        if super::is_probe(request.uri().path()) {
+            return Ok(());
+        }
         let wrong = |what: &str| (StatusCode::BAD_REQUEST, format!("{what}\n"));
         let mut hosts = request.headers().get_all(HOST).iter();
         let host = hosts.next().filter(|host| !host.is_empty()).map(authority);
@@ -36,7 +37,8 @@ impl Hosts {
                 return Err((StatusCode::MISDIRECTED_REQUEST, misdirected(authority.host())));
             }
         }
-        if host.is_none() && !WITHOUT_HOST.contains(&request.uri().path()) {
+        // Some scrapers send none; browsers always do.
+        if host.is_none() && request.uri().path() != "/metrics" {
             return Err((StatusCode::MISDIRECTED_REQUEST, "missing Host header\n".into()));
         }
         if is_cross_site(request.headers(), host.as_ref()) {
