@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -131,12 +131,13 @@ async fn stall(proxy: SocketAddr, half: Arc<[u8]>, connected: Arc<AtomicUsize>) 
 }
 
 async fn without_descriptors(proxy: &Proxy, client: Client, times: usize) -> String {
-    let accepting = Pid::from_raw(proxy.processes().last().unwrap().pid).unwrap();
+    // From then on there is a worker.
+    client.open().await.unwrap();
+    let accepting = proxy.accepting();
     let set = |current| {
         let maximum = getrlimit(Resource::Nofile).maximum;
         prlimit(Some(accepting), Resource::Nofile, Rlimit { current, maximum }).unwrap()
     };
-    client.clone().attempt().await;
     let (mut first, mut last, mut failed, mut busy) = (Vec::new(), Vec::new(), 0, Duration::ZERO);
     for _ in 0..times {
         let before = set(Some(4));

@@ -344,9 +344,11 @@ impl Proxy {
     /// When it exits by itself.
     pub async fn exited(&mut self) -> Option<Instant> {
         for _ in 0..60_000 {
-            let is_daemon = self.program == Program::Nginx;
-            let child = self.child.as_mut()?;
-            if if is_daemon { self.processes().is_empty() } else { child.try_wait().unwrap().is_some() } {
+            let has_exited = match self.program {
+                Program::Nginx => self.processes().is_empty(),
+                _ => self.child.as_mut()?.try_wait().unwrap().is_some(),
+            };
+            if has_exited {
                 return Some(Instant::now());
             }
             sleep(Duration::from_millis(1)).await;
@@ -354,7 +356,13 @@ impl Proxy {
         None
     }
 
-    /// All processes of the group; the last one accepts.
+    /// The process that accepts: the worker, where there is one.
+    pub fn accepting(&self) -> Pid {
+        let pids = self.processes().into_iter().filter_map(|process| Pid::from_raw(process.pid));
+        pids.max_by_key(|pid| Some(*pid) != self.main).unwrap()
+    }
+
+    /// All processes of the group.
     pub fn processes(&self) -> Vec<Process> {
         let is_member = |process: &Process| {
             process.stat().is_ok_and(|stat| Pid::from_raw(stat.pgrp) == self.group && stat.state != 'Z')

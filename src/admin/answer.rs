@@ -1,4 +1,4 @@
-//! What each address answers.
+//! The response to each path.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use super::status::Selection;
 use super::status_pages::Snapshot;
 use super::{AdminHandles, EVENT_INTERVAL, MAX_AGE, metrics, negotiate, status};
 
-/// Long answers, each made once for all who ask for it within a second.
+/// Responses that take long to build, each shared by all clients that request it within a second.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Answers {
     metrics: Arc<Shared<Rendering>>,
@@ -44,7 +44,7 @@ const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 const TEXT_METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
-/// What to answer instead.
+/// The status and text of an error response.
 pub(super) type Refusal = (StatusCode, String);
 
 pub(super) async fn answer(
@@ -60,7 +60,7 @@ pub(super) async fn answer(
         },
     };
     let response = answer.unwrap_or_else(|(status, says)| respond(status, TEXT, says));
-    // Not earlier: to wait for an answer that others wait for, too, is no reason to be refused.
+    // Checked only now: requests that wait for the same response are not refused for that.
     if place.has_room_for_answer() {
         return response;
     }
@@ -80,15 +80,16 @@ fn refusal<B>(request: &Request<B>, handles: &AdminHandles) -> Option<Refusal> {
     (!is_read).then(|| (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n".into()))
 }
 
-/// To what must never wait.
+/// The response to a probe, which must never wait.
 fn probe(path: &str, handles: &AdminHandles) -> Option<Response<Body>> {
-    match path {
-        "/readyz" | "/healthz" if handles.draining.is_cancelled() => {
-            Some(respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n"))
-        }
-        "/livez" | "/readyz" | "/healthz" => Some(respond(StatusCode::OK, TEXT, "ok\n")),
-        _ => None,
-    }
+    let is_draining = path != "/livez" && handles.draining.is_cancelled();
+    let (status, says) =
+        if is_draining { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } else { (StatusCode::OK, "ok\n") };
+    is_probe(path).then(|| respond(status, TEXT, says))
+}
+
+pub(super) fn is_probe(path: &str) -> bool {
+    matches!(path, "/livez" | "/readyz" | "/healthz")
 }
 
 async fn long(request: &Request<Incoming>, handles: &Arc<AdminHandles>) -> Result<Response<Body>, Refusal> {
@@ -122,7 +123,7 @@ async fn long(request: &Request<Incoming>, handles: &Arc<AdminHandles>) -> Resul
     }
 }
 
-/// As RFC 9111 has it, a client need not content itself with what was made for others.
+/// `no-cache` (RFC 9111, section 5.2.1.4) asks for a response that was built after the request.
 fn freshness(headers: &HeaderMap) -> Freshness {
     let directives = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
     let is_no_cache = |directive: &str| directive.trim().eq_ignore_ascii_case("no-cache");
@@ -138,12 +139,12 @@ async fn made<T: Send + Sync + 'static>(
     shared.get(freshness, make).await.map_err(|_| failed())
 }
 
-/// A panic, which has been logged.
+/// Building it has panicked, which was logged.
 fn failed() -> Refusal {
     (StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be built\n".into())
 }
 
-/// It was made long enough ago for many others to have asked meanwhile.
+/// Newer responses have already replaced it.
 fn outdated() -> Refusal {
     (StatusCode::SERVICE_UNAVAILABLE, "too busy; try again in a second\n".into())
 }
@@ -232,7 +233,7 @@ fn events(handles: &Arc<AdminHandles>) -> Result<Response<Body>, Refusal> {
     Ok(response)
 }
 
-/// The status for all viewers, and the steps that this one has not seen.
+/// The status, shared by all viewers, and the steps that this one has not received.
 async fn event(handles: &Arc<AdminHandles>, seen: u64) -> Option<(Vec<Bytes>, u64)> {
     let look = Arc::clone(handles);
     let make = move || format!("retry: 1000\ndata: {}\n\n", status::event(&look)).into();

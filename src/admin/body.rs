@@ -1,4 +1,4 @@
-//! Bodies of answers: handed out in pieces as they are read, and counted until they have been.
+//! Response bodies: sent in pieces at the pace of the client, and counted until they are sent.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -14,9 +14,9 @@ use super::shared::Revocable;
 
 pub(super) type Body = UnsyncBoxBody<Bytes, Revoked>;
 
-/// Others read newer answers, and there is no memory for all of them.
+/// The response was dropped to bound memory, because newer ones are being read.
 #[derive(Debug, thiserror::Error)]
-#[error("read so slowly that a newer answer has taken its place")]
+#[error("read too slowly: newer responses have replaced it")]
 pub(super) struct Revoked;
 
 pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
@@ -27,7 +27,7 @@ pub(super) fn infallible(body: impl HttpBody<Data = Bytes, Error = Infallible> +
     body.map_err(|never| match never {}).boxed_unsync()
 }
 
-/// The pieces of an answer that others may be reading, too, one after the other.
+/// The pieces of a shared response, one after the other.
 pub(super) fn shared<T: Send + Sync + 'static>(
     answer: Arc<Revocable<T>>,
     length: usize,
@@ -75,7 +75,7 @@ impl<F: FnMut() -> Option<Result<Bytes, Revoked>> + Unpin> HttpBody for Pieces<F
     }
 }
 
-/// Counts as under way until all of it has been handed to the connection.
+/// Counts as a response under way until all of it is in the connection's buffer.
 pub(super) fn counted(body: Body, answer: Answer) -> Body {
     Counted { body, _answer: answer }.boxed_unsync()
 }

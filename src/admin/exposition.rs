@@ -1,5 +1,4 @@
-//! Writes metrics in both of Prometheus' text formats at once. They differ only in what stands before the samples of a
-//! family.
+//! Writes metrics in both text formats of Prometheus at once: they differ only in the header of each family.
 
 use std::fmt::{Display, Write as _};
 use std::io::Write as _;
@@ -30,10 +29,10 @@ pub(super) enum Kind {
     Info,
 }
 
-/// So much is written to a client at a time.
+/// Maximum size of a piece.
 pub(super) const PIECE: usize = 64 * 1024;
 
-/// All metrics, in pieces that any number of clients can read.
+/// All metrics, in pieces that clients share.
 #[derive(Debug)]
 pub(super) struct Rendering {
     pieces: Vec<Piece>,
@@ -47,12 +46,12 @@ struct Piece {
 }
 
 impl Rendering {
-    /// Compressed at the first call, which takes a while.
+    /// Compresses at the first call.
     pub(super) fn gzipped(&self, format: Format) -> &[Bytes] {
         self.gzipped[format as usize].get_or_init(|| {
             let mut encoder = GzEncoder::new(Pieces::default(), Compression::fast());
             for piece in self.pieces(format) {
-                // Memory does not fail.
+                // Writing to memory cannot fail.
                 let _ = encoder.write_all(piece);
             }
             encoder.finish().unwrap_or_default().finish()
@@ -71,7 +70,7 @@ impl Rendering {
     }
 }
 
-/// Collects what is written in pieces, so that nothing large is ever moved.
+/// Collects written bytes in pieces, so that no large buffer is copied.
 #[derive(Default)]
 struct Pieces {
     full: Vec<Bytes>,
@@ -105,12 +104,12 @@ impl std::io::Write for Pieces {
 pub(super) struct Exposition {
     pieces: Vec<Piece>,
     samples: String,
-    /// What the samples of the family begin with.
+    /// Of the current family, with the suffix of its kind.
     name: String,
 }
 
 impl Exposition {
-    /// Begins a family. `name` is without the suffix that the kind has.
+    /// Begins a family. `name` has no suffix such as `_total`.
     pub(super) fn family(&mut self, name: &str, kind: Kind, help: &str) {
         self.flush();
         let (kind_name, text_kind, suffix) = match kind {
@@ -130,12 +129,12 @@ impl Exposition {
         });
     }
 
-    /// A label without a value is left out: to Prometheus both are the same.
+    /// Labels with an empty value are left out, which means the same.
     pub(super) fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) {
         self.write_sample("", labels, None, value);
     }
 
-    /// With a sample for each bound, or only with that for all.
+    /// Without buckets only `+Inf` is left.
     pub(super) fn histogram(&mut self, labels: &[(&str, &str)], observed: &Distribution, has_buckets: bool) {
         for (bound, count) in observed.cumulative().filter(|_| has_buckets) {
             self.write_sample("_bucket", labels, Some(&format_args!("{bound:?}")), count);

@@ -25,11 +25,11 @@ struct Steps {
     taken: u64,
     last: Option<Instant>,
     routes: HashMap<Box<str>, RouteHistory>,
-    /// What viewers have just been sent.
+    /// What viewers are sent until the next step.
     written: Vec<Written>,
 }
 
-/// Some steps as text.
+/// Some steps as JSON text.
 #[derive(Clone, Debug)]
 pub(super) struct Written {
     pub(super) json: Bytes,
@@ -127,7 +127,7 @@ impl History {
         (json!({"step_seconds": STEP.as_secs(), "routes": lines.collect::<Map<_, _>>()}), steps.taken)
     }
 
-    /// The same as text, on one line.
+    /// The same as text on one line, shared until the next step.
     pub(super) fn write_since(&self, seen: u64) -> Written {
         let steps = self.steps();
         if let Some(written) = steps.written.iter().find(|one| (one.seen, one.taken) == (seen, steps.taken)) {
@@ -138,7 +138,7 @@ impl History {
         let written = Written { json: format!("{value}\n").into(), seen, taken };
         let mut steps = self.steps();
         steps.written.retain(|one| one.taken == taken && one.seen != seen);
-        // Whoever comes anew wants all, everybody else the last step.
+        // A new viewer gets all steps, the others the last one.
         if seen == 0 || seen + 1 >= taken {
             steps.written.push(written.clone());
         }

@@ -12,22 +12,22 @@ use super::exposition::{Exposition, Kind, Rendering};
 use super::{AdminHandles, View};
 use crate::listener::accept::ERROR_LABELS;
 use crate::relay::budget;
-use crate::telemetry::{Counters, Histogram, Outcome, Reloads, RouteCounters, Stage, UNROUTED};
+use crate::telemetry::{Counters, Durations, Histogram, Outcome, Reloads, RouteCounters, Stage, UNROUTED};
 use crate::upstream::EndpointState;
 
-/// How much `/metrics` has about each route and endpoint.
+/// Series of each route and endpoint in `/metrics`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum PerRoute {
-    /// Everything.
+    /// All of them.
     #[default]
     Full,
-    /// Of histograms only count and sum.
+    /// Histograms with count and sum, but without buckets.
     Totals,
-    /// Nothing: the same metrics as sums over all routes and endpoints.
+    /// None: every metric is a sum over all routes and endpoints.
     Off,
 }
 
-/// All metrics, as they are now.
+/// The current metrics.
 pub(super) fn render(handles: &AdminHandles) -> Rendering {
     let snapshot = MetricsSnapshot {
         counters: Arc::clone(&handles.counters),
@@ -66,13 +66,13 @@ impl RuntimeMetrics {
     }
 }
 
-/// The series of one route, or of all together.
+/// The series of one route, or of all routes together.
 #[derive(Clone, Copy)]
 struct Group<'s> {
-    /// The value of the label `route`; empty: there is no such label.
+    /// The label `route`; empty: there is none.
     route: &'s str,
     counters: &'s RouteCounters,
-    /// Whether it is there even while everything is zero.
+    /// Even while they are all zero.
     is_always_shown: bool,
     kind: GroupKind,
 }
@@ -84,7 +84,7 @@ enum GroupKind {
     All,
 }
 
-/// One endpoint, as it is now.
+/// The current state of an endpoint.
 struct EndpointGroup<'s> {
     route: &'s str,
     address: String,
@@ -189,10 +189,13 @@ impl MetricsSnapshot {
         }
         let routed: Vec<_> = groups.iter().filter(|group| group.kind != GroupKind::Unrouted).copied().collect();
         let family =
-            |out: &mut Exposition, name, help, groups: &[Group<'_>], histogram: fn(&RouteCounters) -> &Histogram| {
+            |out: &mut Exposition, name, help, groups: &[Group<'_>], histogram: fn(&Durations) -> &Histogram| {
                 out.family(name, Kind::Histogram, help);
                 for group in groups {
-                    let observed = histogram(group.counters).get();
+                    if !group.is_always_shown && !group.counters.has_durations() {
+                        continue;
+                    }
+                    let observed = histogram(group.counters.durations()).get();
                     if group.is_always_shown || observed.count() > 0 {
                         let has_buckets = self.per_route != PerRoute::Totals || group.is_always_shown;
                         out.histogram(&[("route", group.route)], &observed, has_buckets);
@@ -200,12 +203,16 @@ impl MetricsSnapshot {
                 }
             };
         let connect = "Time from the route decision to the connected endpoint";
-        family(out, "snigate_connect_seconds", connect, &routed, |route| &route.connect_seconds);
+        family(out, "snigate_connect_seconds", connect, &routed, |durations| &durations.connect);
         let answer = "Time from the connect to the first bytes from the endpoint";
-        family(out, "snigate_answer_seconds", answer, &routed, |route| &route.answer_seconds);
-        family(out, "snigate_connection_seconds", "Duration of connections, from accept to the end", groups, |route| {
-            &route.connection_seconds
-        });
+        family(out, "snigate_answer_seconds", answer, &routed, |durations| &durations.answer);
+        family(
+            out,
+            "snigate_connection_seconds",
+            "Duration of connections, from accept to the end",
+            groups,
+            |durations| &durations.connection,
+        );
     }
 
     fn endpoints(&self, out: &mut Exposition) {
@@ -279,7 +286,7 @@ impl MetricsSnapshot {
         groups
     }
 
-    /// Of each endpoint that has it, or of all together.
+    /// A gauge of each endpoint that has a value, or of all endpoints together.
     fn endpoint_gauge(
         &self,
         out: &mut Exposition,

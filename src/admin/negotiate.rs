@@ -1,11 +1,11 @@
-//! In which form a client wants metrics (RFC 9110, section 12.5).
+//! The format and encoding that a client asks for (RFC 9110, section 12.5).
 
 use hyper::header::{ACCEPT, ACCEPT_ENCODING, HeaderMap, HeaderName};
 
 use super::exposition::Format;
 
-/// `OpenMetrics` for clients that name it and prefer nothing else, the older text format for all others: it is what the
-/// oldest scrapers read, some of which send no `Accept`.
+/// `OpenMetrics` for clients that list it and do not prefer another; for all others, including those without `Accept`, the
+/// text format, which every scraper reads.
 pub(super) fn format(headers: &HeaderMap) -> Format {
     let (mut open_metrics, mut text): (Option<f32>, Option<(u8, f32)>) = (None, None);
     for item in items(headers, &ACCEPT) {
@@ -29,7 +29,7 @@ pub(super) fn format(headers: &HeaderMap) -> Format {
     if wanted > 0.0 && wanted >= text.map_or(0.0, |(_, quality)| quality) { Format::OpenMetrics } else { Format::Text }
 }
 
-/// Whether a compressed answer is welcome.
+/// Whether the client accepts a compressed response.
 pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
     let (mut gzip, mut any, mut identity) = (None, None, None);
     for item in items(headers, &ACCEPT_ENCODING) {
@@ -44,7 +44,7 @@ pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
     gzip > 0.0 && gzip >= identity.unwrap_or(0.0)
 }
 
-/// One of the things that a header lists.
+/// An element of a list header.
 struct Item {
     name: String,
     parameters: Vec<(String, String)>,
@@ -57,7 +57,7 @@ impl Item {
     }
 }
 
-/// What is not well-formed is left out.
+/// Malformed elements are skipped.
 fn items(headers: &HeaderMap, header: &HeaderName) -> impl Iterator<Item = Item> {
     headers
         .get_all(header)

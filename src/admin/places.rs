@@ -1,7 +1,7 @@
-//! Places for admin connections: a probe finds one, whatever others do with theirs.
+//! Limits on admin connections that always leave room for probes.
 //!
-//! A connection without a request under way may be closed to make room. Long answers are limited, in all and by address, so
-//! that there are always such connections, or free places.
+//! A connection without a request under way may be closed to make room. Long responses are limited in total and per client
+//! address, so that there always is such a connection, or a free place.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -11,15 +11,15 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-/// Connections at a time.
+/// Concurrent connections.
 pub(crate) const MAX_CONNECTIONS: usize = 64;
-/// Of one address; where it needs another place, its own longest idle connection makes room.
+/// Per client address: beyond that, its own longest idle connection makes room.
 const MAX_OF_PEER: usize = MAX_CONNECTIONS / 2;
-/// Answers, other than to probes, that are being read.
+/// Concurrent responses, other than to probes.
 pub(super) const MAX_ANSWERS: usize = 48;
-/// Of one address: a scraper may have the address of the kubelet.
+/// Per client address: a scraper may share its address with the kubelet.
 pub(super) const MAX_ANSWERS_OF_PEER: usize = 24;
-/// An idle connection is not closed earlier: it has had time to send its request.
+/// Minimum idle time before a connection is closed, so that a new one can send its request.
 const GRACE: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
@@ -32,13 +32,13 @@ pub(super) struct Places {
 struct Entry {
     peer: IpAddr,
     state: Mutex<EntryState>,
-    /// To be closed, if it is still idle.
+    /// Notified to close it, unless a request has arrived.
     to_leave: Notify,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct EntryState {
-    /// Without a request; `None`: one is under way.
+    /// `None` while a request is under way.
     idle_since: Option<Instant>,
     is_answered: bool,
     is_leaving: bool,
@@ -49,7 +49,7 @@ impl Places {
         Self { permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)), entries: Mutex::default() }
     }
 
-    /// A connection from there has been accepted.
+    /// Registers a new connection.
     pub(super) fn enter(self: &Arc<Self>, peer: IpAddr, permit: OwnedSemaphorePermit) -> Place {
         let peer = network(peer);
         let state = Mutex::new(EntryState { idle_since: Some(Instant::now()), is_answered: false, is_leaving: false });
@@ -64,13 +64,13 @@ impl Places {
         Place { places: Arc::clone(self), entry, is_answer_written: AtomicBool::new(false), _permit: permit }
     }
 
-    /// All places are taken, and somebody may be waiting for one.
+    /// Called while all places are taken and clients may wait in the kernel's queue.
     pub(super) fn make_room(&self) {
         let entries = self.entries();
         if entries.iter().any(|entry| entry.state().is_leaving) {
             return;
         }
-        // An address that has more than its share does not make others leave.
+        // An address with more than its share must not push out others.
         let has_too_many = |entry: &&Arc<Entry>| staying(&entries, entry.peer) > MAX_OF_PEER;
         let crowd: Vec<_> = entries.iter().filter(has_too_many).collect();
         if crowd.is_empty() {
@@ -85,7 +85,7 @@ impl Places {
     }
 }
 
-/// How many connections it has that are not about to be closed.
+/// The number of connections of this address that are not about to be closed.
 fn staying(entries: &[Arc<Entry>], peer: IpAddr) -> usize {
     entries.iter().filter(|entry| entry.peer == peer && !entry.state().is_leaving).count()
 }
@@ -101,7 +101,7 @@ fn close_longest_idle<'e>(entries: impl Iterator<Item = &'e Arc<Entry>>) {
     }
 }
 
-/// IPv6 hosts have as many addresses as they like in one /64.
+/// An IPv6 host can use any address of its /64.
 fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
@@ -120,13 +120,13 @@ impl Entry {
 pub(super) struct Place {
     places: Arc<Places>,
     entry: Arc<Entry>,
-    /// What is left of the answer is in the connection's buffer.
+    /// Whether the rest of the response is in the connection's buffer.
     is_answer_written: AtomicBool,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Place {
-    /// Ready once it is to make room. It need not, if a request has come meanwhile.
+    /// Completes when the connection must make room. If a request has arrived in the meantime, it stays.
     pub(super) async fn to_leave(&self) {
         loop {
             self.entry.to_leave.notified().await;
@@ -138,26 +138,26 @@ impl Place {
         }
     }
 
-    /// A request has come.
+    /// A request has arrived.
     pub(super) fn begin(&self) {
         self.is_answer_written.store(false, Relaxed);
         self.entry.state().idle_since = None;
     }
 
-    /// All that was to be sent has been sent.
+    /// The connection's buffer has been flushed.
     pub(super) fn flushed(&self) {
         if self.is_answer_written.swap(false, Relaxed) {
             self.entry.state().idle_since = Some(Instant::now());
         }
     }
 
-    /// Its answer has been handed to the connection.
+    /// The last part of the response is in the connection's buffer.
     fn answer_ends(&self) {
         self.entry.state().is_answered = false;
         self.is_answer_written.store(true, Relaxed);
     }
 
-    /// Whether there is room for an answer that may take a while to read.
+    /// Whether there is room for another response that the client may read slowly.
     pub(super) fn has_room_for_answer(&self) -> bool {
         let entries = self.places.entries();
         let answered: Vec<_> = entries.iter().filter(|entry| entry.state().is_answered).collect();
@@ -174,7 +174,7 @@ impl Drop for Place {
     }
 }
 
-/// An answer that is under way, until it is dropped.
+/// A response under way, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Answer(pub(super) Arc<Place>);
 

@@ -1,4 +1,5 @@
-//! Long answers: made once for all who ask within a second, beside everything else, and dropped when that second is over.
+//! Responses that take long to build: built on another thread, shared by all clients that request them within a second,
+//! and then dropped.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -7,20 +8,20 @@ use tokio::sync::{Mutex as Queue, OwnedMutexGuard};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 
-/// An answer that took less is made anew each time: where there are few routes no answer is old.
+/// A response that took less is built anew each time: with few routes, none is outdated.
 const QUICK: Duration = Duration::from_millis(10);
-/// Others are shared for so long.
+/// How long others are shared.
 const SHARED_FOR: Duration = Duration::from_secs(1);
 
-/// So many answers before the latest may still be on their way to slow readers.
+/// Earlier responses that slow clients may still be reading.
 const MAX_OLDER: usize = 2;
 
-/// What one address answers.
+/// The responses to one path.
 #[derive(Debug)]
 pub(super) struct Shared<T> {
     latest: Mutex<Option<Made<T>>>,
     older: Mutex<Vec<Weak<Revocable<T>>>>,
-    /// Whoever is first makes the next one, for all who wait.
+    /// Held by the request that builds the next one, for all that wait.
     making: Arc<Queue<()>>,
 }
 
@@ -31,12 +32,12 @@ struct Made<T> {
     answer: Arc<Revocable<T>>,
 }
 
-/// How old the answer may be.
+/// How old a response may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Freshness {
-    /// As one that others have just got.
+    /// Others may just have received the same.
     Shared,
-    /// Made after it was asked for, however long that takes.
+    /// Built after the request has arrived, which may take a second longer.
     New,
 }
 
@@ -53,7 +54,7 @@ impl<T> Clone for Made<T> {
 }
 
 impl<T: Send + Sync + 'static> Shared<T> {
-    /// The latest answer, or a new one; an error if `make` has panicked.
+    /// The latest response, or a new one. Fails if `make` panics.
     pub(super) async fn get(
         self: &Arc<Self>,
         freshness: Freshness,
@@ -71,7 +72,7 @@ impl<T: Send + Sync + 'static> Shared<T> {
         if let Some(until) = until {
             sleep_until(until).await;
         }
-        // It goes on when the client that has asked leaves: otherwise many such clients would have it made again and again.
+        // Not cancelled when the client disconnects: many such clients would have it built again and again.
         tokio::spawn(Arc::clone(self).make(make, turn)).await?
     }
 
@@ -103,7 +104,7 @@ impl<T: Send + Sync + 'static> Shared<T> {
         Ok(answer)
     }
 
-    /// Whoever still reads one of the oldest gets no more of it: memory for all of them might not be there.
+    /// Revokes the oldest ones that are still being read, to bound memory.
     fn count(&self, new: &Arc<Revocable<T>>) {
         let mut older = self.older.lock().unwrap_or_else(PoisonError::into_inner);
         older.retain(|answer| answer.upgrade().is_some_and(|answer| answer.get().is_some()));
@@ -120,12 +121,12 @@ impl<T: Send + Sync + 'static> Shared<T> {
     }
 }
 
-/// An answer that can be taken away from its readers.
+/// A response that can be dropped while clients read it.
 #[derive(Debug)]
 pub(super) struct Revocable<T>(Mutex<Option<Arc<T>>>);
 
 impl<T> Revocable<T> {
-    /// To be dropped again soon.
+    /// The value, to be held only briefly. `None`: it was revoked.
     pub(super) fn get(&self) -> Option<Arc<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

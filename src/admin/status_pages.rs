@@ -1,4 +1,4 @@
-//! `/api/status` as text, of all routes or of some.
+//! The text of `/api/status`, with all routes or some.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -11,21 +11,21 @@ use super::status::Selection;
 use super::{AdminHandles, View, status};
 use crate::text::escape::visible;
 
-/// What runs at one moment. Any number of clients can read any part of it.
+/// The status at one moment, of which clients share the parts.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     view: Arc<View>,
-    /// All but the routes, up to its end.
+    /// The JSON object without its routes and its closing brace.
     head: String,
     chunks: Vec<Bytes>,
-    /// Where each route is: the chunk, and from where to where without the separator that follows.
+    /// The chunk and range of each route, without the separator that follows.
     routes: Vec<(usize, Range<usize>)>,
 }
 
 const SEPARATOR: &str = ",\n";
 
 impl Snapshot {
-    /// Takes a while for many routes.
+    /// Takes long with many routes.
     pub(super) fn of(handles: &AdminHandles) -> Self {
         let view = handles.view.load_full();
         let mut head = format!("{:#}", status::without_routes(handles, &view));
@@ -46,7 +46,7 @@ impl Snapshot {
         Self { view, head, chunks, routes }
     }
 
-    /// An error says which route there is not.
+    /// The error says that there is no such route.
     pub(super) fn page(&self, selection: &Selection) -> Result<Page, String> {
         let Selection { route, offset, limit } = selection;
         let mut routes = 0..self.routes.len();
@@ -75,7 +75,7 @@ impl Snapshot {
     }
 }
 
-/// A part of a snapshot.
+/// The parts of a snapshot that a response consists of.
 #[derive(Debug)]
 pub(super) struct Page {
     head: Bytes,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::histogram::Histogram;
@@ -26,7 +26,7 @@ const LIFETIME_BUCKETS: [f64; 8] = [0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 14400.0
 pub(crate) struct Counters {
     /// Connections that are not routed, or not yet.
     pub(crate) unrouted: Arc<RouteCounters>,
-    /// What was counted of routes that are no longer exported, so that sums over all routes never go down.
+    /// The sums of routes that are no longer exported, so that totals never decrease.
     pub(crate) forgotten: RouteCounters,
     routes: Mutex<BTreeMap<Box<str>, Retained<Arc<RouteCounters>>>>,
     listeners: Mutex<Vec<Retained<Box<str>>>>,
@@ -264,15 +264,22 @@ pub(crate) struct RouteCounters {
     pub(crate) received: AtomicU64,
     /// Bytes to clients.
     pub(crate) sent: AtomicU64,
-    /// From the route decision until an endpoint is connected.
-    pub(crate) connect_seconds: Histogram,
-    /// From the connect, when the hello is sent, to the endpoint's first bytes.
-    pub(crate) answer_seconds: Histogram,
-    /// Count and sum of `answer_seconds`, for the mean.
+    /// Made by the first connection: most of ten thousand routes may be idle.
+    durations: OnceLock<Box<Durations>>,
+    /// Count and sum of `durations.answer`, for the mean.
     pub(crate) answers: AtomicU64,
     pub(crate) answer_micros: AtomicU64,
+}
+
+/// How long things take, in seconds.
+#[derive(Debug)]
+pub(crate) struct Durations {
+    /// From the route decision until an endpoint is connected.
+    pub(crate) connect: Histogram,
+    /// From the connect, when the hello is sent, to the endpoint's first bytes.
+    pub(crate) answer: Histogram,
     /// From accept to the end.
-    pub(crate) connection_seconds: Histogram,
+    pub(crate) connection: Histogram,
 }
 
 impl RouteCounters {
@@ -283,12 +290,25 @@ impl RouteCounters {
             active: AtomicI64::new(0),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
-            connect_seconds: Histogram::new(&LATENCY_BUCKETS),
-            answer_seconds: Histogram::new(&LATENCY_BUCKETS),
+            durations: OnceLock::new(),
             answers: AtomicU64::new(0),
             answer_micros: AtomicU64::new(0),
-            connection_seconds: Histogram::new(&LIFETIME_BUCKETS),
         }
+    }
+
+    pub(crate) fn durations(&self) -> &Durations {
+        self.durations.get_or_init(|| {
+            Box::new(Durations {
+                connect: Histogram::new(&LATENCY_BUCKETS),
+                answer: Histogram::new(&LATENCY_BUCKETS),
+                connection: Histogram::new(&LIFETIME_BUCKETS),
+            })
+        })
+    }
+
+    /// Whether there was a connection.
+    pub(crate) fn has_durations(&self) -> bool {
+        self.durations.get().is_some()
     }
 
     /// The route's name in logs and metrics.
@@ -298,7 +318,7 @@ impl RouteCounters {
 
     /// An endpoint has sent its first bytes.
     pub(super) fn answered(&self, took: Duration) {
-        self.answer_seconds.observe(took.as_secs_f64());
+        self.durations().answer.observe(took.as_secs_f64());
         self.answers.fetch_add(1, Relaxed);
         self.answer_micros.fetch_add(took.as_micros().try_into().unwrap_or(u64::MAX), Relaxed);
     }
@@ -324,7 +344,7 @@ impl RouteCounters {
         ended[index].1.0[outcome as usize] += 1;
     }
 
-    /// What was counted of all of them.
+    /// The sums of these counters.
     pub(crate) fn sum<'r>(routes: impl Iterator<Item = &'r Self>) -> Self {
         let sum = Self::new("");
         for route in routes {
@@ -341,12 +361,11 @@ impl RouteCounters {
         for (total, more) in [(&self.received, &other.received), (&self.sent, &other.sent)] {
             total.fetch_add(more.load(Relaxed), Relaxed);
         }
-        for (total, more) in [
-            (&self.connect_seconds, &other.connect_seconds),
-            (&self.answer_seconds, &other.answer_seconds),
-            (&self.connection_seconds, &other.connection_seconds),
-        ] {
-            total.add(more);
+        if let Some(other) = other.durations.get() {
+            let Durations { connect, answer, connection } = self.durations();
+            connect.add(&other.connect);
+            answer.add(&other.answer);
+            connection.add(&other.connection);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Distributions of durations. There is no lock: a reader never makes a connection wait.
+//! Histograms of durations without a lock, so that a scrape never makes a connection wait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 const MAX_BOUNDS: usize = 9;
 
-/// How many durations were observed, by upper bound. Clones share their numbers.
+/// Clones share their counts.
 #[derive(Clone, Debug)]
 pub(crate) struct Histogram(Arc<Buckets>);
 
@@ -14,12 +14,12 @@ pub(crate) struct Histogram(Arc<Buckets>);
 struct Buckets {
     /// In seconds, ascending.
     bounds: &'static [f64],
-    /// Of each bound, and of what is longer than the last.
+    /// One per bound, and one for longer durations.
     counts: [AtomicU64; MAX_BOUNDS + 1],
     sum_micros: AtomicU64,
 }
 
-/// What a histogram has observed so far.
+/// The counts of a histogram at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Distribution {
     /// In seconds, ascending.
@@ -63,7 +63,7 @@ impl Distribution {
         self.counts.iter().sum()
     }
 
-    /// For each bound, how many durations were not longer.
+    /// For each bound, the number of durations up to it.
     pub(crate) fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
         self.bounds.iter().zip(self.counts).scan(0, |total, (bound, count)| {
             *total += count;

@@ -155,10 +155,13 @@ async fn run(checks: Arc<Checks>, check: Arc<Check>) {
             continue;
         }
         // Boxed: a check is large, and most of the time there is none.
+        let woken = Instant::now();
         let credentials = Box::pin(files.credentials(settings)).await;
+        let queued = Instant::now();
         let place = PLACES.enter(standing).await;
         let begun = Instant::now();
-        let late = begun - due;
+        // Waiting for files is reported by itself.
+        let late = (woken - due) + (begun - queued);
         checks.lateness.observe(late.as_secs_f64());
         notes.late(&check, late, standing);
         let answer = match credentials {
