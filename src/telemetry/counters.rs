@@ -402,3 +402,32 @@ impl OutcomeCounts {
         self.0[outcome as usize]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_keep_what_was_counted_of_removed_routes() {
+        let counters = Counters::new(0);
+        for route in [counters.route("stays"), counters.route("removed")] {
+            route.count("listener", Outcome::Completed);
+            route.sent.fetch_add(5, Relaxed);
+            route.answered(Duration::from_millis(3));
+        }
+        let stays = counters.route("stays");
+        let sum = || {
+            let routes = counters.routes();
+            let sum = RouteCounters::sum(routes.iter().map(|route| &**route).chain([&counters.forgotten]));
+            let answers = sum.durations().answer.get();
+            (routes.len(), sum.outcomes("listener").get(Outcome::Completed), sum.sent.load(Relaxed), answers.count())
+        };
+        assert_eq!(sum(), (2, 2, 10, 2));
+        for route in counters.known_routes().values_mut() {
+            route.last_used = route.last_used.checked_sub(RETENTION).unwrap();
+        }
+        assert_eq!(sum(), (1, 2, 10, 2));
+        assert_eq!(sum(), (1, 2, 10, 2), "counted once");
+        assert_eq!(stays.ended_in_all(), 1);
+    }
+}
