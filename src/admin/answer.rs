@@ -30,6 +30,9 @@ pub(crate) struct Answers {
     refusals: Arc<Shared<Bytes>>,
 }
 
+/// So few routes are read faster than those of all are shared.
+const FEW_ROUTES: usize = 100;
+
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
@@ -184,9 +187,15 @@ async fn status(
     let selection = Selection::parse(query.unwrap_or_default());
     let selection = selection.map_err(|expected| (StatusCode::BAD_REQUEST, expected.to_owned()))?;
     let look = Arc::clone(handles);
-    let made = made(&handles.answers.status, freshness, move || Snapshot::of(&look)).await?;
-    let page = made.get().ok_or_else(outdated)?.page(&selection);
-    let page = page.map_err(|says| (StatusCode::NOT_FOUND, says))?;
+    let (made, page) = if selection.route.is_some() || selection.limit <= FEW_ROUTES {
+        let selected = spawn_blocking(move || Snapshot::of_selected(&look, &selection)).await.map_err(|_| failed())?;
+        let (snapshot, page) = selected.map_err(|says| (StatusCode::NOT_FOUND, says))?;
+        (Arc::new(Revocable::new(snapshot)), page)
+    } else {
+        let made = made(&handles.answers.status, freshness, move || Snapshot::of(&look)).await?;
+        let page = made.get().ok_or_else(outdated)?.page(&selection).map_err(|says| (StatusCode::NOT_FOUND, says))?;
+        (made, page)
+    };
     let mut response = respond(StatusCode::OK, JSON, "");
     *response.body_mut() = body::shared(made, page.length(), move |snapshot, index| page.piece(snapshot, index));
     Ok(response)

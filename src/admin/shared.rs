@@ -91,7 +91,7 @@ impl<T: Send + Sync + 'static> Shared<T> {
         turn: OwnedMutexGuard<()>,
     ) -> Result<Arc<Revocable<T>>, JoinError> {
         let begun = Instant::now();
-        let answer = Arc::new(Revocable(Mutex::new(Some(Arc::new(spawn_blocking(make).await?)))));
+        let answer = Arc::new(Revocable::new(spawn_blocking(make).await?));
         let is_quick = begun.elapsed() < QUICK;
         let shared_until = Instant::now() + if is_quick { Duration::ZERO } else { SHARED_FOR };
         self.count(&answer);
@@ -126,6 +126,10 @@ impl<T: Send + Sync + 'static> Shared<T> {
 pub(super) struct Revocable<T>(Mutex<Option<Arc<T>>>);
 
 impl<T> Revocable<T> {
+    pub(super) fn new(value: T) -> Self {
+        Self(Mutex::new(Some(Arc::new(value))))
+    }
+
     /// The value, to be held only briefly. `None`: it was revoked.
     pub(super) fn get(&self) -> Option<Arc<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()

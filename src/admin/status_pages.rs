@@ -25,13 +25,27 @@ pub(super) struct Snapshot {
 const SEPARATOR: &str = ",\n";
 
 impl Snapshot {
-    /// Takes long with many routes.
+    /// Of all routes, which takes long if there are many.
     pub(super) fn of(handles: &AdminHandles) -> Self {
         let view = handles.view.load_full();
+        let all = 0..view.routes.len();
+        Self::of_some(handles, view, all)
+    }
+
+    /// With the selected routes only, which is quick if they are few.
+    pub(super) fn of_selected(handles: &AdminHandles, selection: &Selection) -> Result<(Self, Page), String> {
+        let view = handles.view.load_full();
+        let selected = selected(&view, selection)?;
+        let snapshot = Self::of_some(handles, view, selected);
+        let page = snapshot.page_of(0..snapshot.routes.len(), selection.offset);
+        Ok((snapshot, page))
+    }
+
+    fn of_some(handles: &AdminHandles, view: Arc<View>, some: Range<usize>) -> Self {
         let mut head = format!("{:#}", status::without_routes(handles, &view));
         head.truncate(head.strip_suffix("\n}").map_or(head.len(), str::len));
         let (mut chunks, mut chunk, mut routes) = (Vec::new(), String::new(), Vec::new());
-        for route in &view.routes {
+        for route in &view.routes[some] {
             if chunk.len() > PIECE {
                 chunks.push(Bytes::copy_from_slice(chunk.as_bytes()));
                 chunk.clear();
@@ -48,17 +62,12 @@ impl Snapshot {
 
     /// The error says that there is no such route.
     pub(super) fn page(&self, selection: &Selection) -> Result<Page, String> {
-        let Selection { route, offset, limit } = selection;
-        let mut routes = 0..self.routes.len();
-        if let Some(name) = route {
-            let found = self.view.routes.iter().position(|route| route.counters.name() == name);
-            let found = found.ok_or_else(|| format!("there is no route `{}`\n", visible(name)))?;
-            routes = found..found + 1;
-        }
-        let first = routes.start.saturating_add(*offset).min(routes.end);
-        let last = first.saturating_add(*limit).min(routes.end);
+        Ok(self.page_of(selected(&self.view, selection)?, selection.offset))
+    }
+
+    fn page_of(&self, routes: Range<usize>, offset: usize) -> Page {
         let mut slices: Vec<(usize, Range<usize>)> = Vec::new();
-        for (chunk, text) in &self.routes[first..last] {
+        for (chunk, text) in &self.routes[routes] {
             match slices.last_mut() {
                 Some((before, slice)) if before == chunk => slice.end = text.end,
                 Some((_, slice)) => {
@@ -71,8 +80,20 @@ impl Snapshot {
         let is_empty = slices.is_empty();
         let (open, close) = if is_empty { ("[", "]\n}\n") } else { ("[\n", "\n  ]\n}\n") };
         let head = format!("{},\n  \"offset\": {offset},\n  \"routes\": {open}", self.head);
-        Ok(Page { head: head.into(), slices, close })
+        Page { head: head.into(), slices, close }
     }
+}
+
+fn selected(view: &View, selection: &Selection) -> Result<Range<usize>, String> {
+    let Selection { route, offset, limit } = selection;
+    let mut routes = 0..view.routes.len();
+    if let Some(name) = route {
+        let found = view.routes.iter().position(|route| route.counters.name() == name);
+        let found = found.ok_or_else(|| format!("there is no route `{}`\n", visible(name)))?;
+        routes = found..found + 1;
+    }
+    let first = routes.start.saturating_add(*offset).min(routes.end);
+    Ok(first..first.saturating_add(*limit).min(routes.end))
 }
 
 /// The parts of a snapshot that a response consists of.
