@@ -30,7 +30,7 @@ pub(crate) struct Answers {
     refusals: Arc<Shared<Bytes>>,
 }
 
-/// So few routes are read faster than those of all are shared.
+/// Up to this limit, the selected routes are built for each request; otherwise a shared response with all routes is used.
 const FEW_ROUTES: usize = 100;
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
