@@ -1,11 +1,11 @@
 //! `snigate doctor`: every step from a client to its API servers.
 
-mod direct;
-mod entrance;
+mod end_to_end;
+mod endpoint;
+mod listener;
+mod loaded_config;
 mod report;
-mod running;
-mod through;
-mod visit;
+mod route;
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 
 use self::report::{Report, Style, Tally};
-use self::visit::{Here, Visit};
+use self::route::{Here, Visit};
 use super::named::{Named, named};
 use super::{addresses, runtime};
 use crate::cli::Doctor;
@@ -69,7 +69,7 @@ async fn examine(here: &Here, visits: Vec<Visit>, options: &Doctor) -> anyhow::R
     let visits: Vec<_> = visits.into_iter().map(|visit| tokio::spawn(Arc::new(visit).examine())).collect();
     let mut tally = Tally::default();
     let mut routes = Vec::new();
-    let running = running::examine(here).await;
+    let running = loaded_config::examine(here).await;
     let running = running.map(|check| Report { name: "snigate".into(), asked: None, checks: vec![check] });
     if let Some(report) = &running {
         tally.add(report);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use serde_yaml::{Mapping, Value};
 
-use super::trust::Trust;
+use super::ca::Trust;
 use crate::cli::ServerUrl;
 use crate::text::input;
 

@@ -1,9 +1,9 @@
 //! `snigate kubeconfig`
 
-mod asked;
+mod ca;
 mod existing;
-mod server;
-mod trust;
+mod server_name;
+mod server_url;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -16,9 +16,9 @@ use rustls::pki_types::ServerName;
 use serde_json::Value;
 use serde_yaml::{Mapping, Value as Yaml};
 
-use self::asked::{Certificate, Clients};
+use self::ca::Trust;
 use self::existing::Existing;
-use self::trust::Trust;
+use self::server_name::{Certificate, Clients};
 use super::admin::status;
 use super::named::{Named, named};
 use super::{listed, printable, runtime, yaml};
@@ -29,7 +29,7 @@ pub(super) fn run(options: &Kubeconfig) -> anyhow::Result<ExitCode> {
     let Named { route, below } = find_route(&config, &options.route)?;
     let cluster = options.cluster.as_deref();
     let existing = options.from.as_ref().map(|path| Existing::read(path, cluster)).transpose()?;
-    let server = options.server.clone().map_or_else(|| server::of_route(&config, route, below.as_deref()), Ok)?;
+    let server = options.server.clone().map_or_else(|| server_url::of_route(&config, route, below.as_deref()), Ok)?;
     let trust = Trust::choose(options, route, existing.as_ref())?;
     let certificate = match (&trust, &options.admin) {
         (Trust::Anyone, _) => Certificate::Unverified,

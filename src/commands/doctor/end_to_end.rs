@@ -11,9 +11,9 @@ use rustls::AlertDescription;
 use rustls::pki_types::ServerName;
 use tokio::time::timeout;
 
-use super::direct::{failed, is_end, untrusted};
+use super::endpoint::{failed, is_end, untrusted};
 use super::report::{Check, Mark};
-use super::visit::{Visit, late};
+use super::route::{Visit, late};
 
 const HTTP: &[u8] = b"http/1.1";
 

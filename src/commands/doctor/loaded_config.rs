@@ -2,9 +2,9 @@
 
 use crate::text::units::time;
 
-use super::entrance::reached_at;
+use super::listener::reached_at;
 use super::report::{Check, Mark};
-use super::visit::Here;
+use super::route::Here;
 use crate::commands::admin;
 
 /// `None`: there is nobody to ask.

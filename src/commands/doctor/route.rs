@@ -21,9 +21,9 @@ use tokio::net::TcpStream;
 use tokio::task::JoinError;
 use tokio::time::timeout;
 
-use super::entrance::{Door, door, given_door, name_leads_here};
+use super::listener::{Door, door, given_door, name_leads_here};
 use super::report::{Check, Mark, Report};
-use super::{all, direct, through};
+use super::{all, end_to_end, endpoint};
 use crate::commands::named::takes;
 use crate::commands::{kubectl_alpn, route_table, unresolved};
 
@@ -112,7 +112,7 @@ impl Visit {
         let (mut checks, doors, (upstream, shown)) = (names?, doors?, endpoints?);
         let shown = Arc::new(shown);
         let ways = doors.iter().filter_map(|door| door.open);
-        let ways = all(ways.map(|door| through::examine(Arc::clone(&self), door, Arc::clone(&shown)))).await?;
+        let ways = all(ways.map(|door| end_to_end::examine(Arc::clone(&self), door, Arc::clone(&shown)))).await?;
         checks.extend(doors.into_iter().map(|door| door.check));
         checks.extend(upstream);
         checks.extend(ways);
@@ -172,7 +172,7 @@ impl Visit {
         checks.extend(loops.into_iter().map(looped));
         let mut certificates = Vec::new();
         for (found, certificate) in
-            all(addresses.into_iter().map(|address| direct::examine(Arc::clone(self), address))).await?
+            all(addresses.into_iter().map(|address| endpoint::examine(Arc::clone(self), address))).await?
         {
             checks.extend(found);
             certificates.extend(certificate);

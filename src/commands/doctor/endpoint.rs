@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
 use super::report::{Check, Mark};
-use super::visit::{Visit, late};
+use super::route::{Visit, late};
 
 /// The most names of a certificate that are listed.
 const MAX_NAMES: usize = 6;

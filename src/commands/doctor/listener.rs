@@ -8,7 +8,7 @@ use crate::config::Listener;
 use crate::upstream::lookup;
 
 use super::report::{Check, Mark};
-use super::visit::{Here, Visit, list};
+use super::route::{Here, Visit, list};
 use crate::commands::unresolved;
 
 /// Where a client may connect to.
