@@ -1,6 +1,5 @@
-//! One API server, asked as its clients and the health check ask it.
+//! Checks one endpoint directly, like a client and then like the health check.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -10,79 +9,82 @@ use crate::proxy_protocol;
 use crate::text::units::{first_of, time};
 use crate::upstream::health::{Handshake, check_once, tls_error_message};
 use crate::upstream::{EXPIRES_SOON_SECONDS, EndpointCertificate, HealthCheck, ProbeResult, Thresholds};
+use rustls::ProtocolVersion;
 use rustls::pki_types::ServerName;
-use rustls::{CertificateError, ProtocolVersion};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
-use super::report::{Check, Mark};
-use super::route::{Visit, late};
+use super::context::{RouteContext, no_response};
+use super::report::{CheckResult, Verdict};
+use super::tls_error::{MAX_NAMES, dns_names, handshake_failure, untrusted};
 
-/// The most names of a certificate that are listed.
-const MAX_NAMES: usize = 6;
-
-/// What was found, and the certificate that was shown.
-pub(super) async fn examine(visit: Arc<Visit>, address: SocketAddr) -> (Vec<Check>, Option<EndpointCertificate>) {
+/// The results, and the certificate of the endpoint if there was one.
+pub(super) async fn check(
+    context: Arc<RouteContext>,
+    address: SocketAddr,
+) -> (Vec<CheckResult>, Option<EndpointCertificate>) {
     let begun = Instant::now();
-    let stream = match visit.connect(address).await {
+    let stream = match context.connect(address).await {
         Ok(stream) => stream,
         Err(reason) => {
-            let says = format!("cannot be reached: {reason}");
-            return (vec![Check::new(Mark::Failed, "connect", address, says).since(begun)], None);
+            let says = format!("cannot connect: {reason}");
+            return (vec![CheckResult::new(Verdict::Failed, "connect", address, says).since(begun)], None);
         }
     };
-    let mut checks = vec![Check::new(Mark::Ok, "connect", address, "accepts connections").since(begun)];
+    let mut results = vec![CheckResult::new(Verdict::Ok, "connect", address, "accepts connections").since(begun)];
 
     let begun = Instant::now();
-    let Handshake { certificate, stream } = match timeout(visit.patience, handshake(&visit, address, stream)).await {
+    let handshake = timeout(context.check_timeout, handshake(&context, address, stream)).await;
+    let Handshake { certificate, stream } = match handshake {
         Ok(Ok(handshake)) => handshake,
         Ok(Err(reason)) => {
-            checks.push(Check::new(Mark::Failed, "tls", address, reason).since(begun));
-            return (checks, None);
+            results.push(CheckResult::new(Verdict::Failed, "tls", address, reason).since(begun));
+            return (results, None);
         }
         Err(_) => {
-            let says = format!("accepts connections, but does not speak TLS: {}", late(visit.patience));
-            checks.push(Check::new(Mark::Failed, "tls", address, says).since(begun));
-            return (checks, None);
+            let says = format!("TLS handshake failed: {}", no_response(context.check_timeout));
+            results.push(CheckResult::new(Verdict::Failed, "tls", address, says).since(begun));
+            return (results, None);
         }
     };
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let now = i64::try_from(seconds).unwrap_or(i64::MAX);
     match &stream {
         Ok(stream) => {
-            checks.push(Check::new(Mark::Ok, "tls", address, session(stream)).since(begun));
-            checks.push(chain(&visit, address, certificate.as_ref()));
+            results.push(CheckResult::new(Verdict::Ok, "tls", address, session(stream)).since(begun));
+            results.push(check_chain(&context, address, certificate.as_ref()));
         }
-        Err(error) => match untrusted(error, &visit, certificate.as_ref()) {
-            // What is wrong with its dates is told below.
+        Err(error) => match untrusted(error, &context, certificate.as_ref()) {
+            // The check of the validity reports this.
             Some(_) if certificate.as_ref().is_some_and(|one| now < one.begins || one.expires < now) => {}
-            Some(reason) => checks.push(Check::new(Mark::Failed, "chain", address, reason).since(begun)),
+            Some(reason) => results.push(CheckResult::new(Verdict::Failed, "chain", address, reason).since(begun)),
             None => {
-                checks.push(Check::new(Mark::Failed, "tls", address, failed(error)).since(begun));
+                let says = handshake_failure(error);
+                results.push(CheckResult::new(Verdict::Failed, "tls", address, says).since(begun));
             }
         },
     }
     if let Some(certificate) = &certificate {
-        checks.extend(names(&visit, address, certificate));
-        checks.push(dates(address, certificate, now));
+        results.extend(check_names(&context, address, certificate));
+        results.push(check_validity(address, certificate, now));
     }
     if stream.is_ok() {
         drop(stream);
-        checks.push(ready(&visit, address).await);
+        results.push(check_ready(&context, address).await);
     }
-    (checks, certificate)
+    (results, certificate)
 }
 
-/// As clients come: with a PROXY header where the endpoint wants one, and offering what they do.
-async fn handshake(visit: &Visit, address: SocketAddr, mut stream: TcpStream) -> Result<Handshake, String> {
-    let client = visit.client().await?.offering(vec![b"h2".to_vec(), b"http/1.1".to_vec()]);
-    if let Some(version) = visit.route.upstream.proxy_protocol {
+/// With the PROXY header that the endpoint expects, and the ALPN of kubectl.
+async fn handshake(context: &RouteContext, address: SocketAddr, mut stream: TcpStream) -> Result<Handshake, String> {
+    let client = context.tls_client().await?.offering(vec![b"h2".to_vec(), b"http/1.1".to_vec()]);
+    if let Some(version) = context.route.upstream.proxy_protocol {
         let sent = stream.write_all(&proxy_protocol::header(version, None)).await;
-        sent.map_err(|error| format!("takes no PROXY header: {}", tls_error_message(&error)))?;
+        sent.map_err(|error| format!("cannot send the PROXY header: {}", tls_error_message(&error)))?;
     }
-    let name = visit.tls.asked_name.clone().unwrap_or_else(|| ServerName::from(address.ip()));
+    let name = context.tls.asked_name.clone().unwrap_or_else(|| ServerName::from(address.ip()));
     Ok(client.handshake(name, stream).await)
 }
 
@@ -97,145 +99,103 @@ fn session(stream: &TlsStream<TcpStream>) -> String {
     format!("{version}, {protocol}")
 }
 
-fn chain(visit: &Visit, address: SocketAddr, certificate: Option<&EndpointCertificate>) -> Check {
+fn check_chain(context: &RouteContext, address: SocketAddr, certificate: Option<&EndpointCertificate>) -> CheckResult {
     let issuer = certificate.map_or("?", |certificate| &certificate.issuer);
-    let Some(ca) = &visit.tls.ca_file else {
-        let says =
-            format!("issued by {issuer}; not verified, because there is no `health_check.tls.ca_file`, nor --ca");
-        return Check::new(Mark::Note, "chain", address, says);
+    let Some(ca) = &context.tls.ca_file else {
+        let says = format!("issued by {issuer}; not verified, as neither `health_check.tls.ca_file` nor --ca is set");
+        return CheckResult::new(Verdict::Note, "chain", address, says);
     };
-    Check::new(Mark::Ok, "chain", address, format!("verifies against {ca}, issued by {issuer}"))
+    CheckResult::new(Verdict::Ok, "chain", address, format!("verified with {ca}, issued by {issuer}"))
 }
 
-/// Why the certificate was not believed, if that is what went wrong.
-pub(super) fn untrusted(error: &io::Error, visit: &Visit, certificate: Option<&EndpointCertificate>) -> Option<String> {
-    let rustls::Error::InvalidCertificate(reason) = error.get_ref()?.downcast_ref()? else { return None };
-    let ca = visit.tls.ca_file.as_ref().map_or("`ca_file`".into(), ToString::to_string);
-    let issuer = certificate.map_or("?", |certificate| &certificate.issuer);
-    Some(match reason {
-        CertificateError::UnknownIssuer => format!("the certificate was issued by {issuer}, which is not in {ca}"),
-        CertificateError::BadSignature => format!(
-            "the certificate was issued by {issuer}, but with another key than the one in {ca}: is the file of another cluster, or of an earlier one?"
-        ),
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            let wanted = visit.tls.verified_name.as_ref().map_or("?".into(), ServerName::to_str);
-            let carried = certificate.map_or("?".into(), carried);
-            format!("the certificate is not for {wanted} (`health_check.tls.server_name`), but for {carried}")
-        }
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            format!("the CA in {ca}, or one between it and the certificate, has expired")
-        }
-        _ => tls_error_message(error),
-    })
-}
-
-/// Why there is no TLS, whoever was asked.
-pub(super) fn failed(error: &io::Error) -> String {
-    match error.get_ref().and_then(|error| error.downcast_ref()) {
-        Some(rustls::Error::InvalidMessage(_)) => "what answers is not TLS".into(),
-        Some(rustls::Error::AlertReceived(_)) => tls_error_message(error),
-        _ if is_end(error) => "closes the connection instead of speaking TLS".into(),
-        _ => format!("TLS fails: {}", tls_error_message(error)),
-    }
-}
-
-/// Whether the other end has left.
-pub(super) fn is_end(error: &io::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
-    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
-}
-
-/// Whether clients that ask for the route's names will believe it.
-fn names(visit: &Visit, address: SocketAddr, certificate: &EndpointCertificate) -> Option<Check> {
-    let wanted = visit.names();
-    if wanted.is_empty() {
+/// Whether clients can verify the certificate by the hostnames of the route.
+fn check_names(context: &RouteContext, address: SocketAddr, certificate: &EndpointCertificate) -> Option<CheckResult> {
+    let expected = context.names();
+    if expected.is_empty() {
         return None;
     }
-    let missing = certificate.not_covered(&wanted);
-    let is_exact = |name: &NamePattern| name.as_exact().is_some();
-    let carried = carried(certificate);
+    let missing = certificate.not_covered(&expected);
     if missing.is_empty() {
-        return Some(Check::new(Mark::Ok, "names", address, format!("the certificate is for {carried}")));
+        let says = format!("the certificate is valid for {}", dns_names(certificate));
+        return Some(CheckResult::new(Verdict::Ok, "names", address, says));
     }
-    // Who has an alias for `tls-server-name` in `sni` knows that the other names are not covered.
-    let patterns = &visit.route.patterns;
+    // With one valid name in `sni`, clients can use `tls-server-name`, and the operator probably knows.
+    let patterns = &context.route.patterns;
+    let is_exact = |name: &NamePattern| name.as_exact().is_some();
     let uncovered = certificate.not_covered(patterns);
     let has_alias =
         patterns.iter().filter(|name| is_exact(name)).count() > uncovered.iter().filter(|name| is_exact(name)).count();
     let is_failure = missing.iter().any(|name| is_exact(name)) && !has_alias;
     let them = if let [only] = &missing[..] { only.to_string() } else { "them".into() };
     let says = format!(
-        "the certificate is not for {}, but for {carried}: add {them} as a SAN to the API server's certificate{}",
+        "the certificate is not valid for {}; its DNS names: {}; add {them} to its SANs{}",
         first_of(missing.iter(), MAX_NAMES),
-        alias(visit, certificate)
+        dns_names(certificate),
+        alternative(context, certificate)
     );
-    Some(Check::new(if is_failure { Mark::Failed } else { Mark::Note }, "names", address, says))
+    Some(CheckResult::new(if is_failure { Verdict::Failed } else { Verdict::Note }, "names", address, says))
 }
 
-/// How clients can verify it as it is, if they can: by a name that it carries and that leads here, or can be made to.
-fn alias(visit: &Visit, certificate: &EndpointCertificate) -> String {
+/// Whether clients could use `tls-server-name` instead, with a name of the certificate that is routed to the route.
+fn alternative(context: &RouteContext, certificate: &EndpointCertificate) -> String {
     let aliases =
         || certificate.names.iter().filter(|name| NamePattern::parse(name).is_ok() && !name.starts_with("*."));
-    let is_ours =
-        |alias: &&String| visit.route.patterns.iter().any(|pattern| pattern.to_string().eq_ignore_ascii_case(alias));
-    if let Some(alias) = aliases().find(is_ours) {
+    let is_in_sni =
+        |alias: &&String| context.route.patterns.iter().any(|pattern| pattern.to_string().eq_ignore_ascii_case(alias));
+    if let Some(alias) = aliases().find(is_in_sni) {
         return format!(", or set `tls-server-name: {alias}` in kubeconfigs");
     }
-    if let Some(alias) = aliases().find(|alias| visit.other_with(alias).is_none()) {
-        return format!(", or set `tls-server-name: {alias}` in kubeconfigs, with {alias} added to `sni`");
+    if let Some(alias) = aliases().find(|alias| context.other_route_with(alias).is_none()) {
+        return format!(", or set `tls-server-name: {alias}` in kubeconfigs and add {alias} to `sni`");
     }
-    match aliases().next().and_then(|alias| Some((alias, visit.other_with(alias)?))) {
+    match aliases().next().and_then(|alias| Some((alias, context.other_route_with(alias)?))) {
         Some((alias, other)) => format!(
-            " (`tls-server-name: {alias}` in kubeconfigs is no cure: it would lead to the route {}, which has that name in `sni`)",
+            " (`tls-server-name: {alias}` in kubeconfigs would not help: the route {} has {alias} in `sni`)",
             other.name
         ),
         None => String::new(),
     }
 }
 
-fn carried(certificate: &EndpointCertificate) -> String {
-    if certificate.names.is_empty() {
-        return "no DNS name".into();
-    }
-    first_of(certificate.names.iter(), MAX_NAMES)
-}
-
-fn dates(address: SocketAddr, certificate: &EndpointCertificate, now: i64) -> Check {
+fn check_validity(address: SocketAddr, certificate: &EndpointCertificate, now: i64) -> CheckResult {
     let day = |seconds: i64| time(u64::try_from(seconds).unwrap_or(0)).to_string().chars().take(10).collect::<String>();
     let left = u64::try_from(certificate.expires - now).map(Duration::from_secs);
-    let (mark, says) = match left {
-        Err(_) => (Mark::Failed, format!("the certificate has expired on {}", day(certificate.expires))),
+    let (verdict, says) = match left {
+        Err(_) => (Verdict::Failed, format!("the certificate expired on {}", day(certificate.expires))),
         Ok(_) if now < certificate.begins => (
-            Mark::Failed,
+            Verdict::Failed,
             format!("the certificate is not valid before {}: is a clock wrong?", day(certificate.begins)),
         ),
         Ok(left) if certificate.expires - now < EXPIRES_SOON_SECONDS => {
             let days = left.as_secs() / (24 * 3600);
-            (Mark::Note, format!("the certificate expires on {}, in {days} days", day(certificate.expires)))
+            let plural = if days == 1 { "" } else { "s" };
+            (Verdict::Note, format!("the certificate expires on {}, in {days} day{plural}", day(certificate.expires)))
         }
-        Ok(_) => (Mark::Ok, format!("the certificate is valid until {}", day(certificate.expires))),
+        Ok(_) => (Verdict::Ok, format!("the certificate is valid until {}", day(certificate.expires))),
     };
-    Check::new(mark, "expiry", address, says)
+    CheckResult::new(verdict, "expiry", address, says)
 }
 
-/// The very health check.
-async fn ready(visit: &Visit, address: SocketAddr) -> Check {
+/// Runs the health check of the route, or the default one.
+async fn check_ready(context: &RouteContext, address: SocketAddr) -> CheckResult {
     let check = HealthCheck {
-        interval: visit.patience,
-        timeout: visit.patience,
+        interval: context.check_timeout,
+        timeout: context.check_timeout,
         thresholds: Thresholds { rise: 1, fall: 1, unready: 1 },
-        tls: Some(visit.tls.clone()),
-        http: Some(visit.http.clone()),
+        tls: Some(context.tls.clone()),
+        http: Some(context.http.clone()),
     };
     let begun = Instant::now();
-    let answer = check_once(address, &check, visit.route.upstream.proxy_protocol).await;
-    let (mark, says) = match answer.result {
-        Ok(ProbeResult::Ready) => (Mark::Ok, answer.note.map_or_else(|| visit.well_answered(), ToOwned::to_owned)),
-        Ok(ProbeResult::Unready(reason)) => (Mark::Failed, format!("not ready: {reason}")),
-        Ok(ProbeResult::Unreachable(reason) | ProbeResult::Wrong(reason)) => {
-            (visit.mark_of_wrong_answer(), format!("does not answer as an API server does: {reason}"))
+    let report = check_once(address, &check, context.route.upstream.proxy_protocol).await;
+    let (verdict, says) = match report.result {
+        Ok(ProbeResult::Ready) => {
+            (Verdict::Ok, report.note.map_or_else(|| context.expected_response(), ToOwned::to_owned))
         }
-        Err(reason) => (Mark::Failed, format!("was not asked: {reason}")),
+        Ok(ProbeResult::Unready(reason)) => (Verdict::Failed, format!("not ready: {reason}")),
+        Ok(ProbeResult::Unreachable(reason) | ProbeResult::Wrong(reason)) => {
+            (context.verdict_on_unexpected_response(), format!("request failed: {reason}"))
+        }
+        Err(reason) => (Verdict::Failed, format!("not checked: {reason}")),
     };
-    Check::new(mark, "ready", address, says).since(begun)
+    CheckResult::new(verdict, "ready", address, says).since(begun)
 }

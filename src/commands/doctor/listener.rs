@@ -1,88 +1,60 @@
-//! Where clients come in: the names that they look up, and the listeners.
+//! Whether the running snigate accepts connections.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::Listener;
-use crate::upstream::lookup;
+use tokio::task::JoinError;
 
-use super::report::{Check, Mark};
-use super::route::{Here, Visit, list};
-use crate::commands::unresolved;
+use super::context::{RouteContext, reachable_at};
+use super::parallel::run_all;
+use super::report::{CheckResult, Verdict};
 
-/// Where a client may connect to.
-pub(super) struct Door {
-    pub(super) check: Check,
-    /// `None`: the way through it is not to be tried.
-    pub(super) open: Option<SocketAddr>,
+pub(super) struct ListenerCheck {
+    pub(super) result: CheckResult,
+    /// Where to check the route end to end; `None`: not here.
+    pub(super) reachable: Option<SocketAddr>,
 }
 
-/// The one of `--through`.
-pub(super) async fn given_door(visit: Arc<Visit>, address: SocketAddr) -> Door {
-    let begun = Instant::now();
-    let (mark, says, open) = match visit.connect(address).await {
-        Ok(_) => (Mark::Ok, "accepts connections".into(), Some(address)),
-        Err(reason) => (Mark::Failed, format!("does not accept connections: {reason}"), None),
-    };
-    Door { check: Check::new(mark, "listener", address, says).since(begun), open }
-}
-
-/// Where a listener with this address is reached from its machine.
-pub(super) fn reached_at(mut listener: SocketAddr) -> SocketAddr {
-    if listener.ip().is_unspecified() {
-        // [::] takes IPv4, too.
-        listener.set_ip(Ipv4Addr::LOCALHOST.into());
+/// Checks the addresses of `--through`, or else the route's listeners on this machine.
+pub(super) async fn check(context: &Arc<RouteContext>) -> Result<Vec<ListenerCheck>, JoinError> {
+    let through = &context.shared.through;
+    if !through.is_empty() {
+        return run_all(through.iter().map(|address| check_through(Arc::clone(context), *address))).await;
     }
-    listener
+    run_all(context.listeners().map(|index| check_local(Arc::clone(context), index))).await
 }
 
-/// A listener, on this machine.
-pub(super) async fn door(visit: Arc<Visit>, number: usize) -> Door {
-    let Listener { name, address, balancers, .. } = &visit.here.config.listeners[number];
+async fn check_through(context: Arc<RouteContext>, address: SocketAddr) -> ListenerCheck {
+    let begun = Instant::now();
+    let (verdict, says, reachable) = match context.connect(address).await {
+        Ok(_) => (Verdict::Ok, "accepts connections".into(), Some(address)),
+        Err(reason) => (Verdict::Failed, format!("cannot connect: {reason}"), None),
+    };
+    ListenerCheck { result: CheckResult::new(verdict, "listener", address, says).since(begun), reachable }
+}
+
+async fn check_local(context: Arc<RouteContext>, index: usize) -> ListenerCheck {
+    let Listener { name, address, balancers, .. } = &context.shared.config.listeners[index];
     if address.port() == 0 {
-        let says = "the kernel chooses its port, so the way through it is not checked; where is it? (--through)";
-        return Door { check: Check::new(Mark::Note, "listener", name, says), open: None };
+        let says = "not checked: the kernel chooses the port; pass the address with --through";
+        return ListenerCheck { result: CheckResult::new(Verdict::Note, "listener", name, says), reachable: None };
     }
-    let target = reached_at(*address);
+    let target = reachable_at(*address);
     let begun = Instant::now();
-    let (mark, says, open) = match visit.connect(target).await {
+    let (verdict, says, reachable) = match context.connect(target).await {
         Ok(_) if balancers.is_some() => {
-            let says = "accepts connections, but only of balancers that name the client (`accept_proxy`), so the way through it is not checked; where is one? (--through)";
-            (Mark::Note, says.into(), None)
+            let says = "accepts connections, but requires a PROXY header (`accept_proxy`), so it is not checked end to end; \
+                pass the address of a load balancer with --through";
+            (Verdict::Note, says.into(), None)
         }
-        Ok(_) => (Mark::Ok, "accepts connections".into(), Some(target)),
+        Ok(_) => (Verdict::Ok, "accepts connections".into(), Some(target)),
         Err(reason) => {
-            let says = format!(
-                "nobody accepts connections, so the way through it is not checked: {reason}; does snigate run here? (--through)"
-            );
-            (Mark::Failed, says, None)
+            let says =
+                format!("snigate is not reachable: {reason}; if it runs elsewhere, pass its address with --through");
+            (Verdict::Failed, says, None)
         }
     };
-    Door { check: Check::new(mark, "listener", address, says).since(begun), open }
-}
-
-/// Whether clients that look the name up come here.
-pub(super) async fn name_leads_here(here: Arc<Here>, name: String) -> Check {
-    let begun = Instant::now();
-    let (mark, says) = match lookup(&name, 0).await {
-        Err(error) => {
-            (Mark::Note, format!("does not resolve, so clients have to find it another way: {}", unresolved(&error)))
-        }
-        Ok(addresses) => {
-            let ips: Vec<IpAddr> = addresses.iter().map(SocketAddr::ip).collect();
-            let elsewhere: Vec<IpAddr> = ips.iter().copied().filter(|ip| !here.has(*ip)).collect();
-            let resolves = format!("resolves to {}", list(&ips));
-            if elsewhere.is_empty() {
-                (Mark::Ok, format!("{resolves}: this machine"))
-            } else if elsewhere.iter().all(|ip| here.through.iter().any(|through| through.ip().to_canonical() == *ip)) {
-                (Mark::Ok, format!("{resolves}: where --through leads"))
-            } else {
-                let what = if elsewhere.len() == 1 { "is not an address" } else { "are no addresses" };
-                let elsewhere = list(&elsewhere);
-                (Mark::Note, format!("{resolves}; {elsewhere} {what} of this machine, which is fine behind a balancer"))
-            }
-        }
-    };
-    Check::new(mark, "dns", name, says).since(begun)
+    ListenerCheck { result: CheckResult::new(verdict, "listener", address, says).since(begun), reachable }
 }

@@ -1,68 +1,70 @@
-//! Whether the running snigate has taken the file.
+//! Whether the running snigate has loaded this file.
 
 use crate::text::units::time;
 
-use super::listener::reached_at;
-use super::report::{Check, Mark};
-use super::route::Here;
+use super::context::{Context, reachable_at};
+use super::report::{CheckResult, Verdict};
 use crate::commands::admin;
 
-/// `None`: there is nobody to ask.
-pub(super) async fn examine(here: &Here) -> Option<Check> {
-    let config = &here.config;
-    let address = reached_at(config.admin.as_ref().map(|admin| admin.address).filter(|address| address.port() != 0)?);
-    let is_elsewhere = here.has(address.ip()) && here.through.iter().any(|through| !here.has(through.ip()));
-    let check = |mark, says: String| {
-        let (mark, says) = if is_elsewhere {
-            (Mark::Note, format!("on this machine, not where --through leads: {says}"))
+/// `None`: there is no admin listener, or no snigate on this machine is expected.
+pub(super) async fn check(context: &Context) -> Option<CheckResult> {
+    let config = &context.config;
+    let address = reachable_at(config.admin.as_ref().map(|admin| admin.address).filter(|address| address.port() != 0)?);
+    let is_another =
+        context.is_local(address.ip()) && context.through.iter().any(|through| !context.is_local(through.ip()));
+    let result = |verdict, says: String| {
+        let (verdict, says) = if is_another {
+            (Verdict::Note, format!("on this machine, not at --through: {says}"))
         } else {
-            (mark, says)
+            (verdict, says)
         };
-        Some(Check::new(mark, "file", address, says))
+        Some(CheckResult::new(verdict, "file", address, says))
     };
     let status = match admin::status(&address.into()).await {
         Ok((status, _)) => status,
-        Err(_) if !here.through.is_empty() => return None,
+        Err(_) if !context.through.is_empty() => return None,
         Err(error) => {
-            return check(
-                Mark::Note,
-                format!("whether the running snigate has taken this file is not known: {error:#}"),
+            return result(
+                Verdict::Note,
+                format!("unknown whether the running snigate has loaded this file: {error:#}"),
             );
         }
     };
-    let told = &status["config"];
-    let (Some(digest), Some(taken)) = (told["digest"].as_str(), told["last_success_timestamp_seconds"].as_u64()) else {
-        return check(Mark::Note, "what answers is no admin listener of snigate".into());
+    let running = &status["config"];
+    let digest = running["digest"].as_str();
+    let (Some(digest), Some(loaded)) = (digest, running["last_success_timestamp_seconds"].as_u64()) else {
+        return result(Verdict::Note, "the server at this address is not snigate's admin listener".into());
     };
-    let taken = time(taken);
-    let refused = told["last_reload_successful"] == false;
-    let error = told["last_error"].as_str().unwrap_or("its log says why");
+    let loaded = time(loaded);
+    let is_rejected = running["last_reload_successful"] == false;
+    let error = running["last_error"].as_str().unwrap_or("see its log");
     let is_this = config.digest.is_some_and(|ours| digest == format!("{ours:016x}"));
-    let (running, ours) = (status["version"].as_str().unwrap_or("?"), env!("CARGO_PKG_VERSION"));
+    let (version, our_version) = (status["version"].as_str().unwrap_or("?"), env!("CARGO_PKG_VERSION"));
     let process = &status["process"];
-    match (is_this, refused) {
-        (true, false) => check(Mark::Ok, format!("the running snigate has taken this file at {taken}")),
-        (true, true) => check(
-            Mark::Note,
-            format!("the running snigate has taken this file at {taken}, and refused another one since: {error}"),
+    match (is_this, is_rejected) {
+        (true, false) => result(Verdict::Ok, format!("the running snigate loaded this file at {loaded}")),
+        (true, true) => result(
+            Verdict::Note,
+            format!("the running snigate loaded this file at {loaded}, and rejected another one since: {error}"),
         ),
-        (false, true) => check(
-            Mark::Failed,
+        (false, true) => result(
+            Verdict::Failed,
             format!(
-                "the running snigate has another configuration, taken at {taken}, as it has refused the last reload: {error}"
+                "the running snigate has another configuration, loaded at {loaded}: it rejected the last reload: {error}"
             ),
         ),
-        (false, false) if running != ours => check(
-            Mark::Note,
+        (false, false) if version != our_version => result(
+            Verdict::Note,
             format!(
-                "the running snigate is {running} and this one {ours}, so whether it has taken this file cannot be compared; it has taken one at {taken}"
+                "cannot compare configurations, as the running snigate is version {version} and this one {our_version}; it \
+                 loaded its file at {loaded}"
             ),
         ),
-        (false, false) => check(
-            Mark::Note,
+        (false, false) => result(
+            Verdict::Note,
             format!(
-                "the running snigate has another configuration than this file, taken at {taken}: `snigate plan` says what a \
-                 reload would change, and kill -HUP {process} (systemctl reload snigate) makes one"
+                "the running snigate has another configuration, loaded at {loaded}; `snigate plan` shows what a reload would \
+                 change; to reload, run `systemctl reload snigate` or `kill -HUP {process}`"
             ),
         ),
     }
