@@ -1,4 +1,4 @@
-//! Where clients find the router, as its configuration says.
+//! The default URL of the router.
 
 use anyhow::{Context, bail};
 
@@ -6,17 +6,21 @@ use super::exact_names;
 use crate::cli::ServerUrl;
 use crate::config::{Config, Route};
 
-/// By the name below a wildcard that was asked for, or else the route's first exact one, at its first listener.
-pub(super) fn of_route(config: &Config, route: &Route, below: Option<&str>) -> anyhow::Result<ServerUrl> {
-    let name = below.or_else(|| exact_names(route).next()).with_context(|| {
-        let takes = if route.patterns.is_empty() { "every name" } else { "wildcards" };
+/// With this hostname, or else the route's first exact one, and the port of the route's first listener.
+pub(super) fn default(config: &Config, route: &Route, hostname: Option<&str>) -> anyhow::Result<ServerUrl> {
+    let name = hostname.or_else(|| exact_names(route).next()).with_context(|| {
+        let (lacks, alternative) = if route.patterns.is_empty() {
+            ("has no `sni`", "")
+        } else {
+            ("has only wildcards in `sni`", "a hostname below one of them instead of the route's name, or ")
+        };
         format!(
-            "the route `{}` takes {takes}, and has no exact name in `sni` for a URL; expected {}--server https://NAME:PORT",
-            route.name,
-            if route.patterns.is_empty() { "" } else { "a name below one of them in its place, or " }
+            "the route `{}` {lacks}, so the hostname of the URL is unknown; expected {alternative}--server \
+             https://NAME:PORT",
+            route.name
         )
     })?;
-    let first = route.matchers.listeners.as_ref().and_then(|numbers| numbers.first());
+    let first = route.matchers.listeners.as_ref().and_then(|indices| indices.first());
     let listener = &config.listeners[first.copied().unwrap_or(0)];
     let port = listener.address.port();
     if port == 0 {
