@@ -30,8 +30,8 @@ fn plan(new: &str, arguments: &[&str]) -> (Option<i32>, String) {
 
 #[test]
 fn a_reload_does_what_plan_printed() {
-    let (backend, held) = Backend::held();
-    let (second, also_held) = Backend::held();
+    let (backend, accepted) = Backend::held();
+    let (second, second_accepted) = Backend::held();
     let (one, two) = (backend.address(), second.address());
     let before = [
         ("stays.example", endpoints(&[one])),
@@ -49,8 +49,8 @@ fn a_reload_does_what_plan_printed() {
     clients.extend(open("stays.example", 1));
     clients.extend(open("changes.example", 4));
     let _upstreams: Vec<TcpStream> = (0..7)
-        .map(|_| held.recv_timeout(PATIENCE).unwrap())
-        .chain((0..2).map(|_| also_held.recv_timeout(PATIENCE).unwrap()))
+        .map(|_| accepted.recv_timeout(PATIENCE).unwrap())
+        .chain((0..2).map(|_| second_accepted.recv_timeout(PATIENCE).unwrap()))
         .collect();
     let active = |name: &str| router.metric(&format!("snigate_connections_active{{route=\"{name}\"}}"));
     eventually("all", || active("changes.example") == 4.0 && active("goes.example") == 3.0);
@@ -148,15 +148,16 @@ fn changed_listeners_and_rejected_reloads_are_printed() {
     let by_name = format!("localhost:{}", router.admin().port());
     assert_eq!(plan(&new.replace("workers: 2\n", ""), &["--admin", &by_name]), (code, output));
 
-    let taken = Backend::named("another").address().to_string();
-    let wanted = new.replace("workers: 2\n", "").replace(here, &taken);
+    let occupied = Backend::named("another").address().to_string();
+    let wanted = new.replace("workers: 2\n", "").replace(here, &occupied);
     let (code, output) = plan(&wanted, &["--admin", &admin]);
-    assert!(output.contains(&format!("  + {taken}  cannot listen: address already in use\n")), "{output}");
-    let expected = format!("snigate: a reload to new.yaml would fail now: cannot listen on {taken}: ");
+    assert!(output.contains(&format!("  + {occupied}  cannot listen: address already in use\n")), "{output}");
+    let expected = format!("snigate: a reload to new.yaml would fail now: cannot listen on {occupied}: ");
     assert!(output.contains(&expected) && output.ends_with("; another process is listening on it\n"), "{output}");
     assert_eq!(code, Some(1));
     let (code, output) = plan(&wanted, &["--from", router.config.to_str().unwrap()]);
-    let expected = format!("  + {taken}  starts listening; on this machine that would fail: address already in use\n");
+    let expected =
+        format!("  + {occupied}  starts listening; on this machine that would fail: address already in use\n");
     assert!(output.contains(&expected) && code == Some(0), "{output}");
     let listening = |address: &str| new.replace("workers: 2\n", "").replace(here, address);
     let running = tempfile::NamedTempFile::new().unwrap();
@@ -169,10 +170,10 @@ fn changed_listeners_and_rejected_reloads_are_printed() {
 
     let (code, output) = plan("listen: nonsense\n", &["--admin", &admin]);
     assert!(output.contains("new.yaml:1:9: listen: ") && code == Some(78), "{output}");
-    let nobody = closed().to_string();
-    let (code, output) = plan(&new, &["--admin", &nobody]);
+    let unreachable = closed().to_string();
+    let (code, output) = plan(&new, &["--admin", &unreachable]);
     assert!(
-        output.starts_with(&format!("snigate: cannot read the status from the admin listener at {nobody}: ")),
+        output.starts_with(&format!("snigate: cannot read the status from the admin listener at {unreachable}: ")),
         "{output}"
     );
     assert_eq!(code, Some(1));
@@ -224,7 +225,7 @@ fn another_machine_with_the_same_hostname_is_not_this_one() {
     let new = config(&format!("{FAR}:6443"));
     let neighbour = Neighbour::new();
     alone(&config("0.0.0.0:443"), &neighbour.link(), |_| {
-        let _taken = neighbour.inside(|| std::net::TcpListener::bind((FAR, 6443)).unwrap());
+        let _occupied = neighbour.inside(|| std::net::TcpListener::bind((FAR, 6443)).unwrap());
         let elsewhere = neighbour.inside(|| plan(&new, &["--admin", &format!("{NEAR}:9000")]));
         let expected =
             format!("  + {FAR}:6443  starts listening; on this machine that would fail: address already in use\n");
@@ -242,16 +243,16 @@ fn a_new_admin_address_is_tested() {
     let admin = router.admin().to_string();
     let with_admin =
         |address: SocketAddr| text(&routes, "").replace("admin: 127.0.0.1:0", &format!("admin: \"{address}\""));
-    let (wanted, taken) = (free(), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let (wanted, occupied) = (free(), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     let (status, output) = plan(&with_admin(wanted), &["--admin", &admin]);
     assert_eq!(status, Some(0), "{output}");
     assert!(output.contains(&format!("  + {wanted}  admin: starts listening\n")), "{output}");
     assert!(output.contains("  - 127.0.0.1:0  admin: stops listening\n"), "{output}");
 
-    let taken = taken.local_addr().unwrap();
-    let (status, output) = plan(&with_admin(taken), &["--admin", &admin]);
+    let occupied = occupied.local_addr().unwrap();
+    let (status, output) = plan(&with_admin(occupied), &["--admin", &admin]);
     assert_eq!(status, Some(1), "{output}");
-    assert!(output.contains(&format!("  + {taken}  admin: cannot listen: ")), "{output}");
-    let refused = router.reload(&with_admin(taken));
+    assert!(output.contains(&format!("  + {occupied}  admin: cannot listen: ")), "{output}");
+    let refused = router.reload(&with_admin(occupied));
     assert!(refused["reason"].as_str().unwrap().contains("another process is listening on it"), "{refused}");
 }

@@ -53,7 +53,8 @@ impl Report {
             let took_ms = took.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
             json!({"step": step, "subject": subject, "result": verdict.label(), "took_ms": took_ms, "says": says})
         };
-        json!({"name": self.name, "asked": self.hostname, "checks": self.results.iter().map(result).collect::<Vec<_>>()})
+        let results: Vec<Value> = self.results.iter().map(result).collect();
+        json!({"name": self.name, "asked": self.hostname, "checks": results})
     }
 
     pub(super) fn text(&self, style: Style) -> String {

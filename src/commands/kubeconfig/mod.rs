@@ -48,7 +48,11 @@ pub(super) fn run(options: &Kubeconfig) -> anyhow::Result<ExitCode> {
     let document = if let Some(existing) = existing {
         existing.update(connection, &mut notes)?
     } else {
-        notes.push("It has no credentials: add them with `kubectl config set-credentials` and `kubectl config set-context --current --user`, or use --from with a kubeconfig that has them.".into());
+        notes.push(
+            "It has no credentials: add them with `kubectl config set-credentials` and `kubectl config set-context \
+             --current --user`, or use --from with a kubeconfig that has them."
+                .into(),
+        );
         new(cluster.or(hostname.as_deref()).unwrap_or(&route.name), connection)
     };
     let mut text = String::new();
