@@ -154,7 +154,7 @@ impl MetricsSnapshot {
             "snigate_connect",
             "Time from the route decision to the connected endpoint",
             routed,
-            |route| &route.connect_seconds,
+            |route| &route.durations().connect,
         )?;
         let routed = self.routes.iter().map(|route| &**route);
         Self::histograms(
@@ -162,14 +162,14 @@ impl MetricsSnapshot {
             "snigate_answer",
             "Time from the connect to the first bytes from the endpoint",
             routed,
-            |route| &route.answer_seconds,
+            |route| &route.durations().answer,
         )?;
         Self::histograms(
             encoder,
             "snigate_connection",
             "Duration of connections, from accept to the end",
             self.routes(),
-            |route| &route.connection_seconds,
+            |route| &route.durations().connection,
         )
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use prometheus_client::metrics::histogram::Histogram;
@@ -257,15 +257,22 @@ pub(crate) struct RouteCounters {
     pub(crate) received: AtomicU64,
     /// Bytes to clients.
     pub(crate) sent: AtomicU64,
-    /// From the route decision until an endpoint is connected.
-    pub(crate) connect_seconds: Histogram,
-    /// From the connect, when the hello is sent, to the endpoint's first bytes.
-    pub(crate) answer_seconds: Histogram,
-    /// Count and sum of `answer_seconds`, whose histogram cannot be read, for the mean.
+    /// Made by the first connection: most of ten thousand routes may be idle.
+    durations: OnceLock<Box<Durations>>,
+    /// Count and sum of `durations.answer`, whose histogram cannot be read, for the mean.
     pub(crate) answers: AtomicU64,
     pub(crate) answer_micros: AtomicU64,
+}
+
+/// How long things take, in seconds.
+#[derive(Debug)]
+pub(crate) struct Durations {
+    /// From the route decision until an endpoint is connected.
+    pub(crate) connect: Histogram,
+    /// From the connect, when the hello is sent, to the endpoint's first bytes.
+    pub(crate) answer: Histogram,
     /// From accept to the end.
-    pub(crate) connection_seconds: Histogram,
+    pub(crate) connection: Histogram,
 }
 
 impl RouteCounters {
@@ -276,12 +283,20 @@ impl RouteCounters {
             active: AtomicI64::new(0),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
-            connect_seconds: Histogram::new(LATENCY_BUCKETS),
-            answer_seconds: Histogram::new(LATENCY_BUCKETS),
+            durations: OnceLock::new(),
             answers: AtomicU64::new(0),
             answer_micros: AtomicU64::new(0),
-            connection_seconds: Histogram::new(LIFETIME_BUCKETS),
         }
+    }
+
+    pub(crate) fn durations(&self) -> &Durations {
+        self.durations.get_or_init(|| {
+            Box::new(Durations {
+                connect: Histogram::new(LATENCY_BUCKETS),
+                answer: Histogram::new(LATENCY_BUCKETS),
+                connection: Histogram::new(LIFETIME_BUCKETS),
+            })
+        })
     }
 
     /// The route's name in logs and metrics.
@@ -291,7 +306,7 @@ impl RouteCounters {
 
     /// An endpoint has sent its first bytes.
     pub(super) fn answered(&self, took: Duration) {
-        self.answer_seconds.observe(took.as_secs_f64());
+        self.durations().answer.observe(took.as_secs_f64());
         self.answers.fetch_add(1, Relaxed);
         self.answer_micros.fetch_add(took.as_micros().try_into().unwrap_or(u64::MAX), Relaxed);
     }
