@@ -15,7 +15,7 @@ use crate::support::{Backend, Router, snigate};
 
 const NAME: &str = "localhost";
 
-/// A cluster with a CA and an API server, and a configuration that leads there.
+/// A cluster with a CA and an API server, and a configuration with a route to it.
 struct Case {
     authority: Authority,
     server: ApiServer,
@@ -27,7 +27,7 @@ struct Case {
     more: String,
 }
 
-struct Told {
+struct Report {
     code: i32,
     document: Value,
 }
@@ -49,7 +49,7 @@ impl Case {
         }
     }
 
-    /// Before a running one with the same routes.
+    /// The same, with a router that runs this configuration.
     fn running() -> (Self, Router) {
         let mut case = Self::new();
         let router = Router::start(&case.config_at("127.0.0.1:0"));
@@ -71,15 +71,15 @@ impl Case {
         )
     }
 
-    fn doctor(&self, arguments: &[&str]) -> Told {
+    fn doctor(&self, arguments: &[&str]) -> Report {
         doctor(self.directory.path(), &self.config(), arguments)
     }
 }
 
-fn doctor(directory: &Path, config: &str, arguments: &[&str]) -> Told {
+fn doctor(directory: &Path, config: &str, arguments: &[&str]) -> Report {
     let (code, stdout, stderr) = run(directory, config, &[&["--json"], arguments].concat());
     let document = serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}{stderr}"));
-    Told { code, document }
+    Report { code, document }
 }
 
 fn run(directory: &Path, config: &str, arguments: &[&str]) -> (i32, String, String) {
@@ -90,14 +90,14 @@ fn run(directory: &Path, config: &str, arguments: &[&str]) -> (i32, String, Stri
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
-const NOT_RUNNING: &str = "nobody accepts connections, so the way through it is not checked";
+const NOT_RUNNING: &str = "snigate is not reachable: ";
 
-impl Told {
+impl Report {
     fn checks(&self) -> impl Iterator<Item = &Value> {
         self.document["routes"].as_array().unwrap().iter().flat_map(|route| route["checks"].as_array().unwrap())
     }
 
-    /// What the first check of this step says, which has this result.
+    /// The text of the first check of this step, which must have this result.
     fn says(&self, step: &str, result: &str) -> &str {
         let check = self.checks().find(|check| check["step"] == step);
         let check = check.unwrap_or_else(|| panic!("no {step} in {:#}", self.document));
@@ -105,14 +105,14 @@ impl Told {
         check["says"].as_str().unwrap()
     }
 
-    /// What has failed, aside from a snigate that does not run in this test.
+    /// The step and the text of each failure, except that no snigate is running.
     fn failures(&self) -> Vec<(&str, &str)> {
         let all = self.checks().filter(|check| check["result"] == "failed");
         let all = all.map(|check| (check["step"].as_str().unwrap(), check["says"].as_str().unwrap()));
         all.filter(|(_, says)| !says.starts_with(NOT_RUNNING)).collect()
     }
 
-    /// That of the only failure.
+    /// The only failure.
     fn failure(&self) -> (&str, &str) {
         assert_eq!((self.code, &self.document["ok"]), (1, &Value::Bool(false)), "{:#}", self.document);
         let failed = self.failures();
@@ -120,127 +120,129 @@ impl Told {
         failed[0]
     }
 
-    fn is_well(&self) {
+    fn assert_ok(&self) {
         assert_eq!((self.code, &self.document["ok"]), (0, &Value::Bool(true)), "{:#}", self.document);
     }
 }
 
 #[test]
-fn what_is_well_is_said_end_to_end() {
+fn every_step_is_checked_end_to_end() {
     let (case, _router) = Case::running();
-    let told = case.doctor(&[]);
-    told.is_well();
-    assert_eq!(told.document["routes"][0]["name"], "dev");
-    assert!(told.says("dns", "ok").ends_with(": this machine"), "{:#}", told.document);
-    assert_eq!(told.says("listener", "ok"), "accepts connections");
-    assert_eq!(told.says("connect", "ok"), "accepts connections");
-    assert_eq!(told.says("tls", "ok"), "TLS 1.3, no ALPN");
-    assert!(told.says("chain", "ok").contains("ca.pem, issued by CN=test CA"), "{:#}", told.document);
-    assert_eq!(told.says("names", "ok"), "the certificate is for localhost");
-    assert!(told.says("expiry", "ok").starts_with("the certificate is valid until "));
-    assert_eq!(told.says("ready", "ok"), "/readyz 200");
-    assert_eq!(told.says("through", "ok"), "the certificate of an endpoint; /readyz 200");
-    for check in told.checks() {
+    let report = case.doctor(&[]);
+    report.assert_ok();
+    assert_eq!(report.document["routes"][0]["name"], "dev");
+    assert!(report.says("dns", "ok").ends_with(": this machine"), "{:#}", report.document);
+    assert_eq!(report.says("listener", "ok"), "accepts connections");
+    assert_eq!(report.says("connect", "ok"), "accepts connections");
+    assert_eq!(report.says("tls", "ok"), "TLS 1.3, no ALPN");
+    assert!(report.says("chain", "ok").contains("ca.pem, issued by CN=test CA"), "{:#}", report.document);
+    assert_eq!(report.says("names", "ok"), "the certificate is valid for localhost");
+    assert!(report.says("expiry", "ok").starts_with("the certificate is valid until "));
+    assert_eq!(report.says("ready", "ok"), "/readyz 200");
+    assert_eq!(report.says("through", "ok"), "certificate of an endpoint; /readyz 200");
+    for check in report.checks() {
         let is_timed = !matches!(check["step"].as_str().unwrap(), "chain" | "names" | "expiry");
         assert_eq!(check["took_ms"].is_u64(), is_timed, "{check}");
     }
     let (code, text, _) = run(case.directory.path(), &case.config(), &[]);
     assert_eq!(code, 0);
     assert!(text.starts_with("dev\n  ok     dns       localhost "), "{text}");
-    assert!(text.ends_with("\nroutes 1, checks 9, failed 0, notes 0\n") && !text.contains('\x1b'), "{text}");
+    assert!(text.ends_with("\n1 route, 9 checks: 0 failed, 0 notes\n") && !text.contains('\x1b'), "{text}");
 }
 
 #[test]
-fn another_ca_is_told() {
+fn a_wrong_ca_fails_the_chain() {
     let (case, _router) = Case::running();
     Authority::new().write(case.directory.path(), "ca.pem");
-    let told = case.doctor(&[]);
-    let says = told.says("chain", "failed");
-    assert!(says.starts_with("the certificate was issued by CN=test CA, but with another key than"), "{says}");
-    assert!(told.checks().all(|check| check["step"] != "ready"), "nothing is sent to who is not believed");
+    let report = case.doctor(&[]);
+    let says = report.says("chain", "failed");
+    assert!(says.starts_with("the certificate was issued by CN=test CA, but not with the CA key in "), "{says}");
+    assert!(report.checks().all(|check| check["step"] != "ready"), "no request goes to an unverified server");
     assert!(case.server.requests().is_empty());
-    assert_eq!(told.code, 1);
+    assert_eq!(report.code, 1);
 }
 
 #[test]
-fn a_name_that_is_not_covered_is_told_with_its_cures() {
+fn a_missing_san_is_reported_with_remedies() {
     let (mut case, _router) = Case::running();
     case.server.show(&case.authority.issue("kubernetes"));
-    let told = case.doctor(&[]);
+    let report = case.doctor(&[]);
     assert_eq!(
-        told.failure(),
+        report.failure(),
         (
             "names",
-            "the certificate is not for localhost, but for kubernetes: add localhost as a SAN to the API server's certificate, or set `tls-server-name: kubernetes` in kubeconfigs, with kubernetes added to `sni`"
+            "the certificate is not valid for localhost; its DNS names: kubernetes; add localhost to its SANs, or set `tls-server-name: kubernetes` in kubeconfigs and add kubernetes to `sni`"
         )
     );
-    // Who has taken the second cure is not told for ever.
+    // The second remedy turns the failure into a note.
     case.names = "localhost, kubernetes";
-    let told = case.doctor(&[]);
-    told.is_well();
-    assert!(told.says("names", "note").contains("set `tls-server-name: kubernetes` in kubeconfigs"));
+    let report = case.doctor(&[]);
+    report.assert_ok();
+    assert!(report.says("names", "note").contains("set `tls-server-name: kubernetes` in kubeconfigs"));
     case.names = "localhost";
     case.more = "  - {name: other, sni: kubernetes, upstream: \"127.0.0.1:1\"}\n".into();
-    let told = case.doctor(&["dev"]);
-    let cure = "add localhost as a SAN to the API server's certificate (`tls-server-name: kubernetes` in kubeconfigs is no \
-        cure: it would lead to the route other, which has that name in `sni`)";
-    assert!(told.failure().1.ends_with(cure), "{:#}", told.document);
+    let report = case.doctor(&["dev"]);
+    let remedy = "; add localhost to its SANs (`tls-server-name: kubernetes` in kubeconfigs would not help: the route other \
+        has kubernetes in `sni`)";
+    assert!(report.failure().1.ends_with(remedy), "{:#}", report.document);
     case.more.clear();
     case.names = "localhost, kubernetes, \"*.localhost\"";
-    assert!(case.doctor(&[]).says("names", "note").starts_with("the certificate is not for localhost, *.localhost,"));
+    assert!(
+        case.doctor(&[]).says("names", "note").starts_with("the certificate is not valid for localhost, *.localhost;")
+    );
 }
 
 #[test]
-fn a_name_that_the_check_wants_is_told() {
+fn a_missing_server_name_of_the_health_check_is_reported() {
     let case = Case::new();
     let config = case.config().replace("ca.pem}", "ca.pem, server_name: kubernetes}");
-    let says = "the certificate is not for kubernetes (`health_check.tls.server_name`), but for localhost";
+    let says = "the certificate is not valid for kubernetes (`health_check.tls.server_name`); its DNS names: localhost";
     assert_eq!(doctor(case.directory.path(), &config, &[]).failure(), ("chain", says));
 }
 
 #[test]
-fn an_end_that_is_near_or_past_is_told() {
+fn expiring_and_expired_certificates_are_reported() {
     let (case, _router) = Case::running();
     case.server.show(&case.authority.issue_for_days(NAME, 3));
-    let told = case.doctor(&[]);
-    told.is_well();
-    assert!(told.says("expiry", "note").starts_with("the certificate expires on "), "{:#}", told.document);
+    let report = case.doctor(&[]);
+    report.assert_ok();
+    assert!(report.says("expiry", "note").starts_with("the certificate expires on "), "{:#}", report.document);
     case.server.show(&case.authority.issue_expired(NAME));
-    let told = case.doctor(&[]);
-    assert_eq!(told.failure(), ("expiry", "the certificate has expired on 2021-01-01"));
-    assert!(told.says("through", "note").contains("which is not believed"), "{:#}", told.document);
+    let report = case.doctor(&[]);
+    assert_eq!(report.failure(), ("expiry", "the certificate expired on 2021-01-01"));
+    assert!(report.says("through", "note").contains("which does not verify"), "{:#}", report.document);
     case.server.show(&case.authority.issue_from(NAME, 4000));
     let says = "the certificate is not valid before 4000-01-01: is a clock wrong?";
     assert_eq!(case.doctor(&[]).failure(), ("expiry", says));
 }
 
 #[test]
-fn a_closed_port_is_told() {
+fn a_closed_port_is_reported() {
     let case = Case::new();
     let config = case.config().replace(&case.server.address().to_string(), &closed().to_string());
-    let told = doctor(case.directory.path(), &config, &[]);
-    assert_eq!(told.failure(), ("connect", "cannot be reached: connection refused"));
+    let report = doctor(case.directory.path(), &config, &[]);
+    assert_eq!(report.failure(), ("connect", "cannot connect: connection refused"));
 }
 
 #[test]
-fn what_is_not_tls_is_told() {
+fn servers_without_tls_are_reported() {
     let mut case = Case::new();
     let talker = Backend::start(|mut stream| drop(stream.write_all(b"220 mail.example ESMTP\r\n")));
     for (server, says) in [
-        (talker.address(), "what answers is not TLS"),
-        (Backend::start(drop).address(), "closes the connection instead of speaking TLS"),
+        (talker.address(), "the response is not TLS"),
+        (Backend::start(drop).address(), "the connection was closed during the TLS handshake"),
     ] {
         let config = case.config().replace(&case.server.address().to_string(), &server.to_string());
         assert_eq!(doctor(case.directory.path(), &config, &[]).failure(), ("tls", says));
     }
     case.server.be(Mood::Hang);
     case.timeout = "200ms";
-    let says = "accepts connections, but does not speak TLS: no answer within 200ms";
+    let says = "TLS handshake failed: no response within 200ms";
     assert_eq!(case.doctor(&[]).failure(), ("tls", says));
 }
 
 #[test]
-fn what_takes_the_route_is_asked_for() {
+fn the_client_hello_matches_the_route() {
     let case = Case::new();
     for (own, others) in [
         ("sni: [localhost]", ""),
@@ -256,97 +258,104 @@ fn what_takes_the_route_is_asked_for() {
         };
         let config = |listen: &str| case.config_at(listen).replace("sni: [localhost]", own) + &others;
         let router = Router::start(&config("127.0.0.1:0"));
-        let told = doctor(case.directory.path(), &config(&router.address().to_string()), &["dev"]);
-        told.is_well();
-        assert_eq!(told.says("through", "ok"), "the certificate of an endpoint; /readyz 200");
+        let report = doctor(case.directory.path(), &config(&router.address().to_string()), &["dev"]);
+        report.assert_ok();
+        assert_eq!(report.says("through", "ok"), "certificate of an endpoint; /readyz 200");
     }
 }
 
 #[test]
-fn a_cluster_that_is_not_ready_is_told() {
+fn an_unready_cluster_is_reported() {
     let (case, _router) = Case::running();
     case.server.be(Mood::Status(500, "[+]ping ok\n[-]etcd failed: reason withheld\nreadyz check failed"));
-    let told = case.doctor(&[]);
-    assert_eq!(told.failure(), ("ready", "not ready: /readyz 500: etcd"));
-    assert_eq!(told.says("through", "note"), "the certificate of an endpoint; not ready: /readyz 500: etcd");
+    let report = case.doctor(&[]);
+    assert_eq!(report.failure(), ("ready", "not ready: /readyz 500: etcd"));
+    assert_eq!(report.says("through", "note"), "certificate of an endpoint; not ready: /readyz 500: etcd");
 }
 
 #[test]
-fn who_wants_to_know_who_asks_is_alive_and_a_token_is_not_shown() {
+fn a_server_that_requires_credentials_is_alive_and_a_token_is_not_printed() {
     let mut case = Case::new();
     case.server.be(Mood::Token("s3cret"));
-    let told = case.doctor(&[]);
-    assert_eq!(told.failures(), []);
-    assert!(told.says("ready", "ok").contains("alive"), "{:#}", told.document);
+    let report = case.doctor(&[]);
+    assert_eq!(report.failures(), []);
+    assert!(report.says("ready", "ok").contains("alive"), "{:#}", report.document);
     case.http = "token_file: token";
     std::fs::write(case.directory.path().join("token"), "s3cret\n").unwrap();
-    let told = case.doctor(&[]);
-    assert_eq!(told.says("ready", "ok"), "/readyz 200");
-    assert!(!told.document.to_string().contains("s3cret"));
+    let report = case.doctor(&[]);
+    assert_eq!(report.says("ready", "ok"), "/readyz 200");
+    assert!(!report.document.to_string().contains("s3cret"));
 
     case.http = "";
     case.server.demand(&case.authority.issue(NAME), &case.authority);
-    let expected = "does not answer as an API server does: TLS: client certificate required; set \
+    let expected = "request failed: TLS: client certificate required; set \
         `client_certificate` and `client_key` in `health_check.http`";
     assert_eq!(case.doctor(&[]).failure(), ("ready", expected));
 }
 
 #[test]
-fn an_upstream_name_that_does_not_resolve_is_told() {
+fn an_unresolvable_endpoint_is_reported() {
     let case = Case::new();
     let config = case.config().replace(&case.server.address().to_string(), "api.nowhere.invalid:6443");
-    let told = doctor(case.directory.path(), &config, &[]);
-    let (step, says) = told.failure();
+    let report = doctor(case.directory.path(), &config, &[]);
+    let (step, says) = report.failure();
     assert!(step == "resolve" && says.starts_with("does not resolve: "), "{says}");
 }
 
 #[test]
-fn a_snigate_that_does_not_run_is_told() {
+fn a_snigate_that_is_not_running_is_reported() {
     let case = Case::new();
-    let told = case.doctor(&[]);
-    assert_eq!(told.code, 1);
-    let says = told.says("listener", "failed");
-    assert_eq!(says, format!("{NOT_RUNNING}: connection refused; does snigate run here? (--through)"));
-    assert!(told.checks().all(|check| check["step"] != "through"));
+    let report = case.doctor(&[]);
+    assert_eq!(report.code, 1);
+    let says = report.says("listener", "failed");
+    assert_eq!(says, format!("{NOT_RUNNING}connection refused; if it runs elsewhere, pass its address with --through"));
+    assert!(report.checks().all(|check| check["step"] != "through"));
     let by_name = format!("localhost:{}", closed().port());
-    let told = case.doctor(&["--through", &by_name]);
-    assert_eq!(told.failure(), ("listener", "does not accept connections: connection refused"));
+    let report = case.doctor(&["--through", &by_name]);
+    assert_eq!(report.failure(), ("listener", "cannot connect: connection refused"));
 }
 
 #[test]
-fn a_snigate_with_an_older_configuration_is_told() {
+fn a_snigate_without_the_route_is_reported() {
     let case = Case::new();
     let older = case.config_at("127.0.0.1:0").replace("sni: [localhost]", "sni: older.example");
     let router = Router::start(&older);
-    let told = case.doctor(&["--through", &router.address().to_string()]);
+    let report = case.doctor(&["--through", &router.address().to_string()]);
     let expected = "the running snigate has no route for localhost (unrecognized_name): was it reloaded?";
-    assert_eq!(told.failure(), ("through", expected));
+    assert_eq!(report.failure(), ("through", expected));
     for refuse in ["close", "reset"] {
         let router = Router::start(&older.replace("routes:", &format!("refuse: {refuse}\nroutes:")));
-        let told = case.doctor(&["--through", &router.address().to_string()]);
-        assert!(told.failure().1.starts_with("closed without a word: "), "{:#}", told.document);
+        let report = case.doctor(&["--through", &router.address().to_string()]);
+        assert!(report.failure().1.starts_with("closed without a TLS alert: "), "{:#}", report.document);
     }
 }
 
 #[test]
-fn a_name_below_a_wildcard_is_asked_for() {
+fn a_hostname_below_a_wildcard_is_sent_as_sni() {
     let mut case = Case::new();
     case.names = "\"*.localhost\"";
     let router = Router::start(&case.config_at("127.0.0.1:0"));
     case.listen = router.address();
     case.server.show(&case.authority.issue("api.localhost"));
-    let told = case.doctor(&[]);
-    assert!(told.says("dns", "note").contains("NAME is such as api.localhost"), "{:#}", told.document);
-    assert!(told.says("names", "note").starts_with("the certificate is not for *.localhost"), "{:#}", told.document);
-    let told = case.doctor(&["API.localhost", "one.localhost"]);
-    let asked: Vec<_> = told.document["routes"].as_array().unwrap().iter().map(|route| &route["asked"]).collect();
-    assert_eq!(asked, ["api.localhost", "one.localhost"]);
-    assert_eq!(told.says("names", "ok"), "the certificate is for api.localhost");
-    assert_eq!(told.says("through", "ok"), "the certificate of an endpoint; /readyz 200");
-    let (step, says) = told.failure();
-    assert!(step == "names" && says.starts_with("the certificate is not for one.localhost, but for api"), "{says}");
-    let told = case.doctor(&["api.localhost"]);
-    told.is_well();
+    let report = case.doctor(&[]);
+    assert!(report.says("dns", "note").contains("NAME is such as api.localhost"), "{:#}", report.document);
+    assert!(
+        report.says("names", "note").starts_with("the certificate is not valid for *.localhost"),
+        "{:#}",
+        report.document
+    );
+    let report = case.doctor(&["API.localhost", "one.localhost"]);
+    let hostnames: Vec<_> = report.document["routes"].as_array().unwrap().iter().map(|route| &route["asked"]).collect();
+    assert_eq!(hostnames, ["api.localhost", "one.localhost"]);
+    assert_eq!(report.says("names", "ok"), "the certificate is valid for api.localhost");
+    assert_eq!(report.says("through", "ok"), "certificate of an endpoint; /readyz 200");
+    let (step, says) = report.failure();
+    assert!(
+        step == "names" && says.starts_with("the certificate is not valid for one.localhost; its DNS names: api"),
+        "{says}"
+    );
+    let report = case.doctor(&["api.localhost"]);
+    report.assert_ok();
 
     let (code, _, stderr) = run(case.directory.path(), &case.config(), &["api.localhots"]);
     let expected = "snigate: no route has the name `api.localhots` or matches it by `sni`; expected one of dev\n";
@@ -359,99 +368,96 @@ fn a_name_below_a_wildcard_is_asked_for() {
 }
 
 #[test]
-fn whether_the_running_snigate_has_the_file_is_told() {
+fn the_file_is_compared_with_the_running_configuration() {
     let mut case = Case::new();
     (case.listen, case.more) = (free(), format!("admin: {}\n", free()));
-    let running = |told: &Told| {
-        let check = &told.document["running"][0];
+    let running = |report: &Report| {
+        let check = &report.document["running"][0];
         (check["result"].as_str().unwrap().to_owned(), check["says"].as_str().unwrap().to_owned())
     };
-    let told = case.doctor(&[]);
-    let (result, says) = running(&told);
+    let report = case.doctor(&[]);
+    let (result, says) = running(&report);
     assert!(
-        result == "note" && says.contains("not known: cannot read the status from the admin listener at "),
+        result == "note" && says.contains("has loaded this file: cannot read the status from the admin listener at "),
         "{says}"
     );
     assert_eq!(case.doctor(&["--through", &closed().to_string()]).document["running"], Value::Null);
 
     let router = Router::start(&case.config());
-    let told = case.doctor(&[]);
-    told.is_well();
-    let (result, says) = running(&told);
-    assert!(result == "ok" && says.starts_with("the running snigate has taken this file at 2"), "{says}");
+    let report = case.doctor(&[]);
+    report.assert_ok();
+    let (result, says) = running(&report);
+    assert!(result == "ok" && says.starts_with("the running snigate loaded this file at 2"), "{says}");
 
     let before = case.config();
     case.more += "watch: false\n";
     let (result, says) = running(&case.doctor(&[]));
-    let cure = format!("kill -HUP {} (systemctl reload snigate) makes one", router.pid().as_raw_nonzero());
-    assert!(
-        result == "note" && says.contains("another configuration than this file") && says.ends_with(&cure),
-        "{says}"
-    );
+    let command = format!("`kill -HUP {}`", router.pid().as_raw_nonzero());
+    assert!(result == "note" && says.contains("has another configuration") && says.ends_with(&command), "{says}");
 
     router.reload("listen: nonsense\n");
-    let told = case.doctor(&[]);
-    let (result, says) = running(&told);
+    let report = case.doctor(&[]);
+    let (result, says) = running(&report);
     assert!(
-        result == "failed" && says.contains("has refused the last reload: ") && says.contains("nonsense"),
+        result == "failed" && says.contains("it rejected the last reload: ") && says.contains("nonsense"),
         "{says}"
     );
-    assert_eq!(told.code, 1);
+    assert_eq!(report.code, 1);
     let (result, says) = running(&doctor(case.directory.path(), &before, &[]));
-    assert!(result == "note" && says.contains("and refused another one since"), "{says}");
+    assert!(result == "note" && says.contains("and rejected another one since"), "{says}");
     router.reload(&case.config());
     assert_eq!(running(&case.doctor(&[])).0, "ok");
     let (_, text, _) = run(case.directory.path(), &case.config(), &[]);
-    assert!(text.starts_with("snigate\n  ok     file ") && text.contains("\nroutes 1, checks 10,"), "{text}");
+    assert!(text.starts_with("snigate\n  ok     file ") && text.contains("\n1 route, 10 checks: "), "{text}");
 }
 
 #[test]
-fn who_is_not_let_in_is_told() {
+fn denied_clients_are_reported() {
     let mut case = Case::new();
     let denies = |config: String| config.replace("    upstream:", "    deny: 127.0.0.0/8\n    upstream:");
     let router = Router::start(&denies(case.config_at("127.0.0.1:0")));
     case.listen = router.address();
-    let told = doctor(case.directory.path(), &denies(case.config()), &[]);
-    told.is_well();
-    assert!(told.says("through", "note").contains("(access_denied)"), "{:#}", told.document);
-    let told = case.doctor(&[]);
-    assert!(told.failure().1.contains("although the configuration does"), "{:#}", told.document);
+    let report = doctor(case.directory.path(), &denies(case.config()), &[]);
+    report.assert_ok();
+    assert!(report.says("through", "note").contains("(access_denied)"), "{:#}", report.document);
+    let report = case.doctor(&[]);
+    assert!(report.failure().1.contains("but the configuration file allows it"), "{:#}", report.document);
 }
 
 #[test]
-fn without_a_ca_nothing_is_verified_and_another_certificate_is_seen() {
+fn without_a_ca_certificates_are_compared_instead_of_verified() {
     let (case, _router) = Case::running();
     let route = |server: &ApiServer| {
         format!("listen: {}\nroutes: [{{sni: localhost, upstream: \"{}\"}}]\n", case.listen, server.address())
     };
     let plain = route(&case.server);
-    let told = doctor(case.directory.path(), &plain, &[]);
-    told.is_well();
-    assert!(told.says("chain", "note").contains("not verified"), "{:#}", told.document);
+    let report = doctor(case.directory.path(), &plain, &[]);
+    report.assert_ok();
+    assert!(report.says("chain", "note").contains("not verified"), "{:#}", report.document);
     let ca = case.directory.path().join("ca.pem");
     let with_ca = ["--ca", ca.to_str().unwrap()];
     doctor(case.directory.path(), &plain, &with_ca).says("chain", "ok");
 
     let other = ApiServer::start(&Authority::new(), NAME);
-    let told = doctor(case.directory.path(), &route(&other), &[]);
-    let (step, says) = told.failure();
-    assert!(step == "through" && says.starts_with("a certificate that no endpoint has shown: "), "{says}");
+    let report = doctor(case.directory.path(), &route(&other), &[]);
+    let (step, says) = report.failure();
+    assert!(step == "through" && says.starts_with("not the certificate of an endpoint: "), "{says}");
 }
 
 #[test]
-fn routes_are_chosen_by_name() {
+fn routes_are_selected_by_name() {
     let mut case = Case::new();
     for name in ["one", "two"] {
         let upstream = case.server.address();
         let _ = writeln!(case.more, "  - {{name: {name}, sni: {name}.invalid, upstream: \"{upstream}\"}}");
     }
-    let names = |told: &Told| -> Vec<String> {
-        let routes = told.document["routes"].as_array().unwrap().iter();
+    let names = |report: &Report| -> Vec<String> {
+        let routes = report.document["routes"].as_array().unwrap().iter();
         routes.map(|route| route["name"].as_str().unwrap().to_owned()).collect()
     };
     assert_eq!(names(&case.doctor(&[])), ["dev", "one", "two"]);
-    let told = case.doctor(&["TWO.invalid", "dev"]);
-    assert_eq!(names(&told), ["dev", "two"]);
+    let report = case.doctor(&["TWO.invalid", "dev"]);
+    assert_eq!(names(&report), ["dev", "two"]);
     let (code, stdout, stderr) = run(case.directory.path(), &case.config(), &["three"]);
     assert_eq!((code, stdout.as_str()), (1, ""));
     assert_eq!(
@@ -462,7 +468,7 @@ fn routes_are_chosen_by_name() {
 }
 
 #[test]
-fn a_name_is_checked_at_the_listeners_where_it_leads_to_the_route() {
+fn a_hostname_is_checked_at_the_listeners_that_route_it() {
     let [one, two, upstream] = [closed(), closed(), closed()];
     let config = format!(
         "listen: [\"{one}\", {{name: two, address: \"{two}\"}}]
@@ -472,18 +478,18 @@ routes:
 "
     );
     let directory = TempDir::new().unwrap();
-    let told = doctor(directory.path(), &config, &["q.a.localhost"]).document;
+    let report = doctor(directory.path(), &config, &["q.a.localhost"]).document;
     let listeners = |route: &Value| -> Vec<Value> {
         let checks = route["checks"].as_array().unwrap().iter();
         checks.filter(|check| check["step"] == "listener").map(|check| check["subject"].clone()).collect()
     };
-    let routes = told["routes"].as_array().unwrap().iter();
+    let routes = report["routes"].as_array().unwrap().iter();
     let routes: Vec<_> = routes.map(|route| (route["name"].as_str().unwrap(), listeners(route))).collect();
     assert_eq!(routes, [("deep", vec![two.to_string().into()]), ("wide", vec![one.to_string().into()])]);
 }
 
 #[test]
-fn a_snigate_here_is_not_the_one_elsewhere() {
+fn a_local_snigate_is_not_the_one_at_through() {
     let config = format!(
         "listen: 127.0.0.1:0\nadmin: {}\nroutes: [{{sni: a.localhost, upstream: {{endpoints: \"{}\", connect: {{timeout: 100ms, per_try: 100ms}}}}}}]\n",
         free(),
@@ -496,7 +502,7 @@ fn a_snigate_here_is_not_the_one_elsewhere() {
     let running =
         |through: &str| doctor(directory.path(), &config, &["--through", through]).document["running"][0].clone();
     assert_eq!(running("127.0.0.1:1")["result"], "failed");
-    let told = running("192.0.2.1:1");
-    let expected = "on this machine, not where --through leads: the running snigate has another configuration";
-    assert!(told["result"] == "note" && told["says"].as_str().unwrap().starts_with(expected), "{told}");
+    let report = running("192.0.2.1:1");
+    let expected = "on this machine, not at --through: the running snigate has another configuration";
+    assert!(report["result"] == "note" && report["says"].as_str().unwrap().starts_with(expected), "{report}");
 }

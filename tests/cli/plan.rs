@@ -1,4 +1,4 @@
-//! What a reload would do, said beforehand.
+//! `snigate plan`: what a reload would change.
 
 use std::net::{SocketAddr, TcpStream};
 
@@ -23,15 +23,15 @@ fn plan(new: &str, arguments: &[&str]) -> (Option<i32>, String) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("new.yaml");
     std::fs::write(&path, new).unwrap();
-    let output = snigate().args(["plan", "-c"]).arg(&path).args(arguments).output().unwrap();
-    let told = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-    (output.status.code(), told.replace(path.to_str().unwrap(), "new.yaml"))
+    let ran = snigate().args(["plan", "-c"]).arg(&path).args(arguments).output().unwrap();
+    let output = String::from_utf8([ran.stdout, ran.stderr].concat()).unwrap();
+    (ran.status.code(), output.replace(path.to_str().unwrap(), "new.yaml"))
 }
 
 #[test]
-fn what_is_said_is_what_happens() {
-    let (backend, held) = Backend::held();
-    let (second, also_held) = Backend::held();
+fn a_reload_does_what_plan_printed() {
+    let (backend, accepted) = Backend::held();
+    let (second, second_accepted) = Backend::held();
     let (one, two) = (backend.address(), second.address());
     let before = [
         ("stays.example", endpoints(&[one])),
@@ -49,8 +49,8 @@ fn what_is_said_is_what_happens() {
     clients.extend(open("stays.example", 1));
     clients.extend(open("changes.example", 4));
     let _upstreams: Vec<TcpStream> = (0..7)
-        .map(|_| held.recv_timeout(PATIENCE).unwrap())
-        .chain((0..2).map(|_| also_held.recv_timeout(PATIENCE).unwrap()))
+        .map(|_| accepted.recv_timeout(PATIENCE).unwrap())
+        .chain((0..2).map(|_| second_accepted.recv_timeout(PATIENCE).unwrap()))
         .collect();
     let active = |name: &str| router.metric(&format!("snigate_connections_active{{route=\"{name}\"}}"));
     eventually("all", || active("changes.example") == 4.0 && active("goes.example") == 3.0);
@@ -62,22 +62,22 @@ fn what_is_said_is_what_happens() {
         ("comes.example", endpoints(&[one])),
     ];
     let new = text(&after, "timeouts: {drain: 1s}\n");
-    let (code, told) = plan(&new, &["--admin", &admin]);
+    let (code, output) = plan(&new, &["--admin", &admin]);
     assert_eq!(
-        told,
+        output,
         format!(
-            "What a reload to new.yaml would change, timeouts, limits and other settings left aside:
+            "A reload to new.yaml would change (timeouts, limits and other settings are not compared):
 
 listeners
     127.0.0.1:0  unchanged
 
 routes
   ~ changes.example
-      - {two}  2 open: closed after 1s
+      - {two}  2 open connections: closed after 1s
       + {three}
   + comes.example
-  - goes.example  3 open: closed after 1s
-  - keeps.example  1 open: kept
+  - goes.example  3 open connections: closed after 1s
+  - keeps.example  1 open connection: not closed
     1 unchanged
 
 connections that would be closed: 5
@@ -111,75 +111,79 @@ connections that would be closed: 5
     assert_eq!(code, Some(2), "they might be");
 
     let (_, from) = plan(&new, &["--from", router.config.to_str().unwrap()]);
-    let mut uncounted = told.replace("\nconnections that would be closed: 5\n", "");
-    for counted in ["1 open", "2 open", "3 open"] {
-        uncounted = uncounted.replace(counted, "open connections");
+    let mut uncounted = output.replace("\nconnections that would be closed: 5\n", "");
+    for counted in ["1 open connection:", "2 open connections:", "3 open connections:"] {
+        uncounted = uncounted.replace(counted, "open connections:");
     }
     assert_eq!(from, uncounted);
 
     router.reload(&new);
     router.wait_many("five were closed", 5, |line| line["outcome"] == "drained");
     assert_eq!((active("stays.example"), active("keeps.example"), active("changes.example")), (1.0, 1.0, 2.0));
-    let (code, told) = plan(&new, &["--admin", &admin, "--exit-code"]);
+    let (code, output) = plan(&new, &["--admin", &admin, "--exit-code"]);
     assert_eq!(code, Some(0), "nothing would be closed");
-    assert!(told.ends_with("    3 unchanged\n\nconnections that would be closed: 0\n"), "{told}");
+    assert!(output.ends_with("    3 unchanged\n\nconnections that would be closed: 0\n"), "{output}");
 }
 
 #[test]
-fn listeners_and_refusals_are_told() {
+fn changed_listeners_and_rejected_reloads_are_printed() {
     let route = [("a.example", "\"127.0.0.1:1\"".to_owned())];
     let router = Router::start(&text(&route, ""));
     let admin = router.admin().to_string();
     let new = text(&route, "workers: 2\n").replace("127.0.0.1:0\nadmin", "127.0.0.2:6443\nadmin");
     let here = &free().to_string();
     let new = new.replace("127.0.0.2:6443", here);
-    let (code, told) = plan(&new, &["--admin", &admin]);
+    let (code, output) = plan(&new, &["--admin", &admin]);
     assert!(
-        told.starts_with("snigate: a reload to new.yaml would be refused: workers cannot be changed from auto to 2"),
-        "{told}"
+        output.starts_with("snigate: a reload to new.yaml would be rejected: workers cannot be changed from auto to 2"),
+        "{output}"
     );
-    assert_eq!(code, Some(78), "so that `plan && kill -HUP` does not");
-    let (code, told) = plan(&new.replace("workers: 2\n", ""), &["--admin", &admin]);
+    assert_eq!(code, Some(78), "`plan && kill -HUP` does not reload");
+    let (code, output) = plan(&new.replace("workers: 2\n", ""), &["--admin", &admin]);
     let expected = format!(
         "  + {here}  starts listening\n  - 127.0.0.1:0  stops listening after draining its accept queue; open connections continue\n"
     );
-    assert!(told.contains(&expected), "{told}");
+    assert!(output.contains(&expected), "{output}");
     assert_eq!(code, Some(0));
     let by_name = format!("localhost:{}", router.admin().port());
-    assert_eq!(plan(&new.replace("workers: 2\n", ""), &["--admin", &by_name]), (code, told));
+    assert_eq!(plan(&new.replace("workers: 2\n", ""), &["--admin", &by_name]), (code, output));
 
-    let taken = Backend::named("another").address().to_string();
-    let wanted = new.replace("workers: 2\n", "").replace(here, &taken);
-    let (code, told) = plan(&wanted, &["--admin", &admin]);
-    assert!(told.contains(&format!("  + {taken}  cannot listen: address already in use\n")), "{told}");
-    let expected = format!("snigate: a reload to new.yaml would be refused now: cannot listen on {taken}: ");
-    assert!(told.contains(&expected) && told.ends_with("; another process is listening on it\n"), "{told}");
+    let occupied = Backend::named("another").address().to_string();
+    let wanted = new.replace("workers: 2\n", "").replace(here, &occupied);
+    let (code, output) = plan(&wanted, &["--admin", &admin]);
+    assert!(output.contains(&format!("  + {occupied}  cannot listen: address already in use\n")), "{output}");
+    let expected = format!("snigate: a reload to new.yaml would fail now: cannot listen on {occupied}: ");
+    assert!(output.contains(&expected) && output.ends_with("; another process is listening on it\n"), "{output}");
     assert_eq!(code, Some(1));
-    let (code, told) = plan(&wanted, &["--from", router.config.to_str().unwrap()]);
-    let expected = format!("  + {taken}  starts listening; on this machine it could not: address already in use\n");
-    assert!(told.contains(&expected) && code == Some(0), "{told}");
+    let (code, output) = plan(&wanted, &["--from", router.config.to_str().unwrap()]);
+    let expected =
+        format!("  + {occupied}  starts listening; on this machine that would fail: address already in use\n");
+    assert!(output.contains(&expected) && code == Some(0), "{output}");
     let listening = |address: &str| new.replace("workers: 2\n", "").replace(here, address);
     let running = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(running.path(), listening("127.0.0.2:6443")).unwrap();
-    let (code, told) = plan(&listening("0.0.0.0:6443"), &["--from", running.path().to_str().unwrap()]);
-    assert!(code == Some(0) && told.contains("  + 0.0.0.0:6443"), "beside the one that goes: {told}");
-
-    let (code, told) = plan("listen: nonsense\n", &["--admin", &admin]);
-    assert!(told.contains("new.yaml:1:9: listen: ") && code == Some(78), "{told}");
-    let nobody = closed().to_string();
-    let (code, told) = plan(&new, &["--admin", &nobody]);
+    let (code, output) = plan(&listening("0.0.0.0:6443"), &["--from", running.path().to_str().unwrap()]);
     assert!(
-        told.starts_with(&format!("snigate: cannot read the status from the admin listener at {nobody}: ")),
-        "{told}"
+        code == Some(0) && output.contains("  + 0.0.0.0:6443"),
+        "it overlaps with the address that it replaces: {output}"
+    );
+
+    let (code, output) = plan("listen: nonsense\n", &["--admin", &admin]);
+    assert!(output.contains("new.yaml:1:9: listen: ") && code == Some(78), "{output}");
+    let unreachable = closed().to_string();
+    let (code, output) = plan(&new, &["--admin", &unreachable]);
+    assert!(
+        output.starts_with(&format!("snigate: cannot read the status from the admin listener at {unreachable}: ")),
+        "{output}"
     );
     assert_eq!(code, Some(1));
-    let (code, told) = plan(&new, &["--admin", &router.address().to_string()]);
-    assert!(code == Some(1) && told.contains("cannot read the status"), "{told}");
+    let (code, output) = plan(&new, &["--admin", &router.address().to_string()]);
+    assert!(code == Some(1) && output.contains("cannot read the status"), "{output}");
     assert_eq!(plan(&new, &[]).0, Some(2));
 }
 
 #[test]
-fn the_status_tells_what_runs() {
+fn the_status_describes_the_running_configuration() {
     let backend = Backend::named("served");
     let router = Router::start(&text(&[("a.example", endpoints(&[backend.address(), closed()]))], ""));
     let (status, body) = router.get("/api/status");
@@ -212,7 +216,7 @@ fn the_status_tells_what_runs() {
 
 #[test]
 #[ignore = "needs root, unshare and ip"]
-fn a_machine_of_the_same_name_is_another_one() {
+fn another_machine_with_the_same_hostname_is_not_this_one() {
     let config = |listen: &str| {
         format!(
             "listen: {listen}\nadmin: {{address: 0.0.0.0:9000, allow_remote: true}}\nroutes: [{{sni: a, upstream: \"127.0.0.1:1\"}}]\n"
@@ -221,10 +225,10 @@ fn a_machine_of_the_same_name_is_another_one() {
     let new = config(&format!("{FAR}:6443"));
     let neighbour = Neighbour::new();
     alone(&config("0.0.0.0:443"), &neighbour.link(), |_| {
-        let _taken = neighbour.inside(|| std::net::TcpListener::bind((FAR, 6443)).unwrap());
+        let _occupied = neighbour.inside(|| std::net::TcpListener::bind((FAR, 6443)).unwrap());
         let elsewhere = neighbour.inside(|| plan(&new, &["--admin", &format!("{NEAR}:9000")]));
         let expected =
-            format!("  + {FAR}:6443  starts listening; on this machine it could not: address already in use\n");
+            format!("  + {FAR}:6443  starts listening; on this machine that would fail: address already in use\n");
         assert!(elsewhere.1.contains(&expected) && elsewhere.0 == Some(0), "{elsewhere:?}");
         let here = plan(&config("10.9.0.9:6443"), &["--admin", &format!("{NEAR}:9000")]);
         assert!(here.1.contains("  + 10.9.0.9:6443  cannot listen: ") && here.0 == Some(1), "{here:?}");
@@ -232,23 +236,23 @@ fn a_machine_of_the_same_name_is_another_one() {
 }
 
 #[test]
-fn a_new_admin_address_is_tried() {
+fn a_new_admin_address_is_tested() {
     let backend = Backend::named("served");
     let routes = [("a.example", endpoints(&[backend.address()]))];
     let router = Router::start(&text(&routes, ""));
     let admin = router.admin().to_string();
     let with_admin =
         |address: SocketAddr| text(&routes, "").replace("admin: 127.0.0.1:0", &format!("admin: \"{address}\""));
-    let (wanted, taken) = (free(), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-    let (status, told) = plan(&with_admin(wanted), &["--admin", &admin]);
-    assert_eq!(status, Some(0), "{told}");
-    assert!(told.contains(&format!("  + {wanted}  admin, starts listening\n")), "{told}");
-    assert!(told.contains("  - 127.0.0.1:0  admin, stops listening\n"), "{told}");
+    let (wanted, occupied) = (free(), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let (status, output) = plan(&with_admin(wanted), &["--admin", &admin]);
+    assert_eq!(status, Some(0), "{output}");
+    assert!(output.contains(&format!("  + {wanted}  admin: starts listening\n")), "{output}");
+    assert!(output.contains("  - 127.0.0.1:0  admin: stops listening\n"), "{output}");
 
-    let taken = taken.local_addr().unwrap();
-    let (status, told) = plan(&with_admin(taken), &["--admin", &admin]);
-    assert_eq!(status, Some(1), "{told}");
-    assert!(told.contains(&format!("  + {taken}  admin, cannot listen: ")), "{told}");
-    let refused = router.reload(&with_admin(taken));
+    let occupied = occupied.local_addr().unwrap();
+    let (status, output) = plan(&with_admin(occupied), &["--admin", &admin]);
+    assert_eq!(status, Some(1), "{output}");
+    assert!(output.contains(&format!("  + {occupied}  admin: cannot listen: ")), "{output}");
+    let refused = router.reload(&with_admin(occupied));
     assert!(refused["reason"].as_str().unwrap().contains("another process is listening on it"), "{refused}");
 }

@@ -1,115 +1,99 @@
-//! `snigate doctor`: every step from a client to its API servers.
+//! `snigate doctor`: checks every step from a client to its API servers.
 
-mod direct;
-mod entrance;
+mod context;
+mod dns;
+mod end_to_end;
+mod endpoint;
+mod listener;
+mod loaded_config;
+mod parallel;
 mod report;
-mod running;
-mod through;
-mod visit;
+mod route;
+mod tls_error;
 
 use std::collections::{BTreeSet, HashMap};
-use std::future::Future;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use crate::config::{Config, Route};
 use crate::upstream::health::{Authorities, CaFile};
-use anyhow::Context;
-use tokio::sync::Semaphore;
-use tokio::task::JoinError;
+use anyhow::Context as _;
 
-use self::report::{Report, Style, Tally};
-use self::visit::{Here, Visit};
+use self::context::{Context, RouteContext};
+use self::report::{Report, Style, Summary};
 use super::named::{Named, named};
 use super::{addresses, runtime};
 use crate::cli::Doctor;
-
-/// Lookups and connections at a time.
-const MAX_AT_A_TIME: usize = 32;
 
 pub(super) fn run(options: &Doctor) -> anyhow::Result<ExitCode> {
     let config = Config::load(&options.config)?;
     if let Some(ca) = &options.ca {
         Authorities::read(&CaFile::File(ca.clone())).map_err(anyhow::Error::msg).context("--ca")?;
     }
-    let chosen = choose(&config, &options.names)?;
+    let selected = select(&config, &options.names)?;
     runtime::run(async {
         let through = match &options.through {
             Some(through) => addresses(through).await.with_context(|| format!("--through {through}"))?,
             None => Vec::new(),
         };
-        let here = Arc::new(Here::of(&config, through));
-        let visit = |(route, below): (&Route, Option<String>)| Visit::of(route, below, &here, options.ca.as_deref());
-        examine(&here, chosen.into_iter().map(visit).collect(), options).await
+        let context = Arc::new(Context::new(&config, through));
+        let route = |(route, hostname): (&Route, Option<String>)| {
+            RouteContext::new(route, hostname, &context, options.ca.as_deref())
+        };
+        check(&context, selected.into_iter().map(route).collect(), options).await
     })?
 }
 
-/// Those that are named, in their order in the file, each as often as there are names below its wildcards; all, if none
-/// is.
-fn choose<'c>(config: &'c Config, names: &[String]) -> anyhow::Result<Vec<(&'c Route, Option<String>)>> {
+/// The routes with these names, in the order of the file; all of them without names. A route appears once per name that
+/// is below one of its wildcards.
+fn select<'c>(config: &'c Config, names: &[String]) -> anyhow::Result<Vec<(&'c Route, Option<String>)>> {
     if names.is_empty() {
         return Ok(config.routes.iter().map(|route| (route, None)).collect());
     }
-    let mut chosen: HashMap<&str, BTreeSet<Option<String>>> = HashMap::new();
+    let mut selected: HashMap<&str, BTreeSet<Option<String>>> = HashMap::new();
     for name in names {
         for Named { route, below } in named(config, name)? {
-            chosen.entry(&route.name).or_default().insert(below);
+            selected.entry(&route.name).or_default().insert(below);
         }
     }
-    let of =
-        |route: &'c Route| chosen.remove(&*route.name).unwrap_or_default().into_iter().map(move |below| (route, below));
-    Ok(config.routes.iter().flat_map(of).collect())
+    let hostnames = |route: &'c Route| {
+        let hostnames = selected.remove(&*route.name).unwrap_or_default();
+        hostnames.into_iter().map(move |hostname| (route, hostname))
+    };
+    Ok(config.routes.iter().flat_map(hostnames).collect())
 }
 
-/// Tells of each route as soon as those before it have been told of.
-async fn examine(here: &Here, visits: Vec<Visit>, options: &Doctor) -> anyhow::Result<ExitCode> {
+/// Prints the report of each route as soon as those before it are printed.
+async fn check(context: &Context, routes: Vec<RouteContext>, options: &Doctor) -> anyhow::Result<ExitCode> {
     let style = Style::of_stdout();
     let mut stdout = std::io::stdout();
-    let visits: Vec<_> = visits.into_iter().map(|visit| tokio::spawn(Arc::new(visit).examine())).collect();
-    let mut tally = Tally::default();
-    let mut routes = Vec::new();
-    let running = running::examine(here).await;
-    let running = running.map(|check| Report { name: "snigate".into(), asked: None, checks: vec![check] });
+    let checks: Vec<_> = routes.into_iter().map(|route| tokio::spawn(route::check(Arc::new(route)))).collect();
+    let mut summary = Summary::default();
+    let loaded = loaded_config::check(context).await;
+    let running = loaded.map(|result| Report { name: "snigate".into(), hostname: None, results: vec![result] });
     if let Some(report) = &running {
-        tally.add(report);
+        summary.add(report);
         if !options.json {
             stdout.write_all(report.text(style).as_bytes())?;
         }
     }
-    for visit in visits {
-        let report = visit.await??;
-        tally.add(&report);
-        tally.routes += 1;
+    let mut json = Vec::new();
+    for check in checks {
+        let report = check.await??;
+        summary.add(&report);
+        summary.routes += 1;
         if options.json {
-            routes.push(report.json());
+            json.push(report.json());
         } else {
             stdout.write_all(report.text(style).as_bytes())?;
         }
     }
     if options.json {
         let running = running.map(|report| report.json()["checks"].take());
-        writeln!(stdout, "{}", serde_json::json!({"running": running, "routes": routes, "ok": tally.is_well()}))?;
+        writeln!(stdout, "{}", serde_json::json!({"running": running, "routes": json, "ok": summary.is_ok()}))?;
     } else {
-        writeln!(stdout, "{tally}")?;
+        writeln!(stdout, "{summary}")?;
     }
-    Ok(if tally.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Does all of this at the same time, of all routes as much as there is room for. The results are in order.
-async fn all<F>(tasks: impl IntoIterator<Item = F>) -> Result<Vec<F::Output>, JoinError>
-where
-    F: Future<Output: Send + 'static> + Send + 'static,
-{
-    static ROOM: Semaphore = Semaphore::const_new(MAX_AT_A_TIME);
-    let with_room = |task: F| async move {
-        let _permit = ROOM.acquire().await;
-        task.await
-    };
-    let tasks: Vec<_> = tasks.into_iter().map(|task| tokio::spawn(with_room(task))).collect();
-    let mut results = Vec::with_capacity(tasks.len());
-    for task in tasks {
-        results.push(task.await?);
-    }
-    Ok(results)
+    Ok(if summary.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,4 +1,4 @@
-//! What was found, for people and for programs.
+//! The results of checks, as text and as JSON.
 
 use std::fmt::{self, Display, Write as _};
 use std::io::{IsTerminal, stdout};
@@ -9,28 +9,28 @@ use serde_json::{Value, json};
 use crate::commands::printable;
 use crate::logging::supports_color;
 
-/// One step, of one name or address.
+/// The result of one step, for one hostname or address.
 #[derive(Debug)]
-pub(super) struct Check {
+pub(super) struct CheckResult {
     step: &'static str,
     subject: String,
-    mark: Mark,
-    /// `None`: it follows from what was seen already.
+    verdict: Verdict,
+    /// `None`: the result follows from an earlier step.
     took: Option<Duration>,
     says: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mark {
+pub(super) enum Verdict {
     Ok,
-    /// The operator should know, and it may be meant so.
+    /// It may be intended.
     Note,
     Failed,
 }
 
-impl Check {
-    pub(super) fn new(mark: Mark, step: &'static str, subject: impl Display, says: impl Into<String>) -> Self {
-        Self { step, subject: printable(&subject.to_string()), mark, took: None, says: printable(&says.into()) }
+impl CheckResult {
+    pub(super) fn new(verdict: Verdict, step: &'static str, subject: impl Display, says: impl Into<String>) -> Self {
+        Self { step, subject: printable(&subject.to_string()), verdict, took: None, says: printable(&says.into()) }
     }
 
     pub(super) fn since(self, begun: Instant) -> Self {
@@ -38,30 +38,31 @@ impl Check {
     }
 }
 
-/// All of a route's checks, or of what is no route.
+/// The results for a route, or for the running snigate.
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) name: String,
-    /// Which of the names that it takes.
-    pub(super) asked: Option<String>,
-    pub(super) checks: Vec<Check>,
+    /// Only this hostname was checked.
+    pub(super) hostname: Option<String>,
+    pub(super) results: Vec<CheckResult>,
 }
 
 impl Report {
     pub(super) fn json(&self) -> Value {
-        let check = |Check { step, subject, mark, took, says }: &Check| {
+        let result = |CheckResult { step, subject, verdict, took, says }: &CheckResult| {
             let took_ms = took.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
-            json!({"step": step, "subject": subject, "result": mark.label(), "took_ms": took_ms, "says": says})
+            json!({"step": step, "subject": subject, "result": verdict.label(), "took_ms": took_ms, "says": says})
         };
-        json!({"name": self.name, "asked": self.asked, "checks": self.checks.iter().map(check).collect::<Vec<_>>()})
+        let results: Vec<Value> = self.results.iter().map(result).collect();
+        json!({"name": self.name, "asked": self.hostname, "checks": results})
     }
 
     pub(super) fn text(&self, style: Style) -> String {
-        let width = self.checks.iter().map(|check| check.subject.len()).max().unwrap_or(0);
-        let asked = self.asked.as_ref().map_or(String::new(), |name| format!(", asked for {name}"));
-        let mut text = format!("{}{asked}\n", self.name);
-        for Check { step, subject, mark, took, says } in &self.checks {
-            let mark = style.mark(*mark);
+        let width = self.results.iter().map(|result| result.subject.len()).max().unwrap_or(0);
+        let hostname = self.hostname.as_ref().map_or(String::new(), |name| format!(", SNI {name}"));
+        let mut text = format!("{}{hostname}\n", self.name);
+        for CheckResult { step, subject, verdict, took, says } in &self.results {
+            let mark = style.mark(*verdict);
             let took = took.map_or(String::new(), |took| match took.as_millis() {
                 0 => " (under 1 ms)".into(),
                 ms => format!(" ({ms} ms)"),
@@ -73,7 +74,7 @@ impl Report {
     }
 }
 
-impl Mark {
+impl Verdict {
     fn label(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -83,58 +84,59 @@ impl Mark {
     }
 }
 
-/// Signs where people look, words elsewhere.
+/// Symbols on a terminal, words elsewhere.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Style {
-    has_signs: bool,
+    has_symbols: bool,
     is_colored: bool,
 }
 
 impl Style {
     pub(super) fn of_stdout() -> Self {
-        Self { has_signs: stdout().is_terminal(), is_colored: supports_color(&stdout()) }
+        Self { has_symbols: stdout().is_terminal(), is_colored: supports_color(&stdout()) }
     }
 
-    fn mark(self, mark: Mark) -> String {
-        let (word, sign, color) = match mark {
-            Mark::Ok => ("ok", '✓', 32),
-            Mark::Note => ("note", '!', 33),
-            Mark::Failed => ("FAILED", '✗', 31),
+    fn mark(self, verdict: Verdict) -> String {
+        let (word, symbol, color) = match verdict {
+            Verdict::Ok => ("ok", '✓', 32),
+            Verdict::Note => ("note", '!', 33),
+            Verdict::Failed => ("FAILED", '✗', 31),
         };
-        match (self.has_signs, self.is_colored) {
+        match (self.has_symbols, self.is_colored) {
             (false, _) => format!("{word:<6}"),
-            (true, false) => sign.into(),
-            (true, true) => format!("\x1b[{color}m{sign}\x1b[0m"),
+            (true, false) => symbol.into(),
+            (true, true) => format!("\x1b[{color}m{symbol}\x1b[0m"),
         }
     }
 }
 
-/// How many there were of each.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct Summary {
     pub(super) routes: usize,
     checks: usize,
+    failed: usize,
     notes: usize,
-    failures: usize,
 }
 
-impl Tally {
+impl Summary {
     pub(super) fn add(&mut self, report: &Report) {
-        let count = |mark| report.checks.iter().filter(|check| check.mark == mark).count();
-        self.checks += report.checks.len();
-        self.notes += count(Mark::Note);
-        self.failures += count(Mark::Failed);
+        let count = |verdict| report.results.iter().filter(|result| result.verdict == verdict).count();
+        self.checks += report.results.len();
+        self.failed += count(Verdict::Failed);
+        self.notes += count(Verdict::Note);
     }
 
-    pub(super) fn is_well(&self) -> bool {
-        self.failures == 0
+    pub(super) fn is_ok(&self) -> bool {
+        self.failed == 0
     }
 }
 
-impl Display for Tally {
+impl Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { routes, checks, notes, failures } = self;
-        write!(f, "routes {routes}, checks {checks}, failed {failures}, notes {notes}")
+        let count = |number: usize, noun: &str| format!("{number} {noun}{}", if number == 1 { "" } else { "s" });
+        let Self { routes, checks, failed, notes } = self;
+        let (routes, checks, notes) = (count(*routes, "route"), count(*checks, "check"), count(*notes, "note"));
+        write!(f, "{routes}, {checks}: {failed} failed, {notes}")
     }
 }
 
@@ -143,15 +145,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn people_see_signs_and_no_escapes_of_others() {
-        let check = |mark, says| Check::new(mark, "names", "a.example", says);
-        let checks = vec![check(Mark::Ok, "well"), check(Mark::Failed, "carries \x1b[2J")];
-        let report = Report { name: "a".into(), asked: None, checks };
-        let text = report.text(Style { has_signs: true, is_colored: false });
-        assert_eq!(text, "a\n  ✓ names     a.example  well\n  ✗ names     a.example  carries \\u{1b}[2J\n\n");
-        let colored = report.text(Style { has_signs: true, is_colored: true });
+    fn a_terminal_shows_symbols_and_escapes_control_characters() {
+        let result = |verdict, says| CheckResult::new(verdict, "names", "a.example", says);
+        let results = vec![result(Verdict::Ok, "valid"), result(Verdict::Failed, "name \x1b[2J")];
+        let report = Report { name: "a".into(), hostname: None, results };
+        let text = report.text(Style { has_symbols: true, is_colored: false });
+        assert_eq!(text, "a\n  ✓ names     a.example  valid\n  ✗ names     a.example  name \\u{1b}[2J\n\n");
+        let colored = report.text(Style { has_symbols: true, is_colored: true });
         assert!(colored.contains("\x1b[31m✗\x1b[0m names"), "{colored}");
-        let words = report.text(Style { has_signs: false, is_colored: false });
+        let words = report.text(Style { has_symbols: false, is_colored: false });
         assert!(words.contains("  ok     names") && words.contains("  FAILED names"), "{words}");
+        let mut summary = Summary { routes: 3, ..Summary::default() };
+        summary.add(&report);
+        assert_eq!(summary.to_string(), "3 routes, 2 checks: 1 failed, 0 notes");
     }
 }

@@ -1,31 +1,31 @@
-//! A kubeconfig that is there, and stays as it is but for where one of its clusters is.
+//! An existing kubeconfig, of which one cluster is updated.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use serde_yaml::{Mapping, Value};
 
-use super::trust::Trust;
+use super::ca::ClusterCa;
 use crate::cli::ServerUrl;
 use crate::text::input;
 
 pub(super) struct Existing {
     document: Mapping,
-    /// What relative paths in it start from.
+    /// The base of its relative paths.
     directory: PathBuf,
-    /// The cluster's name, and which of `clusters` it is.
+    /// The name of the cluster to update, and its index in `clusters`.
     name: String,
-    number: usize,
+    index: usize,
 }
 
 impl Existing {
-    /// `-` for standard input.
+    /// `cluster`: the one to update, by default that of the current context.
     pub(super) fn read(path: &Path, cluster: Option<&str>) -> anyhow::Result<Self> {
-        let called = input::name_of(path);
+        let file = input::name_of(path);
         let directory = if input::is_stdin(path) { Path::new("") } else { path.parent().unwrap_or(path) };
         let directory = std::env::current_dir()?.join(directory);
-        let bytes = input::read(path).with_context(|| format!("cannot read {called}"))?;
-        Self::parse(&bytes, directory, cluster).with_context(|| format!("{called} cannot be rewritten"))
+        let bytes = input::read(path).with_context(|| format!("cannot read {file}"))?;
+        Self::parse(&bytes, directory, cluster).with_context(|| format!("cannot update {file}"))
     }
 
     fn parse(bytes: &[u8], directory: PathBuf, cluster: Option<&str>) -> anyhow::Result<Self> {
@@ -35,49 +35,50 @@ impl Existing {
         });
         let document = match document {
             Ok(Value::Mapping(document)) => document,
-            Ok(_) => bail!("it is no map of keys; expected a kubeconfig"),
-            // Without the parser's words: what is in the file may be a secret.
+            Ok(_) => bail!("not a YAML mapping; expected a kubeconfig"),
+            // The parser's message could contain secrets of the file.
             Err(error) => {
                 let place = error.location().map_or(String::new(), |at| format!(" at line {}", at.line()));
-                bail!("it is no YAML{place}; expected a kubeconfig")
+                bail!("invalid YAML{place}; expected a kubeconfig")
             }
         };
         let clusters: Vec<&str> =
             list(&document, "clusters").iter().map(|cluster| text(cluster, "name").unwrap_or_default()).collect();
-        let known = if clusters.is_empty() { "has none".into() } else { format!("has {}", clusters.join(", ")) };
+        let known =
+            if clusters.is_empty() { "no clusters".into() } else { format!("clusters: {}", clusters.join(", ")) };
         let name = match cluster {
             Some(name) => name,
-            None => current_cluster(&document).with_context(|| {
-                format!("it has no `current-context` that names a cluster; expected --cluster NAME (it {known})")
-            })?,
+            None => current_cluster(&document)
+                .with_context(|| format!("no current context with a cluster; expected --cluster NAME ({known})"))?,
         };
-        let number = clusters.iter().position(|cluster| *cluster == name);
-        let number = number.with_context(|| format!("there is no cluster `{name}` in it; it {known}"))?;
+        let index = clusters.iter().position(|cluster| *cluster == name);
+        let index = index.with_context(|| format!("no cluster `{name}` ({known})"))?;
         let name = name.to_owned();
-        Ok(Self { document, directory, name, number })
+        Ok(Self { document, directory, name, index })
     }
 
-    /// Whom kubectl believes now.
-    pub(super) fn trust(&self) -> anyhow::Result<Trust> {
-        let Some(cluster) = self.cluster() else { return Ok(Trust::System) };
+    /// How kubectl verifies the cluster now.
+    pub(super) fn ca(&self) -> anyhow::Result<ClusterCa> {
+        let Some(cluster) = self.cluster() else { return Ok(ClusterCa::System) };
         if let Some(data) = text(cluster, "certificate-authority-data") {
-            return Ok(Trust::Authority(data.into()));
+            return Ok(ClusterCa::Data(data.into()));
         }
         if let Some(path) = text(cluster, "certificate-authority") {
-            return Trust::in_file(&self.directory.join(path)).with_context(|| {
-                format!("the CA of the cluster `{}` cannot be kept; --ca FILE replaces it", self.name)
+            return ClusterCa::read(&self.directory.join(path)).with_context(|| {
+                format!("cannot read the CA of the cluster `{}`; replace it with --ca FILE", self.name)
             });
         }
         if self.verifies() {
-            return Ok(Trust::System);
+            return Ok(ClusterCa::System);
         }
         bail!(
-            "the cluster `{}` has no CA, and is not verified; expected --ca FILE, or --insecure-skip-tls-verify to leave it so",
+            "the cluster `{}` is not verified (`insecure-skip-tls-verify`); expected --ca FILE, or --insecure-skip-tls-verify to keep \
+             it so",
             self.name
         )
     }
 
-    /// The name that kubectl verifies now, and which the certificate therefore carries.
+    /// The name that kubectl verifies now, which the certificate must therefore have.
     pub(super) fn verified_name(&self) -> Option<String> {
         let cluster = self.cluster().filter(|_| self.verifies())?;
         let name = text(cluster, "tls-server-name").map(str::to_ascii_lowercase);
@@ -90,14 +91,14 @@ impl Existing {
     }
 
     fn cluster(&self) -> Option<&Value> {
-        list(&self.document, "clusters").get(self.number)?.get("cluster")
+        list(&self.document, "clusters").get(self.index)?.get("cluster")
     }
 
-    /// With these entries in place of those that say where the cluster is, and whom to believe there.
-    pub(super) fn rewrite(mut self, place: Mapping, notes: &mut Vec<String>) -> anyhow::Result<Mapping> {
-        let entry = self.document.get_mut("clusters").and_then(|clusters| clusters.get_mut(self.number));
-        let entry = entry.and_then(Value::as_mapping_mut).context("its clusters are no maps of keys")?;
-        let mut cluster = place;
+    /// Replaces how the cluster is reached and verified.
+    pub(super) fn update(mut self, connection: Mapping, notes: &mut Vec<String>) -> anyhow::Result<Mapping> {
+        let entry = self.document.get_mut("clusters").and_then(|clusters| clusters.get_mut(self.index));
+        let entry = entry.and_then(Value::as_mapping_mut).context("`clusters` has an entry that is not a mapping")?;
+        let mut cluster = connection;
         if let Some(Value::Mapping(before)) = entry.remove("cluster") {
             let replaced = [
                 "server",
@@ -110,9 +111,9 @@ impl Existing {
             cluster.extend(before.into_iter().filter(|(key, _)| is_kept(key)));
         }
         entry.insert("cluster".into(), cluster.into());
-        notes.push(format!("All but the cluster `{}` is as it was; comments were not kept.", self.name));
+        notes.push(format!("Only the cluster `{}` was changed; comments were removed.", self.name));
         if make_absolute(&mut self.document, &self.directory)? {
-            notes.push("Relative paths of files were made absolute, so that this file can be anywhere.".into());
+            notes.push("Relative paths of files were made absolute, so that this file can be moved.".into());
         }
         Ok(self.document)
     }
@@ -124,7 +125,7 @@ fn current_cluster(document: &Mapping) -> Option<&str> {
     text(context?.get("context")?, "cluster")
 }
 
-/// Those paths that kubectl looks for beside the kubeconfig. Whether there were any.
+/// Changes paths relative to the kubeconfig's directory; returns whether there were any.
 fn make_absolute(document: &mut Mapping, directory: &Path) -> anyhow::Result<bool> {
     let mut any = false;
     for (list, kind) in [("clusters", "cluster"), ("users", "user")] {
@@ -132,7 +133,7 @@ fn make_absolute(document: &mut Mapping, directory: &Path) -> anyhow::Result<boo
         for (key, value) in entries.filter_map(|entry| entry.get_mut(kind)?.as_mapping_mut()).flatten() {
             let path = match key.as_str() {
                 Some("certificate-authority" | "client-certificate" | "client-key" | "tokenFile") => value,
-                // Without a slash it is looked for in PATH.
+                // kubectl searches PATH for a command without a slash.
                 Some("exec") => match value.get_mut("command") {
                     Some(command) if command.as_str().is_some_and(|path| path.contains('/')) => command,
                     _ => continue,
@@ -141,7 +142,7 @@ fn make_absolute(document: &mut Mapping, directory: &Path) -> anyhow::Result<boo
             };
             if let Some(relative) = path.as_str().filter(|path| !path.is_empty() && Path::new(path).is_relative()) {
                 let absolute = directory.join(relative).into_os_string().into_string();
-                *path = absolute.map_err(|_| anyhow!("the path of its directory is not UTF-8"))?.into();
+                *path = absolute.map_err(|_| anyhow!("the path of the kubeconfig's directory is not UTF-8"))?.into();
                 any = true;
             }
         }
@@ -153,7 +154,7 @@ fn list<'d>(document: &'d Mapping, key: &str) -> &'d [Value] {
     document.get(key).and_then(Value::as_sequence).map_or(&[], Vec::as_slice)
 }
 
-/// Nothing where the text is empty, as kubectl sees it.
+/// `None` if the text is empty: kubectl treats that as absent.
 fn text<'d>(value: &'d Value, key: &str) -> Option<&'d str> {
     value.get(key)?.as_str().filter(|text| !text.is_empty())
 }

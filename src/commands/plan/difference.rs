@@ -1,4 +1,4 @@
-//! What a reload would change: as data, as text, as JSON.
+//! What a reload would change, as data, and the same as text and as JSON.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Write};
@@ -12,16 +12,15 @@ use crate::text::units::span;
 use crate::upstream::{OnRemove, error_message};
 use serde_json::{Value, json};
 
-use super::may_differ;
+use super::lacks_permission;
 use super::running::{Running, RunningRoute, digest};
 
-/// Timeouts, limits and other settings left aside.
+/// Changes of listeners and routes. Timeouts, limits and other settings are not compared.
 pub(super) struct Difference {
     listeners: Vec<(String, ListenerChange)>,
-    /// Of the admin listener.
     admin: Vec<(String, ListenerChange)>,
     routes: Vec<(String, RouteChange)>,
-    /// Routes that stay as they are.
+    /// Number of unchanged routes.
     unchanged: usize,
     /// `timeouts.drain`
     drain: Duration,
@@ -29,10 +28,10 @@ pub(super) struct Difference {
 
 enum ListenerChange {
     Added,
-    /// It cannot be bound, or this cannot be tried.
-    Unavailable {
+    /// Added, but this process could not bind it.
+    CannotBind {
         error: String,
-        /// Whether the running instance would find the same.
+        /// Whether the running instance would fail, too.
         certainty: Certainty,
     },
     Renamed {
@@ -45,10 +44,10 @@ enum ListenerChange {
 
 enum Certainty {
     Certain,
-    /// It runs on another machine, or that is not known.
-    Elsewhere,
-    /// It may have more rights than this user.
-    MoreRights,
+    /// It runs on another machine, or may.
+    OtherMachine,
+    /// It may have more permissions than this user.
+    MorePermissions,
 }
 
 enum RouteChange {
@@ -57,16 +56,17 @@ enum RouteChange {
     Removed(Closing),
 }
 
-/// What becomes of open connections.
+/// What happens to the open connections of a removed route or endpoint.
 struct Closing {
-    /// `None`: nobody has counted.
+    /// `None`: unknown.
     connections: Option<u64>,
+    /// `on_remove`
     policy: String,
 }
 
 impl Difference {
-    /// `taken`: new addresses that cannot be bound here, and why.
-    pub(super) fn between(running: &Running, new: &Config, taken: &BTreeMap<SocketAddr, BindError>) -> Self {
+    /// `bind_errors`: the new addresses that this process could not bind.
+    pub(super) fn between(running: &Running, new: &Config, bind_errors: &BTreeMap<SocketAddr, BindError>) -> Self {
         let mut listeners: Vec<(String, ListenerChange)> = new
             .listeners
             .iter()
@@ -75,19 +75,19 @@ impl Difference {
                 let change = match running.listeners.get(&address) {
                     Some(name) if *name == listener.name => ListenerChange::Unchanged,
                     Some(name) => ListenerChange::Renamed { from: name.clone(), to: listener.name.clone() },
-                    None => added(running, taken.get(&listener.address)),
+                    None => added(running, bind_errors.get(&listener.address)),
                 };
                 (address, change)
             })
             .collect();
-        let stays = |address: &String| new.listeners.iter().any(|listener| listener.address.to_string() == *address);
-        let removed = running.listeners.keys().filter(|address| !stays(address));
+        let is_kept = |address: &String| new.listeners.iter().any(|listener| listener.address.to_string() == *address);
+        let removed = running.listeners.keys().filter(|address| !is_kept(address));
         listeners.extend(removed.map(|address| (address.clone(), ListenerChange::Removed)));
 
         let mut admin = Vec::new();
         let after = new.admin.as_ref().map(|admin| admin.address);
         if running.admin != after.map(|address| address.to_string()) {
-            admin.extend(after.map(|address| (address.to_string(), added(running, taken.get(&address)))));
+            admin.extend(after.map(|address| (address.to_string(), added(running, bind_errors.get(&address)))));
             admin.extend(running.admin.iter().map(|address| (address.clone(), ListenerChange::Removed)));
         }
 
@@ -116,12 +116,12 @@ impl Difference {
         })
     }
 
-    /// How many connections would be closed; `None`: nobody has counted.
+    /// The number of connections that would be closed; `None`: unknown.
     fn closed(&self) -> Option<u64> {
         self.closings().filter(|closing| !closing.keeps()).map(|closing| closing.connections).sum()
     }
 
-    /// Whether open connections would be closed, or might be where nobody has counted.
+    /// Whether open connections would be closed, or might be if their number is unknown.
     pub(super) fn closes(&self) -> bool {
         self.closed() != Some(0)
     }
@@ -130,7 +130,7 @@ impl Difference {
         let mut text = String::new();
         writeln!(
             text,
-            "What a reload to {} would change, timeouts, limits and other settings left aside:",
+            "A reload to {} would change (timeouts, limits and other settings are not compared):",
             file.display()
         )?;
         writeln!(text, "\nlisteners")?;
@@ -139,7 +139,7 @@ impl Difference {
         }
         for (address, change) in &self.admin {
             let what = if matches!(change, ListenerChange::Removed) { "stops listening".into() } else { change.text() };
-            writeln!(text, "  {} {address}  admin, {what}", change.sign())?;
+            writeln!(text, "  {} {address}  admin: {what}", change.sign())?;
         }
         writeln!(text, "\nroutes")?;
         for (name, change) in &self.routes {
@@ -158,7 +158,7 @@ impl Difference {
             }
         }
         writeln!(text, "    {} unchanged", self.unchanged)?;
-        if let Some(closed) = self.closed().filter(|_| self.is_counted()) {
+        if let Some(closed) = self.closed().filter(|_| self.are_connections_known()) {
             writeln!(text, "\nconnections that would be closed: {closed}")?;
         }
         Ok(text)
@@ -167,7 +167,7 @@ impl Difference {
     pub(super) fn json(&self) -> Value {
         let listener = |(address, change): &(String, ListenerChange)| match change {
             ListenerChange::Added => json!({"address": address, "change": "added"}),
-            ListenerChange::Unavailable { error, certainty } => {
+            ListenerChange::CannotBind { error, certainty } => {
                 let is_certain = matches!(certainty, Certainty::Certain);
                 json!({"address": address, "change": "added", "cannot_listen": error, "certain": is_certain})
             }
@@ -198,11 +198,11 @@ impl Difference {
             "routes": self.routes.iter().map(route).collect::<Vec<_>>(),
             "routes_unchanged": self.unchanged,
             "drain_seconds": self.drain.as_secs_f64(),
-            "connections_closed": self.closed().filter(|_| self.is_counted()),
+            "connections_closed": self.closed().filter(|_| self.are_connections_known()),
         })
     }
 
-    fn is_counted(&self) -> bool {
+    fn are_connections_known(&self) -> bool {
         self.closings().all(|closing| closing.connections.is_some())
     }
 }
@@ -210,7 +210,7 @@ impl Difference {
 impl ListenerChange {
     fn sign(&self) -> char {
         match self {
-            Self::Added | Self::Unavailable { .. } => '+',
+            Self::Added | Self::CannotBind { .. } => '+',
             Self::Renamed { .. } => '~',
             Self::Unchanged => ' ',
             Self::Removed => '-',
@@ -220,12 +220,12 @@ impl ListenerChange {
     fn text(&self) -> String {
         match self {
             Self::Added => "starts listening".into(),
-            Self::Unavailable { error, certainty: Certainty::Certain } => format!("cannot listen: {error}"),
-            Self::Unavailable { error, certainty: Certainty::Elsewhere } => {
-                format!("starts listening; on this machine it could not: {error}")
+            Self::CannotBind { error, certainty: Certainty::Certain } => format!("cannot listen: {error}"),
+            Self::CannotBind { error, certainty: Certainty::OtherMachine } => {
+                format!("starts listening; on this machine that would fail: {error}")
             }
-            Self::Unavailable { error: _, certainty: Certainty::MoreRights } => {
-                "starts listening, if the running instance may: this user may not".into()
+            Self::CannotBind { error: _, certainty: Certainty::MorePermissions } => {
+                "starts listening, if the running instance has permission: this user does not".into()
             }
             Self::Renamed { from, to } => format!("renamed from {from} to {to}"),
             Self::Unchanged => "unchanged".into(),
@@ -234,17 +234,16 @@ impl ListenerChange {
     }
 }
 
-/// What becomes of a new address. `taken`: why it cannot be bound here.
-fn added(running: &Running, taken: Option<&BindError>) -> ListenerChange {
-    let Some(taken) = taken else { return ListenerChange::Added };
+fn added(running: &Running, bind_error: Option<&BindError>) -> ListenerChange {
+    let Some(BindError { error, .. }) = bind_error else { return ListenerChange::Added };
     let certainty = if !running.is_here {
-        Certainty::Elsewhere
-    } else if may_differ(&taken.error) {
-        Certainty::MoreRights
+        Certainty::OtherMachine
+    } else if lacks_permission(error) {
+        Certainty::MorePermissions
     } else {
         Certainty::Certain
     };
-    ListenerChange::Unavailable { error: error_message(&taken.error), certainty }
+    ListenerChange::CannotBind { error: error_message(error), certainty }
 }
 
 fn changed(before: &RunningRoute, route: &Route) -> RouteChange {
@@ -266,12 +265,16 @@ impl Closing {
     }
 
     fn text(&self, drain: Duration) -> String {
-        let open = self.connections.map_or("open connections".into(), |connections| format!("{connections} open"));
+        let open = match self.connections {
+            None => "open connections".into(),
+            Some(1) => "1 open connection".into(),
+            Some(connections) => format!("{connections} open connections"),
+        };
         if self.keeps() {
-            return format!("{open}: kept");
+            return format!("{open}: not closed");
         }
-        let is_cut = self.policy == OnRemove::Cut.label();
-        let when = if is_cut { "at once".into() } else { format!("after {}", span(drain)) };
+        let is_immediate = self.policy == OnRemove::Cut.label();
+        let when = if is_immediate { "immediately".into() } else { format!("after {}", span(drain)) };
         format!("{open}: closed {when}")
     }
 }

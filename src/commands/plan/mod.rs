@@ -1,4 +1,4 @@
-//! `snigate plan`
+//! `snigate plan`: what a reload would change.
 
 mod difference;
 mod running;
@@ -21,7 +21,7 @@ use super::admin::status;
 use super::{WouldBeRefused, printable_lines, runtime};
 use crate::cli::Plan;
 
-/// With `--exit-code`, where connections would be closed.
+/// With `--exit-code`, if the reload would close connections, or might.
 const EXIT_CLOSES: u8 = 2;
 
 pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
@@ -29,41 +29,41 @@ pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
     let running = match (&options.admin, &options.from) {
         (Some(admin), _) => {
             let (status, addresses) = runtime::run(status(admin))??;
-            let own = LocalAddresses::read();
-            Running::of_status(&status, addresses.iter().all(|address| own.has(address.ip())))
-                .with_context(|| format!("{admin} answers, but not as an admin listener of this version does"))?
+            let local = LocalAddresses::read();
+            Running::from_status(&status, addresses.iter().all(|address| local.has(address.ip())))
+                .with_context(|| format!("{admin} is not an admin listener of this version of snigate"))?
         }
-        (None, Some(from)) => Running::of_config(&Config::load(from)?),
+        (None, Some(from)) => Running::from_config(&Config::load(from)?),
         (None, None) => bail!("expected --admin or --from"),
     };
-    if let Some(refusal) = refusal(&running, &new) {
-        bail!(WouldBeRefused(format!("a reload to {} would be refused: {refusal}", options.config.display())));
+    if let Some(error) = fixed_key_changed(&running, &new) {
+        bail!(WouldBeRefused(format!("a reload to {} would be rejected: {error}", options.config.display())));
     }
-    // One that overlaps with a running one is bound beside it.
-    let taken =
+    // The running instance can bind an address that overlaps with one of its own, but this process cannot.
+    let testable =
         running.new_addresses(&new).filter(|address| running.addresses().all(|running| !overlap(*address, running)));
-    let taken: BTreeMap<SocketAddr, BindError> =
-        taken.filter_map(|address| Some((address, is_free(address).err()?))).collect();
-    let difference = Difference::between(&running, &new, &taken);
+    let bind_errors: BTreeMap<SocketAddr, BindError> =
+        testable.filter_map(|address| Some((address, is_free(address).err()?))).collect();
+    let difference = Difference::between(&running, &new, &bind_errors);
     let text = if options.json { format!("{:#}\n", difference.json()) } else { difference.text(&options.config)? };
-    // Some of it is what the other end calls its routes.
+    // The names of routes are from the other instance.
     io::stdout().write_all(printable_lines(&text).as_bytes())?;
-    let is_known = |taken: &&BindError| running.is_here && !may_differ(&taken.error);
-    if let Some(error) = taken.values().find(is_known) {
-        bail!("a reload to {} would be refused now: {error}", options.config.display());
+    let is_certain = |error: &&BindError| running.is_here && !lacks_permission(&error.error);
+    if let Some(error) = bind_errors.values().find(is_certain) {
+        bail!("a reload to {} would fail now: {error}", options.config.display());
     }
     Ok(if options.exit_code && difference.closes() { ExitCode::from(EXIT_CLOSES) } else { ExitCode::SUCCESS })
 }
 
-/// What the running instance would say, as far as that can be known here.
-fn refusal(running: &Running, new: &Config) -> Option<ReloadError> {
+/// Why the running instance would reject the configuration: it changes a key that a reload cannot change.
+fn fixed_key_changed(running: &Running, new: &Config) -> Option<ReloadError> {
     fixed(new).into_iter().find_map(|(key, wanted)| {
         let running = running.fixed.get(key).filter(|running| **running != wanted)?.clone();
         Some(ReloadError::Fixed { key, running, wanted })
     })
 }
 
-/// What this user may not, the running instance may.
-fn may_differ(error: &io::Error) -> bool {
+/// The running instance may have more permissions than this user.
+fn lacks_permission(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::PermissionDenied
 }

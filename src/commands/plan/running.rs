@@ -1,4 +1,4 @@
-//! What a running instance says of itself, or what its file says.
+//! What is running: from the status of the instance, or from its configuration file.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -7,30 +7,29 @@ use crate::config::{Config, Route};
 use crate::server::fixed;
 use serde_json::Value;
 
-/// What runs now.
 pub(super) struct Running {
-    /// Whether it is known to run on this machine, and in this container.
+    /// Whether it certainly runs on this machine, in this container.
     pub(super) is_here: bool,
-    /// Names by address.
+    /// Names by configured address.
     pub(super) listeners: BTreeMap<String, String>,
     /// The admin listener's address.
     pub(super) admin: Option<String>,
     pub(super) routes: BTreeMap<String, RunningRoute>,
-    /// What no reload changes, by key.
+    /// The keys that a reload cannot change, and their values.
     pub(super) fixed: BTreeMap<String, String>,
 }
 
 pub(super) struct RunningRoute {
     pub(super) digest: String,
     pub(super) on_remove: String,
-    /// `None`: nobody has counted.
+    /// Open connections; `None`: unknown.
     pub(super) connections: Option<u64>,
-    /// Destinations, and the connections to the addresses that each stands for.
+    /// Endpoints, and the open connections to the addresses of each.
     pub(super) destinations: Vec<(String, Option<u64>)>,
 }
 
 impl Running {
-    pub(super) fn of_config(config: &Config) -> Self {
+    pub(super) fn from_config(config: &Config) -> Self {
         let route = |route: &Route| RunningRoute {
             digest: digest(route),
             on_remove: route.upstream.on_remove.label().into(),
@@ -47,8 +46,8 @@ impl Running {
         }
     }
 
-    /// `None` if something is missing. `is_own`: this machine's address has answered.
-    pub(super) fn of_status(status: &Value, is_own: bool) -> Option<Self> {
+    /// `None` if a field is missing. `is_local`: the status came from an address of this machine.
+    pub(super) fn from_status(status: &Value, is_local: bool) -> Option<Self> {
         let text = |value: &Value| Some(value.as_str()?.to_owned());
         let listener = |value: &Value| Some((text(&value["configured"])?, text(&value["name"])?));
         let destination = |value: &Value| {
@@ -67,22 +66,20 @@ impl Running {
         };
         let fixed = |(key, value): (&String, &Value)| Some((key.clone(), text(value)?));
         Some(Self {
-            // A port that is forwarded is another machine's; many machines have one name.
-            is_here: is_own && status["host"] == *rustix::system::uname().nodename().to_string_lossy(),
+            // Neither is enough: a local port may be forwarded to another machine, and machines can share a hostname.
+            is_here: is_local && status["host"] == *rustix::system::uname().nodename().to_string_lossy(),
             listeners: status["listeners"].as_array()?.iter().map(listener).collect::<Option<_>>()?,
             admin: Some(text(&status["admin"])?),
             routes: status["routes"].as_array()?.iter().map(route).collect::<Option<_>>()?,
             fixed: status["config"]["fixed"].as_object()?.iter().map(fixed).collect::<Option<_>>()?,
         })
     }
-}
 
-impl Running {
     pub(super) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         self.listeners.keys().chain(&self.admin).filter_map(|address| address.parse().ok())
     }
 
-    /// Those that the new configuration has and this one does not.
+    /// Addresses that only the new configuration listens on.
     pub(super) fn new_addresses(&self, new: &Config) -> impl Iterator<Item = SocketAddr> {
         let listeners = new.listeners.iter().map(|listener| listener.address);
         let listeners = listeners.filter(|address| !self.listeners.contains_key(&address.to_string()));
@@ -91,7 +88,7 @@ impl Running {
     }
 }
 
-/// As the admin listener tells it.
+/// As in the status.
 pub(super) fn digest(route: &Route) -> String {
     format!("{:016x}", route.digest())
 }
