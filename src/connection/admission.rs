@@ -337,7 +337,7 @@ mod tests {
         let network = |text: &str| text.parse::<IpNet>().unwrap();
         assert_eq!(sources.decide(ip("10.0.0.1")), Ok(Some(network("10.0.0.0/8"))));
         assert_eq!(sources.decide(ip("10.1.0.1")), Err(NotAdmitted::Denied(network("10.1.0.0/16"))));
-        assert_eq!(sources.to_string(), "10.0.0.0/8, 2001:db8::/32, not from 10.1.0.0/16");
+        assert_eq!(sources.to_string(), "allow 10.0.0.0/8, 2001:db8::/32, deny 10.1.0.0/16");
         assert!(AccessRules::default().admit(ip("192.0.2.1")));
         let everyone = networks(&["0.0.0.0/0"]);
         assert!(everyone.contains(ip("255.255.255.255")) && !everyone.contains(ip("::1")));
