@@ -9,6 +9,7 @@ mod prepare;
 use std::collections::HashSet;
 use std::io;
 use std::mem;
+#[cfg(feature = "demo")]
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
