@@ -18,13 +18,13 @@ pub(super) enum Standing {
 
 /// How much of one kind of work may be under way at a time, in the whole process.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct FairPlaces {
     new: Arc<Semaphore>,
     answers: Arc<Semaphore>,
     fails: Arc<Semaphore>,
 }
 
-impl Places {
+impl FairPlaces {
     pub(super) fn new(new: usize, answers: usize, fails: usize) -> Self {
         let places = |count| Arc::new(Semaphore::new(count));
         Self { new: places(new), answers: places(answers), fails: places(fails) }
@@ -48,7 +48,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_hangs_leaves_the_places_of_what_answers() {
-        let places = Places::new(1, 1, 1);
+        let places = FairPlaces::new(1, 1, 1);
         let _hangs = places.enter(Standing::Fails).await;
         let (fails, answers) = (places.enter(Standing::Fails), places.enter(Standing::Answers));
         tokio::pin!(fails);

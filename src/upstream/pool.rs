@@ -40,11 +40,11 @@ pub(super) struct Pool {
 struct Members {
     /// The last good answer of each destination, and what is wrong with the last one.
     answers: Vec<LookupResult>,
-    checks: HashMap<EndpointId, health::Subscription>,
+    checks: HashMap<EndpointId, health::CheckSubscription>,
     /// Tasks that attend to dead endpoints.
     attendants: HashMap<EndpointId, AbortHandle>,
     /// Of the destinations with these numbers.
-    lookups: HashMap<usize, resolve::Subscription>,
+    lookups: HashMap<usize, resolve::LookupSubscription>,
     /// Addresses that are our own listeners'.
     loops: Vec<SocketAddr>,
     /// Removed endpoints, the last at the end: they keep their state in case they return.

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
-use super::places::{Places, Standing};
+use super::places::{FairPlaces, Standing};
 use super::{failure, jittered};
 use crate::telemetry::Histogram;
 use crate::text::units::first_of;
@@ -40,7 +40,7 @@ const MAX_FAILING: usize = 24;
 /// Lookups at a time, each with a thread and a descriptor.
 pub(crate) const MAX_LOOKUPS: usize = MAX_NEW + MAX_ANSWERING + MAX_FAILING;
 
-static PLACES: LazyLock<Places> = LazyLock::new(|| Places::new(MAX_NEW, MAX_ANSWERING, MAX_FAILING));
+static PLACES: LazyLock<FairPlaces> = LazyLock::new(|| FairPlaces::new(MAX_NEW, MAX_ANSWERING, MAX_FAILING));
 
 /// Lookups at a time of names with the same parent domain, so that a zone whose servers are silent takes only part of the
 /// places of new names.
@@ -103,7 +103,7 @@ struct Name {
 
 #[derive(Default)]
 struct Known {
-    subscribers: Vec<Subscriber>,
+    subscribers: Vec<LookupSubscriber>,
     /// The last good answer, or why there has been none.
     answer: Option<Answer>,
     is_failing: bool,
@@ -111,7 +111,7 @@ struct Known {
     is_doubted: bool,
 }
 
-struct Subscriber {
+struct LookupSubscriber {
     id: u64,
     every: Duration,
     on_answer: OnAnswer,
@@ -131,12 +131,12 @@ impl fmt::Display for Name {
 
 /// Keeps a hostname looked up until it is dropped.
 #[derive(Debug)]
-pub(super) struct Subscription {
+pub(super) struct LookupSubscription {
     name: Arc<Name>,
     id: u64,
 }
 
-impl Subscription {
+impl LookupSubscription {
     /// Nothing answers at any of the addresses: they may have changed. Looks the name up at once, at most once a second.
     pub(super) fn doubt(&self) {
         self.name.known().is_doubted = true;
@@ -144,7 +144,7 @@ impl Subscription {
     }
 }
 
-impl Drop for Subscription {
+impl Drop for LookupSubscription {
     fn drop(&mut self) {
         let mut known = self.name.known();
         let position = known.subscribers.iter().position(|subscriber| subscriber.id == self.id);
@@ -167,7 +167,7 @@ impl Lookups {
         port: u16,
         every: Duration,
         on_answer: impl Fn(&Answer) -> usize + Send + Sync + 'static,
-    ) -> Subscription {
+    ) -> LookupSubscription {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Relaxed);
         let on_answer: OnAnswer = Arc::new(on_answer);
@@ -188,7 +188,7 @@ impl Lookups {
             }
         };
         let mut known = name.known();
-        known.subscribers.push(Subscriber { id, every, on_answer: Arc::clone(&on_answer) });
+        known.subscribers.push(LookupSubscriber { id, every, on_answer: Arc::clone(&on_answer) });
         let answer = known.answer.clone();
         drop(known);
         drop(names);
@@ -196,7 +196,7 @@ impl Lookups {
         if let Some(answer) = answer {
             on_answer(&answer);
         }
-        Subscription { name, id }
+        LookupSubscription { name, id }
     }
 
     /// A successor serves: nothing is looked up any more.
@@ -235,7 +235,7 @@ impl Lookups {
     }
 
     async fn run(self: Arc<Self>, name: Arc<Name>) {
-        let lookup = |place: Place| {
+        let lookup = |place: LookupPlace| {
             let (host, port) = (name.host.clone(), name.port);
             let lookup = tokio::task::spawn_blocking(move || {
                 // Taken until the resolver is done, not until nobody waits any more.
@@ -250,7 +250,7 @@ impl Lookups {
     async fn run_with<F: Future<Output = io::Result<Vec<SocketAddr>>>>(
         &self,
         name: &Name,
-        lookup: impl Fn(Place) -> F,
+        lookup: impl Fn(LookupPlace) -> F,
     ) {
         let mut standing = Standing::New;
         let mut retry = FIRST_RETRY;
@@ -259,7 +259,7 @@ impl Lookups {
             if self.forget_if_unused(name) {
                 return;
             }
-            let place = Place::enter(name, standing).await;
+            let place = LookupPlace::enter(name, standing).await;
             let begun = Instant::now();
             self.note_lateness(name, begun - due);
             name.known().is_doubted = false;
@@ -290,12 +290,12 @@ impl Lookups {
 }
 
 /// A place of its zone and one of all.
-struct Place {
+struct LookupPlace {
     _of_zone: OwnedSemaphorePermit,
     _of_all: OwnedSemaphorePermit,
 }
 
-impl Place {
+impl LookupPlace {
     async fn enter(name: &Name, standing: Standing) -> Self {
         let of_zone = Arc::clone(&name.zone).acquire_owned().await;
         Self { _of_zone: of_zone.expect("never closed"), _of_all: PLACES.enter(standing).await }
@@ -386,7 +386,7 @@ mod tests {
 
     /// A name with one subscriber that is not looked up by itself.
     fn name(every: Duration, on_answer: impl Fn(&Answer) -> usize + Send + Sync + 'static) -> Name {
-        let subscriber = Subscriber { id: u64::MAX, every, on_answer: Arc::new(on_answer) };
+        let subscriber = LookupSubscriber { id: u64::MAX, every, on_answer: Arc::new(on_answer) };
         let known = Known { subscribers: vec![subscriber], ..Known::default() };
         Name {
             host: "a.example".into(),
@@ -465,7 +465,7 @@ mod tests {
         let mut last = first;
         for _ in 0..3 {
             for _ in 0..10 {
-                Subscription { name: Arc::clone(&name), id: 0 }.doubt();
+                LookupSubscription { name: Arc::clone(&name), id: 0 }.doubt();
             }
             let next = answers.recv().await.unwrap();
             assert!(next - last >= MIN_PAUSE, "at most once a second");

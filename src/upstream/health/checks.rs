@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::super::endpoint::Endpoint;
 use super::super::jittered;
-use super::super::places::{Places, Standing};
+use super::super::places::{FairPlaces, Standing};
 use super::super::pool::Pool;
 use super::probe::{CheckReport, Credentials, probe};
 use super::state::{ProbeResult, Thresholds};
@@ -29,7 +29,7 @@ const MAX_FAILING: usize = 32;
 /// Checks at a time, in the whole process: each has a descriptor, and the process has put these aside.
 pub(crate) const MAX_CHECKS: usize = MAX_NEW + MAX_ANSWERING + MAX_FAILING;
 
-pub(super) static PLACES: LazyLock<Places> = LazyLock::new(|| Places::new(MAX_NEW, MAX_ANSWERING, MAX_FAILING));
+pub(super) static PLACES: LazyLock<FairPlaces> = LazyLock::new(|| FairPlaces::new(MAX_NEW, MAX_ANSWERING, MAX_FAILING));
 
 /// The first check of an endpoint that takes longer does not count, and waits for a place among those that fail: hundreds of
 /// endpoints that are down must not delay the first check of the others by a timeout each.
@@ -44,7 +44,7 @@ const LATE_AGAIN: Duration = Duration::from_secs(60);
 /// All checks.
 #[derive(Debug)]
 pub(crate) struct Checks {
-    known: Mutex<HashMap<Key, Arc<Check>>>,
+    known: Mutex<HashMap<Key, Arc<SharedCheck>>>,
     /// How late checks begin, in seconds.
     lateness: Histogram,
     /// A successor checks; what is left here are endpoints with connections.
@@ -60,28 +60,28 @@ struct Key {
 }
 
 #[derive(Debug)]
-struct Check {
+struct SharedCheck {
     key: Key,
-    subscribers: Mutex<Vec<Subscriber>>,
+    subscribers: Mutex<Vec<CheckSubscriber>>,
     changed: Notify,
 }
 
 #[derive(Clone, Debug)]
-struct Subscriber {
+struct CheckSubscriber {
     pool: Weak<Pool>,
     endpoint: Arc<Endpoint>,
 }
 
 /// Keeps an endpoint checked until it is dropped.
 #[derive(Debug)]
-pub(in crate::upstream) struct Subscription {
-    check: Arc<Check>,
-    subscriber: Subscriber,
+pub(in crate::upstream) struct CheckSubscription {
+    check: Arc<SharedCheck>,
+    subscriber: CheckSubscriber,
 }
 
-impl Drop for Subscription {
+impl Drop for CheckSubscription {
     fn drop(&mut self) {
-        let Subscriber { pool, endpoint } = &self.subscriber;
+        let CheckSubscriber { pool, endpoint } = &self.subscriber;
         self.check.subscribers().retain(|other| other.endpoint.id != endpoint.id || !other.pool.ptr_eq(pool));
         self.check.changed.notify_one();
     }
@@ -99,23 +99,23 @@ impl Checks {
         header: Option<proxy_protocol::Version>,
         pool: &Arc<Pool>,
         endpoint: &Arc<Endpoint>,
-    ) -> Subscription {
+    ) -> CheckSubscription {
         let thresholds = Thresholds { rise: 1, fall: 1, unready: 1 };
         let key = Key { address: endpoint.address, settings: HealthCheck { thresholds, ..settings.clone() }, header };
-        let subscriber = Subscriber { pool: Arc::downgrade(pool), endpoint: Arc::clone(endpoint) };
+        let subscriber = CheckSubscriber { pool: Arc::downgrade(pool), endpoint: Arc::clone(endpoint) };
         let mut known = self.known();
         let check = match known.entry(key) {
             Entry::Occupied(entry) => Arc::clone(entry.get()),
             Entry::Vacant(entry) => {
                 let key = entry.key().clone();
-                let check = Arc::new(Check { key, subscribers: Mutex::default(), changed: Notify::new() });
+                let check = Arc::new(SharedCheck { key, subscribers: Mutex::default(), changed: Notify::new() });
                 tokio::spawn(run(Arc::clone(self), Arc::clone(&check)));
                 Arc::clone(entry.insert(check))
             }
         };
         check.subscribers().push(subscriber.clone());
         drop(known);
-        Subscription { check, subscriber }
+        CheckSubscription { check, subscriber }
     }
 
     /// A successor serves. From now on only endpoints that still have connections here are checked.
@@ -124,7 +124,7 @@ impl Checks {
     }
 
     /// Whether nothing needs the check any more; it is forgotten then.
-    fn forget_if_unused(&self, check: &Check) -> bool {
+    fn forget_if_unused(&self, check: &SharedCheck) -> bool {
         let mut known = self.known();
         let is_unused = check.subscribers().is_empty();
         if is_unused {
@@ -133,17 +133,17 @@ impl Checks {
         is_unused
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<Key, Arc<Check>>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<Key, Arc<SharedCheck>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Checks at every interval, as long as anything subscribes to it.
-async fn run(checks: Arc<Checks>, check: Arc<Check>) {
+async fn run(checks: Arc<Checks>, check: Arc<SharedCheck>) {
     let Key { address, settings, header } = &check.key;
     let mut standing = Standing::New;
-    let mut files = Files::default();
-    let mut notes = Notes::default();
+    let mut files = CheckFiles::default();
+    let mut notes = CheckNotes::default();
     let mut due = Instant::now() + settings.interval.min(Duration::from_secs(1)).mul_f64(fastrand::f64());
     loop {
         check.wait(due).await;
@@ -190,8 +190,8 @@ async fn run(checks: Arc<Checks>, check: Arc<Check>) {
     }
 }
 
-impl Check {
-    fn subscribers(&self) -> MutexGuard<'_, Vec<Subscriber>> {
+impl SharedCheck {
+    fn subscribers(&self) -> MutexGuard<'_, Vec<CheckSubscriber>> {
         self.subscribers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -220,7 +220,7 @@ impl Check {
     fn publish(&self, answer: &CheckReport, took: Duration) {
         // Not under the lock: a pool may subscribe, or end a subscription, when it learns of a change.
         let subscribers = self.subscribers().clone();
-        for Subscriber { pool, endpoint } in subscribers {
+        for CheckSubscriber { pool, endpoint } in subscribers {
             let Some(pool) = pool.upgrade() else { continue };
             if answer.result.is_ok() {
                 endpoint.record_check(took);
@@ -245,11 +245,11 @@ impl Check {
 
 /// The files of one check. Parsed again only when their contents have changed.
 #[derive(Debug, Default)]
-struct Files {
+struct CheckFiles {
     last: Option<(Contents, Arc<Credentials>)>,
 }
 
-impl Files {
+impl CheckFiles {
     async fn credentials(&mut self, settings: &HealthCheck) -> Result<Option<Arc<Credentials>>, String> {
         let Some(tls) = &settings.tls else { return Ok(None) };
         let token_file = settings.http.as_ref().and_then(|http| http.token_file.as_deref());
@@ -267,14 +267,14 @@ impl Files {
 
 /// What has been logged, so that it is not logged again.
 #[derive(Debug, Default)]
-struct Notes {
+struct CheckNotes {
     last: Option<String>,
     late: Option<Instant>,
 }
 
-impl Notes {
+impl CheckNotes {
     /// What the operator should know although it changes no state.
-    fn say(&mut self, check: &Check, answer: &CheckReport) {
+    fn say(&mut self, check: &SharedCheck, answer: &CheckReport) {
         let note = match &answer.result {
             Ok(_) => answer.note.map(str::to_owned),
             Err(reason) => Some(format!("check not possible: {reason}")),
@@ -289,7 +289,7 @@ impl Notes {
     }
 
     /// Checks of endpoints that fail may wait for each other; others should not.
-    fn late(&mut self, check: &Check, late: Duration, standing: Standing) {
+    fn late(&mut self, check: &SharedCheck, late: Duration, standing: Standing) {
         let is_news = self.late.is_none_or(|last| last.elapsed() >= LATE_AGAIN);
         if standing != Standing::Fails && late > check.key.settings.interval && is_news {
             self.late = Some(Instant::now());
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn g13_a_check_that_waits_is_small() {
-        fn size<F>(_: impl Fn(Arc<Checks>, Arc<Check>) -> F) -> usize {
+        fn size<F>(_: impl Fn(Arc<Checks>, Arc<SharedCheck>) -> F) -> usize {
             size_of::<F>()
         }
         assert!(size(run) <= 640, "{}", size(run));

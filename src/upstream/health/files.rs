@@ -36,12 +36,12 @@ pub(super) type Bytes = Arc<[u8]>;
 #[derive(Debug)]
 struct Slow<T> {
     what: String,
-    known: Mutex<Known<T>>,
+    known: Mutex<Content<T>>,
     done: Notify,
 }
 
 #[derive(Debug)]
-struct Known<T> {
+struct Content<T> {
     last: Option<Result<T, String>>,
     last_good: Option<T>,
     read_at: Option<Instant>,
@@ -92,15 +92,15 @@ fn read_blocking(path: &Path) -> Result<Bytes, String> {
 /// `None`: too many readers hang.
 fn start_reader(read: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
     static READERS: AtomicUsize = AtomicUsize::new(0);
-    struct Counted;
-    impl Drop for Counted {
+    struct ReaderCount;
+    impl Drop for ReaderCount {
         fn drop(&mut self) {
             READERS.fetch_sub(1, Relaxed);
         }
     }
     let has_room = |readers: usize| (readers < MAX_READERS).then_some(readers + 1);
     READERS.fetch_update(Relaxed, Relaxed, has_room).ok()?;
-    let counted = Counted;
+    let counted = ReaderCount;
     let run = move || {
         let _counted = counted;
         read();
@@ -110,7 +110,7 @@ fn start_reader(read: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> 
 
 impl<T: Clone + Send + 'static> Slow<T> {
     fn new(what: String) -> Self {
-        let known = Known { last: None, last_good: None, read_at: None, is_reading: false, hang_reported: false };
+        let known = Content { last: None, last_good: None, read_at: None, is_reading: false, hang_reported: false };
         Self { what, known: Mutex::new(known), done: Notify::new() }
     }
 
@@ -168,7 +168,7 @@ impl<T: Clone + Send + 'static> Slow<T> {
         self.done.notify_waiters();
     }
 
-    fn known(&self) -> MutexGuard<'_, Known<T>> {
+    fn known(&self) -> MutexGuard<'_, Content<T>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

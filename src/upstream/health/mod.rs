@@ -16,7 +16,7 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 
 pub(crate) use self::authorities::{Authorities, CaFile};
-pub(in crate::upstream) use self::checks::Subscription;
+pub(in crate::upstream) use self::checks::CheckSubscription;
 pub(crate) use self::checks::{Checks, MAX_CHECKS};
 pub(in crate::upstream) use self::dead::attend;
 pub(crate) use self::files::{MAX_READERS, read_file};
