@@ -268,28 +268,38 @@ fn b28_http_answers_in_pieces_chunked_provisional_large_or_endless_are_understoo
         ),
         ("never", &["HTTP/1.1 500 No\r\n\r\n[-]etcd failed: reason withheld\n", "more\n"], true),
     ];
-    for (name, pieces, forever) in ready {
-        let server = answering(&authority, pieces, forever);
-        let router = checked(&server, &ca.display().to_string());
-        time_for(|| server.accepted(), 5);
-        let status = router.get("/api/status").1;
-        assert!(status.contains("\"state\": \"ready\"") && status.contains("\"last_check\""), "{name}: {status}");
-        assert!(!router.log().iter().any(|line| line["before"].is_string()), "{name}: {:?}", router.log());
-    }
-    for (name, pieces, forever) in unready {
-        let server = answering(&authority, pieces, forever);
-        let router = checked(&server, &ca.display().to_string());
-        let line = router.wait(name, |line| line["state"] == "unready");
+    let servers: Vec<(&str, Backend)> = ready
+        .iter()
+        .chain(&unready)
+        .map(|(name, pieces, forever)| (*name, answering(&authority, pieces, *forever)))
+        .collect();
+    let upstreams: Vec<String> = servers.iter().map(|(_, server)| checked(server, &ca.display().to_string())).collect();
+    let routes = servers.iter().zip(&upstreams).map(|((name, _), upstream)| (format!("{name}.example"), &**upstream));
+    let router = Router::start(&config(routes));
+    for (name, _, _) in unready {
+        let line = router.wait(name, |line| line["state"] == "unready" && line["route"] == format!("{name}.example"));
         assert!(line["cause"].as_str().unwrap().ends_with(": etcd"), "{name}: {line}");
+    }
+    for (_, server) in &servers {
+        eventually("more checks than a failure needs", || server.accepted() >= 5);
+    }
+    let status: serde_json::Value = serde_json::from_str(&router.get("/api/status").1).unwrap();
+    for (name, _, _) in ready {
+        let routes = status["routes"].as_array().unwrap();
+        let route = routes.iter().find(|route| route["name"] == format!("{name}.example")).unwrap();
+        let endpoint = &route["upstream"][0]["endpoints"][0];
+        assert!(endpoint["state"] == "ready" && endpoint["last_check"].is_object(), "{name}: {endpoint}");
+        let has_failed = |line: &serde_json::Value| line["before"].is_string() && line["route"] == route["name"];
+        assert!(!router.log().iter().any(has_failed), "{name}");
     }
 }
 
-fn checked(server: &Backend, ca: &str) -> Router {
-    let upstream = format!(
+/// The upstream map of a server that is checked over HTTP.
+fn checked(server: &Backend, ca: &str) -> String {
+    format!(
         "{{endpoints: \"{}\", health_check: {{interval: 1500ms, timeout: 1500ms, tls: {{ca_file: {ca}, server_name: {NAME}}}, http: {{}}}}}}",
         server.address()
-    );
-    Router::start(&config([(NAME.into(), &*upstream)]))
+    )
 }
 
 /// Serves HTTPS on a port that it prints, and prints what Go's server logs.
