@@ -2,11 +2,11 @@
 //! bytes, and a flood of connections the probe that decides whether the pod lives.
 
 use std::io;
-use std::net::TcpListener as StdTcpListener;
 use std::time::Duration;
 
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
@@ -56,8 +56,12 @@ impl Runtime {
         socket: TcpListener,
         serve: impl FnOnce(TcpListener) -> F,
     ) -> io::Result<JoinHandle<()>> {
-        let socket: StdTcpListener = socket.into_std()?;
+        // Not `into_std`: that fails, and loses the socket, where the kernel lacks memory for a moment.
+        let listen = SockRef::from(&socket).try_clone()?;
+        drop(socket);
         let _context = self.handle.enter();
-        Ok(self.handle.spawn(serve(TcpListener::from_std(socket)?)))
+        let register = || TcpListener::from_std(listen.try_clone()?.into());
+        let registered = register().or_else(|_| register())?;
+        Ok(self.handle.spawn(serve(registered)))
     }
 }

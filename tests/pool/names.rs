@@ -121,7 +121,7 @@ fn c02_c04_c06_what_a_name_server_should_not_say_changes_nothing() {
 
         // Five hundred, by TCP, cut to what anybody has.
         names.say(Answer::Addresses((0..500).map(|n| IpAddr::from([127, 1, n as u8, (n >> 8) as u8])).collect()));
-        eventually("many", || router.get("/metrics").1.matches("snigate_endpoint_connections{").count() == 64);
+        eventually("many", || router.get("/metrics").1.matches("snigate_endpoint_state{").count() == 3 * 64);
     });
 }
 
