@@ -222,7 +222,7 @@ mod tests {
         exposition.sample(&[("route", "x\"\\\n")], 3);
         exposition.family("b_seconds", Kind::Histogram, "Takes");
         let histogram = Histogram::new(&[0.5, 2.0]);
-        histogram.observe(Duration::from_millis(1500).as_secs_f64());
+        histogram.observe(Duration::from_millis(1500));
         exposition.histogram(&[("route", "x")], &histogram.get(), true);
         exposition.histogram(&[], &histogram.get(), false);
         exposition.family("c", Kind::Info, "Runs");

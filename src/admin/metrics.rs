@@ -72,9 +72,14 @@ struct Group<'s> {
     /// The label `route`; empty: there is none.
     route: &'s str,
     counters: &'s RouteCounters,
-    /// Even while they are all zero.
-    is_always_shown: bool,
     kind: GroupKind,
+}
+
+impl Group<'_> {
+    /// Whether its series are exported even while they are all zero.
+    fn is_always_exported(&self) -> bool {
+        self.kind != GroupKind::Route
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -125,20 +130,11 @@ impl MetricsSnapshot {
 
     fn groups<'s>(&'s self, all: Option<&'s RouteCounters>) -> Vec<Group<'s>> {
         if let Some(counters) = all {
-            return vec![Group { route: "", counters, is_always_shown: true, kind: GroupKind::All }];
+            return vec![Group { route: "", counters, kind: GroupKind::All }];
         }
-        let unrouted = Group {
-            route: UNROUTED,
-            counters: &self.counters.unrouted,
-            is_always_shown: true,
-            kind: GroupKind::Unrouted,
-        };
-        let group = |counters: &'s Arc<RouteCounters>| Group {
-            route: counters.name(),
-            counters,
-            is_always_shown: false,
-            kind: GroupKind::Route,
-        };
+        let unrouted = Group { route: UNROUTED, counters: &self.counters.unrouted, kind: GroupKind::Unrouted };
+        let group =
+            |counters: &'s Arc<RouteCounters>| Group { route: counters.name(), counters, kind: GroupKind::Route };
         std::iter::once(unrouted).chain(self.routes.iter().map(group)).collect()
     }
 
@@ -147,7 +143,7 @@ impl MetricsSnapshot {
         for group in groups {
             let counts: Vec<_> =
                 self.listeners.iter().map(|listener| (listener, group.counters.outcomes(listener))).collect();
-            if !group.is_always_shown && counts.iter().all(|(_, counts)| counts.are_zero()) {
+            if !group.is_always_exported() && counts.iter().all(|(_, counts)| counts.are_zero()) {
                 continue;
             }
             for (listener, counts) in counts {
@@ -192,12 +188,12 @@ impl MetricsSnapshot {
             |out: &mut Exposition, name, help, groups: &[Group<'_>], histogram: fn(&Durations) -> &Histogram| {
                 out.family(name, Kind::Histogram, help);
                 for group in groups {
-                    if !group.is_always_shown && !group.counters.has_durations() {
+                    if !group.is_always_exported() && !group.counters.has_durations() {
                         continue;
                     }
                     let observed = histogram(group.counters.durations()).get();
-                    if group.is_always_shown || observed.count() > 0 {
-                        let has_buckets = self.per_route != PerRoute::Totals || group.is_always_shown;
+                    if group.is_always_exported() || observed.count() > 0 {
+                        let has_buckets = self.per_route != PerRoute::Totals || group.is_always_exported();
                         out.histogram(&[("route", group.route)], &observed, has_buckets);
                     }
                 }
@@ -381,7 +377,7 @@ fn bytes(out: &mut Exposition, groups: &[Group<'_>]) {
     out.family("snigate_bytes", Kind::Counter, "Bytes received from clients and sent to them");
     for group in groups {
         let (received, sent) = (group.counters.received.load(Relaxed), group.counters.sent.load(Relaxed));
-        if group.is_always_shown || received > 0 || sent > 0 {
+        if group.is_always_exported() || received > 0 || sent > 0 {
             for (direction, count) in [("received", received), ("sent", sent)] {
                 out.sample(&[("route", group.route), ("direction", direction)], count);
             }

@@ -266,9 +266,6 @@ pub(crate) struct RouteCounters {
     pub(crate) sent: AtomicU64,
     /// Made by the first connection: most of ten thousand routes may be idle.
     durations: OnceLock<Box<Durations>>,
-    /// Count and sum of `durations.answer`, for the mean.
-    pub(crate) answers: AtomicU64,
-    pub(crate) answer_micros: AtomicU64,
 }
 
 /// How long things take, in seconds.
@@ -291,8 +288,6 @@ impl RouteCounters {
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             durations: OnceLock::new(),
-            answers: AtomicU64::new(0),
-            answer_micros: AtomicU64::new(0),
         }
     }
 
@@ -318,9 +313,15 @@ impl RouteCounters {
 
     /// An endpoint has sent its first bytes.
     pub(super) fn answered(&self, took: Duration) {
-        self.durations().answer.observe(took.as_secs_f64());
-        self.answers.fetch_add(1, Relaxed);
-        self.answer_micros.fetch_add(took.as_micros().try_into().unwrap_or(u64::MAX), Relaxed);
+        self.durations().answer.observe(took);
+    }
+
+    /// How many endpoints have sent first bytes, and the sum of the times that this took.
+    pub(crate) fn answers(&self) -> (u64, Duration) {
+        self.durations.get().map_or_else(Default::default, |durations| {
+            let answer = durations.answer.get();
+            (answer.count(), answer.sum)
+        })
     }
 
     /// Ended connections of this listener, by outcome.

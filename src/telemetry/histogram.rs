@@ -36,10 +36,10 @@ impl Histogram {
         Self(Arc::new(Buckets { bounds, counts: Default::default(), sum_micros: AtomicU64::new(0) }))
     }
 
-    pub(crate) fn observe(&self, seconds: f64) {
+    pub(crate) fn observe(&self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
         let bucket = self.0.bounds.iter().take_while(|bound| **bound < seconds).count();
-        let micros = Duration::try_from_secs_f64(seconds).map_or(0, |duration| duration.as_micros());
-        self.0.sum_micros.fetch_add(u64::try_from(micros).unwrap_or(u64::MAX), Relaxed);
+        self.0.sum_micros.fetch_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX), Relaxed);
         self.0.counts[bucket.min(MAX_BOUNDS)].fetch_add(1, Relaxed);
     }
 
@@ -80,7 +80,7 @@ mod tests {
     fn a_duration_counts_in_the_first_bucket_that_it_fits_into() {
         let histogram = Histogram::new(&[0.1, 1.0]);
         for seconds in [0.0, 0.1, 0.11, 1.0, 2.5, 86_400.0] {
-            histogram.observe(seconds);
+            histogram.observe(Duration::from_secs_f64(seconds));
         }
         let seen = histogram.get();
         assert_eq!(seen.cumulative().collect::<Vec<_>>(), [(0.1, 2), (1.0, 4)]);

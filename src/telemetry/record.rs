@@ -108,7 +108,7 @@ impl ConnectionRecord {
     /// The hello is complete.
     pub(crate) fn hello_complete(&mut self) {
         let age = self.age();
-        self.listener.counters.hello_seconds.observe(age.as_secs_f64());
+        self.listener.counters.hello_seconds.observe(age);
         self.fields.hello = Some(age.into());
     }
 
@@ -122,7 +122,7 @@ impl ConnectionRecord {
 
     /// An endpoint is connected.
     pub(crate) fn connected(&mut self, took: Duration, upstream: SocketAddr, local: SocketAddr) {
-        self.route.durations().connect.observe(took.as_secs_f64());
+        self.route.durations().connect.observe(took);
         self.fields.connect = Some(took.into());
         self.fields.upstream = Some(upstream);
         self.fields.upstream_local = Some(local);
@@ -246,7 +246,7 @@ impl Drop for ConnectionRecord {
             self.route.active.fetch_sub(1, Relaxed);
         }
         self.route.count(&self.listener.name, self.outcome);
-        self.route.durations().connection.observe(self.age().as_secs_f64());
+        self.route.durations().connection.observe(self.age());
         if self.outcome.is_rejection() && !self.is_bare() {
             self.listener.counters.recent_rejections.add(self.recent_rejection());
         }

@@ -281,7 +281,7 @@ impl Lookups {
     }
 
     fn note_lateness(&self, name: &Name, late: Duration) {
-        self.lateness.observe(late.as_secs_f64());
+        self.lateness.observe(late);
         if late > name.every() {
             let late_s = late.as_secs_f64().round();
             warn!(%name, late_s, "lookup is late: too many lookups hang or fail at the same time");

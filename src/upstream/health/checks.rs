@@ -162,7 +162,7 @@ async fn run(checks: Arc<Checks>, check: Arc<SharedCheck>) {
         let begun = Instant::now();
         // Waiting for files is reported by itself.
         let late = (woken - due) + (begun - queued);
-        checks.lateness.observe(late.as_secs_f64());
+        checks.lateness.observe(late);
         notes.late(&check, late, standing);
         let answer = match credentials {
             Err(reason) => CheckReport::not_made(reason),
