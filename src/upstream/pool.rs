@@ -203,9 +203,8 @@ impl Pool {
         for (number, destination) in self.setup.settings.destinations.iter().enumerate() {
             if let Some((host, port)) = destination.name() {
                 let pool = Arc::downgrade(self);
-                let on_answer = move |answer: &Result<Vec<SocketAddr>, String>| {
-                    pool.upgrade().map_or(0, |pool| pool.answered(number, answer))
-                };
+                let on_answer =
+                    move |answer: &resolve::Answer| pool.upgrade().map_or(0, |pool| pool.answered(number, answer));
                 let every = self.setup.settings.resolve_every;
                 let subscription = self.context.lookups.subscribe(host, port, every, on_answer);
                 self.members().lookups.insert(number, subscription);
@@ -251,7 +250,7 @@ impl Pool {
 
     /// A name has been looked up. A pool that is closed wants the first answer only, for the connections that wait for it.
     /// How many connections are at addresses that it no longer has.
-    fn answered(self: &Arc<Self>, number: usize, answer: &Result<Vec<SocketAddr>, String>) -> usize {
+    fn answered(self: &Arc<Self>, number: usize, answer: &resolve::Answer) -> usize {
         let before = self.endpoints();
         let mut members = self.members();
         let known = &mut members.answers[number];
@@ -319,8 +318,8 @@ impl Pool {
         }
         let connections: usize = removed.iter().map(|endpoint| endpoint.connections()).sum();
         let list = |some: &[&Arc<Endpoint>]| first_of(some.iter().map(|endpoint| endpoint.address), MAX_LISTED);
-        let (route, added, removed) = (&*self.setup.route, list(added), list(removed));
-        debug!(route, added, removed, connections, endpoints, "endpoints changed");
+        let route = &*self.setup.route;
+        debug!(route, added = list(added), removed = list(removed), connections, endpoints, "endpoints changed");
     }
 
     fn add_endpoint(self: &Arc<Self>, address: SocketAddr, members: &mut Members) -> Arc<Endpoint> {
@@ -361,9 +360,8 @@ impl Pool {
         for (_, attendant) in members.attendants.drain() {
             attendant.abort();
         }
-        let answered: Vec<usize> =
-            (0..members.answers.len()).filter(|number| members.answers[*number].is_known()).collect();
-        let ended: Vec<_> = answered.iter().map(|number| members.lookups.remove(number)).collect();
+        let Members { lookups, answers, .. } = &mut *members;
+        let ended: Vec<_> = lookups.extract_if(|number, _| answers[*number].is_known()).collect();
         drop(members);
         drop(ended);
     }

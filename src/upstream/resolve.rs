@@ -49,7 +49,8 @@ const MAX_OF_A_ZONE: usize = 16;
 /// How many addresses a log line has.
 const MAX_LISTED: usize = 20;
 
-type Answer = Result<Vec<SocketAddr>, String>;
+/// The addresses, or why there are none.
+pub(super) type Answer = Result<Vec<SocketAddr>, String>;
 /// Returns how many connections there are to addresses that the answer no longer has.
 type OnAnswer = Arc<dyn Fn(&Answer) -> usize + Send + Sync>;
 
@@ -374,8 +375,6 @@ impl Name {
 
 #[cfg(test)]
 mod tests {
-    use std::ops::ControlFlow;
-
     use super::*;
 
     type Answers = Vec<(u64, Result<usize, String>)>;
@@ -497,9 +496,8 @@ mod tests {
             while !lookups.names().is_empty() {
                 tokio::task::yield_now().await;
             }
-            ControlFlow::<()>::Break(())
         };
-        timeout(Duration::from_secs(30), gone).await.expect("the lookup ends").is_break();
+        timeout(Duration::from_secs(30), gone).await.expect("the lookup ends");
     }
 
     #[tokio::test]

@@ -15,10 +15,10 @@ use super::super::endpoint::Endpoint;
 use super::super::jittered;
 use super::super::places::{FairPlaces, Standing};
 use super::super::pool::Pool;
+use super::HealthCheck;
 use super::probe::{CheckReport, Credentials, probe};
 use super::state::{ProbeResult, Thresholds};
 use super::tls::Contents;
-use super::{HealthCheck, TlsCheck};
 use crate::proxy_protocol;
 use crate::telemetry::Histogram;
 
@@ -40,6 +40,9 @@ const SOON: Duration = Duration::from_secs(1);
 
 /// At most one line per check and minute says that it is late.
 const LATE_AGAIN: Duration = Duration::from_secs(60);
+
+/// Each result counts by itself.
+const NO_THRESHOLDS: Thresholds = Thresholds { rise: 1, fall: 1, unready: 1 };
 
 /// All checks.
 #[derive(Debug)]
@@ -100,8 +103,8 @@ impl Checks {
         pool: &Arc<Pool>,
         endpoint: &Arc<Endpoint>,
     ) -> CheckSubscription {
-        let thresholds = Thresholds { rise: 1, fall: 1, unready: 1 };
-        let key = Key { address: endpoint.address, settings: HealthCheck { thresholds, ..settings.clone() }, header };
+        let settings = HealthCheck { thresholds: NO_THRESHOLDS, ..settings.clone() };
+        let key = Key { address: endpoint.address, settings, header };
         let subscriber = CheckSubscriber { pool: Arc::downgrade(pool), endpoint: Arc::clone(endpoint) };
         let mut known = self.known();
         let check = match known.entry(key) {
@@ -302,8 +305,7 @@ impl CheckNotes {
 
 /// Connects and no more, to learn whether an endpoint that nothing checks is back.
 pub(super) fn connect_only(interval: Duration, timeout: Duration) -> HealthCheck {
-    let thresholds = Thresholds { rise: 1, fall: 1, unready: 1 };
-    HealthCheck { interval, timeout, thresholds, tls: None::<TlsCheck>, http: None }
+    HealthCheck { interval, timeout, thresholds: NO_THRESHOLDS, tls: None, http: None }
 }
 
 #[cfg(test)]

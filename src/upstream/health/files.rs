@@ -2,14 +2,14 @@
 //! costs a thread per file, and no endpoint its state.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -70,11 +70,11 @@ pub(super) async fn system_authorities() -> Result<Arc<Authorities>, String> {
 
 /// Reads a file, for who can wait a moment; what is wrong with it, with its name.
 pub(crate) fn read_file(path: &Path) -> Result<Bytes, String> {
-    let does_not_answer = || format!("{}: the file system does not respond", path.display());
+    let hangs = || does_not_respond(path.display());
     let (sender, content) = mpsc::sync_channel(1);
     let from = path.to_owned();
-    let reader = start_reader(move || drop(sender.send(read_blocking(&from)))).ok_or_else(does_not_answer)?;
-    let content = content.recv_timeout(LOAD_TIMEOUT).map_err(|_| does_not_answer())?;
+    let reader = start_reader(move || drop(sender.send(read_blocking(&from)))).ok_or_else(hangs)?;
+    let content = content.recv_timeout(LOAD_TIMEOUT).map_err(|_| hangs())?;
     // It has nothing left to do.
     let _ = reader.join();
     content
@@ -89,20 +89,16 @@ fn read_blocking(path: &Path) -> Result<Bytes, String> {
     read().map_err(|error: std::io::Error| format!("{}: {error}", path.display()))
 }
 
+fn does_not_respond(file: impl Display) -> String {
+    format!("{file}: the file system does not respond")
+}
+
 /// `None`: too many readers hang.
 fn start_reader(read: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
-    static READERS: AtomicUsize = AtomicUsize::new(0);
-    struct ReaderCount;
-    impl Drop for ReaderCount {
-        fn drop(&mut self) {
-            READERS.fetch_sub(1, Relaxed);
-        }
-    }
-    let has_room = |readers: usize| (readers < MAX_READERS).then_some(readers + 1);
-    READERS.fetch_update(Relaxed, Relaxed, has_room).ok()?;
-    let counted = ReaderCount;
+    static READERS: Semaphore = Semaphore::const_new(MAX_READERS);
+    let permit = READERS.try_acquire().ok()?;
     let run = move || {
-        let _counted = counted;
+        let _permit = permit;
         read();
     };
     std::thread::Builder::new().name("file".into()).stack_size(256 * 1024).spawn(run).ok()
@@ -145,7 +141,7 @@ impl<T: Clone + Send + 'static> Slow<T> {
                 "cannot read a file of a health check: the file system does not respond; using its last content"
             );
         }
-        known.last_good.clone().ok_or_else(|| format!("{}: the file system does not respond", self.what))
+        known.last_good.clone().ok_or_else(|| does_not_respond(&self.what))
     }
 
     fn finish(&self, content: Result<T, String>, is_same: fn(&T, &T) -> bool) {

@@ -108,9 +108,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(250);
 /// that nobody has read, such as its session tickets.
 async fn close(mut stream: TlsStream<TcpStream>) {
     let end = async {
-        if stream.get_mut().1.is_handshaking() {
-            return;
-        }
         stream.get_mut().1.send_close_notify();
         let _ = stream.flush().await;
         let mut rest = [0; 1024];
