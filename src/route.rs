@@ -42,7 +42,8 @@ pub struct Matchers {
 
 impl Matchers {
     fn rank(&self) -> usize {
-        usize::from(self.alpn.is_some()) + usize::from(self.listeners.is_some())
+        let Self { alpn, listeners } = self;
+        usize::from(alpn.is_some()) + usize::from(listeners.is_some())
     }
 
     fn hold(&self, client: &Client<'_>) -> bool {
@@ -66,7 +67,8 @@ impl Matchers {
     /// Whether the same client could satisfy both. A client can offer any set of protocols, so different `alpn` never
     /// excludes that.
     fn overlap(&self, other: &Self) -> bool {
-        match (&self.listeners, &other.listeners) {
+        let Self { alpn: _, listeners } = self;
+        match (listeners, &other.listeners) {
             (Some(ours), Some(theirs)) => ours.iter().any(|listener| theirs.contains(listener)),
             _ => true,
         }

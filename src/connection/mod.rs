@@ -142,11 +142,11 @@ pub(crate) fn serve<P: Send>(
             }
             Ok::<_, Rejection>((upstream, slot, source_permit))
         });
-        let connected = tokio::select! {
+        let setup_result = tokio::select! {
             result = setup => result,
             reason = &mut handle => Err(rejection_of(reason)),
         };
-        let (upstream, slot, _) = match &connected {
+        let (upstream, slot, _) = match &setup_result {
             Ok(connected) => connected,
             Err(rejection) => {
                 record.rejected(hello.received());
@@ -196,13 +196,14 @@ pub(crate) fn serve<P: Send>(
         if upstream_closed {
             report_no_answer(&mut record, slot, "closed without an answer to a ClientHello");
         }
-        drop((client, connected, permit));
+        drop((client, setup_result, permit));
         let (outcome, closed_by) = outcome_of(end, handle.close_reason());
         record.end(outcome, closed_by, reason_of(end, handle.close_reason()));
     }
 }
 
-/// Reads the PROXY header, which must come from a known load balancer; `None`: it has no addresses (`LOCAL`, `UNKNOWN`).
+/// Reads the PROXY header, which must come from a known load balancer. Returns `None` if it has no addresses (`LOCAL`,
+/// `UNKNOWN`).
 async fn read_proxy_header(
     client: &TcpStream,
     balancers: &Networks,
@@ -277,8 +278,8 @@ fn report_no_answer(record: &mut ConnectionRecord, slot: &EndpointSlot, cause: &
 }
 
 /// Why a connection was closed by us, where the outcome does not say it.
-fn reason_of(ending: RelayEnd, close_reason: CloseReason) -> Option<Box<str>> {
-    match (ending, close_reason) {
+fn reason_of(end: RelayEnd, close_reason: CloseReason) -> Option<Box<str>> {
+    match (end, close_reason) {
         (RelayEnd::Stopped, CloseReason::Removed) => Some("a reload removed its route or endpoint".into()),
         (RelayEnd::ProbeUnanswered, _) => Some("the endpoint is dead and does not acknowledge this connection".into()),
         _ => None,

@@ -22,7 +22,7 @@ pub(crate) enum Outcome {
     PeerDead,
     /// Closed by us at the end of `timeouts.drain`.
     Drained,
-    /// Closed by us because its endpoint was dead for `dead.grace`.
+    /// Closed by us because its endpoint was unreachable for `dead.grace` and did not acknowledge a probe.
     CutEndpoint,
     /// No route matches the name.
     UnknownName,

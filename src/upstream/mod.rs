@@ -232,7 +232,7 @@ impl Upstream {
                 break;
             }
         }
-        self.pool.doubt_names_of(&endpoints, &untried);
+        self.pool.refresh_names_of(&endpoints, &untried);
         if endpoints.is_empty() {
             for address in self.pool.loops() {
                 failure.add(Failure::Loop, &address, &"one of snigate's own listeners");

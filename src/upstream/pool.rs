@@ -41,9 +41,9 @@ struct Members {
     /// The last good answer of each destination, and what is wrong with the last one.
     answers: Vec<LookupResult>,
     checks: HashMap<EndpointId, health::CheckSubscription>,
-    /// Tasks that attend to dead endpoints.
-    attendants: HashMap<EndpointId, AbortHandle>,
-    /// Of the destinations with these numbers.
+    /// Tasks that watch dead endpoints.
+    dead_watchers: HashMap<EndpointId, AbortHandle>,
+    /// By index of their destination.
     lookups: HashMap<usize, resolve::LookupSubscription>,
     /// Addresses that are our own listeners'.
     loops: Vec<SocketAddr>,
@@ -56,14 +56,14 @@ struct Members {
 const MAX_IDLE_FORMER: usize = 64;
 
 impl Members {
-    fn unattend(&mut self, endpoint: EndpointId) {
+    fn stop_monitor(&mut self, endpoint: EndpointId) {
         self.checks.remove(&endpoint);
-        if let Some(attendant) = self.attendants.remove(&endpoint) {
-            attendant.abort();
+        if let Some(watcher) = self.dead_watchers.remove(&endpoint) {
+            watcher.abort();
         }
     }
 
-    /// The oldest of the former endpoints that nothing is left of.
+    /// Forgets the oldest former endpoints without connections if there are too many.
     fn prune_former(&mut self) {
         let is_idle = |endpoint: &Arc<Endpoint>| endpoint.connections() == 0;
         let mut too_many =
@@ -213,20 +213,20 @@ impl Pool {
     }
 
     /// Connections to all of these but `untried` have failed. The names that have no other address are looked up at once.
-    pub(super) fn doubt_names_of(&self, endpoints: &[Arc<Endpoint>], untried: &[usize]) {
+    pub(super) fn refresh_names_of(&self, endpoints: &[Arc<Endpoint>], untried: &[usize]) {
         let has_failed = |address: &SocketAddr| {
             let number = endpoints.iter().position(|endpoint| endpoint.address == *address);
             number.is_some_and(|number| !untried.contains(&number))
         };
-        Self::doubt_names(&self.members(), has_failed);
+        Self::refresh_names(&self.members(), has_failed);
     }
 
-    fn doubt_names(members: &Members, has_failed: impl Fn(&SocketAddr) -> bool) {
+    fn refresh_names(members: &Members, has_failed: impl Fn(&SocketAddr) -> bool) {
         for (number, subscription) in &members.lookups {
             let addresses = &members.answers[*number].addresses;
             // Also if there are none yet.
             if addresses.iter().all(&has_failed) {
-                subscription.doubt();
+                subscription.refresh();
             }
         }
     }
@@ -248,8 +248,8 @@ impl Pool {
         self.update_fail_open(&members);
     }
 
-    /// A name has been looked up. A pool that is closed wants the first answer only, for the connections that wait for it.
-    /// How many connections are at addresses that it no longer has.
+    /// A name has been looked up. Returns the number of connections to endpoints that it has removed. A closed pool needs
+    /// only the first answer, for the connections that wait for it.
     fn answered(self: &Arc<Self>, number: usize, answer: &resolve::Answer) -> usize {
         let before = self.endpoints();
         let mut members = self.members();
@@ -304,7 +304,7 @@ impl Pool {
         let removed: Vec<_> = before.iter().filter(|endpoint| lacks(&after, endpoint)).collect();
         self.log_change(&added, &removed, after.len());
         for endpoint in removed {
-            members.unattend(endpoint.id);
+            members.stop_monitor(endpoint.id);
             endpoint.leave();
             members.former.push(Arc::clone(endpoint));
         }
@@ -340,14 +340,14 @@ impl Pool {
             members.checks.insert(endpoint.id, subscription);
         }
         if endpoint.state() == EndpointState::Dead {
-            self.attend(endpoint, members);
+            self.watch_dead(endpoint, members);
         }
     }
 
-    /// Attends to a dead endpoint until it is dead no longer.
-    fn attend(self: &Arc<Self>, endpoint: &Arc<Endpoint>, members: &mut Members) {
-        let attendant = tokio::spawn(health::attend(Arc::clone(self), Arc::clone(endpoint)));
-        if let Some(before) = members.attendants.insert(endpoint.id, attendant.abort_handle()) {
+    /// Watches a dead endpoint until it is no longer dead.
+    fn watch_dead(self: &Arc<Self>, endpoint: &Arc<Endpoint>, members: &mut Members) {
+        let watcher = tokio::spawn(health::watch_dead(Arc::clone(self), Arc::clone(endpoint)));
+        if let Some(before) = members.dead_watchers.insert(endpoint.id, watcher.abort_handle()) {
             before.abort();
         }
     }
@@ -357,8 +357,8 @@ impl Pool {
         let mut members = self.members();
         members.is_closed = true;
         members.checks.clear();
-        for (_, attendant) in members.attendants.drain() {
-            attendant.abort();
+        for (_, watcher) in members.dead_watchers.drain() {
+            watcher.abort();
         }
         let Members { lookups, answers, .. } = &mut *members;
         let ended: Vec<_> = lookups.extract_if(|number, _| answers[*number].is_known()).collect();
@@ -377,10 +377,10 @@ impl Pool {
     /// A check has found this.
     pub(super) fn report(self: &Arc<Self>, endpoint: &Endpoint, result: &ProbeResult) {
         let change = endpoint.apply_check_result(result, self.thresholds());
-        self.log_state_change(endpoint, change);
+        self.on_state_change(endpoint, change);
     }
 
-    /// A connection has found this. That it got an answer says that the endpoint is ready only where nothing asks for more.
+    /// A connection has found this. An answer to a client proves readiness only if no health check is configured.
     pub(super) fn report_of_client(self: &Arc<Self>, endpoint: &Endpoint, result: &ProbeResult) {
         let is_enough = self.check().is_none() && *result == ProbeResult::Ready;
         let change = if is_enough {
@@ -388,10 +388,10 @@ impl Pool {
         } else {
             endpoint.apply_client_result(result, self.thresholds())
         };
-        self.log_state_change(endpoint, change);
+        self.on_state_change(endpoint, change);
     }
 
-    fn log_state_change(self: &Arc<Self>, endpoint: &Endpoint, change: Option<StateChange>) {
+    fn on_state_change(self: &Arc<Self>, endpoint: &Endpoint, change: Option<StateChange>) {
         let Some(change) = change else { return };
         let mut members = self.members();
         let endpoints = self.endpoints();
@@ -400,11 +400,11 @@ impl Pool {
             return;
         }
         if change.after == EndpointState::Dead {
-            self.attend(endpoint, &mut members);
+            self.watch_dead(endpoint, &mut members);
             let is_dead = |address: &SocketAddr| {
                 endpoints.iter().any(|other| other.address == *address && other.state() == EndpointState::Dead)
             };
-            Self::doubt_names(&members, is_dead);
+            Self::refresh_names(&members, is_dead);
         }
         let (route, address) = (&*self.setup.route, endpoint.address);
         let (before, state, connections) = (change.before.label(), change.after.label(), endpoint.connections());

@@ -109,7 +109,7 @@ struct Known {
     answer: Option<Answer>,
     is_failing: bool,
     /// Somebody could connect to none of the addresses.
-    is_doubted: bool,
+    refresh_requested: bool,
 }
 
 struct LookupSubscriber {
@@ -139,8 +139,8 @@ pub(super) struct LookupSubscription {
 
 impl LookupSubscription {
     /// Nothing answers at any of the addresses: they may have changed. Looks the name up at once, at most once a second.
-    pub(super) fn doubt(&self) {
-        self.name.known().is_doubted = true;
+    pub(super) fn refresh(&self) {
+        self.name.known().refresh_requested = true;
         self.name.changed.notify_one();
     }
 }
@@ -263,7 +263,7 @@ impl Lookups {
             let place = LookupPlace::enter(name, standing).await;
             let begun = Instant::now();
             self.note_lateness(name, begun - due);
-            name.known().is_doubted = false;
+            name.known().refresh_requested = false;
             let mut lookup = pin!(lookup(place));
             let answer = loop {
                 match timeout(LOOKUP_TIMEOUT, &mut lookup).await {
@@ -314,7 +314,7 @@ impl Name {
         known.subscribers.iter().map(|subscriber| subscriber.every).min().unwrap_or(Duration::from_secs(10))
     }
 
-    /// Waits until the next lookup, which is at `due`, or sooner if something has changed; when it was to begin.
+    /// Waits until the next lookup, at `due` or sooner if something has changed. Returns when it was due.
     async fn wait(&self, begun: Instant, due: Instant) -> Instant {
         let mut due = due;
         loop {
@@ -323,7 +323,7 @@ impl Name {
                 if known.subscribers.is_empty() {
                     return Instant::now();
                 }
-                if known.is_doubted {
+                if known.refresh_requested {
                     due = due.min((begun + MIN_PAUSE).max(Instant::now()));
                 }
             }
@@ -464,7 +464,7 @@ mod tests {
         let mut last = first;
         for _ in 0..3 {
             for _ in 0..10 {
-                LookupSubscription { name: Arc::clone(&name), id: 0 }.doubt();
+                LookupSubscription { name: Arc::clone(&name), id: 0 }.refresh();
             }
             let next = answers.recv().await.unwrap();
             assert!(next - last >= MIN_PAUSE, "at most once a second");

@@ -26,20 +26,20 @@ const MAX_NEW: usize = 32;
 const MAX_ANSWERING: usize = 32;
 const MAX_FAILING: usize = 32;
 
-/// Checks at a time, in the whole process: each has a descriptor, and the process has put these aside.
+/// Checks at a time, in the whole process: each has a descriptor, which the process reserves.
 pub(crate) const MAX_CHECKS: usize = MAX_NEW + MAX_ANSWERING + MAX_FAILING;
 
 pub(super) static PLACES: LazyLock<FairPlaces> = LazyLock::new(|| FairPlaces::new(MAX_NEW, MAX_ANSWERING, MAX_FAILING));
 
 /// The first check of an endpoint that takes longer does not count, and waits for a place among those that fail: hundreds of
 /// endpoints that are down must not delay the first check of the others by a timeout each.
-const FIRST_LOOK: Duration = Duration::from_millis(500);
+const FIRST_CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// An endpoint that says that it is not ready is checked again so soon: it is about to shut down.
-const SOON: Duration = Duration::from_secs(1);
+/// An endpoint that says that it is not ready is checked again after this time: it is about to shut down.
+const UNREADY_RECHECK: Duration = Duration::from_secs(1);
 
 /// At most one line per check and minute says that it is late.
-const LATE_AGAIN: Duration = Duration::from_secs(60);
+const LATE_WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Each result counts by itself.
 const NO_THRESHOLDS: Thresholds = Thresholds { rise: 1, fall: 1, unready: 1 };
@@ -171,8 +171,8 @@ async fn run(checks: Arc<Checks>, check: Arc<SharedCheck>) {
             Err(reason) => CheckReport::not_made(reason),
             Ok(credentials) => {
                 let mut probe = Box::pin(probe(*address, settings, *header, credentials.as_deref()));
-                if standing == Standing::New && settings.timeout > FIRST_LOOK {
-                    if let Ok(answer) = timeout(FIRST_LOOK, &mut probe).await {
+                if standing == Standing::New && settings.timeout > FIRST_CHECK_TIMEOUT {
+                    if let Ok(answer) = timeout(FIRST_CHECK_TIMEOUT, &mut probe).await {
                         answer
                     } else {
                         standing = Standing::Fails;
@@ -188,7 +188,8 @@ async fn run(checks: Arc<Checks>, check: Arc<SharedCheck>) {
         standing = if has_failed { Standing::Fails } else { Standing::Answers };
         notes.say(&check, &answer);
         check.publish(&answer, begun.elapsed());
-        let interval = if check.is_about_to_be_unready() { settings.interval.min(SOON) } else { settings.interval };
+        let interval =
+            if check.is_about_to_be_unready() { settings.interval.min(UNREADY_RECHECK) } else { settings.interval };
         due = (begun + jittered(interval)).max(Instant::now());
     }
 }
@@ -293,7 +294,7 @@ impl CheckNotes {
 
     /// Checks of endpoints that fail may wait for each other; others should not.
     fn late(&mut self, check: &SharedCheck, late: Duration, standing: Standing) {
-        let is_news = self.late.is_none_or(|last| last.elapsed() >= LATE_AGAIN);
+        let is_news = self.late.is_none_or(|last| last.elapsed() >= LATE_WARNING_INTERVAL);
         if standing != Standing::Fails && late > check.key.settings.interval && is_news {
             self.late = Some(Instant::now());
             let (route, routes) = check.routes();

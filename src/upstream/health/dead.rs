@@ -24,7 +24,7 @@ const NEVER: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Runs until the endpoint is no longer dead, or it is aborted: when the endpoint has left the pool, or the pool the
 /// configuration.
-pub(in crate::upstream) async fn attend(pool: Arc<Pool>, endpoint: Arc<Endpoint>) {
+pub(in crate::upstream) async fn watch_dead(pool: Arc<Pool>, endpoint: Arc<Endpoint>) {
     let mut grace_began = None;
     let mut is_announced = false;
     let mut next_trial = Instant::now() + if pool.check().is_none() { jittered(TRIAL_EVERY) } else { NEVER };

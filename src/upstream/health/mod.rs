@@ -18,7 +18,7 @@ use rustls::pki_types::ServerName;
 pub(crate) use self::authorities::{Authorities, CaFile};
 pub(in crate::upstream) use self::checks::CheckSubscription;
 pub(crate) use self::checks::{Checks, MAX_CHECKS};
-pub(in crate::upstream) use self::dead::attend;
+pub(in crate::upstream) use self::dead::watch_dead;
 pub(crate) use self::files::{MAX_READERS, read_file};
 pub(crate) use self::probe::{check_once, read_token, request};
 pub(crate) use self::state::HealthState;
