@@ -209,7 +209,13 @@ impl Proxy {
         proxy.configure([]);
         proxy.install(true);
         proxy.run();
-        until(&format!("{} listens", proxy.program.name()), || TcpStream::connect(address).is_ok());
+        let name = proxy.program.name();
+        until(&format!("{name} listens"), || {
+            // nginx daemonizes: its first process has been waited for.
+            let exited = proxy.child.as_mut().and_then(|child| child.try_wait().unwrap());
+            assert!(exited.is_none_or(|status| status.success()), "{name} does not start: {}", exited.unwrap());
+            TcpStream::connect(address).is_ok()
+        });
         proxy
     }
 
