@@ -18,7 +18,7 @@ use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::Common;
-use crate::load::{Attempt, Client, Order, PATIENCE, backend, byte_at, open, within};
+use crate::load::{Attempt, Client, Order, PATIENCE, backend, byte_at, open, ping, within};
 use crate::proxy::{Program, Proxy, Setup};
 use crate::report::{failures, line, percentile, summary};
 
@@ -228,22 +228,6 @@ async fn large(mut proxy: Proxy, routes: usize, reloads: usize) {
         }
     }
     line("", format!("{} routes, {reloads} reloads: {memory:?} kB of memory after each quarter", routes / 100));
-}
-
-/// The longest of all round trips, in microseconds.
-async fn ping(address: SocketAddr, stop: CancellationToken, longest: Arc<AtomicUsize>) {
-    let mut kilobyte = vec![7; 1024];
-    let mut stream = open(address, Order::Echo(kilobyte.len())).await.unwrap();
-    // Without the time to connect.
-    stream.write_all(&kilobyte).await.unwrap();
-    stream.read_exact(&mut kilobyte).await.unwrap();
-    while !stop.is_cancelled() {
-        let begun = Instant::now();
-        stream.write_all(&kilobyte).await.unwrap();
-        within(PATIENCE, "an echo", stream.read_exact(&mut kilobyte)).await.unwrap();
-        longest.fetch_max(begun.elapsed().as_micros() as usize, Relaxed);
-        sleep(Duration::from_millis(1)).await;
-    }
 }
 
 const DOWNLOAD: usize = 10_000_000;

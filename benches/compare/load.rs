@@ -1,6 +1,7 @@
 //! The clients that load a proxy, and the backend behind it.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -13,8 +14,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
-use tokio::time::{interval, sleep_until, timeout, timeout_at};
+use tokio::time::{interval, sleep, sleep_until, timeout, timeout_at};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_util::sync::CancellationToken;
 
 use crate::hello::Hello;
 use crate::proxy::pin;
@@ -109,14 +111,22 @@ pub async fn receive(stream: &mut TcpStream, mut left: usize) -> std::io::Result
 }
 
 pub async fn listen() -> TcpListener {
+    listen_at((Ipv4Addr::LOCALHOST, 0).into())
+}
+
+fn listen_at(address: SocketAddr) -> TcpListener {
     let socket = TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    socket.bind(address).unwrap();
     socket.listen(4096).unwrap()
 }
 
 /// Carries out orders, in the runtime of the caller.
 pub async fn backend() -> SocketAddr {
-    let listener = listen().await;
+    backend_at((Ipv4Addr::LOCALHOST, 0).into()).await
+}
+
+pub async fn backend_at(address: SocketAddr) -> SocketAddr {
+    let listener = listen_at(address);
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         loop {
@@ -288,4 +298,20 @@ pub async fn end_of(mut stream: TcpStream, is_busy: bool, deadline: Instant) -> 
         }
     }
     None
+}
+
+/// The longest of all round trips, in microseconds.
+pub async fn ping(address: SocketAddr, stop: CancellationToken, longest: Arc<AtomicUsize>) {
+    let mut kilobyte = vec![7; 1024];
+    let mut stream = open(address, Order::Echo(kilobyte.len())).await.unwrap();
+    // Without the time to connect.
+    stream.write_all(&kilobyte).await.unwrap();
+    stream.read_exact(&mut kilobyte).await.unwrap();
+    while !stop.is_cancelled() {
+        let begun = Instant::now();
+        stream.write_all(&kilobyte).await.unwrap();
+        within(PATIENCE, "an echo", stream.read_exact(&mut kilobyte)).await.unwrap();
+        longest.fetch_max(begun.elapsed().as_micros() as usize, Relaxed);
+        sleep(Duration::from_millis(1)).await;
+    }
 }

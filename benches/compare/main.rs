@@ -21,6 +21,7 @@ mod outage;
 mod overload;
 mod proxy;
 mod report;
+mod routes;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -52,6 +53,8 @@ enum Measurement {
     Outage,
     /// Reload, upgrade, restart and stop under load
     Lifecycle(lifecycle::Options),
+    /// Start, memory, CPU time, reload and scrape with 10,000 routes
+    Routes(routes::Options),
     /// Run the relay of `floor.rs`
     #[command(hide = true)]
     Floor { listen: SocketAddr, backend: SocketAddr },
@@ -83,6 +86,7 @@ fn main() {
         Measurement::Failover(options) => failover::run(options, &common),
         Measurement::Outage => outage::run(&common),
         Measurement::Lifecycle(options) => lifecycle::run(options, &common),
+        Measurement::Routes(options) => routes::run(options, &common),
         Measurement::Floor { listen, backend } => floor::run(listen, backend),
         Measurement::Endpoint { answer } => endpoint::run(answer),
     }

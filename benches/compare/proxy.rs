@@ -81,6 +81,15 @@ pub struct Setup {
     /// The limit, as each proxy counts connections.
     pub connections: Option<usize>,
     pub log: bool,
+    /// More routes than can be measured with all the same endpoints.
+    pub fleet: Option<Fleet>,
+}
+
+/// Routes with an endpoint each, which has health checks, and metrics.
+#[derive(Clone)]
+pub struct Fleet {
+    pub routes: Vec<(String, SocketAddr)>,
+    pub admin: SocketAddr,
 }
 
 impl Setup {
@@ -97,9 +106,13 @@ impl Setup {
             ),
         };
         let routes = names.iter().map(|name| format!("  - {{sni: {name}, upstream: {upstream}}}\n"));
+        let fleet = self.fleet.iter().flat_map(|fleet| &fleet.routes).map(|(name, endpoint)| {
+            format!("  - {{sni: {name}, upstream: {{endpoints: [\"{endpoint}\"], health_check: {{interval: 5s, timeout: 4s}}}}}}\n")
+        });
         format!(
-            "listen: {address}\nroutes:\n{}timeouts: {{drain: 24h}}\nlog: {{level: {}}}\n{}{}",
-            routes.collect::<String>(),
+            "listen: {address}\n{}routes:\n{}timeouts: {{drain: 24h}}\nlog: {{level: {}}}\n{}{}",
+            self.fleet.as_ref().map_or(String::new(), |fleet| format!("admin: {}\n", fleet.admin)),
+            routes.chain(fleet).collect::<String>(),
             if self.log { "info" } else { "error" },
             self.workers.map_or(String::new(), |workers| format!("workers: {workers}\n")),
             self.connections.map_or(String::new(), |limit| format!("limits: {{connections: {limit}}}\n"))
@@ -133,9 +146,10 @@ frontend edge
   tcp-request inspect-delay 5s
   tcp-request content accept if {{ req_ssl_hello_type 1 }}
   use_backend cluster if {{ req_ssl_sni -i {} }}
+{}
 backend cluster
   {}
-{}",
+{}{}",
             self.workers.map_or(String::new(), |workers| format!("nbthread {workers}")),
             // As many as 20,000 descriptors allow: with splice, a connection may have pipes.
             self.connections.unwrap_or(if splice { 7900 } else { 9900 }),
@@ -144,9 +158,23 @@ backend cluster
             if self.log { "log global\n  option tcplog" } else { "" },
             if splice { "option splice-auto" } else { "" },
             names.join(" "),
+            if self.fleet.is_some() {
+                format!("  use_backend %[req_ssl_sni,lower,map({})]", self.map(directory).display())
+            } else {
+                String::new()
+            },
             if self.endpoints.len() > 1 { checks } else { "" },
-            servers.collect::<String>()
+            servers.collect::<String>(),
+            self.fleet.as_ref().map_or(String::new(), Fleet::haproxy)
         )
+    }
+
+    /// HAProxy's backend for each name.
+    fn map(&self, directory: &Path) -> PathBuf {
+        let path = directory.join("map");
+        let routes = self.fleet.iter().flat_map(|fleet| &fleet.routes);
+        fs::write(&path, routes.map(|(name, _)| format!("{name} {name}\n")).collect::<String>()).unwrap();
+        path
     }
 
     fn nginx(&self, address: SocketAddr, names: &[String], directory: &Path) -> String {
@@ -184,12 +212,22 @@ stream {{
     }
 }
 
+impl Fleet {
+    fn haproxy(&self) -> String {
+        let backends = self.routes.iter().map(|(name, endpoint)| {
+            format!("backend {name}\n  timeout check 4s\n  server endpoint {endpoint} check inter 5s\n")
+        });
+        let exporter = "  mode http\n  http-request use-service prometheus-exporter if { path /metrics }\n";
+        format!("frontend admin\n  bind {}\n{exporter}{}", self.admin, backends.collect::<String>())
+    }
+}
+
 /// A running proxy in a process group of its own, killed when it is dropped.
 pub struct Proxy {
     pub program: Program,
     pub address: SocketAddr,
     directory: TempDir,
-    setup: Setup,
+    pub setup: Setup,
     child: Option<Child>,
     /// The process that receives signals.
     main: Option<Pid>,
