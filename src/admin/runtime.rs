@@ -4,8 +4,7 @@
 use std::io;
 use std::time::Duration;
 
-use rustix::process::setpriority_process;
-use rustix::thread::gettid;
+use rustix::process::nice;
 use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
@@ -16,7 +15,7 @@ use tracing::debug;
 /// Threads that build answers: one at a time, so that on a small machine a CPU is left for connections.
 const BUILDERS: usize = 1;
 
-/// Of the threads that build answers: bytes of clients go first. 0 is ordinary, 19 the lowest.
+/// Added to that of the process for the threads that build answers: bytes of clients go first.
 const NICENESS: i32 = 10;
 
 /// A thread that answers requests, until this is dropped, and one that builds long answers.
@@ -29,7 +28,8 @@ pub(crate) struct Runtime {
 impl Runtime {
     pub(crate) fn start() -> io::Result<Self> {
         let be_nice = || {
-            if let Err(error) = setpriority_process(Some(gettid()), NICENESS) {
+            // Linux keeps it per thread.
+            if let Err(error) = nice(NICENESS) {
                 debug!(%error, "cannot lower the priority of a thread");
             }
         };
