@@ -4,12 +4,14 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use ipnet::IpNet;
 use snigate::client_hello::{ClientHello, Framing, Parsed};
 use snigate::name::{NamePattern, ServerName};
-use snigate::route::{Client, Matchers, RouteTable};
+use snigate::route::{Arrival, Client, Matchers, RouteTable, Tlvs};
 
 #[path = "../tests/support/hello.rs"]
 mod sample;
@@ -63,14 +65,44 @@ fn lookup(criterion: &mut Criterion) {
             table.insert(&[exact, wildcard], &Matchers::default(), &number).unwrap();
         }
         for (name, server_name) in [("exact", exact), ("wildcard", by_wildcard), ("unknown", unknown)] {
-            let client = Client { server_name, alpn: None, listener: 0 };
+            let client = Client::new(server_name, None, Arrival::default());
             assert_eq!(table.find(&client).is_some(), name != "unknown");
             group.bench_function(format!("{name} of {count} routes"), |bencher| {
                 bencher.iter(|| table.find(black_box(&client)).map(|found| *found.target));
             });
         }
     }
+    for count in [1, 1_000, 100_000] {
+        let tlv = |number: usize| {
+            let value = format!("cluster{number:06}").into_bytes();
+            (encoded(0xe0, &value), Matchers { proxy_tlvs: [(0xe0, value.into())].into(), ..Matchers::default() })
+        };
+        let destination = |number: usize| {
+            let [.., a, b, c] = number.to_be_bytes();
+            IpAddr::from([10, a, b, c])
+        };
+        let (mut by_tlv, mut by_destination) = (RouteTable::default(), RouteTable::default());
+        for number in 0..count {
+            by_tlv.insert(&[], &tlv(number).1, &number).unwrap();
+            let destinations = Some([IpNet::from(destination(number))].into());
+            by_destination.insert(&[], &Matchers { destinations, ..Matchers::default() }, &number).unwrap();
+        }
+        let (encoded, _) = tlv(count - 1);
+        let with_tlv = Arrival { tlvs: Tlvs::parse(&encoded).unwrap(), ..Arrival::default() };
+        let to_address = Arrival { destination: Some(destination(count - 1)), ..Arrival::default() };
+        for (what, table, arrival) in [("TLV", by_tlv, with_tlv), ("destination", by_destination, to_address)] {
+            let client = Client::new(exact, None, arrival);
+            assert_eq!(table.find(&client).map(|found| *found.target), Some(count - 1));
+            group.bench_function(format!("{what} of {count} routes with one name"), |bencher| {
+                bencher.iter(|| table.find(black_box(&client)).map(|found| *found.target));
+            });
+        }
+    }
     group.finish();
+}
+
+fn encoded(number: u8, value: &[u8]) -> Vec<u8> {
+    [&[number][..], &u16::try_from(value.len()).unwrap().to_be_bytes(), value].concat()
 }
 
 /// Counts what is allocated.

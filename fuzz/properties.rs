@@ -152,7 +152,8 @@ pub fn name(bytes: &[u8]) {
     }
 }
 
-/// A PROXY header is complete at its last byte and not before, whatever follows it, and its addresses can be encoded again.
+/// A PROXY header is complete at its last byte and not before, whatever follows it, its addresses and TLVs can be encoded
+/// again, and an independent reader finds the same.
 pub fn proxy_header(received: &[u8]) {
     let Ok(Some(header)) = internals::parse(received) else { return };
     assert!(header.length <= received.len().min(internals::MAX_LENGTH));
@@ -160,13 +161,54 @@ pub fn proxy_header(received: &[u8]) {
     for length in 0..header.length {
         assert_eq!(internals::parse(&received[..length]), Ok(None), "{length}");
     }
+    let tlvs: Vec<(u8, &[u8])> = header.tlvs.iter().collect();
     for version in [Version::V1, Version::V2] {
         let client =
             header.addresses.map(|addresses| internals::ProxiedClient { addresses, server_name: None, alpn: None });
-        let written = internals::header(version, client.as_ref());
+        // A checksum is that of another header.
+        let kept = || tlvs.iter().copied().filter(|(number, _)| *number != 3);
+        let written = match &client {
+            Some(client) => internals::header(version, client, kept()).unwrap(),
+            None => internals::local_header(version),
+        };
         let again = internals::parse(&written).unwrap().unwrap();
         assert_eq!((again.addresses, again.length), (header.addresses, written.len()));
+        if version == Version::V2 && client.is_some() {
+            assert_eq!(again.tlvs.iter().collect::<Vec<_>>(), kept().collect::<Vec<_>>());
+        }
     }
+    other_reader(&received[..header.length], header.addresses, &tlvs);
+}
+
+/// Version 2 as the crate `ppp` reads it, which also accepts what we reject.
+fn other_reader(header: &[u8], addresses: Option<internals::ProxiedAddresses>, tlvs: &[(u8, &[u8])]) {
+    use ppp::v2::{Addresses, Command, Header, Protocol};
+
+    if header.starts_with(b"PROXY") {
+        return;
+    }
+    // A header without a client may have anything in place of addresses.
+    let Ok(other) = Header::try_from(header) else {
+        assert_eq!(header[12], 0x20, "only we accept it");
+        return;
+    };
+    if other.command == Command::Local {
+        assert!(addresses.is_none() && tlvs.is_empty());
+        return;
+    }
+    let expected = match other.addresses {
+        Addresses::IPv4(of) => {
+            Some(((of.source_address, of.source_port).into(), (of.destination_address, of.destination_port).into()))
+        }
+        Addresses::IPv6(of) => {
+            Some(((of.source_address, of.source_port).into(), (of.destination_address, of.destination_port).into()))
+        }
+        Addresses::Unspecified | Addresses::Unix(_) => None,
+    };
+    let expected = expected.filter(|_| other.protocol == Protocol::Stream);
+    assert_eq!(addresses.map(|addresses| (addresses.source, addresses.destination)), expected);
+    let others: Vec<_> = other.tlvs().map(|tlv| tlv.unwrap()).map(|tlv| (tlv.kind, tlv.value.into_owned())).collect();
+    assert_eq!(others.iter().map(|(number, value)| (*number, &**value)).collect::<Vec<_>>(), tlvs);
 }
 
 /// Any file is read or refused, and an error names what is wrong.

@@ -63,7 +63,7 @@ mod upstream;
 #[doc(hidden)]
 pub mod internals {
     pub use crate::proxy_protocol::{
-        Header, InvalidHeader, MAX_LENGTH, ProxiedAddresses, ProxiedClient, Version, header, parse,
+        Header, InvalidHeader, MAX_LENGTH, ProxiedAddresses, ProxiedClient, Version, header, local_header, parse,
     };
 
     /// Parses a configuration. Returns the number of listeners and routes.

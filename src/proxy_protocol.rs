@@ -6,14 +6,15 @@
 use std::net::SocketAddr;
 
 use crc::{CRC_32_ISCSI, Crc, Digest};
-use proxy_header::{ParseConfig, ProxiedAddress, ProxyHeader, Tlv};
+use proxy_header::{ParseConfig, ProxiedAddress, ProxyHeader};
 
 use crate::name::ServerName;
+use crate::route::Tlvs;
 
 /// Maximum length of a version 1 header, CRLF included (section 2.1).
 const MAX_TEXT: usize = 107;
-/// Maximum length of a version 2 header that is accepted. Real ones have some hundred bytes.
-const MAX_BINARY: usize = 4096;
+/// Maximum length of a version 2 header: the length field has 16 bits (section 2.2). Real ones have some hundred bytes.
+const MAX_BINARY: usize = BINARY_START + u16::MAX as usize;
 /// Maximum length of a header in bytes, either version.
 pub const MAX_LENGTH: usize = MAX_BINARY;
 
@@ -26,7 +27,7 @@ const BINARY_START: usize = 16;
 pub enum Version {
     /// A line of text (section 2.1).
     V1,
-    /// Binary (section 2.2). We add the client's SNI and ALPN as TLVs.
+    /// Binary (section 2.2), which can have TLVs. We add the client's SNI and ALPN.
     V2,
 }
 
@@ -50,11 +51,21 @@ pub struct ProxiedAddresses {
     pub destination: SocketAddr,
 }
 
+/// Numbers of TLVs (section 2.2).
+pub(crate) mod tlv {
+    pub(crate) const ALPN: u8 = 0x01;
+    pub(crate) const AUTHORITY: u8 = 0x02;
+    pub(crate) const CRC32C: u8 = 0x03;
+    pub(crate) const NOOP: u8 = 0x04;
+}
+
 /// A complete header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct Header<'a> {
     /// `None` for `LOCAL` (the proxy's own connection, such as a health check), `UNKNOWN`, and transports other than TCP.
     pub addresses: Option<ProxiedAddresses>,
+    /// Its TLVs; none for `LOCAL` and in version 1.
+    pub tlvs: Tlvs<'a>,
     /// Length of the header in bytes.
     pub length: usize,
 }
@@ -65,8 +76,8 @@ pub enum InvalidHeader {
     /// They do not start with the signature of either version.
     #[error("missing PROXY header, which accept_proxy requires")]
     Missing,
-    /// More than 107 bytes in version 1, or 4096 bytes in version 2.
-    #[error("PROXY header longer than {MAX_TEXT} bytes (version 1) or {MAX_BINARY} bytes (version 2)")]
+    /// More than 107 bytes in version 1.
+    #[error("PROXY header longer than {MAX_TEXT} bytes (version 1)")]
     TooLong,
     /// The header does not conform to the specification.
     #[error("malformed PROXY header")]
@@ -85,7 +96,7 @@ pub(crate) fn is_header(received: &[u8]) -> bool {
 }
 
 /// Parses the header at the start of `received`; `None` if it is incomplete.
-pub fn parse(received: &[u8]) -> Result<Option<Header>, InvalidHeader> {
+pub fn parse(received: &[u8]) -> Result<Option<Header<'_>>, InvalidHeader> {
     let matches_so_far = |start: &[u8]| received.iter().zip(start).all(|(byte, expected)| byte == expected);
     if matches_so_far(TEXT) {
         parse_text(received)
@@ -96,7 +107,7 @@ pub fn parse(received: &[u8]) -> Result<Option<Header>, InvalidHeader> {
     }
 }
 
-fn parse_text(received: &[u8]) -> Result<Option<Header>, InvalidHeader> {
+fn parse_text(received: &[u8]) -> Result<Option<Header<'_>>, InvalidHeader> {
     let received = &received[..received.len().min(MAX_TEXT)];
     let Some(end) = received.windows(2).position(|two| two == b"\r\n") else {
         return if received.len() == MAX_TEXT { Err(InvalidHeader::TooLong) } else { Ok(None) };
@@ -114,7 +125,7 @@ fn parse_text(received: &[u8]) -> Result<Option<Header>, InvalidHeader> {
         }
         _ => return Err(InvalidHeader::Malformed),
     };
-    Ok(Some(Header { addresses, length: end + 2 }))
+    Ok(Some(Header { addresses, tlvs: Tlvs::default(), length: end + 2 }))
 }
 
 /// Rejects a sign or leading zeroes, which the library would accept.
@@ -122,57 +133,60 @@ fn is_number(field: &[u8]) -> bool {
     field == b"0" || (field.first() != Some(&b'0') && !field.is_empty() && field.iter().all(u8::is_ascii_digit))
 }
 
-fn parse_binary(received: &[u8]) -> Result<Option<Header>, InvalidHeader> {
+fn parse_binary(received: &[u8]) -> Result<Option<Header<'_>>, InvalidHeader> {
     const LOCAL: u8 = 0x20;
     let Some(start) = received.get(..BINARY_START) else { return Ok(None) };
-    let length = BINARY_START + usize::from(u16::from_be_bytes([start[14], start[15]]));
-    if length > MAX_BINARY {
-        return Err(InvalidHeader::TooLong);
-    }
+    let length = binary_length(start);
     let Some(header_bytes) = received.get(..length) else { return Ok(None) };
-    let command = start[12];
-    if command == LOCAL {
+    if start[12] == LOCAL {
         // The rest must be ignored, including the family (section 2.2).
-        return Ok(Some(Header { addresses: None, length }));
+        return Ok(Some(Header { addresses: None, tlvs: Tlvs::default(), length }));
     }
-    let (header, _) = ProxyHeader::parse(header_bytes, ParseConfig::default()).map_err(|_| InvalidHeader::Malformed)?;
-    if header.tlvs().any(|tlv| tlv.is_err()) {
-        return Err(InvalidHeader::Malformed);
-    }
-    if let Some(expected) = header.crc32c()
-        && checksum(header_bytes) != Some(expected)
-    {
-        return Err(InvalidHeader::Checksum);
+    let without_tlvs = ParseConfig { include_tlvs: false, ..ParseConfig::default() };
+    let (header, _) = ProxyHeader::parse(header_bytes, without_tlvs).map_err(|_| InvalidHeader::Malformed)?;
+    let tlvs = header_bytes.get(BINARY_START + addresses_length(start)..).and_then(Tlvs::parse);
+    let tlvs = tlvs.ok_or(InvalidHeader::Malformed)?;
+    for expected in tlvs.of(tlv::CRC32C) {
+        let expected: [u8; 4] = expected.try_into().map_err(|_| InvalidHeader::Malformed)?;
+        if checksum(header_bytes, tlvs) != u32::from_be_bytes(expected) {
+            return Err(InvalidHeader::Checksum);
+        }
     }
     let addresses = header.proxied_address().filter(|address| address.protocol == proxy_header::Protocol::Stream);
-    Ok(Some(Header { addresses: addresses.map(ProxiedAddresses::from), length }))
+    Ok(Some(Header { addresses: addresses.map(ProxiedAddresses::from), tlvs, length }))
+}
+
+/// How many bytes the header has, if the start of one was received: as many as are to be read.
+pub(crate) fn length_of(received: &[u8]) -> Option<usize> {
+    received.starts_with(SIGNATURE).then(|| received.get(..BINARY_START).map(binary_length)).flatten()
+}
+
+fn binary_length(start: &[u8]) -> usize {
+    BINARY_START + usize::from(u16::from_be_bytes([start[14], start[15]]))
+}
+
+fn addresses_length(start: &[u8]) -> usize {
+    match start[13] >> 4 {
+        0 => 0,
+        1 => 12,
+        2 => 36,
+        _ => 216,
+    }
 }
 
 const ALGORITHM: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
 /// The CRC-32C of a version 2 header, computed with the checksum field zeroed (section 2.2.3).
-fn checksum(header: &[u8]) -> Option<u32> {
-    const CRC32C: u8 = 0x03;
-    let addresses = match header[13] >> 4 {
-        0 => 0,
-        1 => 12,
-        2 => 36,
-        _ => 216,
-    };
+fn checksum(header: &[u8], tlvs: Tlvs<'_>) -> u32 {
     let mut digest: Digest<'_, u32> = ALGORITHM.digest();
-    let (before, mut rest) = header.split_at_checked(BINARY_START + addresses)?;
-    digest.update(before);
-    while let [kind, high, low, ..] = *rest {
-        let (tlv, more) = rest.split_at_checked(3 + usize::from(u16::from_be_bytes([high, low])))?;
-        if kind == CRC32C {
-            digest.update(&tlv[..3]);
-            digest.update(&[0; 4]);
-        } else {
-            digest.update(tlv);
-        }
-        rest = more;
+    digest.update(&header[..BINARY_START + addresses_length(header)]);
+    for (number, value) in tlvs.iter() {
+        digest.update(&[number]);
+        // It was decoded from two bytes.
+        digest.update(&u16::try_from(value.len()).unwrap_or(u16::MAX).to_be_bytes());
+        digest.update(if number == tlv::CRC32C { &[0; 4] } else { value });
     }
-    Some(digest.finalize())
+    digest.finalize()
 }
 
 impl From<&ProxiedAddress> for ProxiedAddresses {
@@ -192,30 +206,79 @@ pub struct ProxiedClient<'a> {
     pub alpn: Option<&'a [u8]>,
 }
 
+/// The header that endpoints are sent.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Outgoing {
+    pub(crate) version: Version,
+    /// TLVs that are added, sorted by number. Only in version 2, like `pass`.
+    pub(crate) tlvs: Box<[(u8, Box<[u8]>)]>,
+    /// Numbers of the TLVs of the client's own header that are passed on; none of `tlvs`.
+    pub(crate) pass: Box<[u8]>,
+}
+
 /// In bytes; longer ALPN lists are not passed on.
 const MAX_ALPN: usize = 512;
 
-/// Encodes a header for this client; `None` encodes `LOCAL` (version 2) or `UNKNOWN` (version 1).
-#[must_use]
-pub fn header(version: Version, client: Option<&ProxiedClient<'_>>) -> Vec<u8> {
-    let address = client.map(|client| ProxiedAddress::stream(client.addresses.source, client.addresses.destination));
+/// The TLVs do not fit into a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the PROXY header for the endpoint would be longer than {MAX_LENGTH} bytes: too many TLVs to pass on")]
+pub struct TooLong;
+
+/// Encodes a header for this client, with these TLVs in version 2.
+///
+/// # Errors
+///
+/// Fails if the TLVs do not fit.
+pub fn header<'t>(
+    version: Version,
+    client: &ProxiedClient<'_>,
+    tlvs: impl IntoIterator<Item = (u8, &'t [u8])>,
+) -> Result<Vec<u8>, TooLong> {
+    let ProxiedAddresses { source, destination } = client.addresses;
     let mut bytes = Vec::new();
+    let header = ProxyHeader::with_address(ProxiedAddress::stream(source, destination));
     let written = match version {
-        Version::V1 => address.map_or_else(ProxyHeader::with_local, ProxyHeader::with_address).encode_v1(&mut bytes),
-        Version::V2 => {
-            let name = client.and_then(|client| client.server_name).map(|name| Tlv::Authority(name.to_string().into()));
-            let alpn = client.and_then(|client| client.alpn).filter(|list| list.len() <= MAX_ALPN);
-            // The client's whole offer: which protocol will be chosen is not known yet (section 2.2.1).
-            let extension = |list: &[u8]| [&u16::try_from(list.len()).unwrap_or(0).to_be_bytes(), list].concat();
-            let tlvs = name.into_iter().chain(alpn.map(|list| Tlv::Alpn(extension(list).into())));
-            ProxyHeader::with_tlvs(address, tlvs).encode_v2(&mut bytes)
-        }
+        Version::V1 => header.encode_v1(&mut bytes),
+        Version::V2 => header.encode_v2(&mut bytes),
     };
-    match written {
-        Ok(()) => bytes,
+    if written.is_err() {
         // Addresses of different families cannot be encoded.
-        Err(_) => header(version, None),
+        return Ok(local_header(version));
     }
+    if version == Version::V1 {
+        return Ok(bytes);
+    }
+    let mut add = |number: u8, value: &[u8]| {
+        bytes.push(number);
+        bytes.extend(u16::try_from(value.len()).map_err(|_| TooLong)?.to_be_bytes());
+        bytes.extend(value);
+        Ok(())
+    };
+    if let Some(name) = client.server_name {
+        add(tlv::AUTHORITY, name.to_string().as_bytes())?;
+    }
+    // The client's whole offer: which protocol will be chosen is not known yet (section 2.2.1).
+    if let Some(list) = client.alpn.filter(|list| list.len() <= MAX_ALPN) {
+        let length = u16::try_from(list.len()).map_err(|_| TooLong)?;
+        add(tlv::ALPN, &[&length.to_be_bytes(), list].concat())?;
+    }
+    tlvs.into_iter().try_for_each(|(number, value)| add(number, value))?;
+    let length = u16::try_from(bytes.len() - BINARY_START).map_err(|_| TooLong)?;
+    bytes[BINARY_START - 2..BINARY_START].copy_from_slice(&length.to_be_bytes());
+    Ok(bytes)
+}
+
+/// Encodes a header without a client: `LOCAL` (version 2) or `UNKNOWN` (version 1).
+#[must_use]
+pub fn local_header(version: Version) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let header = ProxyHeader::with_local();
+    // A `Vec` has room for it.
+    let _ = match version {
+        Version::V1 => header.encode_v1(&mut bytes),
+        Version::V2 => header.encode_v2(&mut bytes),
+    };
+    bytes
 }
 
 #[cfg(test)]
@@ -258,8 +321,8 @@ mod tests {
         ] {
             let header_bytes = [&bytes[..], b"\x16\x03\x01"].concat();
             assert!(is_header(&header_bytes) && !is_header(&header_bytes[1..]) && !is_header(&header_bytes[..1]));
-            let header = Header { addresses: expected, length: bytes.len() };
-            assert_eq!(parse(&header_bytes), Ok(Some(header)), "{}", bytes.escape_ascii());
+            let header = parse(&header_bytes).unwrap().map(|header| (header.addresses, header.length));
+            assert_eq!(header, Some((expected, bytes.len())), "{}", bytes.escape_ascii());
             for length in 0..bytes.len() {
                 assert_eq!(parse(&bytes[..length]), Ok(None), "{length} of {}", bytes.escape_ascii());
             }
@@ -297,22 +360,21 @@ mod tests {
             (&bad_length, InvalidHeader::Malformed),
             (&binary(0x21, 0x11, &[&V4[..], b"\x05"].concat()), InvalidHeader::Malformed),
             (&binary(0x21, 0x11, &[&V4[..], b"\x05\0\x03id"].concat()), InvalidHeader::Malformed),
-            (&binary(0x21, 0x11, &[&V4[..], b"\x02\0\x01\xff"].concat()), InvalidHeader::Malformed),
+            (&binary(0x21, 0x11, &[&V4[..], b"\x03\0\x02\0\0"].concat()), InvalidHeader::Malformed),
             (&binary(0x21, 0x11, &[&V4[..], b"\x03\0\x04\0\0\0\0"].concat()), InvalidHeader::Checksum),
-            (&binary(0x21, 0x11, &vec![7; 65535]), InvalidHeader::TooLong),
-            (&binary(0x20, 0, &vec![7; MAX_BINARY - BINARY_START + 1]), InvalidHeader::TooLong),
         ] {
             assert_eq!(parse(bytes), Err(reason), "{}", bytes.escape_ascii());
         }
         let longest = binary(0x20, 0, &vec![7; MAX_BINARY - BINARY_START]);
-        assert_eq!(parse(&longest), Ok(Some(Header { addresses: None, length: MAX_BINARY })));
+        let tlvs = Tlvs::default();
+        assert_eq!(parse(&longest), Ok(Some(Header { addresses: None, tlvs, length: MAX_BINARY })));
         assert_eq!(parse(&[b'P'; 2]), Err(InvalidHeader::Missing), "at the first byte that differs");
     }
 
     #[test]
     fn e07_a_checksum_is_verified() {
         let mut bytes = binary(0x21, 0x11, &[&V4[..], b"\x04\0\x01\0\x03\0\x04\0\0\0\0"].concat());
-        let sum = checksum(&bytes).unwrap().to_be_bytes();
+        let sum = ALGORITHM.checksum(&bytes).to_be_bytes();
         let length = bytes.len();
         bytes[length - 4..].copy_from_slice(&sum);
         assert!(parse(&bytes).is_ok_and(|header| header.is_some_and(|header| header.addresses.is_some())));
@@ -338,13 +400,15 @@ mod tests {
                     server_name: ServerName::parse(b"a.example").ok(),
                     alpn: Some(b"\x02h2"),
                 };
-                let bytes = header(version, Some(&client));
-                assert_eq!(parse(&bytes), Ok(Some(Header { addresses: Some(addresses), length: bytes.len() })));
+                let bytes = header(version, &client, []).unwrap();
+                let parsed = parse(&bytes).unwrap().map(|header| (header.addresses, header.length));
+                assert_eq!(parsed, Some((Some(addresses), bytes.len())));
             }
-            let own = header(version, None);
-            assert_eq!(parse(&own), Ok(Some(Header { addresses: None, length: own.len() })));
+            let own = local_header(version);
+            let tlvs = Tlvs::default();
+            assert_eq!(parse(&own), Ok(Some(Header { addresses: None, tlvs, length: own.len() })));
             let mixed = ProxiedClient { addresses: addresses("192.0.2.1:1", "[::1]:2"), server_name: None, alpn: None };
-            assert_eq!(header(version, Some(&mixed)), own);
+            assert_eq!(header(version, &mixed, []), Ok(own));
         }
         let client = ProxiedClient {
             addresses: addresses("192.0.2.1:4660", "198.51.100.2:443"),
@@ -352,7 +416,27 @@ mod tests {
             alpn: Some(b"\x02h2\x08http/1.1"),
         };
         let tlvs = b"\x02\0\x09a.example\x01\0\x0e\0\x0c\x02h2\x08http/1.1";
-        assert_eq!(header(Version::V2, Some(&client)), binary(0x21, 0x11, &[&V4[..], tlvs].concat()));
-        assert_eq!(header(Version::V1, Some(&client)), b"PROXY TCP4 192.0.2.1 198.51.100.2 4660 443\r\n");
+        assert_eq!(header(Version::V2, &client, []), Ok(binary(0x21, 0x11, &[&V4[..], tlvs].concat())));
+        assert_eq!(header(Version::V1, &client, []), Ok(b"PROXY TCP4 192.0.2.1 198.51.100.2 4660 443\r\n".into()));
+    }
+
+    #[test]
+    fn e07_tlvs_of_any_number_and_length_are_read_and_written() {
+        let client =
+            ProxiedClient { addresses: addresses("192.0.2.1:1", "192.0.2.2:2"), server_name: None, alpn: None };
+        let long = vec![7; 65_535 - 12 - 3 - 3 - 3 - 2];
+        // 0x20 is that of TLS in the specification, with a structure of its own; others use it for an identifier.
+        let tlvs: [(u8, &[u8]); 3] = [(0x20, b""), (0xee, &long), (0x20, b"id")];
+        let bytes = header(Version::V2, &client, tlvs).unwrap();
+        assert_eq!(bytes.len(), MAX_LENGTH);
+        let parsed = parse(&bytes).unwrap().unwrap();
+        assert_eq!(parsed.tlvs.iter().collect::<Vec<_>>(), tlvs);
+        assert_eq!(parsed.tlvs.of(0x20).collect::<Vec<_>>(), [&b""[..], b"id"]);
+        assert_eq!(length_of(&bytes[..16]), Some(MAX_LENGTH));
+        assert_eq!(header(Version::V2, &client, tlvs.into_iter().chain([(1, &b""[..])])), Err(TooLong));
+        assert_eq!(header(Version::V2, &client, [(1, &[0; 65_536][..])]), Err(TooLong));
+        let mut local = bytes.clone();
+        local[12] = 0x20;
+        assert!(parse(&local).unwrap().unwrap().tlvs.is_empty());
     }
 }

@@ -11,7 +11,7 @@ use super::{AdminHandles, ListenerAddress, MAX_ROUTES_SHOWN, View};
 use crate::connection::RouteTarget;
 use crate::name::NamePattern;
 use crate::telemetry::RecentRejection;
-use crate::upstream::{EndpointCertificate, EndpointState, LastCheck};
+use crate::upstream::{EndpointCertificate, EndpointSettings, EndpointState, LastCheck};
 
 /// Which routes are wanted.
 #[derive(Clone, Debug)]
@@ -148,10 +148,16 @@ pub(super) fn route(route: &RouteTarget) -> Value {
             "certificate": endpoint.certificate().map(|certificate| certificate_of(&certificate, &setup.names)),
         }))
     };
-    let destinations = route.upstream.destinations().into_iter().map(|(destination, addresses)| {
-        let endpoints: Vec<Value> = addresses.into_iter().filter_map(endpoint).collect();
-        json!({"destination": destination.to_string(), "endpoints": endpoints})
-    });
+    let destinations =
+        route.upstream.destinations().into_iter().map(|(EndpointSettings { destination, share }, addresses)| {
+            let endpoints: Vec<Value> = addresses.into_iter().filter_map(endpoint).collect();
+            json!({
+                "destination": destination.to_string(),
+                "weight": share.weight,
+                "backup": share.is_backup,
+                "endpoints": endpoints,
+            })
+        });
     json!({
         "name": route.counters.name(),
         "sni": setup.names.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -164,6 +170,7 @@ pub(super) fn route(route: &RouteTarget) -> Value {
         "bytes_received": route.counters.received.load(Relaxed),
         "bytes_sent": route.counters.sent.load(Relaxed),
         "failing_open": route.upstream.fails_open(),
+        "serving": route.upstream.tier().label(),
         "on_remove": setup.settings.on_remove.label(),
         "upstream": destinations.collect::<Vec<_>>(),
     })

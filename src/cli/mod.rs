@@ -95,7 +95,7 @@ pub(crate) struct Check {
 }
 
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("client_hello").required(true).args(["sni", "hello"]))]
+#[command(group = clap::ArgGroup::new("client_hello").required(true).args(["sni", "no_sni", "hello"]))]
 pub(crate) struct Explain {
     /// Configuration file
     #[arg(short, long, value_name = "FILE")]
@@ -103,18 +103,27 @@ pub(crate) struct Explain {
     /// Server name (SNI) that the client sends
     #[arg(long, value_name = "NAME")]
     pub(crate) sni: Option<String>,
+    /// The client sends no server name, as for an IP address
+    #[arg(long)]
+    pub(crate) no_sni: bool,
     /// File with the raw bytes of a ClientHello; - for standard input
     #[arg(long, value_name = "FILE")]
     pub(crate) hello: Option<PathBuf>,
-    /// ALPN protocols that the client offers, such as h2; with --sni
+    /// ALPN protocols that the client offers, such as h2; not with --hello
     #[arg(long, value_name = "PROTOCOL", value_delimiter = ',', conflicts_with = "hello")]
     pub(crate) alpn: Vec<String>,
     /// Listener that the client connects to [default: the first]
     #[arg(long, value_name = "NAME")]
     pub(crate) listener: Option<String>,
-    /// Client address, to evaluate `allow` and `deny`
+    /// Client address, to evaluate `client`, `allow` and `deny`
     #[arg(long, value_name = "IP")]
     pub(crate) client: Option<IpAddr>,
+    /// Address that the client connects to, to evaluate `destination`
+    #[arg(long, value_name = "IP")]
+    pub(crate) destination: Option<IpAddr>,
+    /// TLV of the client's PROXY header, to evaluate `proxy_tlv`, such as 0xe0=kubernetes01; can be repeated
+    #[arg(long = "tlv", value_name = "NUMBER=VALUE", value_parser = config::tlv)]
+    pub(crate) tlvs: Vec<(u8, Box<[u8]>)>,
     /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,

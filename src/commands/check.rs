@@ -11,14 +11,16 @@ use crate::client_hello::IpLiteral;
 use crate::config::{Admin, Config, Listener, Route};
 use crate::connection::admission::SourceLimits;
 use crate::connection::reject::RejectWith;
+use crate::listener::Presence;
+use crate::proxy_protocol::Outgoing;
 use crate::relay::Engine;
 use crate::text::input;
 use crate::text::units::{size, span};
 use crate::upstream::health::{CaFile, EXPECTED};
-use crate::upstream::{Balance, HealthCheck, HttpCheck, OnRemove, Thresholds, TlsCheck, UpstreamSettings};
+use crate::upstream::{HealthCheck, HttpCheck, MaxAge, OnRemove, Source, Thresholds, TlsCheck, UpstreamSettings};
 use anyhow::Context;
 
-use super::routing::{any_listener, any_protocol};
+use super::routing::{conditions, tlv_text};
 use crate::cli::Check;
 
 pub(super) fn run(options: &Check) -> anyhow::Result<ExitCode> {
@@ -33,25 +35,29 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     writeln!(text, "{} is valid.", input::name_of(file))?;
 
     writeln!(text, "\nlisteners")?;
-    for Listener { name, address, refuse, balancers, ip_literal, sources } in &config.listeners {
+    for Listener { name, address, presence, refuse, accept_proxy, ip_literal, sources } in &config.listeners {
         let refuse = match refuse {
             RejectWith::Alert => "TLS alert",
             RejectWith::Close => "close",
             RejectWith::Reset => "reset",
         };
         let name = if *name == address.to_string() { String::new() } else { format!("{name} on ") };
-        let proxy = balancers.as_ref().map_or(String::new(), |from| format!("; PROXY header required, from {from}"));
+        let proxy = accept_proxy.as_ref().map_or(String::new(), |accept| format!("; {accept}"));
+        let presence = match presence {
+            Presence::Required => "",
+            Presence::Expected => "; freebind",
+        };
         let literal = match ip_literal {
             IpLiteral::NoName => "",
             IpLiteral::Refused => "; IP addresses in SNI are refused",
         };
-        writeln!(text, "  {name}{address}: {sources}; refuse with {refuse}{proxy}{literal}")?;
+        writeln!(text, "  {name}{address}: {sources}; refuse with {refuse}{proxy}{literal}{presence}")?;
     }
 
     writeln!(text, "\nroutes")?;
     for route in &config.routes {
         writeln!(text, "  {}", route.name)?;
-        writeln!(text, "    matches    {}", matches(route, &config.listeners))?;
+        writeln!(text, "    matches    {}", matches(route, config))?;
         let limit = route.max_connections.map_or(String::new(), |limit| format!("; max_connections {limit}"));
         writeln!(text, "    access     {}{limit}", route.sources)?;
         write_upstream(&mut text, &route.upstream)?;
@@ -115,7 +121,7 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
 
 fn write_upstream(text: &mut String, upstream: &UpstreamSettings) -> std::fmt::Result {
     let UpstreamSettings {
-        destinations,
+        endpoints,
         balance,
         budget,
         slow_start,
@@ -123,18 +129,26 @@ fn write_upstream(text: &mut String, upstream: &UpstreamSettings) -> std::fmt::R
         on_remove,
         resolve_every,
         proxy_protocol,
+        source,
+        max_age,
         health_check,
     } = upstream;
-    let destinations: Vec<String> = destinations.iter().map(ToString::to_string).collect();
+    let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
     let (timeout, per_try) = (span(budget.timeout), span(budget.per_try));
-    let header = proxy_protocol.map_or(String::new(), |version| format!(", PROXY header {}", version.label()));
-    writeln!(text, "    routes to  {} (timeout {timeout}, {per_try} per try{header})", destinations.join(", "))?;
-    let balance = match balance {
-        Balance::LeastConnections => "least_connections",
-        Balance::RoundRobin => "round_robin",
-        Balance::Random => "random",
+    let header = proxy_protocol.as_ref().map_or(String::new(), header);
+    let source = match source {
+        Source::Any => String::new(),
+        Source::Client => ", from the client's address".into(),
+        Source::Addresses { v4, v6 } => {
+            let addresses = v4.iter().map(ToString::to_string).chain(v6.iter().map(ToString::to_string));
+            format!(", from {}", addresses.collect::<Vec<_>>().join(" and "))
+        }
     };
-    writeln!(text, "    balance    {balance}, slow_start {}", span(*slow_start))?;
+    writeln!(text, "    routes to  {} (timeout {timeout}, {per_try} per try{source}{header})", endpoints.join(", "))?;
+    writeln!(text, "    balance    {}, slow_start {}", balance.label(), span(*slow_start))?;
+    if let Some(MaxAge { after, jitter }) = max_age {
+        writeln!(text, "    max_age    {} and up to {jitter}% more", span(*after))?;
+    }
     writeln!(text, "    hostnames re-resolved every {}", span(*resolve_every))?;
     let on_failure = dead_grace
         .map_or("keep its connections".into(), |grace| format!("close its connections after {}", span(grace)));
@@ -175,6 +189,12 @@ fn write_upstream(text: &mut String, upstream: &UpstreamSettings) -> std::fmt::R
     )
 }
 
+fn header(Outgoing { version, tlvs, pass }: &Outgoing) -> String {
+    let tlvs = tlvs.iter().map(|(number, value)| format!(" with TLV {}", tlv_text(*number, value)));
+    let pass = pass.iter().map(|number| format!(" passing TLV {number:#04x}"));
+    format!(", PROXY header {}{}", version.label(), tlvs.chain(pass).collect::<String>())
+}
+
 fn statuses(expect: &[RangeInclusive<u16>]) -> String {
     let range = |range: &RangeInclusive<u16>| match (range.start(), range.end()) {
         (first, last) if first == last => first.to_string(),
@@ -183,17 +203,11 @@ fn statuses(expect: &[RangeInclusive<u16>]) -> String {
     expect.iter().map(range).collect::<Vec<_>>().join(" ")
 }
 
-fn matches(route: &Route, listeners: &[Listener]) -> String {
-    let mut matches: String = if route.patterns.is_empty() {
+fn matches(route: &Route, config: &Config) -> String {
+    let names: String = if route.patterns.is_empty() {
         "catch-all (any other name, or no SNI)".into()
     } else {
         route.patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
-    if let Some(alpn) = &route.matchers.alpn {
-        let _ = write!(matches, "; ALPN {}", any_protocol(alpn));
-    }
-    if let Some(indices) = &route.matchers.listeners {
-        let _ = write!(matches, "; listener {}", any_listener(indices, listeners));
-    }
-    matches
+    [names].into_iter().chain(conditions(route, config, None)).collect::<Vec<_>>().join("; ")
 }

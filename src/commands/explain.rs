@@ -6,14 +6,15 @@ use std::process::ExitCode;
 
 use crate::client_hello::{Alpn, ClientHello, Framing, IpLiteral, Parsed, SupportedVersions};
 use crate::config::{Config, Route};
+use crate::connection::accept_proxy::{AcceptProxy, Others};
 use crate::connection::admission::{AccessRules, NotAdmitted};
 use crate::name::{NamePattern, ServerName, ip_literal};
-use crate::route::{Client, MatchedBy, Matchers};
+use crate::route::{Arrival, Client, Match, MatchedBy, Matchers, Tlvs};
 use crate::text::{input, pasted};
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde_json::{Value, json};
 
-use super::routing::{alpn_list, any_listener, any_protocol, route_table};
+use super::routing::{alpn_list, conditions, encode_tlvs, route_table};
 use crate::cli::Explain;
 
 pub(super) fn run(options: &Explain) -> anyhow::Result<ExitCode> {
@@ -25,14 +26,22 @@ pub(super) fn run(options: &Explain) -> anyhow::Result<ExitCode> {
             format!("no listener is named `{name}`; expected one of {}", known.join(", "))
         })?,
     };
+    let tlvs = encode_tlvs(options.tlvs.iter().map(|(number, value)| (*number, &**value)));
+    let arrival = Arrival {
+        listener,
+        client: options.client.map(|client| client.to_canonical()),
+        destination: options.destination.map(|destination| destination.to_canonical()),
+        tlvs: Tlvs::parse(&tlvs).context("--tlv: a value is longer than 65535 bytes")?,
+    };
     let mut explanation = match (&options.sni, &options.hello) {
-        (Some(name), _) => explain_name(&config, name, &options.alpn, listener),
+        (Some(name), _) => explain_name(&config, name, &options.alpn, arrival),
         (None, Some(path)) => explain_hello(
             &config,
             &input::read(path).with_context(|| format!("cannot read {}", input::name_of(path)))?,
-            listener,
+            arrival,
         ),
-        (None, None) => bail!("expected --sni or --hello"),
+        // --no-sni
+        (None, None) => explain_no_name(&config, &options.alpn, arrival),
     };
     explanation.apply_access_rules(&config, listener, options.client);
     let text = if options.json { format!("{}\n", explanation.json()) } else { explanation.text() };
@@ -58,12 +67,13 @@ struct Explanation {
     access: Option<String>,
 }
 
-fn explain_name(config: &Config, name: &str, alpn: &[String], listener: usize) -> Explanation {
+fn explain_name(config: &Config, name: &str, alpn: &[String], arrival: Arrival<'_>) -> Explanation {
     let server_name = match ServerName::parse(name.as_bytes()) {
         Ok(server_name) => server_name,
-        Err(_) if counts_as_no_sni(config, name.as_bytes(), listener) => {
-            let list = alpn_list(alpn.iter().map(String::as_bytes));
-            return explain_ip_literal(config, alpn.to_vec(), Alpn::from_list(&list).ok(), listener);
+        Err(_) if counts_as_no_sni(config, name.as_bytes(), arrival.listener) => {
+            let mut explanation = explain_no_name(config, alpn, arrival);
+            explanation.note_ip_literal();
+            return explanation;
         }
         Err(error) => {
             let reason = Some(pasted::name(name, error));
@@ -78,7 +88,7 @@ fn explain_name(config: &Config, name: &str, alpn: &[String], listener: usize) -
     };
     let list = alpn_list(alpn.iter().map(String::as_bytes));
     let offered = Alpn::from_list(&list);
-    explanation.find_route(config, &Client { server_name: Some(server_name), alpn: offered.ok(), listener });
+    explanation.find_route(config, &Client::new(Some(server_name), offered.ok(), arrival));
     explanation
 }
 
@@ -87,19 +97,19 @@ fn counts_as_no_sni(config: &Config, name: &[u8], listener: usize) -> bool {
     config.listeners[listener].ip_literal == IpLiteral::NoName && ip_literal(name).is_some()
 }
 
-fn explain_ip_literal(config: &Config, alpn: Vec<String>, offered: Option<Alpn<'_>>, listener: usize) -> Explanation {
-    let mut explanation = Explanation { outcome: "no_sni", alpn, ..Explanation::default() };
-    explanation.find_route(config, &Client { server_name: None, alpn: offered, listener });
-    explanation.note_ip_literal();
+fn explain_no_name(config: &Config, alpn: &[String], arrival: Arrival<'_>) -> Explanation {
+    let mut explanation = Explanation { outcome: "no_sni", alpn: alpn.to_vec(), ..Explanation::default() };
+    let list = alpn_list(alpn.iter().map(String::as_bytes));
+    explanation.find_route(config, &Client::new(None, Alpn::from_list(&list).ok(), arrival));
     explanation
 }
 
-fn explain_hello(config: &Config, bytes: &[u8], listener: usize) -> Explanation {
+fn explain_hello(config: &Config, bytes: &[u8], arrival: Arrival<'_>) -> Explanation {
     let mut framing = Framing::new(config.limits.hello_bytes);
     match framing.parse(bytes) {
         Parsed::Complete(hello) => {
             let mut explanation = describe(&hello);
-            let client = Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener };
+            let client = Client::new(hello.server_name, hello.alpn.ok(), arrival);
             explanation.find_route(config, &client);
             explanation
         }
@@ -109,12 +119,12 @@ fn explain_hello(config: &Config, bytes: &[u8], listener: usize) -> Explanation 
             ..Explanation::default()
         },
         Parsed::Invalid(invalid)
-            if invalid.server_name.is_some_and(|name| counts_as_no_sni(config, name, listener)) =>
+            if invalid.server_name.is_some_and(|name| counts_as_no_sni(config, name, arrival.listener)) =>
         {
             match ClientHello::parse_with(framing.message(bytes), IpLiteral::NoName) {
                 Ok(hello) => {
                     let mut explanation = describe(&hello);
-                    explanation.find_route(config, &Client { server_name: None, alpn: hello.alpn.ok(), listener });
+                    explanation.find_route(config, &Client::new(None, hello.alpn.ok(), arrival));
                     explanation.note_ip_literal();
                     explanation
                 }
@@ -151,7 +161,7 @@ impl Explanation {
     fn find_route(&mut self, config: &Config, client: &Client<'_>) {
         let table = route_table(config);
         let found = table.find(client);
-        let near_misses = near_misses(config, client, found.as_ref().map(|found| found.by));
+        let near_misses = near_misses(config, client, found.as_ref());
         let Some(found) = found else {
             self.reason = Some(match client.server_name {
                 _ if !near_misses.is_empty() => near_misses.join("; "),
@@ -162,19 +172,27 @@ impl Explanation {
         };
         let route = &config.routes[*found.target];
         self.route = Some(route.name.clone());
-        self.endpoints = route.upstream.destinations.iter().map(ToString::to_string).collect();
+        self.endpoints = route.upstream.endpoints.iter().map(ToString::to_string).collect();
         let by_name = match found.by {
             MatchedBy::Exact => "exact name".into(),
             MatchedBy::Suffix(suffix) => format!("wildcard *.{suffix}"),
             MatchedBy::CatchAll => "catch-all route".into(),
         };
-        let matchers = match (&route.matchers.alpn, &route.matchers.listeners) {
-            (None, None) => "",
-            (Some(_), None) => ", ALPN matches",
-            (None, Some(_)) => ", listener matches",
-            (Some(_), Some(_)) => ", ALPN and listener match",
+        let Matchers { proxy_tlvs, destinations, clients, listeners, alpn } = &route.matchers;
+        let matchers = [
+            ("PROXY TLV", !proxy_tlvs.is_empty()),
+            ("destination", destinations.is_some()),
+            ("client", clients.is_some()),
+            ("listener", listeners.is_some()),
+            ("ALPN", alpn.is_some()),
+        ];
+        let matchers: Vec<&str> = matchers.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name).collect();
+        let matchers = match &matchers[..] {
+            [] => String::new(),
+            [one] => format!(", {one} matches"),
+            [first @ .., last] => format!(", {} and {last} match", first.join(", ")),
         };
-        let reasons: Vec<String> = [by_name + matchers].into_iter().chain(near_misses).collect();
+        let reasons: Vec<String> = [by_name + &matchers].into_iter().chain(near_misses).collect();
         self.reason = Some(reasons.join("; "));
     }
 
@@ -186,9 +204,11 @@ impl Explanation {
     /// Applies the access rules of the listener, and of the route if one matches.
     fn apply_access_rules(&mut self, config: &Config, listener: usize, client: Option<IpAddr>) {
         let listener = &config.listeners[listener];
-        let proxied = listener.balancers.as_ref();
         let proxied =
-            proxied.map_or(String::new(), |from| format!("; client address is from the PROXY header sent by {from}"));
+            listener.accept_proxy.as_ref().map_or(String::new(), |AcceptProxy { from, others }| match others {
+                Others::Refuse => format!("; client address is from the PROXY header sent by {from}"),
+                Others::Direct => format!("; client address is from the PROXY header if {from} sends it"),
+            });
         let route = config.routes.iter().find(|route| Some(&route.name) == self.route.as_ref());
         let lists = [(format!("listener {}", listener.name), &listener.sources)];
         let lists = lists.into_iter().chain(route.map(|route| (format!("route {}", route.name), &route.sources)));
@@ -275,9 +295,12 @@ impl Explanation {
     }
 }
 
-/// Routes that match the name more specifically than the one found, and what else they require.
-fn near_misses(config: &Config, client: &Client<'_>, found: Option<MatchedBy<'_>>) -> Vec<String> {
-    let found = found.map(|by| match by {
+/// Maximum number of routes that are listed because they do not match.
+const MAX_NEAR_MISSES: usize = 5;
+
+/// Routes that match the name at least as specifically as the one found, and what else they require.
+fn near_misses(config: &Config, client: &Client<'_>, found: Option<&Match<'_, usize>>) -> Vec<String> {
+    let strength = found.map(|found| match found.by {
         MatchedBy::Exact => usize::MAX,
         MatchedBy::Suffix(suffix) => suffix.len(),
         MatchedBy::CatchAll => 0,
@@ -289,19 +312,16 @@ fn near_misses(config: &Config, client: &Client<'_>, found: Option<MatchedBy<'_>
             NamePattern::Suffix(suffix) => (suffix.len(), format!("matches the name by *.{suffix}")),
         });
         let catch_all = route.patterns.is_empty().then(|| (0, "is a catch-all".into()));
-        let (strength, how) = matching.max().or(catch_all)?;
-        let is_better = found.is_none_or(|found| strength > found);
-        is_better.then(|| format!("route {} {how} but requires {}", route.name, unmet(config, route, client)))
+        let (own, how) = matching.max().or(catch_all)?;
+        let unmet = conditions(route, config, Some(client));
+        let is_near = strength.is_none_or(|found| own >= found) && !unmet.is_empty();
+        is_near.then(|| format!("route {} {how} but requires {}", route.name, unmet.join(" and ")))
     };
-    config.routes.iter().filter_map(near_miss).collect()
-}
-
-/// What the route requires and the client does not meet.
-fn unmet(config: &Config, route: &Route, client: &Client<'_>) -> String {
-    let Matchers { alpn, listeners } = &route.matchers;
-    let alpn = alpn.as_ref().filter(|_| !route.matchers.alpn_holds(client.alpn));
-    let listeners = listeners.as_ref().filter(|_| !route.matchers.listener_holds(client.listener));
-    let alpn = alpn.map(|alpn| format!("ALPN {}", any_protocol(alpn)));
-    let listeners = listeners.map(|indices| format!("listener {}", any_listener(indices, &config.listeners)));
-    alpn.into_iter().chain(listeners).collect::<Vec<_>>().join(" and ")
+    let mut near_misses: Vec<String> = config.routes.iter().filter_map(near_miss).collect();
+    if near_misses.len() > MAX_NEAR_MISSES {
+        let more = near_misses.len() - MAX_NEAR_MISSES;
+        near_misses.truncate(MAX_NEAR_MISSES);
+        near_misses.push(format!("{more} more routes match the name but require something else"));
+    }
+    near_misses
 }

@@ -5,7 +5,7 @@ use crate::config::{Config, Route};
 use crate::name::{NamePattern, ServerName};
 use crate::route::{Client, RouteTable};
 
-use super::routing::alpn_list;
+use super::routing::{FittingClient, alpn_list};
 use super::{did_you_mean, listed, nearest, route_table};
 
 pub(super) struct Named<'c> {
@@ -31,7 +31,7 @@ pub(super) fn named<'c>(config: &'c Config, name: &str) -> anyhow::Result<Vec<Na
     if found.is_empty() { Err(unknown(config, name)) } else { Ok(found) }
 }
 
-/// Whether a client at this listener that sends this SNI, and an ALPN that the route requires, is routed to the route.
+/// Whether a client at this listener that sends this SNI, and meets the other matchers of the route, is routed to it.
 pub(super) fn takes(
     config: &Config,
     table: &RouteTable<usize>,
@@ -39,8 +39,9 @@ pub(super) fn takes(
     name: ServerName<'_>,
     listener: usize,
 ) -> bool {
+    let fitting = FittingClient::of(route);
     let is_routed = |alpn: Option<Alpn<'_>>| {
-        let found = table.find(&Client { server_name: Some(name), alpn, listener });
+        let found = table.find(&Client::new(Some(name), alpn, fitting.arrival(listener)));
         found.is_some_and(|found| config.routes[*found.target].name == route.name)
     };
     let Some(required) = &route.matchers.alpn else { return is_routed(None) };

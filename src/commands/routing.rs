@@ -1,8 +1,13 @@
 //! Routes and what they match, as commands look them up and print them.
 
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use crate::client_hello::Alpn;
-use crate::config::{Config, Listener, Route};
-use crate::route::RouteTable;
+use crate::config::{Config, Route};
+use crate::route::{Arrival, Client, Matchers, RouteTable, Tlvs};
 use crate::text::units::first_of;
 
 /// Finds the indices of routes.
@@ -30,15 +35,98 @@ pub(super) fn kubectl_alpn() -> Option<Alpn<'static>> {
     Alpn::from_list(b"\x02h2\x08http/1.1").ok()
 }
 
-pub(super) fn any_protocol(protocols: &[Box<[u8]>]) -> String {
-    protocols.iter().map(|protocol| protocol.escape_ascii().to_string()).collect::<Vec<_>>().join(" or ")
+/// A client that meets all matchers of a route but its names, the listener and ALPN.
+pub(super) struct FittingClient {
+    client: Option<IpAddr>,
+    destination: Option<IpAddr>,
+    tlvs: Vec<u8>,
 }
 
-pub(super) fn any_listener(indices: &[usize], listeners: &[Listener]) -> String {
-    indices.iter().map(|index| &*listeners[*index].name).collect::<Vec<_>>().join(" or ")
+impl FittingClient {
+    pub(super) fn of(route: &Route) -> Self {
+        let Matchers { proxy_tlvs, destinations, clients, listeners: _, alpn: _ } = &route.matchers;
+        let first =
+            |networks: &Option<Box<[IpNet]>>| networks.as_ref().and_then(|networks| Some(networks.first()?.addr()));
+        Self {
+            client: first(clients),
+            destination: first(destinations),
+            tlvs: encode_tlvs(proxy_tlvs.iter().map(|(number, value)| (*number, &**value))),
+        }
+    }
+
+    pub(super) fn arrival(&self, listener: usize) -> Arrival<'_> {
+        let tlvs = Tlvs::parse(&self.tlvs).unwrap_or_default();
+        Arrival { listener, client: self.client, destination: self.destination, tlvs }
+    }
 }
 
-/// Routes that an error lists when a name matches none.
+/// As in a PROXY header. Values are shorter than 64 KiB.
+pub(super) fn encode_tlvs<'v>(tlvs: impl IntoIterator<Item = (u8, &'v [u8])>) -> Vec<u8> {
+    let mut encoded = Vec::new();
+    for (number, value) in tlvs {
+        encoded.push(number);
+        encoded.extend(u16::try_from(value.len()).unwrap_or(u16::MAX).to_be_bytes());
+        encoded.extend(value);
+    }
+    encoded
+}
+
+/// The matchers of a route besides its names, or those of them that do not hold for a client.
+pub(super) fn conditions(route: &Route, config: &Config, unmet_by: Option<&Client<'_>>) -> Vec<String> {
+    let matchers = &route.matchers;
+    let Matchers { proxy_tlvs, destinations, clients, listeners, alpn } = matchers;
+    let is_shown = |holds: fn(&Matchers, &Client<'_>) -> bool| unmet_by.is_none_or(|client| !holds(matchers, client));
+    let mut conditions = Vec::new();
+    if is_shown(|matchers, client| matchers.tlvs_hold(client.arrival.tlvs)) {
+        conditions.extend(proxy_tlvs.iter().map(|(number, value)| format!("PROXY TLV {}", tlv_text(*number, value))));
+    }
+    let networks = |networks: &[IpNet]| first_of(networks.iter().map(shortest), MAX_LISTED);
+    if let Some(destinations) = destinations
+        && is_shown(|matchers, client| matchers.destination_holds(client.arrival.destination))
+    {
+        conditions.push(format!("destination {}", networks(destinations)));
+    }
+    if let Some(clients) = clients
+        && is_shown(|matchers, client| matchers.client_holds(client.arrival.client))
+    {
+        conditions.push(format!("client {}", networks(clients)));
+    }
+    if let Some(indices) = listeners
+        && is_shown(|matchers, client| matchers.listener_holds(client.arrival.listener))
+    {
+        let names = indices.iter().map(|index| &*config.listeners[*index].name);
+        conditions.push(format!("listener {}", names.collect::<Vec<_>>().join(" or ")));
+    }
+    if let Some(protocols) = alpn
+        && is_shown(|matchers, client| matchers.alpn_holds(client.alpn))
+    {
+        let protocols = protocols.iter().map(|protocol| protocol.escape_ascii().to_string());
+        conditions.push(format!("ALPN {}", protocols.collect::<Vec<_>>().join(" or ")));
+    }
+    conditions
+}
+
+/// A network of one address is written as the address.
+fn shortest(network: &IpNet) -> String {
+    let is_one = network.prefix_len() == network.max_prefix_len();
+    if is_one { network.addr().to_string() } else { network.to_string() }
+}
+
+/// As in the configuration.
+pub(super) fn tlv_text(number: u8, value: &[u8]) -> String {
+    let is_text = value.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ') && !value.starts_with(b"0x");
+    let value = if is_text {
+        String::from_utf8_lossy(value).into_owned()
+    } else {
+        value.iter().fold("0x".to_owned(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    };
+    format!("{number:#04x}={value}")
+}
+
+/// Routes that an error lists when a name matches none, and networks of a matcher.
 const MAX_LISTED: usize = 20;
 
 pub(super) fn listed<'c>(routes: impl ExactSizeIterator<Item = &'c Route>) -> String {

@@ -1,6 +1,6 @@
 //! Turns the file as written into a valid configuration: fills in defaults and checks values against each other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,9 +9,10 @@ use super::upstream::Files;
 use super::{Admin, Config, Limits, Listener, Log, LogFormat, Route, Timeouts, raw, upstream, values};
 use crate::admin::{Hosts, PerRoute};
 use crate::client_hello::{DEFAULT_LIMIT, IpLiteral};
+use crate::connection::accept_proxy::{AcceptProxy, Others};
 use crate::connection::admission::{AccessRules, Networks, SourceLimits};
 use crate::connection::reject::RejectWith;
-use crate::listener::overlap;
+use crate::listener::{Presence, overlap};
 use crate::name::NamePattern;
 use crate::process::sandbox::Sandbox;
 use crate::relay::Engine;
@@ -77,7 +78,7 @@ fn build_listeners(
     }
     let mut listeners: Vec<Listener> = Vec::new();
     for (index, Short(listener)) in listen.into_iter().enumerate() {
-        let raw::Listener { name, address: Text(address), refuse, allow, deny, accept_proxy, ip_literal_sni } =
+        let raw::Listener { name, address: Text(address), refuse, allow, deny, accept_proxy, freebind, ip_literal_sni } =
             listener;
         let is_named = name.is_some();
         let name = name.map_or_else(|| address.to_string(), |name| name.0.0);
@@ -98,13 +99,20 @@ fn build_listeners(
             Some(raw::RejectWith::Close) => RejectWith::Close,
             Some(raw::RejectWith::Reset) => RejectWith::Reset,
         };
-        let balancers = accept_proxy.map(|raw::AcceptProxy { from }| networks(from));
+        let accept_proxy = accept_proxy.map(|raw::AcceptProxy { from, others }| AcceptProxy {
+            from: networks(from),
+            others: match others {
+                None | Some(raw::Others::Refuse) => Others::Refuse,
+                Some(raw::Others::Direct) => Others::Direct,
+            },
+        });
+        let presence = if freebind { Presence::Expected } else { Presence::Required };
         let ip_literal = match ip_literal_sni {
             None | Some(raw::IpLiteralSni::None) => IpLiteral::NoName,
             Some(raw::IpLiteralSni::Refuse) => IpLiteral::Refused,
         };
         let sources = build_sources(allow, deny);
-        listeners.push(Listener { name, address, refuse, balancers, ip_literal, sources });
+        listeners.push(Listener { name, address, presence, refuse, accept_proxy, ip_literal, sources });
     }
     Ok(listeners)
 }
@@ -157,7 +165,19 @@ fn build_routes(
 }
 
 fn build_route(raw: raw::Route, path: &str, listeners: &[Listener], files: &Files) -> Result<Route, InvalidValue> {
-    let raw::Route { name, sni, alpn, listener, allow, deny, max_connections, upstream: Short(upstream) } = raw;
+    let raw::Route {
+        name,
+        sni,
+        alpn,
+        listener,
+        client,
+        destination,
+        proxy_tlv,
+        allow,
+        deny,
+        max_connections,
+        upstream: Short(upstream),
+    } = raw;
     let patterns: Vec<NamePattern> = sni.map_or_else(Vec::new, |sni| sni.0.into_iter().map(|text| text.0).collect());
     let name = match (name, patterns.first()) {
         (Some(Text(name)), _) => name.0,
@@ -176,14 +196,46 @@ fn build_route(raw: raw::Route, path: &str, listeners: &[Listener], files: &File
             InvalidValue::at(format!("{path}.listener"), message)
         })
     };
+    let networks = |list: NetworkList| list.0.into_iter().map(|Text(values::Network(network))| network).collect();
     let matchers = Matchers {
+        proxy_tlvs: proxy_tlv.map_or_else(Box::default, |tlvs| tlvs.0.into_iter().collect()),
+        destinations: destination.map(networks),
+        clients: client.map(networks),
         alpn: alpn.map(|alpn| alpn.0.into_iter().map(|Text(protocol)| protocol.0.into_bytes().into()).collect()),
         listeners: listener.map(|names| names.0.into_iter().map(index_of).collect()).transpose()?,
     };
 
+    check_matchers(&matchers, path, listeners)?;
+
     let upstream = upstream::build(upstream, &format!("{path}.upstream"), &patterns, listeners, files)?;
     let max_connections = max_connections.map(|count| count.0.0);
     Ok(Route { name, patterns, matchers, sources: build_sources(allow, deny), max_connections, upstream })
+}
+
+/// Maximum number of pairs of a `destination` and a `client` network of a route: each is an entry in the route table.
+const MAX_PAIRS: usize = 65_536;
+
+fn check_matchers(matchers: &Matchers, path: &str, listeners: &[Listener]) -> Result<(), InvalidValue> {
+    let Matchers { proxy_tlvs, destinations, clients, listeners: _, alpn: _ } = matchers;
+    let mut own = listeners.iter().enumerate().filter(|(index, _)| matchers.listener_holds(*index));
+    if !proxy_tlvs.is_empty() && own.all(|(_, listener)| listener.accept_proxy.is_none()) {
+        let message = "never matches: no listener of this route accepts PROXY headers; set `accept_proxy` on one";
+        return Err(InvalidValue::at(format!("{path}.proxy_tlv"), message));
+    }
+    let count = |networks: &Option<Box<[_]>>| networks.as_ref().map_or(1, |networks| networks.len());
+    for (key, networks) in [("destination", destinations), ("client", clients)] {
+        let networks = networks.as_deref().unwrap_or_default();
+        let mut seen = HashSet::new();
+        if let Some(duplicate) = networks.iter().find(|network| !seen.insert(**network)) {
+            return Err(InvalidValue::at(format!("{path}.{key}"), format!("duplicate network {duplicate}")));
+        }
+    }
+    let pairs = count(destinations).saturating_mul(count(clients));
+    if pairs > MAX_PAIRS {
+        let message = format!("{pairs} pairs of `destination` and `client` networks; expected at most {MAX_PAIRS}");
+        return Err(InvalidValue::at(format!("{path}.client"), message));
+    }
+    Ok(())
 }
 
 type NetworkList = OneOrMany<Text<values::Network>>;

@@ -17,13 +17,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(crate) use self::schema::schema;
-use self::text::{OneOrMany, Short, Text};
+use self::text::{OneOrMany, Short, Text, Written as _};
+use self::values::{TlvNumber, TlvValue};
 use self::yaml::YamlPath;
 use self::yaml_error::YamlError;
 use crate::admin::{Hosts, PerRoute};
 use crate::client_hello::IpLiteral;
-use crate::connection::admission::{AccessRules, Networks, SourceLimits};
+use crate::connection::accept_proxy::AcceptProxy;
+use crate::connection::admission::{AccessRules, SourceLimits};
 use crate::connection::reject::RejectWith;
+use crate::listener::Presence;
 use crate::name::NamePattern;
 use crate::process::sandbox::Sandbox;
 use crate::relay::Engine;
@@ -78,8 +81,10 @@ pub(crate) struct Listener {
     /// Port 0 lets the kernel choose.
     pub(crate) address: SocketAddr,
     pub(crate) refuse: RejectWith,
-    /// Load balancers that must send a PROXY header; `None`: clients connect directly.
-    pub(crate) balancers: Option<Networks>,
+    /// Whether the address may be one that no interface has yet.
+    pub(crate) presence: Presence,
+    /// `None`: clients connect directly, and no peer sends a PROXY header.
+    pub(crate) accept_proxy: Option<AcceptProxy>,
     /// How to treat an IP address as SNI.
     pub(crate) ip_literal: IpLiteral,
     pub(crate) sources: AccessRules,
@@ -241,10 +246,13 @@ impl Config {
             sni: sni.map(|sni| OneOrMany(vec![Text(sni)])),
             alpn: None,
             listener: None,
+            client: None,
+            destination: None,
+            proxy_tlv: None,
             allow: None,
             deny: None,
             max_connections: None,
-            upstream: Short(raw::Upstream::with_endpoints(vec![Text(endpoint)])),
+            upstream: Short(raw::Upstream::with_endpoints(vec![endpoint])),
         };
         let routes = routes.into_iter().map(|(sni, endpoint)| route(Some(sni), endpoint));
         let raw = raw::Config {
@@ -280,6 +288,17 @@ impl Config {
             YamlError { position: locate(&invalid.path), message }
         })
     }
+}
+
+/// Parses a TLV of a PROXY header, written as `NUMBER=VALUE`.
+pub(crate) fn tlv(text: &str) -> Result<(u8, Box<[u8]>), String> {
+    let (number, value) = text.split_once('=').ok_or("expected NUMBER=VALUE such as 0xe0=kubernetes01")?;
+    let read = |reason: String, expected: &str| {
+        if reason.is_empty() { format!("expected {expected}") } else { format!("{reason}; expected {expected}") }
+    };
+    let TlvNumber(number) = TlvNumber::read(number).map_err(|reason| read(reason, TlvNumber::EXPECTED))?;
+    let TlvValue(value) = TlvValue::read(value).map_err(|reason| read(reason, TlvValue::EXPECTED))?;
+    Ok((number, value))
 }
 
 /// The content of a configuration file, or of standard input.

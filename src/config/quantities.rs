@@ -73,6 +73,54 @@ impl Written for UserTimeout {
     }
 }
 
+/// The age of a connection: checked once a second.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Age(pub(super) Duration);
+
+impl Written for Age {
+    const EXPECTED: &'static str = "a duration from 1s to 366d with a unit, such as 12h";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("Age", DURATION);
+
+    fn read(text: &str) -> Result<Self, String> {
+        duration(text, |duration| (Duration::from_secs(1)..=MAX_DURATION).contains(duration)).map(Self)
+    }
+}
+
+/// A part of a whole.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Percentage(pub(super) u8);
+
+impl Written for Percentage {
+    const EXPECTED: &'static str = "a percentage from 0% to 100%, such as 25%";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("Percentage", "^[0-9]{1,3}%$");
+
+    fn read(text: &str) -> Result<Self, String> {
+        let number = text.strip_suffix('%').filter(|number| number.bytes().all(|byte| byte.is_ascii_digit()));
+        number
+            .and_then(|number| number.parse().ok())
+            .filter(|percent| *percent <= 100)
+            .map(Self)
+            .ok_or_else(String::new)
+    }
+}
+
+/// The weight of an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Weight(pub(super) u16);
+
+impl Written for Weight {
+    const EXPECTED: &'static str = "a whole number from 1 to 256";
+    const SYNTAX: ValueSyntax = ValueSyntax::number("Weight", 0..=256);
+
+    fn read(_: &str) -> Result<Self, String> {
+        Err(String::new())
+    }
+
+    fn from_number(number: u64) -> Option<Self> {
+        u16::try_from(number).ok().filter(|weight| *weight <= 256).map(Self)
+    }
+}
+
 /// A whole number in a range.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Count<const MIN: u32, const MAX: u32>(pub(super) u32);

@@ -129,6 +129,38 @@ impl<T: Shorthand + JsonSchema> JsonSchema for Short<T> {
     }
 }
 
+impl JsonSchema for raw::Tlvs {
+    fn schema_name() -> Cow<'static, str> {
+        "Tlvs".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let value = generator.subschema_for::<Text<super::values::TlvValue>>();
+        json_schema!({
+            "description": "values of TLVs by number, such as 0xe0",
+            "type": "object",
+            "minProperties": 1,
+            "patternProperties": {"^(0x[0-9A-Fa-f]{1,2}|[0-9]{1,3})$": value},
+            "additionalProperties": false,
+        })
+    }
+}
+
+impl<T: Shorthand + JsonSchema> JsonSchema for OneOrMany<Short<T>> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("{}OrMany", T::schema_name()).into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let (text, map) = (generator.subschema_for::<Text<T::Scalar>>(), generator.subschema_for::<T>());
+        json_schema!({"anyOf": [text, map, {"type": "array", "items": {"anyOf": [text, map]}, "minItems": 1}]})
+    }
+}
+
 impl JsonSchema for raw::Listen {
     fn schema_name() -> Cow<'static, str> {
         "Listen".into()

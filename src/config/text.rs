@@ -110,6 +110,39 @@ impl<'de, T: Written> Visitor<'de> for OneOrManyVisitor<T> {
     }
 }
 
+impl<'de, T: Shorthand + Deserialize<'de>> Deserialize<'de> for OneOrMany<Short<T>> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ShortsVisitor(PhantomData))
+    }
+}
+
+struct ShortsVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Shorthand + Deserialize<'de>> Visitor<'de> for ShortsVisitor<T> {
+    type Value = OneOrMany<Short<T>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, or a list of them", T::EXPECTED)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        scalar_or_list_hint(text).map(|one| OneOrMany(vec![Short(T::from_text(one.0))]))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(|one| OneOrMany(vec![Short(one)]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, sequence: A) -> Result<Self::Value, A::Error> {
+        let many = Vec::deserialize(SeqAccessDeserializer::new(sequence))?;
+        if many.is_empty() {
+            Err(A::Error::custom(format_args!("empty list; expected {}", T::EXPECTED)))
+        } else {
+            Ok(OneOrMany(many))
+        }
+    }
+}
+
 /// Reads one value where a list is allowed, too: several values in one string get a hint to write a list.
 pub(super) fn scalar_or_list_hint<T: Written, E: Error>(text: &str) -> Result<Text<T>, E> {
     match pasted::list(text, |part| T::read(part).is_ok()) {

@@ -2,22 +2,24 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 
 use super::build::InvalidValue;
-use super::quantities::BoundedDuration;
-use super::text::{OneOrMany, Text};
-use super::values::{CheckName, FilePath, RequestPath, TrustedFile};
+use super::quantities::{BoundedDuration, Weight};
+use super::text::{OneOrMany, Short, Shorthand as _, Text};
+use super::values::{self, CheckName, FilePath, RequestPath, TrustedFile};
 use super::{Listener, raw};
 use crate::name::NamePattern;
-use crate::proxy_protocol::Version;
+use crate::proxy_protocol::{Outgoing, Version, tlv};
 use crate::text::Destination;
 use crate::upstream::health::{Authorities, CaFile, EXPECTED, read_file};
 use crate::upstream::{
-    Balance, ConnectBudget, HealthCheck, HttpCheck, OnRemove, Thresholds, TlsCheck, UpstreamSettings, arrives_at,
+    Balance, ConnectBudget, EndpointSettings, HealthCheck, HttpCheck, MaxAge, OnRemove, Share, Source, Thresholds,
+    TlsCheck, UpstreamSettings, arrives_at,
 };
 
 /// Builds a route's `upstream`; `path` is its path in the document, `directory` what file names are relative to.
@@ -38,17 +40,19 @@ pub(super) fn build(
         on_remove,
         resolve_every,
         proxy_protocol,
+        source,
+        max_age,
         health_check,
     } = raw;
-    let destinations = match (endpoints, dcos) {
-        (Some(endpoints), None) => endpoints.0.into_iter().map(|endpoint| endpoint.0).collect(),
-        (None, Some(dcos)) => vec![dcos.0.0],
+    let endpoints = match (endpoints, dcos) {
+        (Some(endpoints), None) => build_endpoints(endpoints.0, path)?,
+        (None, Some(dcos)) => vec![EndpointSettings { destination: dcos.0.0, share: Share::DEFAULT }],
         (Some(_), Some(_)) => {
             return Err(InvalidValue::at(format!("{path}.dcos"), "cannot be combined with `endpoints`"));
         }
         (None, None) => return Err(InvalidValue::at(path, "missing key `endpoints` or `dcos`")),
     };
-    check_destinations(&destinations, path, listeners)?;
+    check_endpoints(&endpoints, path, listeners)?;
     let raw::Dead { grace, connections } = dead;
     let grace = duration_or(grace, 15);
     let closes = match connections {
@@ -57,11 +61,13 @@ pub(super) fn build(
     };
     let check = health_check.map(|raw| build_check(raw, &format!("{path}.health_check"), names, files));
     Ok(UpstreamSettings {
-        destinations,
+        source: source.map_or(Ok(Source::Any), |source| build_source(source, path, &endpoints))?,
+        endpoints,
         balance: match balance {
             None | Some(raw::Balance::LeastConnections) => Balance::LeastConnections,
             Some(raw::Balance::RoundRobin) => Balance::RoundRobin,
             Some(raw::Balance::Random) => Balance::Random,
+            Some(raw::Balance::SourceHash) => Balance::SourceHash,
         },
         budget: build_budget(connect, path)?,
         slow_start: slow_start.map_or(Duration::from_secs(30), |duration| duration.0.0),
@@ -72,9 +78,10 @@ pub(super) fn build(
             Some(raw::OnRemove::Cut) => OnRemove::Cut,
         },
         resolve_every: duration_or(resolve_every, 10),
-        proxy_protocol: proxy_protocol.map(|version| match version {
-            raw::ProxyProtocol::V1 => Version::V1,
-            raw::ProxyProtocol::V2 => Version::V2,
+        proxy_protocol: proxy_protocol.map(|outgoing| build_header(outgoing.0, path)).transpose()?,
+        max_age: max_age.map(|Short(raw::MaxAge { after, jitter })| MaxAge {
+            after: after.0.0,
+            jitter: jitter.map_or(25, |jitter| jitter.0.0),
         }),
         health_check: check.transpose()?,
     })
@@ -84,9 +91,92 @@ fn duration_or(raw: Option<Text<BoundedDuration>>, default: u64) -> Duration {
     raw.map_or(Duration::from_secs(default), |duration| duration.0.0)
 }
 
-fn check_destinations(destinations: &[Destination], path: &str, listeners: &[Listener]) -> Result<(), InvalidValue> {
-    for (index, destination) in destinations.iter().enumerate() {
-        if destinations[..index].contains(destination) {
+fn build_endpoints(raw: Vec<Short<raw::Endpoint>>, path: &str) -> Result<Vec<EndpointSettings>, InvalidValue> {
+    let is_list = raw.len() > 1;
+    let mut endpoints = Vec::new();
+    for (index, Short(raw::Endpoint { address: Text(destination), weight, backup })) in raw.into_iter().enumerate() {
+        let weight = weight.map_or(1, |Text(Weight(weight))| weight);
+        if weight == 0 {
+            let path =
+                if is_list { format!("{path}.endpoints[{index}].weight") } else { format!("{path}.endpoints.weight") };
+            let message = "`0`: expected a whole number from 1 to 256; to send no connections to an endpoint, remove it from the list";
+            return Err(InvalidValue::at(path, message));
+        }
+        endpoints.push(EndpointSettings { destination, share: Share { weight, is_backup: backup } });
+    }
+    if endpoints.iter().all(|endpoint| endpoint.share.is_backup) {
+        let message = "all endpoints are backups; expected at least one without `backup: true`";
+        return Err(InvalidValue::at(format!("{path}.endpoints"), message));
+    }
+    Ok(endpoints)
+}
+
+fn build_source(
+    raw: OneOrMany<Text<values::Source>>,
+    path: &str,
+    endpoints: &[EndpointSettings],
+) -> Result<Source, InvalidValue> {
+    let path = format!("{path}.source");
+    let (mut v4, mut v6) = (None, None);
+    let count = raw.0.len();
+    for Text(source) in raw.0 {
+        let (is_first, family) = match source {
+            values::Source::Client if count == 1 => return Ok(Source::Client),
+            values::Source::Client => {
+                return Err(InvalidValue::at(path, "`client` cannot be combined with addresses"));
+            }
+            values::Source::Address(address) if address.is_unspecified() || address.is_multicast() => {
+                let message = format!("`{address}`: expected an IP address of this machine");
+                return Err(InvalidValue::at(path, message));
+            }
+            values::Source::Address(IpAddr::V4(address)) => (v4.replace(address).is_none(), "IPv4"),
+            values::Source::Address(IpAddr::V6(address)) => (v6.replace(address).is_none(), "IPv6"),
+        };
+        if !is_first {
+            return Err(InvalidValue::at(path, format!("two {family} addresses; expected at most one of each family")));
+        }
+    }
+    let addresses: Option<Vec<_>> = endpoints.iter().map(|endpoint| endpoint.destination.address()).collect();
+    for (family, is_set, is_ipv4) in [("IPv4", v4.is_some(), true), ("IPv6", v6.is_some(), false)] {
+        let has_none = |addresses: &Vec<SocketAddr>| addresses.iter().all(|address| address.is_ipv4() != is_ipv4);
+        if is_set && addresses.as_ref().is_some_and(has_none) {
+            return Err(InvalidValue::at(path, format!("no endpoint has an {family} address")));
+        }
+    }
+    Ok(Source::Addresses { v4, v6 })
+}
+
+fn build_header(raw: raw::ProxyProtocol, path: &str) -> Result<Outgoing, InvalidValue> {
+    let raw::ProxyProtocol { version: Text(values::HeaderVersion(version)), tlvs, pass } = raw;
+    let at = |key: &str, message: String| Err(InvalidValue::at(format!("{path}.proxy_protocol.{key}"), message));
+    for (key, is_set) in [("tlvs", tlvs.is_some()), ("pass", pass.is_some())] {
+        if is_set && version == Version::V1 {
+            return at(key, "version 1 has no TLVs; expected `version: v2`".into());
+        }
+    }
+    let tlvs: Box<[_]> = tlvs.map_or_else(Box::default, |tlvs| tlvs.0.into_iter().collect());
+    let pass: Box<[u8]> = pass
+        .map_or_else(Box::default, |pass| pass.0.into_iter().map(|Text(values::TlvNumber(number))| number).collect());
+    let numbers = tlvs.iter().map(|(number, _)| ("tlvs", *number)).chain(pass.iter().map(|number| ("pass", *number)));
+    for (key, number) in numbers {
+        let reason = match number {
+            tlv::ALPN => "is the client's ALPN, which snigate sends itself",
+            tlv::AUTHORITY => "is the client's SNI, which snigate sends itself",
+            tlv::CRC32C => "is the checksum of one header",
+            tlv::NOOP => "is padding",
+            _ => continue,
+        };
+        return at(key, format!("TLV {number:#04x} {reason}; expected another number"));
+    }
+    if let Some((number, _)) = tlvs.iter().find(|(number, _)| pass.contains(number)) {
+        return at("pass", format!("TLV {number:#04x} is also in `tlvs`: clients could send another value"));
+    }
+    Ok(Outgoing { version, tlvs, pass })
+}
+
+fn check_endpoints(endpoints: &[EndpointSettings], path: &str, listeners: &[Listener]) -> Result<(), InvalidValue> {
+    for (index, EndpointSettings { destination, .. }) in endpoints.iter().enumerate() {
+        if endpoints[..index].iter().any(|other| other.destination == *destination) {
             return Err(InvalidValue::at(path, format!("duplicate endpoint {destination}")));
         }
         let reaches =
@@ -234,7 +324,8 @@ fn build_http(raw: raw::HttpCheck, path: &str, files: &Files) -> Result<(HttpChe
 
 impl raw::Upstream {
     /// An upstream with defaults for everything but its endpoints.
-    pub(super) fn with_endpoints(endpoints: Vec<Text<Destination>>) -> Self {
-        Self { endpoints: Some(OneOrMany(endpoints)), ..Self::default() }
+    pub(super) fn with_endpoints(endpoints: Vec<Destination>) -> Self {
+        let endpoints = endpoints.into_iter().map(|endpoint| Short(raw::Endpoint::from_text(endpoint)));
+        Self { endpoints: Some(OneOrMany(endpoints.collect())), ..Self::default() }
     }
 }

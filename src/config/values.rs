@@ -10,6 +10,7 @@ use ipnet::{IpNet, Ipv4Net};
 use super::schema::ValueSyntax;
 use super::text::Written;
 use crate::name::NamePattern;
+use crate::proxy_protocol::Version;
 use crate::text::Destination;
 use crate::text::escape::is_visible;
 use crate::text::pasted;
@@ -155,6 +156,94 @@ impl Written for StatusRange {
 
     fn from_number(status: u64) -> Option<Self> {
         u16::try_from(status).ok().map(|status| Self(status..=status))
+    }
+}
+
+/// The version of a PROXY header.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeaderVersion(pub(super) Version);
+
+impl Written for HeaderVersion {
+    const EXPECTED: &'static str = "v1 or v2";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("HeaderVersion", "^v[12]$");
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "v1" => Ok(Self(Version::V1)),
+            "v2" => Ok(Self(Version::V2)),
+            _ => Err(String::new()),
+        }
+    }
+}
+
+/// The local address of connections to endpoints.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Source {
+    /// The address of the client.
+    Client,
+    Address(IpAddr),
+}
+
+impl Written for Source {
+    const EXPECTED: &'static str = "an IP address of this machine such as 192.0.2.9, or client";
+    const SYNTAX: ValueSyntax =
+        ValueSyntax::text("Source", r"^(client|\d{1,3}(\.\d{1,3}){3}|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)$");
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "client" => Ok(Self::Client),
+            _ => from_str(text).map(|address: IpAddr| Self::Address(address.to_canonical())),
+        }
+    }
+}
+
+/// The number of a TLV in a PROXY header.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TlvNumber(pub(super) u8);
+
+impl Written for TlvNumber {
+    const EXPECTED: &'static str = "the number of a TLV from 0x00 to 0xff, such as 0xe0";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("TlvNumber", "^(0x[0-9A-Fa-f]{1,2}|[0-9]{1,3})$").or_number(0..=255);
+
+    fn read(text: &str) -> Result<Self, String> {
+        let number = match text.strip_prefix("0x") {
+            Some(hex) => u8::from_str_radix(hex, 16).ok().filter(|_| !hex.starts_with('+')),
+            None => text.parse().ok().filter(|_| !text.starts_with('+')),
+        };
+        number.map(Self).ok_or_else(String::new)
+    }
+
+    fn from_number(number: u64) -> Option<Self> {
+        u8::try_from(number).ok().map(Self)
+    }
+}
+
+/// The value of a TLV in a PROXY header.
+#[derive(Clone, Debug)]
+pub(super) struct TlvValue(pub(super) Box<[u8]>);
+
+/// In bytes. Longer ones cannot be compared with what anybody would write in a file.
+const MAX_TLV_VALUE: usize = 4096;
+
+impl Written for TlvValue {
+    const EXPECTED: &'static str =
+        "a value in quotes: text, or bytes in hexadecimal such as \"0x6ba7b810\"; at most 4096 bytes";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("TlvValue", r"^[\s\S]*$");
+
+    fn read(text: &str) -> Result<Self, String> {
+        let bytes = match text.strip_prefix("0x") {
+            None => text.as_bytes().to_vec(),
+            Some(hex) => {
+                let digit = |digit: u8| char::from(digit).to_digit(16);
+                let byte = |two: &[u8]| {
+                    let &[high, low] = two else { return None };
+                    u8::try_from(digit(high)? << 4 | digit(low)?).ok()
+                };
+                let bytes: Option<Vec<u8>> = hex.as_bytes().chunks(2).map(byte).collect();
+                bytes.ok_or("after `0x` there must be two hexadecimal digits for each byte")?
+            }
+        };
+        if bytes.len() > MAX_TLV_VALUE { Err(String::new()) } else { Ok(Self(bytes.into())) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The story of a connection: admit → read hello → route → admit → connect → relay → record.
 
+pub(crate) mod accept_proxy;
 pub(crate) mod admission;
 pub(crate) mod read_hello;
 pub(crate) mod registry;
@@ -13,16 +14,17 @@ use std::time::Duration;
 use rustix::net::SendFlags;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::client_hello::{ClientHello, IpLiteral};
-use crate::connection::admission::{AccessRules, Networks, SourceLimits, SourcePermit, SourceTable};
+use crate::connection::accept_proxy::{AcceptProxy, Proxied};
+use crate::connection::admission::{AccessRules, SourceLimits, SourcePermit, SourceTable};
 use crate::connection::read_hello::Hello;
 use crate::connection::registry::{CloseReason, Handle, Message, Wait};
 use crate::connection::reject::{RejectWith, Rejection};
 use crate::proxy_protocol::{self, ProxiedAddresses};
 use crate::relay::{self, Deadlines, Engine, Event, RelayCommand, RelayEnd, Side};
-use crate::route::{Client, RouteTable};
+use crate::route::{Arrival, Client, RouteTable};
 use crate::server_hello::Answer;
 use crate::telemetry::{
     ClosedBy, ConnectionRecord, ListenerTelemetry, LogFields, Outcome, RouteCounters, canonical, escape,
@@ -36,8 +38,8 @@ pub(crate) struct Snapshot {
     /// The listener's index in the configuration, which routes match on.
     pub(crate) listener_index: usize,
     pub(crate) reject_with: RejectWith,
-    /// Load balancers, which must send a PROXY header; `None`: clients connect directly.
-    pub(crate) balancers: Option<Networks>,
+    /// `None`: clients connect directly, and no peer sends a PROXY header.
+    pub(crate) accept_proxy: Option<AcceptProxy>,
     /// How an IP address in the server name extension is treated.
     pub(crate) ip_literal: IpLiteral,
     /// Access rules of the listener.
@@ -111,12 +113,15 @@ pub(crate) fn serve<P: Send>(
         let mut hello = Box::new(Hello::new(snapshot.hello_limit));
         let setup = Box::pin(async {
             let deadline = Instant::now() + snapshot.hello_timeout;
-            let proxied = if let Some(balancers) = &snapshot.balancers {
-                let proxied = read_proxy_header(&client, balancers, &mut hello, record.source(), deadline).await?;
-                proxied.inspect(|proxied| record.set_client(proxied.source))
-            } else {
-                None
+            let proxied = match &snapshot.accept_proxy {
+                Some(accept) if accept.expects_header(record.source())? => {
+                    hello.read_proxy_header(&client, deadline).await?
+                }
+                _ => Proxied::default(),
             };
+            if let Some(addresses) = proxied.addresses {
+                record.set_client(addresses.source);
+            }
             let source_permit = snapshot.admit(record.source())?;
             hello.read(&client, deadline).await?;
             drop(waiting);
@@ -124,21 +129,28 @@ pub(crate) fn serve<P: Send>(
             let hello = hello.parse(snapshot.ip_literal)?;
             record_hello(&hello, &mut record.fields);
 
-            let query =
-                Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener: snapshot.listener_index };
+            let arrival = Arrival {
+                listener: snapshot.listener_index,
+                client: Some(record.source()),
+                destination: destination(&client, &proxied, &snapshot.routes),
+                tlvs: proxied.tlvs(),
+            };
+            let query = Client::new(hello.server_name, hello.alpn.ok(), arrival);
             let route = snapshot.routes.find(&query).ok_or_else(|| unrouted(&query, &snapshot.routes))?.target;
             let connections = record.routed(&route.counters);
             route.admit(record.source(), connections)?;
 
             let start = Instant::now();
             let Connected { stream: upstream, local, slot, failed_attempts } = tokio::select! {
-                connected = route.upstream.connect() => connected?,
+                connected = route.upstream.connect(record.client()) => connected?,
                 () = reset(&client) => return Err(Outcome::ClientGone.into()),
             };
             record.connected(start.elapsed(), slot.endpoint().address, local);
             record.fields.reason = failed_attempts.map(|failures| failures.to_string().into());
-            if let Some(version) = route.upstream.setup().settings.proxy_protocol {
-                send_proxy_header(&upstream, version, &client, record.client(), proxied, &query)?;
+            if let Some(outgoing) = &route.upstream.setup().settings.proxy_protocol {
+                let header = proxy_header(outgoing, &client, record.client(), &proxied, &query)?;
+                let deadline = start + route.upstream.setup().settings.budget.timeout;
+                send_proxy_header(&upstream, &header, deadline).await?;
             }
             Ok::<_, Rejection>((upstream, slot, source_permit))
         });
@@ -167,7 +179,7 @@ pub(crate) fn serve<P: Send>(
             }
         };
 
-        handle.connected_to(slot.endpoint().id);
+        handle.connected_to(slot.endpoint().id, slot.endpoint().max_age());
         // A connection can last for days and must not keep an old configuration alive.
         drop(snapshot);
         let on_event = |event: Event<'_>| match event {
@@ -182,6 +194,7 @@ pub(crate) fn serve<P: Send>(
         let poll_command = |cx: &mut Context<'_>| {
             handle.poll_message(cx).map(|message| match message {
                 Message::Close(_) => RelayCommand::Stop,
+                Message::CloseIfQuiet => RelayCommand::StopIfQuiet,
                 Message::Probe(since) => RelayCommand::Probe(since),
             })
         };
@@ -202,40 +215,50 @@ pub(crate) fn serve<P: Send>(
     }
 }
 
-/// Reads the PROXY header, which must come from a known load balancer. Returns `None` if it has no addresses (`LOCAL`,
-/// `UNKNOWN`).
-async fn read_proxy_header(
-    client: &TcpStream,
-    balancers: &Networks,
-    hello: &mut Hello,
-    peer: IpAddr,
-    deadline: Instant,
-) -> Result<Option<ProxiedAddresses>, Rejection> {
-    if !balancers.contains(peer) {
-        return Err(Rejection::because(Outcome::ProxyHeader, "peer not in accept_proxy.from"));
+/// The address that the client connected to, if any route needs it.
+fn destination(client: &TcpStream, proxied: &Proxied, routes: &RouteTable<Arc<RouteTarget>>) -> Option<IpAddr> {
+    if !routes.matches_destinations() {
+        return None;
     }
-    Ok(hello.read_proxy_header(client, deadline).await?)
+    let local = || client.local_addr().ok();
+    let destination = proxied.addresses.map(|addresses| addresses.destination).or_else(local);
+    destination.map(|destination| destination.ip().to_canonical())
 }
 
-/// Sends the client's address to the endpoint, before any of the client's bytes.
-fn send_proxy_header(
-    upstream: &TcpStream,
-    version: proxy_protocol::Version,
+/// The header that tells the endpoint about the client.
+fn proxy_header(
+    outgoing: &proxy_protocol::Outgoing,
     client: &TcpStream,
     source: SocketAddr,
-    proxied: Option<ProxiedAddresses>,
+    proxied: &Proxied,
     query: &Client<'_>,
-) -> Result<(), Rejection> {
-    let arrived_at = proxied.map(|proxied| proxied.destination).or_else(|| client.local_addr().ok());
-    let header = arrived_at.map(|destination| {
-        let addresses = ProxiedAddresses { source, destination: canonical(destination) };
-        let alpn = query.alpn.map(|alpn| alpn.as_list());
-        proxy_protocol::ProxiedClient { addresses, server_name: query.server_name, alpn }
-    });
-    let header = proxy_protocol::header(version, header.as_ref());
-    // MORE: the hello follows immediately. Both fit into the empty send buffer of a new connection.
-    match rustix::net::send(upstream, &header, SendFlags::MORE | SendFlags::NOSIGNAL) {
-        Ok(sent) if sent == header.len() => Ok(()),
+) -> Result<Vec<u8>, Rejection> {
+    let proxy_protocol::Outgoing { version, tlvs, pass } = outgoing;
+    let destination = proxied.addresses.map(|addresses| addresses.destination).or_else(|| client.local_addr().ok());
+    let Some(destination) = destination else { return Ok(proxy_protocol::local_header(*version)) };
+    let addresses = ProxiedAddresses { source, destination: canonical(destination) };
+    let alpn = query.alpn.map(|alpn| alpn.as_list());
+    let client = proxy_protocol::ProxiedClient { addresses, server_name: query.server_name, alpn };
+    let own = tlvs.iter().map(|(number, value)| (*number, &**value));
+    let passed = query.arrival.tlvs.iter().filter(|(number, _)| pass.contains(number));
+    proxy_protocol::header(*version, &client, own.chain(passed))
+        .map_err(|too_long| Rejection::because(Outcome::OverLimit, too_long.to_string()))
+}
+
+/// Sends the header before any of the client's bytes.
+async fn send_proxy_header(upstream: &TcpStream, header: &[u8], deadline: Instant) -> Result<(), Rejection> {
+    let send = async {
+        let mut rest = header;
+        while !rest.is_empty() {
+            // MORE: the hello follows immediately.
+            let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+            let sent = upstream.async_io(Interest::WRITABLE, || Ok(rustix::net::send(upstream, rest, flags)?));
+            rest = &rest[sent.await?..];
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    match timeout_at(deadline, send).await {
+        Ok(Ok(())) => Ok(()),
         _ => Err(Rejection::because(Outcome::ConnectRefused, "the endpoint did not accept the PROXY header")),
     }
 }
@@ -255,10 +278,10 @@ fn record_hello(hello: &ClientHello<'_>, fields: &mut LogFields) {
 fn unrouted(client: &Client<'_>, routes: &RouteTable<Arc<RouteTarget>>) -> Rejection {
     let (outcome, reason) = match client.server_name {
         Some(name) if routes.knows(name) => {
-            (Outcome::UnknownName, "routes with this name require a different `alpn` or `listener`")
+            (Outcome::UnknownName, "no other matcher of the routes with this name matches the client")
         }
         Some(_) => (Outcome::UnknownName, "no route matches this name"),
-        None => (Outcome::NoName, "the client sent no SNI, and there is no catch-all route"),
+        None => (Outcome::NoName, "the client sent no SNI, and no catch-all route matches it"),
     };
     Rejection::because(outcome, reason)
 }
@@ -299,7 +322,9 @@ fn outcome_of(end: RelayEnd, close_reason: CloseReason) -> (Outcome, ClosedBy) {
         RelayEnd::IdleTimeout => (Outcome::IdleTimeout, ClosedBy::Us),
         RelayEnd::HalfCloseTimeout => (Outcome::HalfCloseTimeout, ClosedBy::Us),
         RelayEnd::ProbeUnanswered => (Outcome::CutEndpoint, ClosedBy::Us),
+        RelayEnd::StoppedQuiet => (Outcome::MaxAge, ClosedBy::Us),
         RelayEnd::Stopped => match close_reason {
+            CloseReason::MaxAge => (Outcome::MaxAge, ClosedBy::Us),
             CloseReason::Draining | CloseReason::Removed => (Outcome::Drained, ClosedBy::Us),
             CloseReason::Shed => (Outcome::OverLimit, ClosedBy::Us),
         },
@@ -309,7 +334,8 @@ fn outcome_of(end: RelayEnd, close_reason: CloseReason) -> (Outcome, ClosedBy) {
 /// The rejection of a connection that is closed before it is connected to an endpoint.
 fn rejection_of(reason: CloseReason) -> Rejection {
     match reason {
-        CloseReason::Draining | CloseReason::Removed => Outcome::Drained.into(),
+        // Before it is connected, a connection has no maximum age.
+        CloseReason::Draining | CloseReason::Removed | CloseReason::MaxAge => Outcome::Drained.into(),
         CloseReason::Shed => {
             Rejection::because(Outcome::OverLimit, "shed at limits.connections: oldest connection without ClientHello")
         }
@@ -333,7 +359,7 @@ mod tests {
             listener: Arc::new(Counters::new(0)).listener("api"),
             listener_index: 0,
             reject_with: RejectWith::Alert,
-            balancers: None,
+            accept_proxy: None,
             ip_literal: IpLiteral::NoName,
             sources: AccessRules::default(),
             source_limits: SourceLimits::default(),

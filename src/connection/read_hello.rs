@@ -6,7 +6,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use crate::client_hello::{ClientHello, Framing, Invalid, IpLiteral, Progress, Reason};
-use crate::proxy_protocol::{self, ProxiedAddresses};
+use crate::connection::accept_proxy::Proxied;
+use crate::proxy_protocol;
 use crate::relay::budget::Reservation;
 use crate::relay::tcp::{is_transient, try_read, with_scratch};
 
@@ -21,6 +22,9 @@ pub(crate) struct Hello {
 
 /// Memory that every hello may use; more is charged to the buffer budget. Most hellos are smaller.
 const FREE_MEMORY: usize = 2048;
+
+/// How much of a PROXY header, and of the hello after it, is read before the length of the header is known.
+const FIRST_READ: usize = 4096;
 
 /// Why there is no valid hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,15 +53,17 @@ impl Hello {
         &mut self,
         client: &TcpStream,
         deadline: Instant,
-    ) -> Result<Option<ProxiedAddresses>, HelloError> {
+    ) -> Result<Proxied, HelloError> {
         let read = async {
             loop {
                 if let Some(header) = proxy_protocol::parse(&self.received).map_err(HelloError::ProxyHeader)? {
+                    let (proxied, length) = (Proxied::of(&header), header.length);
                     // The bytes after it belong to the hello.
-                    self.received.drain(..header.length);
-                    return Ok(header.addresses);
+                    self.received.drain(..length);
+                    return Ok(proxied);
                 }
-                self.read_more(client, proxy_protocol::MAX_LENGTH).await?;
+                let limit = proxy_protocol::length_of(&self.received).unwrap_or(0).max(FIRST_READ);
+                self.read_more(client, limit).await?;
             }
         };
         timeout_at(deadline, read).await.unwrap_or(Err(HelloError::TimedOut))

@@ -8,8 +8,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use slab::Slab;
+use tokio::sync::Notify;
 use tokio::sync::oneshot::{self, Receiver, Sender};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::upstream::{EndpointId, OpenConnections};
 
@@ -20,6 +21,8 @@ pub(crate) enum CloseReason {
     Draining,
     /// A reload has removed its route or endpoint.
     Removed,
+    /// It is older than its route's `max_age`.
+    MaxAge,
     /// `limits.connections` is reached, and the connection was only waiting for its client.
     Shed,
 }
@@ -28,6 +31,8 @@ pub(crate) enum CloseReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
     Close(CloseReason),
+    /// It is older than its route's `max_age`: close it if it is between two messages.
+    CloseIfQuiet,
     /// Its endpoint was found dead at this time: check whether the connection to it still works.
     Probe(Instant),
 }
@@ -35,16 +40,25 @@ pub(crate) enum Message {
 /// A connection is not shed for missing its hello before this: more than a round trip to any client.
 const MIN_HELLO_WAIT: Duration = Duration::from_secs(1);
 
+/// Maximum number of connections that are closed in a second because of their age.
+const MAX_AGED: usize = 100;
+/// After its maximum age, a connection is closed in the middle of a message if it has not been quiet for so long.
+const QUIET_WITHIN: Duration = Duration::from_secs(60);
+
 /// The open connections. It costs each some 80 bytes, and no lock per poll until it receives a message.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     entries: Mutex<Entries>,
+    /// Notified when there is a first connection with a maximum age.
+    aging: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Entries {
     open: Slab<ConnectionEntry>,
     closed: bool,
+    /// The number of connections with a maximum age.
+    aging: usize,
     awaiting_hello: Queue,
     /// Rejected connections whose client has not closed yet.
     awaiting_close: Queue,
@@ -55,6 +69,8 @@ struct ConnectionEntry {
     /// `None` while a message is pending, and for good once the message is `Close`.
     sender: Option<Sender<Message>>,
     phase: Phase,
+    /// When it has reached its maximum age.
+    expires: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +177,7 @@ impl Registry {
         let (sender, messages) = oneshot::channel();
         let mut entries = self.entries();
         let sender = (!entries.closed).then_some(sender);
-        let index = entries.open.insert(ConnectionEntry { sender, phase: Phase::Connecting });
+        let index = entries.open.insert(ConnectionEntry { sender, phase: Phase::Connecting, expires: None });
         // There are never that many file descriptors.
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         Handle { messages, reason: None, index, registry: Arc::clone(self) }
@@ -206,6 +222,33 @@ impl Registry {
         indices.iter().filter_map(close).count()
     }
 
+    /// Closes connections at their maximum age, for as long as the process runs.
+    pub(crate) async fn close_aged(&self) {
+        loop {
+            self.aging.notified().await;
+            while self.close_some_aged() {
+                sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+
+    /// Closes at most [`MAX_AGED`] connections. Whether any have a maximum age.
+    fn close_some_aged(&self) -> bool {
+        let now = Instant::now();
+        let mut entries = self.entries();
+        let aged = entries.open.iter_mut().filter_map(|(_, entry)| {
+            let expires = entry.expires.filter(|expires| *expires <= now)?;
+            Some((entry.sender.take()?, now - expires))
+        });
+        for (sender, since) in aged.take(MAX_AGED) {
+            let message =
+                if since < QUIET_WITHIN { Message::CloseIfQuiet } else { Message::Close(CloseReason::MaxAge) };
+            // Otherwise it has just ended.
+            let _ = sender.send(message);
+        }
+        entries.aging > 0
+    }
+
     fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -231,10 +274,17 @@ impl Handle {
         WaitGuard { wait, since, index: self.index, registry: Arc::clone(&self.registry) }
     }
 
-    /// The connection is connected to this endpoint.
-    pub(crate) fn connected_to(&self, endpoint: EndpointId) {
-        if let Some(entry) = self.registry.entries().open.get_mut(self.index as usize) {
-            entry.phase = Phase::ConnectedTo(endpoint);
+    /// The connection is connected to this endpoint, and may become this old.
+    pub(crate) fn connected_to(&self, endpoint: EndpointId, max_age: Option<Duration>) {
+        let mut entries = self.registry.entries();
+        let Some(entry) = entries.open.get_mut(self.index as usize) else { return };
+        entry.phase = Phase::ConnectedTo(endpoint);
+        if let Some(max_age) = max_age {
+            entry.expires = Some(Instant::now() + max_age);
+            entries.aging += 1;
+            if entries.aging == 1 {
+                self.registry.aging.notify_one();
+            }
         }
     }
 }
@@ -263,7 +313,7 @@ impl Handle {
         let message = ready!(Pin::new(&mut self.messages).poll(cx)).unwrap_or(Message::Close(CloseReason::Draining));
         match message {
             Message::Close(reason) => self.reason = Some(reason),
-            Message::Probe(_) => self.receive_again(),
+            Message::CloseIfQuiet | Message::Probe(_) => self.receive_again(),
         }
         Poll::Ready(message)
     }
@@ -299,11 +349,13 @@ impl Future for Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         let mut entries = self.registry.entries();
-        if let Some(ConnectionEntry { phase: Phase::Waiting(wait, _), .. }) =
-            entries.open.try_remove(self.index as usize)
-        {
+        let Some(ConnectionEntry { sender: _, phase, expires }) = entries.open.try_remove(self.index as usize) else {
+            return;
+        };
+        if let Phase::Waiting(wait, _) = phase {
             entries.queue(wait).1.waiting -= 1;
         }
+        entries.aging -= usize::from(expires.is_some());
     }
 }
 
@@ -371,7 +423,7 @@ mod tests {
         let endpoints = [EndpointId::next(), EndpointId::next()];
         let entries = endpoints.map(|endpoint| {
             let handle = registry.register();
-            handle.connected_to(endpoint);
+            handle.connected_to(endpoint, None);
             handle
         });
         let unconnected = registry.register();
@@ -391,7 +443,7 @@ mod tests {
         let registry = Arc::new(Registry::default());
         let endpoint = EndpointId::next();
         let mut connection = registry.register();
-        connection.connected_to(endpoint);
+        connection.connected_to(endpoint, None);
         let mut cx = Context::from_waker(std::task::Waker::noop());
         for _ in 0..3 {
             let since = Instant::now();

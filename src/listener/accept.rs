@@ -215,7 +215,7 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::*;
-    use crate::listener::{BindError, bind};
+    use crate::listener::{BindError, Presence, bind};
     use crate::relay::tcp::TcpOptions;
 
     const OPTIONS: TcpOptions = TcpOptions {
@@ -226,7 +226,7 @@ mod tests {
 
     #[tokio::test]
     async fn d17_both_legs_have_nodelay_and_keepalive() {
-        let listener = bind("127.0.0.1:0".parse().unwrap(), &OPTIONS).unwrap();
+        let listener = bind("127.0.0.1:0".parse().unwrap(), Presence::Required, &OPTIONS).unwrap();
         let dialled = tokio::net::TcpSocket::new_v4().unwrap();
         OPTIONS.apply(&dialled).unwrap();
         let (dialled, accepted) = tokio::join!(dialled.connect(listener.local_addr().unwrap()), listener.accept());
@@ -257,7 +257,7 @@ mod tests {
 
     #[tokio::test]
     async fn d24_a_panic_costs_one_connection_and_gives_its_permit_back() {
-        let listener = bind("127.0.0.1:0".parse().unwrap(), &OPTIONS).unwrap();
+        let listener = bind("127.0.0.1:0".parse().unwrap(), Presence::Required, &OPTIONS).unwrap();
         let address = listener.local_addr().unwrap();
         let permits = Arc::new(Semaphore::new(1));
         let served = Arc::new(AtomicUsize::new(0));
@@ -288,7 +288,7 @@ mod tests {
     /// Runs a stopped accept loop over a queue of three clients. Returns how many it accepts, and a duplicate of the
     /// socket, as a successor has it.
     async fn accepted_of_three(permits: usize, end: impl FnOnce(&Stop)) -> (usize, std::net::TcpListener) {
-        let listener = bind("127.0.0.1:0".parse().unwrap(), &OPTIONS).unwrap();
+        let listener = bind("127.0.0.1:0".parse().unwrap(), Presence::Required, &OPTIONS).unwrap();
         let address = listener.local_addr().unwrap();
         let _clients: Vec<_> = (0..3).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
         let copy = SockRef::from(&listener).try_clone().unwrap().into();
@@ -319,7 +319,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn h04_an_empty_queue_does_not_wait_for_a_permit() {
-        let listener = bind("127.0.0.1:0".parse().unwrap(), &OPTIONS).unwrap();
+        let listener = bind("127.0.0.1:0".parse().unwrap(), Presence::Required, &OPTIONS).unwrap();
         let started = Instant::now();
         serve_queue(listener, &Arc::new(Semaphore::new(0)), |_, _, _| {}).await;
         assert_eq!(started.elapsed(), Duration::ZERO);

@@ -28,16 +28,26 @@ fn hint(address: &SocketAddr, error: &io::Error) -> String {
         Some(Errno::AFNOSUPPORT) => "; IPv6 is not available on this machine: use an IPv4 address",
         Some(Errno::ADDRINUSE) => "; another process is listening on it",
         Some(Errno::ACCESS) => "; ports below 1024 require CAP_NET_BIND_SERVICE",
-        Some(Errno::ADDRNOTAVAIL) => "; no interface of this machine has this address",
+        Some(Errno::ADDRNOTAVAIL) => {
+            "; no interface of this machine has this address: set `freebind` on the listener if one will have it later"
+        }
         _ => "",
     };
     hint.into()
 }
 
+/// Whether an address may be bound that no interface has yet (`IP_FREEBIND`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Presence {
+    Required,
+    /// Clients are accepted once an interface has it.
+    Expected,
+}
+
 /// Binds and listens. `[::]` accepts IPv4 clients, too.
-pub(crate) fn bind(address: SocketAddr, options: &TcpOptions) -> Result<TcpListener, BindError> {
+pub(crate) fn bind(address: SocketAddr, presence: Presence, options: &TcpOptions) -> Result<TcpListener, BindError> {
     let listen = || {
-        let socket = bound(address)?;
+        let socket = bound(address, presence)?;
         options.apply(&socket)?;
         socket.listen(BACKLOG)?;
         TcpListener::from_std(socket.into())
@@ -46,8 +56,8 @@ pub(crate) fn bind(address: SocketAddr, options: &TcpOptions) -> Result<TcpListe
 }
 
 /// Whether [`bind`] would succeed now. It does not listen, so no client can connect.
-pub(crate) fn is_free(address: SocketAddr) -> Result<(), BindError> {
-    bound(address).map(drop).map_err(|error| BindError { address, error })
+pub(crate) fn is_free(address: SocketAddr, presence: Presence) -> Result<(), BindError> {
+    bound(address, presence).map(drop).map_err(|error| BindError { address, error })
 }
 
 /// Like [`bind`], but shares the port (`SO_REUSEPORT`) with `leaving`, our own sockets that are about to be closed. Until
@@ -55,11 +65,12 @@ pub(crate) fn is_free(address: SocketAddr) -> Result<(), BindError> {
 pub(crate) fn bind_beside(
     leaving: &[Socket],
     address: SocketAddr,
+    presence: Presence,
     options: &TcpOptions,
 ) -> Result<TcpListener, BindError> {
     let share = |sockets: &[Socket], is_shared| sockets.iter().try_for_each(|socket| socket.set_reuse_port(is_shared));
     let listen = || {
-        let socket = new_socket(address)?;
+        let socket = new_socket(address, presence)?;
         socket.set_reuse_port(true)?;
         socket.bind(&address.into())?;
         options.apply(&socket)?;
@@ -73,19 +84,24 @@ pub(crate) fn bind_beside(
     listener.map_err(|error| BindError { address, error })
 }
 
-fn bound(address: SocketAddr) -> io::Result<Socket> {
-    let socket = new_socket(address)?;
+fn bound(address: SocketAddr, presence: Presence) -> io::Result<Socket> {
+    let socket = new_socket(address, presence)?;
     socket.bind(&address.into())?;
     Ok(socket)
 }
 
-fn new_socket(address: SocketAddr) -> io::Result<Socket> {
+fn new_socket(address: SocketAddr, presence: Presence) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
     // Allows an immediate restart. Unlike SO_REUSEPORT, it does not let two processes share a port.
     socket.set_reuse_address(true)?;
+    match (presence, address) {
+        (Presence::Required, _) => {}
+        (Presence::Expected, SocketAddr::V4(_)) => socket.set_freebind_v4(true)?,
+        (Presence::Expected, SocketAddr::V6(_)) => socket.set_freebind_v6(true)?,
+    }
     Ok(socket)
 }
 

@@ -5,7 +5,7 @@ mod bind;
 
 use std::net::{SocketAddr, TcpListener};
 
-pub(crate) use self::bind::{BindError, bind, bind_beside, is_free, overlap};
+pub(crate) use self::bind::{BindError, Presence, bind, bind_beside, is_free, overlap};
 
 /// A listening socket that was opened by the predecessor or by systemd.
 #[derive(Debug)]

@@ -95,13 +95,21 @@ pub(crate) enum RelayEnd {
     ProbeUnanswered,
     /// By [`RelayCommand::Stop`].
     Stopped,
+    /// By [`RelayCommand::StopIfQuiet`].
+    StoppedQuiet,
 }
+
+/// Longer than a message takes from its first to its last byte.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// A command to a running relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RelayCommand {
     /// End the relay.
     Stop,
+    /// End the relay if both sides have been silent for a second and no data is on the way: whatever protocol they speak,
+    /// they are between two messages.
+    StopIfQuiet,
     /// Probe the upstream, unless it was heard since then, and end the relay if it does not answer.
     Probe(Instant),
 }
@@ -129,6 +137,8 @@ pub(crate) fn copy_bidirectional<'a>(
                 while let Poll::Ready(command) = poll_command(cx) {
                     match command {
                         RelayCommand::Stop => return Poll::Ready(RelayEnd::Stopped),
+                        RelayCommand::StopIfQuiet if relay.is_quiet() => return Poll::Ready(RelayEnd::StoppedQuiet),
+                        RelayCommand::StopIfQuiet => {}
                         RelayCommand::Probe(since) => relay.liveness.probe(relay.upstream, since),
                     }
                 }
@@ -296,6 +306,17 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
         self.closed_first == Some(side)
             && sys::unacknowledged(self.socket(side))
                 .is_ok_and(|outstanding| outstanding >= self.delivered_after_close.max(1) as usize)
+    }
+
+    /// See [`RelayCommand::StopIfQuiet`].
+    fn is_quiet(&self) -> bool {
+        let has_unread = |side| rustix::io::ioctl_fionread(self.socket(side)).is_ok_and(|waiting| waiting > 0);
+        self.closed_first.is_none()
+            && self.last_activity.elapsed() >= QUIET
+            && self.up.blocked_since().is_none()
+            && self.down.blocked_since().is_none()
+            && !has_unread(Side::Client)
+            && !has_unread(Side::Upstream)
     }
 
     fn socket(&self, side: Side) -> &'a TcpStream {

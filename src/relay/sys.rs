@@ -58,6 +58,27 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     Ok(TcpInfo { in_flight: info.tcpi_unacked, last_ack, last_heard })
 }
 
+/// Makes a bind to port zero leave the choice of the port to the connect (ip(7), `IP_BIND_ADDRESS_NO_PORT`), also for IPv6.
+pub(crate) fn bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
+    let enabled: c_int = 1;
+    // SAFETY: the kernel reads one `int` from `enabled`, which lives for the call; the descriptor is borrowed for it.
+    #[expect(unsafe_code, reason = "neither socket2 nor rustix offers IP_BIND_ADDRESS_NO_PORT")]
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const enabled).cast(),
+            libc::socklen_t::try_from(size_of::<c_int>()).unwrap_or(0),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(io::Errno::INVAL))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use crate::connection::registry::Registry;
 use crate::connection::{self, Snapshot};
 use crate::listener::accept::{self, Stop};
-use crate::listener::{BindError, InheritedSocket, bind, bind_beside, overlap};
+use crate::listener::{BindError, InheritedSocket, Presence, bind, bind_beside, overlap};
 use crate::relay::tcp::TcpOptions;
 use crate::telemetry::Counters;
 
@@ -121,16 +121,17 @@ pub(super) fn take_over(inherited: InheritedSocket) -> Result<OpenSocket, BindEr
 /// Binds a new socket, sharing the port with sockets that are about to be closed if necessary.
 pub(super) fn open(
     address: SocketAddr,
+    presence: Presence,
     leaving: &[(SocketAddr, Socket)],
     options: &TcpOptions,
 ) -> Result<OpenSocket, BindError> {
-    let listener = bind(address, options).or_else(|error| {
+    let listener = bind(address, presence, options).or_else(|error| {
         let overlapping = |(other, socket): &(SocketAddr, Socket)| {
             overlap(address, *other).then(|| socket.try_clone().ok()).flatten()
         };
         let overlapping: Vec<Socket> = leaving.iter().filter_map(overlapping).collect();
         match Errno::from_io_error(&error.error) {
-            Some(Errno::ADDRINUSE) if !overlapping.is_empty() => bind_beside(&overlapping, address, options),
+            Some(Errno::ADDRINUSE) if !overlapping.is_empty() => bind_beside(&overlapping, address, presence, options),
             _ => Err(error),
         }
     })?;

@@ -132,6 +132,8 @@ impl Server {
         capacity::raise_limit();
         let counters = Arc::new(Counters::new(config.log.refusals_per_second));
         let registry = Arc::<Registry>::default();
+        let aged = Arc::clone(&registry);
+        tokio::spawn(async move { aged.close_aged().await });
         let context = SharedContext::new(
             Arc::<Registry>::clone(&registry),
             Lookups::new(counters.lookup_lateness.clone()),
@@ -284,14 +286,25 @@ impl Server {
         };
         for (
             listener_index,
-            (config::Listener { name, address: _, refuse: reject_with, balancers, ip_literal, sources }, source),
+            (
+                config::Listener {
+                    name,
+                    address: _,
+                    presence: _,
+                    refuse: reject_with,
+                    accept_proxy,
+                    ip_literal,
+                    sources,
+                },
+                source,
+            ),
         ) in configured.into_iter().zip(sources).enumerate()
         {
             let snapshot = Arc::new(Snapshot {
                 listener: self.counters.listener(&name),
                 listener_index,
                 reject_with,
-                balancers,
+                accept_proxy,
                 ip_literal,
                 sources,
                 source_limits: settings.source_limits,

@@ -13,7 +13,7 @@ use super::{ADMIN, Server, StartError};
 use crate::admin::ListenerAddress;
 use crate::config::{self, Config, Limits};
 use crate::connection::Snapshot;
-use crate::listener::InheritedSocket;
+use crate::listener::{InheritedSocket, Presence};
 
 /// The resources of a new configuration.
 pub(super) struct Prepared {
@@ -68,7 +68,10 @@ impl Server {
             listeners.push(match (kept[index], inherited) {
                 (Some(running), _) => ListenerSource::Running(running),
                 (None, Some(socket)) => ListenerSource::New(listening::take_over(socket)?),
-                (None, None) => ListenerSource::New(listening::open(address, &leaving, &config.tcp)?),
+                (None, None) => {
+                    let presence = config.listeners.get(index).map_or(Presence::Required, |listener| listener.presence);
+                    ListenerSource::New(listening::open(address, presence, &leaving, &config.tcp)?)
+                }
             });
         }
         let admin = if config.admin.is_some() { listeners.pop() } else { None };

@@ -24,6 +24,8 @@ pub(crate) enum Outcome {
     Drained,
     /// Closed by us because its endpoint was unreachable for `dead.grace` and did not acknowledge a probe.
     CutEndpoint,
+    /// Closed by us because it was older than `max_age`.
+    MaxAge,
     /// No route matches the name.
     UnknownName,
     /// The client sent no SNI, and there is no catch-all route.
@@ -106,6 +108,7 @@ impl Outcome {
             | Self::PeerDead
             | Self::Drained
             | Self::CutEndpoint
+            | Self::MaxAge
             | Self::UnknownName
             | Self::NoName
             | Self::Malformed
@@ -143,6 +146,7 @@ impl Outcome {
             | Self::PeerDead
             | Self::Drained
             | Self::CutEndpoint
+            | Self::MaxAge
             | Self::NotTls
             | Self::ProxyHeader
             | Self::ClientGone => None,
@@ -167,7 +171,8 @@ impl Outcome {
             | Self::IdleTimeout
             | Self::HalfCloseTimeout
             | Self::PeerDead
-            | Self::CutEndpoint => Stage::Relay,
+            | Self::CutEndpoint
+            | Self::MaxAge => Stage::Relay,
         }
     }
 
@@ -200,7 +205,7 @@ mod tests {
     #[test]
     fn labels_stay_what_they_are() {
         let labels: Vec<&str> = Outcome::VARIANTS.iter().map(|outcome| outcome.label()).collect();
-        let expected = "completed client_reset upstream_reset idle_timeout half_close_timeout peer_dead drained cut_endpoint \
+        let expected = "completed client_reset upstream_reset idle_timeout half_close_timeout peer_dead drained cut_endpoint max_age \
             unknown_name no_name malformed not_tls hello_timeout hello_too_large proxy_header denied over_limit \
             no_endpoint connect_refused connect_timeout loop local_error client_gone";
         assert_eq!(labels.join(" "), expected);

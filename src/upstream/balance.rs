@@ -1,85 +1,153 @@
 //! Load balancing: which endpoint to try next.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+
+use strum::IntoStaticStr;
 
 use super::endpoint::Endpoint;
 use super::health::EndpointState;
 
-/// The load balancing algorithm. None is sticky: when an API server makes a client reconnect, the client may get another
-/// endpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+/// The load balancing algorithm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub(crate) enum Balance {
-    /// The endpoint with the fewest connections; endpoints with equally many take turns.
+    /// The endpoint with the fewest connections for its weight; equals take turns.
     #[default]
     LeastConnections,
-    /// Each endpoint in turn.
+    /// Each endpoint in turn, as often as its weight (smooth weighted round robin).
     RoundRobin,
-    /// The less loaded of two random endpoints (power of two choices, P2C).
+    /// The less loaded of two random endpoints (power of two choices, P2C), drawn by weight.
     Random,
+    /// The same endpoint for the same client address (weighted rendezvous hashing): when an endpoint comes or goes, only
+    /// its own clients move.
+    SourceHash,
 }
 
-/// Picks one of `untried`. Endpoints in the best state come first; among those, the ones with another address family than
-/// the endpoint that just failed; among those, `balance` decides. `turn` counts connections.
+impl Balance {
+    /// The value in the configuration.
+    pub(crate) fn label(self) -> &'static str {
+        self.into()
+    }
+}
+
+/// How a connection's endpoint is picked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Policy {
+    pub(super) balance: Balance,
+    pub(super) slow_start: Duration,
+    /// Counts connections.
+    pub(super) turn: usize,
+    pub(super) client: IpAddr,
+}
+
+/// Picks one of `untried`. Endpoints in the best state come first, among those the ones that are no backup, among those
+/// the ones with another address family than the endpoint that just failed; among those, the policy decides.
 pub(super) fn pick(
     endpoints: &[Arc<Endpoint>],
     untried: &[usize],
     failed_is_ipv4: Option<bool>,
-    balance: Balance,
-    turn: usize,
-    slow_start: Duration,
+    policy: &Policy,
 ) -> Option<usize> {
-    let candidates = candidates(endpoints, untried, failed_is_ipv4, slow_start);
-    let first = turn.checked_rem(candidates.len())?;
-    let picked = match balance {
+    let candidates = candidates(endpoints, untried, failed_is_ipv4, policy.slow_start);
+    let first = policy.turn.checked_rem(candidates.len())?;
+    let picked = match policy.balance {
         Balance::LeastConnections => least_connections(&candidates, first),
-        Balance::RoundRobin => round_robin(&candidates, first),
+        Balance::RoundRobin => round_robin(&candidates),
         Balance::Random => less_loaded(random(&candidates), random(&candidates)),
+        Balance::SourceHash => highest_score(&candidates, policy.client),
     };
     Some(picked.index)
 }
 
 /// Starts the search at `first`, so that equally loaded endpoints take turns.
-fn least_connections(candidates: &[Candidate], first: usize) -> &Candidate {
+fn least_connections<'c>(candidates: &'c [Candidate<'_>], first: usize) -> &'c Candidate<'c> {
     let (before, after) = candidates.split_at(first);
     after.iter().chain(before).fold(&candidates[first], less_loaded)
 }
 
-/// An endpoint in slow start skips turns, each in favour of a random endpoint, so that no neighbour gets all of them.
-fn round_robin(candidates: &[Candidate], first: usize) -> &Candidate {
-    let next = &candidates[first];
-    if fastrand::f64() < next.weight { next } else { random(candidates) }
+/// Smooth weighted round robin: each endpoint earns its weight in credit, and the one with the most pays for all.
+fn round_robin<'c>(candidates: &'c [Candidate<'_>]) -> &'c Candidate<'c> {
+    let mut next = (&candidates[0], i64::MIN);
+    let mut total = 0;
+    for candidate in candidates {
+        #[expect(clippy::cast_possible_truncation, reason = "a weight is at most 256")]
+        let weight = (candidate.weight * CREDIT_PER_WEIGHT) as i64;
+        total += weight;
+        let credit = candidate.endpoint.add_credit(weight);
+        if credit > next.1 {
+            next = (candidate, credit);
+        }
+    }
+    next.0.endpoint.add_credit(-total);
+    next.0
 }
 
-fn random(candidates: &[Candidate]) -> &Candidate {
-    &candidates[fastrand::usize(..candidates.len())]
+/// Fine enough for a tenth of a weight, as slow start has it.
+const CREDIT_PER_WEIGHT: f64 = 1000.0;
+
+/// Each with a probability in proportion to its weight.
+fn random<'c>(candidates: &'c [Candidate<'_>]) -> &'c Candidate<'c> {
+    let total: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
+    let mut rest = fastrand::f64() * total;
+    let drawn = candidates.iter().find(|candidate| {
+        rest -= candidate.weight;
+        rest < 0.0
+    });
+    // Rounding can leave nothing to the last one.
+    drawn.unwrap_or(&candidates[candidates.len() - 1])
 }
 
-fn less_loaded<'a>(first: &'a Candidate, second: &'a Candidate) -> &'a Candidate {
+fn less_loaded<'c>(first: &'c Candidate<'_>, second: &'c Candidate<'_>) -> &'c Candidate<'c> {
     if second.load < first.load { second } else { first }
 }
 
+/// Weighted rendezvous hashing: of all endpoints, the one with the highest -weight / ln(hash), where the hash of client and
+/// endpoint is in (0, 1).
+fn highest_score<'c>(candidates: &'c [Candidate<'_>], client: IpAddr) -> &'c Candidate<'c> {
+    let score = |candidate: &Candidate<'_>| {
+        // Not keyed: the same in every process.
+        let mut hasher = DefaultHasher::new();
+        (client, candidate.endpoint.address).hash(&mut hasher);
+        #[expect(clippy::cast_precision_loss, reason = "53 bits are enough")]
+        let hash = ((hasher.finish() >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
+        -candidate.weight / hash.ln()
+    };
+    let mut best = (&candidates[0], f64::MIN);
+    for candidate in candidates {
+        let score = score(candidate);
+        if score > best.1 {
+            best = (candidate, score);
+        }
+    }
+    best.0
+}
+
 /// An endpoint that can be picked. Its state and load are read once, because they change meanwhile.
-struct Candidate {
+struct Candidate<'e> {
     index: usize,
-    /// Less than 1 during slow start.
+    endpoint: &'e Endpoint,
+    /// As configured; less during slow start.
     weight: f64,
+    /// Connections for each unit of weight.
     load: f64,
 }
 
 /// The untried endpoints of the best rank.
-fn candidates(
-    endpoints: &[Arc<Endpoint>],
+fn candidates<'e>(
+    endpoints: &'e [Arc<Endpoint>],
     untried: &[usize],
     failed_is_ipv4: Option<bool>,
     slow_start: Duration,
-) -> Vec<Candidate> {
+) -> Vec<Candidate<'e>> {
     let mut best = None;
     let mut candidates = Vec::with_capacity(untried.len());
     for &index in untried {
-        let endpoint = &endpoints[index];
-        let state = endpoint.state();
-        let rank = (state, failed_is_ipv4 == Some(endpoint.address.is_ipv4()));
+        let endpoint = &*endpoints[index];
+        let (state, share) = (endpoint.state(), endpoint.share());
+        let rank = (state, share.is_backup, failed_is_ipv4 == Some(endpoint.address.is_ipv4()));
         if best.is_some_and(|best| rank > best) {
             continue;
         }
@@ -87,9 +155,10 @@ fn candidates(
             candidates.clear();
             best = Some(rank);
         }
-        let weight = if state == EndpointState::Ready { endpoint.weight(slow_start) } else { 1.0 };
+        let ramp = if state == EndpointState::Ready { endpoint.ramp(slow_start) } else { 1.0 };
+        let weight = f64::from(share.weight) * ramp;
         let connections = u32::try_from(endpoint.connections()).unwrap_or(u32::MAX);
-        candidates.push(Candidate { index, weight, load: (f64::from(connections) + 1.0) / weight });
+        candidates.push(Candidate { index, endpoint, weight, load: (f64::from(connections) + 1.0) / weight });
     }
     candidates
 }
@@ -100,13 +169,25 @@ mod tests {
 
     use super::super::endpoint::EndpointSlot;
     use super::super::health::{ProbeResult, Thresholds};
+    use super::super::settings::Share;
     use super::*;
 
     const THRESHOLDS: Thresholds = Thresholds { rise: 1, fall: 1, unready: 1 };
     const SLOW_START: Duration = Duration::from_secs(30);
+    const BALANCES: [Balance; 4] =
+        [Balance::LeastConnections, Balance::RoundRobin, Balance::Random, Balance::SourceHash];
+
+    fn policy(balance: Balance, turn: usize) -> Policy {
+        Policy { balance, slow_start: SLOW_START, turn, client: client(turn) }
+    }
+
+    fn client(number: usize) -> IpAddr {
+        let [.., high, low] = number.to_be_bytes();
+        [10, 0, high, low].into()
+    }
 
     fn endpoints(addresses: &[&str]) -> Vec<Arc<Endpoint>> {
-        addresses.iter().map(|address| Arc::new(Endpoint::new(address.parse().unwrap()))).collect()
+        addresses.iter().map(|address| Arc::new(Endpoint::new(address.parse().unwrap(), Share::DEFAULT))).collect()
     }
 
     fn three() -> Vec<Arc<Endpoint>> {
@@ -116,9 +197,10 @@ mod tests {
     /// How often each endpoint is picked for connections that stay open.
     fn shares(endpoints: &[Arc<Endpoint>], balance: Balance, connections: usize) -> Vec<usize> {
         let mut slots = Vec::new();
+        let untried: Vec<usize> = (0..endpoints.len()).collect();
         let mut shares = vec![0; endpoints.len()];
         for turn in 0..connections {
-            let index = pick(endpoints, &[0, 1, 2], None, balance, turn, SLOW_START).unwrap();
+            let index = pick(endpoints, &untried, None, &policy(balance, turn)).unwrap();
             shares[index] += 1;
             slots.push(EndpointSlot::take(&endpoints[index]));
         }
@@ -152,8 +234,8 @@ mod tests {
         let endpoints = three();
         endpoints[0].apply_check_result(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
         endpoints[2].apply_check_result(&ProbeResult::Unready(String::new()), THRESHOLDS);
-        for balance in [Balance::LeastConnections, Balance::RoundRobin, Balance::Random] {
-            let next = |untried: &[usize]| pick(&endpoints, untried, None, balance, 0, SLOW_START);
+        for balance in BALANCES {
+            let next = |untried: &[usize]| pick(&endpoints, untried, None, &policy(balance, 0));
             assert_eq!(
                 [next(&[0, 1, 2]), next(&[0, 2]), next(&[0]), next(&[])],
                 [Some(1), Some(2), Some(0), None],
@@ -165,7 +247,7 @@ mod tests {
     #[tokio::test]
     async fn c08_after_a_failure_the_other_family_is_next() {
         let endpoints = endpoints(&["[2001:db8::1]:1", "[2001:db8::2]:1", "192.0.2.1:1", "192.0.2.2:1"]);
-        let next = |untried: &[usize], failed| pick(&endpoints, untried, failed, Balance::RoundRobin, 0, SLOW_START);
+        let next = |untried: &[usize], failed| pick(&endpoints, untried, failed, &policy(Balance::RoundRobin, 0));
         assert_eq!(
             [next(&[0, 1, 2, 3], None), next(&[1, 2, 3], Some(false)), next(&[1, 3], Some(true))],
             [Some(0), Some(2), Some(1)]
@@ -176,7 +258,7 @@ mod tests {
     #[test]
     fn b12_an_endpoint_is_picked_while_states_change() {
         let endpoints: Vec<Arc<Endpoint>> =
-            (1..=64).map(|port| Arc::new(Endpoint::new(([192, 0, 2, 1], port).into()))).collect();
+            (1..=64).map(|port| Arc::new(Endpoint::new(([192, 0, 2, 1], port).into(), Share::DEFAULT))).collect();
         let untried: Vec<usize> = (0..endpoints.len()).collect();
         for endpoint in &endpoints[1..] {
             endpoint.apply_check_result(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
@@ -189,10 +271,8 @@ mod tests {
                     endpoints[0].apply_check_result(&ProbeResult::Ready, THRESHOLDS);
                 }
             });
-            let picked = (0..20_000).all(|turn| {
-                let balance = [Balance::LeastConnections, Balance::RoundRobin, Balance::Random][turn % 3];
-                pick(&endpoints, &untried, None, balance, turn, SLOW_START).is_some()
-            });
+            let picked = (0..20_000)
+                .all(|turn| pick(&endpoints, &untried, None, &policy(BALANCES[turn % BALANCES.len()], turn)).is_some());
             is_over.store(true, Relaxed);
             assert!(picked);
         });
@@ -203,7 +283,7 @@ mod tests {
         let endpoints = three();
         endpoints[0].apply_check_result(&ProbeResult::Unreachable(String::new()), THRESHOLDS);
         tokio::time::sleep(Duration::from_secs(100)).await;
-        assert!(endpoints[0].weight(SLOW_START) > 0.99, "slow start begins with the recovery");
+        assert!(endpoints[0].ramp(SLOW_START) > 0.99, "slow start begins with the recovery");
         endpoints[0].apply_check_result(&ProbeResult::Ready, THRESHOLDS);
         let share = |balance| shares(&endpoints, balance, 300)[0];
         assert!((10..=20).contains(&share(Balance::LeastConnections)));

@@ -1,7 +1,7 @@
 //! One address of an API server, with its state and connections.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::certificate::{Certificates, EndpointCertificate};
 use super::health::{EndpointState, HealthState, ProbeResult, Thresholds};
 use super::pool::Pool;
+use super::settings::{MaxAge, Share};
 
 /// Identifies an endpoint; unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,6 +31,10 @@ pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
     /// The pool that it belongs to.
     pool: Mutex<Weak<Pool>>,
+    /// See [`pack`]; a reload can change it.
+    share: AtomicU32,
+    /// For round robin.
+    credit: AtomicI64,
     connections: AtomicUsize,
     /// A copy of the state in `health` that can be read without a lock.
     state: AtomicU8,
@@ -52,12 +57,23 @@ pub(crate) struct Endpoint {
 
 const NEVER: u64 = u64::MAX;
 
+/// One number, so that both are read at once.
+fn pack(share: Share) -> u32 {
+    u32::from(share.weight) << 1 | u32::from(share.is_backup)
+}
+
+fn unpack(packed: u32) -> Share {
+    Share { weight: u16::try_from(packed >> 1).unwrap_or(u16::MAX), is_backup: packed & 1 == 1 }
+}
+
 impl Endpoint {
-    pub(super) fn new(address: SocketAddr) -> Self {
+    pub(super) fn new(address: SocketAddr, share: Share) -> Self {
         Self {
             id: EndpointId::next(),
             address,
             pool: Mutex::default(),
+            share: AtomicU32::new(pack(share)),
+            credit: AtomicI64::new(0),
             connections: AtomicUsize::new(0),
             state: AtomicU8::new(EndpointState::Ready as u8),
             suspect: AtomicBool::new(false),
@@ -91,10 +107,32 @@ impl Endpoint {
 
     /// Reports the result of a connection to the pool, if it still exists.
     pub(super) fn report(&self, result: &ProbeResult) {
-        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
-        if let Some(pool) = pool {
+        if let Some(pool) = self.pool() {
             pool.report_of_client(self, result);
         }
+    }
+
+    /// How old a new connection may become; `None`: any age.
+    pub(crate) fn max_age(&self) -> Option<Duration> {
+        self.pool()?.setup.settings.max_age.map(MaxAge::of_one)
+    }
+
+    fn pool(&self) -> Option<Arc<Pool>> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+    }
+
+    /// Its part in new connections.
+    pub(crate) fn share(&self) -> Share {
+        unpack(self.share.load(Relaxed))
+    }
+
+    pub(super) fn set_share(&self, share: Share) {
+        self.share.store(pack(share), Relaxed);
+    }
+
+    /// Adds to its credit for round robin. Returns the new credit.
+    pub(super) fn add_credit(&self, credit: i64) -> i64 {
+        self.credit.fetch_add(credit, Relaxed) + credit
     }
 
     /// The number of connections, including those that are being established.
@@ -189,8 +227,8 @@ impl Endpoint {
         u64::try_from(self.created.elapsed().as_millis()).unwrap_or(NEVER)
     }
 
-    /// The weight during slow start: from a tenth when it became ready again, up to 1.
-    pub(super) fn weight(&self, slow_start: Duration) -> f64 {
+    /// The part of its weight that counts during slow start: from a tenth when it became ready again, up to 1.
+    pub(super) fn ramp(&self, slow_start: Duration) -> f64 {
         let recovered = self.recovered.load(Relaxed);
         if recovered == NEVER || slow_start.is_zero() {
             return 1.0;

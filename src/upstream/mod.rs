@@ -12,21 +12,22 @@ mod loop_check;
 mod places;
 mod pool;
 mod resolve;
+mod settings;
+mod source;
 
 use std::fmt::Debug;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use strum::IntoStaticStr;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 pub(crate) use self::balance::Balance;
+use self::balance::Policy;
 pub(crate) use self::certificate::{EXPIRES_SOON_SECONDS, EndpointCertificate};
 pub(crate) use self::endpoint::{Endpoint, EndpointId, EndpointSlot, LastCheck};
 pub(crate) use self::failure::{ConnectError, Failure, error_message};
@@ -34,59 +35,12 @@ pub(crate) use self::health::{Checks, HealthCheck, HttpCheck, TlsCheck};
 pub(crate) use self::health::{EndpointState, ProbeResult, Thresholds};
 pub(crate) use self::loop_check::{LocalAddresses, OwnListeners, arrives_at};
 use self::pool::Pool;
+pub(crate) use self::pool::Tier;
 pub(crate) use self::resolve::{Lookups, MAX_LOOKUPS, lookup};
+pub(crate) use self::settings::{ConnectBudget, EndpointSettings, MaxAge, OnRemove, Share, Source, UpstreamSettings};
+pub(crate) use self::source::{LocalAddress, connect_to};
 use crate::name::NamePattern;
-use crate::proxy_protocol;
 use crate::relay::tcp::TcpOptions;
-use crate::text::Destination;
-
-/// The upstream settings of a route.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct UpstreamSettings {
-    /// At least one; no two the same.
-    pub(crate) destinations: Vec<Destination>,
-    pub(crate) balance: Balance,
-    pub(crate) budget: ConnectBudget,
-    /// From the recovery of an endpoint to its full share.
-    pub(crate) slow_start: Duration,
-    /// How long connections to a dead endpoint may continue; `None`: forever.
-    pub(crate) dead_grace: Option<Duration>,
-    pub(crate) on_remove: OnRemove,
-    /// Interval between DNS lookups.
-    pub(crate) resolve_every: Duration,
-    /// The PROXY header to send; `None`: none.
-    pub(crate) proxy_protocol: Option<proxy_protocol::Version>,
-    /// `None`: passive checks only, by the results of connections.
-    pub(crate) health_check: Option<HealthCheck>,
-}
-
-/// What becomes of connections to an endpoint that the configuration no longer has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr)]
-#[strum(serialize_all = "snake_case")]
-pub(crate) enum OnRemove {
-    /// Close them after `timeouts.drain`.
-    Drain,
-    /// Leave them open.
-    Keep,
-    /// Close them immediately.
-    Cut,
-}
-
-impl OnRemove {
-    /// The value in the configuration.
-    pub(crate) fn label(self) -> &'static str {
-        self.into()
-    }
-}
-
-/// Timeouts for connecting to an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct ConnectBudget {
-    /// Total, including the wait for the first DNS lookup.
-    pub(crate) timeout: Duration,
-    /// Per address.
-    pub(crate) per_try: Duration,
-}
 
 /// Everything that defines an upstream: two with an equal setup behave the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,8 +126,8 @@ impl Upstream {
         self.pool.remove();
     }
 
-    /// The destinations, each with its current addresses.
-    pub(crate) fn destinations(&self) -> Vec<(&Destination, Vec<SocketAddr>)> {
+    /// The configured endpoints, each with its current addresses.
+    pub(crate) fn destinations(&self) -> Vec<(&EndpointSettings, Vec<SocketAddr>)> {
         self.pool.destinations()
     }
 
@@ -192,31 +146,39 @@ impl Upstream {
         self.pool.fails_open()
     }
 
-    /// Connects to an endpoint; if that fails, tries the next one, within the budget. Nothing is sent to any of them.
-    pub(crate) async fn connect(&self) -> Result<Connected, ConnectError> {
-        let UpstreamSettings { balance, budget, slow_start, .. } = self.pool.setup.settings;
+    /// Which endpoints new connections go to.
+    pub(crate) fn tier(&self) -> Tier {
+        self.pool.tier()
+    }
+
+    /// Connects this client to an endpoint; if that fails, tries the next one, within the budget. Nothing is sent to any of them.
+    pub(crate) async fn connect(&self, client: SocketAddr) -> Result<Connected, ConnectError> {
+        let UpstreamSettings { balance, budget, slow_start, source, .. } = self.pool.setup.settings;
         let deadline = Instant::now() + budget.timeout;
         let endpoints = self.pool.endpoints_by(deadline).await;
-        let turn = self.turn.fetch_add(1, Relaxed);
+        let policy = Policy { balance, slow_start, turn: self.turn.fetch_add(1, Relaxed), client: client.ip() };
         let tcp = **self.pool.context.tcp.load();
         let mut failure = ConnectError::none();
         let mut untried: Vec<usize> = (0..endpoints.len()).collect();
         let mut failed_is_ipv4 = None;
         let mut trial = self.pool.trial(&endpoints);
-        while let Some(index) =
-            trial.take().or_else(|| balance::pick(&endpoints, &untried, failed_is_ipv4, balance, turn, slow_start))
-        {
+        while let Some(index) = trial.take().or_else(|| balance::pick(&endpoints, &untried, failed_is_ipv4, &policy)) {
             let endpoint = &endpoints[index];
             let slot = EndpointSlot::take(endpoint);
             let started = Instant::now();
             let try_until = deadline.min(started + budget.per_try);
-            let (kind, reason) = match timeout_at(try_until, connect_to(endpoint.address, &tcp)).await {
+            let (kind, reason) = match timeout_at(
+                try_until,
+                connect_to(endpoint.address, source.local(client, endpoint.address), Some(&tcp)),
+            )
+            .await
+            {
                 Ok(Ok((stream, local))) => {
                     endpoint.mark_known();
                     let failed_attempts = (failure.tries > 0).then_some(failure);
                     return Ok(Connected { stream, local, slot, failed_attempts });
                 }
-                Ok(Err(error)) => (Failure::of(&error), error_message(&error)),
+                Ok(Err(error)) => (Failure::of(&error), source.describe(&error, endpoint.address)),
                 Err(_) => (Failure::TimedOut, "timed out".into()),
             };
             endpoint.mark_known();
@@ -250,25 +212,6 @@ impl Drop for Upstream {
         self.retire();
         self.pool.stop_lookups();
     }
-}
-
-/// Connects to one address. Returns the stream and its local address.
-pub(crate) async fn connect_to(address: SocketAddr, tcp: &TcpOptions) -> io::Result<(TcpStream, SocketAddr)> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    tcp.apply(&socket)?;
-    let stream = socket.connect(address).await?;
-    let local = local_address(&stream, address)?;
-    Ok((stream, local))
-}
-
-/// The local address of a stream that was connected to `address`, unless it is connected to itself: if nothing listens on
-/// an ephemeral port of this machine, the kernel may do that (TCP simultaneous open).
-fn local_address(stream: &TcpStream, address: SocketAddr) -> io::Result<SocketAddr> {
-    let local = stream.local_addr()?;
-    // `::ffff:192.0.2.1` is 192.0.2.1, and 0.0.0.0 is any address of this machine.
-    let (ip, wanted) = (local.ip().to_canonical(), address.ip().to_canonical());
-    let is_itself = local.port() == address.port() && (ip == wanted || wanted.is_unspecified());
-    if is_itself { Err(io::ErrorKind::ConnectionRefused.into()) } else { Ok(local) }
 }
 
 /// With 10% jitter, so that tasks that started together spread out.

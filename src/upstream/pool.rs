@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use strum::{FromRepr, IntoStaticStr};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
@@ -17,6 +18,7 @@ use super::endpoint::{Endpoint, EndpointId, StateChange};
 use super::health::{self, HealthCheck};
 use super::health::{EndpointState, ProbeResult, Thresholds};
 use super::loop_check::OwnListeners;
+use super::settings::{EndpointSettings, Share};
 use super::{Setup, SharedContext, resolve};
 use crate::text::Destination;
 use crate::text::units::first_of;
@@ -33,7 +35,7 @@ pub(super) struct Pool {
     members: Mutex<Members>,
     /// Number of hostnames whose first lookup has not finished.
     unanswered: watch::Sender<usize>,
-    fails_open: AtomicBool,
+    tier: AtomicU8,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +78,26 @@ impl Members {
     }
 }
 
+/// The endpoints that new connections go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRepr, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub(crate) enum Tier {
+    /// Those that are ready and no backups.
+    Primary,
+    /// Backups that are ready.
+    Backup,
+    /// All, because none is ready (fail open).
+    All,
+}
+
+impl Tier {
+    /// The value in the status.
+    pub(crate) fn label(self) -> &'static str {
+        self.into()
+    }
+}
+
 /// Maximum number of addresses or names in a log line.
 const MAX_LISTED: usize = 20;
 
@@ -104,7 +126,8 @@ impl Pool {
             let literal = || LookupResult { addresses: destination.address().into_iter().collect(), failure: None };
             known.map_or_else(literal, |(_, answer)| answer.clone())
         };
-        let answers: Vec<LookupResult> = setup.settings.destinations.iter().map(answer).collect();
+        let answers: Vec<LookupResult> =
+            setup.settings.endpoints.iter().map(|endpoint| answer(&endpoint.destination)).collect();
         let unanswered = answers.iter().filter(|answer| !answer.is_known()).count();
         Self {
             setup,
@@ -112,14 +135,15 @@ impl Pool {
             endpoints: ArcSwap::new(endpoints),
             members: Mutex::new(Members { answers, former, ..Members::default() }),
             unanswered: watch::Sender::new(unanswered),
-            fails_open: AtomicBool::new(predecessor.is_some_and(Self::fails_open)),
+            tier: AtomicU8::new(predecessor.map_or(Tier::Primary, Self::tier) as u8),
         }
     }
 
     /// The lookup results of all destinations, and the former endpoints.
     fn known(&self) -> (Vec<(Destination, LookupResult)>, Vec<Arc<Endpoint>>) {
         let members = self.members();
-        let answers = self.setup.settings.destinations.iter().cloned().zip(members.answers.iter().cloned());
+        let destinations = self.setup.settings.endpoints.iter().map(|endpoint| endpoint.destination.clone());
+        let answers = destinations.zip(members.answers.iter().cloned());
         (answers.collect(), members.former.clone())
     }
 
@@ -140,8 +164,13 @@ impl Pool {
         self.setup.settings.dead_grace
     }
 
+    /// The endpoints that serve.
+    pub(super) fn tier(&self) -> Tier {
+        Tier::from_repr(self.tier.load(Relaxed)).unwrap_or(Tier::All)
+    }
+
     pub(super) fn fails_open(&self) -> bool {
-        self.fails_open.load(Relaxed)
+        self.tier() == Tier::All
     }
 
     pub(super) fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
@@ -177,18 +206,20 @@ impl Pool {
     /// Why destinations have no addresses.
     pub(super) fn lookup_failures(&self) -> Vec<(String, String)> {
         let members = self.members();
-        let answers = self.setup.settings.destinations.iter().zip(&members.answers);
+        let answers = self.setup.settings.endpoints.iter().zip(&members.answers);
         let pending = || "hostname not resolved yet".to_owned();
         answers
             .filter(|(_, answer)| answer.addresses.is_empty())
-            .map(|(destination, answer)| (destination.to_string(), answer.failure.clone().unwrap_or_else(pending)))
+            .map(|(endpoint, answer)| {
+                (endpoint.destination.to_string(), answer.failure.clone().unwrap_or_else(pending))
+            })
             .collect()
     }
 
-    pub(super) fn destinations(&self) -> Vec<(&Destination, Vec<SocketAddr>)> {
+    pub(super) fn destinations(&self) -> Vec<(&EndpointSettings, Vec<SocketAddr>)> {
         let members = self.members();
         let addresses = members.answers.iter().map(|answer| answer.addresses.clone());
-        self.setup.settings.destinations.iter().zip(addresses).collect()
+        self.setup.settings.endpoints.iter().zip(addresses).collect()
     }
 
     /// Starts with the addresses that need no lookup, and with the endpoints of the predecessor.
@@ -198,10 +229,10 @@ impl Pool {
             self.spawn_monitor(endpoint, &mut members);
         }
         self.assemble(&mut members);
-        self.update_fail_open(&members);
+        self.update_tier(&members);
         drop(members);
-        for (number, destination) in self.setup.settings.destinations.iter().enumerate() {
-            if let Some((host, port)) = destination.name() {
+        for (number, endpoint) in self.setup.settings.endpoints.iter().enumerate() {
+            if let Some((host, port)) = endpoint.destination.name() {
                 let pool = Arc::downgrade(self);
                 let on_answer =
                     move |answer: &resolve::Answer| pool.upgrade().map_or(0, |pool| pool.answered(number, answer));
@@ -245,7 +276,7 @@ impl Pool {
     pub(super) fn check_for_loops(self: &Arc<Self>) {
         let mut members = self.members();
         self.assemble(&mut members);
-        self.update_fail_open(&members);
+        self.update_tier(&members);
     }
 
     /// A name has been looked up. Returns the number of connections to endpoints that it has removed. A closed pool needs
@@ -264,7 +295,7 @@ impl Pool {
             }
             Err(reason) => known.failure = Some(reason.clone()),
         }
-        self.update_fail_open(&members);
+        self.update_tier(&members);
         let ended = if members.is_closed { members.lookups.remove(&number) } else { None };
         drop(members);
         drop(ended);
@@ -282,8 +313,12 @@ impl Pool {
         let mut after: Vec<Arc<Endpoint>> = Vec::new();
         let mut loops = Vec::new();
         let own = OwnListeners::new(&listeners);
-        let addresses: Vec<SocketAddr> = members.answers.iter().flat_map(|answer| &answer.addresses).copied().collect();
-        for address in addresses {
+        let shares = self.setup.settings.endpoints.iter().map(|endpoint| endpoint.share);
+        let with_share = |(share, answer): (Share, &LookupResult)| {
+            answer.addresses.iter().map(|address| (*address, share)).collect::<Vec<_>>()
+        };
+        let addresses: Vec<(SocketAddr, Share)> = shares.zip(&members.answers).flat_map(with_share).collect();
+        for (address, share) in addresses {
             if after.iter().any(|endpoint| endpoint.address == address) || loops.contains(&address) {
                 continue;
             }
@@ -295,7 +330,9 @@ impl Pool {
                 continue;
             }
             let known = before.iter().find(|endpoint| endpoint.address == address);
-            after.push(known.map_or_else(|| self.add_endpoint(address, members), Arc::clone));
+            let endpoint = known.map_or_else(|| self.add_endpoint(address, share, members), Arc::clone);
+            endpoint.set_share(share);
+            after.push(endpoint);
         }
         members.loops = loops;
         self.endpoints.store(Arc::new(after.clone()));
@@ -322,9 +359,10 @@ impl Pool {
         debug!(route, added = list(added), removed = list(removed), connections, endpoints, "endpoints changed");
     }
 
-    fn add_endpoint(self: &Arc<Self>, address: SocketAddr, members: &mut Members) -> Arc<Endpoint> {
+    fn add_endpoint(self: &Arc<Self>, address: SocketAddr, share: Share, members: &mut Members) -> Arc<Endpoint> {
         let former = members.former.iter().position(|endpoint| endpoint.address == address);
-        let endpoint = former.map_or_else(|| Arc::new(Endpoint::new(address)), |index| members.former.remove(index));
+        let endpoint =
+            former.map_or_else(|| Arc::new(Endpoint::new(address, share)), |index| members.former.remove(index));
         self.spawn_monitor(&endpoint, members);
         endpoint
     }
@@ -335,8 +373,8 @@ impl Pool {
         }
         endpoint.belong_to(self);
         if let Some(check) = self.check() {
-            let header = self.setup.settings.proxy_protocol;
-            let subscription = self.context.checks.subscribe(check, header, self, endpoint);
+            let dial = self.setup.settings.dial(endpoint.address);
+            let subscription = self.context.checks.subscribe(check, dial, self, endpoint);
             members.checks.insert(endpoint.id, subscription);
         }
         if endpoint.state() == EndpointState::Dead {
@@ -417,25 +455,33 @@ impl Pool {
                 warn!(route, endpoint = %address, state, before, connections, cause, in_a_row, "endpoint is {state}");
             }
         }
-        self.update_fail_open(&members);
+        self.update_tier(&members);
     }
 
-    /// Fails open if no endpoint is ready. Called with the lock held, so that the last caller sees the final state.
-    fn update_fail_open(&self, _: &Members) {
+    /// Switches to backups if no other endpoint is ready, and to all endpoints if none is. Called with the lock held, so that
+    /// the last caller sees the final state.
+    fn update_tier(&self, _: &Members) {
         let endpoints = self.endpoints.load();
-        let none_ready =
-            !endpoints.is_empty() && endpoints.iter().all(|endpoint| endpoint.state() != EndpointState::Ready);
-        if self.fails_open.swap(none_ready, Relaxed) == none_ready {
+        let is_ready = |is_backup: bool| {
+            endpoints
+                .iter()
+                .any(|endpoint| endpoint.share().is_backup == is_backup && endpoint.state() == EndpointState::Ready)
+        };
+        let tier = if endpoints.is_empty() || is_ready(false) {
+            Tier::Primary
+        } else if is_ready(true) {
+            Tier::Backup
+        } else {
+            Tier::All
+        };
+        if self.tier.swap(tier as u8, Relaxed) == tier as u8 {
             return;
         }
-        if none_ready {
-            warn!(
-                route = &*self.setup.route,
-                endpoints = endpoints.len(),
-                "no endpoint is ready; failing open to all endpoints"
-            );
-        } else {
-            info!(route = &*self.setup.route, "an endpoint is ready again; no longer failing open");
+        let (route, endpoints) = (&*self.setup.route, endpoints.len());
+        match tier {
+            Tier::Primary => info!(route, "an endpoint is ready again; new connections go to ready endpoints only"),
+            Tier::Backup => warn!(route, endpoints, "no endpoint is ready but backups; new connections go to backups"),
+            Tier::All => warn!(route, endpoints, "no endpoint is ready; failing open to all endpoints"),
         }
     }
 

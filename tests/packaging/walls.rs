@@ -9,7 +9,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("client_hello", &["name"]),
     ("server_hello", &[]),
     ("route", &["client_hello", "name"]),
-    ("proxy_protocol", &["name"]),
+    ("proxy_protocol", &["name", "route"]),
     ("text", &["name"]),
     // The data path.
     ("relay", &[]),
@@ -54,7 +54,8 @@ const CRATES: [(&str, &[&str]); 4] = [
 ];
 
 /// The pure rooms name none of these.
-const IMPURE: [&str; 6] = ["tokio", "tracing", "std::time", "std::fs", "std::thread", "std::sync"];
+const IMPURE: [&str; 8] =
+    ["tokio", "tracing", "std::time", "std::fs", "std::thread", "std::sync::atomic", "Mutex", "RwLock"];
 
 fn sources(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());

@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use crate::config::{Config, Listener, Route};
 use crate::name::NamePattern;
-use crate::route::{Client, MatchedBy, RouteTable};
+use crate::route::{Arrival, Client, MatchedBy, Matchers, RouteTable, Tlvs};
 use crate::text::units::{first_of, span};
 use crate::upstream::health::{CaFile, EXPECTED, TlsClient};
-use crate::upstream::{HttpCheck, LocalAddresses, TlsCheck, arrives_at, connect_to, error_message};
+use crate::upstream::{HttpCheck, LocalAddress, LocalAddresses, TlsCheck, arrives_at, connect_to, error_message};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::report::Verdict;
 use crate::commands::named::takes;
+use crate::commands::routing::conditions;
 use crate::commands::{kubectl_alpn, route_table};
 
 /// For a handshake or a request, if the route has no health check with a timeout.
@@ -46,7 +47,8 @@ impl Context {
     /// The route that kubectl reaches at this listener by this exact pattern.
     fn exact_match(&self, name: &str, listener: usize) -> Option<&Route> {
         let server_name = crate::name::ServerName::parse(name.as_bytes()).ok();
-        let found = self.table.find(&Client { server_name, alpn: kubectl_alpn(), listener })?;
+        let arrival = Arrival { listener, ..Arrival::default() };
+        let found = self.table.find(&Client::new(server_name, kubectl_alpn(), arrival))?;
         (found.by == MatchedBy::Exact).then(|| &self.config.routes[*found.target])
     }
 }
@@ -117,10 +119,32 @@ impl RouteContext {
         })
     }
 
+    /// What else than the name the route requires of a client that connects from this machine, and does not get.
+    pub(super) fn unmet_by(&self, listener: usize, local: SocketAddr, destination: SocketAddr) -> Vec<String> {
+        let arrival = Arrival {
+            listener,
+            client: Some(local.ip().to_canonical()),
+            destination: Some(destination.ip().to_canonical()),
+            tlvs: Tlvs::default(),
+        };
+        // The ALPN that is offered is what the route requires.
+        let route = Route { matchers: Matchers { alpn: None, ..self.route.matchers.clone() }, ..self.route.clone() };
+        conditions(&route, &self.shared.config, Some(&Client::new(None, None, arrival)))
+    }
+
+    /// Connects to an endpoint with the settings and the timeout of the router.
+    pub(super) async fn connect_to_endpoint(&self, address: SocketAddr) -> Result<TcpStream, String> {
+        self.connect_from(self.route.upstream.dial(address).local, address).await
+    }
+
     /// Connects with the settings and the timeout of the router.
     pub(super) async fn connect(&self, address: SocketAddr) -> Result<TcpStream, String> {
+        self.connect_from(LocalAddress::Any, address).await
+    }
+
+    async fn connect_from(&self, local: LocalAddress, address: SocketAddr) -> Result<TcpStream, String> {
         let per_try = self.route.upstream.budget.per_try;
-        match timeout(per_try, connect_to(address, &self.shared.config.tcp)).await {
+        match timeout(per_try, connect_to(address, local, Some(&self.shared.config.tcp))).await {
             Ok(result) => result.map(|(stream, _)| stream).map_err(|error| error_message(&error)),
             Err(_) => Err(no_response(per_try)),
         }

@@ -26,7 +26,7 @@ pub(super) async fn check(
     address: SocketAddr,
 ) -> (Vec<CheckResult>, Option<EndpointCertificate>) {
     let begun = Instant::now();
-    let stream = match context.connect(address).await {
+    let stream = match context.connect_to_endpoint(address).await {
         Ok(stream) => stream,
         Err(reason) => {
             let says = format!("cannot connect: {reason}");
@@ -80,8 +80,8 @@ pub(super) async fn check(
 /// With the PROXY header that the endpoint expects, and the ALPN of kubectl.
 async fn handshake(context: &RouteContext, address: SocketAddr, mut stream: TcpStream) -> Result<Handshake, String> {
     let client = context.tls_client().await?.offering(vec![b"h2".to_vec(), b"http/1.1".to_vec()]);
-    if let Some(version) = context.route.upstream.proxy_protocol {
-        let sent = stream.write_all(&proxy_protocol::header(version, None)).await;
+    if let Some(version) = context.route.upstream.dial(address).header {
+        let sent = stream.write_all(&proxy_protocol::local_header(version)).await;
         sent.map_err(|error| format!("cannot send the PROXY header: {}", tls_error_message(&error)))?;
     }
     let name = context.tls.asked_name.clone().unwrap_or_else(|| ServerName::from(address.ip()));
@@ -186,7 +186,7 @@ async fn check_ready(context: &RouteContext, address: SocketAddr) -> CheckResult
         http: Some(context.http.clone()),
     };
     let begun = Instant::now();
-    let report = check_once(address, &check, context.route.upstream.proxy_protocol).await;
+    let report = check_once(address, &check, context.route.upstream.dial(address)).await;
     let (verdict, says) = match report.result {
         Ok(ProbeResult::Ready) => {
             (Verdict::Ok, report.note.map_or_else(|| context.expected_response(), ToOwned::to_owned))

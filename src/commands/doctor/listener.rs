@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::Listener;
+use crate::connection::accept_proxy::Others;
 use tokio::task::JoinError;
 
 use super::context::{RouteContext, reachable_at};
@@ -36,7 +37,7 @@ async fn check_through(context: Arc<RouteContext>, address: SocketAddr) -> Liste
 }
 
 async fn check_local(context: Arc<RouteContext>, index: usize) -> ListenerCheck {
-    let Listener { name, address, balancers, .. } = &context.shared.config.listeners[index];
+    let Listener { name, address, accept_proxy, .. } = &context.shared.config.listeners[index];
     if address.port() == 0 {
         let says = "not checked: the kernel chooses the port; pass the address with --through";
         return ListenerCheck { result: CheckResult::new(Verdict::Note, "listener", name, says), reachable: None };
@@ -44,12 +45,21 @@ async fn check_local(context: Arc<RouteContext>, index: usize) -> ListenerCheck 
     let target = reachable_at(*address);
     let begun = Instant::now();
     let (verdict, says, reachable) = match context.connect(target).await {
-        Ok(_) if balancers.is_some() => {
+        Ok(_) if accept_proxy.as_ref().is_some_and(|accept| accept.others == Others::Refuse) => {
             let says = "accepts connections, but requires a PROXY header (`accept_proxy`), so it is not checked end to end; \
                 pass the address of a load balancer with --through";
             (Verdict::Note, says.into(), None)
         }
-        Ok(_) => (Verdict::Ok, "accepts connections".into(), Some(target)),
+        Ok(stream) => match stream.local_addr().map(|local| context.unmet_by(index, local, target)) {
+            Ok(unmet) if !unmet.is_empty() => {
+                let says = format!(
+                    "accepts connections, but the route requires {}, so it is not checked end to end from here",
+                    unmet.join(" and ")
+                );
+                (Verdict::Note, says, None)
+            }
+            _ => (Verdict::Ok, "accepts connections".into(), Some(target)),
+        },
         Err(reason) => {
             let says =
                 format!("snigate is not reachable: {reason}; if it runs elsewhere, pass its address with --through");

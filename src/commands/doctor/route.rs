@@ -29,10 +29,11 @@ pub(super) async fn check(context: Arc<RouteContext>) -> Result<Report, JoinErro
 async fn check_endpoints(
     context: &Arc<RouteContext>,
 ) -> Result<(Vec<CheckResult>, Vec<EndpointCertificate>), JoinError> {
-    let destinations = context.route.upstream.destinations.clone();
+    let endpoints = context.route.upstream.endpoints.clone();
+    let destinations = endpoints.into_iter().map(|endpoint| endpoint.destination);
     let mut results = Vec::new();
     let mut addresses: Vec<SocketAddr> = Vec::new();
-    for (result, resolved) in run_all(destinations.into_iter().map(dns::resolve)).await? {
+    for (result, resolved) in run_all(destinations.map(dns::resolve)).await? {
         results.extend(result);
         addresses.extend(resolved);
     }

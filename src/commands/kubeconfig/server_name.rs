@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 
 use super::exact_names;
 use crate::cli::ServerUrl;
+use crate::commands::routing::FittingClient;
 use crate::commands::{kubectl_alpn, route_table};
 
 /// How the router routes kubectl, by the SNI that it sends.
@@ -131,7 +132,8 @@ impl<'c> KubectlRouting<'c> {
 
     fn find(&self, sni: Option<&str>) -> Option<&Route> {
         let server_name = sni.map(|name| ServerName::parse(name.as_bytes())).transpose().ok()?;
-        let client = Client { server_name, alpn: kubectl_alpn(), listener: self.listener };
+        let fitting = FittingClient::of(self.route);
+        let client = Client::new(server_name, kubectl_alpn(), fitting.arrival(self.listener));
         self.table.find(&client).map(|found| &self.config.routes[*found.target])
     }
 

@@ -9,11 +9,11 @@ use std::time::Duration;
 use crate::config::{Config, Route};
 use crate::listener::BindError;
 use crate::text::units::span;
-use crate::upstream::{OnRemove, error_message};
+use crate::upstream::{EndpointSettings, OnRemove, Share, error_message};
 use serde_json::{Value, json};
 
 use super::lacks_permission;
-use super::running::{Running, RunningRoute, digest};
+use super::running::{Running, RunningEndpoint, RunningRoute, digest};
 
 /// Changes of listeners and routes. Timeouts, limits and other settings are not compared.
 pub(super) struct Difference {
@@ -52,8 +52,15 @@ enum Certainty {
 
 enum RouteChange {
     Added,
-    Changed { removed: Vec<(String, Closing)>, added: Vec<String> },
+    Changed { removed: Vec<(String, Closing)>, added: Vec<String>, shares: Vec<ShareChange> },
     Removed(Closing),
+}
+
+/// An endpoint whose part in new connections changes; its open connections stay.
+struct ShareChange {
+    endpoint: String,
+    before: Share,
+    after: Share,
 }
 
 /// What happens to the open connections of a removed route or endpoint.
@@ -146,13 +153,16 @@ impl Difference {
             match change {
                 RouteChange::Added => writeln!(text, "  + {name}")?,
                 RouteChange::Removed(closing) => writeln!(text, "  - {name}  {}", closing.text(self.drain))?,
-                RouteChange::Changed { removed, added } => {
+                RouteChange::Changed { removed, added, shares } => {
                     writeln!(text, "  ~ {name}")?;
                     for (endpoint, closing) in removed {
                         writeln!(text, "      - {endpoint}  {}", closing.text(self.drain))?;
                     }
                     for endpoint in added {
                         writeln!(text, "      + {endpoint}")?;
+                    }
+                    for ShareChange { endpoint, before, after } in shares {
+                        writeln!(text, "      ~ {endpoint}  {} -> {}", share_text(*before), share_text(*after))?;
                     }
                 }
             }
@@ -182,14 +192,24 @@ impl Difference {
             RouteChange::Removed(closing) => {
                 json!({"route": name, "change": "removed", "on_remove": closing.policy, "connections": closing.connections})
             }
-            RouteChange::Changed { removed, added } => {
+            RouteChange::Changed { removed, added, shares } => {
                 let removed: Vec<Value> = removed
                     .iter()
                     .map(|(endpoint, closing)| {
                         json!({"endpoint": endpoint, "on_remove": closing.policy, "connections": closing.connections})
                     })
                     .collect();
-                json!({"route": name, "change": "changed", "endpoints_removed": removed, "endpoints_added": added})
+                let share = |share: Share| json!({"weight": share.weight, "backup": share.is_backup});
+                let changed = shares.iter().map(|ShareChange { endpoint, before, after }| {
+                    json!({"endpoint": endpoint, "before": share(*before), "after": share(*after)})
+                });
+                json!({
+                    "route": name,
+                    "change": "changed",
+                    "endpoints_removed": removed,
+                    "endpoints_added": added,
+                    "endpoints_changed": changed.collect::<Vec<_>>(),
+                })
             }
         };
         json!({
@@ -247,16 +267,28 @@ fn added(running: &Running, bind_error: Option<&BindError>) -> ListenerChange {
 }
 
 fn changed(before: &RunningRoute, route: &Route) -> RouteChange {
-    let has = |wanted: &str| route.upstream.destinations.iter().any(|to| to.to_string() == *wanted);
     let policy = route.upstream.on_remove.label();
-    let removed = before.destinations.iter().filter(|(to, _)| !has(to));
-    let had = |wanted: &String| before.destinations.iter().any(|(to, _)| to == wanted);
-    RouteChange::Changed {
-        removed: removed
-            .map(|(to, connections)| (to.clone(), Closing { connections: *connections, policy: policy.into() }))
-            .collect(),
-        added: route.upstream.destinations.iter().map(ToString::to_string).filter(|to| !had(to)).collect(),
+    let mut removed = Vec::new();
+    let mut shares = Vec::new();
+    for RunningEndpoint { destination, share, connections } in &before.endpoints {
+        match route.upstream.endpoints.iter().find(|after| after.destination.to_string() == *destination) {
+            None => {
+                let closing = Closing { connections: *connections, policy: policy.into() };
+                removed.push((destination.clone(), closing));
+            }
+            Some(EndpointSettings { share: after, .. }) if after != share => {
+                shares.push(ShareChange { endpoint: destination.clone(), before: *share, after: *after });
+            }
+            Some(_) => {}
+        }
     }
+    let had = |wanted: &String| before.endpoints.iter().any(|endpoint| endpoint.destination == *wanted);
+    let after = route.upstream.endpoints.iter().map(|endpoint| endpoint.destination.to_string());
+    RouteChange::Changed { removed, added: after.filter(|endpoint| !had(endpoint)).collect(), shares }
+}
+
+fn share_text(Share { weight, is_backup }: Share) -> String {
+    format!("weight {weight}{}", if is_backup { ", backup" } else { "" })
 }
 
 impl Closing {

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use crate::config::Config;
-use crate::listener::{BindError, is_free, overlap};
+use crate::listener::{BindError, Presence, is_free, overlap};
 use crate::server::{ReloadError, fixed};
 use crate::upstream::LocalAddresses;
 use anyhow::{Context, bail};
@@ -42,8 +42,12 @@ pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
     // The running instance can bind an address that overlaps with one of its own, but this process cannot.
     let testable =
         running.new_addresses(&new).filter(|address| running.addresses().all(|running| !overlap(*address, running)));
+    let presence = |address| {
+        let listener = new.listeners.iter().find(|listener| listener.address == address);
+        listener.map_or(Presence::Required, |listener| listener.presence)
+    };
     let bind_errors: BTreeMap<SocketAddr, BindError> =
-        testable.filter_map(|address| Some((address, is_free(address).err()?))).collect();
+        testable.filter_map(|address| Some((address, is_free(address, presence(address)).err()?))).collect();
     let difference = Difference::between(&running, &new, &bind_errors);
     let text = if options.json { format!("{:#}\n", difference.json()) } else { difference.text(&options.config)? };
     // The names of routes are from the other instance.

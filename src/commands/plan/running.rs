@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use crate::config::{Config, Route};
 use crate::server::fixed;
+use crate::upstream::{EndpointSettings, Share};
 use serde_json::Value;
 
 pub(super) struct Running {
@@ -24,8 +25,14 @@ pub(super) struct RunningRoute {
     pub(super) on_remove: String,
     /// Open connections; `None`: unknown.
     pub(super) connections: Option<u64>,
-    /// Endpoints, and the open connections to the addresses of each.
-    pub(super) destinations: Vec<(String, Option<u64>)>,
+    pub(super) endpoints: Vec<RunningEndpoint>,
+}
+
+pub(super) struct RunningEndpoint {
+    pub(super) destination: String,
+    pub(super) share: Share,
+    /// Open connections to all its addresses; `None`: unknown.
+    pub(super) connections: Option<u64>,
 }
 
 impl Running {
@@ -34,7 +41,16 @@ impl Running {
             digest: digest(route),
             on_remove: route.upstream.on_remove.label().into(),
             connections: None,
-            destinations: route.upstream.destinations.iter().map(|to| (to.to_string(), None)).collect(),
+            endpoints: route
+                .upstream
+                .endpoints
+                .iter()
+                .map(|EndpointSettings { destination, share }| RunningEndpoint {
+                    destination: destination.to_string(),
+                    share: *share,
+                    connections: None,
+                })
+                .collect(),
         };
         let listeners = config.listeners.iter();
         Self {
@@ -50,17 +66,22 @@ impl Running {
     pub(super) fn from_status(status: &Value, is_local: bool) -> Option<Self> {
         let text = |value: &Value| Some(value.as_str()?.to_owned());
         let listener = |value: &Value| Some((text(&value["configured"])?, text(&value["name"])?));
-        let destination = |value: &Value| {
+        let endpoint = |value: &Value| {
             let endpoints = value["endpoints"].as_array()?.iter();
             let connections = endpoints.map(|endpoint| endpoint["connections"].as_u64()).sum::<Option<u64>>()?;
-            Some((text(&value["destination"])?, Some(connections)))
+            let weight = u16::try_from(value["weight"].as_u64()?).ok()?;
+            Some(RunningEndpoint {
+                destination: text(&value["destination"])?,
+                share: Share { weight, is_backup: value["backup"].as_bool()? },
+                connections: Some(connections),
+            })
         };
         let route = |value: &Value| {
             let route = RunningRoute {
                 digest: text(&value["digest"])?,
                 on_remove: text(&value["on_remove"])?,
                 connections: Some(value["connections"].as_u64()?),
-                destinations: value["upstream"].as_array()?.iter().map(destination).collect::<Option<_>>()?,
+                endpoints: value["upstream"].as_array()?.iter().map(endpoint).collect::<Option<_>>()?,
             };
             Some((text(&value["name"])?, route))
         };

@@ -58,6 +58,9 @@ pub(crate) struct Listener {
     /// Load balancers that connect here and send a PROXY header with the client's address. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(crate) accept_proxy: Option<AcceptProxy>,
+    /// Listen although no interface has the address yet (`IP_FREEBIND`). Default: false.
+    #[serde(default)]
+    pub(crate) freebind: bool,
     /// How to treat an IP address as SNI, which RFC 6066 forbids but some clients send. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(crate) ip_literal_sni: Option<IpLiteralSni>,
@@ -75,8 +78,20 @@ pub(crate) enum IpLiteralSni {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AcceptProxy {
-    /// Networks of the load balancers; connections from elsewhere are rejected.
+    /// Networks of the load balancers.
     pub(crate) from: OneOrMany<Text<Network>>,
+    /// How connections from elsewhere are treated. Default: refuse.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) others: Option<Others>,
+}
+
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Others {
+    /// Reject them (`proxy_header`).
+    Refuse,
+    /// They are clients that connect directly, without a PROXY header.
+    Direct,
 }
 
 impl Listener {
@@ -89,6 +104,7 @@ impl Listener {
             allow: None,
             deny: None,
             accept_proxy: None,
+            freebind: false,
             ip_literal_sni: None,
         }
     }

@@ -2,15 +2,17 @@
 //! the descriptions in the JSON Schema.
 
 mod listener;
+mod tlvs;
 mod upstream;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-pub(crate) use self::listener::{AcceptProxy, IpLiteralSni, Listen, Listener, RejectWith};
+pub(crate) use self::listener::{AcceptProxy, IpLiteralSni, Listen, Listener, Others, RejectWith};
+pub(crate) use self::tlvs::Tlvs;
 pub(crate) use self::upstream::{
-    Balance, Connect, Dead, DeadConnections, HealthCheck, HttpCheck, OnRemove, ProxyProtocol, TlsCheck, Unauthorized,
-    Upstream,
+    Balance, Connect, Dead, DeadConnections, Endpoint, HealthCheck, HttpCheck, MaxAge, OnRemove, ProxyProtocol,
+    TlsCheck, Unauthorized, Upstream,
 };
 use super::quantities::{
     BoundedDuration, BufferSize, ConnectionRate, Count, DurationOrZero, HelloSize, Seconds, UserTimeout, Workers,
@@ -91,6 +93,15 @@ pub(crate) struct Route {
     /// Names of the listeners that this route applies to. Default: all.
     #[serde(default, deserialize_with = "present")]
     pub(crate) listener: Option<OneOrMany<Text<Label>>>,
+    /// Networks of clients that this route applies to; other clients go on to other routes. Default: all.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) client: Option<OneOrMany<Text<Network>>>,
+    /// Networks with the address that the client connected to, from the PROXY header if there is one. Default: any.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) destination: Option<OneOrMany<Text<Network>>>,
+    /// TLVs of the client's PROXY header (version 2) by number, all of which must be there. Default: any.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) proxy_tlv: Option<Tlvs>,
     /// Networks to accept clients from. Default: any.
     #[serde(default, deserialize_with = "present")]
     pub(crate) allow: Option<OneOrMany<Text<Network>>>,

@@ -1,19 +1,22 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::super::quantities::{BoundedDuration, Count, DurationOrZero};
+use super::super::quantities::{Age, BoundedDuration, Count, DurationOrZero, Percentage, Weight};
 use super::super::text::{OneOrMany, Short, Shorthand, Text};
-use super::super::values::{CheckName, FilePath, RequestPath, Service, StatusRange, TrustedFile};
+use super::super::values::{
+    CheckName, FilePath, HeaderVersion, RequestPath, Service, Source, StatusRange, TlvNumber, TrustedFile,
+};
 use super::present;
+use super::tlvs::Tlvs;
 use crate::text::Destination;
 
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("oneOf" = [{"required": ["endpoints"]}, {"required": ["dcos"]}]))]
 pub(crate) struct Upstream {
-    /// Endpoints as host:port; a hostname stands for all addresses it resolves to.
+    /// Endpoints as host:port, or maps with `address`; a hostname stands for all addresses it resolves to.
     #[serde(default, deserialize_with = "present")]
-    pub(crate) endpoints: Option<OneOrMany<Text<Destination>>>,
+    pub(crate) endpoints: Option<OneOrMany<Short<Endpoint>>>,
     /// Instead of `endpoints`: a Kubernetes cluster on DC/OS, by its service name.
     #[serde(default, deserialize_with = "present")]
     pub(crate) dcos: Option<Short<Dcos>>,
@@ -35,12 +38,42 @@ pub(crate) struct Upstream {
     /// Interval between DNS lookups of the endpoints, 1ms to 366d. Default: 10s.
     #[serde(default, deserialize_with = "present")]
     pub(crate) resolve_every: Option<Text<BoundedDuration>>,
-    /// Version of the PROXY header to send to endpoints; kube-apiserver does not support it. Default: none.
+    /// PROXY header to send to endpoints: its version, or a map with `version`; kube-apiserver does not support it.
+    /// Default: none.
     #[serde(default, deserialize_with = "present")]
-    pub(crate) proxy_protocol: Option<ProxyProtocol>,
+    pub(crate) proxy_protocol: Option<Short<ProxyProtocol>>,
+    /// Local address of connections to endpoints, one for each family, or client for the client's own address.
+    /// Default: chosen by the kernel.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) source: Option<OneOrMany<Text<Source>>>,
+    /// Close connections that are older than this, so that clients connect anew. Default: never.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) max_age: Option<Short<MaxAge>>,
     /// Active health check; `{}` only connects. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(crate) health_check: Option<HealthCheck>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Endpoint {
+    /// host:port; a hostname stands for all addresses it resolves to.
+    pub(crate) address: Text<Destination>,
+    /// Share of connections relative to other endpoints, 1 to 256; for a hostname, of each of its addresses. Default: 1.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) weight: Option<Text<Weight>>,
+    /// Use this endpoint only while no other is ready. Default: false.
+    #[serde(default)]
+    pub(crate) backup: bool,
+}
+
+impl Shorthand for Endpoint {
+    const EXPECTED: &'static str = "host:port, or a map with `address`";
+    type Scalar = Destination;
+
+    fn from_text(address: Destination) -> Self {
+        Self { address: Text(address), weight: None, backup: false }
+    }
 }
 
 impl Shorthand for Upstream {
@@ -48,11 +81,11 @@ impl Shorthand for Upstream {
     type Scalar = Destination;
 
     fn from_text(endpoint: Destination) -> Self {
-        Self::with_endpoints(vec![Text(endpoint)])
+        Self::with_endpoints(vec![endpoint])
     }
 
     fn from_list(endpoints: Vec<Text<Destination>>) -> Option<Self> {
-        Some(Self::with_endpoints(endpoints))
+        Some(Self::with_endpoints(endpoints.into_iter().map(|endpoint| endpoint.0).collect()))
     }
 }
 
@@ -103,13 +136,49 @@ pub(crate) enum Balance {
     RoundRobin,
     /// The less loaded of two random endpoints (power of two choices).
     Random,
+    /// The same endpoint for the same client address (rendezvous hashing).
+    SourceHash,
 }
 
-#[derive(Clone, Copy, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum ProxyProtocol {
-    V1,
-    V2,
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ProxyProtocol {
+    /// Version of the header.
+    pub(crate) version: Text<HeaderVersion>,
+    /// TLVs to add, by number; version 2 only. Default: none.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) tlvs: Option<Tlvs>,
+    /// Numbers of the TLVs of the client's own PROXY header to pass on; version 2 only. Default: none.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) pass: Option<OneOrMany<Text<TlvNumber>>>,
+}
+
+impl Shorthand for ProxyProtocol {
+    const EXPECTED: &'static str = "v1, v2, or a map with `version`";
+    type Scalar = HeaderVersion;
+
+    fn from_text(version: HeaderVersion) -> Self {
+        Self { version: Text(version), tlvs: None, pass: None }
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MaxAge {
+    /// Age at which a connection is closed, 1s to 366d.
+    pub(crate) after: Text<Age>,
+    /// Random addition to the age of each connection, so that they do not end together, 0% to 100%. Default: 25%.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) jitter: Option<Text<Percentage>>,
+}
+
+impl Shorthand for MaxAge {
+    const EXPECTED: &'static str = "a duration such as 12h, or a map with `after`";
+    type Scalar = Age;
+
+    fn from_text(after: Age) -> Self {
+        Self { after: Text(after), jitter: None }
+    }
 }
 
 #[derive(Clone, Copy, Deserialize, JsonSchema)]

@@ -15,11 +15,11 @@ use super::super::endpoint::Endpoint;
 use super::super::jittered;
 use super::super::places::{FairPlaces, Standing};
 use super::super::pool::Pool;
+use super::super::source::Dial;
 use super::HealthCheck;
 use super::probe::{CheckReport, Credentials, probe};
 use super::state::{ProbeResult, Thresholds};
 use super::tls::Contents;
-use crate::proxy_protocol;
 use crate::telemetry::Histogram;
 
 const MAX_NEW: usize = 32;
@@ -59,7 +59,7 @@ pub(crate) struct Checks {
 struct Key {
     address: SocketAddr,
     settings: HealthCheck,
-    header: Option<proxy_protocol::Version>,
+    dial: Dial,
 }
 
 #[derive(Debug)]
@@ -99,12 +99,12 @@ impl Checks {
     pub(in crate::upstream) fn subscribe(
         self: &Arc<Self>,
         settings: &HealthCheck,
-        header: Option<proxy_protocol::Version>,
+        dial: Dial,
         pool: &Arc<Pool>,
         endpoint: &Arc<Endpoint>,
     ) -> CheckSubscription {
         let settings = HealthCheck { thresholds: NO_THRESHOLDS, ..settings.clone() };
-        let key = Key { address: endpoint.address, settings, header };
+        let key = Key { address: endpoint.address, settings, dial };
         let subscriber = CheckSubscriber { pool: Arc::downgrade(pool), endpoint: Arc::clone(endpoint) };
         let mut known = self.known();
         let check = match known.entry(key) {
@@ -143,7 +143,7 @@ impl Checks {
 
 /// Checks at every interval, as long as anything subscribes to it.
 async fn run(checks: Arc<Checks>, check: Arc<SharedCheck>) {
-    let Key { address, settings, header } = &check.key;
+    let Key { address, settings, dial } = &check.key;
     let mut standing = Standing::New;
     let mut files = CheckFiles::default();
     let mut notes = CheckNotes::default();
@@ -170,7 +170,7 @@ async fn run(checks: Arc<Checks>, check: Arc<SharedCheck>) {
         let answer = match credentials {
             Err(reason) => CheckReport::not_made(reason),
             Ok(credentials) => {
-                let mut probe = Box::pin(probe(*address, settings, *header, credentials.as_deref()));
+                let mut probe = Box::pin(probe(*address, settings, *dial, credentials.as_deref()));
                 if standing == Standing::New && settings.timeout > FIRST_CHECK_TIMEOUT {
                     if let Ok(answer) = timeout(FIRST_CHECK_TIMEOUT, &mut probe).await {
                         answer

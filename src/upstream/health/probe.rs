@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::super::certificate::EndpointCertificate;
 use super::super::failure::{self, Failure};
-use super::super::local_address;
+use super::super::source::{Dial, connect_to};
 use super::files::read_file;
 use super::state::ProbeResult;
 use super::tls::{Contents, Handshake, TlsClient, tls_error_message};
@@ -43,12 +43,8 @@ pub(crate) struct CheckReport {
     pub(crate) note: Option<&'static str>,
 }
 
-/// Checks once, with the files read here and now. `header`: the PROXY header that the endpoint expects, if it does.
-pub(crate) async fn check_once(
-    address: SocketAddr,
-    check: &HealthCheck,
-    header: Option<proxy_protocol::Version>,
-) -> CheckReport {
+/// Checks once, with the files read here and now.
+pub(crate) async fn check_once(address: SocketAddr, check: &HealthCheck, dial: Dial) -> CheckReport {
     let credentials = check.tls.clone().map(|tls| {
         let token_file = check.http.as_ref().and_then(|http| http.token_file.clone());
         let read = move || {
@@ -62,7 +58,7 @@ pub(crate) async fn check_once(
         Some(read) => read.await.unwrap_or_else(|error| Err(error.to_string())).map(Some),
     };
     match credentials {
-        Ok(credentials) => probe(address, check, header, credentials.as_ref()).await,
+        Ok(credentials) => probe(address, check, dial, credentials.as_ref()).await,
         Err(reason) => CheckReport::not_made(reason),
     }
 }
@@ -77,13 +73,13 @@ impl CheckReport {
 pub(super) async fn probe(
     address: SocketAddr,
     check: &HealthCheck,
-    header: Option<proxy_protocol::Version>,
+    dial: Dial,
     credentials: Option<&Credentials>,
 ) -> CheckReport {
     let mut report = CheckReport { result: Ok(ProbeResult::Ready), certificate: None, note: None };
     let mut is_connected = false;
     let result =
-        timeout(check.timeout, try_probe(address, check, header, credentials, &mut report, &mut is_connected)).await;
+        timeout(check.timeout, try_probe(address, check, dial, credentials, &mut report, &mut is_connected)).await;
     let late = |_| {
         let within = span(check.timeout);
         Err(Ok(if is_connected {
@@ -124,21 +120,20 @@ type NoResult = Result<ProbeResult, String>;
 async fn try_probe(
     address: SocketAddr,
     check: &HealthCheck,
-    header: Option<proxy_protocol::Version>,
+    dial: Dial,
     credentials: Option<&Credentials>,
     report: &mut CheckReport,
     is_connected: &mut bool,
 ) -> Result<Option<TlsStream<TcpStream>>, NoResult> {
     // Not as connections are: their handshake waits for the first bytes, and a check may have none.
-    let connected = TcpStream::connect(address).await;
-    let connected = connected.and_then(|stream| local_address(&stream, address).map(|_| stream));
-    let mut stream = connected.map_err(|error| match Failure::of(&error) {
+    let connected = connect_to(address, dial.local, None).await;
+    let (mut stream, _) = connected.map_err(|error| match Failure::of(&error) {
         Failure::Local => Err(error.to_string()),
         _ => Ok(ProbeResult::Unreachable(format!("connect: {}", failure::error_message(&error)))),
     })?;
     *is_connected = true;
-    if let Some(version) = header {
-        let sent = stream.write_all(&proxy_protocol::header(version, None)).await;
+    if let Some(version) = dial.header {
+        let sent = stream.write_all(&proxy_protocol::local_header(version)).await;
         sent.map_err(|error| Ok(ProbeResult::Wrong(format!("PROXY header: {}", failure::error_message(&error)))))?;
     }
     let (Some(tls), Some(credentials)) = (&check.tls, credentials) else { return Ok(None) };

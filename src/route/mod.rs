@@ -1,89 +1,33 @@
-//! Routes clients by server name (SNI), ALPN and listener.
+//! Routes clients by server name (SNI), and by how they arrived.
 //!
 //! A route matches a client if all its matchers do. Among matching routes, an exact name wins over a wildcard, a longer
-//! wildcard over a shorter one, and any name over a catch-all; with the same name, the route with more matchers wins.
-//! The order of insertion does not matter: two routes of equal rank that the same client could match are a [`Conflict`],
-//! reported when the second one is inserted.
+//! wildcard over a shorter one, and any name over a catch-all. With the same name, the first of these decides that only
+//! one of them has: TLVs of the PROXY header (more over fewer), the network that the client connected to (a longer prefix
+//! over a shorter one), the client's own network (likewise), the listener, ALPN. The order of insertion does not matter:
+//! two routes that the same client could match, and of which none is more specific, are a [`Conflict`], reported when
+//! the second one is inserted.
 //!
-//! A lookup costs one hash per label of the name, independent of the number of routes.
+//! A lookup costs one hash per label of the name, and for routes with the same name one per TLV number and prefix length
+//! that they use, independent of the number of routes.
 
-use std::cmp::Reverse;
+mod candidates;
+mod client;
+
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use crate::client_hello::Alpn;
+use self::candidates::Candidates;
+pub use self::client::{Arrival, Client, Matchers, Tlvs};
 use crate::name::{MAX_LENGTH, NamePattern, ServerName, parents};
 
 /// A table of routes, each with a target of type `T`.
 #[derive(Debug)]
 pub struct RouteTable<T> {
     // The standard hasher is keyed, so clients cannot choose names that collide.
-    exact: HashMap<Box<str>, RouteEntries<T>>,
-    suffix: HashMap<Box<str>, RouteEntries<T>>,
-    catch_all: RouteEntries<T>,
-}
-
-/// Routes with the same name, the one with the most matchers first.
-type RouteEntries<T> = Vec<RouteEntry<T>>;
-
-#[derive(Debug)]
-struct RouteEntry<T> {
-    matchers: Matchers,
-    target: T,
-}
-
-/// Conditions on a client besides its name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Matchers {
-    /// The client must offer at least one of these ALPN protocols (RFC 7301); `None`: no condition.
-    pub alpn: Option<Box<[Box<[u8]>]>>,
-    /// The client must have connected to one of these listeners, by index; `None`: no condition.
-    pub listeners: Option<Box<[usize]>>,
-}
-
-impl Matchers {
-    fn rank(&self) -> usize {
-        let Self { alpn, listeners } = self;
-        usize::from(alpn.is_some()) + usize::from(listeners.is_some())
-    }
-
-    fn hold(&self, client: &Client<'_>) -> bool {
-        self.listener_holds(client.listener) && self.alpn_holds(client.alpn)
-    }
-
-    /// Whether a client of this listener can match.
-    #[must_use]
-    pub fn listener_holds(&self, listener: usize) -> bool {
-        self.listeners.as_ref().is_none_or(|wanted| wanted.contains(&listener))
-    }
-
-    /// Whether a client that offers these protocols can match.
-    #[must_use]
-    pub fn alpn_holds(&self, offered: Option<Alpn<'_>>) -> bool {
-        self.alpn.as_ref().is_none_or(|wanted| {
-            offered.is_some_and(|offered| offered.iter().any(|offer| wanted.iter().any(|want| **want == *offer)))
-        })
-    }
-
-    /// Whether the same client could satisfy both. A client can offer any set of protocols, so different `alpn` never
-    /// excludes that.
-    fn overlap(&self, other: &Self) -> bool {
-        let Self { alpn: _, listeners } = self;
-        match (listeners, &other.listeners) {
-            (Some(ours), Some(theirs)) => ours.iter().any(|listener| theirs.contains(listener)),
-            _ => true,
-        }
-    }
-}
-
-/// The properties of a client that decide its route.
-#[derive(Clone, Copy, Debug)]
-pub struct Client<'a> {
-    /// SNI (RFC 6066, section 3).
-    pub server_name: Option<ServerName<'a>>,
-    /// ALPN (RFC 7301).
-    pub alpn: Option<Alpn<'a>>,
-    /// Index of the listener that it connected to.
-    pub listener: usize,
+    exact: HashMap<Box<str>, Candidates<T>>,
+    suffix: HashMap<Box<str>, Candidates<T>>,
+    catch_all: Candidates<T>,
+    matches_destinations: bool,
 }
 
 /// The route found for a client.
@@ -106,7 +50,7 @@ pub enum MatchedBy<'t> {
     CatchAll,
 }
 
-/// Two routes of equal rank that the same client could match.
+/// Two routes that the same client could match, and of which none is more specific.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Conflict<T> {
     /// The target that is already in the table.
@@ -119,7 +63,12 @@ pub struct Conflict<T> {
 
 impl<T> Default for RouteTable<T> {
     fn default() -> Self {
-        Self { exact: HashMap::new(), suffix: HashMap::new(), catch_all: Vec::new() }
+        Self {
+            exact: HashMap::new(),
+            suffix: HashMap::new(),
+            catch_all: Candidates::default(),
+            matches_destinations: false,
+        }
     }
 }
 
@@ -128,44 +77,30 @@ impl<T: Clone> RouteTable<T> {
     ///
     /// # Errors
     ///
-    /// Fails if a route of equal rank could match the same client. Patterns before the conflicting one stay inserted.
+    /// Fails if the same client could match another route, and none is more specific. Patterns before the conflicting one stay inserted.
     pub fn insert(
         &mut self,
         patterns: &[NamePattern],
         matchers: &Matchers,
         target: &T,
     ) -> Result<(), Box<Conflict<T>>> {
+        self.matches_destinations |= matchers.destinations.is_some();
+        let matchers = Arc::new(matchers.clone());
+        let conflict = |earlier, pattern: Option<&NamePattern>| {
+            Box::new(Conflict { earlier, later: target.clone(), pattern: pattern.cloned() })
+        };
         if patterns.is_empty() {
-            return add(&mut self.catch_all, None, matchers, target);
+            return self.catch_all.insert(&matchers, target).map_err(|earlier| conflict(earlier, None));
         }
         for pattern in patterns {
-            let entries = match pattern {
+            let candidates = match pattern {
                 NamePattern::Exact(name) => self.exact.entry(name.clone()).or_default(),
                 NamePattern::Suffix(suffix) => self.suffix.entry(suffix.clone()).or_default(),
             };
-            add(entries, Some(pattern), matchers, target)?;
+            candidates.insert(&matchers, target).map_err(|earlier| conflict(earlier, Some(pattern)))?;
         }
         Ok(())
     }
-}
-
-fn add<T: Clone>(
-    entries: &mut RouteEntries<T>,
-    pattern: Option<&NamePattern>,
-    matchers: &Matchers,
-    target: &T,
-) -> Result<(), Box<Conflict<T>>> {
-    let equal = |entry: &&RouteEntry<T>| entry.matchers.rank() == matchers.rank() && entry.matchers.overlap(matchers);
-    if let Some(entry) = entries.iter().find(equal) {
-        return Err(Box::new(Conflict {
-            earlier: entry.target.clone(),
-            later: target.clone(),
-            pattern: pattern.cloned(),
-        }));
-    }
-    entries.push(RouteEntry { matchers: matchers.clone(), target: target.clone() });
-    entries.sort_by_key(|entry| Reverse(entry.matchers.rank()));
-    Ok(())
 }
 
 impl<T> RouteTable<T> {
@@ -175,7 +110,13 @@ impl<T> RouteTable<T> {
         client
             .server_name
             .and_then(|name| self.find_by_name(&name, client))
-            .or_else(|| first(&self.catch_all, client, MatchedBy::CatchAll))
+            .or_else(|| find_in(&self.catch_all, client, MatchedBy::CatchAll))
+    }
+
+    /// Whether any route has a condition on the address that clients connect to.
+    #[must_use]
+    pub fn matches_destinations(&self) -> bool {
+        self.matches_destinations
     }
 
     /// Whether any route, other than a catch-all, has this name, regardless of its other matchers.
@@ -189,20 +130,19 @@ impl<T> RouteTable<T> {
     fn find_by_name(&self, name: &ServerName<'_>, client: &Client<'_>) -> Option<Match<'_, T>> {
         let mut buffer = [0; MAX_LENGTH];
         let name = name.fold(&mut buffer);
-        let exact = self.exact.get(name).and_then(|entries| first(entries, client, MatchedBy::Exact));
+        let exact = self.exact.get(name).and_then(|candidates| find_in(candidates, client, MatchedBy::Exact));
         if exact.is_some() || self.suffix.is_empty() {
             return exact;
         }
         parents(name).find_map(|parent| {
-            let (suffix, entries) = self.suffix.get_key_value(parent)?;
-            first(entries, client, MatchedBy::Suffix(suffix))
+            let (suffix, candidates) = self.suffix.get_key_value(parent)?;
+            find_in(candidates, client, MatchedBy::Suffix(suffix))
         })
     }
 }
 
-fn first<'t, T>(entries: &'t RouteEntries<T>, client: &Client<'_>, by: MatchedBy<'t>) -> Option<Match<'t, T>> {
-    let candidate = entries.iter().find(|candidate| candidate.matchers.hold(client))?;
-    Some(Match { target: &candidate.target, by })
+fn find_in<'t, T>(candidates: &'t Candidates<T>, client: &Client<'_>, by: MatchedBy<'t>) -> Option<Match<'t, T>> {
+    candidates.find(client).map(|target| Match { target, by })
 }
 
 #[cfg(test)]
@@ -233,13 +173,13 @@ mod tests {
         Matchers { alpn: Some(protocols.iter().map(|protocol| protocol.as_bytes().into()).collect()), ..any() }
     }
 
-    fn at(listeners: &[usize]) -> Matchers {
+    fn at_listeners(listeners: &[usize]) -> Matchers {
         Matchers { listeners: Some(listeners.into()), ..any() }
     }
 
     fn find(table: &RouteTable<usize>, name: Option<&str>) -> Option<usize> {
         let server_name = name.map(|name| ServerName::parse(name.as_bytes()).unwrap());
-        table.find(&Client { server_name, alpn: None, listener: 0 }).map(|found| *found.target)
+        table.find(&Client::new(server_name, None, Arrival::default())).map(|found| *found.target)
     }
 
     /// Names come from clients: they must not be able to choose ones that fall into one bucket.
@@ -291,13 +231,14 @@ mod tests {
         let table = table(&[
             (&["a.example"], any()),
             (&["a.example"], alpn(&["h2", "h3"])),
-            (&["*.example"], at(&[7])),
+            (&["*.example"], at_listeners(&[7])),
             (&[], any()),
         ])
         .unwrap();
         let message = Hello::to("a.example").alpn(&["http/1.1", "h2"]).message();
         let hello = ClientHello::parse(&message).unwrap();
-        let client = Client { server_name: hello.server_name, alpn: hello.alpn.ok(), listener: 7 };
+        let at = |listener| Arrival { listener, ..Arrival::default() };
+        let client = Client::new(hello.server_name, hello.alpn.ok(), at(7));
         assert_eq!(table.find(&client).map(|found| *found.target), Some(1));
         assert_eq!(table.find(&Client { alpn: None, ..client }).map(|found| *found.target), Some(0));
         let message = Hello::to("a.example").alpn(&["http/1.1"]).message();
@@ -308,23 +249,27 @@ mod tests {
         assert_eq!(table.find(&other), Some(Match { target: &2, by: MatchedBy::Suffix("example") }));
         assert!(table.knows(ServerName::parse(b"c.example").unwrap()), "for clients of listener 7");
         assert!(!table.knows(ServerName::parse(b"example").unwrap()));
-        assert_eq!(table.find(&Client { listener: 1, ..other }), Some(Match { target: &3, by: MatchedBy::CatchAll }));
+        assert_eq!(
+            table.find(&Client { arrival: at(1), ..other }),
+            Some(Match { target: &3, by: MatchedBy::CatchAll })
+        );
     }
 
     #[test]
     fn equal_rank_is_a_conflict_where_one_client_could_match_both() {
         let name: &[&str] = &["a.example"];
-        let conflicting = [
-            (any(), any()),
-            (alpn(&["h2"]), alpn(&["http/1.1"])),
-            (alpn(&["h2"]), at(&[1])),
-            (at(&[1, 2]), at(&[2, 3])),
-        ];
+        let conflicting =
+            [(any(), any()), (alpn(&["h2"]), alpn(&["http/1.1"])), (at_listeners(&[1, 2]), at_listeners(&[2, 3]))];
         for (first, second) in conflicting {
             let conflict = table(&[(name, first), (&["b.example"], any()), (name, second)]).unwrap_err();
             assert_eq!(*conflict, Conflict { earlier: 0, later: 2, pattern: NamePattern::parse("a.example").ok() });
         }
-        for (first, second) in [(any(), alpn(&["h2"])), (at(&[1]), at(&[2])), (at(&[1]), any())] {
+        for (first, second) in [
+            (any(), alpn(&["h2"])),
+            (at_listeners(&[1]), at_listeners(&[2])),
+            (at_listeners(&[1]), any()),
+            (alpn(&["h2"]), at_listeners(&[1])),
+        ] {
             assert!(table(&[(name, first), (name, second)]).is_ok());
         }
         assert!(table(&[(&[], any()), (&[], any())]).is_err_and(|conflict| conflict.pattern.is_none()));
@@ -350,7 +295,7 @@ mod tests {
             let server_name = ServerName::parse(name.as_bytes()).unwrap();
             let length = |pattern: &NamePattern| (matches!(pattern, NamePattern::Exact(_)), pattern.to_string().len());
             let expected = patterns.iter().filter(|pattern| pattern.matches(&server_name)).max_by_key(|pattern| length(pattern));
-            let found = table.find(&Client { server_name: Some(server_name), alpn: None, listener: 0 });
+            let found = table.find(&Client::new(Some(server_name), None, Arrival::default()));
             prop_assert_eq!(found.map(|found| found.target), expected.or(catch_all.then_some(&fallback)));
         }
     }

@@ -1,0 +1,258 @@
+//! The routes of one name, found by their other matchers.
+//!
+//! Routes with matchers of the same shape (the same TLV numbers, and networks with prefixes of the same length) are in one
+//! trie of hash maps, so a lookup costs a few hashes per shape (tuple space search), independent of the number of routes.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::client::{Client, Matchers};
+
+#[derive(Debug)]
+pub(super) struct Candidates<T> {
+    /// The most specific first.
+    shapes: Vec<(Shape, Node<T>)>,
+}
+
+impl<T> Default for Candidates<T> {
+    fn default() -> Self {
+        Self { shapes: Vec::new() }
+    }
+}
+
+/// What the routes of a trie match on; each step is a level of the trie.
+#[derive(Debug, PartialEq, Eq)]
+struct Shape {
+    specificity: Specificity,
+    steps: Box<[Step]>,
+}
+
+/// Compared before listeners and ALPN: the number of TLVs, then the length of the destination's prefix, then that of the
+/// client's. No condition is less than any prefix.
+type Specificity = (usize, Option<u8>, Option<u8>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Tlv(u8),
+    Destination(Prefix),
+    Client(Prefix),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Prefix {
+    is_ipv4: bool,
+    length: u8,
+}
+
+#[derive(Debug)]
+enum Node<T> {
+    /// By the value of a TLV, or the network's address.
+    Inner(HashMap<Box<[u8]>, Node<T>>),
+    /// The most specific first.
+    Leaves(Vec<Leaf<T>>),
+}
+
+/// A route, or one of the combinations of its networks.
+#[derive(Debug)]
+struct Leaf<T> {
+    matchers: Arc<Matchers>,
+    destination: Option<IpNet>,
+    client: Option<IpNet>,
+    target: T,
+}
+
+impl<T> Leaf<T> {
+    /// Compared among routes of equal [`Specificity`]: listeners decide before ALPN.
+    fn rank(&self) -> (bool, bool) {
+        (self.matchers.listeners.is_some(), self.matchers.alpn.is_some())
+    }
+
+    fn shape(&self) -> Shape {
+        let prefix = |network: IpNet| Prefix { is_ipv4: matches!(network, IpNet::V4(_)), length: network.prefix_len() };
+        let tlvs = self.matchers.proxy_tlvs.iter().map(|(number, _)| Step::Tlv(*number));
+        let destination = self.destination.map(|network| Step::Destination(prefix(network)));
+        let client = self.client.map(|network| Step::Client(prefix(network)));
+        let length = |network: IpNet| network.prefix_len();
+        Shape {
+            specificity: (self.matchers.proxy_tlvs.len(), self.destination.map(length), self.client.map(length)),
+            steps: tlvs.chain(destination).chain(client).collect(),
+        }
+    }
+
+    /// A key for each step of its shape.
+    fn keys(&self) -> Vec<Box<[u8]>> {
+        let tlvs = self.matchers.proxy_tlvs.iter().map(|(_, value)| value.clone());
+        let networks = [self.destination, self.client].into_iter().flatten();
+        tlvs.chain(networks.map(|network| octets(network.network(), network.prefix_len()).as_slice().into())).collect()
+    }
+
+    /// Whether a client could match both, and neither is more specific. Both have the same [`Specificity`].
+    fn conflicts_with(&self, other: &Self) -> bool {
+        // Networks with prefixes of the same length are equal or apart. A client can offer any set of protocols.
+        self.rank() == other.rank()
+            && self.destination == other.destination
+            && self.client == other.client
+            && self.matchers.tlvs_can_meet(&other.matchers)
+            && self.matchers.listeners_can_meet(&other.matchers)
+    }
+}
+
+impl<T: Clone> Candidates<T> {
+    /// Inserts a route with these matchers; an error is the target of a route that conflicts with it.
+    pub(super) fn insert(&mut self, matchers: &Arc<Matchers>, target: &T) -> Result<(), T> {
+        let or_none = |networks: &Option<Box<[IpNet]>>| match networks {
+            None => vec![None],
+            Some(networks) => networks.iter().copied().map(Some).collect(),
+        };
+        let clients = or_none(&matchers.clients);
+        for destination in or_none(&matchers.destinations) {
+            for client in clients.iter().copied() {
+                let (matchers, target) = (Arc::clone(matchers), target.clone());
+                self.insert_leaf(Leaf { matchers, destination, client, target })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn insert_leaf(&mut self, leaf: Leaf<T>) -> Result<(), T> {
+        let shape = leaf.shape();
+        // In another trie, TLVs with other numbers do not tell clients apart.
+        let others = self.shapes.iter().filter(|(other, _)| other.specificity == shape.specificity && *other != shape);
+        for (_, other) in others {
+            other.compare(&leaf)?;
+        }
+        let index = match self.shapes.iter().position(|(other, _)| *other == shape) {
+            Some(index) => index,
+            None => {
+                let index = self.shapes.partition_point(|(other, _)| other.specificity >= shape.specificity);
+                let root = if shape.steps.is_empty() { Node::Leaves(Vec::new()) } else { Node::Inner(HashMap::new()) };
+                self.shapes.insert(index, (shape, root));
+                index
+            }
+        };
+        let keys = leaf.keys();
+        self.shapes[index].1.insert(&keys, leaf)
+    }
+}
+
+impl<T> Candidates<T> {
+    /// The most specific route that matches the client.
+    pub(super) fn find(&self, client: &Client<'_>) -> Option<&T> {
+        let mut best: Option<(Specificity, &Leaf<T>)> = None;
+        for (shape, node) in &self.shapes {
+            if best.is_some_and(|(specificity, _)| specificity > shape.specificity) {
+                break;
+            }
+            let mut leaf = best.map(|(_, leaf)| leaf);
+            node.find(&shape.steps, client, &mut leaf);
+            best = leaf.map(|leaf| (shape.specificity, leaf));
+        }
+        best.map(|(_, leaf)| &leaf.target)
+    }
+}
+
+impl<T: Clone> Node<T> {
+    fn insert(&mut self, keys: &[Box<[u8]>], leaf: Leaf<T>) -> Result<(), T> {
+        match (self, keys) {
+            (Self::Inner(nodes), [key, rest @ ..]) => {
+                let is_last = rest.is_empty();
+                let empty = || if is_last { Self::Leaves(Vec::new()) } else { Self::Inner(HashMap::new()) };
+                nodes.entry(key.clone()).or_insert_with(empty).insert(rest, leaf)
+            }
+            (node, _) => {
+                node.compare(&leaf)?;
+                if let Self::Leaves(leaves) = node {
+                    let index = leaves.partition_point(|other| other.rank() >= leaf.rank());
+                    leaves.insert(index, leaf);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Fails with the target of a route that conflicts with the leaf.
+    fn compare(&self, leaf: &Leaf<T>) -> Result<(), T> {
+        match self {
+            Self::Inner(nodes) => nodes.values().try_for_each(|node| node.compare(leaf)),
+            Self::Leaves(leaves) => {
+                leaves.iter().find(|other| other.conflicts_with(leaf)).map_or(Ok(()), |other| Err(other.target.clone()))
+            }
+        }
+    }
+}
+
+impl<T> Node<T> {
+    /// Replaces `best` by a better leaf below this node. Of several TLVs with one number, the first is preferred.
+    fn find<'n>(&'n self, steps: &[Step], client: &Client<'_>, best: &mut Option<&'n Leaf<T>>) {
+        match (self, steps) {
+            (Self::Inner(nodes), [step, rest @ ..]) => {
+                let mut descend = |key: &[u8]| {
+                    if let Some(node) = nodes.get(key) {
+                        node.find(rest, client, best);
+                    }
+                };
+                match step {
+                    Step::Tlv(number) => client.arrival.tlvs.of(*number).for_each(descend),
+                    Step::Destination(prefix) => {
+                        prefix.network(client.arrival.destination).into_iter().for_each(|key| descend(key.as_slice()));
+                    }
+                    Step::Client(prefix) => {
+                        prefix.network(client.arrival.client).into_iter().for_each(|key| descend(key.as_slice()));
+                    }
+                }
+            }
+            (Self::Inner(_), []) => {}
+            (Self::Leaves(leaves), _) => {
+                let holds = |leaf: &&Leaf<T>| {
+                    leaf.matchers.listener_holds(client.arrival.listener) && leaf.matchers.alpn_holds(client.alpn)
+                };
+                if let Some(leaf) = leaves.iter().find(holds)
+                    && best.is_none_or(|best| leaf.rank() > best.rank())
+                {
+                    *best = Some(leaf);
+                }
+            }
+        }
+    }
+}
+
+impl Prefix {
+    /// The network of this address; `None` for the other family.
+    fn network(self, address: Option<IpAddr>) -> Option<Octets> {
+        let address = address.filter(|address| address.is_ipv4() == self.is_ipv4)?;
+        Some(octets(address, self.length))
+    }
+}
+
+/// The bytes of an address, on the stack.
+struct Octets {
+    bytes: [u8; 16],
+    length: usize,
+}
+
+impl Octets {
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+/// The network with this prefix that contains the address.
+fn octets(address: IpAddr, prefix: u8) -> Octets {
+    let mask = |width: u32| u128::MAX.checked_shl(width - u32::from(prefix)).unwrap_or(0);
+    let mut bytes = [0; 16];
+    match address {
+        IpAddr::V4(address) => {
+            #[expect(clippy::cast_possible_truncation, reason = "the lower 32 bits")]
+            let network = u32::from(address) & mask(32) as u32;
+            bytes[..4].copy_from_slice(&network.to_be_bytes());
+            Octets { bytes, length: 4 }
+        }
+        IpAddr::V6(address) => {
+            bytes.copy_from_slice(&(u128::from(address) & mask(128)).to_be_bytes());
+            Octets { bytes, length: 16 }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The settings of a route's upstream.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use strum::IntoStaticStr;
+
+use super::balance::Balance;
+use super::health::HealthCheck;
+use crate::proxy_protocol;
+use crate::text::Destination;
+
+/// The upstream settings of a route.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct UpstreamSettings {
+    /// At least one that is no backup; no two with the same destination.
+    pub(crate) endpoints: Vec<EndpointSettings>,
+    pub(crate) balance: Balance,
+    pub(crate) budget: ConnectBudget,
+    /// From the recovery of an endpoint to its full share.
+    pub(crate) slow_start: Duration,
+    /// How long connections to a dead endpoint may continue; `None`: forever.
+    pub(crate) dead_grace: Option<Duration>,
+    pub(crate) on_remove: OnRemove,
+    /// Interval between DNS lookups.
+    pub(crate) resolve_every: Duration,
+    /// The PROXY header to send; `None`: none.
+    pub(crate) proxy_protocol: Option<proxy_protocol::Outgoing>,
+    /// The local address of connections to endpoints.
+    pub(crate) source: Source,
+    /// `None`: connections may have any age.
+    pub(crate) max_age: Option<MaxAge>,
+    /// `None`: passive checks only, by the results of connections.
+    pub(crate) health_check: Option<HealthCheck>,
+}
+
+/// An address, or a hostname that stands for all addresses it resolves to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct EndpointSettings {
+    pub(crate) destination: Destination,
+    pub(crate) share: Share,
+}
+
+/// The part of an endpoint in new connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Share {
+    /// Relative to the other endpoints, 1 to 256.
+    pub(crate) weight: u16,
+    /// Whether it is used only while no endpoint that is no backup is ready.
+    pub(crate) is_backup: bool,
+}
+
+impl Share {
+    /// That of endpoints that are written as text.
+    pub(crate) const DEFAULT: Self = Self { weight: 1, is_backup: false };
+}
+
+impl fmt::Display for EndpointSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { destination, share } = self;
+        match *share {
+            Share::DEFAULT => write!(f, "{destination}"),
+            Share { weight: 1, is_backup: _ } => write!(f, "{destination} (backup)"),
+            Share { weight, is_backup: false } => write!(f, "{destination} (weight {weight})"),
+            Share { weight, is_backup: true } => write!(f, "{destination} (backup, weight {weight})"),
+        }
+    }
+}
+
+/// The local address of connections to endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Source {
+    /// Chosen by the kernel.
+    Any,
+    /// One of these, by the family of the endpoint; `None`: chosen by the kernel.
+    Addresses { v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr> },
+    /// That of the client.
+    Client,
+}
+
+/// When old connections are closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct MaxAge {
+    pub(crate) after: Duration,
+    /// In percent of `after`: up to so much is added, at random.
+    pub(crate) jitter: u8,
+}
+
+impl MaxAge {
+    /// The maximum age of one connection.
+    pub(crate) fn of_one(self) -> Duration {
+        self.after.mul_f64(1.0 + f64::from(self.jitter) / 100.0 * fastrand::f64())
+    }
+}
+
+/// What becomes of connections to an endpoint that the configuration no longer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub(crate) enum OnRemove {
+    /// Close them after `timeouts.drain`.
+    Drain,
+    /// Leave them open.
+    Keep,
+    /// Close them immediately.
+    Cut,
+}
+
+impl OnRemove {
+    /// The value in the configuration.
+    pub(crate) fn label(self) -> &'static str {
+        self.into()
+    }
+}
+
+/// Timeouts for connecting to an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ConnectBudget {
+    /// Total, including the wait for the first DNS lookup.
+    pub(crate) timeout: Duration,
+    /// Per address.
+    pub(crate) per_try: Duration,
+}

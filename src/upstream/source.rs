@@ -1,0 +1,128 @@
+//! Connects to an endpoint, from a local address if one is configured.
+
+use std::io;
+use std::net::SocketAddr;
+
+use rustix::io::Errno;
+use socket2::SockRef;
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::failure::error_message;
+use super::settings::{Source, UpstreamSettings};
+use crate::proxy_protocol::Version;
+use crate::relay::sys;
+use crate::relay::tcp::TcpOptions;
+
+/// Where a connection comes from, as its endpoint sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum LocalAddress {
+    /// Chosen by the kernel.
+    Any,
+    /// This address; a port of zero is chosen by the kernel.
+    Ours(SocketAddr),
+    /// The address of another machine (transparent proxying), with its port if that is free.
+    Theirs(SocketAddr),
+}
+
+/// How health checks connect to an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Dial {
+    pub(crate) local: LocalAddress,
+    /// The PROXY header that the endpoint expects, if it does.
+    pub(crate) header: Option<Version>,
+}
+
+impl UpstreamSettings {
+    /// For checks of this endpoint.
+    pub(crate) fn dial(&self, endpoint: SocketAddr) -> Dial {
+        let header = self.proxy_protocol.as_ref().map(|outgoing| outgoing.version);
+        Dial { local: self.source.own(endpoint), header }
+    }
+}
+
+impl Source {
+    /// For the connection of this client to an endpoint.
+    pub(super) fn local(self, client: SocketAddr, endpoint: SocketAddr) -> LocalAddress {
+        match self {
+            // A client of one family cannot be shown to an endpoint of the other.
+            Self::Client if client.is_ipv4() == endpoint.is_ipv4() => LocalAddress::Theirs(client),
+            _ => self.own(endpoint),
+        }
+    }
+
+    /// For our own connections to an endpoint, such as health checks.
+    pub(crate) fn own(self, endpoint: SocketAddr) -> LocalAddress {
+        match (self, endpoint) {
+            (Self::Addresses { v4: Some(address), .. }, SocketAddr::V4(_)) => LocalAddress::Ours((address, 0).into()),
+            (Self::Addresses { v6: Some(address), .. }, SocketAddr::V6(_)) => LocalAddress::Ours((address, 0).into()),
+            (Self::Any | Self::Addresses { .. } | Self::Client, _) => LocalAddress::Any,
+        }
+    }
+
+    /// Why a connection failed, for the operator.
+    pub(super) fn describe(self, error: &io::Error, endpoint: SocketAddr) -> String {
+        let message = error_message(error);
+        let hint = match (self, Errno::from_io_error(error)) {
+            (Self::Client, Some(Errno::PERM)) => "`source: client` requires CAP_NET_ADMIN",
+            (Self::Addresses { .. }, Some(Errno::ADDRNOTAVAIL)) => match self.own(endpoint) {
+                LocalAddress::Ours(_) => {
+                    "no interface has the address in `source`, or all of its ports to this endpoint are in use"
+                }
+                LocalAddress::Any | LocalAddress::Theirs(_) => return message,
+            },
+            (_, Some(Errno::ADDRNOTAVAIL)) => "all local ports to this endpoint are in use",
+            _ => return message,
+        };
+        format!("{message}: {hint}")
+    }
+}
+
+/// Connects to one address, with these options if any. Returns the stream and its local address.
+pub(crate) async fn connect_to(
+    address: SocketAddr,
+    local: LocalAddress,
+    tcp: Option<&TcpOptions>,
+) -> io::Result<(TcpStream, SocketAddr)> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if let Some(tcp) = tcp {
+        tcp.apply(&socket)?;
+    }
+    match local {
+        LocalAddress::Any => {}
+        LocalAddress::Ours(source) => {
+            // The port is chosen by the connect, which knows the endpoint: 28,000 connections to each, and not in all.
+            sys::bind_address_no_port(&socket)?;
+            socket.bind(source)?;
+        }
+        LocalAddress::Theirs(client) => bind_transparently(&socket, client)?,
+    }
+    let stream = socket.connect(address).await?;
+    let local = local_address(&stream, address)?;
+    Ok((stream, local))
+}
+
+/// Binds to the address of a client, and to its port unless another connection has it.
+fn bind_transparently(socket: &TcpSocket, client: SocketAddr) -> io::Result<()> {
+    let options = SockRef::from(socket);
+    match client {
+        SocketAddr::V4(_) => options.set_ip_transparent_v4(true)?,
+        SocketAddr::V6(_) => options.set_ip_transparent_v6(true)?,
+    }
+    match socket.bind(client) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            sys::bind_address_no_port(socket)?;
+            socket.bind(SocketAddr::new(client.ip(), 0))
+        }
+        bound => bound,
+    }
+}
+
+/// The local address of a stream that was connected to `address`, unless it is connected to itself: if nothing listens on
+/// an ephemeral port of this machine, the kernel may do that (TCP simultaneous open).
+fn local_address(stream: &TcpStream, address: SocketAddr) -> io::Result<SocketAddr> {
+    let local = stream.local_addr()?;
+    // `::ffff:192.0.2.1` is 192.0.2.1, and 0.0.0.0 is any address of this machine.
+    let (ip, wanted) = (local.ip().to_canonical(), address.ip().to_canonical());
+    let is_itself = local.port() == address.port() && (ip == wanted || wanted.is_unspecified());
+    if is_itself { Err(io::ErrorKind::ConnectionRefused.into()) } else { Ok(local) }
+}
