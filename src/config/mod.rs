@@ -35,7 +35,7 @@ use crate::route::Matchers;
 use crate::text::Destination;
 use crate::text::escape::visible;
 use crate::text::input;
-use crate::upstream::UpstreamSettings;
+use crate::upstream::{Source, UpstreamSettings};
 
 /// A valid configuration.
 #[derive(Clone, Debug)]
@@ -274,6 +274,15 @@ impl Config {
             position: None,
             message: invalid.message,
         })
+    }
+
+    /// A route that connects from the addresses of its clients.
+    pub(crate) fn transparent_route(&self) -> Option<&Route> {
+        self.routes.iter().find(|route| route.upstream.source == Source::Client)
+    }
+
+    pub(crate) fn is_sandboxed(&self) -> bool {
+        self.sandbox != Sandbox::Off
     }
 
     fn parse(bytes: &[u8], directory: &Path) -> Result<Self, YamlError> {

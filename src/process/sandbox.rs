@@ -44,9 +44,22 @@ pub(crate) struct Entered {
 /// For ports below 1024, which a reload may add.
 const KEPT: CapabilitySet = CapabilitySet::NET_BIND_SERVICE;
 
+/// Connections from the addresses of clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transparent {
+    /// Some route has them: `CAP_NET_ADMIN` is kept.
+    Yes,
+    No,
+}
+
 /// Permanently disables core dumps (they contain clients' data), new privileges, all capabilities but
-/// `CAP_NET_BIND_SERVICE`, and writing to any file but `/dev/null`. Must be called before other threads are started.
-pub(crate) fn enter() -> Entered {
+/// `CAP_NET_BIND_SERVICE` and the one for transparent connections, and writing to any file but `/dev/null`. Must be called
+/// before other threads are started.
+pub(crate) fn enter(transparent: Transparent) -> Entered {
+    let kept = match transparent {
+        Transparent::Yes => KEPT | CapabilitySet::NET_ADMIN,
+        Transparent::No => KEPT,
+    };
     let mut entered = Entered::default();
     let mut note = |what: &str, result: Result<(), String>| {
         if let Err(reason) = result {
@@ -57,7 +70,7 @@ pub(crate) fn enter() -> Entered {
     note("core dumps", no_core.map_err(|error| error.to_string()));
     note("new privileges", set_no_new_privs(true).map_err(|error| error.to_string()));
     let had = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted);
-    note("capabilities", drop_capabilities().map_err(|error| error.to_string()));
+    note("capabilities", drop_capabilities(kept).map_err(|error| error.to_string()));
     note(
         "writing files",
         deny_writes().map_err(|error| error.to_string()).and_then(|status| match status {
@@ -66,13 +79,13 @@ pub(crate) fn enter() -> Entered {
             RulesetStatus::NotEnforced => Err("this kernel does not support Landlock".into()),
         }),
     );
-    entered.dropped_capabilities = !KEPT.contains(had);
+    entered.dropped_capabilities = !kept.contains(had);
     entered
 }
 
-fn drop_capabilities() -> io::Result<()> {
+fn drop_capabilities(wanted: CapabilitySet) -> io::Result<()> {
     let had = capabilities(None)?;
-    for capability in CapabilitySet::all().iter().filter(|capability| *capability != KEPT) {
+    for capability in CapabilitySet::all().iter().filter(|capability| !wanted.contains(*capability)) {
         // An error means that this kernel does not know the capability.
         if capability_is_in_bounding_set(capability).unwrap_or(false) {
             match remove_capability_from_bounding_set(capability) {
@@ -82,15 +95,15 @@ fn drop_capabilities() -> io::Result<()> {
             }
         }
     }
-    let kept = had.permitted & KEPT;
+    let kept = had.permitted & wanted;
     clear_ambient_capability_set()?;
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: kept };
     if had != sets {
         set_capabilities(None, sets)?;
     }
-    if kept == KEPT {
+    for capability in kept.iter() {
         // So that the new process of an upgrade has it, whatever its file capabilities.
-        configure_capability_in_ambient_set(KEPT, true)?;
+        configure_capability_in_ambient_set(capability, true)?;
     }
     Ok(())
 }

@@ -147,9 +147,13 @@ fn find_in<'t, T>(candidates: &'t Candidates<T>, client: &Client<'_>, by: Matche
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use std::net::IpAddr;
+
+    use ipnet::IpNet;
+    use proptest::prelude::{Strategy, prop_assert_eq, prop_assume, proptest};
 
     use super::*;
+    use crate::client_hello::Alpn;
     use crate::client_hello::ClientHello;
     use crate::client_hello::sample::Hello;
 
@@ -274,6 +278,199 @@ mod tests {
         }
         assert!(table(&[(&[], any()), (&[], any())]).is_err_and(|conflict| conflict.pattern.is_none()));
         assert!(table(&[(&["a.example", "A.example."], any())]).is_err());
+    }
+
+    fn tlvs(tlvs: &[(u8, &str)]) -> Matchers {
+        let mut tlvs: Vec<(u8, Box<[u8]>)> =
+            tlvs.iter().map(|(number, value)| (*number, value.as_bytes().into())).collect();
+        tlvs.sort();
+        Matchers { proxy_tlvs: tlvs.into(), ..any() }
+    }
+
+    fn networks(networks: &[&str]) -> Option<Box<[IpNet]>> {
+        Some(networks.iter().map(|network| network.parse().unwrap()).collect())
+    }
+
+    fn to(destinations: &[&str]) -> Matchers {
+        Matchers { destinations: networks(destinations), ..any() }
+    }
+
+    fn from(clients: &[&str]) -> Matchers {
+        Matchers { clients: networks(clients), ..any() }
+    }
+
+    fn encoded(tlvs: &[(u8, &str)]) -> Vec<u8> {
+        let encode = |(number, value): &(u8, &str)| {
+            let length = u16::try_from(value.len()).unwrap().to_be_bytes();
+            [&[*number][..], &length, value.as_bytes()].concat()
+        };
+        tlvs.iter().flat_map(encode).collect()
+    }
+
+    fn arrived(client: &str, destination: &str) -> Arrival<'static> {
+        let address = |text: &str| text.parse().ok();
+        Arrival { client: address(client), destination: address(destination), ..Arrival::default() }
+    }
+
+    /// Routes without a name, found by how the client arrived.
+    fn found(table: &RouteTable<usize>, arrival: Arrival<'_>, header: &[(u8, &str)]) -> Option<usize> {
+        let encoded = encoded(header);
+        let arrival = Arrival { tlvs: Tlvs::parse(&encoded).unwrap(), ..arrival };
+        table.find(&Client::new(None, None, arrival)).map(|found| *found.target)
+    }
+
+    #[test]
+    fn e22_tlvs_come_before_the_destination_and_that_before_the_client() {
+        let table = table(&[
+            (&[], tlvs(&[(0x20, "one")])),
+            (&[], tlvs(&[(0x20, "one"), (0xe0, "eu")])),
+            (&[], to(&["10.0.0.0/8", "2001:db8::1/128"])),
+            (&[], to(&["10.1.0.0/16"])),
+            (&[], from(&["192.0.2.0/24"])),
+            (&[], from(&["192.0.2.7/32"])),
+            (&[], at_listeners(&[0])),
+            (&[], alpn(&["h2"])),
+        ])
+        .unwrap();
+        let one: &[_] = &[(0x20, "one")];
+        let both: &[_] = &[(0x20, "zero"), (0xe0, "eu"), (0x20, "one")];
+        for (client, destination, header, expected) in [
+            ("192.0.2.7", "10.1.2.3", one, Some(0)),
+            ("192.0.2.7", "10.1.2.3", both, Some(1)),
+            ("192.0.2.7", "10.1.2.3", &[(0x20, "ones"), (0x20, ""), (0x21, "one")], Some(3)),
+            ("192.0.2.7", "10.2.2.3", &[], Some(2)),
+            ("192.0.2.7", "2001:db8::1", &[], Some(2)),
+            ("192.0.2.7", "2001:db8::2", &[], Some(5)),
+            ("192.0.2.8", "", &[], Some(4)),
+            ("", "", &[], Some(6)),
+        ] {
+            assert_eq!(found(&table, arrived(client, destination), header), expected, "{client} {destination}");
+        }
+        let elsewhere = Arrival { listener: 1, ..Arrival::default() };
+        assert_eq!(found(&table, elsewhere, &[]), None);
+        assert!(table.matches_destinations());
+    }
+
+    #[test]
+    fn e22_of_several_tlvs_with_one_number_the_first_that_leads_to_a_route_decides() {
+        let table = table(&[(&[], tlvs(&[(0x20, "one")])), (&[], tlvs(&[(0x20, "two")])), (&[], any())]).unwrap();
+        let header = [(0x20, "zero"), (0x20, "two"), (0x20, "one")];
+        assert_eq!(found(&table, Arrival::default(), &header), Some(1));
+        assert_eq!(found(&table, Arrival::default(), &[(0x20, "zero")]), Some(2));
+    }
+
+    #[test]
+    fn e22_only_what_could_meet_conflicts() {
+        let conflicting = [
+            (tlvs(&[(0x20, "one")]), tlvs(&[(0x21, "two")])),
+            (tlvs(&[(0x20, "one"), (0x21, "a")]), tlvs(&[(0x20, "one"), (0x22, "b")])),
+            (to(&["10.0.0.0/8", "10.1.0.0/16"]), to(&["10.2.0.0/16", "10.0.0.0/8"])),
+            (from(&["2001:db8::/32"]), from(&["2001:db8::/32"])),
+        ];
+        for (first, second) in conflicting {
+            assert!(table(&[(&[], first.clone()), (&[], second.clone())]).is_err(), "{first:?} {second:?}");
+        }
+        let apart = [
+            (tlvs(&[(0x20, "one")]), tlvs(&[(0x20, "two")])),
+            (tlvs(&[(0x20, "one"), (0x21, "a")]), tlvs(&[(0x20, "two"), (0x22, "b")])),
+            (to(&["10.0.0.0/16"]), to(&["10.1.0.0/16"])),
+            (from(&["0.0.0.0/0"]), from(&["::/0"])),
+            (from(&["10.0.0.0/8"]), to(&["10.0.0.0/8"])),
+        ];
+        for (first, second) in apart {
+            assert!(table(&[(&[], first.clone()), (&[], second.clone())]).is_ok(), "{first:?} {second:?}");
+        }
+    }
+
+    /// What decides among routes that match, in words: more TLVs, the longer matching prefix, and so on.
+    fn naive<'r>(routes: &'r [Matchers], client: &Client<'_>) -> Option<(usize, &'r Matchers)> {
+        let longest = |networks: &Option<Box<[IpNet]>>, address: Option<IpAddr>| {
+            let containing = networks.iter().flatten().filter(|network| network.contains(&address.unwrap()));
+            containing.map(|network| network.prefix_len()).max()
+        };
+        let key = |matchers: &Matchers| {
+            (
+                matchers.proxy_tlvs.len(),
+                longest(&matchers.destinations, client.arrival.destination),
+                longest(&matchers.clients, client.arrival.client),
+                matchers.listeners.is_some(),
+                matchers.alpn.is_some(),
+            )
+        };
+        let matching = routes.iter().enumerate().filter(|(_, matchers)| matchers.hold(client));
+        matching.max_by_key(|(_, matchers)| key(matchers))
+    }
+
+    fn some_matchers() -> impl Strategy<Value = Matchers> {
+        let network =
+            proptest::sample::select(vec!["10.0.0.0/8", "10.1.0.0/16", "10.1.1.0/24", "::/0", "2001:db8::/32"]);
+        let some_networks = || {
+            let list = proptest::collection::btree_set(network.clone(), 1..3);
+            proptest::option::of(list.prop_map(|list| list.into_iter().map(|text| text.parse().unwrap()).collect()))
+        };
+        let header = proptest::collection::btree_map(0x20_u8..0x23, "[ab]", 0..3);
+        let listeners = proptest::option::of(proptest::collection::btree_set(0_usize..3, 1..3));
+        (header, some_networks(), some_networks(), listeners, any_bool()).prop_map(
+            |(header, destinations, clients, listeners, has_alpn)| Matchers {
+                proxy_tlvs: header.into_iter().map(|(number, value)| (number, value.into_bytes().into())).collect(),
+                destinations,
+                clients,
+                listeners: listeners.map(|listeners| listeners.into_iter().collect()),
+                alpn: has_alpn.then(|| [Box::from(*b"h2")].into()),
+            },
+        )
+    }
+
+    fn any_bool() -> impl Strategy<Value = bool> {
+        proptest::bool::ANY
+    }
+
+    proptest! {
+        #[test]
+        fn e22_agrees_with_a_scan_over_all_matchers(
+            routes in proptest::collection::vec(some_matchers(), 1..12),
+            clients in proptest::collection::vec(
+                (
+                    proptest::collection::vec((0x20_u8..0x23, "[abc]"), 0..3),
+                    proptest::sample::select(vec!["10.1.1.1", "10.1.2.1", "10.2.1.1", "2001:db8::1", "::1", "192.0.2.1"]),
+                    proptest::sample::select(vec!["10.1.1.1", "10.1.2.1", "10.2.1.1", "2001:db8::1", "::1", "192.0.2.1"]),
+                    0_usize..3,
+                    any_bool(),
+                ),
+                8,
+            ),
+        ) {
+            let mut table = RouteTable::default();
+            let mut inserted: Vec<Matchers> = Vec::new();
+            for matchers in routes {
+                // A conflicting route may be inserted in part, so each is tried in a table of its own.
+                let mut trial = RouteTable::default();
+                let all = inserted.iter().chain([&matchers]);
+                if all.enumerate().all(|(number, matchers)| trial.insert(&[], matchers, &number).is_ok()) {
+                    table = trial;
+                    inserted.push(matchers);
+                }
+            }
+            for (header, client, destination, listener, has_alpn) in clients {
+                let header: Vec<(u8, &str)> = header.iter().map(|(number, value)| (*number, &**value)).collect();
+                // With two values of one number, several routes may match that exclude each other in a configuration.
+                let mut numbers: Vec<u8> = header.iter().map(|(number, _)| *number).collect();
+                numbers.sort_unstable();
+                numbers.dedup();
+                prop_assume!(numbers.len() == header.len());
+                let encoded = encoded(&header);
+                let arrival = Arrival {
+                    listener,
+                    client: client.parse().ok(),
+                    destination: destination.parse().ok(),
+                    tlvs: Tlvs::parse(&encoded).unwrap(),
+                };
+                let offered = has_alpn.then(|| Alpn::from_list(b"\x02h2").unwrap());
+                let client = Client::new(None, offered, arrival);
+                let expected = naive(&inserted, &client).map(|(number, _)| number);
+                prop_assert_eq!(table.find(&client).map(|found| *found.target), expected, "{:?}", inserted);
+            }
+        }
     }
 
     proptest! {

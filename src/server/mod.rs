@@ -39,7 +39,7 @@ use crate::relay::budget;
 use crate::relay::tcp::TcpOptions;
 use crate::relay::{Deadlines, Engine};
 use crate::telemetry::Counters;
-use crate::upstream::{Checks, Lookups, SharedContext};
+use crate::upstream::{Checks, Lookups, SharedContext, may_be_transparent};
 
 /// A running server.
 #[derive(Debug)]
@@ -113,6 +113,11 @@ pub(crate) enum ReloadError {
         "{key} cannot be changed from {running} to {wanted} by a reload; restart snigate, or upgrade it with SIGUSR2"
     )]
     Fixed { key: &'static str, running: String, wanted: String },
+    /// The sandbox has dropped what the configuration needs.
+    #[error(
+        "the route `{route}` has `source: client`, which requires CAP_NET_ADMIN, and the sandbox dropped it at the start because no route needed it; restart snigate"
+    )]
+    Transparent { route: String },
 }
 
 /// What all listeners have in common.
@@ -177,6 +182,12 @@ impl Server {
             self.fixed.iter().zip(&fixed(&config)).find(|(running, wanted)| running != wanted)
         {
             return Err(ReloadError::Fixed { key, running: running.clone(), wanted: wanted.clone() });
+        }
+        if let Some(route) = config.transparent_route()
+            && config.is_sandboxed()
+            && !may_be_transparent()
+        {
+            return Err(ReloadError::Transparent { route: route.name.clone() });
         }
         let (prepared, _) = self.prepare(&config, Vec::new())?;
 

@@ -278,6 +278,74 @@ mod tests {
         });
     }
 
+    fn weighted(shares: &[(u16, bool)]) -> Vec<Arc<Endpoint>> {
+        let endpoint = |(number, (weight, is_backup)): (usize, &(u16, bool))| {
+            let address = ([192, 0, 2, u8::try_from(number).unwrap()], 1).into();
+            Arc::new(Endpoint::new(address, Share { weight: *weight, is_backup: *is_backup }))
+        };
+        shares.iter().enumerate().map(endpoint).collect()
+    }
+
+    #[tokio::test]
+    async fn b24_endpoints_get_shares_by_weight() {
+        let endpoints = || weighted(&[(1, false), (3, false), (6, false)]);
+        assert_eq!(shares(&endpoints(), Balance::LeastConnections, 1000), [100, 300, 600]);
+        assert_eq!(shares(&endpoints(), Balance::RoundRobin, 1000), [100, 300, 600]);
+        let random = shares(&endpoints(), Balance::Random, 1000);
+        assert!((70..130).contains(&random[0]) && (550..650).contains(&random[2]), "{random:?}");
+        // By client: exact only on average.
+        let hashed = shares(&endpoints(), Balance::SourceHash, 10_000);
+        assert!((900..1100).contains(&hashed[0]) && (5700..6300).contains(&hashed[2]), "{hashed:?}");
+        // No endpoint gets its share in one go.
+        let endpoints = weighted(&[(1, false), (3, false)]);
+        let turn = |turn| pick(&endpoints, &[0, 1], None, &policy(Balance::RoundRobin, turn)).unwrap();
+        assert_eq!((0..8).map(turn).collect::<Vec<_>>(), [1, 0, 1, 1, 1, 0, 1, 1]);
+    }
+
+    #[tokio::test]
+    async fn b25_backups_serve_while_no_other_endpoint_is_ready() {
+        let endpoints = weighted(&[(1, false), (1, false), (1, true), (1, true)]);
+        let unreachable = ProbeResult::Unreachable(String::new());
+        for balance in BALANCES {
+            let picked = shares(&endpoints, balance, 100);
+            assert_eq!(picked[2..], [0, 0], "{balance:?}");
+            // A connection that reaches no other endpoint still gets a backup.
+            let after_failures = pick(&endpoints, &[2, 3], None, &policy(balance, 0));
+            assert!(matches!(after_failures, Some(2 | 3)), "{balance:?}");
+        }
+        for endpoint in &endpoints[..2] {
+            endpoint.apply_check_result(&unreachable, THRESHOLDS);
+        }
+        for balance in BALANCES {
+            let picked = shares(&endpoints, balance, 100);
+            assert_eq!(picked[..2], [0, 0], "{balance:?}");
+            assert!(picked[2] > 0 && picked[3] > 0, "{balance:?}");
+        }
+        endpoints[2].apply_check_result(&unreachable, THRESHOLDS);
+        endpoints[3].apply_check_result(&unreachable, THRESHOLDS);
+        let picked = shares(&endpoints, Balance::LeastConnections, 100);
+        assert_eq!(picked[2..], [0, 0], "none is ready: those that are no backup are tried first");
+        endpoints[1].apply_check_result(&ProbeResult::Ready, THRESHOLDS);
+        assert_eq!(shares(&endpoints, Balance::RoundRobin, 100), [0, 100, 0, 0]);
+    }
+
+    #[test]
+    fn b26_a_client_keeps_its_endpoint_when_others_come_and_go() {
+        let endpoints = weighted(&[(1, false); 5]);
+        let all: Vec<usize> = (0..5).collect();
+        let pick_for =
+            |number, untried: &[usize]| pick(&endpoints, untried, None, &policy(Balance::SourceHash, number)).unwrap();
+        let before: Vec<usize> = (0..1000).map(|client| pick_for(client, &all)).collect();
+        assert!((0..5).all(|index| before.iter().filter(|picked| **picked == index).count() > 150));
+        for gone in 0..5 {
+            let rest: Vec<usize> = all.iter().copied().filter(|index| *index != gone).collect();
+            for (client, picked) in before.iter().enumerate() {
+                let after = pick_for(client, &rest);
+                assert!(after == *picked || *picked == gone, "client {client}");
+            }
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_recovered_endpoint_starts_slowly() {
         let endpoints = three();

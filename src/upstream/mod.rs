@@ -38,7 +38,7 @@ use self::pool::Pool;
 pub(crate) use self::pool::Tier;
 pub(crate) use self::resolve::{Lookups, MAX_LOOKUPS, lookup};
 pub(crate) use self::settings::{ConnectBudget, EndpointSettings, MaxAge, OnRemove, Share, Source, UpstreamSettings};
-pub(crate) use self::source::{LocalAddress, connect_to};
+pub(crate) use self::source::{LocalAddress, connect_to, may_be_transparent};
 use crate::name::NamePattern;
 use crate::relay::tcp::TcpOptions;
 
@@ -97,6 +97,12 @@ impl Upstream {
         let check = setup.settings.health_check.as_ref();
         if check.and_then(|check| check.tls.as_ref()).is_some_and(|tls| tls.ca_file.is_none()) {
             warn!(route = &*setup.route, "health checks accept any certificate (verify: false)");
+        }
+        if setup.settings.source == Source::Client && !may_be_transparent() {
+            warn!(
+                route = &*setup.route,
+                "`source: client` requires CAP_NET_ADMIN, which this process does not have: connections will fail"
+            );
         }
         if let Some(predecessor) = predecessor {
             predecessor.retire();
@@ -179,7 +185,7 @@ impl Upstream {
                     return Ok(Connected { stream, local, slot, failed_attempts });
                 }
                 Ok(Err(error)) => (Failure::of(&error), source.describe(&error, endpoint.address)),
-                Err(_) => (Failure::TimedOut, "timed out".into()),
+                Err(_) => (Failure::TimedOut, source.describe_timeout().into()),
             };
             endpoint.mark_known();
             failure.add(kind, &endpoint.address, &reason);

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, capabilities};
 use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -59,6 +60,14 @@ impl Source {
         }
     }
 
+    /// Why a connection was not answered in time, for the operator.
+    pub(super) fn describe_timeout(self) -> &'static str {
+        match self {
+            Self::Client => "timed out; with `source: client`, its answers must be routed to this machine",
+            Self::Any | Self::Addresses { .. } => "timed out",
+        }
+    }
+
     /// Why a connection failed, for the operator.
     pub(super) fn describe(self, error: &io::Error, endpoint: SocketAddr) -> String {
         let message = error_message(error);
@@ -99,6 +108,11 @@ pub(crate) async fn connect_to(
     let stream = socket.connect(address).await?;
     let local = local_address(&stream, address)?;
     Ok((stream, local))
+}
+
+/// Whether this process may connect from the addresses of its clients.
+pub(crate) fn may_be_transparent() -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN))
 }
 
 /// Binds to the address of a client, and to its port unless another connection has it.

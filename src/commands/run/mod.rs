@@ -9,7 +9,7 @@ use std::time::{Duration, Instant as Clock};
 
 use crate::config::{self, Config, ConfigError, Log, LogFormat};
 use crate::listener::InheritedSocket;
-use crate::process::sandbox::{self, Entered, Sandbox};
+use crate::process::sandbox::{self, Entered, Sandbox, Transparent};
 use crate::process::systemd::{self, Notification, Notifier};
 use crate::process::upgrade::{self, Predecessor, Successor, UpgradeError};
 use crate::process::watch::{Digest, FileWatch, Stamp};
@@ -51,7 +51,8 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
     config.log.format = log_format.unwrap_or(config.log.format);
     // Before other threads are started.
     let wanted = config.sandbox;
-    let entered = if wanted == Sandbox::Off { Entered::default() } else { sandbox::enter() };
+    let transparent = if config.transparent_route().is_some() { Transparent::Yes } else { Transparent::No };
+    let entered = if wanted == Sandbox::Off { Entered::default() } else { sandbox::enter(transparent) };
     if let Some(source) = source.as_ref().filter(|_| entered.dropped_capabilities) {
         // A file that cannot be read without the capabilities could not be reloaded either.
         config = source.load().config?;
