@@ -434,7 +434,7 @@ mod tests {
         assert_eq!(parsed.tlvs.of(0x20).collect::<Vec<_>>(), [&b""[..], b"id"]);
         assert_eq!(length_of(&bytes[..16]), Some(MAX_LENGTH));
         assert_eq!(header(Version::V2, &client, tlvs.into_iter().chain([(1, &b""[..])])), Err(TooLong));
-        assert_eq!(header(Version::V2, &client, [(1, &[0; 65_536][..])]), Err(TooLong));
+        assert_eq!(header(Version::V2, &client, [(1, &*vec![0; 65_536])]), Err(TooLong));
         let mut local = bytes.clone();
         local[12] = 0x20;
         assert!(parse(&local).unwrap().unwrap().tlvs.is_empty());

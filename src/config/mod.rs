@@ -80,9 +80,9 @@ pub(crate) struct Listener {
     pub(crate) name: String,
     /// Port 0 lets the kernel choose.
     pub(crate) address: SocketAddr,
-    pub(crate) refuse: RejectWith,
     /// Whether the address may be one that no interface has yet.
     pub(crate) presence: Presence,
+    pub(crate) refuse: RejectWith,
     /// `None`: clients connect directly, and no peer sends a PROXY header.
     pub(crate) accept_proxy: Option<AcceptProxy>,
     /// How to treat an IP address as SNI.

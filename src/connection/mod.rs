@@ -56,6 +56,18 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
+    /// How the client with this address arrived.
+    fn arrival<'p>(&self, client: &TcpStream, source: IpAddr, proxied: &'p Proxied) -> Arrival<'p> {
+        // Only if a route needs it: it costs a system call.
+        let destination = self.routes.matches_destinations().then(|| destination(client, proxied)).flatten();
+        Arrival {
+            listener: self.listener_index,
+            client: Some(source),
+            destination: destination.map(|destination| destination.ip()),
+            tlvs: proxied.tlvs(),
+        }
+    }
+
     /// Admits a client to the listener, whatever its route.
     fn admit(&self, client: IpAddr) -> Result<Option<Box<SourcePermit>>, Rejection> {
         if !self.sources.admit(client) {
@@ -129,12 +141,7 @@ pub(crate) fn serve<P: Send>(
             let hello = hello.parse(snapshot.ip_literal)?;
             record_hello(&hello, &mut record.fields);
 
-            let arrival = Arrival {
-                listener: snapshot.listener_index,
-                client: Some(record.source()),
-                destination: destination(&client, &proxied, &snapshot.routes),
-                tlvs: proxied.tlvs(),
-            };
+            let arrival = snapshot.arrival(&client, record.source(), &proxied);
             let query = Client::new(hello.server_name, hello.alpn.ok(), arrival);
             let route = snapshot.routes.find(&query).ok_or_else(|| unrouted(&query, &snapshot.routes))?.target;
             let connections = record.routed(&route.counters);
@@ -215,14 +222,10 @@ pub(crate) fn serve<P: Send>(
     }
 }
 
-/// The address that the client connected to, if any route needs it.
-fn destination(client: &TcpStream, proxied: &Proxied, routes: &RouteTable<Arc<RouteTarget>>) -> Option<IpAddr> {
-    if !routes.matches_destinations() {
-        return None;
-    }
-    let local = || client.local_addr().ok();
-    let destination = proxied.addresses.map(|addresses| addresses.destination).or_else(local);
-    destination.map(|destination| destination.ip().to_canonical())
+/// The address that the client connected to.
+fn destination(client: &TcpStream, proxied: &Proxied) -> Option<SocketAddr> {
+    let destination = proxied.addresses.map(|addresses| addresses.destination);
+    destination.or_else(|| client.local_addr().ok()).map(canonical)
 }
 
 /// The header that tells the endpoint about the client.
@@ -234,9 +237,10 @@ fn proxy_header(
     query: &Client<'_>,
 ) -> Result<Vec<u8>, Rejection> {
     let proxy_protocol::Outgoing { version, tlvs, pass } = outgoing;
-    let destination = proxied.addresses.map(|addresses| addresses.destination).or_else(|| client.local_addr().ok());
-    let Some(destination) = destination else { return Ok(proxy_protocol::local_header(*version)) };
-    let addresses = ProxiedAddresses { source, destination: canonical(destination) };
+    let Some(destination) = destination(client, proxied) else {
+        return Ok(proxy_protocol::local_header(*version));
+    };
+    let addresses = ProxiedAddresses { source, destination };
     let alpn = query.alpn.map(|alpn| alpn.as_list());
     let client = proxy_protocol::ProxiedClient { addresses, server_name: query.server_name, alpn };
     let own = tlvs.iter().map(|(number, value)| (*number, &**value));

@@ -124,15 +124,13 @@ impl<T: Clone> Candidates<T> {
         for (_, other) in others {
             other.compare(&leaf)?;
         }
-        let index = match self.shapes.iter().position(|(other, _)| *other == shape) {
-            Some(index) => index,
-            None => {
-                let index = self.shapes.partition_point(|(other, _)| other.specificity >= shape.specificity);
-                let root = if shape.steps.is_empty() { Node::Leaves(Vec::new()) } else { Node::Inner(HashMap::new()) };
-                self.shapes.insert(index, (shape, root));
-                index
-            }
-        };
+        let known = self.shapes.iter().position(|(other, _)| *other == shape);
+        let index = known.unwrap_or_else(|| {
+            let index = self.shapes.partition_point(|(other, _)| other.specificity >= shape.specificity);
+            let root = if shape.steps.is_empty() { Node::Leaves(Vec::new()) } else { Node::Inner(HashMap::new()) };
+            self.shapes.insert(index, (shape, root));
+            index
+        });
         let keys = leaf.keys();
         self.shapes[index].1.insert(&keys, leaf)
     }

@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn b24_endpoints_get_shares_by_weight() {
+    async fn b30_endpoints_get_shares_by_weight() {
         let endpoints = || weighted(&[(1, false), (3, false), (6, false)]);
         assert_eq!(shares(&endpoints(), Balance::LeastConnections, 1000), [100, 300, 600]);
         assert_eq!(shares(&endpoints(), Balance::RoundRobin, 1000), [100, 300, 600]);
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn b25_backups_serve_while_no_other_endpoint_is_ready() {
+    async fn b31_backups_serve_while_no_other_endpoint_is_ready() {
         let endpoints = weighted(&[(1, false), (1, false), (1, true), (1, true)]);
         let unreachable = ProbeResult::Unreachable(String::new());
         for balance in BALANCES {
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn b26_a_client_keeps_its_endpoint_when_others_come_and_go() {
+    fn b32_a_client_keeps_its_endpoint_when_others_come_and_go() {
         let endpoints = weighted(&[(1, false); 5]);
         let all: Vec<usize> = (0..5).collect();
         let pick_for =

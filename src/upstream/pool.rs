@@ -474,12 +474,17 @@ impl Pool {
         } else {
             Tier::All
         };
-        if self.tier.swap(tier as u8, Relaxed) == tier as u8 {
+        let before = self.tier();
+        if before == tier {
             return;
         }
+        self.tier.store(tier as u8, Relaxed);
         let (route, endpoints) = (&*self.setup.route, endpoints.len());
         match tier {
-            Tier::Primary => info!(route, "an endpoint is ready again; new connections go to ready endpoints only"),
+            Tier::Primary if before == Tier::Backup => {
+                info!(route, "an endpoint is ready again; new connections no longer go to backups");
+            }
+            Tier::Primary => info!(route, "an endpoint is ready again; no longer failing open"),
             Tier::Backup => warn!(route, endpoints, "no endpoint is ready but backups; new connections go to backups"),
             Tier::All => warn!(route, endpoints, "no endpoint is ready; failing open to all endpoints"),
         }

@@ -107,7 +107,7 @@ fn g15_what_check_accepts_runs() {
         "hosts IP addresses, localhost, admin.example, *.svc",
         "access     allow 10.0.0.0/8, deny 10.1.0.0/16; max_connections 5000\n",
         "access     allow all\n",
-        "matches    a.example, *.a.example; ALPN h2; listener inside\n",
+        "matches    a.example, *.a.example; listener inside; ALPN h2\n",
         "routes to  127.0.0.1:1, b.example:6443, [::1]:2 (timeout 10s, 3s per try)\n",
         "matches    catch-all (any other name, or no SNI)\n",
         "balance    random, slow_start 0s\n",
@@ -663,4 +663,94 @@ fn the_cas_of_the_machine_may_be_trusted() {
     let without = check(&directory.path().join("none.pem"));
     let told = String::from_utf8(without.stderr).unwrap();
     assert!(without.status.code() == Some(78) && told.contains("ca_file: no CA found on this system"), "{told}");
+}
+
+#[test]
+fn e17_matchers_that_cannot_hold_or_conflict_are_refused() {
+    let proxied = |lines: &str| {
+        let listen = "listen: [{address: \"127.0.0.1:0\", accept_proxy: {from: 192.0.2.1}}]";
+        route(lines).replace("listen: 127.0.0.1:0", listen)
+    };
+    refused(
+        &route("proxy_tlv: {0xe0: one}\nupstream: h:1"),
+        ":3:16: routes[0].proxy_tlv: never matches: no listener of this route accepts PROXY headers; set `accept_proxy` on one",
+    );
+    for (value, told) in [
+        ("{}", "empty map; expected at least one TLV such as {0xe0: \"kubernetes01\"}"),
+        ("{0x100: one}", "expected the number of a TLV from 0x00 to 0xff, such as 0xe0"),
+        ("{0xe0: 0x0102}", "expected a value in quotes: text, or bytes in hexadecimal"),
+        ("{0xe0: 17}", "expected a value in quotes: text, or bytes in hexadecimal"),
+        ("{0xe0: \"0x012\"}", "after `0x` there must be two hexadecimal digits for each byte"),
+        ("{0xe0: one, 224: two}", "duplicate TLV 0xe0"),
+        ("one", "expected a map from numbers of TLVs to values, such as {0xe0: \"kubernetes01\"}"),
+    ] {
+        let complaint = complaint(proxied(&format!("proxy_tlv: {value}\nupstream: h:1")).as_bytes());
+        assert!(complaint.starts_with(":3:") && complaint.contains(told), "{value}: {complaint}");
+    }
+    refused(
+        &route("destination: 10.9.0.1/16\nupstream: h:1"),
+        ":3:18: routes[0].destination: `10.9.0.1/16`: host bits are set (did you mean 10.9.0.0/16?); expected a network such as 192.0.2.0/24 or \"2001:db8::/32\", or a single address",
+    );
+    refused(
+        &route("client: [10.0.0.0/8, 10.0.0.0/8]\nupstream: h:1"),
+        ":3:13: routes[0].client: duplicate network 10.0.0.0/8",
+    );
+    for (first, second) in [
+        ("destination: [10.0.0.0/8, 10.1.0.0/16]", "destination: 10.0.0.0/8"),
+        ("client: 10.0.0.0/8, destination: 10.0.0.0/8", "destination: 10.0.0.0/8, client: 10.0.0.0/8"),
+    ] {
+        let routes =
+            format!("  - {{name: a, {first}, upstream: \"h:1\"}}\n  - {{name: b, {second}, upstream: \"h:2\"}}\n");
+        refused(
+            &format!("listen: 127.0.0.1:0\nroutes:\n{routes}"),
+            ":4:5: routes[1]: routes[0] is already a catch-all route, and neither route is more specific (line 3)",
+        );
+    }
+}
+
+#[test]
+fn b30_upstreams_that_make_no_sense_are_refused() {
+    for (upstream, told) in [
+        (
+            "{endpoints: [\"h:1\", {address: \"i:1\", weight: 0}]}",
+            "upstream.endpoints[1].weight: `0`: expected a whole number from 1 to 256; to send no connections to an endpoint, remove it from the list",
+        ),
+        ("{endpoints: {address: \"i:1\", weight: 257}}", "`257`: out of range; expected a whole number from 1 to 256"),
+        (
+            "{endpoints: [{address: \"i:1\", backup: true}]}",
+            "upstream.endpoints: all endpoints are backups; expected at least one without `backup: true`",
+        ),
+        ("{endpoints: [\"h:1\", {weight: 2}]}", "missing key `address`"),
+        ("{endpoints: \"192.0.2.1:1\", source: \"2001:db8::1\"}", "upstream.source: no endpoint has an IPv6 address"),
+        (
+            "{endpoints: \"h:1\", source: [192.0.2.1, 192.0.2.2]}",
+            "two IPv4 addresses; expected at most one of each family",
+        ),
+        ("{endpoints: \"h:1\", source: [client, 192.0.2.2]}", "`client` cannot be combined with addresses"),
+        ("{endpoints: \"h:1\", source: 0.0.0.0}", "`0.0.0.0`: expected an IP address of this machine"),
+        ("{endpoints: \"h:1\", source: eth0}", "expected an IP address of this machine such as 192.0.2.9, or client"),
+        ("{endpoints: \"h:1\", max_age: 0s}", "expected a duration from 1s to 366d with a unit, such as 12h"),
+        (
+            "{endpoints: \"h:1\", max_age: {after: 1h, jitter: 101%}}",
+            "expected a percentage from 0% to 100%, such as 25%",
+        ),
+        (
+            "{endpoints: \"h:1\", proxy_protocol: {version: v1, tlvs: {0xe0: a}}}",
+            "proxy_protocol.tlvs: version 1 has no TLVs",
+        ),
+        (
+            "{endpoints: \"h:1\", proxy_protocol: {version: v2, tlvs: {0x03: a}}}",
+            "TLV 0x03 is the checksum of one header",
+        ),
+        ("{endpoints: \"h:1\", proxy_protocol: {version: v2, pass: 0x02}}", "TLV 0x02 is the client's SNI"),
+        (
+            "{endpoints: \"h:1\", proxy_protocol: {version: v2, tlvs: {0xe0: a}, pass: [0xe0]}}",
+            "proxy_protocol.pass: TLV 0xe0 is also in `tlvs`: clients could send another value",
+        ),
+        ("{endpoints: \"h:1\", proxy_protocol: v3}", "expected v1 or v2"),
+        ("{endpoints: \"h:1\", balance: source}", "source_hash"),
+    ] {
+        let complaint = complaint(route(&format!("upstream: {upstream}")).as_bytes());
+        assert!(complaint.starts_with(":3:") && complaint.contains(told), "{upstream}: {complaint}");
+    }
 }

@@ -73,7 +73,9 @@ fn explains_a_name() {
     let address = of_name("127.1", &[]);
     assert_eq!((&address["outcome"], &address["reason"]), (&json!("reject"), &json!("the name is an IP address")));
 
-    let text = "name       a.example\nroute      one\nroutes to  127.0.0.1:1\nreason     exact name\n";
+    let text = "name       a.example\nroute      one\nroutes to  127.0.0.1:1\nreason     exact name; \
+        route h2 matches the name but requires ALPN h2; \
+        route inside matches the name but requires listener inside and ALPN h2\n";
     assert_eq!(explain(&["--sni", "a.example"], b""), (text.into(), true));
     assert!(explain(&["--sni", "b.test"], b"").0.contains("\nroute      none: the client is refused\n"));
 }
@@ -95,7 +97,7 @@ routes:
         ("", &["b.example.com"][..], "none", "route b matches the name but requires ALPN h2 or h3"),
         ("", &["b.example.com", "--alpn", "h3"], "b", "exact name, ALPN matches"),
         ("", &["c.example.com"], "none", "route c matches the name but requires listener two"),
-        ("", &["d.example.com"], "none", "route d matches the name but requires ALPN h2 and listener two"),
+        ("", &["d.example.com"], "none", "route d matches the name but requires listener two and ALPN h2"),
         ("", &["d.example.com", "--alpn", "h2"], "none", "route d matches the name but requires listener two"),
         ("", &["q.b.z.test"], "none", "route z matches the name by *.b.z.test but requires listener two"),
         ("", &["other.test"], "none", "no route matches this name, and there is no catch-all route"),
@@ -208,7 +210,7 @@ fn explains_a_raw_client_hello() {
     let hello = Hello::to("a.example").alpn(&["h2"]).extension(ENCRYPTED_CLIENT_HELLO, [0; 9]);
     let expected = json!({
         "outcome": "sni", "sni": "a.example", "alpn": ["h2"], "versions": ["0x0304", "0x0303"], "ech": true,
-        "reason": "exact name, ALPN matches", "route": "h2",
+        "reason": "exact name, ALPN matches; route inside matches the name but requires listener inside", "route": "h2",
         "client": null, "admitted": null, "access": null,
     });
     assert_eq!(of_hello(&hello.record()), expected);

@@ -95,6 +95,7 @@ connections that would be closed: 5
             "routes": [
                 {
                     "route": "changes.example", "change": "changed", "endpoints_added": [three.to_string()],
+                    "endpoints_changed": [],
                     "endpoints_removed": [{"endpoint": two.to_string(), "on_remove": "drain", "connections": 2}],
                 },
                 {"route": "comes.example", "change": "added"},

@@ -170,7 +170,7 @@ fn h06_h07_an_address_that_is_not_to_be_had_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut addresses = vec![
         (taken.local_addr().unwrap().to_string(), "another process is listening on it"),
-        ("192.0.2.1:6443".into(), "no interface of this machine has this address"),
+        ("192.0.2.1:6443".into(), "set `freebind` on the listener if one will have it later"),
     ];
     if !rustix::process::geteuid().is_root() {
         addresses.push(("127.0.0.1:443".into(), "CAP_NET_BIND_SERVICE"));

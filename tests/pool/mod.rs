@@ -6,5 +6,7 @@ mod health;
 mod names;
 /// What routes share.
 mod shared;
+/// Weights, backups, local addresses and ages.
+mod shares;
 /// Connecting, retries, loops.
 mod upstream;

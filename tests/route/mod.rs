@@ -2,6 +2,8 @@
 
 /// Allow, deny and limits.
 mod admission;
+/// TLVs, destinations and client networks.
+mod matching;
 /// PROXY headers.
 mod proxy;
 /// Alerts, closes and resets.

@@ -46,7 +46,13 @@ pub(super) fn page() -> anyhow::Result<String> {
 
 /// The keys of the maps that this schema allows, each before its own keys.
 fn add_keys(roff: &mut Roff, root: &Value, schema: &Value, path: &str) {
-    for (map, is_element) in maps(root, schema, false) {
+    let maps = maps(root, schema, false);
+    for (map, is_element) in maps.iter().copied() {
+        // One map, or a list of such maps: once is enough.
+        let is_listed = |(other, is_element): &(&Value, bool)| *is_element && std::ptr::eq(*other, map);
+        if !is_element && maps.iter().any(is_listed) {
+            continue;
+        }
         let prefix = match (path, is_element) {
             ("", _) => String::new(),
             (path, true) => format!("{path}[]."),
