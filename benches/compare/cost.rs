@@ -21,7 +21,7 @@ use tokio_rustls::TlsConnector;
 use crate::Common;
 use crate::hello::Hello;
 use crate::load::{ANSWER, NAME, Order, Pinned, descriptors, open, receive, send, within};
-use crate::proxy::{Program, Proxy, Setup};
+use crate::proxy::{Program, Proxy, Setup, TLV};
 use crate::report::{Cell, Table, percentile};
 
 #[derive(Args)]
@@ -66,7 +66,7 @@ impl Subject {
         match (work, &self.program) {
             // A log line is per connection.
             (Work::Connect { .. }, _) | (Work::Idle { .. }, Some(Program::Snigate(_))) => true,
-            (Work::Bulk { .. } | Work::Idle { .. }, None | Some(Program::Floor)) => false,
+            (Work::Bulk { .. } | Work::Idle { .. } | Work::Proxied { .. }, None | Some(Program::Floor)) => false,
             (Work::Idle { .. }, Some(Program::Haproxy { splice: true })) => false,
             _ => !self.log,
         }
@@ -77,6 +77,9 @@ impl Subject {
 pub enum Work {
     /// New connections with a hello of this size, each for one small answer.
     Connect { hello: usize, count: usize },
+    /// The same with a PROXY header from the client, and another one to the backend. It has a TLV, by which snigate finds
+    /// the route, and passes it on.
+    Proxied { count: usize },
     /// Messages of this size there and back.
     RoundTrip { size: usize, connections: usize, count: usize },
     /// Streams of bytes to the client, or from it.
@@ -92,6 +95,7 @@ const MEBIBYTE: usize = 1 << 20;
 impl Work {
     fn all() -> Vec<Self> {
         let mut all = vec![Self::Connect { hello: 517, count: 6000 }, Self::Connect { hello: 1700, count: 6000 }];
+        all.push(Self::Proxied { count: 6000 });
         for (connections, count) in [(1, 10_000), (64, 40_000)] {
             all.extend([100, 1024, 16 * 1024].map(|size| Self::RoundTrip { size, connections, count }));
         }
@@ -108,6 +112,7 @@ impl Work {
     pub fn name(&self) -> String {
         match self {
             Self::Connect { hello, .. } => format!("connect {hello} B hello"),
+            Self::Proxied { .. } => "connect with PROXY headers".into(),
             Self::RoundTrip { size, connections, .. } => format!("round trip {size} B x{connections}"),
             Self::Bulk { down, streams, .. } => format!("bulk {} x{streams}", if *down { "down" } else { "up" }),
             Self::Tls { .. } => "TLS 1.3 handshake".into(),
@@ -117,7 +122,7 @@ impl Work {
 
     pub fn unit(&self) -> &'static str {
         match self {
-            Self::Connect { .. } | Self::Tls { .. } => "µs CPU per connection",
+            Self::Connect { .. } | Self::Proxied { .. } | Self::Tls { .. } => "µs CPU per connection",
             Self::RoundTrip { .. } => "µs CPU per round trip",
             Self::Bulk { .. } => "s CPU per GB",
             Self::Idle { .. } => "B user memory each",
@@ -128,6 +133,7 @@ impl Work {
     fn scaled(self, part: usize) -> Self {
         match self {
             Self::Connect { hello, count } => Self::Connect { hello, count: count / part },
+            Self::Proxied { count } => Self::Proxied { count: count / part },
             Self::Tls { count } => Self::Tls { count: count / part },
             Self::RoundTrip { size, connections, count } => {
                 Self::RoundTrip { size, connections, count: (count / part).max(connections) }
@@ -142,7 +148,10 @@ impl Work {
     /// What CPU time is divided by: connections or round trips per µs, gigabytes per s.
     fn units(&self) -> f64 {
         match self {
-            Self::Connect { count, .. } | Self::RoundTrip { count, .. } | Self::Tls { count } => *count as f64 / 1e6,
+            Self::Connect { count, .. }
+            | Self::Proxied { count }
+            | Self::RoundTrip { count, .. }
+            | Self::Tls { count } => *count as f64 / 1e6,
             Self::Bulk { bytes, .. } => *bytes as f64 / 1e9,
             Self::Idle { connections } => *connections as f64,
         }
@@ -152,7 +161,8 @@ impl Work {
     fn run(self, load: &Pinned, proxy: SocketAddr) -> Vec<Duration> {
         let done = async {
             match self {
-                Self::Connect { hello, count } => connect(proxy, hello, count).await,
+                Self::Connect { hello, count } => connect(proxy, &[], hello, count).await,
+                Self::Proxied { count } => connect(proxy, &header(proxy), 517, count).await,
                 Self::RoundTrip { size, connections, count } => round_trips(proxy, size, connections, count).await,
                 Self::Bulk { down, streams, bytes } => bulk(proxy, down, streams, bytes).await,
                 Self::Tls { count } => handshakes(proxy, &load.connector, count).await,
@@ -179,7 +189,12 @@ pub fn run(options: Options, common: &Common) {
                 if !subject.does(work) {
                     continue;
                 }
-                let setup = Setup { workers: Some(options.workers), log: subject.log, ..Setup::new([backend]) };
+                let setup = Setup {
+                    workers: Some(options.workers),
+                    log: subject.log,
+                    proxied: matches!(work, Work::Proxied { .. }),
+                    ..Setup::new([backend])
+                };
                 let proxy = subject.program.as_ref().map(|program| Proxy::start(program, setup));
                 let cell = match (work, &proxy) {
                     (Work::Idle { connections }, Some(proxy)) => idle(&load, proxy, connections),
@@ -281,8 +296,18 @@ async fn read_answer(mut stream: impl AsyncRead + Unpin) {
     assert_eq!(answer.len(), ANSWER);
 }
 
-async fn connect(proxy: SocketAddr, hello: usize, count: usize) -> Vec<Duration> {
-    let request: Arc<[u8]> = Order::Send(ANSWER).after(&Hello::to(NAME).padded_to(hello).record()).into();
+/// A PROXY header of version 2 with the TLV of [`crate::proxy::TLV`].
+fn header(proxy: SocketAddr) -> Vec<u8> {
+    let port = proxy.port().to_be_bytes();
+    let tlv = [&[TLV.0, 0, TLV.1.len() as u8][..], TLV.1.as_bytes()].concat();
+    let length = (12 + tlv.len() as u16).to_be_bytes();
+    let addresses = [192, 0, 2, 7, 127, 0, 0, 1, 0x12, 0x67, port[0], port[1]];
+    [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11"[..], &length, &addresses, &tlv].concat()
+}
+
+async fn connect(proxy: SocketAddr, header: &[u8], hello: usize, count: usize) -> Vec<Duration> {
+    let order = Order::Send(ANSWER).after(&Hello::to(NAME).padded_to(hello).record());
+    let request: Arc<[u8]> = [header, &order].concat().into();
     let connection = || {
         let request = Arc::clone(&request);
         async move {

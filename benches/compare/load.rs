@@ -136,10 +136,26 @@ pub async fn backend_at(address: SocketAddr) -> SocketAddr {
     address
 }
 
+/// Of either version; these bytes were read.
+async fn skip_proxy_header(stream: &mut TcpStream, start: [u8; 5]) -> std::io::Result<()> {
+    if start == *b"PROXY" {
+        while stream.read_u8().await? != b'\n' {}
+        return Ok(());
+    }
+    let mut rest = [0; 11];
+    stream.read_exact(&mut rest).await?;
+    let mut content = vec![0; usize::from(u16::from_be_bytes([rest[9], rest[10]]))];
+    stream.read_exact(&mut content).await.map(drop)
+}
+
 async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut header = [0; 5];
     stream.read_exact(&mut header).await?;
+    if header[0] != 22 {
+        skip_proxy_header(&mut stream, header).await?;
+        stream.read_exact(&mut header).await?;
+    }
     let mut hello = vec![0; usize::from(u16::from_be_bytes([header[3], header[4]]))];
     stream.read_exact(&mut hello).await?;
     let mut order = [0; Order::LENGTH];

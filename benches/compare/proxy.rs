@@ -81,9 +81,13 @@ pub struct Setup {
     /// The limit, as each proxy counts connections.
     pub connections: Option<usize>,
     pub log: bool,
+    /// PROXY headers are accepted, and sent to endpoints: with the TLV by which snigate finds the route.
+    pub proxied: bool,
     /// More routes than can be measured with all the same endpoints.
     pub fleet: Option<Fleet>,
 }
+
+pub const TLV: (u8, &str) = (0xe0, "kubernetes01");
 
 /// Routes with an endpoint each, which has health checks, and metrics.
 #[derive(Clone)]
@@ -99,18 +103,28 @@ impl Setup {
 
     fn snigate(&self, address: SocketAddr, names: &[String]) -> String {
         let endpoints: Vec<String> = self.endpoints.iter().map(SocketAddr::to_string).collect();
+        let (number, value) = TLV;
         let upstream = match &*endpoints {
+            [endpoint] if self.proxied => {
+                format!("{{endpoints: \"{endpoint}\", proxy_protocol: {{version: v2, pass: {number}}}}}")
+            }
             [endpoint] => format!("\"{endpoint}\""),
             _ => format!(
                 "{{endpoints: {endpoints:?}, connect: {{timeout: 10s, per_try: 3s}}, health_check: {{interval: 5s, timeout: 4s, rise: 2, fall: 3}}}}"
             ),
         };
-        let routes = names.iter().map(|name| format!("  - {{sni: {name}, upstream: {upstream}}}\n"));
+        let matcher = if self.proxied { format!(", proxy_tlv: {{{number}: {value}}}") } else { String::new() };
+        let routes = names.iter().map(|name| format!("  - {{sni: {name}{matcher}, upstream: {upstream}}}\n"));
+        let listen = if self.proxied {
+            format!("[{{address: \"{address}\", accept_proxy: {{from: 127.0.0.0/8}}}}]")
+        } else {
+            address.to_string()
+        };
         let fleet = self.fleet.iter().flat_map(|fleet| &fleet.routes).map(|(name, endpoint)| {
             format!("  - {{sni: {name}, upstream: {{endpoints: [\"{endpoint}\"], health_check: {{interval: 5s, timeout: 4s}}}}}}\n")
         });
         format!(
-            "listen: {address}\n{}routes:\n{}timeouts: {{drain: 24h}}\nlog: {{level: {}}}\n{}{}",
+            "listen: {listen}\n{}routes:\n{}timeouts: {{drain: 24h}}\nlog: {{level: {}}}\n{}{}",
             self.fleet.as_ref().map_or(String::new(), |fleet| format!("admin: {}\n", fleet.admin)),
             routes.chain(fleet).collect::<String>(),
             if self.log { "info" } else { "error" },
@@ -126,7 +140,9 @@ impl Setup {
   timeout check 4s
   balance leastconn
   default-server check inter 5s rise 2 fall 3 on-marked-down shutdown-sessions";
-        let servers = self.endpoints.iter().map(|endpoint| format!("  server {endpoint} {endpoint}\n"));
+        let servers = self.endpoints.iter().map(|endpoint| {
+            format!("  server {endpoint} {endpoint}{}\n", if self.proxied { " send-proxy-v2" } else { "" })
+        });
         format!(
             "global
   {}
@@ -142,7 +158,7 @@ defaults
   {}
   {}
 frontend edge
-  bind {address}
+  bind {address}{}
   tcp-request inspect-delay 5s
   tcp-request content accept if {{ req_ssl_hello_type 1 }}
   use_backend cluster if {{ req_ssl_sni -i {} }}
@@ -157,6 +173,7 @@ backend cluster
             if self.log { "log stderr format raw local0 info" } else { "" },
             if self.log { "log global\n  option tcplog" } else { "" },
             if splice { "option splice-auto" } else { "" },
+            if self.proxied { " accept-proxy" } else { "" },
             names.join(" "),
             if self.fleet.is_some() {
                 format!("  use_backend %[req_ssl_sni,lower,map({})]", self.map(directory).display())
@@ -195,8 +212,8 @@ stream {{
   access_log {};
   map $ssl_preread_server_name $upstream {{ {} }}
   server {{
-    listen {address} so_keepalive=on backlog=4096;
-    ssl_preread on;
+    listen {address}{} so_keepalive=on backlog=4096;
+    ssl_preread on;{}
     proxy_pass $upstream;
     proxy_socket_keepalive on;
     proxy_timeout 24h;
@@ -207,7 +224,9 @@ stream {{
             directory.join("pid").display(),
             self.connections.unwrap_or(19900),
             if self.log { "/dev/null line" } else { "off" },
-            routes.collect::<String>()
+            routes.collect::<String>(),
+            if self.proxied { " proxy_protocol" } else { "" },
+            if self.proxied { " proxy_protocol on;" } else { "" }
         )
     }
 }
