@@ -2,6 +2,8 @@
 
 /// Allow, deny and limits.
 mod admission;
+/// Clients without a hostname of their own, as pods are.
+mod in_cluster;
 /// PROXY headers.
 mod proxy;
 /// Alerts, closes and resets.
