@@ -6,5 +6,7 @@ mod health;
 mod names;
 /// What routes share.
 mod shared;
+/// The local address of connections to endpoints.
+mod source;
 /// Connecting, retries, loops.
 mod upstream;
