@@ -8,6 +8,7 @@ use std::sync::mpsc::channel;
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
+use crate::support::client::alert;
 use crate::support::network::{Neighbour, alone, shell};
 use crate::support::router::config;
 use crate::support::{Backend, Client, Hello, PATIENCE, Router};
@@ -59,23 +60,24 @@ fn an_address_that_no_interface_has_is_an_error_of_this_machine() {
 
 /// Where the client is, and where it finds the router.
 const CLIENT: [&str; 2] = ["10.9.1.2", "10.9.1.1"];
+const CLIENT_6: [&str; 2] = ["fd00:1::2", "fd00:1::1"];
 /// Where the endpoint is, and where it finds the router.
 const ENDPOINT: [&str; 2] = ["10.9.2.2", "10.9.2.1"];
+const ENDPOINT_6: [&str; 2] = ["fd00:2::2", "fd00:2::1"];
 
-/// What the endpoint saw of a client with this port, if it matters, that connects to that port of the router; and the
-/// connection, which is still open.
-fn seen(from: u16, to: u16, name: &str) -> (SocketAddr, Client, SocketAddr) {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.set_reuse_address(true).unwrap();
+/// What the endpoint saw of a client with this port, if it matters, that connects to that port of the router; the address of
+/// the client; and its connection, which is still open.
+fn seen([client, router]: [&str; 2], from: u16, to: u16, name: &str) -> (SocketAddr, SocketAddr, Client) {
     let at = |address: &str, port: u16| SocketAddr::new(address.parse().unwrap(), port);
-    socket.bind(&at(CLIENT[0], from).into()).unwrap();
+    let socket = Socket::new(Domain::for_address(at(client, from)), Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&at(client, from).into()).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket.connect(&at(CLIENT[1], to).into()).unwrap();
+    socket.connect(&at(router, to).into()).unwrap();
     let mut client = Client { stream: socket.into() };
     client.write(&Hello::to(name).record());
     let peer = client.read_until("the address", |bytes| bytes.ends_with(b"\n"));
-    let own = client.address();
-    (String::from_utf8(peer).unwrap().trim().parse().unwrap(), client, own)
+    (String::from_utf8(peer).unwrap().trim().parse().unwrap(), client.address(), client)
 }
 
 #[test]
@@ -83,57 +85,72 @@ fn seen(from: u16, to: u16, name: &str) -> (SocketAddr, Client, SocketAddr) {
 fn endpoints_see_the_clients_own_address_and_port() {
     let [client, endpoint] = [(); 2].map(|()| Neighbour::new());
     let config = format!(
-        "listen: [0.0.0.0:7000, 0.0.0.0:7001]
+        "listen: [\"[::]:7000\", \"[::]:7001\"]
 admin: 127.0.0.1:7002
 sandbox: off
 routes:
-  - {{sni: {NAME}, upstream: {{endpoints: \"{0}:6443\", source: client}}}}
-  - {{sni: b.example, upstream: {{endpoints: \"{0}:6443\", source: {1}}}}}
+  - {{sni: {NAME}, upstream: {{endpoints: \"{}:6443\", source: client}}}}
+  - {{sni: six.example, upstream: {{endpoints: \"[{}]:6443\", source: client}}}}
+  - {{sni: ours.example, upstream: {{endpoints: \"{}:6443\", source: {}}}}}
 ",
-        ENDPOINT[0], CLIENT[1]
+        ENDPOINT[0], ENDPOINT_6[0], ENDPOINT[0], CLIENT[1]
     );
     // What the endpoint sends to clients is for the router.
     let setup = format!(
-        "{} && {} && ip rule add iif endpoint lookup 100 && ip route add local default dev lo table 100",
+        "{} && {} && ip address add {}/64 dev client nodad && ip address add {}/64 dev endpoint nodad &&
+         for family in -4 -6; do
+             ip $family rule add iif endpoint lookup 100 && ip $family route add local default dev lo table 100 || exit
+         done",
         client.link_by("client", CLIENT[1], "eth0", CLIENT[0]),
-        endpoint.link_by("endpoint", ENDPOINT[1], "eth0", ENDPOINT[0])
+        endpoint.link_by("endpoint", ENDPOINT[1], "eth0", ENDPOINT[0]),
+        CLIENT_6[1],
+        ENDPOINT_6[1]
     );
     alone(&config, &setup, |router| {
         endpoint.inside(|| {
-            shell(&format!("ip route add default via {}", ENDPOINT[1]));
-            Backend::start_on(TcpListener::bind((ENDPOINT[0], 6443)).unwrap(), |mut stream| {
-                let _ = stream.read(&mut [0; 4096]);
-                let _ = writeln!(stream, "{}", stream.peer_addr().unwrap());
-                let _ = stream.read_to_end(&mut Vec::new());
-            });
+            shell(&format!("ip address add {}/64 dev eth0 nodad", ENDPOINT_6[0]));
+            shell(&format!(
+                "ip route add default via {} && ip -6 route add default via {}",
+                ENDPOINT[1], ENDPOINT_6[1]
+            ));
+            for address in [ENDPOINT[0], ENDPOINT_6[0]] {
+                Backend::start_on(TcpListener::bind((address, 6443)).unwrap(), |mut stream| {
+                    let _ = stream.read(&mut [0; 4096]);
+                    let _ = writeln!(stream, "{}", stream.peer_addr().unwrap());
+                    let _ = stream.read_to_end(&mut Vec::new());
+                });
+            }
         });
         // A loopback address cannot be shown to another machine: no fault of the endpoint's, however often it happens.
         for _ in 0..4 {
             let mut client = Client::send("127.0.0.1:7000".parse().unwrap(), &Hello::to(NAME).record());
-            assert_eq!(client.rest().0, crate::support::client::alert(80));
+            assert_eq!(client.rest().0, alert(80));
             let account = router.account_of(client.address());
             assert_eq!(account["outcome"], "local_error", "{account}");
+            let reason = account["reason"].as_str().unwrap();
+            assert!(reason.contains("the endpoint cannot be reached from the client's address"), "{reason}");
         }
-        assert_eq!(
-            router.metric(&format!(
-                "snigate_endpoint_state{{route=\"{NAME}\",endpoint=\"{}:6443\",state=\"ready\"}}",
-                ENDPOINT[0]
-            )),
-            1.0
-        );
+        let ready = format!("{{route=\"{NAME}\",endpoint=\"{}:6443\",state=\"ready\"}}", ENDPOINT[0]);
+        assert_eq!(router.metric(&format!("snigate_endpoint_state{ready}")), 1.0);
+
         client.inside(|| {
-            let (first, _open, own) = seen(40_000, 7000, NAME);
-            assert_eq!(first, own);
-            // Another connection from the same port, to another port of the router: the endpoint cannot see both as the same.
-            let (second, _open, own) = seen(40_000, 7001, NAME);
-            assert_eq!(own.port(), 40_000);
-            assert_eq!(second.ip().to_string(), CLIENT[0]);
-            assert_ne!(second.port(), 40_000);
-            for _ in 0..20 {
-                let (peer, _, own) = seen(0, 7000, NAME);
-                assert_eq!(peer, own);
+            shell(&format!("ip address add {}/64 dev eth0 nodad", CLIENT_6[0]));
+            for (own, name) in [(CLIENT, NAME), (CLIENT_6, "six.example")] {
+                let (peer, first, _open) = seen(own, 40_000, 7000, name);
+                assert_eq!(peer, first);
+                // From the same port, to another port of the router: to the endpoint both would be the same connection.
+                let (peer, second, _open) = seen(own, 40_000, 7001, name);
+                assert_eq!(second, first);
+                assert_eq!(peer.ip(), first.ip());
+                assert_ne!(peer.port(), first.port());
+                for _ in 0..20 {
+                    let (peer, client, _) = seen(own, 0, 7000, name);
+                    assert_eq!(peer, client);
+                }
             }
-            let (peer, ..) = seen(0, 7000, "b.example");
+            let (peer, ..) = seen(CLIENT, 0, 7000, "six.example");
+            assert_eq!(peer.ip().to_string(), ENDPOINT_6[1], "the client has no address of this family");
+            let (peer, ..) = seen(CLIENT, 0, 7000, "ours.example");
             assert_eq!(peer.ip().to_string(), CLIENT[1], "the address in `source`");
         });
     });
@@ -155,7 +172,7 @@ fn without_the_capability_the_log_says_which_one_is_missing() {
     command.env_remove("RUST_LOG");
     let router = Router::spawn(command, path, directory);
     let mut client = Client::send(router.address(), &Hello::to(NAME).record());
-    assert_eq!(client.rest().0, crate::support::client::alert(80));
+    assert_eq!(client.rest().0, alert(80));
     let account = router.account_of(client.address());
     assert_eq!((&account["outcome"], &account["level"]), (&"local_error".into(), &"ERROR".into()));
     let reason = account["reason"].as_str().unwrap();
