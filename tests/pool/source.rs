@@ -65,8 +65,8 @@ const CLIENT_6: [&str; 2] = ["fd00:1::2", "fd00:1::1"];
 const ENDPOINT: [&str; 2] = ["10.9.2.2", "10.9.2.1"];
 const ENDPOINT_6: [&str; 2] = ["fd00:2::2", "fd00:2::1"];
 
-/// What the endpoint saw of a client with this port, if it matters, that connects to that port of the router; the address of
-/// the client; and its connection, which is still open.
+/// What the endpoint saw of a client with this port (0: any) that connects to that port of the router; the address of the
+/// client; and its connection, which is still open.
 fn seen([client, router]: [&str; 2], from: u16, to: u16, name: &str) -> (SocketAddr, SocketAddr, Client) {
     let at = |address: &str, port: u16| SocketAddr::new(address.parse().unwrap(), port);
     let socket = Socket::new(Domain::for_address(at(client, from)), Type::STREAM, None).unwrap();

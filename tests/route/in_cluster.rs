@@ -1,4 +1,4 @@
-//! Pods connect to an IP address, or to `kubernetes.default.svc`: each must reach its own cluster all the same, with its
+//! Pods connect to an IP address, or to `kubernetes.default.svc`: each must reach its own cluster all the same, with a
 //! client certificate.
 
 use std::io::Write;

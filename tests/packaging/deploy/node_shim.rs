@@ -119,6 +119,23 @@ fn the_ingress_of_gardener_serves_pods_by_destination_and_others_by_name() {
     }
 }
 
+#[test]
+fn the_examples_are_explained_by_the_commands_in_them() {
+    let bin = Path::new(env!("CARGO_BIN_EXE_snigate")).parent().unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    for name in ["hypershift.yaml", "gardener.yaml"] {
+        let text = file(&format!("examples/{name}"));
+        let commands: String =
+            text.lines().filter_map(|line| line.strip_prefix("#   ")).map(|line| format!("{line}\n")).collect();
+        let mut shell = Command::new("sh");
+        shell.args(["-ec", &commands]).current_dir(env!("CARGO_MANIFEST_DIR")).env("PATH", &path);
+        let output = shell.output().unwrap();
+        assert!(output.status.success(), "{commands}{}", all_output(&output));
+        let told = all_output(&output);
+        assert!(told.contains("is valid.") && told.contains("route      blue-pods\n"), "{told}");
+    }
+}
+
 /// The edge of the files, or of the page, at ports of the kernel's choice.
 fn edge(text: &str, upstreams: [&str; 2], clusters: &[Cluster; 2]) -> Router {
     let [one, two] = clusters.each_ref().map(|cluster| cluster.address().to_string());
@@ -237,7 +254,9 @@ fn the_pod_may_do_what_it_needs_to() {
     assert_eq!(daemonset["spec"]["selector"]["matchLabels"], daemonset["spec"]["template"]["metadata"]["labels"]);
     assert_eq!(
         pod["securityContext"],
-        json!({"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}})
+        json!({
+            "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}
+        })
     );
     let hardened = |capabilities: Value| json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": capabilities});
     assert_eq!(pod["containers"][0]["securityContext"], hardened(json!({"drop": ["ALL"]})));
