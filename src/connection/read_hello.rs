@@ -36,7 +36,7 @@ pub(crate) enum HelloError {
     Invalid(Reason),
     /// The required PROXY header is missing or invalid.
     ProxyHeader(proxy_protocol::InvalidHeader),
-    /// A PROXY header on a listener without `accept_proxy`.
+    /// A PROXY header from a peer that `accept_proxy` does not list.
     UnexpectedProxyHeader,
     /// It is large, and the buffer budget is used up.
     NoRoom,

@@ -99,9 +99,10 @@ impl From<HelloError> for Rejection {
             HelloError::Gone => Outcome::ClientGone.into(),
             HelloError::TimedOut => Outcome::HelloTimeout.into(),
             HelloError::Invalid(reason) => Invalid::from(reason).into(),
-            HelloError::UnexpectedProxyHeader => {
-                Self::because(Outcome::NotTls, "unexpected PROXY header: this listener has no accept_proxy")
-            }
+            HelloError::UnexpectedProxyHeader => Self::because(
+                Outcome::NotTls,
+                "unexpected PROXY header: peer not in accept_proxy.from of this listener",
+            ),
             HelloError::NoRoom => {
                 Self::because(Outcome::OverLimit, "limits.buffer_bytes is reached: no memory for a large ClientHello")
             }

@@ -38,7 +38,7 @@ pub(crate) enum Failure {
     NoEndpoint,
     /// The address is one of snigate's own listeners.
     Loop,
-    /// A local error: no file descriptor, port, memory, or address of that family.
+    /// A local error: no file descriptor, port, memory, or usable address of that family.
     Local,
     /// The endpoint refused the connection or was unreachable.
     Refused,
@@ -56,7 +56,9 @@ impl Failure {
                 | Errno::NOMEM
                 | Errno::ADDRNOTAVAIL
                 | Errno::PERM
-                | Errno::AFNOSUPPORT,
+                | Errno::AFNOSUPPORT
+                // The local address is of no use for this endpoint, such as 127.0.0.1 for another machine.
+                | Errno::INVAL,
             ) => Self::Local,
             Some(Errno::TIMEDOUT) => Self::TimedOut,
             _ => Self::Refused,

@@ -73,6 +73,10 @@ impl Source {
         let message = error_message(error);
         let hint = match (self, Errno::from_io_error(error)) {
             (Self::Client, Some(Errno::PERM)) => "`source: client` requires CAP_NET_ADMIN",
+            (Self::Client, Some(Errno::INVAL)) => "the endpoint cannot be reached from the client's address",
+            (Self::Addresses { .. }, Some(Errno::INVAL)) => {
+                "the endpoint cannot be reached from the address in `source`"
+            }
             (Self::Addresses { .. }, Some(Errno::ADDRNOTAVAIL)) => match self.own(endpoint) {
                 LocalAddress::Ours(_) => {
                     "no interface has the address in `source`, or all of its ports to this endpoint are in use"

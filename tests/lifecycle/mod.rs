@@ -2,6 +2,8 @@
 
 /// Clocks that jump.
 mod clock;
+/// Listeners whose address comes later.
+mod freebind;
 /// A new configuration.
 mod reload;
 /// What the process may still do.

@@ -5,6 +5,7 @@ mod debian;
 mod ha;
 mod kubernetes;
 mod marathon;
+mod node_shim;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

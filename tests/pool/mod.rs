@@ -8,5 +8,7 @@ mod names;
 mod shared;
 /// Weights, backups, local addresses and ages.
 mod shares;
+/// The local address of connections to endpoints.
+mod source;
 /// Connecting, retries, loops.
 mod upstream;

@@ -4,6 +4,8 @@
 mod admission;
 /// TLVs, destinations and client networks.
 mod matching;
+/// Clients without a hostname of their own, as pods are.
+mod in_cluster;
 /// PROXY headers.
 mod proxy;
 /// Alerts, closes and resets.

@@ -4,6 +4,7 @@ pub mod api_server;
 pub mod backend;
 pub mod browser;
 pub mod client;
+pub mod cluster;
 pub mod hello;
 pub mod lines;
 pub mod network;
@@ -14,6 +15,7 @@ pub mod watchdog;
 
 pub use backend::Backend;
 pub use client::Client;
+pub use cluster::Cluster;
 pub use hello::Hello;
 pub use router::{Router, snigate};
 

@@ -82,10 +82,16 @@ impl Neighbour {
 
     /// For [`alone`]: how to link the two, by an interface `edge` of the router to an interface `far`.
     pub fn link(&self) -> String {
+        self.link_by("edge", NEAR, "far", FAR)
+    }
+
+    /// For a shell of one network: links it to the neighbour's, by interfaces with these names and addresses.
+    pub fn link_by(&self, near: &str, near_address: &str, far: &str, far_address: &str) -> String {
         let pid = self.0.id();
         format!(
-            "ip link add edge type veth peer name far netns {pid} && ip address add {NEAR}/24 dev edge && ip link set edge up
-             nsenter --target {pid} --net sh -c 'ip address add {FAR}/24 dev far && ip link set far up'"
+            "ip link add {near} type veth peer name {far} netns {pid} && ip address add {near_address}/24 dev {near} &&
+             ip link set {near} up &&
+             nsenter --target {pid} --net sh -c 'ip address add {far_address}/24 dev {far} && ip link set {far} up'"
         )
     }
 

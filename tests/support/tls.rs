@@ -157,12 +157,21 @@ pub fn get(
     name: &'static str,
     identity: Option<&Issued>,
 ) -> Result<String, String> {
+    get_over(TcpStream::connect(router).unwrap(), authority, name, identity)
+}
+
+/// The same over this connection.
+pub fn get_over(
+    tcp: TcpStream,
+    authority: &Authority,
+    name: &'static str,
+    identity: Option<&Issued>,
+) -> Result<String, String> {
     let builder = ClientConfig::builder().with_root_certificates(authority.roots());
     let config = match identity {
         None => builder.with_no_client_auth(),
         Some(issued) => builder.with_client_auth_cert(vec![issued.certificate.clone()], issued.key()).unwrap(),
     };
-    let tcp = TcpStream::connect(router).unwrap();
     tcp.set_read_timeout(Some(PATIENCE)).unwrap();
     let connection = ClientConnection::new(Arc::new(config), ServerName::try_from(name).unwrap()).unwrap();
     let mut stream = StreamOwned::new(connection, tcp);

@@ -75,6 +75,18 @@ class Sparkline {
   }
 }
 
+/** Which endpoints of a route get connections, where these are not the usual ones. */
+const SERVING = {
+  backup: "backups serve: no other endpoint is ready",
+  all: "no endpoint is ready: connections are sent to all",
+};
+
+/** What is special about an endpoint's part in new connections. */
+function share({ weight, backup }) {
+  const parts = [backup ? "backup" : "", weight === 1 ? "" : `weight ${weight}`].filter(Boolean);
+  return parts.length > 0 ? ` (${parts.join(", ")})` : "";
+}
+
 class Row {
   constructor() {
     this.element = make("tr");
@@ -84,9 +96,9 @@ class Row {
     this.sni = make("small");
     this.head.append(this.name, this.sni);
     this.endpoints = make("ul", undefined, "endpoints");
-    this.failing = make("span", "no endpoint is ready: connections are sent to all", "open");
+    this.serving = make("span", "", "open");
     const endpoints = make("td");
-    endpoints.append(this.endpoints, this.failing);
+    endpoints.append(this.endpoints, this.serving);
     this.open = this.number("Open");
     this.fresh = this.number("New per second", new Sparkline());
     this.bytes = this.number("Bytes per second", new Sparkline());
@@ -110,21 +122,24 @@ class Row {
     setText(this.sni, names === route.name ? "" : names);
     const endpoints = route.upstream.flatMap((destination) =>
       destination.endpoints.length > 0
-        ? destination.endpoints
-        : [{ address: destination.destination, state: "dead", cause: "no address" }],
+        ? destination.endpoints.map((endpoint) => ({ ...endpoint, share: share(destination) }))
+        : [{ address: destination.destination, state: "dead", cause: "no address", share: share(destination) }],
     );
-    const shown = JSON.stringify(endpoints.map(({ address, state, cause, known }) => [address, state, cause, known]));
+    const shown = JSON.stringify(
+      endpoints.map(({ address, state, cause, known, share }) => [address, state, cause, known, share]),
+    );
     if (shown !== this.shown) {
       this.shown = shown;
       this.endpoints.replaceChildren(
-        ...endpoints.map(({ address, state, cause, known }) => {
-          if (known === false) return make("li", `${address} not contacted yet`, "unknown");
+        ...endpoints.map(({ address, state, cause, known, share }) => {
+          if (known === false) return make("li", `${address}${share} not contacted yet`, "unknown");
           const why = state === "ready" ? "" : ` ${state}${cause ? `: ${cause}` : ""}`;
-          return make("li", `${address}${why}`, state);
+          return make("li", `${address}${share}${why}`, state);
         }),
       );
     }
-    this.failing.hidden = !route.failing_open;
+    setText(this.serving, SERVING[route.serving] ?? "");
+    this.serving.hidden = route.serving === "primary";
     setText(this.open.text, String(route.connections));
     if (before && seconds > 0) {
       const rate = (key) => Math.max(0, (route[key] - before[key]) / seconds);

@@ -23,6 +23,7 @@ const OTHERS: &[&str] = &[
     "g02_of_a_storm_of_signals_the_last_content_wins",
     "http.",
     "in_a_row",
+    "kubernetes.default.svc",
     "least_conn",
     "limit_conn",
     "loop_check",
