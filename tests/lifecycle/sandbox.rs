@@ -18,6 +18,36 @@ fn is_served(address: std::net::SocketAddr) -> bool {
     client.rest().0 == b"served"
 }
 
+/// `CAP_NET_BIND_SERVICE` and `CAP_NET_ADMIN`, by their bits.
+const BIND_SERVICE: u64 = 1 << 10;
+const NET_ADMIN: u64 = 1 << 12;
+
+#[test]
+#[ignore = "needs root, to have capabilities"]
+fn b33_the_sandbox_keeps_net_admin_only_for_routes_with_the_clients_address() {
+    let backend = Backend::named("served");
+    let ordinary = config(&[(NAME, backend.address())], "");
+    let transparent = ordinary.replace(
+        &format!("upstream: \"{}\"", backend.address()),
+        &format!("upstream: {{endpoints: \"{}\", source: client}}", backend.address()),
+    );
+    let effective = |router: &Router| {
+        let status = fs::read_to_string(format!("/proc/{}/status", router.pid().as_raw_nonzero())).unwrap();
+        let value = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+        u64::from_str_radix(value.trim(), 16).unwrap()
+    };
+    let router = Router::start(&transparent);
+    assert_eq!(effective(&router), BIND_SERVICE | NET_ADMIN);
+    assert!(is_served(router.address()), "from the client's own address, with another port");
+
+    let router = Router::start(&ordinary);
+    assert_eq!(effective(&router), BIND_SERVICE);
+    let line = router.reload(&transparent);
+    let reason = line["reason"].as_str().unwrap();
+    assert!(reason.contains("requires CAP_NET_ADMIN, and the sandbox dropped it at the start"), "{line}");
+    assert!(is_served(router.address()), "the old configuration is kept");
+}
+
 #[test]
 fn no_thread_has_more_than_it_needs() {
     let backend = Backend::named("served");
@@ -32,7 +62,7 @@ fn no_thread_has_more_than_it_needs() {
         assert_eq!(value("NoNewPrivs:"), "1", "{status}");
         for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
             let capabilities = u64::from_str_radix(&value(set), 16).unwrap();
-            assert_eq!(capabilities & !(1 << 10), 0, "only CAP_NET_BIND_SERVICE: {set} in {status}");
+            assert_eq!(capabilities & !BIND_SERVICE, 0, "only CAP_NET_BIND_SERVICE: {set} in {status}");
         }
     }
     let limits = fs::read_to_string(process.join("limits")).unwrap();

@@ -87,7 +87,7 @@ fn endpoints_see_the_clients_own_address_and_port() {
     let config = format!(
         "listen: [\"[::]:7000\", \"[::]:7001\"]
 admin: 127.0.0.1:7002
-sandbox: off
+sandbox: require
 routes:
   - {{sni: {NAME}, upstream: {{endpoints: \"{}:6443\", source: client}}}}
   - {{sni: six.example, upstream: {{endpoints: \"[{}]:6443\", source: client}}}}

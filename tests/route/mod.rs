@@ -2,10 +2,10 @@
 
 /// Allow, deny and limits.
 mod admission;
-/// TLVs, destinations and client networks.
-mod matching;
 /// Clients without a hostname of their own, as pods are.
 mod in_cluster;
+/// TLVs, destinations and client networks.
+mod matching;
 /// PROXY headers.
 mod proxy;
 /// Alerts, closes and resets.
