@@ -15,6 +15,8 @@ use crate::route::Tlvs;
 const MAX_TEXT: usize = 107;
 /// Maximum length of a version 2 header: the length field has 16 bits (section 2.2). Real ones have some hundred bytes.
 const MAX_BINARY: usize = BINARY_START + u16::MAX as usize;
+/// Maximum number of TLVs in a header. Real ones have up to ten.
+const MAX_TLVS: usize = 128;
 /// Maximum length of a header in bytes, either version.
 pub const MAX_LENGTH: usize = MAX_BINARY;
 
@@ -82,6 +84,9 @@ pub enum InvalidHeader {
     /// The header does not conform to the specification.
     #[error("malformed PROXY header")]
     Malformed,
+    /// More than 128.
+    #[error("more than {MAX_TLVS} TLVs in the PROXY header")]
+    TooManyTlvs,
     /// The CRC-32C in the header does not match (section 2.2.3).
     #[error("wrong checksum in the PROXY header")]
     Checksum,
@@ -146,8 +151,15 @@ fn parse_binary(received: &[u8]) -> Result<Option<Header<'_>>, InvalidHeader> {
     let (header, _) = ProxyHeader::parse(header_bytes, without_tlvs).map_err(|_| InvalidHeader::Malformed)?;
     let tlvs = header_bytes.get(BINARY_START + addresses_length(start)..).and_then(Tlvs::parse);
     let tlvs = tlvs.ok_or(InvalidHeader::Malformed)?;
-    for expected in tlvs.of(tlv::CRC32C) {
+    if tlvs.iter().nth(MAX_TLVS).is_some() {
+        return Err(InvalidHeader::TooManyTlvs);
+    }
+    let mut checksums = tlvs.of(tlv::CRC32C);
+    if let Some(expected) = checksums.next() {
         let expected: [u8; 4] = expected.try_into().map_err(|_| InvalidHeader::Malformed)?;
+        if checksums.next().is_some() {
+            return Err(InvalidHeader::Malformed);
+        }
         if checksum(header_bytes, tlvs) != u32::from_be_bytes(expected) {
             return Err(InvalidHeader::Checksum);
         }
@@ -268,6 +280,20 @@ pub fn header<'t>(
     Ok(bytes)
 }
 
+/// Encodes a header for a connection of our own between these addresses, such as a health check. Receivers ignore the TLVs of
+/// a header without a client, so one with TLVs has ourselves as the client.
+#[must_use]
+pub(crate) fn own_header(outgoing: &Outgoing, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    let Outgoing { version, tlvs, pass: _ } = outgoing;
+    if tlvs.is_empty() {
+        return local_header(*version);
+    }
+    let addresses = ProxiedAddresses { source, destination };
+    let client = ProxiedClient { addresses, server_name: None, alpn: None };
+    let tlvs = tlvs.iter().map(|(number, value)| (*number, &**value));
+    header(*version, &client, tlvs).unwrap_or_else(|TooLong| local_header(*version))
+}
+
 /// Encodes a header without a client: `LOCAL` (version 2) or `UNKNOWN` (version 1).
 #[must_use]
 pub fn local_header(version: Version) -> Vec<u8> {
@@ -362,6 +388,8 @@ mod tests {
             (&binary(0x21, 0x11, &[&V4[..], b"\x05\0\x03id"].concat()), InvalidHeader::Malformed),
             (&binary(0x21, 0x11, &[&V4[..], b"\x03\0\x02\0\0"].concat()), InvalidHeader::Malformed),
             (&binary(0x21, 0x11, &[&V4[..], b"\x03\0\x04\0\0\0\0"].concat()), InvalidHeader::Checksum),
+            (&binary(0x21, 0x11, &[&V4[..], &b"\x03\0\x04\0\0\0\0".repeat(2)].concat()), InvalidHeader::Malformed),
+            (&binary(0x21, 0x11, &[&V4[..], &b"\x20\0\0".repeat(129)].concat()), InvalidHeader::TooManyTlvs),
         ] {
             assert_eq!(parse(bytes), Err(reason), "{}", bytes.escape_ascii());
         }

@@ -11,7 +11,7 @@ use crate::connection::admission::{AccessRules, NotAdmitted};
 use crate::name::{NamePattern, ServerName, ip_literal};
 use crate::route::{Arrival, Client, Match, MatchedBy, Matchers, Tlvs};
 use crate::text::{input, pasted};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use super::routing::{alpn_list, conditions, encode_tlvs, route_table};
@@ -26,6 +26,9 @@ pub(super) fn run(options: &Explain) -> anyhow::Result<ExitCode> {
             format!("no listener is named `{name}`; expected one of {}", known.join(", "))
         })?,
     };
+    if !options.tlvs.is_empty() && config.listeners[listener].accept_proxy.is_none() {
+        bail!("--tlv: the listener `{}` accepts no PROXY headers (`accept_proxy`)", config.listeners[listener].name);
+    }
     let tlvs = encode_tlvs(options.tlvs.iter().map(|(number, value)| (*number, &**value)));
     let arrival = Arrival {
         listener,

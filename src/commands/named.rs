@@ -39,10 +39,11 @@ pub(super) fn takes(
     name: ServerName<'_>,
     listener: usize,
 ) -> bool {
-    let fitting = FittingClient::of(route);
     let is_routed = |alpn: Option<Alpn<'_>>| {
-        let found = table.find(&Client::new(Some(name), alpn, fitting.arrival(listener)));
-        found.is_some_and(|found| config.routes[*found.target].name == route.name)
+        FittingClient::all_of(route).any(|fitting| {
+            let found = table.find(&Client::new(Some(name), alpn, fitting.arrival(listener)));
+            found.is_some_and(|found| config.routes[*found.target].name == route.name)
+        })
     };
     let Some(required) = &route.matchers.alpn else { return is_routed(None) };
     required.iter().any(|protocol| is_routed(Alpn::from_list(&alpn_list([&**protocol])).ok()))

@@ -43,21 +43,32 @@ pub(super) struct FittingClient {
 }
 
 impl FittingClient {
-    pub(super) fn of(route: &Route) -> Self {
+    /// Several, as another route may have a smaller network within one of this route.
+    pub(super) fn all_of(route: &Route) -> impl Iterator<Item = Self> {
         let Matchers { proxy_tlvs, destinations, clients, listeners: _, alpn: _ } = &route.matchers;
-        let first =
-            |networks: &Option<Box<[IpNet]>>| networks.as_ref().and_then(|networks| Some(networks.first()?.addr()));
-        Self {
-            client: first(clients),
-            destination: first(destinations),
-            tlvs: encode_tlvs(proxy_tlvs.iter().map(|(number, value)| (*number, &**value))),
-        }
+        let tlvs = encode_tlvs(proxy_tlvs.iter().map(|(number, value)| (*number, &**value)));
+        let clients = samples(clients.as_deref());
+        samples(destinations.as_deref()).into_iter().flat_map(move |destination| {
+            let tlvs = tlvs.clone();
+            clients.clone().into_iter().map(move |client| Self { client, destination, tlvs: tlvs.clone() })
+        })
     }
 
     pub(super) fn arrival(&self, listener: usize) -> Arrival<'_> {
         let tlvs = Tlvs::parse(&self.tlvs).unwrap_or_default();
         Arrival { listener, client: self.client, destination: self.destination, tlvs }
     }
+}
+
+/// Addresses within these networks: the ends and the middle of each of the first ones.
+fn samples(networks: Option<&[IpNet]>) -> Vec<Option<IpAddr>> {
+    const MAX_NETWORKS: usize = 16;
+    let Some(networks) = networks else { return vec![None] };
+    let of_network = |network: &IpNet| {
+        let middle = network.subnets(network.prefix_len().saturating_add(1)).ok().and_then(Iterator::last);
+        [Some(network.network()), middle.map(|half| half.network()), Some(network.broadcast())]
+    };
+    networks.iter().take(MAX_NETWORKS).flat_map(of_network).flatten().map(Some).collect()
 }
 
 /// As in a PROXY header. Values are shorter than 64 KiB.

@@ -281,10 +281,6 @@ impl Config {
         self.routes.iter().find(|route| route.upstream.source == Source::Client)
     }
 
-    pub(crate) fn is_sandboxed(&self) -> bool {
-        self.sandbox != Sandbox::Off
-    }
-
     fn parse(bytes: &[u8], directory: &Path) -> Result<Self, YamlError> {
         let raw = yaml::parse(bytes)?;
         let with_digest = |config| Self { digest: Some(input::digest(bytes)), ..config };

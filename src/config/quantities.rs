@@ -109,15 +109,16 @@ impl Written for Percentage {
 pub(super) struct Weight(pub(super) u16);
 
 impl Written for Weight {
-    const EXPECTED: &'static str = "a whole number from 1 to 256";
-    const SYNTAX: ValueSyntax = ValueSyntax::number("Weight", 0..=256);
+    const EXPECTED: &'static str =
+        "a whole number from 1 to 256; to send no connections to an endpoint, remove it from the list";
+    const SYNTAX: ValueSyntax = ValueSyntax::number("Weight", 1..=256);
 
     fn read(_: &str) -> Result<Self, String> {
         Err(String::new())
     }
 
     fn from_number(number: u64) -> Option<Self> {
-        u16::try_from(number).ok().filter(|weight| *weight <= 256).map(Self)
+        u16::try_from(number).ok().map(Self)
     }
 }
 

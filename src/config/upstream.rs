@@ -92,18 +92,11 @@ fn duration_or(raw: Option<Text<BoundedDuration>>, default: u64) -> Duration {
 }
 
 fn build_endpoints(raw: Vec<Short<raw::Endpoint>>, path: &str) -> Result<Vec<EndpointSettings>, InvalidValue> {
-    let is_list = raw.len() > 1;
-    let mut endpoints = Vec::new();
-    for (index, Short(raw::Endpoint { address: Text(destination), weight, backup })) in raw.into_iter().enumerate() {
+    let endpoints = raw.into_iter().map(|Short(raw::Endpoint { address: Text(destination), weight, backup })| {
         let weight = weight.map_or(1, |Text(Weight(weight))| weight);
-        if weight == 0 {
-            let path =
-                if is_list { format!("{path}.endpoints[{index}].weight") } else { format!("{path}.endpoints.weight") };
-            let message = "`0`: expected a whole number from 1 to 256; to send no connections to an endpoint, remove it from the list";
-            return Err(InvalidValue::at(path, message));
-        }
-        endpoints.push(EndpointSettings { destination, share: Share { weight, is_backup: backup } });
-    }
+        EndpointSettings { destination, share: Share { weight, is_backup: backup } }
+    });
+    let endpoints: Vec<_> = endpoints.collect();
     if endpoints.iter().all(|endpoint| endpoint.share.is_backup) {
         let message = "all endpoints are backups; expected at least one without `backup: true`";
         return Err(InvalidValue::at(format!("{path}.endpoints"), message));

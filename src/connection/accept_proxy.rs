@@ -1,4 +1,4 @@
-//! Which peers of a listener send a PROXY header, and what it tells.
+//! Which peers of a listener send a PROXY header, and what is in it.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -46,7 +46,7 @@ impl fmt::Display for AcceptProxy {
     }
 }
 
-/// What a PROXY header tells; nothing without one.
+/// What is in a PROXY header; nothing without one.
 #[derive(Debug, Default)]
 pub(crate) struct Proxied {
     /// `None`, too, for a header without addresses (`LOCAL`, `UNKNOWN`).

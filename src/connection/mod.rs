@@ -157,7 +157,7 @@ pub(crate) fn serve<P: Send>(
             if let Some(outgoing) = &route.upstream.setup().settings.proxy_protocol {
                 let header = proxy_header(outgoing, &client, record.client(), &proxied, &query)?;
                 let deadline = start + route.upstream.setup().settings.budget.timeout;
-                send_proxy_header(&upstream, &header, deadline).await?;
+                send_proxy_header(&upstream, &header, &client, deadline).await?;
             }
             Ok::<_, Rejection>((upstream, slot, source_permit))
         });
@@ -250,8 +250,13 @@ fn proxy_header(
 }
 
 /// Sends the header before any of the client's bytes.
-async fn send_proxy_header(upstream: &TcpStream, header: &[u8], deadline: Instant) -> Result<(), Rejection> {
-    let send = async {
+async fn send_proxy_header(
+    upstream: &TcpStream,
+    header: &[u8],
+    client: &TcpStream,
+    deadline: Instant,
+) -> Result<(), Rejection> {
+    let write_all = async {
         let mut rest = header;
         while !rest.is_empty() {
             // MORE: the hello follows immediately.
@@ -261,9 +266,15 @@ async fn send_proxy_header(upstream: &TcpStream, header: &[u8], deadline: Instan
         }
         Ok::<_, std::io::Error>(())
     };
-    match timeout_at(deadline, send).await {
+    let reason = "the endpoint did not accept the PROXY header";
+    let sent = tokio::select! {
+        sent = timeout_at(deadline, write_all) => sent,
+        () = reset(client) => return Err(Outcome::ClientGone.into()),
+    };
+    match sent {
         Ok(Ok(())) => Ok(()),
-        _ => Err(Rejection::because(Outcome::ConnectRefused, "the endpoint did not accept the PROXY header")),
+        Ok(Err(_)) => Err(Rejection::because(Outcome::ConnectRefused, reason)),
+        Err(_) => Err(Rejection::because(Outcome::ConnectTimeout, reason)),
     }
 }
 
@@ -284,8 +295,14 @@ fn unrouted(client: &Client<'_>, routes: &RouteTable<Arc<RouteTarget>>) -> Rejec
         Some(name) if routes.knows(name) => {
             (Outcome::UnknownName, "no other matcher of the routes with this name matches the client")
         }
+        Some(_) if routes.has_catch_all() => {
+            (Outcome::UnknownName, "no route has this name, and no catch-all route matches the client")
+        }
         Some(_) => (Outcome::UnknownName, "no route matches this name"),
-        None => (Outcome::NoName, "the client sent no SNI, and no catch-all route matches it"),
+        None if routes.has_catch_all() => {
+            (Outcome::NoName, "the client sent no SNI, and no catch-all route matches it")
+        }
+        None => (Outcome::NoName, "the client sent no SNI, and there is no catch-all route"),
     };
     Rejection::because(outcome, reason)
 }

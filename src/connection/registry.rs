@@ -40,9 +40,9 @@ pub(crate) enum Message {
 /// A connection is not shed for missing its hello before this: more than a round trip to any client.
 const MIN_HELLO_WAIT: Duration = Duration::from_secs(1);
 
-/// Maximum number of connections that are closed in a second because of their age.
+/// Maximum number of connections that are closed in a second because of their age, or asked to close.
 const MAX_AGED: usize = 100;
-/// After its maximum age, a connection is closed in the middle of a message if it has not been quiet for so long.
+/// A connection that has been asked to close and was never quiet since is closed in the middle of a message after this.
 const QUIET_WITHIN: Duration = Duration::from_secs(60);
 
 /// The open connections. It costs each some 80 bytes, and no lock per poll until it receives a message.
@@ -59,6 +59,8 @@ struct Entries {
     closed: bool,
     /// The number of connections with a maximum age.
     aging: usize,
+    /// Where to look for the next ones that have reached it, so that each has its turn.
+    next_aged: usize,
     awaiting_hello: Queue,
     /// Rejected connections whose client has not closed yet.
     awaiting_close: Queue,
@@ -69,8 +71,18 @@ struct ConnectionEntry {
     /// `None` while a message is pending, and for good once the message is `Close`.
     sender: Option<Sender<Message>>,
     phase: Phase,
-    /// When it has reached its maximum age.
-    expires: Option<Instant>,
+    age: Age,
+}
+
+/// Whether a connection is closed for its age.
+#[derive(Clone, Copy, Debug)]
+enum Age {
+    /// Never.
+    Unlimited,
+    /// From then on.
+    ExpiresAt(Instant),
+    /// Since then, it has been asked to close once it is quiet.
+    AskedAt(Instant),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,7 +189,7 @@ impl Registry {
         let (sender, messages) = oneshot::channel();
         let mut entries = self.entries();
         let sender = (!entries.closed).then_some(sender);
-        let index = entries.open.insert(ConnectionEntry { sender, phase: Phase::Connecting, expires: None });
+        let index = entries.open.insert(ConnectionEntry { sender, phase: Phase::Connecting, age: Age::Unlimited });
         // There are never that many file descriptors.
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         Handle { messages, reason: None, index, registry: Arc::clone(self) }
@@ -232,20 +244,33 @@ impl Registry {
         }
     }
 
-    /// Closes at most [`MAX_AGED`] connections. Whether any have a maximum age.
+    /// Closes at most [`MAX_AGED`] connections, or asks them to. Whether any have a maximum age.
     fn close_some_aged(&self) -> bool {
         let now = Instant::now();
         let mut entries = self.entries();
-        let aged = entries.open.iter_mut().filter_map(|(_, entry)| {
-            let expires = entry.expires.filter(|expires| *expires <= now)?;
-            Some((entry.sender.take()?, now - expires))
-        });
-        for (sender, since) in aged.take(MAX_AGED) {
-            let message =
-                if since < QUIET_WITHIN { Message::CloseIfQuiet } else { Message::Close(CloseReason::MaxAge) };
-            // Otherwise it has just ended.
-            let _ = sender.send(message);
-        }
+        let start = entries.next_aged;
+        let (mut left, mut last) = (MAX_AGED, None);
+        let mut close = |(index, entry): (usize, &mut ConnectionEntry)| {
+            let message = match entry.age {
+                Age::AskedAt(since) if now - since >= QUIET_WITHIN => Message::Close(CloseReason::MaxAge),
+                Age::AskedAt(_) => Message::CloseIfQuiet,
+                Age::ExpiresAt(at) if at <= now => Message::CloseIfQuiet,
+                Age::Unlimited | Age::ExpiresAt(_) => return,
+            };
+            if left > 0
+                && let Some(sender) = entry.sender.take()
+            {
+                if matches!(entry.age, Age::ExpiresAt(_)) {
+                    entry.age = Age::AskedAt(now);
+                }
+                // Otherwise it has just ended.
+                let _ = sender.send(message);
+                (left, last) = (left - 1, Some(index));
+            }
+        };
+        entries.open.iter_mut().skip_while(|(index, _)| *index < start).for_each(&mut close);
+        entries.open.iter_mut().take_while(|(index, _)| *index < start).for_each(&mut close);
+        entries.next_aged = last.map_or(0, |last| last + 1);
         entries.aging > 0
     }
 
@@ -280,7 +305,7 @@ impl Handle {
         let Some(entry) = entries.open.get_mut(self.index as usize) else { return };
         entry.phase = Phase::ConnectedTo(endpoint);
         if let Some(max_age) = max_age {
-            entry.expires = Some(Instant::now() + max_age);
+            entry.age = Age::ExpiresAt(Instant::now() + max_age);
             entries.aging += 1;
             if entries.aging == 1 {
                 self.registry.aging.notify_one();
@@ -349,13 +374,13 @@ impl Future for Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         let mut entries = self.registry.entries();
-        let Some(ConnectionEntry { sender: _, phase, expires }) = entries.open.try_remove(self.index as usize) else {
+        let Some(ConnectionEntry { sender: _, phase, age }) = entries.open.try_remove(self.index as usize) else {
             return;
         };
         if let Phase::Waiting(wait, _) = phase {
             entries.queue(wait).1.waiting -= 1;
         }
-        entries.aging -= usize::from(expires.is_some());
+        entries.aging -= usize::from(!matches!(age, Age::Unlimited));
     }
 }
 
@@ -460,5 +485,53 @@ mod tests {
             Poll::Ready(Message::Close(CloseReason::Draining)),
             "sent while the probe was pending"
         );
+    }
+
+    fn message_of(handle: &mut Handle) -> Option<Message> {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        match handle.poll_message(&mut cx) {
+            Poll::Ready(message) => Some(message),
+            Poll::Pending => None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn b34_aged_connections_take_turns_and_are_closed_if_they_are_never_quiet() {
+        let registry = Arc::new(Registry::default());
+        let endpoint = EndpointId::next();
+        let hour = Duration::from_secs(3600);
+        let mut handles: Vec<Handle> = (0..120).map(|_| registry.register()).collect();
+        for handle in &handles {
+            handle.connected_to(endpoint, Some(hour));
+        }
+        let mut ageless = registry.register();
+        ageless.connected_to(endpoint, None);
+        assert!(registry.close_some_aged());
+        assert!(handles.iter_mut().all(|handle| message_of(handle).is_none()), "too early");
+        tokio::time::advance(hour).await;
+        let mut asked = vec![0; handles.len()];
+        for _ in 0..6 {
+            // A task may poll so many channels until it yields.
+            tokio::task::yield_now().await;
+            registry.close_some_aged();
+            let messages = handles.iter_mut().map(message_of).collect::<Vec<_>>();
+            assert!(messages.iter().flatten().all(|message| *message == Message::CloseIfQuiet));
+            assert_eq!(messages.iter().flatten().count(), MAX_AGED);
+            for (asked, message) in asked.iter_mut().zip(messages) {
+                *asked += usize::from(message.is_some());
+            }
+        }
+        assert!(asked.iter().all(|asked| *asked == 5), "each in turn: {asked:?}");
+        tokio::time::advance(QUIET_WITHIN).await;
+        for _ in 0..2 {
+            registry.close_some_aged();
+        }
+        tokio::task::yield_now().await;
+        assert!(handles.iter_mut().all(|handle| message_of(handle) == Some(Message::Close(CloseReason::MaxAge))));
+        tokio::task::yield_now().await;
+        assert_eq!(message_of(&mut ageless), None);
+        drop(handles);
+        assert!(!registry.close_some_aged(), "none is left");
+        assert_eq!(registry.entries().aging, 0);
     }
 }

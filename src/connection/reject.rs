@@ -101,7 +101,7 @@ impl From<HelloError> for Rejection {
             HelloError::Invalid(reason) => Invalid::from(reason).into(),
             HelloError::UnexpectedProxyHeader => Self::because(
                 Outcome::NotTls,
-                "unexpected PROXY header: peer not in accept_proxy.from of this listener",
+                "unexpected PROXY header: this peer is in no `accept_proxy.from` of this listener",
             ),
             HelloError::NoRoom => {
                 Self::because(Outcome::OverLimit, "limits.buffer_bytes is reached: no memory for a large ClientHello")

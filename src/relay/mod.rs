@@ -310,13 +310,17 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
 
     /// See [`RelayCommand::StopIfQuiet`].
     fn is_quiet(&self) -> bool {
-        let has_unread = |side| rustix::io::ioctl_fionread(self.socket(side)).is_ok_and(|waiting| waiting > 0);
+        let is_empty = |side| {
+            let unread = rustix::io::ioctl_fionread(self.socket(side)).unwrap_or(0);
+            // A close would discard what a slow reader has not acknowledged yet, if it sends anything meanwhile.
+            unread == 0 && sys::unacknowledged(self.socket(side)).unwrap_or(0) == 0
+        };
         self.closed_first.is_none()
             && self.last_activity.elapsed() >= QUIET
             && self.up.blocked_since().is_none()
             && self.down.blocked_since().is_none()
-            && !has_unread(Side::Client)
-            && !has_unread(Side::Upstream)
+            && is_empty(Side::Client)
+            && is_empty(Side::Upstream)
     }
 
     fn socket(&self, side: Side) -> &'a TcpStream {

@@ -3,6 +3,7 @@
 //! Routes with matchers of the same shape (the same TLV numbers, and networks with prefixes of the same length) are in one
 //! trie of hash maps, so a lookup costs a few hashes per shape (tuple space search), independent of the number of routes.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use super::client::{Client, Matchers};
 
 #[derive(Debug)]
 pub(super) struct Candidates<T> {
-    /// The most specific first.
+    /// The most specific first; of equal ones, that with the lowest TLV numbers.
     shapes: Vec<(Shape, Node<T>)>,
 }
 
@@ -30,18 +31,25 @@ struct Shape {
     steps: Box<[Step]>,
 }
 
+impl Shape {
+    /// Its networks: those of another family or length are other networks.
+    fn networks(&self) -> impl Iterator<Item = &Step> {
+        self.steps.iter().filter(|step| !matches!(step, Step::Tlv(_)))
+    }
+}
+
 /// Compared before listeners and ALPN: the number of TLVs, then the length of the destination's prefix, then that of the
 /// client's. No condition is less than any prefix.
 type Specificity = (usize, Option<u8>, Option<u8>);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
     Tlv(u8),
     Destination(Prefix),
     Client(Prefix),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Prefix {
     is_ipv4: bool,
     length: u8,
@@ -120,13 +128,15 @@ impl<T: Clone> Candidates<T> {
     fn insert_leaf(&mut self, leaf: Leaf<T>) -> Result<(), T> {
         let shape = leaf.shape();
         // In another trie, TLVs with other numbers do not tell clients apart.
-        let others = self.shapes.iter().filter(|(other, _)| other.specificity == shape.specificity && *other != shape);
+        let can_meet = |other: &Shape| other.specificity == shape.specificity && other.networks().eq(shape.networks());
+        let others = self.shapes.iter().filter(|(other, _)| can_meet(other) && *other != shape);
         for (_, other) in others {
             other.compare(&leaf)?;
         }
         let known = self.shapes.iter().position(|(other, _)| *other == shape);
         let index = known.unwrap_or_else(|| {
-            let index = self.shapes.partition_point(|(other, _)| other.specificity >= shape.specificity);
+            let rank = |shape: &Shape| (Reverse(shape.specificity), shape.steps.clone());
+            let index = self.shapes.partition_point(|(other, _)| rank(other) < rank(&shape));
             let root = if shape.steps.is_empty() { Node::Leaves(Vec::new()) } else { Node::Inner(HashMap::new()) };
             self.shapes.insert(index, (shape, root));
             index
@@ -137,6 +147,10 @@ impl<T: Clone> Candidates<T> {
 }
 
 impl<T> Candidates<T> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.shapes.is_empty()
+    }
+
     /// The most specific route that matches the client.
     pub(super) fn find(&self, client: &Client<'_>) -> Option<&T> {
         let mut best: Option<(Specificity, &Leaf<T>)> = None;
@@ -193,7 +207,13 @@ impl<T> Node<T> {
                     }
                 };
                 match step {
-                    Step::Tlv(number) => client.arrival.tlvs.of(*number).for_each(descend),
+                    Step::Tlv(number) => {
+                        let values = || client.arrival.tlvs.of(*number);
+                        // A value that is repeated is followed once, however long the header is.
+                        let is_new =
+                            |(index, value): &(usize, &[u8])| !values().take(*index).any(|other| other == *value);
+                        values().enumerate().filter(is_new).for_each(|(_, value)| descend(value));
+                    }
                     Step::Destination(prefix) => {
                         prefix.network(client.arrival.destination).into_iter().for_each(|key| descend(key.as_slice()));
                     }

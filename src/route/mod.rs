@@ -7,8 +7,8 @@
 //! two routes that the same client could match, and of which none is more specific, are a [`Conflict`], reported when
 //! the second one is inserted.
 //!
-//! A lookup costs one hash per label of the name, and for routes with the same name one per TLV number and prefix length
-//! that they use, independent of the number of routes.
+//! A lookup costs one hash per label of the name, and for routes with the same name some per combination of TLV numbers and
+//! prefix lengths that they use, independent of the number of routes.
 
 mod candidates;
 mod client;
@@ -111,6 +111,12 @@ impl<T> RouteTable<T> {
             .server_name
             .and_then(|name| self.find_by_name(&name, client))
             .or_else(|| find_in(&self.catch_all, client, MatchedBy::CatchAll))
+    }
+
+    /// Whether any route has no name.
+    #[must_use]
+    pub fn has_catch_all(&self) -> bool {
+        !self.catch_all.is_empty()
     }
 
     /// Whether any route has a condition on the address that clients connect to.

@@ -39,7 +39,7 @@ use crate::relay::budget;
 use crate::relay::tcp::TcpOptions;
 use crate::relay::{Deadlines, Engine};
 use crate::telemetry::Counters;
-use crate::upstream::{Checks, Lookups, SharedContext, may_be_transparent};
+use crate::upstream::{Checks, Lookups, SharedContext, Source, may_be_transparent};
 
 /// A running server.
 #[derive(Debug)]
@@ -113,9 +113,9 @@ pub(crate) enum ReloadError {
         "{key} cannot be changed from {running} to {wanted} by a reload; restart snigate, or upgrade it with SIGUSR2"
     )]
     Fixed { key: &'static str, running: String, wanted: String },
-    /// The sandbox has dropped what the configuration needs.
+    /// The process lacks what the configuration needs.
     #[error(
-        "the route `{route}` has `source: client`, which requires CAP_NET_ADMIN, and the sandbox dropped it at the start because no route needed it; restart snigate"
+        "the route `{route}` has `source: client`, which requires CAP_NET_ADMIN, and this process does not have it (the sandbox drops it at the start if no route needs it); restart snigate"
     )]
     Transparent { route: String },
 }
@@ -184,8 +184,8 @@ impl Server {
             return Err(ReloadError::Fixed { key, running: running.clone(), wanted: wanted.clone() });
         }
         if let Some(route) = config.transparent_route()
-            && config.is_sandboxed()
             && !may_be_transparent()
+            && !self.has_transparent_route()
         {
             return Err(ReloadError::Transparent { route: route.name.clone() });
         }
@@ -218,6 +218,11 @@ impl Server {
         self.closing.close();
         self.closing.wait().await;
         self.closing.reopen();
+    }
+
+    fn has_transparent_route(&self) -> bool {
+        let routes = &self.generation.load().view.routes;
+        routes.iter().any(|route| route.upstream.setup().settings.source == Source::Client)
     }
 
     /// How many of the running routes this configuration would remove, and how many there are.

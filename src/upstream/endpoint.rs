@@ -130,6 +130,11 @@ impl Endpoint {
         self.share.store(pack(share), Relaxed);
     }
 
+    /// Credit is worth what it was earned for: other weights, or others to share with, begin anew.
+    pub(super) fn reset_credit(&self) {
+        self.credit.store(0, Relaxed);
+    }
+
     /// Adds to its credit for round robin. Returns the new credit.
     pub(super) fn add_credit(&self, credit: i64) -> i64 {
         self.credit.fetch_add(credit, Relaxed) + credit

@@ -177,12 +177,13 @@ impl Pool {
         self.endpoints.load_full()
     }
 
-    /// The endpoints; waits for the first lookup if there are none.
+    /// The endpoints; waits for the first lookups if there are none but backups.
     pub(super) async fn endpoints_by(&self, deadline: Instant) -> Arc<Vec<Arc<Endpoint>>> {
         let endpoints = self.endpoints();
-        if endpoints.is_empty() {
+        let has_primary = |endpoints: &[Arc<Endpoint>]| endpoints.iter().any(|endpoint| !endpoint.share().is_backup);
+        if !has_primary(&endpoints) {
             let mut unanswered = self.unanswered.subscribe();
-            let first = unanswered.wait_for(|unanswered| *unanswered == 0 || !self.endpoints.load().is_empty());
+            let first = unanswered.wait_for(|unanswered| *unanswered == 0 || has_primary(&self.endpoints.load()));
             // After the deadline, the list may be empty.
             let _ = timeout_at(deadline, first).await;
             return self.endpoints();
@@ -200,7 +201,9 @@ impl Pool {
         if self.check().is_some() {
             return None;
         }
-        endpoints.iter().position(|endpoint| endpoint.takes_trial())
+        // Not a backup while others serve.
+        let serves = |endpoint: &Endpoint| !endpoint.share().is_backup || self.tier() != Tier::Primary;
+        endpoints.iter().position(|endpoint| serves(endpoint) && endpoint.takes_trial())
     }
 
     /// Why destinations have no addresses.
@@ -312,6 +315,7 @@ impl Pool {
         let listeners = self.context.listeners.load();
         let mut after: Vec<Arc<Endpoint>> = Vec::new();
         let mut loops = Vec::new();
+        let mut shares_changed = false;
         let own = OwnListeners::new(&listeners);
         let shares = self.setup.settings.endpoints.iter().map(|endpoint| endpoint.share);
         let with_share = |(share, answer): (Share, &LookupResult)| {
@@ -319,7 +323,14 @@ impl Pool {
         };
         let addresses: Vec<(SocketAddr, Share)> = shares.zip(&members.answers).flat_map(with_share).collect();
         for (address, share) in addresses {
-            if after.iter().any(|endpoint| endpoint.address == address) || loops.contains(&address) {
+            if let Some(endpoint) = after.iter().find(|endpoint| endpoint.address == address) {
+                // The address of two destinations is a backup only if both are.
+                if endpoint.share().is_backup && !share.is_backup {
+                    endpoint.set_share(share);
+                }
+                continue;
+            }
+            if loops.contains(&address) {
                 continue;
             }
             if own.contains(address) {
@@ -331,6 +342,7 @@ impl Pool {
             }
             let known = before.iter().find(|endpoint| endpoint.address == address);
             let endpoint = known.map_or_else(|| self.add_endpoint(address, share, members), Arc::clone);
+            shares_changed |= endpoint.share() != share;
             endpoint.set_share(share);
             after.push(endpoint);
         }
@@ -340,6 +352,11 @@ impl Pool {
         let added: Vec<_> = after.iter().filter(|endpoint| lacks(&before, endpoint)).collect();
         let removed: Vec<_> = before.iter().filter(|endpoint| lacks(&after, endpoint)).collect();
         self.log_change(&added, &removed, after.len());
+        if shares_changed || !added.is_empty() {
+            for endpoint in &after {
+                endpoint.reset_credit();
+            }
+        }
         for endpoint in removed {
             members.stop_monitor(endpoint.id);
             endpoint.leave();
@@ -460,14 +477,16 @@ impl Pool {
 
     /// Switches to backups if no other endpoint is ready, and to all endpoints if none is. Called with the lock held, so that
     /// the last caller sees the final state.
-    fn update_tier(&self, _: &Members) {
+    fn update_tier(&self, members: &Members) {
         let endpoints = self.endpoints.load();
+        let mut answers = self.setup.settings.endpoints.iter().zip(&members.answers);
+        let is_awaited = answers.any(|(endpoint, answer)| !endpoint.share.is_backup && !answer.is_known());
         let is_ready = |is_backup: bool| {
             endpoints
                 .iter()
                 .any(|endpoint| endpoint.share().is_backup == is_backup && endpoint.state() == EndpointState::Ready)
         };
-        let tier = if endpoints.is_empty() || is_ready(false) {
+        let tier = if endpoints.is_empty() || is_awaited || is_ready(false) {
             Tier::Primary
         } else if is_ready(true) {
             Tier::Backup

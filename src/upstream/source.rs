@@ -10,7 +10,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use super::failure::error_message;
 use super::settings::{Source, UpstreamSettings};
-use crate::proxy_protocol::Version;
+use crate::proxy_protocol::{self, Outgoing};
 use crate::relay::sys;
 use crate::relay::tcp::TcpOptions;
 
@@ -26,18 +26,26 @@ pub(crate) enum LocalAddress {
 }
 
 /// How health checks connect to an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Dial {
     pub(crate) local: LocalAddress,
     /// The PROXY header that the endpoint expects, if it does.
-    pub(crate) header: Option<Version>,
+    header: Option<Outgoing>,
+}
+
+impl Dial {
+    /// The PROXY header of a connection of our own; empty if the endpoint expects none.
+    pub(crate) fn header(&self, stream: &TcpStream) -> io::Result<Vec<u8>> {
+        self.header.as_ref().map_or(Ok(Vec::new()), |outgoing| {
+            Ok(proxy_protocol::own_header(outgoing, stream.local_addr()?, stream.peer_addr()?))
+        })
+    }
 }
 
 impl UpstreamSettings {
     /// For checks of this endpoint.
     pub(crate) fn dial(&self, endpoint: SocketAddr) -> Dial {
-        let header = self.proxy_protocol.as_ref().map(|outgoing| outgoing.version);
-        Dial { local: self.source.own(endpoint), header }
+        Dial { local: self.source.own(endpoint), header: self.proxy_protocol.clone() }
     }
 }
 
@@ -58,6 +66,11 @@ impl Source {
             (Self::Addresses { v6: Some(address), .. }, SocketAddr::V6(_)) => LocalAddress::Ours((address, 0).into()),
             (Self::Any | Self::Addresses { .. } | Self::Client, _) => LocalAddress::Any,
         }
+    }
+
+    /// Whether a connection that is not answered says anything about the endpoint: not if its answers may have gone astray.
+    pub(super) fn is_seen_by_all(self) -> bool {
+        self != Self::Client
     }
 
     /// Why a connection was not answered in time, for the operator.
@@ -96,18 +109,47 @@ pub(crate) async fn connect_to(
     local: LocalAddress,
     tcp: Option<&TcpOptions>,
 ) -> io::Result<(TcpStream, SocketAddr)> {
+    let connected = connect_from(local, address, tcp).await;
+    match (local, &connected) {
+        // The client's port is in use, or one of the first 1024, for which there may be no permission.
+        (LocalAddress::Theirs(client), Err(error))
+            if matches!(Errno::from_io_error(error), Some(Errno::ADDRINUSE | Errno::ADDRNOTAVAIL | Errno::ACCESS)) =>
+        {
+            connect_from(LocalAddress::Theirs(SocketAddr::new(client.ip(), 0)), address, tcp).await
+        }
+        _ => connected,
+    }
+}
+
+async fn connect_from(
+    local: LocalAddress,
+    address: SocketAddr,
+    tcp: Option<&TcpOptions>,
+) -> io::Result<(TcpStream, SocketAddr)> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if let Some(tcp) = tcp {
         tcp.apply(&socket)?;
     }
-    match local {
-        LocalAddress::Any => {}
-        LocalAddress::Ours(source) => {
+    let source = match local {
+        LocalAddress::Any => None,
+        LocalAddress::Ours(source) => Some(source),
+        LocalAddress::Theirs(client) => {
+            let options = SockRef::from(&socket);
+            match client {
+                SocketAddr::V4(_) => options.set_ip_transparent_v4(true)?,
+                SocketAddr::V6(_) => options.set_ip_transparent_v6(true)?,
+            }
+            // Otherwise a client's port could not be listened on while its connection is open.
+            socket.set_reuseaddr(true)?;
+            Some(client)
+        }
+    };
+    if let Some(source) = source {
+        if source.port() == 0 {
             // The port is chosen by the connect, which knows the endpoint: 28,000 connections to each, and not in all.
             sys::bind_address_no_port(&socket)?;
-            socket.bind(source)?;
         }
-        LocalAddress::Theirs(client) => bind_transparently(&socket, client)?,
+        socket.bind(source)?;
     }
     let stream = socket.connect(address).await?;
     let local = local_address(&stream, address)?;
@@ -117,22 +159,6 @@ pub(crate) async fn connect_to(
 /// Whether this process may connect from the addresses of its clients.
 pub(crate) fn may_be_transparent() -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN))
-}
-
-/// Binds to the address of a client, and to its port unless another connection has it.
-fn bind_transparently(socket: &TcpSocket, client: SocketAddr) -> io::Result<()> {
-    let options = SockRef::from(socket);
-    match client {
-        SocketAddr::V4(_) => options.set_ip_transparent_v4(true)?,
-        SocketAddr::V6(_) => options.set_ip_transparent_v6(true)?,
-    }
-    match socket.bind(client) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            sys::bind_address_no_port(socket)?;
-            socket.bind(SocketAddr::new(client.ip(), 0))
-        }
-        bound => bound,
-    }
 }
 
 /// The local address of a stream that was connected to `address`, unless it is connected to itself: if nothing listens on

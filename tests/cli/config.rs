@@ -713,7 +713,7 @@ fn b30_upstreams_that_make_no_sense_are_refused() {
     for (upstream, told) in [
         (
             "{endpoints: [\"h:1\", {address: \"i:1\", weight: 0}]}",
-            "upstream.endpoints[1].weight: `0`: expected a whole number from 1 to 256; to send no connections to an endpoint, remove it from the list",
+            "`0`: out of range; expected a whole number from 1 to 256; to send no connections to an endpoint, remove it from the list",
         ),
         ("{endpoints: {address: \"i:1\", weight: 257}}", "`257`: out of range; expected a whole number from 1 to 256"),
         (

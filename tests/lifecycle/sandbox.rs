@@ -44,7 +44,7 @@ fn b33_the_sandbox_keeps_net_admin_only_for_routes_with_the_clients_address() {
     assert_eq!(effective(&router), BIND_SERVICE);
     let line = router.reload(&transparent);
     let reason = line["reason"].as_str().unwrap();
-    assert!(reason.contains("requires CAP_NET_ADMIN, and the sandbox dropped it at the start"), "{line}");
+    assert!(reason.contains("requires CAP_NET_ADMIN, and this process does not have it"), "{line}");
     assert!(is_served(router.address()), "the old configuration is kept");
 }
 

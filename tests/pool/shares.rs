@@ -1,13 +1,14 @@
 //! Weights, backups, local addresses and ages of connections.
 
-use std::net::{SocketAddr, TcpListener};
+use std::io::Write;
+use std::net::TcpListener;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::support::backend::closed;
 use crate::support::client::{End, client_from};
-use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually, snigate};
+use crate::support::{Backend, Client, Hello, Router, eventually, snigate};
 
 const NAME: &str = "a.example";
 
@@ -130,38 +131,6 @@ fn b32_a_client_address_keeps_its_endpoint() {
 }
 
 #[test]
-fn b33_connections_and_checks_come_from_the_configured_address() {
-    let (sent, received) = std::sync::mpsc::channel();
-    let backend = Backend::start(move |stream| sent.send(stream.peer_addr().unwrap()).unwrap());
-    let router = Router::start(&config(&format!(
-        "{{endpoints: \"{}\", source: 127.0.0.9, health_check: {{interval: 100ms, timeout: 100ms}}}}",
-        backend.address()
-    )));
-    let client = open(&router, "127.0.0.1");
-    client.finish();
-    let local = router.account_of(client.address())["upstream.local.address"].clone();
-    let local: SocketAddr = local.as_str().unwrap().parse().unwrap();
-    assert_eq!(local.ip().to_string(), "127.0.0.9");
-    let mut seen = Vec::new();
-    while !(seen.contains(&local) && seen.len() > 2) {
-        seen.push(received.recv_timeout(PATIENCE).unwrap());
-    }
-    assert!(seen.iter().all(|peer| peer.ip() == local.ip()), "checks, too: {seen:?}");
-}
-
-#[test]
-fn b33_an_address_that_is_not_here_is_a_local_error() {
-    let backend = Backend::named("served");
-    let router = Router::start(&config(&format!("{{endpoints: \"{}\", source: 192.0.2.9}}", backend.address())));
-    let mut client = open(&router, "127.0.0.1");
-    assert_eq!(client.rest(), (b"\x15\x03\x03\0\x02\x02\x50".to_vec(), End::Fin));
-    let account = router.account_of(client.address());
-    assert_eq!(account["outcome"], "local_error");
-    let reason = account["reason"].as_str().unwrap();
-    assert!(reason.contains("no interface has the address in `source`"), "{reason}");
-}
-
-#[test]
 fn b34_old_connections_are_closed_between_messages() {
     let backend = Backend::echo();
     let router = Router::start(&config(&format!(
@@ -192,4 +161,25 @@ fn b34_old_connections_are_closed_between_messages() {
     let mut busy = talk.join().unwrap();
     assert_eq!(busy.rest(), (Vec::new(), End::Fin), "once it is quiet");
     assert_eq!(router.account_of(busy_address)["outcome"], "max_age");
+}
+
+#[test]
+fn b34_a_slow_reader_gets_everything_before_its_connection_is_closed() {
+    const LENGTH: usize = 4_000_000;
+    let backend = Backend::start(|mut stream| {
+        let _ = stream.write_all(&vec![b'x'; LENGTH]);
+        let _ = std::io::copy(&mut stream.try_clone().unwrap(), &mut std::io::sink());
+    });
+    for relay in ["copy", "splice"] {
+        let router = Router::start(&format!(
+            "{}relay: {relay}\n",
+            config(&format!("{{endpoints: \"{}\", max_age: {{after: 1s, jitter: 0%}}}}", backend.address()))
+        ));
+        let mut slow = open(&router, "127.0.0.1");
+        let mut quick = open(&router, "127.0.0.1");
+        assert_eq!(quick.rest().0.len(), LENGTH, "closed once all was read");
+        let (received, end) = slow.rest();
+        assert_eq!((received.len(), end), (LENGTH, End::Fin), "{relay}");
+        assert_eq!(router.account_of(slow.address())["outcome"], "max_age");
+    }
 }

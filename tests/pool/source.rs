@@ -152,6 +152,11 @@ routes:
             assert_eq!(peer.ip().to_string(), ENDPOINT_6[1], "the client has no address of this family");
             let (peer, ..) = seen(CLIENT, 0, 7000, "ours.example");
             assert_eq!(peer.ip().to_string(), CLIENT[1], "the address in `source`");
+            // The port of a client's connection to the endpoint is not in the way of a listener.
+            let (peer, first, _open) = seen(CLIENT, 7200, 7000, NAME);
+            assert_eq!(peer, first);
+            let line = router.reload(&config.replace("\"[::]:7001\"", "\"[::]:7001\", \"[::]:7200\""));
+            assert_eq!(line["message"], "reloaded", "{line}");
         });
     });
 }

@@ -137,7 +137,7 @@ fn others_connect_directly_to_a_listener_for_nodes_and_name_no_cluster() {
             "127.0.0.1",
             [header, hello.clone()].concat(),
             "not_tls",
-            "unexpected PROXY header: peer not in accept_proxy.from of this listener",
+            "unexpected PROXY header: this peer is in no `accept_proxy.from` of this listener",
         ),
         (NODE, hello, "proxy_header", "missing PROXY header, which accept_proxy requires"),
     ] {

@@ -80,7 +80,10 @@ fn e06_without_accept_proxy_a_header_is_no_hello() {
         let ((received, _), client) = ask(&router, BALANCER, &[header, &Hello::to(NAME).record()].concat());
         let account = router.account_of(client);
         assert_eq!((received, &account["outcome"]), (Vec::new(), &"not_tls".into()));
-        assert_eq!(account["reason"], "unexpected PROXY header: peer not in accept_proxy.from of this listener");
+        assert_eq!(
+            account["reason"],
+            "unexpected PROXY header: this peer is in no `accept_proxy.from` of this listener"
+        );
     }
 }
 

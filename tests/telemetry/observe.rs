@@ -147,7 +147,7 @@ fn clients_that_no_route_takes_are_told_apart() {
     for (hello, outcome, reason) in [
         (Hello::to("b.example"), "unknown_name", "no route matches this name"),
         (Hello::to(NAME), "unknown_name", "no other matcher of the routes with this name matches the client"),
-        (Hello::new(), "no_name", "the client sent no SNI, and no catch-all route matches it"),
+        (Hello::new(), "no_name", "the client sent no SNI, and there is no catch-all route"),
     ] {
         let account = serve_one(&router, &hello);
         assert_eq!((account["outcome"].as_str(), account["reason"].as_str()), (Some(outcome), Some(reason)));

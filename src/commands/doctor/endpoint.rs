@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::name::NamePattern;
-use crate::proxy_protocol;
 use crate::text::units::{first_of, time};
 use crate::upstream::health::{Handshake, check_once, tls_error_message};
 use crate::upstream::{EXPIRES_SOON_SECONDS, EndpointCertificate, HealthCheck, ProbeResult, Thresholds};
@@ -80,8 +79,9 @@ pub(super) async fn check(
 /// With the PROXY header that the endpoint expects, and the ALPN of kubectl.
 async fn handshake(context: &RouteContext, address: SocketAddr, mut stream: TcpStream) -> Result<Handshake, String> {
     let client = context.tls_client().await?.offering(vec![b"h2".to_vec(), b"http/1.1".to_vec()]);
-    if let Some(version) = context.route.upstream.dial(address).header {
-        let sent = stream.write_all(&proxy_protocol::local_header(version)).await;
+    let header = context.route.upstream.dial(address).header(&stream).map_err(|error| error.to_string())?;
+    if !header.is_empty() {
+        let sent = stream.write_all(&header).await;
         sent.map_err(|error| format!("cannot send the PROXY header: {}", tls_error_message(&error)))?;
     }
     let name = context.tls.asked_name.clone().unwrap_or_else(|| ServerName::from(address.ip()));
@@ -186,7 +186,7 @@ async fn check_ready(context: &RouteContext, address: SocketAddr) -> CheckResult
         http: Some(context.http.clone()),
     };
     let begun = Instant::now();
-    let report = check_once(address, &check, context.route.upstream.dial(address)).await;
+    let report = check_once(address, &check, &context.route.upstream.dial(address)).await;
     let (verdict, says) = match report.result {
         Ok(ProbeResult::Ready) => {
             (Verdict::Ok, report.note.map_or_else(|| context.expected_response(), ToOwned::to_owned))

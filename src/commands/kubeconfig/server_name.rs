@@ -130,11 +130,19 @@ impl<'c> KubectlRouting<'c> {
         self.find(sni).is_some_and(|route| route.name == self.route.name)
     }
 
+    /// Where kubectl with this SNI is routed: to the route, if any client that meets its other matchers is.
     fn find(&self, sni: Option<&str>) -> Option<&Route> {
         let server_name = sni.map(|name| ServerName::parse(name.as_bytes())).transpose().ok()?;
-        let fitting = FittingClient::of(self.route);
-        let client = Client::new(server_name, kubectl_alpn(), fitting.arrival(self.listener));
-        self.table.find(&client).map(|found| &self.config.routes[*found.target])
+        let mut other = None;
+        for fitting in FittingClient::all_of(self.route) {
+            let client = Client::new(server_name, kubectl_alpn(), fitting.arrival(self.listener));
+            let found = self.table.find(&client).map(|found| &self.config.routes[*found.target]);
+            if found.is_some_and(|route| route.name == self.route.name) {
+                return found;
+            }
+            other = other.or(found);
+        }
+        other
     }
 
     fn actual(&self, sni: Option<&str>) -> String {

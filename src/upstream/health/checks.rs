@@ -170,7 +170,7 @@ async fn run(checks: Arc<Checks>, check: Arc<SharedCheck>) {
         let answer = match credentials {
             Err(reason) => CheckReport::not_made(reason),
             Ok(credentials) => {
-                let mut probe = Box::pin(probe(*address, settings, *dial, credentials.as_deref()));
+                let mut probe = Box::pin(probe(*address, settings, dial, credentials.as_deref()));
                 if standing == Standing::New && settings.timeout > FIRST_CHECK_TIMEOUT {
                     if let Ok(answer) = timeout(FIRST_CHECK_TIMEOUT, &mut probe).await {
                         answer

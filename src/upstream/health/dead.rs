@@ -68,7 +68,7 @@ pub(in crate::upstream) async fn watch_dead(pool: Arc<Pool>, endpoint: Arc<Endpo
 async fn try_to_connect(pool: &Arc<Pool>, endpoint: &Endpoint) {
     let _place = PLACES.enter(Standing::Fails).await;
     let check = connect_only(TRIAL_EVERY, pool.setup.settings.budget.per_try);
-    let answer = probe(endpoint.address, &check, pool.setup.settings.dial(endpoint.address), None).await;
+    let answer = probe(endpoint.address, &check, &pool.setup.settings.dial(endpoint.address), None).await;
     if answer.result != Ok(ProbeResult::Ready) {
         return;
     }

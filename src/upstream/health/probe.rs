@@ -26,7 +26,6 @@ use super::files::read_file;
 use super::state::ProbeResult;
 use super::tls::{Contents, Handshake, TlsClient, tls_error_message};
 use super::{HealthCheck, HttpCheck, TlsCheck};
-use crate::proxy_protocol;
 use crate::text::units::span;
 
 /// For the body of a response that lists what is not ready.
@@ -44,7 +43,7 @@ pub(crate) struct CheckReport {
 }
 
 /// Checks once, with the files read here and now.
-pub(crate) async fn check_once(address: SocketAddr, check: &HealthCheck, dial: Dial) -> CheckReport {
+pub(crate) async fn check_once(address: SocketAddr, check: &HealthCheck, dial: &Dial) -> CheckReport {
     let credentials = check.tls.clone().map(|tls| {
         let token_file = check.http.as_ref().and_then(|http| http.token_file.clone());
         let read = move || {
@@ -73,7 +72,7 @@ impl CheckReport {
 pub(super) async fn probe(
     address: SocketAddr,
     check: &HealthCheck,
-    dial: Dial,
+    dial: &Dial,
     credentials: Option<&Credentials>,
 ) -> CheckReport {
     let mut report = CheckReport { result: Ok(ProbeResult::Ready), certificate: None, note: None };
@@ -120,7 +119,7 @@ type NoResult = Result<ProbeResult, String>;
 async fn try_probe(
     address: SocketAddr,
     check: &HealthCheck,
-    dial: Dial,
+    dial: &Dial,
     credentials: Option<&Credentials>,
     report: &mut CheckReport,
     is_connected: &mut bool,
@@ -132,8 +131,9 @@ async fn try_probe(
         _ => Ok(ProbeResult::Unreachable(format!("connect: {}", failure::error_message(&error)))),
     })?;
     *is_connected = true;
-    if let Some(version) = dial.header {
-        let sent = stream.write_all(&proxy_protocol::local_header(version)).await;
+    let header = dial.header(&stream).map_err(|error| Err(error.to_string()))?;
+    if !header.is_empty() {
+        let sent = stream.write_all(&header).await;
         sent.map_err(|error| Ok(ProbeResult::Wrong(format!("PROXY header: {}", failure::error_message(&error)))))?;
     }
     let (Some(tls), Some(credentials)) = (&check.tls, credentials) else { return Ok(None) };
