@@ -17,7 +17,7 @@ pub(crate) use self::server_url::ServerUrl;
 /// One address for the Kubernetes APIs of many clusters: routes TLS connections by server name (SNI), without terminating
 /// TLS
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, propagate_version = true)]
+#[command(version, long_version = env!("VERSION_WITH_COMMIT"), max_term_width = 100, propagate_version = true)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,

@@ -23,7 +23,9 @@ pub(super) fn run(page: ManPage) -> anyhow::Result<ExitCode> {
 /// One page, with a section for each command.
 fn command_page() -> anyhow::Result<String> {
     let mut page = Vec::new();
-    let man = Man::new(Arguments::command().subcommand_value_name("command"));
+    // The commit is not for a page that is written into the repository.
+    let own = Arguments::command().long_version(env!("CARGO_PKG_VERSION")).subcommand_value_name("command");
+    let man = Man::new(own);
     man.render_title(&mut page)?;
     man.render_name_section(&mut page)?;
     man.render_synopsis_section(&mut page)?;

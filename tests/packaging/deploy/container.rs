@@ -128,3 +128,56 @@ fn the_image_needs_nothing_but_what_it_has() {
         assert_eq!(router.exit().code(), Some(0));
     }
 }
+
+/// The instructions of a Containerfile, with continued lines joined.
+fn lines_of(containerfile: &str) -> Vec<String> {
+    let joined = containerfile.replace("\\\n", " ");
+    joined.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(ToOwned::to_owned).collect()
+}
+
+#[test]
+#[ignore = "needs a release build"]
+fn the_image_from_source_has_the_same_files() {
+    let root = image();
+    let lines = lines_of(include_str!("../../../deploy/container/Containerfile.source"));
+    let last = lines.iter().rposition(|line| line.starts_with("FROM ")).unwrap();
+    let (build, own) = lines.split_at(last);
+    let [from, workdir, copy, run] = build else { panic!("{build:?}") };
+    assert_eq!([&**from, workdir, copy], ["FROM rust:1-slim AS build", "WORKDIR /src", "COPY . ."]);
+    assert_eq!(own[1], "COPY --from=build /image /");
+    let plain = lines_of(CONTAINERFILE);
+    let settings =
+        |lines: &[String]| -> Vec<String> { lines.iter().filter(|line| !line.starts_with("COPY ")).cloned().collect() };
+    assert_eq!(settings(own), settings(&plain), "the same user, port and command");
+
+    let built = TempDir::new().unwrap();
+    let command = run.strip_prefix("RUN ").unwrap().replace("/image/", &format!("{}/", built.path().display()));
+    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let done = Command::new("sh").args(["-ec", &command]).current_dir(project).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    for file in ["usr/bin/snigate", "usr/share/doc/snigate/LICENSE"] {
+        let read = |root: &TempDir| fs::read(root.path().join(file)).unwrap();
+        assert!(read(&built) == read(&root), "{file}");
+    }
+}
+
+#[test]
+fn compose_mounts_a_configuration_that_is_valid_where_its_ports_are() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/container");
+    let text = fs::read_to_string(directory.join("compose.yaml")).unwrap();
+    let compose: serde_json::Value = serde_yaml::from_str(&text).unwrap();
+    let service = &compose["services"]["snigate"];
+    let context = directory.join(service["build"]["context"].as_str().unwrap());
+    assert!(context.join(service["build"]["dockerfile"].as_str().unwrap()).exists());
+    let image = block(PAGE, "source");
+    assert!(image.contains(&format!(" -t {} ", service["image"].as_str().unwrap())), "{image}");
+    let (mounted, to) = service["volumes"][0].as_str().unwrap().split_once(':').unwrap();
+    let config = Path::new(to.trim_end_matches(":ro")).join("snigate.yaml");
+    assert_eq!(arguments("CMD")[2], config.to_str().unwrap());
+    let checked =
+        crate::support::snigate().arg("check").arg(directory.join(mounted).join("snigate.yaml")).output().unwrap();
+    let told = String::from_utf8(checked.stdout).unwrap();
+    let port = service["ports"][0].as_str().unwrap().split_once(':').unwrap().1;
+    assert!(told.contains(&format!("0.0.0.0:{port}: allow all")), "{told}");
+    assert_eq!(instructions("EXPOSE").next(), Some(port));
+}

@@ -43,7 +43,10 @@ fn is_complete(root: &Path, unit: &str) {
     let [binary, "run", "-c", config] = *start else { panic!("{start:?}") };
     let there = |path: &str| root.join(path.trim_start_matches('/')).to_str().unwrap().to_owned();
     let (binary, config) = (there(binary), there(config));
-    assert_eq!(told(&binary, &["--version"]), concat!("snigate ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert_eq!(told(&binary, &["-V"]), concat!("snigate ", env!("CARGO_PKG_VERSION"), "\n"));
+    let commit = told("git", &["rev-parse", "--short=12", "HEAD"]);
+    let version = format!("snigate {} ({})\n", env!("CARGO_PKG_VERSION"), commit.trim());
+    assert_eq!(told(&binary, &["--version"]), version);
     assert_eq!(run(&binary, &["demo", "--once"]).status.code(), Some(2), "it is built without the demo");
     let checked = told(&binary, &["check", &config]);
     let socket = fs::read_to_string(deployed("systemd/snigate.socket")).unwrap();

@@ -10,7 +10,7 @@ use crate::support::pages::{Block, all, block, blocks, configurations};
 use crate::support::{Router, all_output, tls};
 
 /// Blocks of commands that no test types, and why.
-const NOT_TYPED: [(&str, &str, &str); 22] = [
+const NOT_TYPED: [(&str, &str, &str); 23] = [
     ("README.md", "demo", ".ci/run does, and other tests type `demo --once`"),
     ("README.md", "test", "it types this"),
     ("README.md", "run", "does not end; every test of a router starts it so"),
@@ -19,6 +19,11 @@ const NOT_TYPED: [(&str, &str, &str); 22] = [
     ("CONTRIBUTING.md", "write", "writes into the repository"),
     ("deploy/container/README.md", "image", "needs podman"),
     ("deploy/container/README.md", "run", "needs podman"),
+    (
+        "deploy/container/README.md",
+        "compose",
+        "needs docker; the file is compared with the image and its configuration",
+    ),
     (
         "deploy/systemd/README.md",
         "then",
