@@ -6,7 +6,9 @@ use std::rc::Rc;
 use crate::name::NamePattern;
 
 use super::addresses::AddressSet;
-use super::name_match::{NameClass, NameMatch, Truth, wildcards_above};
+use super::client_class::{ClientClass, Coverage};
+use super::name_match::{NameClass, Truth};
+use super::name_set::NameSet;
 
 #[derive(Clone, Debug)]
 pub(super) enum Expression {
@@ -32,134 +34,12 @@ pub(super) enum Test {
     Unknown(String),
 }
 
-/// Server names that a test matches.
-#[derive(Clone, Debug, Default)]
-pub(super) struct NameSet {
-    patterns: HashSet<NamePattern>,
-    in_order: Vec<NamePattern>,
-    /// Comparisons that no `sni` pattern can express.
-    pub(super) inexact: Vec<NameMatch>,
-    /// Which other names the test may match.
-    pub(super) may_match: Option<String>,
-}
-
 /// For each client address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ClientLimit {
     Connections(u64),
     /// New connections in a period of so many milliseconds, if that is known.
     Rate(u64, Option<u64>),
-}
-
-/// Clients that differ in nothing that a route can match, except for their addresses.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ClientClass<'a> {
-    pub(super) name: NameClass<'a>,
-    pub(super) alpn: AlpnClass<'a>,
-}
-
-/// Routes of one frontend can tell clients apart by one list of protocols: two routes with different lists would both
-/// match a client that offers protocols of both.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct AlpnClass<'a> {
-    pub(super) protocols: &'a BTreeSet<String>,
-    /// Whether the client offers one of them.
-    pub(super) is_offered: bool,
-}
-
-/// The client addresses for which an expression holds within one class of clients.
-#[derive(Clone, Debug)]
-pub(super) struct Coverage {
-    pub(super) certain: AddressSet,
-    /// Those for which the translation lets it hold.
-    pub(super) assumed: AddressSet,
-    pub(super) possible: AddressSet,
-}
-
-impl Coverage {
-    fn of(truth: Truth) -> Self {
-        let all = |holds| if holds { AddressSet::all() } else { AddressSet::none() };
-        let (certain, assumed, possible) = match truth {
-            Truth::Yes => (true, true, true),
-            Truth::No => (false, false, false),
-            Truth::Partly { assumed } => (false, assumed, true),
-        };
-        Self { certain: all(certain), assumed: all(assumed), possible: all(possible) }
-    }
-
-    fn combine(self, other: &Self, operation: fn(&AddressSet, &AddressSet) -> AddressSet) -> Self {
-        Self {
-            certain: operation(&self.certain, &other.certain),
-            assumed: operation(&self.assumed, &other.assumed),
-            possible: operation(&self.possible, &other.possible),
-        }
-    }
-}
-
-impl NameSet {
-    pub(super) fn of(matches: impl IntoIterator<Item = NameMatch>) -> Self {
-        let mut names = Self::default();
-        for one in matches {
-            match one.as_pattern() {
-                Some(pattern) => names.add(pattern),
-                None => names.inexact.push(one),
-            }
-        }
-        names
-    }
-
-    pub(super) fn and_maybe(self, may_match: Option<String>) -> Self {
-        Self { may_match, ..self }
-    }
-
-    fn add(&mut self, pattern: NamePattern) {
-        if self.patterns.insert(pattern.clone()) {
-            self.in_order.push(pattern);
-        }
-    }
-
-    /// Every pattern that the test mentions or that is worth a route of its own.
-    pub(super) fn all_patterns(&self) -> impl Iterator<Item = NamePattern> {
-        self.in_order.iter().cloned().chain(self.inexact.iter().flat_map(NameMatch::nearby_patterns))
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.patterns.is_empty() && self.inexact.is_empty()
-    }
-
-    pub(super) fn extend(&mut self, other: Self) {
-        other.in_order.into_iter().for_each(|pattern| self.add(pattern));
-        self.inexact.extend(other.inexact);
-        self.may_match = self.may_match.take().or(other.may_match);
-    }
-
-    fn matches(&self, class: NameClass<'_>, uncertain: &mut BTreeSet<String>) -> Truth {
-        if let NameClass::Pattern(pattern) = class
-            && (self.patterns.contains(pattern) || wildcards_above(pattern).any(|above| self.patterns.contains(&above)))
-        {
-            return Truth::Yes;
-        }
-        let mut partly = None;
-        for one in &self.inexact {
-            match one.matches(class) {
-                Truth::Yes => return Truth::Yes,
-                Truth::No => {}
-                Truth::Partly { assumed } => {
-                    uncertain.insert(one.undecided_names());
-                    partly = Some(partly.unwrap_or(false) || assumed);
-                }
-            }
-        }
-        let is_one_name = matches!(class, NameClass::NoSni | NameClass::Pattern(NamePattern::Exact(_)));
-        match (&self.may_match, partly) {
-            (Some(names), _) if !is_one_name => {
-                uncertain.insert(names.clone());
-                Truth::Partly { assumed: partly.unwrap_or(false) }
-            }
-            (_, Some(assumed)) => Truth::Partly { assumed },
-            (_, None) => Truth::No,
-        }
-    }
 }
 
 impl Expression {

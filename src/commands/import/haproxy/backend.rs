@@ -7,8 +7,9 @@ use super::criterion::CriterionReader;
 use super::request_rules::RequestRules;
 use super::sections::{Section, SectionLine};
 use super::server::{self, ServerParameters};
-use crate::commands::import::draft::{Action, Draft, Rule, UpstreamDraft};
+use crate::commands::import::draft::{Action, Draft, Rule};
 use crate::commands::import::notes::{Location, Notes};
+use crate::commands::import::upstream_draft::UpstreamDraft;
 use crate::commands::import::values::duration;
 
 struct BackendServer<'a> {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::server::ServerParameters;
-use crate::commands::import::draft::{CheckDraft, CheckTls};
 use crate::commands::import::notes::{Location, Notes};
+use crate::commands::import::upstream_draft::{CheckDraft, CheckTls};
 
 /// The lines of a backend that say how its servers are checked.
 #[derive(Default)]

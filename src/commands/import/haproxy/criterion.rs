@@ -7,8 +7,9 @@ use ipnet::IpNet;
 use super::pattern_file;
 use super::sample::{MapLookup, Sample, Variables, is_sni};
 use crate::commands::import::addresses::AddressSet;
-use crate::commands::import::expression::{ClientLimit, Expression, NameSet, Test};
+use crate::commands::import::expression::{ClientLimit, Expression, Test};
 use crate::commands::import::files::SourceFiles;
+use crate::commands::import::name_set::NameSet;
 use crate::commands::import::notes::{Location, Notes};
 use crate::commands::import::values::{LIMITS, network};
 

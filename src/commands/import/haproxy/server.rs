@@ -6,8 +6,8 @@ use crate::text::Destination;
 use crate::upstream::health;
 
 use super::context::FileContext;
-use crate::commands::import::draft::{CheckTls, UpstreamDraft};
 use crate::commands::import::notes::{Location, Notes};
+use crate::commands::import::upstream_draft::{CheckTls, UpstreamDraft};
 use crate::commands::import::values::duration;
 
 #[derive(Clone, Default)]

@@ -5,8 +5,9 @@ use crate::text::Destination;
 use super::reasons;
 use super::stream::{StreamBlock, StreamSettings};
 use super::syntax::Directive;
-use crate::commands::import::draft::{Draft, UpstreamDraft};
+use crate::commands::import::draft::Draft;
 use crate::commands::import::notes::{Location, Notes};
+use crate::commands::import::upstream_draft::UpstreamDraft;
 use crate::commands::import::values::duration;
 
 /// Adds the upstream to the draft, and returns its key there.

@@ -9,10 +9,13 @@ use super::class_result::ClassResult;
 use super::client_notes::{self, ClientNote};
 use super::rule_list::{Evaluation, RuleList};
 use crate::commands::import::addresses::AddressSet;
-use crate::commands::import::draft::{Action, Draft, Frontend, Rule, UpstreamDraft};
-use crate::commands::import::expression::{ClientClass, NameSet, Test};
+use crate::commands::import::client_class::ClientClass;
+use crate::commands::import::draft::{Action, Draft, Frontend, Rule};
+use crate::commands::import::expression::Test;
 use crate::commands::import::name_match::NameClass;
+use crate::commands::import::name_set::NameSet;
 use crate::commands::import::notes::{Location, Notes, Severity};
+use crate::commands::import::upstream_draft::UpstreamDraft;
 
 pub(super) struct Evaluator<'a> {
     frontend: &'a Frontend,

@@ -19,10 +19,12 @@ use ipnet::IpNet;
 use self::class_result::{ClassResult, compare_without_sni};
 use self::evaluate::Evaluator;
 use super::addresses::{AccessList, AddressSet};
-use super::draft::{Draft, Frontend, UpstreamDraft};
-use super::expression::{AlpnClass, ClientClass, ClientLimit};
+use super::client_class::{AlpnClass, ClientClass};
+use super::draft::{Draft, Frontend};
+use super::expression::ClientLimit;
 use super::name_match::{NameClass, wildcards_above};
 use super::notes::Notes;
+use super::upstream_draft::UpstreamDraft;
 use super::values::label;
 
 pub(super) struct RouteDraft {

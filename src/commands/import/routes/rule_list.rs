@@ -5,8 +5,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use crate::name::NamePattern;
 
 use crate::commands::import::addresses::AddressSet;
+use crate::commands::import::client_class::ClientClass;
 use crate::commands::import::draft::{Action, Rule};
-use crate::commands::import::expression::ClientClass;
 use crate::commands::import::name_match::{NameClass, wildcards_above};
 use crate::commands::import::notes::{Location, Notes};
 
