@@ -371,6 +371,7 @@ routes:
     upstream:
       endpoints:
         - api.one.example:6443
+      balance: source_hash
       connect: {timeout: 5s}
       health_check:
         interval: 3s
@@ -387,6 +388,7 @@ routes:
     upstream:
       endpoints:
         - 10.0.0.2:6443
+        - {address: 10.0.0.3:6443, backup: true}
       balance: round_robin
       connect: {timeout: 5s}
       health_check:
@@ -415,9 +417,9 @@ timeouts:
         ("line 39", "no effect for g.example.com: the rule in line 35"),
         ("line 50", "forwarding loop"),
         ("line 51", "disabled in the source"),
-        ("line 53", "`balance source` ignored"),
+        ("line 53", "not to the same one as the source does"),
         ("line 54", "the one in line 55 differs"),
-        ("line 55", "`weight` ignored: all endpoints get equal shares"),
+        ("line 55", "left out: it gets a PROXY v2 header, the server in line 54 gets no PROXY header"),
     ] {
         assert!(imported.note(place).contains(expected), "{place}: {expected} in {}", imported.note(place));
     }
@@ -443,6 +445,7 @@ routes:
     upstream:
       endpoints:
         - api.one.example:6443
+        - {address: 10.0.0.2:6443, backup: true}
       balance: least_connections
       connect: {timeout: 1s}
       proxy_protocol: v1
@@ -475,6 +478,7 @@ routes:
     upstream:
       endpoints:
         - 10.0.0.3:6443
+      balance: source_hash
       connect: {timeout: 1s}
       proxy_protocol: v1
   - name: rest
@@ -490,6 +494,7 @@ routes:
     upstream:
       endpoints:
         - api.one.example:6443
+        - {address: 10.0.0.2:6443, backup: true}
       balance: least_connections
 timeouts:
   hello: 5s
@@ -503,9 +508,8 @@ timeouts:
         ("line 14", "no upstream: these clients are rejected, as in nginx"),
         ("line 15", "no effect for a.example.com: the rule in line 9"),
         ("line 17", "`include more.map` cannot be read"),
-        ("line 19", "no backup endpoints"),
         ("line 21", "Unix sockets are not supported"),
-        ("line 24", "`hash $remote_addr` ignored"),
+        ("line 24", "not to the same one as the source does"),
         ("line 26", "no translated `server` uses `unused`"),
         ("line 41", "TCP only"),
         ("line 43", "`frobnicate`"),
@@ -513,11 +517,181 @@ timeouts:
     ] {
         assert!(imported.note(place).contains(expected), "{place}: {expected} in {}", imported.note(place));
     }
-    assert!(imported.text.contains("\n        # - 10.0.0.2:6443 # backup\n"));
     let on_one_line: String = NGINX.lines().map(|line| format!("{} ", line.trim_start())).collect();
     let on_one_line = import("nginx", on_one_line);
     assert_eq!(on_one_line.config(), imported.config());
     assert!(on_one_line.note("line 1").contains("`frobnicate`: no equivalent"));
+}
+
+/// Translates sources, each with parts of the result, some of which are notes.
+fn results_have(from: &str, cases: &[(&str, &[&str])]) {
+    for (source, expected) in cases {
+        let imported = import(from, source);
+        let text = imported.text.replace("\n#     ", " ");
+        for expected in *expected {
+            assert!(text.contains(expected), "{expected}\nof\n{source}\nin\n{}{}", imported.text, imported.error);
+        }
+        imported.check();
+        imported.accounts_for(source);
+    }
+}
+
+#[test]
+fn weights_and_backups_are_carried_over() {
+    results_have(
+        "haproxy",
+        &[
+            (
+                "listen f\n bind :1\n server s 10.0.0.1:2 weight 10\n server t api.example:2 backup\n server u 10.0.0.3:2",
+                &[
+                    "- {address: 10.0.0.1:2, weight: 10}\n        - {address: api.example:2, backup: true}\n        - 10.0.0.3:2\n",
+                    "`weight` counts for each address of the hostname",
+                ],
+            ),
+            // Equal weights are none.
+            (
+                "listen f\n bind :1\n default-server weight 0\n server s 10.0.0.1:2 weight 256\n server t 10.0.0.2:2 weight 256",
+                &["- 10.0.0.1:2\n        - 10.0.0.2:2\n"],
+            ),
+            ("listen f\n bind :1\n server s 10.0.0.1:2 weight 257\n", &["`weight 257`: not a number from 0 to 256"]),
+            (
+                "listen f\n bind :1\n server s 10.0.0.1:2\n server t 10.0.0.2:2 backup\n server u 10.0.0.3:2 backup",
+                &[
+                    "# line 5: server u 10.0.0.3:2 backup without `option allbackups` HAProxy uses only the first backup",
+                ],
+            ),
+            // Without other servers, backups are used all the time.
+            (
+                "listen f\n bind :1\n server s 10.0.0.1:2 disabled\n server t 10.0.0.2:2 backup\n server u 10.0.0.3:2 backup",
+                &["- 10.0.0.2:2\n        - {address: 10.0.0.3:2, backup: true}\n"],
+            ),
+            (
+                "listen f\n bind :1\n option allbackups\n server t 10.0.0.2:2 backup\n server u 10.0.0.3:2 backup",
+                &["- 10.0.0.2:2\n        - 10.0.0.3:2\n"],
+            ),
+            (
+                "listen f\n bind :1\n server s unix@/run/x\n server t 10.0.0.2:2 backup",
+                &["upstream: 10.0.0.2:2\n", "# line 4: server t 10.0.0.2:2 backup this backup is used all the time"],
+            ),
+        ],
+    );
+    results_have(
+        "nginx",
+        &[
+            (
+                "upstream u { server 10.0.0.1:2 weight=3; server 10.0.0.2:2 backup; server 10.0.0.3:2 down; }\nserver { listen 1; proxy_pass u; }",
+                &[
+                    "- {address: 10.0.0.1:2, weight: 3}\n        - {address: 10.0.0.2:2, backup: true}\n",
+                    "`10.0.0.3:2` left out: it is marked as `down`",
+                ],
+            ),
+            (
+                "upstream u { server 10.0.0.1:2 weight=1000; server 10.0.0.2:2 weight=500; server 10.0.0.3:2; }\nserver { listen 1; proxy_pass u; }",
+                &["weight: 256}", "weight: 128}", "        - 10.0.0.3:2\n", "`weight=500` becomes 128"],
+            ),
+        ],
+    );
+    let all = import(
+        "haproxy",
+        "listen f\n bind :1\n option allbackups\n server s 10.0.0.1:2\n server t 10.0.0.2:2 backup\n server u 10.0.0.3:2 backup\n",
+    );
+    assert!(all.text.contains("10.0.0.3:2, backup: true}") && !all.text.contains("allbackups"), "{}", all.text);
+}
+
+#[test]
+fn sources_of_connections_are_carried_over() {
+    let needs = "needs the capability CAP_NET_ADMIN";
+    let server = " server s 10.0.0.1:2";
+    let listen = |lines: &str| format!("listen f\n bind :1\n{lines}\n");
+    for (lines, expected) in [
+        (format!("{server} source 10.0.9.9"), &["source: 10.0.9.9\n"][..]),
+        (format!(" default-server source 10.0.9.9:0\n{server}"), &["source: 10.0.9.9\n"]),
+        (
+            format!("{server}\n source 10.0.9.9:1024-2048 interface eth0"),
+            &["source: 10.0.9.9\n", "the ports of `source`", "`interface` ignored"],
+        ),
+        (format!(" source 10.0.9.9\n{server} source 0.0.0.0"), &["upstream: 10.0.0.1:2\n"]),
+        (format!(" source 0.0.0.0 usesrc clientip\n{server}"), &["source: client\n", needs]),
+        (format!("{server} source 0.0.0.0 usesrc client"), &["source: client\n", needs]),
+        (
+            format!("{server} source 0.0.0.0 usesrc hdr_ip(x)"),
+            &["upstream: 10.0.0.1:2\n", "`usesrc hdr_ip(x)` ignored"],
+        ),
+        (format!("{server} source eth0.example"), &["`source eth0.example` ignored"]),
+        (format!("{server} source 10.0.9.9\n server t [::1]:2 source ::2"), &["source: [10.0.9.9, \"::2\"]\n"]),
+        (
+            format!("{server} source 10.0.9.9\n server t 10.0.0.2:2"),
+            &["line 4: server t 10.0.0.2:2 its `source` differs"],
+        ),
+        (format!("{server} source ::9"), &["upstream: 10.0.0.1:2\n"]),
+        (" source ::9\n server t api.example:1\n".into(), &["source: \"::9\"\n"]),
+    ] {
+        results_have("haproxy", &[(&listen(&lines), expected)]);
+    }
+    let server = "server { listen 1; proxy_pass 10.0.0.1:2;";
+    for (line, expected) in [
+        ("proxy_bind 10.0.9.9;", &["source: 10.0.9.9\n"][..]),
+        ("proxy_bind off;", &["upstream: 10.0.0.1:2\n"]),
+        ("proxy_bind $remote_addr transparent;", &["source: client\n", needs]),
+        ("proxy_bind $server_addr;", &["`proxy_bind $server_addr` ignored"]),
+        ("proxy_bind 10.0.9.9 transparent;", &["`proxy_bind 10.0.9.9 transparent` ignored"]),
+        ("proxy_bind ::9;", &["the source address ::9 is left out"]),
+    ] {
+        results_have("nginx", &[(&format!("{server}\n{line}\n}}"), expected)]);
+    }
+}
+
+#[test]
+fn hashes_of_the_client_address_are_carried_over() {
+    let other = "not to the same one as the source does";
+    for (balance, expected) in [
+        ("source", &["balance: source_hash", other][..]),
+        ("source\n hash-type consistent", &["balance: source_hash", "`source_hash` is consistent"]),
+        ("hash src", &["balance: source_hash", other]),
+        ("hash src,ipmask(24)", &["`balance hash src,ipmask(24)` ignored"]),
+        ("first", &["`balance first` ignored: no equivalent"]),
+    ] {
+        results_have(
+            "haproxy",
+            &[(&format!("listen f\n bind :1\n balance {balance}\n server s 10.0.0.1:2"), expected)],
+        );
+    }
+    for (hash, expected) in [
+        ("$remote_addr", &["balance: source_hash", other][..]),
+        ("${binary_remote_addr} consistent", &["balance: source_hash", other]),
+        ("$remote_addr$remote_port", &["`hash $remote_addr$remote_port` ignored"]),
+        ("$ssl_preread_server_name", &["`hash $ssl_preread_server_name` ignored"]),
+    ] {
+        let source =
+            format!("upstream u {{ server 10.0.0.1:2;\nhash {hash};\n}}\nserver {{ listen 1; proxy_pass u; }}");
+        results_have("nginx", &[(&source, expected)]);
+    }
+}
+
+#[test]
+fn constant_tlvs_are_carried_over() {
+    for (parameters, expected) in [
+        (
+            "send-proxy-v2 set-proxy-v2-tlv-fmt(0xe0) kubernetes01 set-proxy-v2-tlv-fmt(225) 5%%",
+            &["proxy_protocol:\n        version: v2\n        tlvs: {0xe0: kubernetes01, 0xe1: \"5%\"}\n"][..],
+        ),
+        ("send-proxy-v2 set-proxy-v2-tlv-fmt(0xe0) 0x10", &["tlvs: {0xe0: \"0x30783130\"}"]),
+        ("send-proxy-v2 set-proxy-v2-tlv-fmt(0xe0) %[fc_pp_tlv(0xE0)]", &["pass: [0xe0]"]),
+        (
+            "send-proxy-v2 set-proxy-v2-tlv-fmt(0xe0) %[src]",
+            &["proxy_protocol: v2", "%[src]` left out: the value of a TLV"],
+        ),
+        ("send-proxy-v2 set-proxy-v2-tlv-fmt(0x02) a.example", &["proxy_protocol: v2", "sends the client's SNI"]),
+        ("send-proxy-v2 set-proxy-v2-tlv-fmt(x) a", &["expected the number of a TLV"]),
+        ("set-proxy-v2-tlv-fmt(0xe0) a", &["no effect without `send-proxy-v2`"]),
+        ("send-proxy-v2 proxy-v2-options authority", &["proxy_protocol: v2", "`proxy-v2-options authority` ignored"]),
+        (
+            "send-proxy-v2\n server t 10.0.0.2:2 send-proxy-v2 set-proxy-v2-tlv-fmt(0xe0) a",
+            &["left out: it gets a PROXY v2 header with TLV 0xe0=a, the server in line 3 gets a PROXY v2 header,"],
+        ),
+    ] {
+        results_have("haproxy", &[(&format!("listen f\n bind :1\n server s 10.0.0.1:2 {parameters}\n"), expected)]);
+    }
 }
 
 /// Each with a part of the result.

@@ -12,6 +12,7 @@ mod nginx;
 mod notes;
 mod regex;
 mod routes;
+mod tlv;
 mod upstream_draft;
 mod values;
 mod yaml;

@@ -64,7 +64,7 @@ pub(super) fn make(draft: &mut Draft, notes: &mut Notes) -> Vec<RouteDraft> {
             let UpstreamDraft { locations, endpoints, .. } = &draft.upstreams[upstream];
             locations
                 .iter()
-                .chain(endpoints.iter().map(|(_, location)| location))
+                .chain(endpoints.iter().map(|endpoint| &endpoint.location))
                 .for_each(|location| notes.translated(location));
         }
         for route in made {
@@ -242,8 +242,8 @@ fn suggest_aliases(routes: &mut [RouteDraft], frontend: usize, draft: &Draft) {
     let mut used: BTreeSet<NamePattern> = ours().flat_map(|route| route.names.iter().cloned()).collect();
     for route in routes.iter_mut().filter(|route| route.frontend == frontend && !route.names.is_empty()) {
         let Some(upstream) = &route.upstream else { continue };
-        for (endpoint, _) in &draft.upstreams[upstream].endpoints {
-            let name = endpoint.name().and_then(|(name, _)| NamePattern::parse(name).ok());
+        for endpoint in &draft.upstreams[upstream].endpoints {
+            let name = endpoint.destination.name().and_then(|(name, _)| NamePattern::parse(name).ok());
             route.aliases.extend(name.filter(|name| used.insert(name.clone())));
         }
     }

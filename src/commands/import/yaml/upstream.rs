@@ -3,14 +3,16 @@
 use std::fmt::Write as _;
 
 use super::CaFiles;
-use crate::commands::import::upstream_draft::{CheckDraft, CheckTls, UpstreamDraft};
+use crate::commands::import::tlv;
+use crate::commands::import::upstream_draft::{
+    CheckDraft, CheckTls, EndpointDraft, HeaderDraft, SourceDraft, UpstreamDraft,
+};
 use crate::commands::yaml::scalar;
 use crate::text::units::span;
 
 /// Without a line break at the end.
 pub(super) fn write_upstream(text: &mut String, upstream: &UpstreamDraft, ca_files: CaFiles) -> std::fmt::Result {
-    let UpstreamDraft { endpoints, backups, balance, connect_timeout, slow_start, proxy_protocol, check, .. } =
-        upstream;
+    let UpstreamDraft { endpoints, balance, connect_timeout, slow_start, source, proxy_protocol, check, .. } = upstream;
     let mut more = String::new();
     if let Some(balance) = balance {
         write!(more, "\n      balance: {balance}")?;
@@ -21,23 +23,62 @@ pub(super) fn write_upstream(text: &mut String, upstream: &UpstreamDraft, ca_fil
     if let Some(slow_start) = slow_start {
         write!(more, "\n      slow_start: {}", span(*slow_start))?;
     }
-    if let Some(version) = proxy_protocol {
-        write!(more, "\n      proxy_protocol: {version}")?;
+    match source {
+        SourceDraft::Any => {}
+        SourceDraft::Client => more.push_str("\n      source: client"),
+        SourceDraft::Addresses(all) => {
+            let written: Vec<String> = all.iter().map(|address| scalar(&address.to_string())).collect();
+            match &written[..] {
+                [one] => write!(more, "\n      source: {one}")?,
+                all => write!(more, "\n      source: [{}]", all.join(", "))?,
+            }
+        }
+    }
+    if let Some(header) = proxy_protocol {
+        write_header(&mut more, header)?;
     }
     if let Some(check) = check {
         write_check(&mut more, check, ca_files)?;
     }
-    let destination = |text: &dyn ToString| scalar(&text.to_string());
-    if let [(endpoint, _)] = &endpoints[..]
-        && more.is_empty()
-        && backups.is_empty()
-    {
-        return write!(text, "    upstream: {}", destination(endpoint));
+    let written = written_endpoints(endpoints);
+    if let ([endpoint], "") = (&written[..], more.as_str()) {
+        return write!(text, "    upstream: {endpoint}");
     }
     text.push_str("    upstream:\n      endpoints:");
-    endpoints.iter().try_for_each(|(endpoint, _)| write!(text, "\n        - {}", destination(endpoint)))?;
-    backups.iter().try_for_each(|backup| write!(text, "\n        # - {} # backup", destination(backup)))?;
+    written.iter().try_for_each(|endpoint| write!(text, "\n        - {endpoint}"))?;
     text.push_str(&more);
+    Ok(())
+}
+
+/// Equal weights are the same as none.
+fn written_endpoints(endpoints: &[EndpointDraft]) -> Vec<String> {
+    let has_weights = endpoints.iter().any(|endpoint| endpoint.weight != endpoints[0].weight);
+    let written = |EndpointDraft { destination, weight, is_backup, location: _ }: &EndpointDraft| {
+        let address = scalar(&destination.to_string());
+        let weight = (has_weights && *weight != 1).then(|| format!(", weight: {weight}")).unwrap_or_default();
+        match (is_backup, weight.as_str()) {
+            (false, "") => address,
+            (false, _) => format!("{{address: {address}{weight}}}"),
+            (true, _) => format!("{{address: {address}{weight}, backup: true}}"),
+        }
+    };
+    endpoints.iter().map(written).collect()
+}
+
+fn write_header(text: &mut String, header: &HeaderDraft) -> std::fmt::Result {
+    let HeaderDraft { version, tlvs, pass } = header;
+    if tlvs.is_empty() && pass.is_empty() {
+        return write!(text, "\n      proxy_protocol: {version}");
+    }
+    write!(text, "\n      proxy_protocol:\n        version: {version}")?;
+    if !tlvs.is_empty() {
+        let written = tlvs.iter().map(|(number, value)| format!("{number:#04x}: {}", scalar(&tlv::text(value))));
+        write!(text, "\n        tlvs: {{{}}}", written.collect::<Vec<_>>().join(", "))?;
+    }
+    if !pass.is_empty() {
+        let written: Vec<String> = pass.iter().map(|number| format!("{number:#04x}")).collect();
+        write!(text, "\n        pass: [{}]", written.join(", "))?;
+    }
     Ok(())
 }
 
