@@ -694,6 +694,36 @@ fn constant_tlvs_are_carried_over() {
     }
 }
 
+#[test]
+fn peers_that_send_proxy_headers_are_carried_over() {
+    let rest = " default_backend b\nbackend b\n server s 10.0.0.1:1\n";
+    let expect = "tcp-request connection expect-proxy layer4";
+    let peer = "before HAProxy reads its PROXY header";
+    for (rules, expected) in [
+        (
+            format!(" {expect} if {{ src 10.1.0.0/16 }}\n"),
+            &["accept_proxy: {from: [10.1.0.0/16], others: direct}", "# Translated lines: 1-6.\n"][..],
+        ),
+        (
+            format!(" acl lb src 10.1.0.1\n {expect} if lb\n {expect} if {{ src ::1 }}\n"),
+            &["from: [10.1.0.1/32, \"::1/128\"], others: direct}"],
+        ),
+        (format!(" {expect}\n"), &["accept_proxy: {from: [0.0.0.0/0, \"::/0\"]}"]),
+        (format!(" {expect} if {{ src 10.1.0.0/16 }}\n {expect}\n"), &["accept_proxy: {from: [0.0.0.0/0, \"::/0\"]}"]),
+        (
+            format!(" {expect} unless {{ src 10.1.0.0/16 }}\n"),
+            &["listen: 0.0.0.0:1\n", "Clients that send a PROXY header are rejected"],
+        ),
+        (
+            format!(" tcp-request connection accept if {{ src 10.1.0.1 }}\n {expect} if {{ src 10.1.0.0/16 }}\n"),
+            &["clients that an earlier rule accepts must send", peer],
+        ),
+        (" bind :2 accept-proxy\n tcp-request connection reject if !{ src 10.1.0.0/16 }\n".into(), &[peer]),
+    ] {
+        results_have("haproxy", &[(&format!("frontend f\n bind :1\n{rules}{rest}"), expected)]);
+    }
+}
+
 /// Each with a part of the result.
 #[test]
 fn haproxy_by_small_cases() {

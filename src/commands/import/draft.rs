@@ -11,6 +11,7 @@ use super::addresses::AccessList;
 use super::expression::{ClientLimit, Expression};
 use super::notes::Location;
 use super::upstream_draft::UpstreamDraft;
+use super::values::everywhere;
 
 pub(super) const TLS_NOT_TERMINATED: &str = "`ssl`: snigate does not terminate TLS and needs no certificate. Clients \
     see the API server's own certificate and verify it with its CA. If the hostname they connect to is not in that \
@@ -34,7 +35,7 @@ pub(super) struct Frontend {
     pub(super) location: Location,
     pub(super) addresses: Vec<SocketAddr>,
     /// Peers that send PROXY headers.
-    pub(super) accept_proxy: BTreeMap<SocketAddr, Vec<IpNet>>,
+    pub(super) accept_proxy: BTreeMap<SocketAddr, AcceptProxyDraft>,
     /// Empty until the rules are evaluated.
     pub(super) access: AccessList,
     /// Lists of accept and reject rules that a client passes one after another.
@@ -45,6 +46,20 @@ pub(super) struct Frontend {
     pub(super) terminated_tls: bool,
     /// Lines that are translated if the frontend is.
     pub(super) locations: BTreeSet<Location>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct AcceptProxyDraft {
+    pub(super) from: Vec<IpNet>,
+    /// Other peers are clients that send no header.
+    pub(super) others_are_direct: bool,
+}
+
+impl AcceptProxyDraft {
+    /// All peers send a header.
+    pub(super) fn everywhere() -> Self {
+        Self { from: everywhere(), others_are_direct: false }
+    }
 }
 
 impl Frontend {

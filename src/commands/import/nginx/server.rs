@@ -10,10 +10,12 @@ use super::stream::{DefaultRules, NamedRule, StreamBlock, StreamSettings};
 use super::syntax::{Directive, variable_name};
 use super::upstream;
 use crate::commands::import::addresses::AddressSet;
-use crate::commands::import::draft::{Action, Draft, Frontend, ListenResult, MAYBE_NOT_TLS, Rule, TLS_NOT_TERMINATED};
+use crate::commands::import::draft::{
+    AcceptProxyDraft, Action, Draft, Frontend, ListenResult, MAYBE_NOT_TLS, Rule, TLS_NOT_TERMINATED,
+};
 use crate::commands::import::expression::{ClientLimit, Expression, Test};
 use crate::commands::import::notes::{Location, Notes};
-use crate::commands::import::values::{LIMITS, duration, everywhere, listen_address, network};
+use crate::commands::import::values::{LIMITS, duration, listen_address, network};
 
 pub(super) fn read<'a>(server: &'a Directive, stream: &mut StreamBlock<'a>, draft: &mut Draft, notes: &mut Notes) {
     let mut settings = StreamSettings { access: Vec::new(), ..stream.settings.clone() };
@@ -216,7 +218,8 @@ fn accept_proxy(
         let reason =
             "with `accept_proxy` connections from peers outside the networks of `set_real_ip_from` are rejected";
         notes.note(location, reason);
-        frontend.accept_proxy.insert(address, trusted);
+        let accept_proxy = AcceptProxyDraft { from: trusted, others_are_direct: false };
+        frontend.accept_proxy.insert(address, accept_proxy);
         return;
     }
     let reason = "`proxy_protocol`: PROXY headers are accepted from every address, as in nginx; restrict `accept_proxy` \
@@ -227,7 +230,7 @@ fn accept_proxy(
             without `set_real_ip_from` nginx applies them to the peer's address";
         notes.admits_more(location, reason);
     }
-    frontend.accept_proxy.insert(address, everywhere());
+    frontend.accept_proxy.insert(address, AcceptProxyDraft::everywhere());
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use self::upstream::write_upstream;
 use super::addresses::AccessList;
-use super::draft::{Draft, Frontend};
+use super::draft::{AcceptProxyDraft, Draft, Frontend};
 use super::expression::ClientLimit;
 use super::routes::RouteDraft;
 use crate::commands::yaml::scalar;
@@ -82,7 +82,7 @@ const UNUSED_ENDPOINT: &str = "192.0.2.1:9";
 struct ListenerEntry<'a> {
     name: String,
     address: String,
-    accept_proxy: &'a [IpNet],
+    accept_proxy: Option<&'a AcceptProxyDraft>,
     /// The number of its frontend.
     frontend: usize,
     access: &'a AccessList,
@@ -97,7 +97,7 @@ impl<'a> ListenerEntry<'a> {
                 let numbered = (2..).map(|number| format!("{}-{number}", frontend.name));
                 let name = std::iter::once(frontend.name.clone()).chain(numbered).find(is_free);
                 let name = name.unwrap_or_default();
-                let accept_proxy = frontend.accept_proxy.get(address).map_or(&[][..], Vec::as_slice);
+                let accept_proxy = frontend.accept_proxy.get(address);
                 let (access, address) = (&frontend.access, address.to_string());
                 all.push(Self { name, address, accept_proxy, frontend: number, access });
             }
@@ -107,7 +107,7 @@ impl<'a> ListenerEntry<'a> {
 }
 
 fn write_listeners(text: &mut String, listeners: &[ListenerEntry<'_>]) -> std::fmt::Result {
-    if let [ListenerEntry { address, access, accept_proxy: [], .. }] = listeners
+    if let [ListenerEntry { address, access, accept_proxy: None, .. }] = listeners
         && access.is_empty()
     {
         return writeln!(text, "listen: {}", scalar(address));
@@ -115,8 +115,9 @@ fn write_listeners(text: &mut String, listeners: &[ListenerEntry<'_>]) -> std::f
     text.push_str("listen:\n");
     for ListenerEntry { name, address, access, accept_proxy, .. } in listeners {
         writeln!(text, "  - name: {}\n    address: {}", scalar(name), scalar(address))?;
-        if !accept_proxy.is_empty() {
-            writeln!(text, "    accept_proxy: {{from: [{}]}}", networks(accept_proxy))?;
+        if let Some(AcceptProxyDraft { from, others_are_direct }) = accept_proxy {
+            let others = if *others_are_direct { ", others: direct" } else { "" };
+            writeln!(text, "    accept_proxy: {{from: [{}]{others}}}", networks(from))?;
         }
         write_access(text, access)?;
     }
