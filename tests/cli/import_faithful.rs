@@ -127,7 +127,6 @@ fn differences_for_clients_need_lossy() {
             "use_backend one if { req.ssl_alpn -m sub h2 }\n use_backend two if { req.ssl_alpn -m sub acme-tls/1 }\n default_backend one",
             "line 8",
         ),
-        ("use_backend one if { req.ssl_sni a.example } { src 192.0.2.0/24 }\n default_backend two", "line 7"),
         ("use_backend one if { req.ssl_sni -m reg ^[^.]+\\.x\\.example$ }\n default_backend two", "line 7"),
         ("tcp-request content reject if !{ req.ssl_sni -m found }\n default_backend two", "line 7"),
         ("use_backend one if { req.ssl_sni a.example }\n default_backend srv", "line 8"),

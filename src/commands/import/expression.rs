@@ -6,7 +6,7 @@ use std::rc::Rc;
 use crate::name::NamePattern;
 
 use super::addresses::AddressSet;
-use super::client_class::{ClientClass, Coverage};
+use super::client_class::{ArrivalClass, ClientClass, Coverage};
 use super::name_match::{NameClass, Truth};
 use super::name_set::NameSet;
 
@@ -25,6 +25,10 @@ pub(super) enum Test {
     Names(NameSet),
     HasSni,
     ClientAddress(AddressSet),
+    /// The address that the client connects to.
+    Destination(AddressSet),
+    /// The client's PROXY header has this TLV with one of these values.
+    ProxyTlv(u8, BTreeSet<Vec<u8>>),
     /// The client offers one of these protocols.
     Alpn(BTreeSet<String>),
     Constant(bool),
@@ -95,6 +99,38 @@ impl Expression {
         }
     }
 
+    /// Visits the tests that may matter for clients with these names; all of them, or those that arrive like this.
+    pub(super) fn visit_tests_for(
+        &self,
+        name: NameClass<'_>,
+        arrival: Option<ArrivalClass<'_>>,
+        visit: &mut impl FnMut(&Test),
+    ) {
+        if self.decided_by(name, arrival).is_some() {
+            return;
+        }
+        match self {
+            Self::Test(test) => visit(test),
+            Self::Not(inner) => inner.visit_tests_for(name, arrival, visit),
+            Self::All(inner) | Self::Any(inner) => {
+                inner.iter().for_each(|one| one.visit_tests_for(name, arrival, visit));
+            }
+        }
+    }
+
+    /// Whether it holds, if these alone decide that.
+    fn decided_by(&self, name: NameClass<'_>, arrival: Option<ArrivalClass<'_>>) -> Option<bool> {
+        let decided = |one: &Self| one.decided_by(name, arrival);
+        match self {
+            Self::Test(test) => test.decided_by(name, arrival),
+            Self::Not(inner) => decided(inner).map(|holds| !holds),
+            Self::All(all) if all.iter().any(|one| decided(one) == Some(false)) => Some(false),
+            Self::All(all) => all.iter().all(|one| decided(one) == Some(true)).then_some(true),
+            Self::Any(any) if any.iter().any(|one| decided(one) == Some(true)) => Some(true),
+            Self::Any(any) => any.iter().all(|one| decided(one) == Some(false)).then_some(false),
+        }
+    }
+
     pub(super) fn tests_names(&self) -> bool {
         let mut found = false;
         self.visit_tests(&mut |test| found |= matches!(test, Test::Names(_) | Test::HasSni));
@@ -162,12 +198,20 @@ impl Test {
             Self::ClientAddress(from) => {
                 Coverage { certain: from.clone(), assumed: from.clone(), possible: from.clone() }
             }
+            Self::Destination(networks) => Coverage::of(class.arrival.is_to(networks).into()),
+            Self::ProxyTlv(number, values) => match class.arrival.tlv.has(*number, values) {
+                Ok(has) => Coverage::of(has.into()),
+                Err(other) => unknown(&format!(
+                    "it tests TLV {number:#04x}, another rule tests TLV {other:#04x}, and routes of one name can only \
+                    differ in the values of one TLV"
+                )),
+            },
             Self::Alpn(protocols) if protocols == class.alpn.protocols => Coverage::of(class.alpn.is_offered.into()),
             Self::Alpn(protocols) => {
                 let listed = |protocols: &BTreeSet<String>| protocols.iter().cloned().collect::<Vec<_>>().join(", ");
                 unknown(&format!(
-                    "it tests ALPN for {}, another rule tests it for {}, and routes of one listener can only differ in \
-                    one list of protocols",
+                    "it tests ALPN for {}, another rule tests it for {}, and routes of one name can only differ in one \
+                    list of protocols",
                     listed(protocols),
                     listed(class.alpn.protocols)
                 ))
@@ -178,7 +222,22 @@ impl Test {
         }
     }
 
+    fn decided_by(&self, name: NameClass<'_>, arrival: Option<ArrivalClass<'_>>) -> Option<bool> {
+        match self {
+            Self::Names(names) => match names.matches(name, &mut BTreeSet::new()) {
+                Truth::Yes => Some(true),
+                Truth::No => Some(false),
+                Truth::Partly { .. } => None,
+            },
+            Self::HasSni => Some(!matches!(name, NameClass::NoSni)),
+            Self::Destination(networks) => Some(arrival?.is_to(networks)),
+            Self::ProxyTlv(number, values) => arrival?.tlv.has(*number, values).ok(),
+            Self::Constant(value) => Some(*value),
+            Self::ClientAddress(_) | Self::Alpn(_) | Self::OverLimit(_) | Self::Unknown(_) => None,
+        }
+    }
+
     fn is_beyond_a_route(&self) -> bool {
-        matches!(self, Self::Unknown(_) | Self::OverLimit(_) | Self::Alpn(_))
+        matches!(self, Self::Unknown(_) | Self::OverLimit(_) | Self::Alpn(_) | Self::ProxyTlv(..))
     }
 }

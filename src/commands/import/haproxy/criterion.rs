@@ -11,6 +11,7 @@ use crate::commands::import::expression::{ClientLimit, Expression, Test};
 use crate::commands::import::files::SourceFiles;
 use crate::commands::import::name_set::NameSet;
 use crate::commands::import::notes::{Location, Notes};
+use crate::commands::import::tlv;
 use crate::commands::import::values::{LIMITS, network};
 
 pub(super) const CASE_IGNORED: &str = "HAProxy compares the server name case-sensitively here (neither `-i` nor \
@@ -85,17 +86,18 @@ impl<'a> CriterionReader<'a> {
         if matches!(fetch, "req.ssl_alpn" | "ssl_fc_alpn") {
             return of_alpn(fetch, method, &values, location, notes);
         }
+        if let Some(number) = header_tlv(fetch) {
+            let ignores_case = ignores_case || is_lower_case;
+            return of_tlv(number, method, ignores_case, &values);
+        }
         self.of_fetch(fetch, &values)
     }
 
     fn of_fetch(&self, fetch: &str, values: &Values) -> Result<Expression, String> {
         let texts: Vec<&str> = values.iter().map(|(value, _)| value.as_str()).collect();
         match fetch {
-            "src" => {
-                let networks: Option<Vec<IpNet>> = texts.iter().map(|value| network(value)).collect();
-                let networks = networks.filter(|networks| !networks.is_empty()).ok_or("expected networks")?;
-                Ok(Expression::of(Test::ClientAddress(AddressSet::of(&networks))))
-            }
+            "src" => Ok(Expression::of(Test::ClientAddress(networks(&texts)?))),
+            "dst" | "fc_dst" => Ok(Expression::of(Test::Destination(networks(&texts)?))),
             "req.ssl_hello_type" | "req_ssl_hello_type" => Ok(Expression::constant(texts.contains(&"1"))),
             "ssl_fc" => {
                 let terminates = self.terminates_tls.ok_or("only some `bind` lines of this section have `ssl`")?;
@@ -105,18 +107,49 @@ impl<'a> CriterionReader<'a> {
             "req.len" | "req_len" if is_above_zero(&texts) => Ok(Expression::constant(true)),
             "always_true" => Ok(Expression::constant(true)),
             "always_false" => Ok(Expression::constant(false)),
-            "dst" | "dst_port" | "fc_dst" | "fc_dst_port" | "so_name" | "so_id" => {
-                Err("it tests the address that clients connect to; a route can have `listener` for that".into())
+            "dst_port" | "fc_dst_port" | "so_name" | "so_id" => {
+                Err("it tests the listener that clients connect to; a route can have `listener` for that".into())
             }
             _ => match client_limit(fetch, &texts) {
                 Some(limit) => Ok(Expression::of(Test::OverLimit(limit))),
                 None if fetch.starts_with("src_") || fetch.starts_with("sc") || fetch.ends_with("conn") => {
                     Err("snigate has no such counter; see `limits`, and `max_connections` of a route".into())
                 }
-                None => Err("snigate can test the client's address, SNI and ALPN only, nothing inside TLS".into()),
+                None => Err("snigate can test addresses, TLVs, SNI and ALPN only, nothing inside TLS".into()),
             },
         }
     }
+}
+
+fn networks(texts: &[&str]) -> Result<AddressSet, String> {
+    let networks: Option<Vec<IpNet>> = texts.iter().map(|value| network(value)).collect();
+    let networks = networks.filter(|networks| !networks.is_empty()).ok_or("expected networks")?;
+    Ok(AddressSet::of(&networks))
+}
+
+/// The number of the TLV of the client's PROXY header that a sample has.
+fn header_tlv(fetch: &str) -> Option<u8> {
+    match fetch {
+        "fc_pp_authority" => tlv::number("AUTHORITY"),
+        "fc_pp_unique_id" => tlv::number("UNIQUE_ID"),
+        _ => tlv::number(fetch.strip_prefix("fc_pp_tlv(")?.strip_suffix(')')?),
+    }
+}
+
+fn of_tlv(number: u8, method: &str, ignores_case: bool, values: &Values) -> Result<Expression, String> {
+    let mut all = BTreeSet::new();
+    for (value, _) in values {
+        if ignores_case && value.bytes().any(|byte| byte.is_ascii_alphabetic()) {
+            return Err("`proxy_tlv` of a route does not ignore case".into());
+        }
+        let value = match method {
+            "str" => value.clone().into_bytes(),
+            "bin" => tlv::from_hex(value).ok_or_else(|| format!("`{value}` is not hexadecimal"))?,
+            _ => return Err(format!("`proxy_tlv` of a route compares whole values; `-m {method}` does not")),
+        };
+        all.insert(tlv::checked(value)?);
+    }
+    if all.is_empty() { Err("expected a value".into()) } else { Ok(Expression::of(Test::ProxyTlv(number, all))) }
 }
 
 fn of_names(method: &str, values: &Values, notes: &mut Notes) -> Result<Expression, String> {

@@ -191,16 +191,18 @@ fn of_alpn_key(entry: &MapEntry<'_>) -> Expression {
     let is_protocol = |text: &str| {
         !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_/.".contains(&byte))
     };
-    let protocol = match entry.key.strip_prefix('~') {
+    let listed = match entry.key.strip_prefix('~') {
         Some(expression) => {
-            expression.trim_start_matches('*').replace("\\b", "").replace("\\.", ".").replace("\\/", "/")
+            let plain = expression.trim_start_matches('*').replace("\\b", "").replace("\\.", ".").replace("\\/", "/");
+            let inner = plain.strip_prefix('(').and_then(|rest| rest.strip_suffix(')'));
+            inner.map(|inner| inner.trim_start_matches("?:").to_owned()).unwrap_or(plain)
         }
         // ACME validation offers nothing else (RFC 8737, section 3).
         None if entry.key.starts_with("acme-tls/") => entry.key.to_owned(),
         None => String::new(),
     };
-    if is_protocol(&protocol) {
-        return Expression::of(Test::Alpn([protocol].into()));
+    if listed.split('|').all(is_protocol) {
+        return Expression::of(Test::Alpn(listed.split('|').map(str::to_owned).collect()));
     }
     Expression::unknown(format!(
         "`{}`: `alpn` of a route can only test whether the client offers a protocol",

@@ -12,7 +12,8 @@ use self::upstream::write_upstream;
 use super::addresses::AccessList;
 use super::draft::{AcceptProxyDraft, Draft, Frontend};
 use super::expression::ClientLimit;
-use super::routes::RouteDraft;
+use super::routes::{RouteDraft, RouteMatchers};
+use super::tlv;
 use crate::commands::yaml::scalar;
 
 /// Left out to validate the rest on a machine that does not have them.
@@ -138,9 +139,11 @@ fn networks(all: &[IpNet]) -> String {
 }
 
 fn write_route(text: &mut String, route: &RouteDraft, listeners: Option<&[String]>) -> std::fmt::Result {
-    let RouteDraft { name, names, alpn, aliases, access, upstream, frontend: _ } = route;
+    let RouteDraft { name, names, matchers, aliases, access, upstream, frontend: _ } = route;
+    let RouteMatchers { alpn, clients, destinations, tlv } = matchers;
     if upstream.is_none() {
-        text.push_str("  # Rejects all clients that send these names.\n");
+        let what = if *matchers == RouteMatchers::default() { "that send these names" } else { "that it matches" };
+        writeln!(text, "  # Rejects all clients {what}.")?;
     }
     writeln!(text, "  - name: {}", scalar(name))?;
     let written = |name: &NamePattern| scalar(&name.to_string());
@@ -161,6 +164,16 @@ fn write_route(text: &mut String, route: &RouteDraft, listeners: Option<&[String
         None => {}
         Some([name]) => writeln!(text, "    listener: {name}")?,
         Some(names) => writeln!(text, "    listener: [{}]", names.join(", "))?,
+    }
+    for (key, all) in [("client", clients), ("destination", destinations)] {
+        match &all[..] {
+            [] => {}
+            [network] => writeln!(text, "    {key}: {}", scalar(&network.to_string()))?,
+            all => writeln!(text, "    {key}: [{}]", networks(all))?,
+        }
+    }
+    if let Some((number, value)) = tlv {
+        writeln!(text, "    proxy_tlv: {{{number:#04x}: {}}}", scalar(&tlv::text(value)))?;
     }
     write_access(text, access)
 }
