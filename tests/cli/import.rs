@@ -724,6 +724,180 @@ fn peers_that_send_proxy_headers_are_carried_over() {
     }
 }
 
+/// What `explain` says about a client.
+fn explain(imported: &Imported, arguments: &[&str]) -> String {
+    let mut command = snigate();
+    command.args(["explain", "-c", "snigate.yaml"]).args(arguments);
+    let output = command.current_dir(imported.directory.path()).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Without `--lossy`: parts of the result, and the endpoints that clients are routed to.
+fn routes_clients(from: &str, source: &str, expected: &[&str], clients: &[(&[&str], &str)]) {
+    let imported = import_with(from, source, &[], &[]);
+    assert_eq!(imported.code, Some(0), "{source}\n{}", imported.error);
+    imported.check();
+    imported.accounts_for(source);
+    for expected in expected {
+        assert!(imported.text.contains(expected), "{expected}\nof\n{source}\nin\n{}", imported.text);
+    }
+    for (arguments, endpoint) in clients {
+        let output = explain(&imported, arguments);
+        let is_served = output.contains("10.9.0.") && !output.contains(" denied: ");
+        let is_right = is_served != endpoint.is_empty() && output.contains(endpoint);
+        assert!(is_right, "{arguments:?} is not {endpoint}\nof\n{source}\nin\n{}\n{output}", imported.text);
+    }
+}
+
+const FRONT: &str = "frontend f\n mode tcp\n bind :6443\n tcp-request inspect-delay 10s\n";
+const BACK: &str =
+    "backend one\n server s 10.9.0.1:1\nbackend two\n server s 10.9.0.2:1\nbackend three\n server s 10.9.0.3:1\n";
+
+#[test]
+fn clients_choose_backends_by_their_network() {
+    routes_clients(
+        "haproxy",
+        &format!(
+            "{FRONT} use_backend two if {{ req.ssl_sni -i a.example }} {{ src 10.1.0.0/16 }}
+ use_backend three if {{ req.ssl_sni -i a.example }} {{ src 10.0.0.0/8 192.168.0.1 }}\n default_backend one\n{BACK}"
+        ),
+        &["sni: a.example\n    client: [10.0.0.0/8, 192.168.0.1/32]\n    upstream: 10.9.0.3:1\n"],
+        &[
+            (&["--sni", "a.example", "--client", "10.1.2.3"], "10.9.0.2:1"),
+            (&["--sni", "a.example", "--client", "10.2.2.3"], "10.9.0.3:1"),
+            (&["--sni", "a.example", "--client", "192.168.0.1"], "10.9.0.3:1"),
+            (&["--sni", "a.example", "--client", "192.0.2.1"], "10.9.0.1:1"),
+            (&["--sni", "b.example", "--client", "10.1.2.3"], "10.9.0.1:1"),
+        ],
+    );
+    // Some of the clients are rejected.
+    routes_clients(
+        "haproxy",
+        &format!(
+            "{FRONT} tcp-request content reject if {{ req.ssl_sni -i a.example }} {{ src 10.1.0.0/16 }}
+ use_backend two if {{ src 10.0.0.0/8 }}\n use_backend one if {{ src ::/0 }}\n{BACK}"
+        ),
+        &["client: \"::/0\""],
+        &[
+            (&["--sni", "a.example", "--client", "10.1.2.3"], ""),
+            (&["--sni", "a.example", "--client", "10.2.2.3"], "10.9.0.2:1"),
+            (&["--sni", "b.example", "--client", "10.1.2.3"], "10.9.0.2:1"),
+            (&["--no-sni", "--client", "10.1.2.3"], "10.9.0.2:1"),
+            (&["--sni", "b.example", "--client", "::1"], "10.9.0.1:1"),
+            (&["--sni", "b.example", "--client", "192.0.2.1"], ""),
+        ],
+    );
+    routes_clients(
+        "nginx",
+        "geo $to {\ndefault 10.9.0.1:1;\n10.0.0.0/8 10.9.0.2:1;\n10.1.0.0/16 10.9.0.3:1;\n}\nserver { listen 1; ssl_preread on; proxy_pass $to; }",
+        &["client: 10.1.0.0/16", "client: 10.0.0.0/8"],
+        &[
+            (&["--sni", "a.example", "--client", "10.1.2.3"], "10.9.0.3:1"),
+            (&["--sni", "a.example", "--client", "10.2.2.3"], "10.9.0.2:1"),
+            (&["--no-sni", "--client", "192.0.2.1"], "10.9.0.1:1"),
+        ],
+    );
+}
+
+#[test]
+fn clients_choose_backends_by_the_address_they_connect_to() {
+    routes_clients(
+        "haproxy",
+        &format!(
+            "{FRONT} acl second dst 172.31.0.2\n acl service dst 172.31.0.0/16
+ use_backend two if second\n use_backend three if service {{ src 10.0.0.0/8 }}
+ use_backend one if !service\n{BACK}"
+        ),
+        &[
+            "destination: 172.31.0.2/32\n    upstream: 10.9.0.2:1",
+            "destination: 172.31.0.0/16\n    allow: [10.0.0.0/8]",
+        ],
+        &[
+            (&["--no-sni", "--destination", "172.31.0.2", "--client", "192.0.2.1"], "10.9.0.2:1"),
+            (&["--sni", "a.example", "--destination", "172.31.0.1", "--client", "10.0.0.1"], "10.9.0.3:1"),
+            (&["--no-sni", "--destination", "172.31.0.1", "--client", "192.0.2.1"], ""),
+            (&["--no-sni", "--destination", "192.0.2.9", "--client", "192.0.2.1"], "10.9.0.1:1"),
+        ],
+    );
+}
+
+#[test]
+fn clients_choose_backends_by_a_tlv() {
+    let front = FRONT.replace(":6443", ":6443 accept-proxy");
+    let rules = " use_backend two if { fc_pp_tlv(0xE0) k2 }\n use_backend three if { fc_pp_tlv(224) -m bin 6b33 00ff }
+ use_backend three if { fc_pp_authority a.example }\n default_backend one\n";
+    let (with_header, without) = (&["proxy_tlv: {0xe0: k2}", "proxy_tlv: {0xe0: k3}", "{0xe0: \"0x00ff\"}"], &[]);
+    let exact = rules.replace(" use_backend three if { fc_pp_authority a.example }\n", "");
+    let of = |tlv: &'static str| ["--sni", "a.example", "--tlv", tlv];
+    routes_clients(
+        "haproxy",
+        &format!("{front}{exact}{BACK}"),
+        with_header,
+        &[
+            (&of("0xe0=k2"), "10.9.0.2:1"),
+            (&of("0xe0=k3"), "10.9.0.3:1"),
+            (&of("0xe0=K2"), "10.9.0.1:1"),
+            (&of("0xe1=k2"), "10.9.0.1:1"),
+        ],
+    );
+    // Without PROXY headers no rule matches.
+    routes_clients("haproxy", &format!("{FRONT}{exact}{BACK}"), without, &[(&["--sni", "a.example"], "10.9.0.1:1")]);
+    // Two TLVs could both match a client.
+    let imported = import("haproxy", format!("{front}{rules}{BACK}"));
+    assert!(imported.note("line 7").contains("it tests TLV 0x02, another rule tests TLV 0xe0"), "{}", imported.text);
+    for (test, reason) in [
+        ("fc_pp_tlv(0xe0) -i k2", "`proxy_tlv` of a route does not ignore case"),
+        ("fc_pp_tlv(0xe0) -m beg k", "`proxy_tlv` of a route compares whole values; `-m beg` does not"),
+        ("fc_pp_tlv(0xe0) -m bin 6b3", "`6b3` is not hexadecimal"),
+        ("fc_pp_tlv(0xe0) -m found", "`-m found`"),
+    ] {
+        let source = format!("{front} use_backend two if {{ {test} }}\n default_backend one\n{BACK}");
+        let imported = import_with("haproxy", source, &[], &[]);
+        assert!(imported.code == Some(1) && imported.error.contains("line 5: "), "{test}: {}", imported.error);
+        assert!(imported.error.contains(reason), "{reason} in {}", imported.error);
+    }
+}
+
+#[test]
+fn clients_choose_backends_by_alpn() {
+    let of = |name: &'static str, alpn: &'static str| ["--sni", name, "--alpn", alpn, "--client", "192.0.2.1"];
+    routes_clients(
+        "haproxy",
+        &format!(
+            "{FRONT} use_backend two if {{ req.ssl_sni -i a.example }} {{ req.ssl_alpn -m sub h2 }}
+ use_backend three if {{ req.ssl_sni -i b.example }} {{ req.ssl_alpn acme-tls/1 }}\n default_backend one\n{BACK}"
+        ),
+        &["sni: a.example\n    alpn: [h2]\n", "sni: b.example\n    alpn: [acme-tls/1]\n"],
+        &[
+            (&of("a.example", "http/1.1,h2"), "10.9.0.2:1"),
+            (&of("a.example", "acme-tls/1"), "10.9.0.1:1"),
+            (&of("b.example", "acme-tls/1"), "10.9.0.3:1"),
+            (&of("b.example", "h2"), "10.9.0.1:1"),
+        ],
+    );
+    // A route with `client` comes before one with `alpn`.
+    routes_clients(
+        "haproxy",
+        &format!(
+            "{FRONT} use_backend two if {{ req.ssl_alpn -m sub h2 }}\n use_backend three if {{ src 10.0.0.0/8 }}
+ default_backend one\n{BACK}"
+        ),
+        &[],
+        &[
+            (&["--no-sni", "--alpn", "h2", "--client", "10.0.0.1"], "10.9.0.2:1"),
+            (&["--no-sni", "--client", "10.0.0.1"], "10.9.0.3:1"),
+            (&["--no-sni", "--alpn", "h2", "--client", "192.0.2.1"], "10.9.0.2:1"),
+            (&["--no-sni", "--client", "192.0.2.1"], "10.9.0.1:1"),
+        ],
+    );
+    routes_clients(
+        "nginx",
+        "map $ssl_preread_alpn_protocols $to {\n\"~\\b(h2|acme-tls/1)\\b\" 10.9.0.2:1;\ndefault 10.9.0.1:1;\n}\nserver { listen 1; ssl_preread on; proxy_pass $to; }",
+        &["alpn: [acme-tls/1, h2]"],
+        &[(&of("a.example", "h2,http/1.1"), "10.9.0.2:1"), (&of("a.example", "http/1.1"), "10.9.0.1:1")],
+    );
+}
+
 /// Each with a part of the result.
 #[test]
 fn haproxy_by_small_cases() {

@@ -137,15 +137,17 @@ fn header_tlv(fetch: &str) -> Option<u8> {
 }
 
 fn of_tlv(number: u8, method: &str, ignores_case: bool, values: &Values) -> Result<Expression, String> {
+    if !matches!(method, "str" | "bin") {
+        return Err(format!("`proxy_tlv` of a route compares whole values; `-m {method}` does not"));
+    }
     let mut all = BTreeSet::new();
     for (value, _) in values {
         if ignores_case && value.bytes().any(|byte| byte.is_ascii_alphabetic()) {
             return Err("`proxy_tlv` of a route does not ignore case".into());
         }
         let value = match method {
-            "str" => value.clone().into_bytes(),
             "bin" => tlv::from_hex(value).ok_or_else(|| format!("`{value}` is not hexadecimal"))?,
-            _ => return Err(format!("`proxy_tlv` of a route compares whole values; `-m {method}` does not")),
+            _ => value.clone().into_bytes(),
         };
         all.insert(tlv::checked(value)?);
     }

@@ -27,7 +27,11 @@ pub(super) fn unique_name(used: &mut HashSet<String>, route: &RouteDraft, fronte
 /// What tells it from other routes of the same upstream.
 fn matched(matchers: &RouteMatchers) -> Option<String> {
     let RouteMatchers { alpn, clients, destinations, tlv } = matchers;
-    let network = |all: &[IpNet]| all.first().map(ToString::to_string);
+    let text = |network: &IpNet| match network.prefix_len() == network.max_prefix_len() {
+        true => network.addr().to_string(),
+        false => network.to_string(),
+    };
+    let network = |all: &[IpNet]| all.first().map(text);
     let tlv = tlv.as_ref().map(|(_, value)| tlv::text(value));
     tlv.or_else(|| network(destinations)).or_else(|| network(clients)).or_else(|| alpn.first().cloned())
 }
