@@ -722,6 +722,13 @@ fn peers_that_send_proxy_headers_are_carried_over() {
     ] {
         results_have("haproxy", &[(&format!("frontend f\n bind :1\n{rules}{rest}"), expected)]);
     }
+    let geo = "geo $to {\n10.0.0.0/8 10.9.0.2:1;\ndefault 10.9.0.1:1;\n}\n";
+    let server = |more: &str| format!("{geo}server {{ listen 1 proxy_protocol; {more} proxy_pass $to; }}\n");
+    let peer = "without `set_real_ip_from` nginx compares the peer's address";
+    results_have(
+        "nginx",
+        &[(&server(""), &[peer]), (&server("set_real_ip_from 10.1.0.0/16;"), &["from: [10.1.0.0/16]}"])],
+    );
 }
 
 /// What `explain` says about a client.

@@ -110,14 +110,16 @@ impl RequestRules {
         self.accept_proxy_locations.insert(location.clone());
     }
 
-    /// `src` is another address before the PROXY header is read.
+    /// `src` and `dst` are other addresses before the PROXY header is read.
     pub(super) fn note_peers(&self, notes: &mut Notes) {
         for rule in &self.phases[CONNECTION] {
             let mut tests_peer = false;
-            rule.when.visit_tests(&mut |test| tests_peer |= matches!(test, Test::ClientAddress(_)));
+            rule.when.visit_tests(&mut |test| {
+                tests_peer |= matches!(test, Test::ClientAddress(_) | Test::Destination(_));
+            });
             if tests_peer {
-                let reason = "`src` is the address of the peer here, before HAProxy reads its PROXY header; snigate \
-                    applies `allow` and `deny` to the client's address in the header";
+                let reason = "`src` and `dst` are those of the peer here, before HAProxy reads its PROXY header; snigate \
+                    uses the addresses in the header";
                 notes.rejects_or_reroutes(&rule.location, reason);
             }
         }

@@ -45,6 +45,11 @@ pub(super) fn read<'a>(server: &'a Directive, stream: &mut StreamBlock<'a>, draf
     if settings.ssl_preread.is_none() && !frontend.terminated_tls && !target.words[1].starts_with('$') {
         notes.note(&server.location(), MAYBE_NOT_TLS);
     }
+    if !frontend.accept_proxy.is_empty() && settings.set_real_ip_from.is_empty() && tests_clients(&rules) {
+        let reason = "without `set_real_ip_from` nginx compares the peer's address; snigate compares the client's address \
+            in the PROXY header";
+        notes.rejects_or_reroutes(&target.location(), reason);
+    }
     apply_settings(&settings, &mut frontend, stream, draft, notes);
     let addresses = frontend.addresses.clone();
     let is_first = !(server_names.is_some() && share_addresses(&frontend, draft, notes));
@@ -66,6 +71,12 @@ pub(super) fn read<'a>(server: &'a Directive, stream: &mut StreamBlock<'a>, draf
     if is_default || is_first {
         stream.default_rules.push(DefaultRules { addresses, is_explicit: is_default, rules });
     }
+}
+
+fn tests_clients(rules: &[Rule]) -> bool {
+    let mut found = false;
+    rules.iter().for_each(|rule| rule.when.visit_tests(&mut |test| found |= matches!(test, Test::ClientAddress(_))));
+    found
 }
 
 /// Gives the frontends the rules of all servers at their addresses.
