@@ -1374,15 +1374,53 @@ fn hostile_files_are_survived() {
     }
 }
 
+/// Whatever tells clients or servers apart.
+const MATCHERS: &str = "defaults
+ source 10.0.9.9
+frontend f
+ mode tcp
+ bind :6443 accept-proxy
+ bind 10.0.0.1:7443
+ tcp-request inspect-delay 5s
+ tcp-request connection expect-proxy layer4 if { src 10.1.0.0/16 }
+ acl lan src 10.0.0.0/8 2001:db8::/32
+ acl lan2 src 10.1.0.0/16 192.168.0.0/16 0.0.0.0/0
+ acl service dst 172.31.0.1 172.31.0.0/16 172.31.0.0/17
+ tcp-request content reject if lan { req.ssl_sni -i c.example }
+ use_backend two if { req.ssl_sni -i a.example } lan2
+ use_backend one if { req.ssl_sni -i a.example } lan or service
+ use_backend two if service { req.ssl_alpn -m sub h2 }
+ use_backend three if { fc_pp_tlv(0xe0) k1 }
+ use_backend two if { fc_pp_tlv(0xe1) -m bin 6b32 00ff }
+ use_backend three if { req.ssl_sni -i -m end .example } !service { req.ssl_alpn acme-tls/1 }
+ default_backend one
+backend one
+ balance source
+ server s 10.0.0.1:6443 weight 5 send-proxy-v2 set-proxy-v2-tlv-fmt(0xe0) a
+ server t api.example:6443 backup source 10.0.9.8 send-proxy-v2 set-proxy-v2-tlv-fmt(0xe0) a
+backend two
+ server s [::1]:6443 source ::2 usesrc clientip
+backend three
+ server s 10.0.0.3:6443 backup weight 0
+ server t 10.0.0.4:6443 backup send-proxy-v2 set-proxy-v2-tlv-fmt(0x20) %[fc_pp_tlv(0x20)]
+";
+
 #[test]
 fn broken_files_are_survived() {
-    let samples = [("haproxy", ONE_CLUSTER), ("haproxy", TWO_CLUSTERS), ("haproxy", PASSTHROUGH), ("nginx", NGINX)];
+    let samples = [
+        ("haproxy", ONE_CLUSTER),
+        ("haproxy", TWO_CLUSTERS),
+        ("haproxy", PASSTHROUGH),
+        ("haproxy", MATCHERS),
+        ("nginx", NGINX),
+    ];
     let mut state = 1u64;
     let mut random = |below: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(state >> 33).unwrap() % below
     };
-    for round in 0..120 {
+    survives("haproxy", MATCHERS.as_bytes());
+    for round in 0..150 {
         let (from, sample) = samples[round % samples.len()];
         let mut bytes = sample.as_bytes().to_vec();
         for _ in 0..=random(8) {
