@@ -113,7 +113,9 @@ impl Expression {
             Self::Test(test) => visit(test),
             Self::Not(inner) => inner.visit_tests_for(name, arrival, visit),
             Self::All(inner) | Self::Any(inner) => {
-                inner.iter().for_each(|one| one.visit_tests_for(name, arrival, visit));
+                for one in inner {
+                    one.visit_tests_for(name, arrival, visit);
+                }
             }
         }
     }

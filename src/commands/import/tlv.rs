@@ -60,6 +60,6 @@ mod tests {
         }
         assert_eq!(from_hex("6b31"), Some(b"k1".to_vec()));
         assert_eq!((from_hex("6b3"), from_hex("zz")), (None, None));
-        assert_eq!([text(b"k1"), text(b"0x6b"), text(b"\x00\xff"), text(b"")], ["k1", "0x30786b", "0x00ff", ""]);
+        assert_eq!([text(b"k1"), text(b"0x6b"), text(b"\x00\xff"), text(b"")], ["k1", "0x30783662", "0x00ff", ""]);
     }
 }

@@ -68,7 +68,6 @@ pub(super) fn read(
                     notes.note(&location, reason);
                 }
             }
-            ["source", ..] => drop(upstream.locations.insert(location)),
             ["option", "allbackups"] => {
                 uses_all_backups = true;
                 upstream.locations.insert(location);
@@ -103,21 +102,12 @@ pub(super) fn read(
             ["tcp-request" | "http-request", ..] if section.kind == "backend" => {
                 request_rules.add(line, section, &mut acls, context, notes);
             }
-            ["mode", "tcp"] => drop(upstream.locations.insert(location)),
+            ["source", ..] | ["mode", "tcp"] => drop(upstream.locations.insert(location)),
             _ => {}
         }
     }
     if let Some(first) = servers.iter().find(|server| server.parameters.check) {
-        let differs = |other: &&BackendServer<'_>| {
-            other.parameters.unused().is_none() && !other.parameters.is_checked_like(&first.parameters)
-        };
-        if let Some(other) = servers.iter().find(differs) {
-            let reason = format!(
-                "its health check differs from that of the server in {}, which applies to all endpoints here",
-                first.location
-            );
-            notes.note(&other.location, reason);
-        }
+        note_other_checks(first, &servers, notes);
         let check = check::translate(&first.parameters, request, check_timeout, &mut upstream.locations, notes);
         upstream.check = Some(check);
     }
@@ -145,6 +135,19 @@ pub(super) fn read(
     }
     upstream.locations.insert(section.header.location());
     draft.upstreams.insert(section.name.clone(), upstream);
+}
+
+fn note_other_checks(first: &BackendServer<'_>, servers: &[BackendServer<'_>], notes: &mut Notes) {
+    let differs = |other: &&BackendServer<'_>| {
+        other.parameters.unused().is_none() && !other.parameters.is_checked_like(&first.parameters)
+    };
+    if let Some(other) = servers.iter().find(differs) {
+        let reason = format!(
+            "its health check differs from that of the server in {}, which applies to all endpoints here",
+            first.location
+        );
+        notes.note(&other.location, reason);
+    }
 }
 
 fn balance(algorithm: &[&str]) -> Option<&'static str> {

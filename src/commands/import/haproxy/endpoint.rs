@@ -18,7 +18,7 @@ impl ServerParameters {
         if let Some(reason) = self.unused() {
             return notes.note(location, reason);
         }
-        upstream.has_primary_in_source |= !self.is_backup;
+        upstream.has_primary_in_source |= !self.is_backup();
         let destination = match destination(address) {
             Ok(destination) => destination,
             Err(reason) => return notes.note(location, format!("`{address}` left out: {reason}")),
@@ -41,7 +41,7 @@ impl ServerParameters {
             return notes.note(location, reason);
         }
         self.add_source(upstream, &destination, location, notes);
-        let (weight, is_backup) = (self.weight(), self.is_backup);
+        let (weight, is_backup) = (self.weight(), self.is_backup());
         upstream.endpoints.push(EndpointDraft { destination, location: location.clone(), weight, is_backup });
         upstream.slow_start = upstream.slow_start.or(self.slow_start);
         upstream.proxy_protocol = header;

@@ -24,9 +24,15 @@ pub(super) struct ServerParameters {
     pub(super) slow_start: Option<Duration>,
     pub(super) header: HeaderParameters,
     pub(super) source: Option<SourceParameters>,
+    share: ShareParameters,
+}
+
+/// Which connections the server gets.
+#[derive(Clone, Default)]
+struct ShareParameters {
     /// From 0 to 256.
     weight: Option<u32>,
-    pub(super) is_backup: bool,
+    is_backup: bool,
     is_disabled: bool,
 }
 
@@ -77,7 +83,7 @@ impl ServerParameters {
                     );
                 }
                 "weight" => match value.parse().ok().filter(|weight| *weight <= MAX_WEIGHT) {
-                    Some(weight) => self.weight = Some(weight),
+                    Some(weight) => self.share.weight = Some(weight),
                     None => notes.note(location, format!("`weight {value}`: not a number from 0 to {MAX_WEIGHT}")),
                 },
                 "source" => self.source = Some(SourceParameters::new(value, location)),
@@ -137,10 +143,10 @@ impl ServerParameters {
             "check-ssl" => self.check_ssl = true,
             "no-check-ssl" => self.check_ssl = false,
             "check-send-proxy" => notes.not_needed(location),
-            "backup" => self.is_backup = true,
-            "no-backup" => self.is_backup = false,
-            "disabled" => self.is_disabled = true,
-            "enabled" => self.is_disabled = false,
+            "backup" => self.share.is_backup = true,
+            "no-backup" => self.share.is_backup = false,
+            "disabled" => self.share.is_disabled = true,
+            "enabled" => self.share.is_disabled = false,
             "stick" | "non-stick" => {}
             "force-tlsv12" | "force-tlsv13" | "no-sslv3" | "no-tlsv10" | "no-tlsv11" | "no-tlsv12" | "no-tlsv13"
             | "no-tls-tickets" | "no-ssl-reuse" | "ssl-reuse" | "allow-0rtt" | "tfo" | "agent-check"
@@ -153,12 +159,16 @@ impl ServerParameters {
     }
 
     pub(super) fn weight(&self) -> u32 {
-        self.weight.unwrap_or(1)
+        self.share.weight.unwrap_or(1)
+    }
+
+    pub(super) fn is_backup(&self) -> bool {
+        self.share.is_backup
     }
 
     /// Why HAProxy sends no connections to the server, if it does not.
     pub(super) fn unused(&self) -> Option<&'static str> {
-        if self.is_disabled {
+        if self.share.is_disabled {
             Some("left out: disabled in the source")
         } else if self.weight() == 0 {
             Some("left out: `weight 0`, so it gets no connections")

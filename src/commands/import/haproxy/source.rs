@@ -66,12 +66,11 @@ pub(super) const INTERFACE_IGNORED: &str = "`interface` ignored: the kernel choo
 fn address_and_ports(text: &str) -> Option<(IpAddr, Option<&str>)> {
     let text = text.strip_prefix("ipv4@").or_else(|| text.strip_prefix("ipv6@")).unwrap_or(text);
     let ip = |host: &str| host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
-    let (address, ports) = match ip(text) {
-        Some(address) => (address, None),
-        None => {
-            let (host, ports) = text.rsplit_once(':')?;
-            (if matches!(host, "" | "*") { IpAddr::from([0; 4]) } else { ip(host)? }, Some(ports))
-        }
+    let (address, ports) = if let Some(address) = ip(text) {
+        (address, None)
+    } else {
+        let (host, ports) = text.rsplit_once(':')?;
+        (if matches!(host, "" | "*") { IpAddr::from([0; 4]) } else { ip(host)? }, Some(ports))
     };
     (!address.is_multicast()).then(|| (address.to_canonical(), ports))
 }

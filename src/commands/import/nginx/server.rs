@@ -75,7 +75,9 @@ pub(super) fn read<'a>(server: &'a Directive, stream: &mut StreamBlock<'a>, draf
 
 fn tests_clients(rules: &[Rule]) -> bool {
     let mut found = false;
-    rules.iter().for_each(|rule| rule.when.visit_tests(&mut |test| found |= matches!(test, Test::ClientAddress(_))));
+    for rule in rules {
+        rule.when.visit_tests(&mut |test| found |= matches!(test, Test::ClientAddress(_)));
+    }
     found
 }
 

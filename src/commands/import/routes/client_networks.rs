@@ -37,15 +37,13 @@ impl ClientPart {
 
     /// Adds a network to those of its upstream.
     fn add(all: &mut Vec<Self>, network: IpNet, clients: &AddressSet, upstream: Option<&str>) {
-        match all.iter_mut().find(|part| !part.networks.is_empty() && part.upstream.as_deref() == upstream) {
-            Some(part) => {
-                part.networks.push(network);
-                part.clients = part.clients.or(clients);
-            }
-            None => {
-                let upstream = upstream.map(str::to_owned);
-                all.push(Self { networks: vec![network], clients: clients.clone(), upstream });
-            }
+        let is_same = |part: &&mut Self| !part.networks.is_empty() && part.upstream.as_deref() == upstream;
+        if let Some(part) = all.iter_mut().find(is_same) {
+            part.networks.push(network);
+            part.clients = part.clients.or(clients);
+        } else {
+            let upstream = upstream.map(str::to_owned);
+            all.push(Self { networks: vec![network], clients: clients.clone(), upstream });
         }
     }
 }

@@ -27,9 +27,9 @@ pub(super) fn unique_name(used: &mut HashSet<String>, route: &RouteDraft, fronte
 /// What tells it from other routes of the same upstream.
 fn matched(matchers: &RouteMatchers) -> Option<String> {
     let RouteMatchers { alpn, clients, destinations, tlv } = matchers;
-    let text = |network: &IpNet| match network.prefix_len() == network.max_prefix_len() {
-        true => network.addr().to_string(),
-        false => network.to_string(),
+    let text = |network: &IpNet| {
+        let is_host = network.prefix_len() == network.max_prefix_len();
+        if is_host { network.addr().to_string() } else { network.to_string() }
     };
     let network = |all: &[IpNet]| all.first().map(text);
     let tlv = tlv.as_ref().map(|(_, value)| tlv::text(value));

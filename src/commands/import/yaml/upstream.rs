@@ -55,7 +55,7 @@ fn written_endpoints(endpoints: &[EndpointDraft]) -> Vec<String> {
     let has_weights = endpoints.iter().any(|endpoint| endpoint.weight != endpoints[0].weight);
     let written = |EndpointDraft { destination, weight, is_backup, location: _ }: &EndpointDraft| {
         let address = scalar(&destination.to_string());
-        let weight = (has_weights && *weight != 1).then(|| format!(", weight: {weight}")).unwrap_or_default();
+        let weight = if has_weights && *weight != 1 { format!(", weight: {weight}") } else { String::new() };
         match (is_backup, weight.as_str()) {
             (false, "") => address,
             (false, _) => format!("{{address: {address}{weight}}}"),
