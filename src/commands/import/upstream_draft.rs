@@ -9,8 +9,8 @@ use super::notes::Location;
 use super::tlv;
 use crate::text::Destination;
 
-pub(super) const NEEDS_CAPABILITY: &str = "`source: client` needs the capability CAP_NET_ADMIN, and routes that lead the \
-    replies of the endpoints back to this machine; health checks come from its own address";
+pub(super) const NEEDS_CAPABILITY: &str = "`source: client` needs the capability CAP_NET_ADMIN, and replies of endpoints have \
+    to be routed back to this machine; health checks come from its own address";
 
 pub(super) const OTHER_SERVERS: &str = "`balance: source_hash` also binds a client address to an endpoint, but not to the \
     same one as the source does";
