@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use super::pattern_file;
 use super::sample::{MapLookup, Sample, Variables, is_sni};
+use super::test_arguments::TestArguments;
 use crate::commands::import::addresses::AddressSet;
 use crate::commands::import::expression::{ClientLimit, Expression, Test};
 use crate::commands::import::files::SourceFiles;
@@ -268,42 +269,5 @@ fn client_limit(fetch: &str, values: &[&str]) -> Option<ClientLimit> {
         "conn_cur" => Some(ClientLimit::Connections(allowed)),
         "conn_rate" => Some(ClientLimit::Rate(allowed, None)),
         _ => None,
-    }
-}
-
-struct TestArguments<'a> {
-    method: &'a str,
-    /// `-i`
-    ignores_case: bool,
-    values: Vec<&'a str>,
-    files: Vec<&'a str>,
-}
-
-impl<'a> TestArguments<'a> {
-    fn read(method: &'a str, words: &[&'a str]) -> Result<Self, String> {
-        let mut arguments = Self { method, ignores_case: false, values: Vec::new(), files: Vec::new() };
-        let mut rest = words;
-        while let [word, after @ ..] = rest {
-            rest = after;
-            match (*word, after) {
-                ("-i", _) => arguments.ignores_case = true,
-                ("-n" | "-M", _) => {}
-                ("-m", [method, after @ ..]) => (arguments.method, rest) = (method, after),
-                ("-u", [_, after @ ..]) => rest = after,
-                ("-f", [file, after @ ..]) => {
-                    arguments.files.push(file);
-                    rest = after;
-                }
-                ("--", values) => {
-                    arguments.values.extend(values);
-                    break;
-                }
-                (flag, _) if flag.len() == 2 && flag.starts_with('-') && arguments.values.is_empty() => {
-                    return Err(format!("the flag `{flag}` is not understood"));
-                }
-                (value, _) => arguments.values.push(value),
-            }
-        }
-        Ok(arguments)
     }
 }

@@ -19,6 +19,7 @@ mod sample;
 mod sections;
 mod server;
 mod source;
+mod test_arguments;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
