@@ -371,6 +371,7 @@ routes:
     upstream:
       endpoints:
         - api.one.example:6443
+      balance: source_hash
       connect: {timeout: 5s}
       health_check:
         interval: 3s
@@ -387,6 +388,7 @@ routes:
     upstream:
       endpoints:
         - 10.0.0.2:6443
+        - {address: 10.0.0.3:6443, backup: true}
       balance: round_robin
       connect: {timeout: 5s}
       health_check:
@@ -415,9 +417,9 @@ timeouts:
         ("line 39", "no effect for g.example.com: the rule in line 35"),
         ("line 50", "forwarding loop"),
         ("line 51", "disabled in the source"),
-        ("line 53", "`balance source` ignored"),
+        ("line 53", "not to the same one as the source does"),
         ("line 54", "the one in line 55 differs"),
-        ("line 55", "`weight` ignored: all endpoints get equal shares"),
+        ("line 55", "left out: it gets a PROXY v2 header, the server in line 54 gets no PROXY header"),
     ] {
         assert!(imported.note(place).contains(expected), "{place}: {expected} in {}", imported.note(place));
     }
@@ -443,6 +445,7 @@ routes:
     upstream:
       endpoints:
         - api.one.example:6443
+        - {address: 10.0.0.2:6443, backup: true}
       balance: least_connections
       connect: {timeout: 1s}
       proxy_protocol: v1
@@ -475,6 +478,7 @@ routes:
     upstream:
       endpoints:
         - 10.0.0.3:6443
+      balance: source_hash
       connect: {timeout: 1s}
       proxy_protocol: v1
   - name: rest
@@ -490,6 +494,7 @@ routes:
     upstream:
       endpoints:
         - api.one.example:6443
+        - {address: 10.0.0.2:6443, backup: true}
       balance: least_connections
 timeouts:
   hello: 5s
@@ -503,9 +508,8 @@ timeouts:
         ("line 14", "no upstream: these clients are rejected, as in nginx"),
         ("line 15", "no effect for a.example.com: the rule in line 9"),
         ("line 17", "`include more.map` cannot be read"),
-        ("line 19", "no backup endpoints"),
         ("line 21", "Unix sockets are not supported"),
-        ("line 24", "`hash $remote_addr` ignored"),
+        ("line 24", "not to the same one as the source does"),
         ("line 26", "no translated `server` uses `unused`"),
         ("line 41", "TCP only"),
         ("line 43", "`frobnicate`"),
@@ -513,11 +517,392 @@ timeouts:
     ] {
         assert!(imported.note(place).contains(expected), "{place}: {expected} in {}", imported.note(place));
     }
-    assert!(imported.text.contains("\n        # - 10.0.0.2:6443 # backup\n"));
     let on_one_line: String = NGINX.lines().map(|line| format!("{} ", line.trim_start())).collect();
     let on_one_line = import("nginx", on_one_line);
     assert_eq!(on_one_line.config(), imported.config());
     assert!(on_one_line.note("line 1").contains("`frobnicate`: no equivalent"));
+}
+
+/// Translates sources, each with parts of the result, some of which are notes.
+fn results_have(from: &str, cases: &[(&str, &[&str])]) {
+    for (source, expected) in cases {
+        let imported = import(from, source);
+        let text = imported.text.replace("\n#     ", " ");
+        for expected in *expected {
+            assert!(text.contains(expected), "{expected}\nof\n{source}\nin\n{}{}", imported.text, imported.error);
+        }
+        imported.check();
+        imported.accounts_for(source);
+    }
+}
+
+#[test]
+fn weights_and_backups_are_carried_over() {
+    results_have(
+        "haproxy",
+        &[
+            (
+                "listen f\n bind :1\n server s 10.0.0.1:2 weight 10\n server t api.example:2 backup\n server u 10.0.0.3:2",
+                &[
+                    "- {address: 10.0.0.1:2, weight: 10}\n        - {address: api.example:2, backup: true}\n        - 10.0.0.3:2\n",
+                    "`weight` counts for each address of the hostname",
+                ],
+            ),
+            // Equal weights are none.
+            (
+                "listen f\n bind :1\n default-server weight 0\n server s 10.0.0.1:2 weight 256\n server t 10.0.0.2:2 weight 256",
+                &["- 10.0.0.1:2\n        - 10.0.0.2:2\n"],
+            ),
+            ("listen f\n bind :1\n server s 10.0.0.1:2 weight 257\n", &["`weight 257`: not a number from 0 to 256"]),
+            (
+                "listen f\n bind :1\n server s 10.0.0.1:2\n server t 10.0.0.2:2 backup\n server u 10.0.0.3:2 backup",
+                &[
+                    "# line 5: server u 10.0.0.3:2 backup without `option allbackups` HAProxy uses only the first backup",
+                ],
+            ),
+            // Without other servers, backups are used all the time.
+            (
+                "listen f\n bind :1\n server s 10.0.0.1:2 disabled\n server t 10.0.0.2:2 backup\n server u 10.0.0.3:2 backup",
+                &["- 10.0.0.2:2\n        - {address: 10.0.0.3:2, backup: true}\n"],
+            ),
+            (
+                "listen f\n bind :1\n option allbackups\n server t 10.0.0.2:2 backup\n server u 10.0.0.3:2 backup",
+                &["- 10.0.0.2:2\n        - 10.0.0.3:2\n"],
+            ),
+            (
+                "listen f\n bind :1\n server s unix@/run/x\n server t 10.0.0.2:2 backup",
+                &["upstream: 10.0.0.2:2\n", "# line 4: server t 10.0.0.2:2 backup this backup is used all the time"],
+            ),
+        ],
+    );
+    results_have(
+        "nginx",
+        &[
+            (
+                "upstream u { server 10.0.0.1:2 weight=3; server 10.0.0.2:2 backup; server 10.0.0.3:2 down; }\nserver { listen 1; proxy_pass u; }",
+                &[
+                    "- {address: 10.0.0.1:2, weight: 3}\n        - {address: 10.0.0.2:2, backup: true}\n",
+                    "`10.0.0.3:2` left out: it is marked as `down`",
+                ],
+            ),
+            (
+                "upstream u { server 10.0.0.1:2 weight=1000; server 10.0.0.2:2 weight=500; server 10.0.0.3:2; }\nserver { listen 1; proxy_pass u; }",
+                &["weight: 256}", "weight: 128}", "        - 10.0.0.3:2\n", "`weight=500` becomes 128"],
+            ),
+        ],
+    );
+    let all = import(
+        "haproxy",
+        "listen f\n bind :1\n option allbackups\n server s 10.0.0.1:2\n server t 10.0.0.2:2 backup\n server u 10.0.0.3:2 backup\n",
+    );
+    assert!(all.text.contains("10.0.0.3:2, backup: true}") && !all.text.contains("allbackups"), "{}", all.text);
+}
+
+#[test]
+fn sources_of_connections_are_carried_over() {
+    let needs = "needs the capability CAP_NET_ADMIN";
+    let server = " server s 10.0.0.1:2";
+    let listen = |lines: &str| format!("listen f\n bind :1\n{lines}\n");
+    for (lines, expected) in [
+        (format!("{server} source 10.0.9.9"), &["source: 10.0.9.9\n"][..]),
+        (format!(" default-server source 10.0.9.9:0\n{server}"), &["source: 10.0.9.9\n"]),
+        (
+            format!("{server}\n source 10.0.9.9:1024-2048 interface eth0"),
+            &["source: 10.0.9.9\n", "the ports of `source`", "`interface` ignored"],
+        ),
+        (format!(" source 10.0.9.9\n{server} source 0.0.0.0"), &["upstream: 10.0.0.1:2\n"]),
+        (format!(" source 0.0.0.0 usesrc clientip\n{server}"), &["source: client\n", needs]),
+        (format!("{server} source 0.0.0.0 usesrc client"), &["source: client\n", needs]),
+        (
+            format!("{server} source 0.0.0.0 usesrc hdr_ip(x)"),
+            &["upstream: 10.0.0.1:2\n", "`usesrc hdr_ip(x)` ignored"],
+        ),
+        (format!("{server} source eth0.example"), &["`source eth0.example` ignored"]),
+        (format!("{server} source 10.0.9.9\n server t [::1]:2 source ::2"), &["source: [10.0.9.9, \"::2\"]\n"]),
+        (
+            format!("{server} source 10.0.9.9\n server t 10.0.0.2:2"),
+            &["line 4: server t 10.0.0.2:2 its `source` differs"],
+        ),
+        (format!("{server} source ::9"), &["upstream: 10.0.0.1:2\n"]),
+        (" source ::9\n server t api.example:1\n".into(), &["source: \"::9\"\n"]),
+    ] {
+        results_have("haproxy", &[(&listen(&lines), expected)]);
+    }
+    let server = "server { listen 1; proxy_pass 10.0.0.1:2;";
+    for (line, expected) in [
+        ("proxy_bind 10.0.9.9;", &["source: 10.0.9.9\n"][..]),
+        ("proxy_bind off;", &["upstream: 10.0.0.1:2\n"]),
+        ("proxy_bind $remote_addr transparent;", &["source: client\n", needs]),
+        ("proxy_bind $server_addr;", &["`proxy_bind $server_addr` ignored"]),
+        ("proxy_bind 10.0.9.9 transparent;", &["`proxy_bind 10.0.9.9 transparent` ignored"]),
+        ("proxy_bind ::9;", &["the source address ::9 is left out"]),
+    ] {
+        results_have("nginx", &[(&format!("{server}\n{line}\n}}"), expected)]);
+    }
+}
+
+#[test]
+fn hashes_of_the_client_address_are_carried_over() {
+    let other = "not to the same one as the source does";
+    for (balance, expected) in [
+        ("source", &["balance: source_hash", other][..]),
+        ("source\n hash-type consistent", &["balance: source_hash", "`source_hash` is consistent"]),
+        ("hash src", &["balance: source_hash", other]),
+        ("hash src,ipmask(24)", &["`balance hash src,ipmask(24)` ignored"]),
+        ("first", &["`balance first` ignored: no equivalent"]),
+    ] {
+        results_have(
+            "haproxy",
+            &[(&format!("listen f\n bind :1\n balance {balance}\n server s 10.0.0.1:2"), expected)],
+        );
+    }
+    for (hash, expected) in [
+        ("$remote_addr", &["balance: source_hash", other][..]),
+        ("${binary_remote_addr} consistent", &["balance: source_hash", other]),
+        ("$remote_addr$remote_port", &["`hash $remote_addr$remote_port` ignored"]),
+        ("$ssl_preread_server_name", &["`hash $ssl_preread_server_name` ignored"]),
+    ] {
+        let source =
+            format!("upstream u {{ server 10.0.0.1:2;\nhash {hash};\n}}\nserver {{ listen 1; proxy_pass u; }}");
+        results_have("nginx", &[(&source, expected)]);
+    }
+}
+
+#[test]
+fn constant_tlvs_are_carried_over() {
+    for (parameters, expected) in [
+        (
+            "send-proxy-v2 set-proxy-v2-tlv-fmt(0xe0) kubernetes01 set-proxy-v2-tlv-fmt(225) 5%%",
+            &["proxy_protocol:\n        version: v2\n        tlvs: {0xe0: kubernetes01, 0xe1: \"5%\"}\n"][..],
+        ),
+        ("send-proxy-v2 set-proxy-v2-tlv-fmt(0xe0) 0x10", &["tlvs: {0xe0: \"0x30783130\"}"]),
+        ("send-proxy-v2 set-proxy-v2-tlv-fmt(0xe0) %[fc_pp_tlv(0xE0)]", &["pass: [0xe0]"]),
+        (
+            "send-proxy-v2 set-proxy-v2-tlv-fmt(0xe0) %[src]",
+            &["proxy_protocol: v2", "%[src]` left out: the value of a TLV"],
+        ),
+        ("send-proxy-v2 set-proxy-v2-tlv-fmt(0x02) a.example", &["proxy_protocol: v2", "sends the client's SNI"]),
+        ("send-proxy-v2 set-proxy-v2-tlv-fmt(x) a", &["expected the number of a TLV"]),
+        ("set-proxy-v2-tlv-fmt(0xe0) a", &["no effect without `send-proxy-v2`"]),
+        ("send-proxy-v2 proxy-v2-options authority", &["proxy_protocol: v2", "`proxy-v2-options authority` ignored"]),
+        (
+            "send-proxy-v2\n server t 10.0.0.2:2 send-proxy-v2 set-proxy-v2-tlv-fmt(0xe0) a",
+            &["left out: it gets a PROXY v2 header with TLV 0xe0=a, the server in line 3 gets a PROXY v2 header,"],
+        ),
+    ] {
+        results_have("haproxy", &[(&format!("listen f\n bind :1\n server s 10.0.0.1:2 {parameters}\n"), expected)]);
+    }
+}
+
+#[test]
+fn peers_that_send_proxy_headers_are_carried_over() {
+    let rest = " default_backend b\nbackend b\n server s 10.0.0.1:1\n";
+    let expect = "tcp-request connection expect-proxy layer4";
+    let peer = "before HAProxy reads its PROXY header";
+    for (rules, expected) in [
+        (
+            format!(" {expect} if {{ src 10.1.0.0/16 }}\n"),
+            &["accept_proxy: {from: [10.1.0.0/16], others: direct}", "# Translated lines: 1-6.\n"][..],
+        ),
+        (
+            format!(" acl lb src 10.1.0.1\n {expect} if lb\n {expect} if {{ src ::1 }}\n"),
+            &["from: [10.1.0.1/32, \"::1/128\"], others: direct}"],
+        ),
+        (format!(" {expect}\n"), &["accept_proxy: {from: [0.0.0.0/0, \"::/0\"]}"]),
+        (format!(" {expect} if {{ src 10.1.0.0/16 }}\n {expect}\n"), &["accept_proxy: {from: [0.0.0.0/0, \"::/0\"]}"]),
+        (
+            format!(" {expect} unless {{ src 10.1.0.0/16 }}\n"),
+            &["listen: 0.0.0.0:1\n", "Clients that send a PROXY header are rejected"],
+        ),
+        (
+            format!(" tcp-request connection accept if {{ src 10.1.0.1 }}\n {expect} if {{ src 10.1.0.0/16 }}\n"),
+            &["clients that an earlier rule accepts must send", peer],
+        ),
+        (" bind :2 accept-proxy\n tcp-request connection reject if !{ src 10.1.0.0/16 }\n".into(), &[peer]),
+    ] {
+        results_have("haproxy", &[(&format!("frontend f\n bind :1\n{rules}{rest}"), expected)]);
+    }
+    let geo = "geo $to {\n10.0.0.0/8 10.9.0.2:1;\ndefault 10.9.0.1:1;\n}\n";
+    let server = |more: &str| format!("{geo}server {{ listen 1 proxy_protocol; {more} proxy_pass $to; }}\n");
+    let peer = "without `set_real_ip_from` nginx compares the peer's address";
+    results_have(
+        "nginx",
+        &[(&server(""), &[peer]), (&server("set_real_ip_from 10.1.0.0/16;"), &["from: [10.1.0.0/16]}"])],
+    );
+}
+
+/// What `explain` says about a client.
+fn explain(imported: &Imported, arguments: &[&str]) -> String {
+    let mut command = snigate();
+    command.args(["explain", "-c", "snigate.yaml"]).args(arguments);
+    let output = command.current_dir(imported.directory.path()).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Without `--lossy`: parts of the result, and the endpoints that clients are routed to.
+fn routes_clients(from: &str, source: &str, expected: &[&str], clients: &[(&[&str], &str)]) {
+    let imported = import_with(from, source, &[], &[]);
+    assert_eq!(imported.code, Some(0), "{source}\n{}", imported.error);
+    imported.check();
+    imported.accounts_for(source);
+    for expected in expected {
+        assert!(imported.text.contains(expected), "{expected}\nof\n{source}\nin\n{}", imported.text);
+    }
+    for (arguments, endpoint) in clients {
+        let output = explain(&imported, arguments);
+        let is_served = output.contains("10.9.0.") && !output.contains(" denied: ");
+        let is_right = is_served != endpoint.is_empty() && output.contains(endpoint);
+        assert!(is_right, "{arguments:?} is not {endpoint}\nof\n{source}\nin\n{}\n{output}", imported.text);
+    }
+}
+
+const FRONT: &str = "frontend f\n mode tcp\n bind :6443\n tcp-request inspect-delay 10s\n";
+const BACK: &str =
+    "backend one\n server s 10.9.0.1:1\nbackend two\n server s 10.9.0.2:1\nbackend three\n server s 10.9.0.3:1\n";
+
+#[test]
+fn clients_choose_backends_by_their_network() {
+    routes_clients(
+        "haproxy",
+        &format!(
+            "{FRONT} use_backend two if {{ req.ssl_sni -i a.example }} {{ src 10.1.0.0/16 }}
+ use_backend three if {{ req.ssl_sni -i a.example }} {{ src 10.0.0.0/8 192.168.0.1 }}\n default_backend one\n{BACK}"
+        ),
+        &["sni: a.example\n    client: [10.0.0.0/8, 192.168.0.1/32]\n    upstream: 10.9.0.3:1\n"],
+        &[
+            (&["--sni", "a.example", "--client", "10.1.2.3"], "10.9.0.2:1"),
+            (&["--sni", "a.example", "--client", "10.2.2.3"], "10.9.0.3:1"),
+            (&["--sni", "a.example", "--client", "192.168.0.1"], "10.9.0.3:1"),
+            (&["--sni", "a.example", "--client", "192.0.2.1"], "10.9.0.1:1"),
+            (&["--sni", "b.example", "--client", "10.1.2.3"], "10.9.0.1:1"),
+        ],
+    );
+    // Some of the clients are rejected.
+    routes_clients(
+        "haproxy",
+        &format!(
+            "{FRONT} tcp-request content reject if {{ req.ssl_sni -i a.example }} {{ src 10.1.0.0/16 }}
+ use_backend two if {{ src 10.0.0.0/8 }}\n use_backend one if {{ src ::/0 }}\n{BACK}"
+        ),
+        &["client: \"::/0\""],
+        &[
+            (&["--sni", "a.example", "--client", "10.1.2.3"], ""),
+            (&["--sni", "a.example", "--client", "10.2.2.3"], "10.9.0.2:1"),
+            (&["--sni", "b.example", "--client", "10.1.2.3"], "10.9.0.2:1"),
+            (&["--no-sni", "--client", "10.1.2.3"], "10.9.0.2:1"),
+            (&["--sni", "b.example", "--client", "::1"], "10.9.0.1:1"),
+            (&["--sni", "b.example", "--client", "192.0.2.1"], ""),
+        ],
+    );
+    routes_clients(
+        "nginx",
+        "geo $to {\ndefault 10.9.0.1:1;\n10.0.0.0/8 10.9.0.2:1;\n10.1.0.0/16 10.9.0.3:1;\n}\nserver { listen 1; ssl_preread on; proxy_pass $to; }",
+        &["client: 10.1.0.0/16", "client: 10.0.0.0/8"],
+        &[
+            (&["--sni", "a.example", "--client", "10.1.2.3"], "10.9.0.3:1"),
+            (&["--sni", "a.example", "--client", "10.2.2.3"], "10.9.0.2:1"),
+            (&["--no-sni", "--client", "192.0.2.1"], "10.9.0.1:1"),
+        ],
+    );
+}
+
+#[test]
+fn clients_choose_backends_by_the_address_they_connect_to() {
+    routes_clients(
+        "haproxy",
+        &format!(
+            "{FRONT} acl second dst 172.31.0.2\n acl service dst 172.31.0.0/16
+ use_backend two if second\n use_backend three if service {{ src 10.0.0.0/8 }}
+ use_backend one if !service\n{BACK}"
+        ),
+        &[
+            "destination: 172.31.0.2/32\n    upstream: 10.9.0.2:1",
+            "destination: 172.31.0.0/16\n    allow: [10.0.0.0/8]",
+        ],
+        &[
+            (&["--no-sni", "--destination", "172.31.0.2", "--client", "192.0.2.1"], "10.9.0.2:1"),
+            (&["--sni", "a.example", "--destination", "172.31.0.1", "--client", "10.0.0.1"], "10.9.0.3:1"),
+            (&["--no-sni", "--destination", "172.31.0.1", "--client", "192.0.2.1"], ""),
+            (&["--no-sni", "--destination", "192.0.2.9", "--client", "192.0.2.1"], "10.9.0.1:1"),
+        ],
+    );
+}
+
+#[test]
+fn clients_choose_backends_by_a_tlv() {
+    let front = FRONT.replace(":6443", ":6443 accept-proxy");
+    let rules = " use_backend two if { fc_pp_tlv(0xE0) k2 }\n use_backend three if { fc_pp_tlv(224) -m bin 6b33 00ff }
+ use_backend three if { fc_pp_authority a.example }\n default_backend one\n";
+    let (with_header, without) = (&["proxy_tlv: {0xe0: k2}", "proxy_tlv: {0xe0: k3}", "{0xe0: \"0x00ff\"}"], &[]);
+    let exact = rules.replace(" use_backend three if { fc_pp_authority a.example }\n", "");
+    let of = |tlv: &'static str| ["--sni", "a.example", "--tlv", tlv];
+    routes_clients(
+        "haproxy",
+        &format!("{front}{exact}{BACK}"),
+        with_header,
+        &[
+            (&of("0xe0=k2"), "10.9.0.2:1"),
+            (&of("0xe0=k3"), "10.9.0.3:1"),
+            (&of("0xe0=K2"), "10.9.0.1:1"),
+            (&of("0xe1=k2"), "10.9.0.1:1"),
+        ],
+    );
+    // Without PROXY headers no rule matches.
+    routes_clients("haproxy", &format!("{FRONT}{exact}{BACK}"), without, &[(&["--sni", "a.example"], "10.9.0.1:1")]);
+    // Two TLVs could both match a client.
+    let imported = import("haproxy", format!("{front}{rules}{BACK}"));
+    assert!(imported.note("line 7").contains("it tests TLV 0x02, another rule tests TLV 0xe0"), "{}", imported.text);
+    for (test, reason) in [
+        ("fc_pp_tlv(0xe0) -i k2", "`proxy_tlv` of a route does not ignore case"),
+        ("fc_pp_tlv(0xe0) -m beg k", "`proxy_tlv` of a route compares whole values; `-m beg` does not"),
+        ("fc_pp_tlv(0xe0) -m bin 6b3", "`6b3` is not hexadecimal"),
+        ("fc_pp_tlv(0xe0) -m found", "`-m found`"),
+    ] {
+        let source = format!("{front} use_backend two if {{ {test} }}\n default_backend one\n{BACK}");
+        let imported = import_with("haproxy", source, &[], &[]);
+        assert!(imported.code == Some(1) && imported.error.contains("line 5: "), "{test}: {}", imported.error);
+        assert!(imported.error.contains(reason), "{reason} in {}", imported.error);
+    }
+}
+
+#[test]
+fn clients_choose_backends_by_alpn() {
+    let of = |name: &'static str, alpn: &'static str| ["--sni", name, "--alpn", alpn, "--client", "192.0.2.1"];
+    routes_clients(
+        "haproxy",
+        &format!(
+            "{FRONT} use_backend two if {{ req.ssl_sni -i a.example }} {{ req.ssl_alpn -m sub h2 }}
+ use_backend three if {{ req.ssl_sni -i b.example }} {{ req.ssl_alpn acme-tls/1 }}\n default_backend one\n{BACK}"
+        ),
+        &["sni: a.example\n    alpn: [h2]\n", "sni: b.example\n    alpn: [acme-tls/1]\n"],
+        &[
+            (&of("a.example", "http/1.1,h2"), "10.9.0.2:1"),
+            (&of("a.example", "acme-tls/1"), "10.9.0.1:1"),
+            (&of("b.example", "acme-tls/1"), "10.9.0.3:1"),
+            (&of("b.example", "h2"), "10.9.0.1:1"),
+        ],
+    );
+    // A route with `client` comes before one with `alpn`.
+    routes_clients(
+        "haproxy",
+        &format!(
+            "{FRONT} use_backend two if {{ req.ssl_alpn -m sub h2 }}\n use_backend three if {{ src 10.0.0.0/8 }}
+ default_backend one\n{BACK}"
+        ),
+        &[],
+        &[
+            (&["--no-sni", "--alpn", "h2", "--client", "10.0.0.1"], "10.9.0.2:1"),
+            (&["--no-sni", "--client", "10.0.0.1"], "10.9.0.3:1"),
+            (&["--no-sni", "--alpn", "h2", "--client", "192.0.2.1"], "10.9.0.2:1"),
+            (&["--no-sni", "--client", "192.0.2.1"], "10.9.0.1:1"),
+        ],
+    );
+    routes_clients(
+        "nginx",
+        "map $ssl_preread_alpn_protocols $to {\n\"~\\b(h2|acme-tls/1)\\b\" 10.9.0.2:1;\ndefault 10.9.0.1:1;\n}\nserver { listen 1; ssl_preread on; proxy_pass $to; }",
+        &["alpn: [acme-tls/1, h2]"],
+        &[(&of("a.example", "h2,http/1.1"), "10.9.0.2:1"), (&of("a.example", "http/1.1"), "10.9.0.1:1")],
+    );
 }
 
 /// Each with a part of the result.
@@ -989,15 +1374,53 @@ fn hostile_files_are_survived() {
     }
 }
 
+/// Whatever tells clients or servers apart.
+const MATCHERS: &str = "defaults
+ source 10.0.9.9
+frontend f
+ mode tcp
+ bind :6443 accept-proxy
+ bind 10.0.0.1:7443
+ tcp-request inspect-delay 5s
+ tcp-request connection expect-proxy layer4 if { src 10.1.0.0/16 }
+ acl lan src 10.0.0.0/8 2001:db8::/32
+ acl lan2 src 10.1.0.0/16 192.168.0.0/16 0.0.0.0/0
+ acl service dst 172.31.0.1 172.31.0.0/16 172.31.0.0/17
+ tcp-request content reject if lan { req.ssl_sni -i c.example }
+ use_backend two if { req.ssl_sni -i a.example } lan2
+ use_backend one if { req.ssl_sni -i a.example } lan or service
+ use_backend two if service { req.ssl_alpn -m sub h2 }
+ use_backend three if { fc_pp_tlv(0xe0) k1 }
+ use_backend two if { fc_pp_tlv(0xe1) -m bin 6b32 00ff }
+ use_backend three if { req.ssl_sni -i -m end .example } !service { req.ssl_alpn acme-tls/1 }
+ default_backend one
+backend one
+ balance source
+ server s 10.0.0.1:6443 weight 5 send-proxy-v2 set-proxy-v2-tlv-fmt(0xe0) a
+ server t api.example:6443 backup source 10.0.9.8 send-proxy-v2 set-proxy-v2-tlv-fmt(0xe0) a
+backend two
+ server s [::1]:6443 source ::2 usesrc clientip
+backend three
+ server s 10.0.0.3:6443 backup weight 0
+ server t 10.0.0.4:6443 backup send-proxy-v2 set-proxy-v2-tlv-fmt(0x20) %[fc_pp_tlv(0x20)]
+";
+
 #[test]
 fn broken_files_are_survived() {
-    let samples = [("haproxy", ONE_CLUSTER), ("haproxy", TWO_CLUSTERS), ("haproxy", PASSTHROUGH), ("nginx", NGINX)];
+    let samples = [
+        ("haproxy", ONE_CLUSTER),
+        ("haproxy", TWO_CLUSTERS),
+        ("haproxy", PASSTHROUGH),
+        ("haproxy", MATCHERS),
+        ("nginx", NGINX),
+    ];
     let mut state = 1u64;
     let mut random = |below: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(state >> 33).unwrap() % below
     };
-    for round in 0..120 {
+    survives("haproxy", MATCHERS.as_bytes());
+    for round in 0..150 {
         let (from, sample) = samples[round % samples.len()];
         let mut bytes = sample.as_bytes().to_vec();
         for _ in 0..=random(8) {

@@ -1,6 +1,6 @@
 //! Translations compared with HAProxy and nginx: known results, and generated configurations that both serve.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 
@@ -127,7 +127,6 @@ fn differences_for_clients_need_lossy() {
             "use_backend one if { req.ssl_alpn -m sub h2 }\n use_backend two if { req.ssl_alpn -m sub acme-tls/1 }\n default_backend one",
             "line 8",
         ),
-        ("use_backend one if { req.ssl_sni a.example } { src 192.0.2.0/24 }\n default_backend two", "line 7"),
         ("use_backend one if { req.ssl_sni -m reg ^[^.]+\\.x\\.example$ }\n default_backend two", "line 7"),
         ("tcp-request content reject if !{ req.ssl_sni -m found }\n default_backend two", "line 7"),
         ("use_backend one if { req.ssl_sni a.example }\n default_backend srv", "line 8"),
@@ -161,9 +160,10 @@ const NAMES: [&str; 8] =
     ["a.example", "b.example", "x.a.example", "y.x.a.example", "x.b.example", "ab.example", "c.other", ""];
 const BACKENDS: [&str; 3] = ["one", "two", "rest"];
 
-fn haproxy_test(random: &mut Random) -> String {
+/// `hosts`: where it listens.
+fn haproxy_test(random: &mut Random, hosts: &[String; 2]) -> String {
     let not = random.of(&["", "", "!"]);
-    let test = match random.below(8) {
+    let test = match random.below(10) {
         0 | 1 => format!("req.ssl_sni -i {}", random.of(&NAMES[..7])),
         2 => format!("req.ssl_sni -i -m end {}", random.of(&[".a.example", ".b.example", ".x.a.example", "b.example"])),
         3 => format!("req.ssl_sni -i {} {}", random.of(&NAMES[..7]), random.of(&NAMES[..7])),
@@ -173,12 +173,14 @@ fn haproxy_test(random: &mut Random) -> String {
             random.of(&["\\.a\\.example$", "^(a|b)\\.example$", "^[^.]+\\.a\\.example$", "^x\\."])
         ),
         6 => format!("req.ssl_sni -m {}", random.of(&["found", "beg x.", "sub x.a", "dom a.example"])),
-        _ => format!("req.ssl_sni,lower,map(to.map) -m {}", random.of(&["found", "str one", "beg t"])),
+        7 => format!("req.ssl_sni,lower,map(to.map) -m {}", random.of(&["found", "str one", "beg t"])),
+        8 => format!("dst {}", random.of(&[&hosts[0], &hosts[1], "127.128.0.0/9"])),
+        _ => format!("req.ssl_alpn -m sub {}", random.of(&["h2", "h2", "acme-tls/1"])),
     };
     format!("{not}{{ {test} }}")
 }
 
-fn haproxy_frontend(random: &mut Random) -> String {
+fn haproxy_frontend(random: &mut Random, hosts: &[String; 2]) -> String {
     let mut text = " mode tcp\n tcp-request inspect-delay 5s\n".to_owned();
     for _ in 0..random.below(3) {
         let from = random.of(&["127.0.0.1", "127.0.0.2", "127.0.0.0/31", "127.0.0.0/24"]);
@@ -189,13 +191,13 @@ fn haproxy_frontend(random: &mut Random) -> String {
     text.push_str(" tcp-request content reject if !{ req_ssl_hello_type 1 }\n");
     for _ in 0..random.below(3) {
         let action = random.of(&["accept", "reject"]);
-        text.push_str(&format!(" tcp-request content {action} if {}\n", haproxy_test(random)));
+        text.push_str(&format!(" tcp-request content {action} if {}\n", haproxy_test(random, hosts)));
     }
     for _ in 0..1 + random.below(4) {
         let word = random.of(&["if", "if", "unless"]);
-        let mut condition = haproxy_test(random);
+        let mut condition = haproxy_test(random, hosts);
         if random.below(2) == 0 {
-            condition = format!("{condition} {}{}", random.of(&["", "or "]), haproxy_test(random));
+            condition = format!("{condition} {}{}", random.of(&["", "or "]), haproxy_test(random, hosts));
         }
         match random.below(5) {
             0 => text.push_str(&format!(
@@ -213,7 +215,13 @@ fn haproxy_frontend(random: &mut Random) -> String {
 
 const MAP: &str = "a.example one\nx.a.example two\nc.other nowhere\n";
 
-fn nginx_server(random: &mut Random, number: usize, address: &str, backends: &[SocketAddr]) -> String {
+fn nginx_server(
+    random: &mut Random,
+    number: usize,
+    port: u16,
+    hosts: &[String; 2],
+    backends: &[SocketAddr; 3],
+) -> String {
     let mut keys: Vec<&str> = Vec::new();
     let all = [
         "a.example",
@@ -234,6 +242,7 @@ fn nginx_server(random: &mut Random, number: usize, address: &str, backends: &[S
     }
     let mut to = || backends[random.below(backends.len())];
     let entries: String = keys.iter().map(|key| format!("{key} {};", to())).collect();
+    let geo = format!("default {}; 127.0.0.1 {}; 127.0.0.0/16 {};", to(), to(), to());
     let mut access = String::new();
     for _ in 0..random.below(3) {
         access.push_str(&format!(
@@ -242,19 +251,26 @@ fn nginx_server(random: &mut Random, number: usize, address: &str, backends: &[S
             random.of(&["127.0.0.1", "127.0.0.0/24", "all"])
         ));
     }
-    format!(
-        "map $ssl_preread_server_name $to{number} {{ hostnames; {entries} }}\nserver {{ listen {address}; ssl_preread on; {access}proxy_pass $to{number}; }}\n"
-    )
+    let map = match random.below(3) {
+        0 => format!("geo $to{number} {{ {geo} }}"),
+        _ => format!("map $ssl_preread_server_name $to{number} {{ hostnames; {entries} }}"),
+    };
+    let [listen, more] = hosts.each_ref().map(|host| format!("listen {host}:{port};"));
+    format!("{map}\nserver {{ {listen} {more} ssl_preread on; {access}proxy_pass $to{number}; }}\n")
 }
 
 /// The name of the backend that answers, or that the client was refused.
-fn answer(from: [u8; 4], to: SocketAddr, name: &str) -> String {
+fn answer(from: [u8; 4], to: SocketAddr, name: &str, alpn: &[&str]) -> String {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::new(IpAddr::V4(Ipv4Addr::from(from)), 0).into()).unwrap();
-    socket.connect(&to.into()).unwrap();
+    match socket.connect(&to.into()) {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => return "refused".into(),
+        result => result.unwrap(),
+    }
     let mut stream: TcpStream = socket.into();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let hello = if name.is_empty() { Hello::new() } else { Hello::to(name) };
+    let hello = if alpn.is_empty() { hello } else { hello.alpn(alpn) };
     let _ = stream.write_all(&hello.record());
     let mut bytes = Vec::new();
     // A reset means refused, too.
@@ -283,7 +299,7 @@ fn generated_configurations_are_served_alike() {
     let addresses = backends.each_ref().map(Backend::address);
     let [_, _, high, low] = std::process::id().to_be_bytes();
     // Loopback addresses of this process alone.
-    let [theirs, ours] = [1, 2].map(|last| format!("127.{}.{low}.{last}", 128 | (high & 127)));
+    let [theirs, ours] = [[1, 3], [2, 4]].map(|all| all.map(|last| format!("127.{}.{low}.{last}", 128 | (high & 127))));
     let files = [("to.map", MAP)];
     for from in ["haproxy", "nginx"] {
         let mut fronts: Vec<Front> = Vec::new();
@@ -308,8 +324,11 @@ fn generated_configurations_are_served_alike() {
             random.below(2);
             let port = 20_000 + u16::try_from(seed - first).unwrap();
             let source = match from {
-                "haproxy" => format!("frontend f{seed}\n bind {theirs}:{port}\n{}", haproxy_frontend(&mut random)),
-                _ => nginx_server(&mut random, usize::try_from(seed).unwrap(), &format!("{theirs}:{port}"), &addresses),
+                "haproxy" => {
+                    let [bind, more] = theirs.each_ref().map(|host| format!(" bind {host}:{port}\n"));
+                    format!("frontend f{seed}\n{bind}{more}{}", haproxy_frontend(&mut random, &theirs))
+                }
+                _ => nginx_server(&mut random, usize::try_from(seed).unwrap(), port, &theirs, &addresses),
             };
             let mut front = Front { seed, port, source, serious_notes: String::new() };
             let source = whole(std::slice::from_ref(&front));
@@ -330,7 +349,12 @@ fn generated_configurations_are_served_alike() {
         let source = whole(&fronts);
         let (code, text, error) = import(from, &source, &["--lossy"], &files);
         assert_eq!(code, Some(0), "{error}");
-        let router = Router::start(&text.replace(&format!("address: {theirs}:"), &format!("address: {ours}:")));
+        let mut text = text;
+        for (theirs, ours) in theirs.iter().zip(&ours) {
+            text = text.replace(&format!("address: {theirs}:"), &format!("address: {ours}:"));
+            text = text.replace(&format!("{theirs}/32"), &format!("{ours}/32"));
+        }
+        let router = Router::start(&text);
         let directory = TempDir::new().unwrap();
         std::fs::write(directory.path().join("to.map"), MAP).unwrap();
         std::fs::write(directory.path().join("source"), &source).unwrap();
@@ -339,12 +363,18 @@ fn generated_configurations_are_served_alike() {
         let other = command.current_dir(&directory).stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let other = Process(other);
         let at = |host: &str, port: u16| SocketAddr::new(host.parse().unwrap(), port);
-        eventually("it listens", || TcpStream::connect(at(&theirs, fronts.last().unwrap().port)).is_ok());
+        eventually("it listens", || TcpStream::connect(at(&theirs[1], fronts.last().unwrap().port)).is_ok());
         let mut differences = 0;
+        let offers: &[&[&str]] = if from == "nginx" { &[&[]] } else { &[&[], &["h2"], &["acme-tls/1", "h2"]] };
+        let hosts = |name| [0, 1].map(|host| (name, host));
+        let arrivals = NAMES.into_iter().flat_map(hosts);
+        let hellos: Vec<(&str, usize, &[&str])> =
+            arrivals.flat_map(|(name, host)| offers.iter().map(move |alpn| (name, host, *alpn))).collect();
         for Front { seed, port, source, serious_notes } in &fronts {
             for client in [[127, 0, 0, 1], [127, 0, 0, 2], [127, 9, 9, 9]] {
-                for name in NAMES {
-                    let [theirs, ours] = [&theirs, &ours].map(|host| answer(client, at(host, *port), name));
+                for (name, host, alpn) in &hellos {
+                    let [theirs, ours] =
+                        [&theirs, &ours].map(|hosts| answer(client, at(&hosts[*host], *port), name, alpn));
                     if theirs == ours {
                         continue;
                     }
@@ -352,7 +382,7 @@ fn generated_configurations_are_served_alike() {
                     let expected = if theirs == "refused" { ADMITTED } else { REJECTED };
                     assert!(
                         serious_notes.contains(expected),
-                        "{from}, seed {seed}: {theirs} becomes {ours} for {name:?} from {client:?}\n{source}\n{serious_notes}"
+                        "{from}, seed {seed}: {theirs} becomes {ours} for {name:?}, {alpn:?}, from {client:?} to {host}\n{source}\n{serious_notes}"
                     );
                 }
             }

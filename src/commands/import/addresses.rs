@@ -34,6 +34,9 @@ impl AccessList {
     /// Admits exactly the clients `wanted` of all clients `within`; with the networks that the source mentions, if
     /// that is possible.
     pub(super) fn of(wanted: &AddressSet, within: &AddressSet, mentioned: &[IpNet]) -> Self {
+        if wanted == within {
+            return Self::default();
+        }
         let admits_wanted = |sources: &Self| sources.admitted(within) == *wanted;
         let overlaps = |network: &IpNet, set: &AddressSet| !AddressSet::of(&[*network]).and(set).is_empty();
         let denied: Vec<IpNet> = mentioned.iter().filter(|network| !overlaps(network, wanted)).copied().collect();
@@ -47,7 +50,6 @@ impl AccessList {
         let denied_only = Self { allow: Vec::new(), deny: within.minus(wanted).networks() };
         let shorter = if denied_only.deny.len() < allowed_only.allow.len() { denied_only } else { allowed_only };
         let candidates = [
-            Self::default(),
             Self { allow: Vec::new(), deny: outermost(denied) },
             Self { allow: outermost(allowed), deny: outermost(inside) },
         ];

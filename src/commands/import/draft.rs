@@ -5,12 +5,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::listener::overlap;
-use crate::text::Destination;
 use ipnet::IpNet;
 
 use super::addresses::AccessList;
 use super::expression::{ClientLimit, Expression};
 use super::notes::Location;
+use super::upstream_draft::UpstreamDraft;
+use super::values::everywhere;
 
 pub(super) const TLS_NOT_TERMINATED: &str = "`ssl`: snigate does not terminate TLS and needs no certificate. Clients \
     see the API server's own certificate and verify it with its CA. If the hostname they connect to is not in that \
@@ -34,7 +35,7 @@ pub(super) struct Frontend {
     pub(super) location: Location,
     pub(super) addresses: Vec<SocketAddr>,
     /// Peers that send PROXY headers.
-    pub(super) accept_proxy: BTreeMap<SocketAddr, Vec<IpNet>>,
+    pub(super) accept_proxy: BTreeMap<SocketAddr, AcceptProxyDraft>,
     /// Empty until the rules are evaluated.
     pub(super) access: AccessList,
     /// Lists of accept and reject rules that a client passes one after another.
@@ -45,6 +46,20 @@ pub(super) struct Frontend {
     pub(super) terminated_tls: bool,
     /// Lines that are translated if the frontend is.
     pub(super) locations: BTreeSet<Location>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct AcceptProxyDraft {
+    pub(super) from: Vec<IpNet>,
+    /// Other peers are clients that send no header.
+    pub(super) others_are_direct: bool,
+}
+
+impl AcceptProxyDraft {
+    /// All peers send a header.
+    pub(super) fn everywhere() -> Self {
+        Self { from: everywhere(), others_are_direct: false }
+    }
 }
 
 impl Frontend {
@@ -92,42 +107,6 @@ pub(super) enum Action {
     Reject,
     /// To an upstream, by its key.
     RouteTo(String),
-}
-
-#[derive(Clone, Default)]
-pub(super) struct UpstreamDraft {
-    pub(super) endpoints: Vec<(Destination, Location)>,
-    /// snigate has no backup endpoints yet; these are written as comments.
-    pub(super) backups: Vec<Destination>,
-    pub(super) balance: Option<&'static str>,
-    pub(super) connect_timeout: Option<Duration>,
-    pub(super) slow_start: Option<Duration>,
-    pub(super) proxy_protocol: Option<&'static str>,
-    pub(super) check: Option<CheckDraft>,
-    /// As of a frontend.
-    pub(super) phases: Vec<Vec<Rule>>,
-    /// HAProxy's `use-server`: rules that route to one server, which has an upstream of its own.
-    pub(super) server_rules: Vec<Rule>,
-    /// The source defines no server for it either, so it rejects its clients there, too.
-    pub(super) is_empty_in_source: bool,
-    /// Lines that are translated if the upstream is used.
-    pub(super) locations: BTreeSet<Location>,
-}
-
-#[derive(Clone, Default)]
-pub(super) struct CheckDraft {
-    pub(super) interval: Option<Duration>,
-    pub(super) timeout: Option<Duration>,
-    pub(super) rise: Option<u8>,
-    pub(super) fall: Option<u8>,
-    pub(super) tls: Option<CheckTls>,
-    pub(super) path: Option<String>,
-}
-
-#[derive(Clone, PartialEq, Eq)]
-pub(super) enum CheckTls {
-    Unverified,
-    Verified { ca_file: String, server_name: Option<String> },
 }
 
 /// The source sets these per section, snigate once: the longest applies.

@@ -6,7 +6,9 @@ use std::rc::Rc;
 use crate::name::NamePattern;
 
 use super::addresses::AddressSet;
-use super::name_match::{NameClass, NameMatch, Truth, wildcards_above};
+use super::client_class::{ArrivalClass, ClientClass, Coverage};
+use super::name_match::{NameClass, Truth};
+use super::name_set::NameSet;
 
 #[derive(Clone, Debug)]
 pub(super) enum Expression {
@@ -23,6 +25,10 @@ pub(super) enum Test {
     Names(NameSet),
     HasSni,
     ClientAddress(AddressSet),
+    /// The address that the client connects to.
+    Destination(AddressSet),
+    /// The client's PROXY header has this TLV with one of these values.
+    ProxyTlv(u8, BTreeSet<Vec<u8>>),
     /// The client offers one of these protocols.
     Alpn(BTreeSet<String>),
     Constant(bool),
@@ -32,134 +38,12 @@ pub(super) enum Test {
     Unknown(String),
 }
 
-/// Server names that a test matches.
-#[derive(Clone, Debug, Default)]
-pub(super) struct NameSet {
-    patterns: HashSet<NamePattern>,
-    in_order: Vec<NamePattern>,
-    /// Comparisons that no `sni` pattern can express.
-    pub(super) inexact: Vec<NameMatch>,
-    /// Which other names the test may match.
-    pub(super) may_match: Option<String>,
-}
-
 /// For each client address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ClientLimit {
     Connections(u64),
     /// New connections in a period of so many milliseconds, if that is known.
     Rate(u64, Option<u64>),
-}
-
-/// Clients that differ in nothing that a route can match, except for their addresses.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ClientClass<'a> {
-    pub(super) name: NameClass<'a>,
-    pub(super) alpn: AlpnClass<'a>,
-}
-
-/// Routes of one frontend can tell clients apart by one list of protocols: two routes with different lists would both
-/// match a client that offers protocols of both.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct AlpnClass<'a> {
-    pub(super) protocols: &'a BTreeSet<String>,
-    /// Whether the client offers one of them.
-    pub(super) is_offered: bool,
-}
-
-/// The client addresses for which an expression holds within one class of clients.
-#[derive(Clone, Debug)]
-pub(super) struct Coverage {
-    pub(super) certain: AddressSet,
-    /// Those for which the translation lets it hold.
-    pub(super) assumed: AddressSet,
-    pub(super) possible: AddressSet,
-}
-
-impl Coverage {
-    fn of(truth: Truth) -> Self {
-        let all = |holds| if holds { AddressSet::all() } else { AddressSet::none() };
-        let (certain, assumed, possible) = match truth {
-            Truth::Yes => (true, true, true),
-            Truth::No => (false, false, false),
-            Truth::Partly { assumed } => (false, assumed, true),
-        };
-        Self { certain: all(certain), assumed: all(assumed), possible: all(possible) }
-    }
-
-    fn combine(self, other: &Self, operation: fn(&AddressSet, &AddressSet) -> AddressSet) -> Self {
-        Self {
-            certain: operation(&self.certain, &other.certain),
-            assumed: operation(&self.assumed, &other.assumed),
-            possible: operation(&self.possible, &other.possible),
-        }
-    }
-}
-
-impl NameSet {
-    pub(super) fn of(matches: impl IntoIterator<Item = NameMatch>) -> Self {
-        let mut names = Self::default();
-        for one in matches {
-            match one.as_pattern() {
-                Some(pattern) => names.add(pattern),
-                None => names.inexact.push(one),
-            }
-        }
-        names
-    }
-
-    pub(super) fn and_maybe(self, may_match: Option<String>) -> Self {
-        Self { may_match, ..self }
-    }
-
-    fn add(&mut self, pattern: NamePattern) {
-        if self.patterns.insert(pattern.clone()) {
-            self.in_order.push(pattern);
-        }
-    }
-
-    /// Every pattern that the test mentions or that is worth a route of its own.
-    pub(super) fn all_patterns(&self) -> impl Iterator<Item = NamePattern> {
-        self.in_order.iter().cloned().chain(self.inexact.iter().flat_map(NameMatch::nearby_patterns))
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.patterns.is_empty() && self.inexact.is_empty()
-    }
-
-    pub(super) fn extend(&mut self, other: Self) {
-        other.in_order.into_iter().for_each(|pattern| self.add(pattern));
-        self.inexact.extend(other.inexact);
-        self.may_match = self.may_match.take().or(other.may_match);
-    }
-
-    fn matches(&self, class: NameClass<'_>, uncertain: &mut BTreeSet<String>) -> Truth {
-        if let NameClass::Pattern(pattern) = class
-            && (self.patterns.contains(pattern) || wildcards_above(pattern).any(|above| self.patterns.contains(&above)))
-        {
-            return Truth::Yes;
-        }
-        let mut partly = None;
-        for one in &self.inexact {
-            match one.matches(class) {
-                Truth::Yes => return Truth::Yes,
-                Truth::No => {}
-                Truth::Partly { assumed } => {
-                    uncertain.insert(one.undecided_names());
-                    partly = Some(partly.unwrap_or(false) || assumed);
-                }
-            }
-        }
-        let is_one_name = matches!(class, NameClass::NoSni | NameClass::Pattern(NamePattern::Exact(_)));
-        match (&self.may_match, partly) {
-            (Some(names), _) if !is_one_name => {
-                uncertain.insert(names.clone());
-                Truth::Partly { assumed: partly.unwrap_or(false) }
-            }
-            (_, Some(assumed)) => Truth::Partly { assumed },
-            (_, None) => Truth::No,
-        }
-    }
 }
 
 impl Expression {
@@ -212,6 +96,40 @@ impl Expression {
             Self::Test(test) => visit(test),
             Self::Not(inner) => inner.visit_tests(visit),
             Self::All(inner) | Self::Any(inner) => inner.iter().for_each(|one| one.visit_tests(visit)),
+        }
+    }
+
+    /// Visits the tests that may matter for clients with these names; all of them, or those that arrive like this.
+    pub(super) fn visit_tests_for(
+        &self,
+        name: NameClass<'_>,
+        arrival: Option<ArrivalClass<'_>>,
+        visit: &mut impl FnMut(&Test),
+    ) {
+        if self.decided_by(name, arrival).is_some() {
+            return;
+        }
+        match self {
+            Self::Test(test) => visit(test),
+            Self::Not(inner) => inner.visit_tests_for(name, arrival, visit),
+            Self::All(inner) | Self::Any(inner) => {
+                for one in inner {
+                    one.visit_tests_for(name, arrival, visit);
+                }
+            }
+        }
+    }
+
+    /// Whether it holds, if these alone decide that.
+    fn decided_by(&self, name: NameClass<'_>, arrival: Option<ArrivalClass<'_>>) -> Option<bool> {
+        let decided = |one: &Self| one.decided_by(name, arrival);
+        match self {
+            Self::Test(test) => test.decided_by(name, arrival),
+            Self::Not(inner) => decided(inner).map(|holds| !holds),
+            Self::All(all) if all.iter().any(|one| decided(one) == Some(false)) => Some(false),
+            Self::All(all) => all.iter().all(|one| decided(one) == Some(true)).then_some(true),
+            Self::Any(any) if any.iter().any(|one| decided(one) == Some(true)) => Some(true),
+            Self::Any(any) => any.iter().all(|one| decided(one) == Some(false)).then_some(false),
         }
     }
 
@@ -282,12 +200,20 @@ impl Test {
             Self::ClientAddress(from) => {
                 Coverage { certain: from.clone(), assumed: from.clone(), possible: from.clone() }
             }
+            Self::Destination(networks) => Coverage::of(class.arrival.is_to(networks).into()),
+            Self::ProxyTlv(number, values) => match class.arrival.tlv.has(*number, values) {
+                Ok(has) => Coverage::of(has.into()),
+                Err(other) => unknown(&format!(
+                    "it tests TLV {number:#04x}, another rule tests TLV {other:#04x}, and routes of one name can only \
+                    differ in the values of one TLV"
+                )),
+            },
             Self::Alpn(protocols) if protocols == class.alpn.protocols => Coverage::of(class.alpn.is_offered.into()),
             Self::Alpn(protocols) => {
                 let listed = |protocols: &BTreeSet<String>| protocols.iter().cloned().collect::<Vec<_>>().join(", ");
                 unknown(&format!(
-                    "it tests ALPN for {}, another rule tests it for {}, and routes of one listener can only differ in \
-                    one list of protocols",
+                    "it tests ALPN for {}, another rule tests it for {}, and routes of one name can only differ in one \
+                    list of protocols",
                     listed(protocols),
                     listed(class.alpn.protocols)
                 ))
@@ -298,7 +224,22 @@ impl Test {
         }
     }
 
+    fn decided_by(&self, name: NameClass<'_>, arrival: Option<ArrivalClass<'_>>) -> Option<bool> {
+        match self {
+            Self::Names(names) => match names.matches(name, &mut BTreeSet::new()) {
+                Truth::Yes => Some(true),
+                Truth::No => Some(false),
+                Truth::Partly { .. } => None,
+            },
+            Self::HasSni => Some(!matches!(name, NameClass::NoSni)),
+            Self::Destination(networks) => Some(arrival?.is_to(networks)),
+            Self::ProxyTlv(number, values) => arrival?.tlv.has(*number, values).ok(),
+            Self::Constant(value) => Some(*value),
+            Self::ClientAddress(_) | Self::Alpn(_) | Self::OverLimit(_) | Self::Unknown(_) => None,
+        }
+    }
+
     fn is_beyond_a_route(&self) -> bool {
-        matches!(self, Self::Unknown(_) | Self::OverLimit(_) | Self::Alpn(_))
+        matches!(self, Self::Unknown(_) | Self::OverLimit(_) | Self::Alpn(_) | Self::ProxyTlv(..))
     }
 }

@@ -1,15 +1,19 @@
 //! `snigate import`: translates configurations of HAProxy and nginx.
 
 mod addresses;
+mod client_class;
 mod draft;
 mod expression;
 mod files;
 mod haproxy;
 mod name_match;
+mod name_set;
 mod nginx;
 mod notes;
 mod regex;
 mod routes;
+mod tlv;
+mod upstream_draft;
 mod values;
 mod yaml;
 

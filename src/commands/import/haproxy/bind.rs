@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use super::sections::SectionLine;
-use crate::commands::import::draft::{Draft, Frontend, ListenResult, TLS_NOT_TERMINATED};
+use crate::commands::import::draft::{AcceptProxyDraft, Draft, Frontend, ListenResult, TLS_NOT_TERMINATED};
 use crate::commands::import::notes::{Location, Notes};
-use crate::commands::import::values::{everywhere, listen_address};
+use crate::commands::import::values::listen_address;
 
 /// Longer ranges of ports are left out.
 const MAX_PORTS: u16 = 64;
@@ -84,7 +84,7 @@ pub(super) fn listen(
         let reason = "`accept-proxy`: PROXY headers are accepted from every address, as in HAProxy; restrict \
             `accept_proxy` to the networks of your load balancers";
         notes.note(location, reason);
-        frontend.accept_proxy.extend(listening.iter().map(|address| (*address, everywhere())));
+        frontend.accept_proxy.extend(listening.iter().map(|address| (*address, AcceptProxyDraft::everywhere())));
     }
     let value = |key: &str| parameters.iter().position(|word| *word == key).and_then(|at| parameters.get(at + 1));
     if has("ssl") && value("verify") == Some(&"required") {

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::server::ServerParameters;
-use crate::commands::import::draft::{CheckDraft, CheckTls};
+use crate::upstream::health;
+
+use super::server::{ServerParameters, Verify};
 use crate::commands::import::notes::{Location, Notes};
+use crate::commands::import::upstream_draft::{CheckDraft, CheckTls};
 
 /// The lines of a backend that say how its servers are checked.
 #[derive(Default)]
@@ -129,4 +131,51 @@ pub(super) fn translate(
         Some(timeout)
     });
     CheckDraft { interval, timeout, rise: server.rise, fall: server.fall, tls, path }
+}
+
+impl ServerParameters {
+    /// `None`: the check does not use TLS.
+    pub(super) fn check_tls(&self) -> Option<CheckTls> {
+        if !self.ssl && !self.check_ssl {
+            return None;
+        }
+        Some(match &self.ca_file {
+            Some(ca_file) if self.verify == Verify::Required && !ca_file.starts_with('@') => CheckTls::Verified {
+                ca_file: ca_file.clone(),
+                server_name: self.verify_host.clone().filter(|name| is_hostname(name)),
+            },
+            _ => CheckTls::Unverified,
+        })
+    }
+
+    pub(super) fn note_check_tls(&self, location: &Location, notes: &mut Notes) {
+        match self.check_tls() {
+            Some(CheckTls::Unverified) if self.verify == Verify::Required => {
+                notes
+                    .note(location, "without `ca-file` the health check does not verify the server; set `tls.ca_file`");
+            }
+            Some(CheckTls::Verified { ca_file, .. }) => {
+                if let Err(reason) = health::read_roots(ca_file.as_ref()) {
+                    let reason = format!("`ca-file`: {reason}; `snigate check` fails until the file is there");
+                    notes.note(location, reason);
+                }
+                if let Some(name) = self.verify_host.as_ref().filter(|name| !is_hostname(name)) {
+                    notes.note(
+                        location,
+                        format!("`verifyhost {name}` ignored: not a hostname, so the check only verifies the chain"),
+                    );
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn is_checked_like(&self, other: &Self) -> bool {
+        let numbers = |one: &Self| (one.check, one.interval, one.rise, one.fall);
+        numbers(self) == numbers(other) && self.check_tls() == other.check_tls()
+    }
+}
+
+fn is_hostname(text: &str) -> bool {
+    rustls::pki_types::ServerName::try_from(text).is_ok()
 }

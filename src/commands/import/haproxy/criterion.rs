@@ -6,10 +6,13 @@ use ipnet::IpNet;
 
 use super::pattern_file;
 use super::sample::{MapLookup, Sample, Variables, is_sni};
+use super::test_arguments::TestArguments;
 use crate::commands::import::addresses::AddressSet;
-use crate::commands::import::expression::{ClientLimit, Expression, NameSet, Test};
+use crate::commands::import::expression::{ClientLimit, Expression, Test};
 use crate::commands::import::files::SourceFiles;
+use crate::commands::import::name_set::NameSet;
 use crate::commands::import::notes::{Location, Notes};
+use crate::commands::import::tlv;
 use crate::commands::import::values::{LIMITS, network};
 
 pub(super) const CASE_IGNORED: &str = "HAProxy compares the server name case-sensitively here (neither `-i` nor \
@@ -84,17 +87,18 @@ impl<'a> CriterionReader<'a> {
         if matches!(fetch, "req.ssl_alpn" | "ssl_fc_alpn") {
             return of_alpn(fetch, method, &values, location, notes);
         }
+        if let Some(number) = header_tlv(fetch) {
+            let ignores_case = ignores_case || is_lower_case;
+            return of_tlv(number, method, ignores_case, &values);
+        }
         self.of_fetch(fetch, &values)
     }
 
     fn of_fetch(&self, fetch: &str, values: &Values) -> Result<Expression, String> {
         let texts: Vec<&str> = values.iter().map(|(value, _)| value.as_str()).collect();
         match fetch {
-            "src" => {
-                let networks: Option<Vec<IpNet>> = texts.iter().map(|value| network(value)).collect();
-                let networks = networks.filter(|networks| !networks.is_empty()).ok_or("expected networks")?;
-                Ok(Expression::of(Test::ClientAddress(AddressSet::of(&networks))))
-            }
+            "src" => Ok(Expression::of(Test::ClientAddress(networks(&texts)?))),
+            "dst" | "fc_dst" => Ok(Expression::of(Test::Destination(networks(&texts)?))),
             "req.ssl_hello_type" | "req_ssl_hello_type" => Ok(Expression::constant(texts.contains(&"1"))),
             "ssl_fc" => {
                 let terminates = self.terminates_tls.ok_or("only some `bind` lines of this section have `ssl`")?;
@@ -104,18 +108,51 @@ impl<'a> CriterionReader<'a> {
             "req.len" | "req_len" if is_above_zero(&texts) => Ok(Expression::constant(true)),
             "always_true" => Ok(Expression::constant(true)),
             "always_false" => Ok(Expression::constant(false)),
-            "dst" | "dst_port" | "fc_dst" | "fc_dst_port" | "so_name" | "so_id" => {
-                Err("it tests the address that clients connect to; a route can have `listener` for that".into())
+            "dst_port" | "fc_dst_port" | "so_name" | "so_id" => {
+                Err("it tests the listener that clients connect to; a route can have `listener` for that".into())
             }
             _ => match client_limit(fetch, &texts) {
                 Some(limit) => Ok(Expression::of(Test::OverLimit(limit))),
                 None if fetch.starts_with("src_") || fetch.starts_with("sc") || fetch.ends_with("conn") => {
                     Err("snigate has no such counter; see `limits`, and `max_connections` of a route".into())
                 }
-                None => Err("snigate can test the client's address, SNI and ALPN only, nothing inside TLS".into()),
+                None => Err("snigate can test addresses, TLVs, SNI and ALPN only, nothing inside TLS".into()),
             },
         }
     }
+}
+
+fn networks(texts: &[&str]) -> Result<AddressSet, String> {
+    let networks: Option<Vec<IpNet>> = texts.iter().map(|value| network(value)).collect();
+    let networks = networks.filter(|networks| !networks.is_empty()).ok_or("expected networks")?;
+    Ok(AddressSet::of(&networks))
+}
+
+/// The number of the TLV of the client's PROXY header that a sample has.
+fn header_tlv(fetch: &str) -> Option<u8> {
+    match fetch {
+        "fc_pp_authority" => tlv::number("AUTHORITY"),
+        "fc_pp_unique_id" => tlv::number("UNIQUE_ID"),
+        _ => tlv::number(fetch.strip_prefix("fc_pp_tlv(")?.strip_suffix(')')?),
+    }
+}
+
+fn of_tlv(number: u8, method: &str, ignores_case: bool, values: &Values) -> Result<Expression, String> {
+    if !matches!(method, "str" | "bin") {
+        return Err(format!("`proxy_tlv` of a route compares whole values; `-m {method}` does not"));
+    }
+    let mut all = BTreeSet::new();
+    for (value, _) in values {
+        if ignores_case && value.bytes().any(|byte| byte.is_ascii_alphabetic()) {
+            return Err("`proxy_tlv` of a route does not ignore case".into());
+        }
+        let value = match method {
+            "bin" => tlv::from_hex(value).ok_or_else(|| format!("`{value}` is not hexadecimal"))?,
+            _ => value.clone().into_bytes(),
+        };
+        all.insert(tlv::checked(value)?);
+    }
+    if all.is_empty() { Err("expected a value".into()) } else { Ok(Expression::of(Test::ProxyTlv(number, all))) }
 }
 
 fn of_names(method: &str, values: &Values, notes: &mut Notes) -> Result<Expression, String> {
@@ -232,42 +269,5 @@ fn client_limit(fetch: &str, values: &[&str]) -> Option<ClientLimit> {
         "conn_cur" => Some(ClientLimit::Connections(allowed)),
         "conn_rate" => Some(ClientLimit::Rate(allowed, None)),
         _ => None,
-    }
-}
-
-struct TestArguments<'a> {
-    method: &'a str,
-    /// `-i`
-    ignores_case: bool,
-    values: Vec<&'a str>,
-    files: Vec<&'a str>,
-}
-
-impl<'a> TestArguments<'a> {
-    fn read(method: &'a str, words: &[&'a str]) -> Result<Self, String> {
-        let mut arguments = Self { method, ignores_case: false, values: Vec::new(), files: Vec::new() };
-        let mut rest = words;
-        while let [word, after @ ..] = rest {
-            rest = after;
-            match (*word, after) {
-                ("-i", _) => arguments.ignores_case = true,
-                ("-n" | "-M", _) => {}
-                ("-m", [method, after @ ..]) => (arguments.method, rest) = (method, after),
-                ("-u", [_, after @ ..]) => rest = after,
-                ("-f", [file, after @ ..]) => {
-                    arguments.files.push(file);
-                    rest = after;
-                }
-                ("--", values) => {
-                    arguments.values.extend(values);
-                    break;
-                }
-                (flag, _) if flag.len() == 2 && flag.starts_with('-') && arguments.values.is_empty() => {
-                    return Err(format!("the flag `{flag}` is not understood"));
-                }
-                (value, _) => arguments.values.push(value),
-            }
-        }
-        Ok(arguments)
     }
 }

@@ -7,8 +7,9 @@ use super::criterion::{CASE_IGNORED, CriterionReader};
 use super::pattern_file::FileEntry;
 use super::sample::{MapLookup, Sample, is_sni};
 use crate::commands::import::draft::{Action, Rule};
-use crate::commands::import::expression::{Expression, NameSet, Test};
+use crate::commands::import::expression::{Expression, Test};
 use crate::commands::import::name_match::NameMatch;
+use crate::commands::import::name_set::NameSet;
 use crate::commands::import::notes::{Location, Notes};
 
 /// The backend is the value of the sample, between two texts.

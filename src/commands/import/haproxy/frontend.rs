@@ -84,6 +84,14 @@ pub(super) fn read(
         }
     }
     frontend.rules.extend(default_rule);
+    if let Some(accept_proxy) = &request_rules.accept_proxy {
+        for address in &frontend.addresses {
+            frontend.accept_proxy.entry(*address).or_insert_with(|| accept_proxy.clone());
+        }
+    }
+    if !frontend.accept_proxy.is_empty() {
+        request_rules.note_peers(notes);
+    }
     frontend.phases = request_rules.take_phases();
     if request_rules.limits.is_empty() {
         // The stick table is used for something else.
@@ -91,11 +99,7 @@ pub(super) fn read(
     }
     frontend.limits = request_rules.limits;
     frontend.locations.extend(request_rules.locations);
-    if !request_rules.accept_proxy.is_empty() {
-        for address in &frontend.addresses {
-            frontend.accept_proxy.entry(*address).or_insert_with(|| request_rules.accept_proxy.clone());
-        }
-    }
+    frontend.locations.extend(request_rules.accept_proxy_locations);
     let tests_names = frontend.tests_names();
     let tests_tls = lines.iter().any(|line| line.words.iter().any(|word| word.contains("ssl_hello_type")));
     if !tests_names && !tests_tls && !frontend.terminated_tls {

@@ -8,14 +8,18 @@ mod conditional_blocks;
 mod context;
 mod criterion;
 mod dynamic_backend;
+mod endpoint;
 mod frontend;
 mod keywords;
 mod pattern_file;
+mod proxy_header;
 mod reasons;
 mod request_rules;
 mod sample;
 mod sections;
 mod server;
+mod source;
+mod test_arguments;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -117,7 +121,7 @@ fn local_tls_frontends(sections: &[Section]) -> HashMap<usize, &str> {
     let is_used = |section: &&Section| section.is_backend() && (uses_any || used.contains(section.name.as_str()));
     for backend in sections.iter().filter(is_used) {
         let servers = backend.lines.iter().filter(|line| line.words[0] == "server");
-        let servers = servers.filter_map(|line| server::destination(line.words.get(2)?).ok()?.address());
+        let servers = servers.filter_map(|line| endpoint::destination(line.words.get(2)?).ok()?.address());
         for address in servers {
             for frontend in &terminating {
                 if frontend.lines.iter().flat_map(bind::addresses).any(|listener| arrives_at(address, listener)) {

@@ -12,8 +12,11 @@ pub(super) fn why_not_translated(words: &[&str], section: &str) -> Option<&'stat
     }
     Some(match (keyword, argument) {
         ("tcp-check", _) => "no equivalent: health checks connect, or make a TLS handshake and an HTTP request",
-        ("stick-table" | "stick" | "cookie" | "hash-type", _) | ("option", "persist") => {
-            "ignored: clients are not bound to an endpoint"
+        ("stick-table" | "stick" | "cookie", _) | ("option", "persist") => {
+            "ignored: clients are only bound to an endpoint by `balance: source_hash`"
+        }
+        ("hash-type", _) => {
+            "ignored: `source_hash` is consistent: when an endpoint comes or goes, only its clients move"
         }
         ("mode", "http") => "ignored: snigate forwards bytes and does not see HTTP inside TLS",
         ("acl", _) => "no translated rule uses it",

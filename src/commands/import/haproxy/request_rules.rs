@@ -2,23 +2,27 @@
 
 use std::collections::BTreeSet;
 
-use ipnet::IpNet;
-
 use super::acl::{Acls, RuleCondition};
 use super::context::FileContext;
 use super::sections::{Section, SectionLine};
-use crate::commands::import::draft::{Action, Rule};
+use crate::commands::import::addresses::AddressSet;
+use crate::commands::import::draft::{AcceptProxyDraft, Action, Rule};
 use crate::commands::import::expression::{ClientLimit, Expression, Test};
 use crate::commands::import::notes::{Location, Notes};
 use crate::commands::import::values::everywhere;
+
+/// The phase of `tcp-request connection`.
+const CONNECTION: usize = 0;
 
 #[derive(Default)]
 pub(super) struct RequestRules {
     /// `tcp-request connection`, `session`, `content`, and `http-request`.
     phases: [Vec<Rule>; 4],
     pub(super) limits: Vec<(ClientLimit, Location)>,
-    pub(super) accept_proxy: Vec<IpNet>,
-    /// Lines that these are made of.
+    /// By `expect-proxy`.
+    pub(super) accept_proxy: Option<AcceptProxyDraft>,
+    pub(super) accept_proxy_locations: BTreeSet<Location>,
+    /// Lines that the limits are made of.
     pub(super) locations: BTreeSet<Location>,
 }
 
@@ -34,7 +38,7 @@ impl RequestRules {
         let words = line.words();
         let location = line.location();
         let (phase, action, rest) = match &words[..] {
-            ["tcp-request", "connection", action, rest @ ..] => (0, *action, rest),
+            ["tcp-request", "connection", action, rest @ ..] => (CONNECTION, *action, rest),
             ["tcp-request", "session", action, rest @ ..] => (1, *action, rest),
             ["tcp-request", "content", action, rest @ ..] => (2, *action, rest),
             ["http-request", action, rest @ ..] => (3, *action, rest),
@@ -47,7 +51,9 @@ impl RequestRules {
         let then = match action {
             "accept" | "allow" => Action::Accept,
             "reject" | "deny" | "silent-drop" | "tarpit" | "auth" => Action::Reject,
-            "expect-proxy" if phase == 0 => return self.expect_proxy(condition, is_conditional, &location, notes),
+            "expect-proxy" if phase == CONNECTION => {
+                return self.expect_proxy(condition, is_conditional, &location, notes);
+            }
             _ => {
                 let variable = |name| action.strip_prefix(name).and_then(|rest| rest.strip_suffix(')'));
                 if let Some(name) = variable("set-var(") {
@@ -83,7 +89,7 @@ impl RequestRules {
         let from = condition.ok().and_then(|RuleCondition { when, locations }| match when.single_test() {
             _ if when.is_always() => Some(everywhere()),
             Some(Test::ClientAddress(from)) => {
-                self.locations.extend(locations);
+                self.accept_proxy_locations.extend(locations);
                 Some(from.networks())
             }
             _ => None,
@@ -93,13 +99,30 @@ impl RequestRules {
                 that send a PROXY header are rejected";
             return notes.rejects_or_reroutes(location, reason);
         };
-        if is_conditional {
-            let reason = "`expect-proxy`: clients from other networks, which send no PROXY header, are rejected at a \
-                listener with `accept_proxy`";
+        if self.phases[CONNECTION].iter().any(|rule| rule.then == Action::Accept) {
+            let reason = "`expect-proxy`: clients that an earlier rule accepts must send a PROXY header, too";
             notes.rejects_or_reroutes(location, reason);
         }
-        self.accept_proxy.extend(from);
-        self.locations.insert(location.clone());
+        let accept_proxy = self.accept_proxy.get_or_insert_default();
+        let is_new = accept_proxy.from.is_empty();
+        accept_proxy.others_are_direct = is_conditional && (is_new || accept_proxy.others_are_direct);
+        accept_proxy.from = AddressSet::of(&accept_proxy.from).or(&AddressSet::of(&from)).networks();
+        self.accept_proxy_locations.insert(location.clone());
+    }
+
+    /// `src` and `dst` are other addresses before the PROXY header is read.
+    pub(super) fn note_peers(&self, notes: &mut Notes) {
+        for rule in &self.phases[CONNECTION] {
+            let mut tests_peer = false;
+            rule.when.visit_tests(&mut |test| {
+                tests_peer |= matches!(test, Test::ClientAddress(_) | Test::Destination(_));
+            });
+            if tests_peer {
+                let reason = "`src` and `dst` are those of the peer here, before HAProxy reads its PROXY header; snigate \
+                    uses the addresses in the header";
+                notes.rejects_or_reroutes(&rule.location, reason);
+            }
+        }
     }
 
     pub(super) fn take_phases(&mut self) -> Vec<Vec<Rule>> {

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 use super::pattern_file::{self, FileEntry};
-use crate::commands::import::expression::{Expression, NameSet, Test};
+use crate::commands::import::expression::{Expression, Test};
 use crate::commands::import::files::SourceFiles;
 use crate::commands::import::name_match::NameMatch;
+use crate::commands::import::name_set::NameSet;
 use crate::commands::import::notes::Location;
 
 /// Variables may refer to each other without end.

@@ -9,8 +9,9 @@ use ipnet::IpNet;
 use super::stream::{KeyRank, StreamBlock};
 use super::syntax::{Directive, variable_name};
 use crate::commands::import::addresses::AddressSet;
-use crate::commands::import::expression::{Expression, NameSet, Test};
+use crate::commands::import::expression::{Expression, Test};
 use crate::commands::import::name_match::NameMatch;
+use crate::commands::import::name_set::NameSet;
 use crate::commands::import::notes::{Location, Notes};
 use crate::commands::import::regex;
 use crate::commands::import::values::network;
@@ -190,16 +191,18 @@ fn of_alpn_key(entry: &MapEntry<'_>) -> Expression {
     let is_protocol = |text: &str| {
         !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_/.".contains(&byte))
     };
-    let protocol = match entry.key.strip_prefix('~') {
+    let listed = match entry.key.strip_prefix('~') {
         Some(expression) => {
-            expression.trim_start_matches('*').replace("\\b", "").replace("\\.", ".").replace("\\/", "/")
+            let plain = expression.trim_start_matches('*').replace("\\b", "").replace("\\.", ".").replace("\\/", "/");
+            let inner = plain.strip_prefix('(').and_then(|rest| rest.strip_suffix(')'));
+            inner.map(|inner| inner.trim_start_matches("?:").to_owned()).unwrap_or(plain)
         }
         // ACME validation offers nothing else (RFC 8737, section 3).
         None if entry.key.starts_with("acme-tls/") => entry.key.to_owned(),
         None => String::new(),
     };
-    if is_protocol(&protocol) {
-        return Expression::of(Test::Alpn([protocol].into()));
+    if listed.split('|').all(is_protocol) {
+        return Expression::of(Test::Alpn(listed.split('|').map(str::to_owned).collect()));
     }
     Expression::unknown(format!(
         "`{}`: `alpn` of a route can only test whether the client offers a protocol",

@@ -1,6 +1,7 @@
 //! Configurations of nginx with its stream module.
 
 mod include;
+mod listen;
 mod map;
 mod reasons;
 mod server;

@@ -1,19 +1,17 @@
 //! `server` blocks.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 
-use ipnet::IpNet;
-
+use super::listen::listen_all;
 use super::map::{self, MapValue};
 use super::stream::{DefaultRules, NamedRule, StreamBlock, StreamSettings};
 use super::syntax::{Directive, variable_name};
 use super::upstream;
 use crate::commands::import::addresses::AddressSet;
-use crate::commands::import::draft::{Action, Draft, Frontend, ListenResult, MAYBE_NOT_TLS, Rule, TLS_NOT_TERMINATED};
+use crate::commands::import::draft::{Action, Draft, Frontend, ListenResult, MAYBE_NOT_TLS, Rule};
 use crate::commands::import::expression::{ClientLimit, Expression, Test};
-use crate::commands::import::notes::{Location, Notes};
-use crate::commands::import::values::{LIMITS, duration, everywhere, listen_address, network};
+use crate::commands::import::notes::Notes;
+use crate::commands::import::values::{LIMITS, duration, network};
 
 pub(super) fn read<'a>(server: &'a Directive, stream: &mut StreamBlock<'a>, draft: &mut Draft, notes: &mut Notes) {
     let mut settings = StreamSettings { access: Vec::new(), ..stream.settings.clone() };
@@ -47,6 +45,11 @@ pub(super) fn read<'a>(server: &'a Directive, stream: &mut StreamBlock<'a>, draf
     if settings.ssl_preread.is_none() && !frontend.terminated_tls && !target.words[1].starts_with('$') {
         notes.note(&server.location(), MAYBE_NOT_TLS);
     }
+    if !frontend.accept_proxy.is_empty() && settings.set_real_ip_from.is_empty() && tests_clients(&rules) {
+        let reason = "without `set_real_ip_from` nginx compares the peer's address; snigate compares the client's address \
+            in the PROXY header";
+        notes.rejects_or_reroutes(&target.location(), reason);
+    }
     apply_settings(&settings, &mut frontend, stream, draft, notes);
     let addresses = frontend.addresses.clone();
     let is_first = !(server_names.is_some() && share_addresses(&frontend, draft, notes));
@@ -68,6 +71,14 @@ pub(super) fn read<'a>(server: &'a Directive, stream: &mut StreamBlock<'a>, draf
     if is_default || is_first {
         stream.default_rules.push(DefaultRules { addresses, is_explicit: is_default, rules });
     }
+}
+
+fn tests_clients(rules: &[Rule]) -> bool {
+    let mut found = false;
+    for rule in rules {
+        rule.when.visit_tests(&mut |test| found |= matches!(test, Test::ClientAddress(_)));
+    }
+    found
 }
 
 /// Gives the frontends the rules of all servers at their addresses.
@@ -141,103 +152,6 @@ fn routing_rules<'a>(
         rules.push(Rule { location, related, when, then });
     }
     Ok(rules)
-}
-
-/// Whether the server is the default one at one of its addresses.
-fn listen_all(
-    frontend: &mut Frontend,
-    listens: &[&Directive],
-    settings: &StreamSettings<'_>,
-    draft: &Draft,
-    notes: &mut Notes,
-) -> bool {
-    // Compares its own addresses only; later it is known whether it shares those of another server.
-    let no_others = Draft::default();
-    let mut is_default = false;
-    let mut ipv6_only = Vec::new();
-    for directive in listens {
-        let location = directive.location();
-        let parameters = &directive.words[2..];
-        let has = |wanted: &str| parameters.iter().any(|parameter| parameter == wanted);
-        let text = &directive.words[1];
-        if has("udp") {
-            notes.note(&location, format!("`{text} udp` left out: snigate forwards TCP only"));
-            continue;
-        }
-        let address = match address(text) {
-            Ok(address) => address,
-            Err(reason) => {
-                notes.rejects_or_reroutes(&location, format!("`{text}` left out: {reason}"));
-                continue;
-            }
-        };
-        if let ListenResult::MergedInto(merged) = no_others.listen(frontend, address) {
-            notes.note(&location, format!("one listener at {merged} serves this address, too"));
-        } else if address.is_ipv6() && address.ip().is_unspecified() && !has("ipv6only=off") {
-            ipv6_only.push((address.port(), location.clone()));
-        }
-        frontend.locations.insert(location.clone());
-        is_default |= has("default_server") || has("default");
-        if has("ssl") {
-            frontend.terminated_tls = true;
-            notes.note(&location, TLS_NOT_TERMINATED);
-        }
-        if has("proxy_protocol") {
-            accept_proxy(frontend, address, settings, &location, notes);
-        }
-        let known = ["ssl", "proxy_protocol", "default_server", "default", "ipv6only=off", "ipv6only=on"];
-        let rest: Vec<&str> = parameters.iter().map(String::as_str).filter(|word| !known.contains(word)).collect();
-        if !rest.is_empty() {
-            notes.note(&location, format!("`{}` ignored: not needed, or no equivalent", rest.join(" ")));
-        }
-    }
-    for (port, location) in ipv6_only {
-        let others = draft.frontends.iter().flat_map(|other| &other.addresses).copied();
-        let mut all = listens.iter().filter_map(|listen| address(&listen.words[1]).ok()).chain(others);
-        if !all.any(|one| one.is_ipv4() && one.port() == port) {
-            let reason = "nginx accepts IPv6 clients only here (no `ipv6only=off`); snigate's listener at [::] accepts \
-                IPv4 clients, too";
-            notes.admits_more(&location, reason);
-        }
-    }
-    is_default
-}
-
-fn accept_proxy(
-    frontend: &mut Frontend,
-    address: SocketAddr,
-    settings: &StreamSettings<'_>,
-    location: &Location,
-    notes: &mut Notes,
-) {
-    let trusted: Vec<IpNet> = settings.set_real_ip_from.iter().filter_map(|from| network(&from.words[1])).collect();
-    frontend.locations.extend(settings.set_real_ip_from.iter().map(|from| from.location()));
-    if !trusted.is_empty() {
-        let reason =
-            "with `accept_proxy` connections from peers outside the networks of `set_real_ip_from` are rejected";
-        notes.note(location, reason);
-        frontend.accept_proxy.insert(address, trusted);
-        return;
-    }
-    let reason = "`proxy_protocol`: PROXY headers are accepted from every address, as in nginx; restrict `accept_proxy` \
-        to the networks of your load balancers";
-    notes.note(location, reason);
-    if !settings.access.is_empty() {
-        let reason = "`allow` and `deny` apply to the client address in the PROXY header, which any peer can forge; \
-            without `set_real_ip_from` nginx applies them to the peer's address";
-        notes.admits_more(location, reason);
-    }
-    frontend.accept_proxy.insert(address, everywhere());
-}
-
-fn address(text: &str) -> Result<SocketAddr, String> {
-    if text.starts_with("unix:") {
-        return Err("snigate listens at IP addresses only, not at Unix sockets".into());
-    }
-    match text.rsplit_once(':') {
-        Some((host, port)) if !text.ends_with(']') => listen_address(host, port),
-        _ => listen_address("", text),
-    }
 }
 
 fn apply_settings(

@@ -57,6 +57,7 @@ pub(super) struct StreamSettings<'a> {
     pub(super) proxy_timeout: Option<&'a Directive>,
     pub(super) preread_timeout: Option<&'a Directive>,
     pub(super) proxy_protocol: Option<&'a Directive>,
+    pub(super) proxy_bind: Option<&'a Directive>,
     /// `allow` and `deny`
     pub(super) access: Vec<&'a Directive>,
     pub(super) set_real_ip_from: Vec<&'a Directive>,
@@ -71,6 +72,7 @@ impl<'a> StreamSettings<'a> {
             ["proxy_connect_timeout", _] => self.proxy_connect_timeout = Some(directive),
             ["proxy_timeout", _] => self.proxy_timeout = Some(directive),
             ["preread_timeout", _] => self.preread_timeout = Some(directive),
+            ["proxy_bind", _, ..] => self.proxy_bind = Some(directive),
             ["proxy_protocol", _] => self.proxy_protocol = Some(directive),
             ["allow" | "deny", _] => self.access.push(directive),
             ["set_real_ip_from", _] => self.set_real_ip_from.push(directive),

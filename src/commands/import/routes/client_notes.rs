@@ -60,17 +60,6 @@ fn note(severity: Severity, uncertainty: &Uncertainty<'_>, effect: &str) -> Clie
     ClientNote { severity, location: uncertainty.rule.location.clone(), reason }
 }
 
-pub(super) fn rerouted(clients: &AddressSet, upstream: &str, expected: &str, location: Location) -> ClientNote {
-    let reason = format!(
-        "clients from {} are routed to `{}` instead of `{}`: a route has one upstream for all client addresses, and \
-        other clients that send the same names go there",
-        networks(clients),
-        backend_name(upstream),
-        backend_name(expected),
-    );
-    ClientNote { severity: Severity::RejectsOrReroutes, location, reason }
-}
-
 pub(super) fn networks(clients: &AddressSet) -> String {
     first_of(clients.networks().iter(), MAX_LISTED)
 }

@@ -5,14 +5,18 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use crate::name::NamePattern;
 use ipnet::IpNet;
 
-use super::class_result::ClassResult;
+use super::class_result::{ClassResult, ClientShare};
 use super::client_notes::{self, ClientNote};
+use super::distinctions::Distinctions;
 use super::rule_list::{Evaluation, RuleList};
 use crate::commands::import::addresses::AddressSet;
-use crate::commands::import::draft::{Action, Draft, Frontend, Rule, UpstreamDraft};
-use crate::commands::import::expression::{ClientClass, NameSet, Test};
+use crate::commands::import::client_class::{ArrivalClass, ClientClass};
+use crate::commands::import::draft::{Action, Draft, Frontend, Rule};
+use crate::commands::import::expression::Test;
 use crate::commands::import::name_match::NameClass;
+use crate::commands::import::name_set::NameSet;
 use crate::commands::import::notes::{Location, Notes, Severity};
+use crate::commands::import::upstream_draft::UpstreamDraft;
 
 pub(super) struct Evaluator<'a> {
     frontend: &'a Frontend,
@@ -30,13 +34,6 @@ struct BackendRules<'a> {
     upstream: &'a UpstreamDraft,
     phases: Vec<RuleList<'a>>,
     servers: RuleList<'a>,
-}
-
-/// Clients of a class that go to an upstream, and the rule that says so.
-struct ClientShare {
-    upstream: String,
-    clients: AddressSet,
-    location: Location,
 }
 
 /// What is found out about one class on the way through the rules.
@@ -97,15 +94,48 @@ impl<'a> Evaluator<'a> {
         patterns
     }
 
+    /// How rules tell apart where clients with these names arrive.
+    pub(super) fn distinctions(&self, names: &[NameClass<'_>]) -> Distinctions {
+        let mut found = Distinctions::default();
+        let accepts_tlvs = !self.frontend.accept_proxy.is_empty();
+        self.visit_tests_for(names, None, &mut |test| {
+            if accepts_tlvs || !matches!(test, Test::ProxyTlv(..)) {
+                found.add(test);
+            }
+        });
+        found.finish();
+        found
+    }
+
     /// The protocols of the first ALPN test; empty if there is none.
-    pub(super) fn alpn_protocols(&self) -> BTreeSet<String> {
+    pub(super) fn alpn_protocols(&self, names: &[NameClass<'_>], arrival: ArrivalClass<'_>) -> BTreeSet<String> {
         let mut first = None;
-        self.visit_tests(&mut |test| {
+        self.visit_tests_for(names, Some(arrival), &mut |test| {
             if let Test::Alpn(protocols) = test {
                 first.get_or_insert_with(|| protocols.clone());
             }
         });
         first.unwrap_or_default()
+    }
+
+    fn visit_tests_for(
+        &self,
+        names: &[NameClass<'_>],
+        arrival: Option<ArrivalClass<'_>>,
+        visit: &mut impl FnMut(&Test),
+    ) {
+        for name in names {
+            let mut visit_rule = |rule: &Rule| rule.when.visit_tests_for(*name, arrival, visit);
+            self.phases.iter().flat_map(|phase| phase.rules_for(*name)).for_each(&mut visit_rule);
+            for rule in self.rules.rules_for(*name) {
+                visit_rule(rule);
+                let Action::RouteTo(key) = &rule.then else { continue };
+                if let Some(BackendRules { phases, servers, .. }) = self.backends.get(key.as_str()) {
+                    let rules = phases.iter().chain([servers]).flat_map(|rules| rules.rules_for(*name));
+                    rules.for_each(&mut visit_rule);
+                }
+            }
+        }
     }
 
     pub(super) fn mentioned_networks(&self) -> Vec<IpNet> {
@@ -146,10 +176,11 @@ impl<'a> Evaluator<'a> {
             rule.when.required_names().is_some_and(|names| names.contains(pattern))
         }));
         let rejected_at = found.rejected_at.unwrap_or_else(|| self.frontend.location.clone());
-        let result = ClassResult { is_listed, ..self.merge(shares, rejected_at) };
+        let result = ClassResult::new(shares, rejected_at, is_listed);
+        let admitted = result.admitted();
         // Rules that might reject more clients do not matter where all are rejected.
         self.notes.extend(found.notes.into_iter().filter_map(|(clients, note)| {
-            let matters = note.severity != Severity::AdmitsMore || !clients.and(&result.admitted).is_empty();
+            let matters = note.severity != Severity::AdmitsMore || !clients.and(&admitted).is_empty();
             matters.then_some(note)
         }));
         result
@@ -172,27 +203,6 @@ impl<'a> Evaluator<'a> {
         };
         self.notes.push(ClientNote { severity, location: location.clone(), reason });
         false
-    }
-
-    /// A route has one upstream: all clients get that of the largest share.
-    fn merge(&mut self, mut shares: Vec<ClientShare>, rejected_at: Location) -> ClassResult {
-        shares.sort_by(|one, other| {
-            other.clients.is_larger_than(&one.clients).cmp(&one.clients.is_larger_than(&other.clients))
-        });
-        let mut shares = shares.into_iter();
-        let Some(ClientShare { upstream, clients: mut admitted, location }) = shares.next() else {
-            return ClassResult {
-                upstream: None,
-                admitted: AddressSet::none(),
-                location: rejected_at,
-                is_listed: false,
-            };
-        };
-        for ClientShare { upstream: other, clients, location } in shares {
-            self.notes.push(client_notes::rerouted(&clients, &upstream, &other, location));
-            admitted = admitted.or(&clients);
-        }
-        ClassResult { upstream: Some(upstream), admitted, location, is_listed: false }
     }
 
     pub(super) fn report(self, notes: &mut Notes) {

@@ -1,35 +1,43 @@
 //! Turns rules of which the first match decides into routes, whose order does not matter.
 //!
 //! The names in all rules of a frontend divide its clients into classes, within which no rule tells one name from
-//! another. The rules are evaluated for each class, for all client addresses at once. A class becomes a route unless the
+//! another. The same for the addresses that clients connect to, one TLV and one list of protocols. The rules are evaluated
+//! for each class, for all client addresses at once. A class becomes a route, or several with other clients, unless the
 //! next wider class has the same result.
 
 mod class_result;
+mod client_networks;
 mod client_notes;
+mod collect;
+mod distinctions;
 mod endpoints;
 mod evaluate;
+mod name_result;
+mod naming;
 mod rule_list;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use crate::name::NamePattern;
 use crate::text::units::span;
 use ipnet::IpNet;
 
-use self::class_result::{ClassResult, compare_without_sni};
+use self::collect::RouteCollector;
 use self::evaluate::Evaluator;
+use self::name_result::NameResult;
+use self::naming::{suggest_aliases, unique_name};
 use super::addresses::{AccessList, AddressSet};
-use super::draft::{Draft, Frontend, UpstreamDraft};
-use super::expression::{AlpnClass, ClientClass, ClientLimit};
+use super::draft::{Draft, Frontend};
+use super::expression::ClientLimit;
 use super::name_match::{NameClass, wildcards_above};
 use super::notes::Notes;
-use super::values::label;
+use super::upstream_draft::UpstreamDraft;
 
 pub(super) struct RouteDraft {
     pub(super) name: String,
     /// Empty: the route has no `sni` and matches every other name.
     pub(super) names: Vec<NamePattern>,
-    pub(super) alpn: Vec<String>,
+    pub(super) matchers: RouteMatchers,
     /// Names that clients may send once they verify the API server's own certificate.
     pub(super) aliases: Vec<NamePattern>,
     /// The number of the frontend.
@@ -37,6 +45,15 @@ pub(super) struct RouteDraft {
     pub(super) access: AccessList,
     /// `None`: the route rejects all clients.
     pub(super) upstream: Option<String>,
+}
+
+/// Besides names. Empty: any client.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub(super) struct RouteMatchers {
+    pub(super) alpn: Vec<String>,
+    pub(super) clients: Vec<IpNet>,
+    pub(super) destinations: Vec<IpNet>,
+    pub(super) tlv: Option<(u8, Vec<u8>)>,
 }
 
 /// Removes frontends without routes from the draft.
@@ -62,7 +79,7 @@ pub(super) fn make(draft: &mut Draft, notes: &mut Notes) -> Vec<RouteDraft> {
             let UpstreamDraft { locations, endpoints, .. } = &draft.upstreams[upstream];
             locations
                 .iter()
-                .chain(endpoints.iter().map(|(_, location)| location))
+                .chain(endpoints.iter().map(|endpoint| &endpoint.location))
                 .for_each(|location| notes.translated(location));
         }
         for route in made {
@@ -87,93 +104,32 @@ struct FrontendRoutes {
     routes: Vec<RouteDraft>,
 }
 
-/// What happens to clients of one name class, without and with the protocols of the ALPN test, if there is one.
-struct NameResult {
-    plain: ClassResult,
-    with_alpn: Option<ClassResult>,
-}
-
-impl NameResult {
-    fn is_same(&self, other: &Self) -> bool {
-        (&self.plain, &self.with_alpn) == (&other.plain, &other.with_alpn)
-    }
-}
-
 fn of_frontend(frontend: &Frontend, draft: &Draft, notes: &mut Notes) -> FrontendRoutes {
     let mut evaluator = Evaluator::new(frontend, draft);
     let patterns = evaluator.patterns();
-    let protocols = evaluator.alpn_protocols();
-    let mut evaluate = |name: NameClass<'_>| {
-        let mut result = |is_offered| {
-            evaluator.evaluate(ClientClass { name, alpn: AlpnClass { protocols: &protocols, is_offered } })
-        };
-        NameResult { plain: result(false), with_alpn: (!protocols.is_empty()).then(|| result(true)) }
-    };
-    let by_pattern: HashMap<&NamePattern, NameResult> =
-        patterns.iter().map(|pattern| (pattern, evaluate(NameClass::Pattern(pattern)))).collect();
-    let others = evaluate(NameClass::Other);
-    let without_sni = evaluate(NameClass::NoSni);
+    let by_pattern: HashMap<&NamePattern, NameResult> = patterns
+        .iter()
+        .map(|pattern| (pattern, NameResult::evaluate(&mut evaluator, NameClass::Pattern(pattern))))
+        .collect();
+    let others = NameResult::of_others(&mut evaluator, notes);
 
     let mentioned = evaluator.mentioned_networks();
-    let mut routes = RouteCollector::new(evaluator.admitted(), &mentioned, &protocols);
+    let mut routes = RouteCollector::new(evaluator.admitted(), &mentioned);
     for pattern in &patterns {
         let result = &by_pattern[pattern];
         let above = wildcards_above(pattern).find_map(|above| by_pattern.get(&above));
         // A name that the source lists stays visible, though the route for all other names gives the same result.
-        let is_kept = above.is_none() && result.plain.upstream.is_some() && result.plain.is_listed;
+        let general = result.general();
+        let is_kept = above.is_none() && !general.shares.is_empty() && general.is_listed;
         if is_kept || !result.is_same(above.unwrap_or(&others)) {
             routes.add(Some(pattern), result);
         }
     }
     routes.add(None, &others);
     let routes = routes.all;
-    compare_without_sni(&others.plain, &without_sni.plain, notes);
     let access = AccessList::of(evaluator.admitted(), &AddressSet::all(), &mentioned);
     evaluator.report(notes);
     FrontendRoutes { access, routes }
-}
-
-/// Collects names with equal results in one route.
-struct RouteCollector<'a> {
-    all: Vec<RouteDraft>,
-    /// The number of a route by its other properties, and whether it has names.
-    numbers: HashMap<(Option<String>, AccessList, Vec<String>, bool), usize>,
-    admitted: &'a AddressSet,
-    mentioned: &'a [IpNet],
-    protocols: &'a BTreeSet<String>,
-}
-
-impl<'a> RouteCollector<'a> {
-    fn new(admitted: &'a AddressSet, mentioned: &'a [IpNet], protocols: &'a BTreeSet<String>) -> Self {
-        Self { all: Vec::new(), numbers: HashMap::new(), admitted, mentioned, protocols }
-    }
-
-    /// `None`: all other names.
-    fn add(&mut self, pattern: Option<&NamePattern>, result: &NameResult) {
-        let NameResult { plain, with_alpn } = result;
-        // Clients that no route matches are rejected anyway.
-        if pattern.is_some() || plain.upstream.is_some() {
-            self.add_one(pattern, plain, Vec::new());
-        }
-        if let Some(with_alpn) = with_alpn.as_ref().filter(|with_alpn| *with_alpn != plain) {
-            self.add_one(pattern, with_alpn, self.protocols.iter().cloned().collect());
-        }
-    }
-
-    fn add_one(&mut self, pattern: Option<&NamePattern>, result: &ClassResult, alpn: Vec<String>) {
-        let access = match &result.upstream {
-            Some(_) => AccessList::of(&result.admitted, self.admitted, self.mentioned),
-            None => AccessList::deny_all(),
-        };
-        let upstream = result.upstream.clone();
-        let key = (upstream.clone(), access.clone(), alpn.clone(), pattern.is_some());
-        let number = *self.numbers.entry(key).or_insert(self.all.len());
-        if number == self.all.len() {
-            let (name, names, aliases) = (String::new(), Vec::new(), Vec::new());
-            self.all.push(RouteDraft { name, names, alpn, aliases, frontend: 0, access, upstream });
-        }
-        self.all[number].names.extend(pattern.cloned());
-    }
 }
 
 fn note_shorter_timeouts(draft: &Draft, notes: &mut Notes) {
@@ -217,32 +173,6 @@ fn set_limits(draft: &mut Draft, notes: &mut Notes) {
         }
         if limits.iter().all(Option::is_some) {
             draft.limits.push(widest);
-        }
-    }
-}
-
-fn unique_name(used: &mut HashSet<String>, route: &RouteDraft, frontend: &str) -> String {
-    let upstream = route.upstream.as_deref().map_or_else(|| "rejected".to_owned(), label);
-    let other = match (&route.alpn[..], route.names.is_empty()) {
-        ([protocol, ..], _) => label(protocol),
-        ([], true) => "default".into(),
-        ([], false) => frontend.into(),
-    };
-    let named = [upstream.clone(), format!("{upstream}-{other}"), format!("{upstream}-{other}-{frontend}")];
-    let numbered = (2..).map(|number| format!("{upstream}-{number}"));
-    let name = named.into_iter().chain(numbered).find(|name| !used.contains(name)).unwrap_or(upstream);
-    used.insert(name.clone());
-    name
-}
-
-fn suggest_aliases(routes: &mut [RouteDraft], frontend: usize, draft: &Draft) {
-    let ours = || routes.iter().filter(|route| route.frontend == frontend);
-    let mut used: BTreeSet<NamePattern> = ours().flat_map(|route| route.names.iter().cloned()).collect();
-    for route in routes.iter_mut().filter(|route| route.frontend == frontend && !route.names.is_empty()) {
-        let Some(upstream) = &route.upstream else { continue };
-        for (endpoint, _) in &draft.upstreams[upstream].endpoints {
-            let name = endpoint.name().and_then(|(name, _)| NamePattern::parse(name).ok());
-            route.aliases.extend(name.filter(|name| used.insert(name.clone())));
         }
     }
 }

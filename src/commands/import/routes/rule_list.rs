@@ -5,8 +5,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use crate::name::NamePattern;
 
 use crate::commands::import::addresses::AddressSet;
+use crate::commands::import::client_class::ClientClass;
 use crate::commands::import::draft::{Action, Rule};
-use crate::commands::import::expression::ClientClass;
 use crate::commands::import::name_match::{NameClass, wildcards_above};
 use crate::commands::import::notes::{Location, Notes};
 
@@ -26,6 +26,8 @@ pub(super) struct RuleList<'a> {
 #[derive(Default)]
 struct RuleUsage {
     used: HashSet<usize>,
+    /// The same for a name that the rule lists.
+    used_names: HashSet<(usize, NamePattern)>,
     /// Rules that match clients for which an earlier rule decides, with that rule.
     preempted: HashMap<usize, usize>,
     /// The same for a name that the rule lists.
@@ -111,6 +113,7 @@ impl<'a> RuleList<'a> {
             }
             if !matched.is_empty() {
                 self.usage.used.insert(number);
+                self.usage.used_names.extend(self.listed_name(number, class.name).map(|name| (number, name)));
                 undecided = undecided.minus(&matched);
                 last_used = Some(number);
                 deciding_rules.push(rule);
@@ -120,22 +123,32 @@ impl<'a> RuleList<'a> {
         Evaluation { clients_by_action, uncertainties, deciding_rules }
     }
 
-    fn candidates(&self, class: ClientClass<'_>) -> Vec<CandidateRule> {
+    /// Those that may match clients with these names.
+    pub(super) fn rules_for(&self, name: NameClass<'_>) -> impl Iterator<Item = &'a Rule> {
+        let all = self.all;
+        self.numbers_for(name).into_iter().map(move |number| &all[number])
+    }
+
+    fn numbers_for(&self, name: NameClass<'_>) -> Vec<usize> {
         let mut numbers = self.others.clone();
-        if let NameClass::Pattern(pattern) = class.name {
+        if let NameClass::Pattern(pattern) = name {
             for pattern in std::iter::once(pattern.clone()).chain(wildcards_above(pattern)) {
                 numbers.extend(self.by_name.get(&pattern).into_iter().flatten());
             }
             numbers.sort_unstable();
             numbers.dedup();
         }
+        numbers
+    }
+
+    fn candidates(&self, class: ClientClass<'_>) -> Vec<CandidateRule> {
         let candidate = |number: usize| {
             let mut reasons = BTreeSet::new();
             let coverage = self.all[number].when.coverage(class, &mut reasons);
             let uncertain = coverage.possible.minus(&coverage.certain);
             CandidateRule { number, assumed: coverage.assumed, uncertain, reasons }
         };
-        numbers.into_iter().map(candidate).collect()
+        self.numbers_for(class.name).into_iter().map(candidate).collect()
     }
 
     fn clients_by_action(&self, candidates: &[CandidateRule], clients: &AddressSet) -> ClientsByAction {
@@ -179,19 +192,28 @@ impl<'a> RuleList<'a> {
     }
 
     fn note_preempted(&mut self, number: usize, class: NameClass<'_>, earlier: usize) {
-        let names = self.all[number].when.required_names();
-        if let NameClass::Pattern(pattern) = class
-            && names.is_some_and(|names| names.contains(pattern))
-        {
-            self.usage.preempted_names.push((number, pattern.clone(), earlier));
+        if let Some(pattern) = self.listed_name(number, class) {
+            self.usage.preempted_names.push((number, pattern, earlier));
         }
         self.usage.preempted.entry(number).or_insert(earlier);
     }
 
+    /// The pattern of the class, if the rule lists it.
+    fn listed_name(&self, number: usize, class: NameClass<'_>) -> Option<NamePattern> {
+        let NameClass::Pattern(pattern) = class else { return None };
+        let names = self.all[number].when.required_names();
+        names.is_some_and(|names| names.contains(pattern)).then(|| pattern.clone())
+    }
+
     /// Notes for each rule whether it is translated.
     pub(super) fn report(&self, notes: &mut Notes) {
-        let RuleUsage { used, preempted, preempted_names, uncertain } = &self.usage;
+        let RuleUsage { used, used_names, preempted, preempted_names, uncertain } = &self.usage;
+        let mut reported = used_names.clone();
         for (number, pattern, earlier) in preempted_names {
+            // Clients with this name that arrive elsewhere may match it.
+            if !reported.insert((*number, pattern.clone())) {
+                continue;
+            }
             let (location, earlier) = (&self.all[*number].location, &self.all[*earlier].location);
             if location != earlier {
                 notes.note(location, format!("no effect for {pattern}: the rule in {earlier} matches it first"));

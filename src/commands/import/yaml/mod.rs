@@ -1,15 +1,19 @@
 //! Writes the draft as a configuration file with comments.
 
+mod upstream;
+
 use std::fmt::Write as _;
 
 use crate::name::NamePattern;
 use crate::text::units::span;
 use ipnet::IpNet;
 
+use self::upstream::write_upstream;
 use super::addresses::AccessList;
-use super::draft::{CheckDraft, CheckTls, Draft, Frontend, UpstreamDraft};
+use super::draft::{AcceptProxyDraft, Draft, Frontend};
 use super::expression::ClientLimit;
-use super::routes::RouteDraft;
+use super::routes::{RouteDraft, RouteMatchers};
+use super::tlv;
 use crate::commands::yaml::scalar;
 
 /// Left out to validate the rest on a machine that does not have them.
@@ -79,7 +83,7 @@ const UNUSED_ENDPOINT: &str = "192.0.2.1:9";
 struct ListenerEntry<'a> {
     name: String,
     address: String,
-    accept_proxy: &'a [IpNet],
+    accept_proxy: Option<&'a AcceptProxyDraft>,
     /// The number of its frontend.
     frontend: usize,
     access: &'a AccessList,
@@ -94,7 +98,7 @@ impl<'a> ListenerEntry<'a> {
                 let numbered = (2..).map(|number| format!("{}-{number}", frontend.name));
                 let name = std::iter::once(frontend.name.clone()).chain(numbered).find(is_free);
                 let name = name.unwrap_or_default();
-                let accept_proxy = frontend.accept_proxy.get(address).map_or(&[][..], Vec::as_slice);
+                let accept_proxy = frontend.accept_proxy.get(address);
                 let (access, address) = (&frontend.access, address.to_string());
                 all.push(Self { name, address, accept_proxy, frontend: number, access });
             }
@@ -104,7 +108,7 @@ impl<'a> ListenerEntry<'a> {
 }
 
 fn write_listeners(text: &mut String, listeners: &[ListenerEntry<'_>]) -> std::fmt::Result {
-    if let [ListenerEntry { address, access, accept_proxy: [], .. }] = listeners
+    if let [ListenerEntry { address, access, accept_proxy: None, .. }] = listeners
         && access.is_empty()
     {
         return writeln!(text, "listen: {}", scalar(address));
@@ -112,8 +116,9 @@ fn write_listeners(text: &mut String, listeners: &[ListenerEntry<'_>]) -> std::f
     text.push_str("listen:\n");
     for ListenerEntry { name, address, access, accept_proxy, .. } in listeners {
         writeln!(text, "  - name: {}\n    address: {}", scalar(name), scalar(address))?;
-        if !accept_proxy.is_empty() {
-            writeln!(text, "    accept_proxy: {{from: [{}]}}", networks(accept_proxy))?;
+        if let Some(AcceptProxyDraft { from, others_are_direct }) = accept_proxy {
+            let others = if *others_are_direct { ", others: direct" } else { "" };
+            writeln!(text, "    accept_proxy: {{from: [{}]{others}}}", networks(from))?;
         }
         write_access(text, access)?;
     }
@@ -134,9 +139,11 @@ fn networks(all: &[IpNet]) -> String {
 }
 
 fn write_route(text: &mut String, route: &RouteDraft, listeners: Option<&[String]>) -> std::fmt::Result {
-    let RouteDraft { name, names, alpn, aliases, access, upstream, frontend: _ } = route;
+    let RouteDraft { name, names, matchers, aliases, access, upstream, frontend: _ } = route;
+    let RouteMatchers { alpn, clients, destinations, tlv } = matchers;
     if upstream.is_none() {
-        text.push_str("  # Rejects all clients that send these names.\n");
+        let what = if *matchers == RouteMatchers::default() { "that send these names" } else { "that it matches" };
+        writeln!(text, "  # Rejects all clients {what}.")?;
     }
     writeln!(text, "  - name: {}", scalar(name))?;
     let written = |name: &NamePattern| scalar(&name.to_string());
@@ -158,68 +165,15 @@ fn write_route(text: &mut String, route: &RouteDraft, listeners: Option<&[String
         Some([name]) => writeln!(text, "    listener: {name}")?,
         Some(names) => writeln!(text, "    listener: [{}]", names.join(", "))?,
     }
+    for (key, all) in [("client", clients), ("destination", destinations)] {
+        match &all[..] {
+            [] => {}
+            [network] => writeln!(text, "    {key}: {}", scalar(&network.to_string()))?,
+            all => writeln!(text, "    {key}: [{}]", networks(all))?,
+        }
+    }
+    if let Some((number, value)) = tlv {
+        writeln!(text, "    proxy_tlv: {{{number:#04x}: {}}}", scalar(&tlv::text(value)))?;
+    }
     write_access(text, access)
-}
-
-/// Without a line break at the end.
-fn write_upstream(text: &mut String, upstream: &UpstreamDraft, ca_files: CaFiles) -> std::fmt::Result {
-    let UpstreamDraft { endpoints, backups, balance, connect_timeout, slow_start, proxy_protocol, check, .. } =
-        upstream;
-    let mut more = String::new();
-    if let Some(balance) = balance {
-        write!(more, "\n      balance: {balance}")?;
-    }
-    if let Some(timeout) = connect_timeout {
-        write!(more, "\n      connect: {{timeout: {}}}", span(*timeout))?;
-    }
-    if let Some(slow_start) = slow_start {
-        write!(more, "\n      slow_start: {}", span(*slow_start))?;
-    }
-    if let Some(version) = proxy_protocol {
-        write!(more, "\n      proxy_protocol: {version}")?;
-    }
-    if let Some(check) = check {
-        write_check(&mut more, check, ca_files)?;
-    }
-    let destination = |text: &dyn ToString| scalar(&text.to_string());
-    if let [(endpoint, _)] = &endpoints[..]
-        && more.is_empty()
-        && backups.is_empty()
-    {
-        return write!(text, "    upstream: {}", destination(endpoint));
-    }
-    text.push_str("    upstream:\n      endpoints:");
-    endpoints.iter().try_for_each(|(endpoint, _)| write!(text, "\n        - {}", destination(endpoint)))?;
-    backups.iter().try_for_each(|backup| write!(text, "\n        # - {} # backup", destination(backup)))?;
-    text.push_str(&more);
-    Ok(())
-}
-
-fn write_check(text: &mut String, check: &CheckDraft, ca_files: CaFiles) -> std::fmt::Result {
-    let CheckDraft { interval, timeout, rise, fall, tls, path } = check;
-    let tls = tls.as_ref().map(|tls| match (tls, ca_files) {
-        (CheckTls::Unverified, _) | (_, CaFiles::LeftOut) => "{verify: false}".to_owned(),
-        (CheckTls::Verified { ca_file, server_name: None }, _) => format!("{{ca_file: {}}}", scalar(ca_file)),
-        (CheckTls::Verified { ca_file, server_name: Some(name) }, _) => {
-            format!("{{ca_file: {}, server_name: {}}}", scalar(ca_file), scalar(name))
-        }
-    });
-    let values = [
-        ("interval", interval.map(span)),
-        ("timeout", timeout.map(span)),
-        ("rise", rise.map(|rise| rise.to_string())),
-        ("fall", fall.map(|fall| fall.to_string())),
-        ("tls", tls),
-        ("http", path.as_ref().map(|path| format!("{{path: {}}}", scalar(path)))),
-    ];
-    if values.iter().all(|(_, value)| value.is_none()) {
-        return text.write_str("\n      health_check: {}");
-    }
-    text.push_str("\n      health_check:");
-    for (key, value) in values {
-        if let Some(value) = value {
-            write!(text, "\n        {key}: {value}")?;
-        }
-    }
-    Ok(())
 }
