@@ -218,6 +218,9 @@ pub(crate) struct Kubeconfig {
     /// Admin listener of the running instance, to read the hostnames in the API server's certificate
     #[arg(long, value_name = "HOST:PORT", value_parser = host_port, conflicts_with = "insecure_skip_tls_verify")]
     pub(crate) admin: Option<Destination>,
+    /// Connect to the route's endpoints, to read the hostnames in the API server's certificate
+    #[arg(long, conflicts_with_all = ["admin", "insecure_skip_tls_verify"])]
+    pub(crate) probe: bool,
     /// Do not verify the API server's certificate
     #[arg(long)]
     pub(crate) insecure_skip_tls_verify: bool,

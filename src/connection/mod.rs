@@ -367,6 +367,7 @@ fn rejection_of(reason: CloseReason) -> Rejection {
 mod tests {
     use super::*;
     use crate::connection::registry::Registry;
+    use crate::relay::tcp::TcpOptions;
     use crate::telemetry::Counters;
 
     /// A task adds 112 bytes and is rounded up to 128: one byte more here can cost 128 for every idle connection.
@@ -375,7 +376,12 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-        let deadlines = Deadlines { idle: Duration::MAX, half_close: Duration::MAX, stalled: Duration::MAX };
+        let deadlines = Deadlines {
+            idle: Duration::MAX,
+            half_close: Duration::MAX,
+            stalled: Duration::MAX,
+            keepalive: TcpOptions::default(),
+        };
         let snapshot = Snapshot {
             listener: Arc::new(Counters::new(0)).listener("api"),
             listener_index: 0,

@@ -56,11 +56,14 @@ impl Liveness {
         Some(self.suspicion.as_ref()?.probe.as_ref()?.started + PROBE_TIME)
     }
 
+    pub(super) fn is_probing(&self) -> bool {
+        self.suspicion.as_ref().is_some_and(|suspicion| suspicion.probe.is_some())
+    }
+
     /// Starts a probe of the upstream, unless it was heard since then or a probe is under way.
     pub(super) fn probe(&mut self, upstream: &TcpStream, since: Instant) {
         let now = Instant::now();
-        let is_probing = self.suspicion.as_ref().is_some_and(|suspicion| suspicion.probe.is_some());
-        if is_probing || was_heard(upstream, now - since) {
+        if self.is_probing() || was_heard(upstream, now - since) {
             return;
         }
         if let Ok(options) = TcpOptions::probe(upstream) {

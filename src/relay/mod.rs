@@ -32,8 +32,9 @@ use self::flow::{Fault, Flow, FlowEvent};
 use self::liveness::Liveness;
 pub(crate) use self::liveness::PROBE_TIME;
 pub(crate) use self::pipe::set_limit as set_pipe_limit;
+use self::tcp::TcpOptions;
 
-/// How long a connection may be inactive.
+/// How long a connection may be inactive, and how silent peers are probed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadlines {
     /// No data in either direction.
@@ -42,6 +43,8 @@ pub(crate) struct Deadlines {
     pub(crate) half_close: Duration,
     /// Data waits for a side that accepts none of it.
     pub(crate) stalled: Duration,
+    /// For the upstream, once the connection is not a short one.
+    pub(crate) keepalive: TcpOptions,
 }
 
 /// An event that the relay reports.
@@ -354,6 +357,11 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
                 return Poll::Ready(RelayEnd::ProbeUnanswered);
             }
             if self.liveness.is_check_due(now) {
+                // Also when they are set already: the calls cost less than remembering for each connection.
+                if !self.liveness.is_probing() {
+                    // If this fails, a dead upstream is noticed when data is sent to it.
+                    let _ = self.deadlines.keepalive.keep_alive(self.upstream);
+                }
                 if std::mem::take(&mut self.awaits_answer) {
                     (self.on_event)(Event::Unanswered);
                 }

@@ -11,8 +11,12 @@ use tokio_util::sync::CancellationToken;
 use super::tests::{relay_and_close, reset};
 use super::*;
 
-const DEADLINES: Deadlines =
-    Deadlines { idle: Duration::from_secs(20), half_close: Duration::from_secs(20), stalled: Duration::from_secs(20) };
+const DEADLINES: Deadlines = Deadlines {
+    idle: Duration::from_secs(20),
+    half_close: Duration::from_secs(20),
+    stalled: Duration::from_secs(20),
+    keepalive: TcpOptions::DEFAULT,
+};
 
 /// Schedules that once failed.
 const REGRESSIONS: [u64; 0] = [];

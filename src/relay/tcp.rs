@@ -24,18 +24,29 @@ pub(crate) struct TcpOptions {
 
 impl Default for TcpOptions {
     fn default() -> Self {
-        Self { keepalive_idle: Duration::from_secs(30), keepalive_interval: Duration::from_secs(5), keepalive_count: 3 }
+        Self::DEFAULT
     }
 }
 
 impl TcpOptions {
+    pub(crate) const DEFAULT: Self = Self {
+        keepalive_idle: Duration::from_secs(30),
+        keepalive_interval: Duration::from_secs(5),
+        keepalive_count: 3,
+    };
+
     /// Sets the keepalive options, `TCP_NODELAY`, and inline urgent data (`MSG_OOB`), so that no byte is lost. Sockets
     /// accepted from a listener inherit all of them (Linux).
     ///
     /// `TCP_USER_TIMEOUT` is not set, because it overrides the number of keepalive probes (tcp(7)).
     pub(crate) fn apply(&self, socket: &impl AsFd) -> io::Result<()> {
-        let options = SockRef::from(socket);
         self.keep_alive(socket)?;
+        Self::apply_all_but_keepalive(socket)
+    }
+
+    /// For connections that may be short: [`Self::keep_alive`] costs four system calls.
+    pub(crate) fn apply_all_but_keepalive(socket: &impl AsFd) -> io::Result<()> {
+        let options = SockRef::from(socket);
         options.set_out_of_band_inline(true)?;
         // Each side of a handshake sends data immediately, which can carry the acknowledgement: one packet less per
         // connection.

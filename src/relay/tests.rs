@@ -10,8 +10,12 @@ use super::tcp::TcpOptions;
 use super::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
-const DEADLINES: Deadlines =
-    Deadlines { idle: Duration::from_secs(24 * 3600), half_close: Duration::from_secs(60), stalled: HOUR };
+const DEADLINES: Deadlines = Deadlines {
+    idle: Duration::from_secs(24 * 3600),
+    half_close: Duration::from_secs(60),
+    stalled: HOUR,
+    keepalive: TcpOptions { keepalive_count: 7, ..TcpOptions::DEFAULT },
+};
 
 async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -78,6 +82,31 @@ pub(super) async fn relay_and_close(
     let mut stop = pin!(stop);
     let poll_command = |cx: &mut Context<'_>| stop.as_mut().poll(cx).map(|()| RelayCommand::Stop);
     copy_bidirectional(&client, &upstream, engine, hello, &deadlines, poll_command, on_event).await
+}
+
+/// Four system calls fewer for a connection that is over by then; sockets of clients inherit theirs from the listener.
+#[tokio::test(start_paused = true)]
+async fn d17_the_upstream_gets_keepalives_at_the_first_look() {
+    let (_client, client_side) = pair().await;
+    let (near, mut far) = pair().await;
+    SockRef::from(&near).set_keepalive(false).unwrap();
+    let socket = SockRef::from(&near).try_clone().unwrap();
+    let relay = relay_and_close(
+        client_side,
+        near,
+        Engine::Auto,
+        b"hello".to_vec(),
+        DEADLINES,
+        std::future::pending(),
+        |_, _| {},
+    );
+    let relay = tokio::spawn(relay);
+    far.read_exact(&mut [0; 5]).await.unwrap();
+    assert!(!socket.keepalive().unwrap());
+    sleep(liveness::CHECK_INTERVAL * 2).await;
+    assert!(socket.keepalive().unwrap());
+    assert_eq!(socket.tcp_keepalive_retries().unwrap(), 7);
+    relay.abort();
 }
 
 pub(super) fn reset(stream: TcpStream) {

@@ -138,6 +138,8 @@ impl<T: Clone> Candidates<T> {
             let rank = |shape: &Shape| (Reverse(shape.specificity), shape.steps.clone());
             let index = self.shapes.partition_point(|(other, _)| rank(other) < rank(&shape));
             let root = if shape.steps.is_empty() { Node::Leaves(Vec::new()) } else { Node::Inner(HashMap::new()) };
+            // Most names have one route.
+            self.shapes.reserve_exact(1);
             self.shapes.insert(index, (shape, root));
             index
         });
@@ -178,6 +180,7 @@ impl<T: Clone> Node<T> {
                 node.compare(&leaf)?;
                 if let Self::Leaves(leaves) = node {
                     let index = leaves.partition_point(|other| other.rank() >= leaf.rank());
+                    leaves.reserve_exact(1);
                     leaves.insert(index, leaf);
                 }
                 Ok(())

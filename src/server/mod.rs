@@ -165,7 +165,6 @@ impl Server {
         };
         let (prepared, adopted) = server.prepare(&config, inherited)?;
         let addresses = server.listener_addresses(&config, &prepared);
-        server.context.tcp.store(Arc::new(config.tcp));
         let routes = mem::take(&mut config.routes);
         let Next { generation, .. } =
             generation::build_next(&Generation::default(), routes, addresses, &server.counters, &server.context);
@@ -192,7 +191,6 @@ impl Server {
         let (prepared, _) = self.prepare(&config, Vec::new())?;
 
         let addresses = self.listener_addresses(&config, &prepared);
-        self.context.tcp.store(Arc::new(config.tcp));
         let before = self.generation.load_full();
         let (old, routes) = (Arc::clone(&before), mem::take(&mut config.routes));
         let (counters, context) = (Arc::clone(&self.counters), Arc::clone(&self.context));
@@ -259,7 +257,7 @@ impl Server {
             hello,
             hello_limit: hello_bytes,
             source_limits: source,
-            deadlines: Arc::new(Deadlines { idle, half_close, stalled: user_timeout }),
+            deadlines: Arc::new(Deadlines { idle, half_close, stalled: user_timeout, keepalive: tcp }),
             tcp,
         };
         self.counters.line_limit.set_rate(refusals_per_second);

@@ -38,9 +38,8 @@ use self::pool::Pool;
 pub(crate) use self::pool::Tier;
 pub(crate) use self::resolve::{Lookups, MAX_LOOKUPS, lookup};
 pub(crate) use self::settings::{ConnectBudget, EndpointSettings, MaxAge, OnRemove, Share, Source, UpstreamSettings};
-pub(crate) use self::source::{LocalAddress, connect_to, may_be_transparent};
+pub(crate) use self::source::{LocalAddress, Purpose, connect_to, may_be_transparent};
 use crate::name::NamePattern;
-use crate::relay::tcp::TcpOptions;
 
 /// Everything that defines an upstream: two with an equal setup behave the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +61,6 @@ pub(crate) trait OpenConnections: Debug + Send + Sync {
 /// What all upstreams share; reloads update it.
 #[derive(Debug)]
 pub(crate) struct SharedContext {
-    pub(crate) tcp: ArcSwap<TcpOptions>,
     /// The addresses of our own listeners, to detect loops.
     pub(crate) listeners: ArcSwap<Vec<SocketAddr>>,
     pub(crate) connections: Arc<dyn OpenConnections>,
@@ -73,7 +71,7 @@ pub(crate) struct SharedContext {
 impl SharedContext {
     pub(crate) fn new(connections: Arc<dyn OpenConnections>, lookups: Lookups, checks: Checks) -> Self {
         let (lookups, checks) = (Arc::new(lookups), Arc::new(checks));
-        Self { tcp: ArcSwap::default(), listeners: ArcSwap::default(), connections, lookups, checks }
+        Self { listeners: ArcSwap::default(), connections, lookups, checks }
     }
 
     /// A successor serves: nothing is looked up any more, and only endpoints that still have connections are checked.
@@ -163,7 +161,6 @@ impl Upstream {
         let deadline = Instant::now() + budget.timeout;
         let endpoints = self.pool.endpoints_by(deadline).await;
         let policy = Policy { balance, slow_start, turn: self.turn.fetch_add(1, Relaxed), client: client.ip() };
-        let tcp = **self.pool.context.tcp.load();
         let mut failure = ConnectError::none();
         let mut untried: Vec<usize> = (0..endpoints.len()).collect();
         let mut failed_is_ipv4 = None;
@@ -175,7 +172,7 @@ impl Upstream {
             let try_until = deadline.min(started + budget.per_try);
             let (kind, reason) = match timeout_at(
                 try_until,
-                connect_to(endpoint.address, source.local(client, endpoint.address), Some(&tcp)),
+                connect_to(endpoint.address, source.local(client, endpoint.address), Purpose::Relay),
             )
             .await
             {

@@ -103,19 +103,28 @@ impl Source {
     }
 }
 
-/// Connects to one address, with these options if any. Returns the stream and its local address.
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// The bytes of a client. Its handshake waits for the first of them, and the relay sets keepalives.
+    Relay,
+    /// Something short of our own, which may send nothing.
+    Check,
+}
+
+/// Connects to one address. Returns the stream and its local address.
 pub(crate) async fn connect_to(
     address: SocketAddr,
     local: LocalAddress,
-    tcp: Option<&TcpOptions>,
+    purpose: Purpose,
 ) -> io::Result<(TcpStream, SocketAddr)> {
-    let connected = connect_from(local, address, tcp).await;
+    let connected = connect_from(local, address, purpose).await;
     match (local, &connected) {
         // The client's port is in use, or one of the first 1024, for which there may be no permission.
         (LocalAddress::Theirs(client), Err(error))
             if matches!(Errno::from_io_error(error), Some(Errno::ADDRINUSE | Errno::ADDRNOTAVAIL | Errno::ACCESS)) =>
         {
-            connect_from(LocalAddress::Theirs(SocketAddr::new(client.ip(), 0)), address, tcp).await
+            connect_from(LocalAddress::Theirs(SocketAddr::new(client.ip(), 0)), address, purpose).await
         }
         _ => connected,
     }
@@ -124,11 +133,12 @@ pub(crate) async fn connect_to(
 async fn connect_from(
     local: LocalAddress,
     address: SocketAddr,
-    tcp: Option<&TcpOptions>,
+    purpose: Purpose,
 ) -> io::Result<(TcpStream, SocketAddr)> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    if let Some(tcp) = tcp {
-        tcp.apply(&socket)?;
+    match purpose {
+        Purpose::Relay => TcpOptions::apply_all_but_keepalive(&socket)?,
+        Purpose::Check => {}
     }
     let source = match local {
         LocalAddress::Any => None,

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use serde_yaml::Value;
 use tempfile::TempDir;
 
+use crate::support::backend::free;
 use crate::support::tls::{self, Authority};
 use crate::support::{Backend, Router, snigate};
 
@@ -491,16 +492,25 @@ fn the_names_in_the_certificate_come_from_the_running_instance() {
     let blind = place.print(&["dev"]);
     assert!(blind.contains("# Unknown whether the API server's certificate is valid for `dev.example.com`"), "{blind}");
     assert!(!blind.contains("user:"), "{blind}");
-    let (code, output) = place.run(&["dev", "--admin", &admin]);
+    for knowing in [&["dev", "--admin", &admin][..], &["dev", "--probe"]] {
+        place.write("snigate.yaml", &config("dev.example.com"));
+        let (code, output) = place.run(knowing);
+        assert_eq!(code, Some(1), "{output}");
+        assert!(
+            output.contains(
+                "the certificate of the route `dev` is valid for kubernetes, and none of these names is routed to it"
+            ),
+            "{output}"
+        );
+        place.write("snigate.yaml", &config("dev.example.com, kubernetes"));
+        assert_eq!(place.cluster(knowing)["tls-server-name"], "kubernetes");
+        place.write("snigate.yaml", &config("kubernetes"));
+        assert!(place.cluster(knowing)["tls-server-name"].is_null(), "the URL has the name");
+    }
+    let gone = config("dev.example.com").replace(&server.address().to_string(), &free().to_string());
+    place.write("snigate.yaml", &gone);
+    let (code, output) = place.run(&["dev", "--probe"]);
     assert_eq!(code, Some(1), "{output}");
-    assert!(
-        output.contains(
-            "the certificate of the route `dev` is valid for kubernetes, and none of these names is routed to it"
-        ),
-        "{output}"
-    );
-    place.write("snigate.yaml", &config("dev.example.com, kubernetes"));
-    assert_eq!(place.cluster(&["dev", "--admin", &admin])["tls-server-name"], "kubernetes");
-    place.write("snigate.yaml", &config("kubernetes"));
-    assert!(place.cluster(&["dev", "--admin", &admin])["tls-server-name"].is_null(), "the URL has the name");
+    assert!(output.contains("no endpoint of the route `dev` has shown a certificate with names: "), "{output}");
+    assert!(output.contains("connection refused"), "{output}");
 }

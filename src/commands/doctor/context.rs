@@ -10,7 +10,9 @@ use crate::name::NamePattern;
 use crate::route::{Arrival, Client, MatchedBy, Matchers, RouteTable, Tlvs};
 use crate::text::units::{first_of, span};
 use crate::upstream::health::{CaFile, EXPECTED, TlsClient};
-use crate::upstream::{HttpCheck, LocalAddress, LocalAddresses, TlsCheck, arrives_at, connect_to, error_message};
+use crate::upstream::{
+    HttpCheck, LocalAddress, LocalAddresses, Purpose, TlsCheck, arrives_at, connect_to, error_message,
+};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -132,19 +134,19 @@ impl RouteContext {
         conditions(&route, &self.shared.config, Some(&Client::new(None, None, arrival)))
     }
 
-    /// Connects to an endpoint with the settings and the timeout of the router.
+    /// Connects to an endpoint as health checks do.
     pub(super) async fn connect_to_endpoint(&self, address: SocketAddr) -> Result<TcpStream, String> {
         self.connect_from(self.route.upstream.dial(address).local, address).await
     }
 
-    /// Connects with the settings and the timeout of the router.
+    /// Connects within the timeout of the router.
     pub(super) async fn connect(&self, address: SocketAddr) -> Result<TcpStream, String> {
         self.connect_from(LocalAddress::Any, address).await
     }
 
     async fn connect_from(&self, local: LocalAddress, address: SocketAddr) -> Result<TcpStream, String> {
         let per_try = self.route.upstream.budget.per_try;
-        match timeout(per_try, connect_to(address, local, Some(&self.shared.config.tcp))).await {
+        match timeout(per_try, connect_to(address, local, Purpose::Check)).await {
             Ok(result) => result.map(|(stream, _)| stream).map_err(|error| error_message(&error)),
             Err(_) => Err(no_response(per_try)),
         }

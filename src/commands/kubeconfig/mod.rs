@@ -2,6 +2,7 @@
 
 mod ca;
 mod existing;
+mod probe;
 mod server_name;
 mod server_url;
 
@@ -36,6 +37,7 @@ pub(super) fn run(options: &Kubeconfig) -> anyhow::Result<ExitCode> {
     let certificate = match (&ca, &options.admin) {
         (ClusterCa::SkipVerify, _) => CertificateNames::NotVerified,
         (_, Some(admin)) => CertificateNames::Complete(names_in_status(&runtime::run(status(admin))??.0, route)?),
+        (_, None) if options.probe => CertificateNames::Complete(runtime::run(probe::names(route))??),
         (_, None) => CertificateNames::Partial(verified_names(route, existing.as_ref())),
     };
     let mut notes =

@@ -69,7 +69,7 @@ impl<'c> KubectlRouting<'c> {
         if is_routed && (is_valid || known.is_empty()) {
             if let (Some(hostname), CertificateNames::Partial(_), false) = (hostname, certificate, is_valid) {
                 notes.push(format!(
-                    "Unknown whether the API server's certificate is valid for `{hostname}`: use --admin to ask the running snigate."
+                    "Unknown whether the API server's certificate is valid for `{hostname}`: use --admin or --probe."
                 ));
             }
             return Ok(None);

@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::super::certificate::EndpointCertificate;
 use super::super::failure::{self, Failure};
-use super::super::source::{Dial, connect_to};
+use super::super::source::{Dial, Purpose, connect_to};
 use super::files::read_file;
 use super::state::ProbeResult;
 use super::tls::{Contents, Handshake, TlsClient, tls_error_message};
@@ -125,7 +125,7 @@ async fn try_probe(
     is_connected: &mut bool,
 ) -> Result<Option<TlsStream<TcpStream>>, NoResult> {
     // Not as connections are: their handshake waits for the first bytes, and a check may have none.
-    let connected = connect_to(address, dial.local, None).await;
+    let connected = connect_to(address, dial.local, Purpose::Check).await;
     let (mut stream, _) = connected.map_err(|error| match Failure::of(&error) {
         Failure::Local => Err(error.to_string()),
         _ => Ok(ProbeResult::Unreachable(format!("connect: {}", failure::error_message(&error)))),
