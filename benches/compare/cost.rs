@@ -66,6 +66,10 @@ impl Subject {
         match (work, &self.program) {
             // A log line is per connection.
             (Work::Connect { .. }, _) | (Work::Idle { .. }, Some(Program::Snigate(_))) => true,
+            // Another build may not know the keys.
+            (Work::Proxied { .. }, Some(program @ Program::Snigate(_))) => {
+                !self.log && Program::snigates(&[])[0] == *program
+            }
             (Work::Bulk { .. } | Work::Idle { .. } | Work::Proxied { .. }, None | Some(Program::Floor)) => false,
             (Work::Idle { .. }, Some(Program::Haproxy { splice: true })) => false,
             _ => !self.log,

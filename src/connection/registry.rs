@@ -43,14 +43,21 @@ const MIN_HELLO_WAIT: Duration = Duration::from_secs(1);
 /// Maximum number of connections that are closed in a second because of their age, or asked to close.
 const MAX_AGED: usize = 100;
 /// A connection that has been asked to close and was never quiet since is closed in the middle of a message after this.
-const QUIET_WITHIN: Duration = Duration::from_secs(60);
+const QUIET_WITHIN_SECONDS: u32 = 60;
 
 /// The open connections. It costs each some 80 bytes, and no lock per poll until it receives a message.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Registry {
+    created: Instant,
     entries: Mutex<Entries>,
     /// Notified when there is a first connection with a maximum age.
     aging: Notify,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { created: Instant::now(), entries: Mutex::default(), aging: Notify::new() }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -74,15 +81,15 @@ struct ConnectionEntry {
     age: Age,
 }
 
-/// Whether a connection is closed for its age.
+/// Whether a connection is closed for its age. Times are in [`Registry::seconds`].
 #[derive(Clone, Copy, Debug)]
 enum Age {
     /// Never.
     Unlimited,
     /// From then on.
-    ExpiresAt(Instant),
+    ExpiresAt(u32),
     /// Since then, it has been asked to close once it is quiet.
-    AskedAt(Instant),
+    AskedAt(u32),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,15 +251,21 @@ impl Registry {
         }
     }
 
+    /// A moment in whole seconds since this was made: a quarter of the size of an `Instant`, for each connection.
+    fn seconds(&self, from_now: Duration) -> u32 {
+        let since = self.created.elapsed() + from_now;
+        u32::try_from(since.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
+    }
+
     /// Closes at most [`MAX_AGED`] connections, or asks them to. Whether any have a maximum age.
     fn close_some_aged(&self) -> bool {
-        let now = Instant::now();
+        let now = self.seconds(Duration::ZERO);
         let mut entries = self.entries();
         let start = entries.next_aged;
         let (mut left, mut last) = (MAX_AGED, None);
         let mut close = |(index, entry): (usize, &mut ConnectionEntry)| {
             let message = match entry.age {
-                Age::AskedAt(since) if now - since >= QUIET_WITHIN => Message::Close(CloseReason::MaxAge),
+                Age::AskedAt(since) if now - since >= QUIET_WITHIN_SECONDS => Message::Close(CloseReason::MaxAge),
                 Age::AskedAt(_) => Message::CloseIfQuiet,
                 Age::ExpiresAt(at) if at <= now => Message::CloseIfQuiet,
                 Age::Unlimited | Age::ExpiresAt(_) => return,
@@ -305,7 +318,7 @@ impl Handle {
         let Some(entry) = entries.open.get_mut(self.index as usize) else { return };
         entry.phase = Phase::ConnectedTo(endpoint);
         if let Some(max_age) = max_age {
-            entry.age = Age::ExpiresAt(Instant::now() + max_age);
+            entry.age = Age::ExpiresAt(self.registry.seconds(max_age));
             entries.aging += 1;
             if entries.aging == 1 {
                 self.registry.aging.notify_one();
@@ -522,7 +535,7 @@ mod tests {
             }
         }
         assert!(asked.iter().all(|asked| *asked == 5), "each in turn: {asked:?}");
-        tokio::time::advance(QUIET_WITHIN).await;
+        tokio::time::advance(Duration::from_secs(QUIET_WITHIN_SECONDS.into())).await;
         for _ in 0..2 {
             registry.close_some_aged();
         }
