@@ -18,8 +18,6 @@ pub(crate) struct Hello {
     received: Vec<u8>,
     limit: usize,
     charge: Reservation,
-    /// Of the PROXY header, which are kept apart.
-    tlv_bytes: usize,
 }
 
 /// Memory that every hello may use; more is charged to the buffer budget. Most hellos are smaller.
@@ -47,7 +45,7 @@ pub(crate) enum HelloError {
 impl Hello {
     /// A hello of at most `limit` raw bytes.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { framing: Framing::new(limit), received: Vec::new(), limit, charge: Reservation::default(), tlv_bytes: 0 }
+        Self { framing: Framing::new(limit), received: Vec::new(), limit, charge: Reservation::default() }
     }
 
     /// Reads the PROXY header before the hello.
@@ -60,7 +58,6 @@ impl Hello {
             loop {
                 if let Some(header) = proxy_protocol::parse(&self.received).map_err(HelloError::ProxyHeader)? {
                     let (proxied, length) = (Proxied::of(&header), header.length);
-                    self.tlv_bytes = proxied.tlvs().as_encoded().len();
                     // The bytes after it belong to the hello.
                     self.received.drain(..length);
                     return Ok(proxied);
@@ -110,7 +107,7 @@ impl Hello {
 
     /// Charges the memory used so far to the buffer budget.
     fn charge_memory(&mut self) -> Result<(), HelloError> {
-        let memory = self.received.capacity() + self.framing.copied() + self.tlv_bytes;
+        let memory = self.received.capacity() + self.framing.copied();
         self.charge.grow_to(memory.saturating_sub(FREE_MEMORY)).map_err(|_| HelloError::NoRoom)
     }
 

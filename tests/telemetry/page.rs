@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use tempfile::TempDir;
 
 use crate::support::api_server::{ApiServer, Mood};
+use crate::support::backend::free;
 use crate::support::browser::Browser;
 use crate::support::router::config;
 use crate::support::tls::{Authority, get};
@@ -122,6 +123,48 @@ fn a_reload_changes_what_is_shown_from_one_route_to_five_hundred() {
     eventually("the refusal", || text(&browser, "verdict").starts_with("the last reload failed. (500 routes"));
     router.reload(&config(&routes[..3], ""));
     eventually("three", || text(&browser, "verdict") == "Healthy: 3 routes, 3 endpoints.");
+    assert_eq!(browser.complaints(), Vec::<serde_json::Value>::new());
+}
+
+#[test]
+#[ignore = "needs chromedriver"]
+fn what_is_wrong_comes_first_and_hundreds_of_routes_can_be_filtered() {
+    let backend = Backend::named("served");
+    let route = |number: usize| {
+        let endpoint = if number % 40 == 17 { free() } else { backend.address() };
+        format!(
+            "  - {{sni: cluster{number:03}.example.com, upstream: {{endpoints: \"{endpoint}\", \
+             health_check: {{interval: 500ms, timeout: 500ms, fall: 1}}}}}}\n"
+        )
+    };
+    let routes: String = (0..200).map(route).collect();
+    let router = Router::start(&format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n{routes}"));
+    let browser = Browser::start(1100, 920, false);
+    browser.open(&format!("http://{}/", router.admin()));
+    eventually("five are dead", || text(&browser, "verdict").starts_with("5 routes have no ready endpoint"));
+    let names = || {
+        browser.eval("[...document.querySelectorAll('#routes tbody tr:not([hidden]) th span')].map((one) => one.innerText).slice(0, 7)")
+    };
+    let broken = ["017", "057", "097", "137", "177"].map(|number| format!("cluster{number}.example.com"));
+    eventually("the dead are first", || {
+        names().as_array().unwrap()[..5].iter().zip(&broken).all(|(one, other)| one == other)
+    });
+    assert_eq!(names()[5], "cluster000.example.com", "then the order of the file");
+    keep(&browser, "status-many.png");
+
+    let show = |words: &str| {
+        browser.eval(&format!(
+            "(() => {{ const input = document.getElementById('filter'); input.value = '{words}'; input.dispatchEvent(new Event('input')); }})()"
+        ));
+        text(&browser, "matches")
+    };
+    assert_eq!(show("dead"), "5 of 200 routes");
+    assert_eq!(show("Cluster05 dead"), "1 of 200 routes");
+    assert_eq!(names(), serde_json::json!(["cluster057.example.com"]));
+    assert_eq!(show("cluster19"), "10 of 200 routes");
+    assert_eq!(show(&backend.address().to_string()), "195 of 200 routes");
+    assert_eq!(show("nothing like it"), "0 of 200 routes");
+    assert_eq!(show(""), "");
     assert_eq!(browser.complaints(), Vec::<serde_json::Value>::new());
 }
 

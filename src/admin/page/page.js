@@ -105,6 +105,7 @@ class Row {
     this.answer = this.number("First answer", new Sparkline());
     this.element.append(this.head, endpoints, this.open.cell, this.fresh.cell, this.bytes.cell, this.answer.cell);
     this.shown = "";
+    this.searched = "";
   }
 
   number(label, sparkline) {
@@ -130,6 +131,8 @@ class Row {
     );
     if (shown !== this.shown) {
       this.shown = shown;
+      const states = endpoints.map(({ address, state, known }) => `${address} ${known === false ? "unknown" : state}`);
+      this.searched = [route.name, names, ...states, SERVING[route.serving] ?? ""].join(" ").toLowerCase();
       this.endpoints.replaceChildren(
         ...endpoints.map(({ address, state, cause, known, share }) => {
           if (known === false) return make("li", `${address}${share} not contacted yet`, "unknown");
@@ -195,8 +198,35 @@ function facts(status) {
   setText(byId("facts"), `Up ${span(status.uptime_seconds)}, listening on ${listeners}; configuration applied ${taken}.`);
 }
 
+/** What is wrong with a route, from 0 (nothing) to 3 (nobody is served); what is worse comes first in the list. */
+function trouble(route) {
+  const states = route.upstream.flatMap((one) => (one.endpoints.length > 0 ? one.endpoints.map(({ state }) => state) : ["dead"]));
+  if (route.failing_open || states.length === 0 || states.every((state) => state === "dead")) return 3;
+  if (route.serving !== "primary") return 2;
+  return states.every((state) => state === "ready") ? 0 : 1;
+}
+
+/** Hides the routes that do not have all words of the filter, so that the few in question are found among hundreds. */
+function filter() {
+  const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+  let shown = 0;
+  for (const row of rows.values()) {
+    const text = row.searched;
+    row.element.hidden = !words.every((word) => text.includes(word));
+    if (!row.element.hidden) shown += 1;
+  }
+  setText(byId("matches"), words.length === 0 ? "" : `${shown} of ${plural(rows.size, "route", "routes")}`);
+}
+
+byId("filter").addEventListener("input", filter);
+
+/** With so many routes, the list can be filtered. */
+const MANY = 10;
+
 function routes(status, seconds) {
   const before = new Map(last ? last.routes.map((route) => [route.name, route]) : []);
+  // The order of the configuration, but for what needs attention.
+  const sorted = status.routes.toSorted((one, other) => trouble(other) - trouble(one));
   const body = byId("routes").tBodies[0];
   const names = new Set(status.routes.map((route) => route.name));
   for (const [name, row] of rows) {
@@ -205,7 +235,7 @@ function routes(status, seconds) {
       rows.delete(name);
     }
   }
-  status.routes.forEach((route, number) => {
+  sorted.forEach((route, number) => {
     let row = rows.get(route.name);
     if (!row) {
       row = new Row();
@@ -214,6 +244,10 @@ function routes(status, seconds) {
     if (body.rows[number] !== row.element) body.insertBefore(row.element, body.rows[number] || null);
     row.show(route, before.get(route.name), seconds);
   });
+  const search = byId("search");
+  search.hidden = status.routes.length < MANY;
+  if (search.hidden) byId("filter").value = "";
+  filter();
   byId("no-routes").hidden = status.routes.length > 0;
   byId("routes").hidden = status.routes.length === 0;
   const note = byId("routes-note");
