@@ -543,3 +543,111 @@ impl Pool {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Balance, Checks, ConnectBudget, Lookups, OnRemove, OpenConnections, Source, UpstreamSettings};
+    use super::*;
+    use crate::telemetry::Counters;
+
+    #[derive(Debug)]
+    struct NoConnections;
+
+    impl OpenConnections for NoConnections {
+        fn probe(&self, _: EndpointId, _: Instant) -> usize {
+            0
+        }
+    }
+
+    /// Not started: nothing is looked up.
+    fn pool(endpoints: &[(&str, Share)]) -> Arc<Pool> {
+        let counters = Counters::new(0);
+        let context = SharedContext::new(
+            Arc::new(NoConnections),
+            Lookups::new(counters.lookup_lateness.clone()),
+            Checks::new(counters.check_lateness.clone()),
+        );
+        let endpoint = |(destination, share): &(&str, Share)| EndpointSettings {
+            destination: destination.parse().unwrap(),
+            share: *share,
+        };
+        let settings = UpstreamSettings {
+            endpoints: endpoints.iter().map(endpoint).collect(),
+            balance: Balance::LeastConnections,
+            budget: ConnectBudget { timeout: Duration::from_secs(10), per_try: Duration::from_secs(3) },
+            slow_start: Duration::ZERO,
+            dead_grace: None,
+            on_remove: OnRemove::Keep,
+            resolve_every: Duration::from_secs(10),
+            proxy_protocol: None,
+            source: Source::Any,
+            max_age: None,
+            health_check: None,
+        };
+        let pool = Arc::new(Pool::new(Setup { route: "a".into(), names: Vec::new(), settings }, context.into(), None));
+        let mut members = pool.members();
+        pool.assemble(&mut members);
+        pool.update_tier(&members);
+        drop(members);
+        pool
+    }
+
+    const BACKUP: Share = Share { weight: 1, is_backup: true };
+
+    fn addresses(endpoints: &[Arc<Endpoint>]) -> Vec<String> {
+        endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn b31_no_backup_serves_while_another_endpoint_is_looked_up_for_the_first_time() {
+        let pool = pool(&[("api.test:1", Share::DEFAULT), ("192.0.2.9:1", BACKUP)]);
+        assert_eq!(pool.tier(), Tier::Primary, "nothing is known to be wrong");
+        let begun = Instant::now();
+        let waiting = tokio::spawn({
+            let pool = Arc::clone(&pool);
+            async move { pool.endpoints_by(begun + Duration::from_secs(10)).await }
+        });
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(!waiting.is_finished());
+        pool.answered(0, &Ok(vec!["192.0.2.1:1".parse().unwrap()]));
+        assert_eq!(addresses(&waiting.await.unwrap()), ["192.0.2.1:1", "192.0.2.9:1"]);
+        assert_eq!(begun.elapsed(), Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn b31_a_backup_serves_once_the_lookup_of_the_others_has_failed() {
+        let pool = pool(&[("api.test:1", Share::DEFAULT), ("192.0.2.9:1", BACKUP)]);
+        pool.answered(0, &Err("no such name".into()));
+        assert_eq!(addresses(&pool.endpoints_by(Instant::now()).await), ["192.0.2.9:1"]);
+        assert_eq!(pool.tier(), Tier::Backup);
+    }
+
+    #[tokio::test]
+    async fn b31_an_address_of_two_entries_is_a_backup_only_if_both_are() {
+        for order in [[BACKUP, Share::DEFAULT], [Share::DEFAULT, BACKUP]] {
+            let pool = pool(&[("api.test:1", order[0]), ("192.0.2.1:1", order[1])]);
+            pool.answered(0, &Ok(vec!["192.0.2.1:1".parse().unwrap()]));
+            assert_eq!(pool.endpoints()[0].share(), Share::DEFAULT, "{order:?}");
+            assert_eq!(pool.tier(), Tier::Primary);
+        }
+    }
+
+    #[tokio::test]
+    async fn b31_a_dead_backup_is_not_tried_by_a_connection_while_others_serve() {
+        let pool = pool(&[("192.0.2.1:1", Share::DEFAULT), ("192.0.2.9:1", BACKUP)]);
+        let endpoints = pool.endpoints();
+        let wrong = ProbeResult::Wrong("no answer".into());
+        for endpoint in &*endpoints {
+            for _ in 0..3 {
+                pool.report(endpoint, &wrong);
+            }
+            endpoint.allow_trial();
+        }
+        assert_eq!(pool.tier(), Tier::All);
+        assert_eq!(pool.trial(&endpoints), Some(0));
+        assert_eq!(pool.trial(&endpoints), Some(1), "none serves");
+        endpoints[1].allow_trial();
+        pool.report(&endpoints[0], &ProbeResult::Ready);
+        assert_eq!((pool.tier(), pool.trial(&endpoints)), (Tier::Primary, None));
+    }
+}
