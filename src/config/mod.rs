@@ -49,7 +49,7 @@ pub(crate) struct Config {
     pub(crate) timeouts: Timeouts,
     /// For connections with clients and with endpoints.
     pub(crate) tcp: TcpOptions,
-    /// `TCP_USER_TIMEOUT`.
+    /// How long a peer may read nothing of what was sent.
     pub(crate) user_timeout: Duration,
     pub(crate) limits: Limits,
     pub(crate) relay: Engine,

@@ -146,7 +146,7 @@ pub(crate) struct Tcp {
     /// TCP keepalive, to detect dead idle peers. Default: after 30s, every 5s, 3 probes.
     #[serde(default)]
     pub(crate) keepalive: Keepalive,
-    /// `TCP_USER_TIMEOUT`: how long sent data may stay unacknowledged, 1s to 24d. Default: 15m.
+    /// How long a peer whose kernel answers may read nothing of what was sent, 1s to 24d. Default: 15m.
     #[serde(default, deserialize_with = "present")]
     pub(crate) user_timeout: Option<Text<UserTimeout>>,
 }

@@ -62,7 +62,7 @@ pub(crate) struct Endpoint {
     /// Share of connections relative to other endpoints, 1 to 256; for a hostname, of each of its addresses. Default: 1.
     #[serde(default, deserialize_with = "present")]
     pub(crate) weight: Option<Text<Weight>>,
-    /// Use this endpoint only while no other is ready. Default: false.
+    /// Use this endpoint while no other is ready, and for connections that none of them accepts. Default: false.
     #[serde(default)]
     pub(crate) backup: bool,
 }
@@ -195,7 +195,7 @@ pub(crate) enum OnRemove {
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Dead {
-    /// How long connections may continue after their endpoint was marked dead, 1ms to 366d. Default: 15s.
+    /// How long an endpoint is unreachable before its connections are closed, 1ms to 366d. Default: 15s.
     #[serde(default, deserialize_with = "present")]
     pub(crate) grace: Option<Text<BoundedDuration>>,
     /// Whether connections to a dead endpoint are closed. Default: cut.
