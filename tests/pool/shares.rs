@@ -1,8 +1,9 @@
 //! Weights, backups, local addresses and ages of connections.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::time::Duration;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -73,7 +74,7 @@ fn b31_a_backup_serves_while_no_other_endpoint_does() {
     drop(reserved);
     let router = Router::start(&config(&format!(
         "{{endpoints: [\"{address}\", {{address: \"{}\", backup: true}}], slow_start: 0s,
-      health_check: {{interval: 100ms, timeout: 100ms, rise: 1, fall: 1}}}}",
+      health_check: {{interval: 1s, timeout: 1s, rise: 1, fall: 1}}}}",
         backup.address()
     )));
     router.wait("the backup serves", |line| {
@@ -140,26 +141,31 @@ fn b34_old_connections_are_closed_between_messages() {
     let mut silent = open(&router, "127.0.0.1");
     let hello = Hello::to(NAME).record();
     silent.read(hello.len());
-    let (busy_address, busy) = {
-        let mut busy = open(&router, "127.0.0.1");
-        busy.read(hello.len());
-        (busy.address(), busy)
-    };
-    // It sends a byte more often than once a second until the silent one has been closed, and a while longer.
+    let mut busy = open(&router, "127.0.0.1");
+    busy.read(hello.len());
+    let busy_address = busy.address();
+    // It sends a byte more often than once a second until the silent one has been closed. A machine that stalls for as long
+    // makes it quiet, too.
+    let (over, is_over) = channel::<()>();
     let talk = std::thread::spawn(move || {
-        let mut busy = busy;
-        for _ in 0..20 {
-            busy.write(b"x");
-            busy.read(1);
-            std::thread::sleep(Duration::from_millis(150));
+        let mut last = Instant::now();
+        while is_over.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
+            let answered = busy.stream.write_all(b"x").and_then(|()| busy.stream.read_exact(&mut [0]));
+            let gap = last.elapsed();
+            assert!(answered.is_ok() || gap >= Duration::from_secs(1), "closed although it was busy {gap:?} ago");
+            if answered.is_err() {
+                break;
+            }
+            last = Instant::now();
         }
         busy
     });
     assert_eq!(silent.rest(), (Vec::new(), End::Fin));
     let account = router.account_of(silent.address());
     assert_eq!((&account["outcome"], &account["closed_by"]), (&"max_age".into(), &"us".into()));
+    drop(over);
     let mut busy = talk.join().unwrap();
-    assert_eq!(busy.rest(), (Vec::new(), End::Fin), "once it is quiet");
+    assert_eq!(busy.rest().0, b"", "closed once it is quiet");
     assert_eq!(router.account_of(busy_address)["outcome"], "max_age");
 }
 
