@@ -38,7 +38,7 @@ pub(crate) enum Failure {
     NoEndpoint,
     /// The address is one of snigate's own listeners.
     Loop,
-    /// A local error: no file descriptor, port, memory, or usable address of that family.
+    /// A local error: no file descriptor, port, memory, or usable local address.
     Local,
     /// The endpoint refused the connection or was unreachable.
     Refused,
@@ -56,9 +56,7 @@ impl Failure {
                 | Errno::NOMEM
                 | Errno::ADDRNOTAVAIL
                 | Errno::PERM
-                | Errno::AFNOSUPPORT
-                // The local address is of no use for this endpoint, such as 127.0.0.1 for another machine.
-                | Errno::INVAL,
+                | Errno::AFNOSUPPORT,
             ) => Self::Local,
             Some(Errno::TIMEDOUT) => Self::TimedOut,
             _ => Self::Refused,

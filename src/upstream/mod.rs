@@ -170,18 +170,15 @@ impl Upstream {
             let slot = EndpointSlot::take(endpoint);
             let started = Instant::now();
             let try_until = deadline.min(started + budget.per_try);
-            let (kind, reason) = match timeout_at(
-                try_until,
-                connect_to(endpoint.address, source.local(client, endpoint.address), Purpose::Relay),
-            )
-            .await
-            {
+            let local = source.local(client, endpoint.address);
+            let connecting = connect_to(endpoint.address, local, Purpose::Relay);
+            let (kind, reason) = match timeout_at(try_until, connecting).await {
                 Ok(Ok((stream, local))) => {
                     endpoint.mark_known();
                     let failed_attempts = (failure.tries > 0).then_some(failure);
                     return Ok(Connected { stream, local, slot, failed_attempts });
                 }
-                Ok(Err(error)) => (Failure::of(&error), source.describe(&error, endpoint.address)),
+                Ok(Err(error)) => (local.failure(&error), source.describe(&error, endpoint.address)),
                 Err(_) => (Failure::TimedOut, source.describe_timeout().into()),
             };
             endpoint.mark_known();

@@ -8,7 +8,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::failure::error_message;
+use super::failure::{Failure, error_message};
 use super::settings::{Source, UpstreamSettings};
 use crate::proxy_protocol::{self, Outgoing};
 use crate::relay::sys;
@@ -23,6 +23,18 @@ pub(crate) enum LocalAddress {
     Ours(SocketAddr),
     /// The address of another machine (transparent proxying), with its port if that is free.
     Theirs(SocketAddr),
+}
+
+impl LocalAddress {
+    /// What a failed connect from here says.
+    pub(super) fn failure(self, error: &io::Error) -> Failure {
+        match (self, Errno::from_io_error(error)) {
+            // It is of no use for this endpoint, such as 127.0.0.1 for another machine. (Without it, the endpoint's route
+            // is a black hole.)
+            (Self::Ours(_) | Self::Theirs(_), Some(Errno::INVAL)) => Failure::Local,
+            _ => Failure::of(error),
+        }
+    }
 }
 
 /// How health checks connect to an endpoint.

@@ -19,18 +19,8 @@ pub struct Browser {
 impl Browser {
     /// With a window of this size, in light or dark.
     pub fn start(width: u32, height: u32, is_dark: bool) -> Self {
-        let mut driver = Command::new("chromedriver")
-            .arg("--port=0")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("chromedriver is installed");
-        let lines = Lines::of(driver.stdout.take().unwrap());
-        let started = lines.wait("the driver's port", 1, |line| {
-            let port = line.split("successfully on port ").nth(1)?;
-            port.trim_end_matches('.').parse().ok()
-        });
-        let mut browser = Self { driver, port: started[0], session: String::new() };
+        let (driver, port) = start_driver();
+        let mut browser = Self { driver, port, session: String::new() };
         let mut arguments = vec![
             "--headless=new".into(),
             "--no-sandbox".into(),
@@ -127,4 +117,27 @@ fn decode(text: &str) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// The driver takes a free port of IPv6, and exits if that of IPv4 is not free, too: then another one is tried.
+fn start_driver() -> (Child, u16) {
+    for _ in 0..10 {
+        let mut driver = Command::new("chromedriver")
+            .arg("--port=0")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("chromedriver is installed");
+        let lines = Lines::of(driver.stdout.take().unwrap());
+        let started = lines.wait("the driver's port", 1, |line| {
+            let port =
+                line.split("successfully on port ").nth(1).and_then(|port| port.trim_end_matches('.').parse().ok());
+            port.map(Some).or_else(|| line.contains("port not available").then_some(None))
+        });
+        match started[0] {
+            Some(port) => return (driver, port),
+            None => drop(driver.wait()),
+        }
+    }
+    panic!("chromedriver finds no port that is free for both families");
 }

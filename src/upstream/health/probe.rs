@@ -126,7 +126,7 @@ async fn try_probe(
 ) -> Result<Option<TlsStream<TcpStream>>, NoResult> {
     // Not as connections are: their handshake waits for the first bytes, and a check may have none.
     let connected = connect_to(address, dial.local, Purpose::Check).await;
-    let (mut stream, _) = connected.map_err(|error| match Failure::of(&error) {
+    let (mut stream, _) = connected.map_err(|error| match dial.local.failure(&error) {
         Failure::Local => Err(error.to_string()),
         _ => Ok(ProbeResult::Unreachable(format!("connect: {}", failure::error_message(&error)))),
     })?;
