@@ -13,12 +13,11 @@ use crate::route::Tlvs;
 
 /// Maximum length of a version 1 header, CRLF included (section 2.1).
 const MAX_TEXT: usize = 107;
-/// Maximum length of a version 2 header: the length field has 16 bits (section 2.2). Real ones have some hundred bytes.
-const MAX_BINARY: usize = BINARY_START + u16::MAX as usize;
 /// Maximum number of TLVs in a header. Real ones have up to ten.
 const MAX_TLVS: usize = 128;
-/// Maximum length of a header in bytes, either version.
-pub const MAX_LENGTH: usize = MAX_BINARY;
+/// Maximum length of a header in bytes: the length field of version 2 has 16 bits (section 2.2). Real ones have some hundred
+/// bytes.
+pub const MAX_LENGTH: usize = BINARY_START + u16::MAX as usize;
 
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Length of the signature, version and command, family, and length fields (section 2.2).
@@ -228,6 +227,13 @@ pub(crate) struct Outgoing {
     pub(crate) pass: Box<[u8]>,
 }
 
+impl Outgoing {
+    /// Numbers and values of the TLVs that are added.
+    pub(crate) fn own_tlvs(&self) -> impl Iterator<Item = (u8, &[u8])> {
+        self.tlvs.iter().map(|(number, value)| (*number, &**value))
+    }
+}
+
 /// In bytes; longer ALPN lists are not passed on.
 const MAX_ALPN: usize = 512;
 
@@ -260,12 +266,7 @@ pub fn header<'t>(
     if version == Version::V1 {
         return Ok(bytes);
     }
-    let mut add = |number: u8, value: &[u8]| {
-        bytes.push(number);
-        bytes.extend(u16::try_from(value.len()).map_err(|_| TooLong)?.to_be_bytes());
-        bytes.extend(value);
-        Ok(())
-    };
+    let mut add = |number: u8, value: &[u8]| Tlvs::append(&mut bytes, number, value).ok_or(TooLong);
     if let Some(name) = client.server_name {
         add(tlv::AUTHORITY, name.to_string().as_bytes())?;
     }
@@ -284,14 +285,13 @@ pub fn header<'t>(
 /// a header without a client, so one with TLVs has ourselves as the client.
 #[must_use]
 pub(crate) fn own_header(outgoing: &Outgoing, source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
-    let Outgoing { version, tlvs, pass: _ } = outgoing;
-    if tlvs.is_empty() {
-        return local_header(*version);
+    let version = outgoing.version;
+    if outgoing.tlvs.is_empty() {
+        return local_header(version);
     }
     let addresses = ProxiedAddresses { source, destination };
     let client = ProxiedClient { addresses, server_name: None, alpn: None };
-    let tlvs = tlvs.iter().map(|(number, value)| (*number, &**value));
-    header(*version, &client, tlvs).unwrap_or_else(|TooLong| local_header(*version))
+    header(version, &client, outgoing.own_tlvs()).unwrap_or_else(|TooLong| local_header(version))
 }
 
 /// Encodes a header without a client: `LOCAL` (version 2) or `UNKNOWN` (version 1).
@@ -393,9 +393,9 @@ mod tests {
         ] {
             assert_eq!(parse(bytes), Err(reason), "{}", bytes.escape_ascii());
         }
-        let longest = binary(0x20, 0, &vec![7; MAX_BINARY - BINARY_START]);
+        let longest = binary(0x20, 0, &vec![7; MAX_LENGTH - BINARY_START]);
         let tlvs = Tlvs::default();
-        assert_eq!(parse(&longest), Ok(Some(Header { addresses: None, tlvs, length: MAX_BINARY })));
+        assert_eq!(parse(&longest), Ok(Some(Header { addresses: None, tlvs, length: MAX_LENGTH })));
         assert_eq!(parse(&[b'P'; 2]), Err(InvalidHeader::Missing), "at the first byte that differs");
     }
 

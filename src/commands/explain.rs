@@ -29,12 +29,12 @@ pub(super) fn run(options: &Explain) -> anyhow::Result<ExitCode> {
     if !options.tlvs.is_empty() && config.listeners[listener].accept_proxy.is_none() {
         bail!("--tlv: the listener `{}` accepts no PROXY headers (`accept_proxy`)", config.listeners[listener].name);
     }
-    let tlvs = encode_tlvs(options.tlvs.iter().map(|(number, value)| (*number, &**value)));
+    let tlvs = encode_tlvs(&options.tlvs).context("--tlv: a value is longer than 65535 bytes")?;
     let arrival = Arrival {
         listener,
         client: options.client.map(|client| client.to_canonical()),
         destination: options.destination.map(|destination| destination.to_canonical()),
-        tlvs: Tlvs::parse(&tlvs).context("--tlv: a value is longer than 65535 bytes")?,
+        tlvs: Tlvs::parse(&tlvs).unwrap_or_default(),
     };
     let mut explanation = match (&options.sni, &options.hello) {
         (Some(name), _) => explain_name(&config, name, &options.alpn, arrival),

@@ -46,7 +46,7 @@ impl FittingClient {
     /// Several, as another route may have a smaller network within one of this route.
     pub(super) fn all_of(route: &Route) -> impl Iterator<Item = Self> {
         let Matchers { proxy_tlvs, destinations, clients, listeners: _, alpn: _ } = &route.matchers;
-        let tlvs = encode_tlvs(proxy_tlvs.iter().map(|(number, value)| (*number, &**value)));
+        let tlvs = encode_tlvs(proxy_tlvs).unwrap_or_default();
         let clients = samples(clients.as_deref());
         samples(destinations.as_deref()).into_iter().flat_map(move |destination| {
             let tlvs = tlvs.clone();
@@ -71,15 +71,13 @@ fn samples(networks: Option<&[IpNet]>) -> Vec<Option<IpAddr>> {
     networks.iter().take(MAX_NETWORKS).flat_map(of_network).flatten().map(Some).collect()
 }
 
-/// As in a PROXY header. Values are shorter than 64 KiB.
-pub(super) fn encode_tlvs<'v>(tlvs: impl IntoIterator<Item = (u8, &'v [u8])>) -> Vec<u8> {
+/// As in a PROXY header; `None` if a value is longer than 65,535 bytes.
+pub(super) fn encode_tlvs(tlvs: &[(u8, Box<[u8]>)]) -> Option<Vec<u8>> {
     let mut encoded = Vec::new();
     for (number, value) in tlvs {
-        encoded.push(number);
-        encoded.extend(u16::try_from(value.len()).unwrap_or(u16::MAX).to_be_bytes());
-        encoded.extend(value);
+        Tlvs::append(&mut encoded, *number, value)?;
     }
-    encoded
+    Some(encoded)
 }
 
 /// The matchers of a route besides its names, or those of them that do not hold for a client.

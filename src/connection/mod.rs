@@ -236,16 +236,15 @@ fn proxy_header(
     proxied: &Proxied,
     query: &Client<'_>,
 ) -> Result<Vec<u8>, Rejection> {
-    let proxy_protocol::Outgoing { version, tlvs, pass } = outgoing;
+    let version = outgoing.version;
     let Some(destination) = destination(client, proxied) else {
-        return Ok(proxy_protocol::local_header(*version));
+        return Ok(proxy_protocol::local_header(version));
     };
     let addresses = ProxiedAddresses { source, destination };
     let alpn = query.alpn.map(|alpn| alpn.as_list());
     let client = proxy_protocol::ProxiedClient { addresses, server_name: query.server_name, alpn };
-    let own = tlvs.iter().map(|(number, value)| (*number, &**value));
-    let passed = query.arrival.tlvs.iter().filter(|(number, _)| pass.contains(number));
-    proxy_protocol::header(*version, &client, own.chain(passed))
+    let passed = query.arrival.tlvs.iter().filter(|(number, _)| outgoing.pass.contains(number));
+    proxy_protocol::header(version, &client, outgoing.own_tlvs().chain(passed))
         .map_err(|too_long| Rejection::because(Outcome::OverLimit, too_long.to_string()))
 }
 

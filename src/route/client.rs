@@ -54,6 +54,15 @@ impl<'a> Tlvs<'a> {
         Some(Self(encoded))
     }
 
+    /// Appends one to encoded TLVs; `None` if the value is longer than 65,535 bytes.
+    pub fn append(encoded: &mut Vec<u8>, number: u8, value: &[u8]) -> Option<()> {
+        let length = u16::try_from(value.len()).ok()?;
+        encoded.push(number);
+        encoded.extend(length.to_be_bytes());
+        encoded.extend(value);
+        Some(())
+    }
+
     /// As in the header.
     #[must_use]
     pub fn as_encoded(self) -> &'a [u8] {
