@@ -32,6 +32,11 @@ struct Shape {
 }
 
 impl Shape {
+    /// Where it stands among the others.
+    fn rank(&self) -> (Reverse<Specificity>, &[Step]) {
+        (Reverse(self.specificity), &self.steps)
+    }
+
     /// Its networks: those of another family or length are other networks.
     fn networks(&self) -> impl Iterator<Item = &Step> {
         self.steps.iter().filter(|step| !matches!(step, Step::Tlv(_)))
@@ -94,7 +99,7 @@ impl<T> Leaf<T> {
     fn keys(&self) -> Vec<Box<[u8]>> {
         let tlvs = self.matchers.proxy_tlvs.iter().map(|(_, value)| value.clone());
         let networks = [self.destination, self.client].into_iter().flatten();
-        tlvs.chain(networks.map(|network| octets(network.network(), network.prefix_len()).as_slice().into())).collect()
+        tlvs.chain(networks.map(|network| with_octets(network.network(), <[u8]>::to_vec).into())).collect()
     }
 
     /// Whether a client could match both, and neither is more specific. Both have the same [`Specificity`].
@@ -135,8 +140,7 @@ impl<T: Clone> Candidates<T> {
         }
         let known = self.shapes.iter().position(|(other, _)| *other == shape);
         let index = known.unwrap_or_else(|| {
-            let rank = |shape: &Shape| (Reverse(shape.specificity), shape.steps.clone());
-            let index = self.shapes.partition_point(|(other, _)| rank(other) < rank(&shape));
+            let index = self.shapes.partition_point(|(other, _)| other.rank() < shape.rank());
             let root = if shape.steps.is_empty() { Node::Leaves(Vec::new()) } else { Node::Inner(HashMap::new()) };
             // Most names have one route.
             self.shapes.reserve_exact(1);
@@ -218,10 +222,14 @@ impl<T> Node<T> {
                         values().enumerate().filter(is_new).for_each(|(_, value)| descend(value));
                     }
                     Step::Destination(prefix) => {
-                        prefix.network(client.arrival.destination).into_iter().for_each(|key| descend(key.as_slice()));
+                        if let Some(network) = prefix.network(client.arrival.destination) {
+                            with_octets(network, descend);
+                        }
                     }
                     Step::Client(prefix) => {
-                        prefix.network(client.arrival.client).into_iter().for_each(|key| descend(key.as_slice()));
+                        if let Some(network) = prefix.network(client.arrival.client) {
+                            with_octets(network, descend);
+                        }
                     }
                 }
             }
@@ -241,39 +249,17 @@ impl<T> Node<T> {
 }
 
 impl Prefix {
-    /// The network of this address; `None` for the other family.
-    fn network(self, address: Option<IpAddr>) -> Option<Octets> {
+    /// The address of the network that contains this one; `None` for the other family.
+    fn network(self, address: Option<IpAddr>) -> Option<IpAddr> {
         let address = address.filter(|address| address.is_ipv4() == self.is_ipv4)?;
-        Some(octets(address, self.length))
+        IpNet::new(address, self.length).ok().map(|network| network.network())
     }
 }
 
-/// The bytes of an address, on the stack.
-struct Octets {
-    bytes: [u8; 16],
-    length: usize,
-}
-
-impl Octets {
-    fn as_slice(&self) -> &[u8] {
-        &self.bytes[..self.length]
-    }
-}
-
-/// The network with this prefix that contains the address.
-fn octets(address: IpAddr, prefix: u8) -> Octets {
-    let mask = |width: u32| u128::MAX.checked_shl(width - u32::from(prefix)).unwrap_or(0);
-    let mut bytes = [0; 16];
+/// Calls `use_it` with the bytes of an address.
+fn with_octets<T>(address: IpAddr, use_it: impl FnOnce(&[u8]) -> T) -> T {
     match address {
-        IpAddr::V4(address) => {
-            #[expect(clippy::cast_possible_truncation, reason = "the lower 32 bits")]
-            let network = u32::from(address) & mask(32) as u32;
-            bytes[..4].copy_from_slice(&network.to_be_bytes());
-            Octets { bytes, length: 4 }
-        }
-        IpAddr::V6(address) => {
-            bytes.copy_from_slice(&(u128::from(address) & mask(128)).to_be_bytes());
-            Octets { bytes, length: 16 }
-        }
+        IpAddr::V4(address) => use_it(&address.octets()),
+        IpAddr::V6(address) => use_it(&address.octets()),
     }
 }
