@@ -101,12 +101,7 @@ impl<'de, T: Written> Visitor<'de> for OneOrManyVisitor<T> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, sequence: A) -> Result<Self::Value, A::Error> {
-        let many = Vec::deserialize(SeqAccessDeserializer::new(sequence))?;
-        if many.is_empty() {
-            Err(A::Error::custom(format_args!("empty list; expected {}", T::EXPECTED)))
-        } else {
-            Ok(OneOrMany(many))
-        }
+        at_least_one(sequence, T::EXPECTED)
     }
 }
 
@@ -134,12 +129,19 @@ impl<'de, T: Shorthand + Deserialize<'de>> Visitor<'de> for ShortsVisitor<T> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, sequence: A) -> Result<Self::Value, A::Error> {
-        let many = Vec::deserialize(SeqAccessDeserializer::new(sequence))?;
-        if many.is_empty() {
-            Err(A::Error::custom(format_args!("empty list; expected {}", T::EXPECTED)))
-        } else {
-            Ok(OneOrMany(many))
-        }
+        at_least_one(sequence, T::EXPECTED)
+    }
+}
+
+fn at_least_one<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
+    sequence: A,
+    expected: &str,
+) -> Result<OneOrMany<T>, A::Error> {
+    let many = Vec::deserialize(SeqAccessDeserializer::new(sequence))?;
+    if many.is_empty() {
+        Err(A::Error::custom(format_args!("empty list; expected {expected}")))
+    } else {
+        Ok(OneOrMany(many))
     }
 }
 

@@ -185,7 +185,7 @@ impl Upstream {
             failure.add(kind, &endpoint.address, &reason);
             // An attempt that the total timeout has cut short says nothing about the endpoint.
             let had_time = try_until >= started + budget.per_try;
-            if kind == Failure::Refused || (kind == Failure::TimedOut && had_time && source.is_seen_by_all()) {
+            if kind == Failure::Refused || (kind == Failure::TimedOut && had_time && source.timeouts_count()) {
                 endpoint.report(&ProbeResult::Unreachable(reason));
             }
             untried.retain(|other| *other != index);

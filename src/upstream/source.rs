@@ -80,8 +80,8 @@ impl Source {
         }
     }
 
-    /// Whether a connection that is not answered says anything about the endpoint: not if its answers may have gone astray.
-    pub(super) fn is_seen_by_all(self) -> bool {
+    /// Whether an unanswered connect counts against the endpoint: not if the answer may have been routed elsewhere.
+    pub(super) fn timeouts_count(self) -> bool {
         self != Self::Client
     }
 
