@@ -157,6 +157,8 @@ impl MetricsSnapshot {
         for group in groups {
             out.sample(&[("route", group.route)], group.counters.active.load(Relaxed));
         }
+        let parked = self.counters.parked_connections.load(Relaxed);
+        gauge(out, "snigate_connections_parked", "Open connections that are parked", parked);
         gauge(
             out,
             "snigate_buffered_bytes",

@@ -90,8 +90,9 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     let new = new.map_or("unlimited".into(), |rate| rate.to_string());
     writeln!(
         text,
-        "limits     connections {connections}, per_source {concurrent}, new_per_source {new}, hello_bytes {}, buffer_bytes {buffers}",
-        size(config.limits.hello_bytes)
+        "limits     connections {connections}, per_source {concurrent}, new_per_source {new}, hello_bytes {}, buffer_bytes {buffers}, park_after {}",
+        size(config.limits.hello_bytes),
+        config.limits.park_after.map_or("never".into(), span)
     )?;
     let log = &config.log;
     let level = log.level.as_str().to_lowercase();

@@ -272,7 +272,7 @@ fn build_tcp_options(raw: &raw::Keepalive) -> TcpOptions {
 }
 
 fn build_limits(raw: raw::Limits) -> Limits {
-    let raw::Limits { connections, hello_bytes, buffer_bytes, per_source, new_per_source } = raw;
+    let raw::Limits { connections, hello_bytes, buffer_bytes, per_source, new_per_source, park_after } = raw;
     Limits {
         connections: connections.map(|connections| connections.0.0 as usize),
         hello_bytes: hello_bytes.map_or(DEFAULT_LIMIT, |size| size.0.0),
@@ -281,6 +281,7 @@ fn build_limits(raw: raw::Limits) -> Limits {
             concurrent: per_source.map(|count| count.0.0),
             new: new_per_source.map(|rate| rate.0.0),
         },
+        park_after: park_after.map_or(Some(Duration::from_secs(30)), |after| after.0.0),
     }
 }
 

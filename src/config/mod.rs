@@ -140,6 +140,8 @@ pub(crate) struct Limits {
     /// Buffers of all connections together; `None`: derived from the memory.
     pub(crate) buffer_bytes: Option<usize>,
     pub(crate) source: SourceLimits,
+    /// Time without data after which connections are parked; `None`: never.
+    pub(crate) park_after: Option<Duration>,
 }
 
 /// Log settings.

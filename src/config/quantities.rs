@@ -9,12 +9,20 @@ use crate::connection::admission::Rate;
 /// The longest duration that can be configured; beyond it, sums of times could overflow.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 
-/// The syntax of `humantime`.
-const DURATION: &str = concat!(
-    r"^\s*(\d[\d\s.]*(",
-    "ns|nsec|nanos|us|µs|usec|ms|msec|millis|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?",
-    r"|w|wks?|weeks?|M|months?|y|yrs?|years?)\s*)+$"
-);
+/// The syntax of `humantime`, between these two texts.
+macro_rules! duration_syntax {
+    ($before:literal, $after:literal) => {
+        concat!(
+            $before,
+            r"\s*(\d[\d\s.]*(",
+            "ns|nsec|nanos|us|µs|usec|ms|msec|millis|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?",
+            r"|w|wks?|weeks?|M|months?|y|yrs?|years?)\s*)+",
+            $after
+        )
+    };
+}
+
+const DURATION: &str = duration_syntax!("^", "$");
 
 fn duration(text: &str, fits: impl FnOnce(&Duration) -> bool) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|_| String::new())?;
@@ -83,6 +91,23 @@ impl Written for Age {
 
     fn read(text: &str) -> Result<Self, String> {
         duration(text, |duration| (Duration::from_secs(1)..=MAX_DURATION).contains(duration)).map(Self)
+    }
+}
+
+/// When connections are parked; `None`: never.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ParkAfter(pub(super) Option<Duration>);
+
+impl Written for ParkAfter {
+    const EXPECTED: &'static str = "a duration from 100ms to 366d with a unit, such as 30s, or never";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("ParkAfter", duration_syntax!("^(never|", ")$"));
+
+    fn read(text: &str) -> Result<Self, String> {
+        if text == "never" {
+            return Ok(Self(None));
+        }
+        let is_in_range = |duration: &Duration| (Duration::from_millis(100)..=MAX_DURATION).contains(duration);
+        duration(text, is_in_range).map(|duration| Self(Some(duration)))
     }
 }
 

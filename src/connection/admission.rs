@@ -265,6 +265,20 @@ impl SourceTable {
         Ok(Some(SourcePermit { table: Arc::clone(self), source }))
     }
 
+    /// A permit for a connection that another process has admitted.
+    pub(crate) fn adopt(self: &Arc<Self>, client: IpAddr, limits: &SourceLimits) -> Option<SourcePermit> {
+        if *limits == SourceLimits::default() {
+            return None;
+        }
+        let source = SourceKey::of(client);
+        let now = Instant::now();
+        let mut shard = self.shard(source);
+        shard.make_room(now);
+        shard.sources.entry(source).or_insert(SourceUsage { open: 0, replenished: now }).open += 1;
+        drop(shard);
+        Some(SourcePermit { table: Arc::clone(self), source })
+    }
+
     fn shard(&self, source: SourceKey) -> MutexGuard<'_, Shard> {
         let index = usize::try_from(self.hasher.hash_one(source) % SHARDS as u64).unwrap_or(0);
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)

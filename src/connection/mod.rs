@@ -2,34 +2,35 @@
 
 pub(crate) mod accept_proxy;
 pub(crate) mod admission;
+pub(crate) mod established;
+pub(crate) mod hand_over;
+pub(crate) mod parking;
 pub(crate) mod read_hello;
 pub(crate) mod registry;
 pub(crate) mod reject;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::task::Context;
 use std::time::Duration;
 
 use rustix::net::SendFlags;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use crate::client_hello::{ClientHello, IpLiteral};
 use crate::connection::accept_proxy::{AcceptProxy, Proxied};
 use crate::connection::admission::{AccessRules, SourceLimits, SourcePermit, SourceTable};
+use crate::connection::established::{Established, Relaying};
 use crate::connection::read_hello::Hello;
-use crate::connection::registry::{CloseReason, Handle, Message, Wait};
+use crate::connection::registry::{CloseReason, Handle, Wait};
 use crate::connection::reject::{RejectWith, Rejection};
 use crate::proxy_protocol::{self, ProxiedAddresses};
-use crate::relay::{self, Deadlines, Engine, Event, RelayCommand, RelayEnd, Side};
+use crate::relay::{RelaySettings, Start};
 use crate::route::{Arrival, Client, RouteTable};
-use crate::server_hello::Answer;
-use crate::telemetry::{
-    ClosedBy, ConnectionRecord, ListenerTelemetry, LogFields, Outcome, RouteCounters, canonical, escape,
-};
-use crate::upstream::{Connected, EndpointSlot, Upstream};
+use crate::telemetry::{ConnectionRecord, ListenerTelemetry, LogFields, Outcome, RouteCounters, canonical, escape};
+use crate::upstream::{Connected, Upstream};
 
 /// What a connection needs while it is set up. Immutable: a reload makes a new one.
 #[derive(Debug)]
@@ -51,8 +52,7 @@ pub(crate) struct Snapshot {
     pub(crate) hello_timeout: Duration,
     /// Maximum size of a hello, with its record headers.
     pub(crate) hello_limit: usize,
-    pub(crate) deadlines: Arc<Deadlines>,
-    pub(crate) engine: Engine,
+    pub(crate) relay: Arc<RelaySettings>,
 }
 
 impl Snapshot {
@@ -108,22 +108,21 @@ impl RouteTarget {
     }
 }
 
-/// Serves one accepted connection until it ends or `handle` receives the message to close it. `permit` is dropped at the
-/// end. (Not an `async fn`: its future would store the arguments twice.)
-pub(crate) fn serve<P: Send>(
+/// Serves one accepted connection until it ends or `handle` receives the message to close it, or until it comes to rest.
+/// (Not an `async fn`: its future would store the arguments twice.)
+pub(crate) fn serve(
     client: TcpStream,
     peer: SocketAddr,
     snapshot: Arc<Snapshot>,
     mut handle: Handle,
-    permit: P,
+    permit: OwnedSemaphorePermit,
 ) -> impl Future<Output = ()> + Send {
-    let (reject_with, engine, deadlines) = (snapshot.reject_with, snapshot.engine, Arc::clone(&snapshot.deadlines));
     let mut record = ConnectionRecord::open(&snapshot.listener, canonical(peer));
-    async move {
+    // Boxed, because nothing of it is needed while bytes are relayed.
+    let setup = Box::pin(async move {
         let waiting = handle.wait(Wait::Hello);
-        // Boxed, like everything that is not needed while bytes are relayed.
-        let mut hello = Box::new(Hello::new(snapshot.hello_limit));
-        let setup = Box::pin(async {
+        let mut hello = Hello::new(snapshot.hello_limit);
+        let connecting = async {
             let deadline = Instant::now() + snapshot.hello_timeout;
             let proxied = match &snapshot.accept_proxy {
                 Some(accept) if accept.expects_header(record.source())? => {
@@ -149,7 +148,7 @@ pub(crate) fn serve<P: Send>(
 
             let start = Instant::now();
             let Connected { stream: upstream, local, slot, failed_attempts } = tokio::select! {
-                connected = route.upstream.connect(record.client()) => connected?,
+                connected = Box::pin(route.upstream.connect(record.client())) => connected?,
                 () = reset(&client) => return Err(Outcome::ClientGone.into()),
             };
             record.connected(start.elapsed(), slot.endpoint().address, local);
@@ -160,21 +159,27 @@ pub(crate) fn serve<P: Send>(
                 send_proxy_header(&upstream, &header, &client, deadline).await?;
             }
             Ok::<_, Rejection>((upstream, slot, source_permit))
-        });
-        let setup_result = tokio::select! {
-            result = setup => result,
+        };
+        let connected = tokio::select! {
+            connected = connecting => connected,
             reason = &mut handle => Err(rejection_of(reason)),
         };
-        let (upstream, slot, _) = match &setup_result {
-            Ok(connected) => connected,
+        match connected {
+            Ok((upstream, slot, source_permit)) => {
+                handle.connected_to(slot.endpoint().id, slot.endpoint().max_age());
+                let settings = Arc::clone(&snapshot.relay);
+                let connection = Established { record, slot, settings, source_permit, permit };
+                let start = Start::Hello(hello.into_bytes());
+                Some(Relaying { connection, client, upstream, start, handle }.run())
+            }
             Err(rejection) => {
                 record.rejected(hello.received());
                 drop(hello);
-                let reject_with =
-                    if handle.close_reason() == CloseReason::Shed { RejectWith::Reset } else { reject_with };
+                let is_shed = handle.close_reason() == CloseReason::Shed;
+                let reject_with = if is_shed { RejectWith::Reset } else { snapshot.reject_with };
                 let lingering = handle.wait(Wait::Close);
                 tokio::select! {
-                    () = Box::pin(rejection.deliver(client, reject_with)) => {}
+                    () = rejection.deliver(client, reject_with) => {}
                     _ = &mut handle => {}
                 }
                 drop(lingering);
@@ -182,43 +187,17 @@ pub(crate) fn serve<P: Send>(
                     record.fields.server_name.clone_from(&rejection.server_name);
                 }
                 record.end(rejection.outcome, rejection.closed_by(), rejection.reason.clone());
-                return;
+                // It is logged before the registry forgets the connection: at the end, the process waits for the registry.
+                drop(record);
+                drop(handle);
+                None
             }
-        };
-
-        handle.connected_to(slot.endpoint().id, slot.endpoint().max_age());
-        // A connection can last for days and must not keep an old configuration alive.
-        drop(snapshot);
-        let on_event = |event: Event<'_>| match event {
-            Event::Delivered(Side::Client, bytes) => record.received(bytes),
-            Event::Delivered(Side::Upstream, bytes) => record.sent(bytes),
-            Event::Answered(bytes) => {
-                slot.answered();
-                record.answered(Answer::parse(bytes));
-            }
-            Event::Unanswered => report_no_answer(&mut record, slot, "no answer to a ClientHello in time"),
-        };
-        let poll_command = |cx: &mut Context<'_>| {
-            handle.poll_message(cx).map(|message| match message {
-                Message::Close(_) => RelayCommand::Stop,
-                Message::CloseIfQuiet => RelayCommand::StopIfQuiet,
-                Message::Probe(since) => RelayCommand::Probe(since),
-            })
-        };
-        let hello = hello.into_bytes();
-        let end = relay::copy_bidirectional(&client, upstream, engine, hello, &deadlines, poll_command, on_event).await;
-        let upstream_closed = matches!(
-            end,
-            RelayEnd::Closed(Side::Upstream)
-                | RelayEnd::ClosedThenReset(Side::Upstream)
-                | RelayEnd::Reset(Side::Upstream)
-        );
-        if upstream_closed {
-            report_no_answer(&mut record, slot, "closed without an answer to a ClientHello");
         }
-        drop((client, setup_result, permit));
-        let (outcome, closed_by) = outcome_of(end, handle.close_reason());
-        record.end(outcome, closed_by, reason_of(end, handle.close_reason()));
+    });
+    async move {
+        // A connection can last for days and must not keep an old configuration alive, so the snapshot ends here.
+        let Some(relaying) = setup.await else { return };
+        relaying.await;
     }
 }
 
@@ -313,44 +292,6 @@ async fn reset(client: &TcpStream) {
     }
 }
 
-/// Reports, once per connection, an endpoint that has sent nothing.
-fn report_no_answer(record: &mut ConnectionRecord, slot: &EndpointSlot, cause: &str) {
-    if record.has_sent_nothing() && !std::mem::replace(&mut record.no_answer_reported, true) {
-        slot.did_not_answer(cause);
-    }
-}
-
-/// Why a connection was closed by us, where the outcome does not say it.
-fn reason_of(end: RelayEnd, close_reason: CloseReason) -> Option<Box<str>> {
-    match (end, close_reason) {
-        (RelayEnd::Stopped, CloseReason::Removed) => Some("a reload removed its route or endpoint".into()),
-        (RelayEnd::ProbeUnanswered, _) => Some("the endpoint is dead and does not acknowledge this connection".into()),
-        _ => None,
-    }
-}
-
-fn outcome_of(end: RelayEnd, close_reason: CloseReason) -> (Outcome, ClosedBy) {
-    let by = |side| match side {
-        Side::Client => ClosedBy::Client,
-        Side::Upstream => ClosedBy::Upstream,
-    };
-    match end {
-        RelayEnd::Closed(side) | RelayEnd::ClosedThenReset(side) => (Outcome::Completed, by(side)),
-        RelayEnd::Reset(side @ Side::Client) => (Outcome::ClientReset, by(side)),
-        RelayEnd::Reset(side @ Side::Upstream) => (Outcome::UpstreamReset, by(side)),
-        RelayEnd::Dead(side) => (Outcome::PeerDead, by(side)),
-        RelayEnd::IdleTimeout => (Outcome::IdleTimeout, ClosedBy::Us),
-        RelayEnd::HalfCloseTimeout => (Outcome::HalfCloseTimeout, ClosedBy::Us),
-        RelayEnd::ProbeUnanswered => (Outcome::CutEndpoint, ClosedBy::Us),
-        RelayEnd::StoppedQuiet => (Outcome::MaxAge, ClosedBy::Us),
-        RelayEnd::Stopped => match close_reason {
-            CloseReason::MaxAge => (Outcome::MaxAge, ClosedBy::Us),
-            CloseReason::Draining | CloseReason::Removed => (Outcome::Drained, ClosedBy::Us),
-            CloseReason::Shed => (Outcome::OverLimit, ClosedBy::Us),
-        },
-    }
-}
-
 /// The rejection of a connection that is closed before it is connected to an endpoint.
 fn rejection_of(reason: CloseReason) -> Rejection {
     match reason {
@@ -366,6 +307,7 @@ fn rejection_of(reason: CloseReason) -> Rejection {
 mod tests {
     use super::*;
     use crate::connection::registry::Registry;
+    use crate::relay::Engine;
     use crate::relay::tcp::TcpOptions;
     use crate::telemetry::Counters;
 
@@ -375,11 +317,13 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-        let deadlines = Deadlines {
+        let relay = RelaySettings {
+            engine: Engine::Auto,
             idle: Duration::MAX,
             half_close: Duration::MAX,
             stalled: Duration::MAX,
             keepalive: TcpOptions::default(),
+            park_after: None,
         };
         let snapshot = Snapshot {
             listener: Arc::new(Counters::new(0)).listener("api"),
@@ -393,12 +337,11 @@ mod tests {
             routes: Arc::default(),
             hello_timeout: Duration::MAX,
             hello_limit: 0,
-            deadlines: Arc::new(deadlines),
-            engine: Engine::Auto,
+            relay: Arc::new(relay),
         };
         let permit = Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap();
-        let handle = Arc::new(Registry::default()).register();
+        let handle = Registry::new().register();
         let task = serve(accepted.unwrap().0, client.unwrap().local_addr().unwrap(), snapshot.into(), handle, permit);
-        assert_eq!(size_of_val(&task), 784, "larger or smaller: say why");
+        assert_eq!(size_of_val(&task), 776, "larger or smaller: say why");
     }
 }

@@ -1,17 +1,22 @@
-//! All open connections, so that they can be closed or probed.
+//! All open connections, so that they can be closed, probed and handed over. Those at rest live here: see
+//! [`parking`](super::parking).
 
 use std::collections::{HashSet, VecDeque};
 use std::future::Future;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::mem;
+use std::ops::Range;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use slab::Slab;
 use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot::{self, Receiver, Sender};
 use tokio::time::{Instant, sleep};
 
+use crate::connection::parking::{Parked, ParkingLot, Unparked};
 use crate::upstream::{EndpointId, OpenConnections};
 
 /// Why a connection is closed.
@@ -35,6 +40,8 @@ pub(crate) enum Message {
     CloseIfQuiet,
     /// Its endpoint was found dead at this time: check whether the connection to it still works.
     Probe(Instant),
+    /// Another process takes the connections over: come to rest.
+    HandOver,
 }
 
 /// A connection is not shed for missing its hello before this: more than a round trip to any client.
@@ -48,16 +55,14 @@ const QUIET_WITHIN_SECONDS: u32 = 60;
 /// The open connections. It costs each some 80 bytes, and no lock per poll until it receives a message.
 #[derive(Debug)]
 pub(crate) struct Registry {
+    this: Weak<Self>,
     created: Instant,
     entries: Mutex<Entries>,
     /// Notified when there is a first connection with a maximum age.
     aging: Notify,
-}
-
-impl Default for Registry {
-    fn default() -> Self {
-        Self { created: Instant::now(), entries: Mutex::default(), aging: Notify::new() }
-    }
+    /// Notified when the last connection has ended.
+    emptied: Notify,
+    lot: OnceLock<ParkingLot>,
 }
 
 #[derive(Debug, Default)]
@@ -71,15 +76,32 @@ struct Entries {
     awaiting_hello: Queue,
     /// Rejected connections whose client has not closed yet.
     awaiting_close: Queue,
+    /// Where connections go that come to rest while another process takes them over.
+    leaving: Option<UnboundedSender<Unparked>>,
 }
 
 #[derive(Debug)]
 struct ConnectionEntry {
-    /// `None` while a message is pending, and for good once the message is `Close`.
-    sender: Option<Sender<Message>>,
+    state: TaskState,
     phase: Phase,
     age: Age,
+    /// Whether it stays in this process although others leave.
+    stays: bool,
 }
+
+/// How a connection can be reached.
+#[derive(Debug)]
+enum TaskState {
+    /// It has a task, which receives one message.
+    Running(Sender<Message>),
+    /// It has a task, which was sent a message that it has not received; for good once the message is `Close`.
+    Notified,
+    /// It has no task.
+    Parked { connection: Box<Parked>, deadline: Tick },
+}
+
+/// A moment, in tenths of a second since the registry was made.
+type Tick = u32;
 
 /// Whether a connection is closed for its age. Times are in [`Registry::seconds`].
 #[derive(Clone, Copy, Debug)]
@@ -162,9 +184,10 @@ impl Entries {
             if !self.end(index, wait, since) {
                 continue;
             }
-            // Otherwise another message is pending.
-            if let Some(sender) = self.open[index as usize].sender.take() {
-                return sender.send(Message::Close(CloseReason::Shed)).is_ok();
+            match mem::replace(&mut self.open[index as usize].state, TaskState::Notified) {
+                TaskState::Running(task) => return task.send(Message::Close(CloseReason::Shed)).is_ok(),
+                // Another message is pending; a connection without an endpoint is never parked.
+                TaskState::Notified | TaskState::Parked { .. } => {}
             }
         }
     }
@@ -177,7 +200,8 @@ fn is_waiting(open: &Slab<ConnectionEntry>, index: u32, wait: Wait, since: Insta
 impl ConnectionEntry {
     /// Whether it can be sent a message and is connected to an endpoint that matches.
     fn is_reachable_at(&self, matches: impl FnOnce(EndpointId) -> bool) -> bool {
-        self.sender.is_some() && matches!(self.phase, Phase::ConnectedTo(endpoint) if matches(endpoint))
+        !matches!(self.state, TaskState::Notified)
+            && matches!(self.phase, Phase::ConnectedTo(endpoint) if matches(endpoint))
     }
 }
 
@@ -187,19 +211,49 @@ pub(crate) struct Handle {
     messages: Receiver<Message>,
     reason: Option<CloseReason>,
     index: u32,
-    registry: Arc<Registry>,
+    /// `None` once the registry itself keeps the connection.
+    registry: Option<Arc<Registry>>,
 }
 
 impl Registry {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
+            created: Instant::now(),
+            entries: Mutex::default(),
+            aging: Notify::new(),
+            emptied: Notify::new(),
+            lot: OnceLock::new(),
+        })
+    }
+
     /// Adds a connection.
     pub(crate) fn register(self: &Arc<Self>) -> Handle {
         let (sender, messages) = oneshot::channel();
         let mut entries = self.entries();
-        let sender = (!entries.closed).then_some(sender);
-        let index = entries.open.insert(ConnectionEntry { sender, phase: Phase::Connecting, age: Age::Unlimited });
+        let state = if entries.closed { TaskState::Notified } else { TaskState::Running(sender) };
+        let entry = ConnectionEntry { state, phase: Phase::Connecting, age: Age::Unlimited, stays: false };
+        let index = entries.open.insert(entry);
         // There are never that many file descriptors.
         let index = u32::try_from(index).unwrap_or(u32::MAX);
-        Handle { messages, reason: None, index, registry: Arc::clone(self) }
+        Handle { messages, reason: None, index, registry: Some(Arc::clone(self)) }
+    }
+
+    /// The number of open connections.
+    pub(crate) fn len(&self) -> usize {
+        self.entries().open.len()
+    }
+
+    /// Completes when there is no connection.
+    pub(crate) async fn all_ended(&self) {
+        loop {
+            let mut emptied = pin!(self.emptied.notified());
+            emptied.as_mut().enable();
+            if self.len() == 0 {
+                return;
+            }
+            emptied.await;
+        }
     }
 
     /// Makes room for a new connection: closes the oldest one that was rejected and still lingers, or else the oldest one
@@ -215,10 +269,113 @@ impl Registry {
     pub(crate) fn close_all(&self) {
         let mut entries = self.entries();
         entries.closed = true;
-        for (_, entry) in &mut entries.open {
-            // Dropping it wakes the receiver, too.
-            entry.sender.take();
+        let Entries { open, .. } = &mut *entries;
+        for (index, entry) in open {
+            // Even if another message is pending.
+            self.send(index, entry, Message::Close(CloseReason::Draining));
         }
+    }
+
+    /// Sends a message to the connection; one that is parked is continued for that. Whether it was reached.
+    fn send(&self, index: usize, entry: &mut ConnectionEntry, message: Message) -> bool {
+        match mem::replace(&mut entry.state, TaskState::Notified) {
+            TaskState::Running(task) => task.send(message).is_ok(),
+            TaskState::Notified => false,
+            TaskState::Parked { connection, .. } => {
+                let (sender, messages) = oneshot::channel();
+                let _ = sender.send(message);
+                self.resume(self.unparked(index, connection, messages));
+                true
+            }
+        }
+    }
+
+    fn unparked(&self, index: usize, connection: Box<Parked>, messages: Receiver<Message>) -> Unparked {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        Unparked { connection, handle: Handle { messages, reason: None, index, registry: self.this.upgrade() } }
+    }
+
+    fn resume(&self, unparked: Unparked) {
+        if let Some(Err(unparked)) = self.lot.get().map(|lot| lot.resume(unparked)) {
+            // The runtime is shutting down. Dropping it would lock the entries again.
+            mem::forget(unparked);
+        }
+    }
+
+    /// Continues the parked connection with this index, if there is one.
+    pub(super) fn resume_at(&self, index: usize) {
+        if let Some(entry) = self.entries().open.get_mut(index)
+            && let Some(unparked) = self.unpark(index, entry)
+        {
+            self.resume(unparked);
+        }
+    }
+
+    /// Takes a connection out of its entry, if it is parked there.
+    fn unpark(&self, index: usize, entry: &mut ConnectionEntry) -> Option<Unparked> {
+        if !matches!(entry.state, TaskState::Parked { .. }) {
+            return None;
+        }
+        let (sender, messages) = oneshot::channel();
+        match mem::replace(&mut entry.state, TaskState::Running(sender)) {
+            TaskState::Parked { connection, .. } => Some(self.unparked(index, connection, messages)),
+            TaskState::Running(_) | TaskState::Notified => None,
+        }
+    }
+
+    /// Continues the parked connections with these indices whose deadline has passed. Whether there are higher indices.
+    pub(super) fn resume_due(&self, indices: Range<usize>) -> bool {
+        let now = self.tick(Instant::now());
+        let mut entries = self.entries();
+        let has_more = entries.open.capacity() > indices.end;
+        for index in indices {
+            if let Some(entry) = entries.open.get_mut(index)
+                && matches!(entry.state, TaskState::Parked { deadline, .. } if deadline <= now)
+                && let Some(unparked) = self.unpark(index, entry)
+            {
+                self.resume(unparked);
+            }
+        }
+        has_more
+    }
+
+    fn tick(&self, at: Instant) -> Tick {
+        u32::try_from(at.saturating_duration_since(self.created).as_millis().div_ceil(100)).unwrap_or(u32::MAX)
+    }
+
+    /// Where connections at rest are parked, once it is set.
+    pub(super) fn lot(&self) -> &OnceLock<ParkingLot> {
+        &self.lot
+    }
+
+    /// From now on connections leave when they come to rest. Those that are open have to be asked for it.
+    pub(crate) fn leave_to(&self, leaving: UnboundedSender<Unparked>) {
+        self.entries().leaving = Some(leaving);
+    }
+
+    /// No more connections leave.
+    pub(crate) fn stop_leaving(&self) {
+        self.entries().leaving = None;
+    }
+
+    /// Asks the connections with these indices to leave, and returns those that are parked. Whether there are higher indices.
+    pub(super) fn ask_to_leave(&self, indices: Range<usize>) -> (Vec<Unparked>, bool) {
+        let mut parked = Vec::new();
+        let mut entries = self.entries();
+        let has_more = entries.open.capacity() > indices.end;
+        for index in indices {
+            let Some(entry) = entries.open.get_mut(index) else { continue };
+            if entry.stays || !matches!(entry.phase, Phase::ConnectedTo(_)) {
+                continue;
+            }
+            match self.unpark(index, entry) {
+                Some(unparked) => parked.push(unparked),
+                None => {
+                    self.send(index, entry, Message::HandOver);
+                }
+            }
+        }
+        (parked, has_more)
     }
 
     /// The indices of connections to these endpoints, except those that are being closed.
@@ -236,7 +393,7 @@ impl Registry {
             if !entry.is_reachable_at(|at| endpoints.contains(&at)) {
                 return None;
             }
-            entry.sender.take()?.send(Message::Close(reason)).ok()
+            self.send(*index, entry, Message::Close(reason)).then_some(())
         };
         indices.iter().filter_map(close).count()
     }
@@ -270,14 +427,12 @@ impl Registry {
                 Age::ExpiresAt(at) if at <= now => Message::CloseIfQuiet,
                 Age::Unlimited | Age::ExpiresAt(_) => return,
             };
-            if left > 0
-                && let Some(sender) = entry.sender.take()
-            {
+            if left > 0 && !matches!(entry.state, TaskState::Notified) {
                 if matches!(entry.age, Age::ExpiresAt(_)) {
                     entry.age = Age::AskedAt(now);
                 }
                 // Otherwise it has just ended.
-                let _ = sender.send(message);
+                let _ = self.send(index, entry, message);
                 (left, last) = (left - 1, Some(index));
             }
         };
@@ -296,7 +451,7 @@ impl OpenConnections for Registry {
     fn probe(&self, endpoint: EndpointId, since: Instant) -> usize {
         let mut entries = self.entries();
         let connected = entries.open.iter_mut().filter(|(_, entry)| entry.is_reachable_at(|at| at == endpoint));
-        connected.filter_map(|(_, entry)| entry.sender.take()?.send(Message::Probe(since)).ok()).count()
+        connected.filter_map(|(index, entry)| self.send(index, entry, Message::Probe(since)).then_some(())).count()
     }
 }
 
@@ -308,21 +463,79 @@ impl Handle {
 
     /// Marks the connection as waiting for its client until the guard is dropped.
     pub(crate) fn wait(&self, wait: Wait) -> WaitGuard {
-        let since = self.registry.entries().begin(self.index, wait);
-        WaitGuard { wait, since, index: self.index, registry: Arc::clone(&self.registry) }
+        let registry = self.registry.clone();
+        let since = registry.as_ref().map_or_else(Instant::now, |registry| registry.entries().begin(self.index, wait));
+        WaitGuard { wait, since, index: self.index, registry }
     }
 
     /// The connection is connected to this endpoint, and may become this old.
     pub(crate) fn connected_to(&self, endpoint: EndpointId, max_age: Option<Duration>) {
-        let mut entries = self.registry.entries();
-        let Some(entry) = entries.open.get_mut(self.index as usize) else { return };
+        let Some(registry) = &self.registry else { return };
+        let mut entries = registry.entries();
+        let is_leaving = entries.leaving.is_some();
+        let index = self.index as usize;
+        let Some(entry) = entries.open.get_mut(index) else { return };
         entry.phase = Phase::ConnectedTo(endpoint);
+        if is_leaving {
+            registry.send(index, entry, Message::HandOver);
+        }
         if let Some(max_age) = max_age {
-            entry.age = Age::ExpiresAt(self.registry.seconds(max_age));
+            entry.age = Age::ExpiresAt(registry.seconds(max_age));
             entries.aging += 1;
             if entries.aging == 1 {
-                self.registry.aging.notify_one();
+                registry.aging.notify_one();
             }
+        }
+    }
+
+    /// How long until the connection is too old.
+    pub(crate) fn time_left(&self) -> Option<Duration> {
+        let registry = self.registry.as_ref()?;
+        match registry.entries().open.get(self.index as usize)?.age {
+            Age::Unlimited => None,
+            Age::ExpiresAt(at) => Some(Duration::from_secs(at.saturating_sub(registry.seconds(Duration::ZERO)).into())),
+            Age::AskedAt(_) => Some(Duration::ZERO),
+        }
+    }
+
+    pub(super) fn registry(&self) -> Option<&Arc<Registry>> {
+        self.registry.as_ref()
+    }
+
+    pub(super) fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Keeps the connection in the registry until `deadline`, or until there is a message for it. Fails if there is one
+    /// already.
+    pub(super) fn park(mut self, connection: Box<Parked>, deadline: Instant) -> Result<(), Unparked> {
+        let Some(registry) = self.registry.take() else { return Err(Unparked { connection, handle: self }) };
+        let mut entries = registry.entries();
+        match entries.open.get_mut(self.index as usize) {
+            Some(entry) if matches!(entry.state, TaskState::Running(_)) => {
+                entry.state = TaskState::Parked { connection, deadline: registry.tick(deadline) };
+                Ok(())
+            }
+            _ => {
+                drop(entries);
+                self.registry = Some(registry);
+                Err(Unparked { connection, handle: self })
+            }
+        }
+    }
+
+    /// Where the connection goes, if it leaves.
+    pub(super) fn leaving(&self) -> Option<UnboundedSender<Unparked>> {
+        let entries = self.registry.as_ref()?.entries();
+        let stays = entries.open.get(self.index as usize)?.stays;
+        entries.leaving.clone().filter(|_| !stays)
+    }
+
+    /// Whether the connection stays when others leave.
+    pub(super) fn set_stays(&self, stays: bool) {
+        let Some(registry) = &self.registry else { return };
+        if let Some(entry) = registry.entries().open.get_mut(self.index as usize) {
+            entry.stays = stays;
         }
     }
 }
@@ -333,12 +546,14 @@ pub(crate) struct WaitGuard {
     wait: Wait,
     since: Instant,
     index: u32,
-    registry: Arc<Registry>,
+    registry: Option<Arc<Registry>>,
 }
 
 impl Drop for WaitGuard {
     fn drop(&mut self) {
-        self.registry.entries().end(self.index, self.wait, self.since);
+        if let Some(registry) = &self.registry {
+            registry.entries().end(self.index, self.wait, self.since);
+        }
     }
 }
 
@@ -351,22 +566,30 @@ impl Handle {
         let message = ready!(Pin::new(&mut self.messages).poll(cx)).unwrap_or(Message::Close(CloseReason::Draining));
         match message {
             Message::Close(reason) => self.reason = Some(reason),
-            Message::CloseIfQuiet | Message::Probe(_) => self.receive_again(),
+            Message::CloseIfQuiet | Message::Probe(_) => self.receive_again(true),
+            Message::HandOver => self.receive_again(false),
         }
         Poll::Ready(message)
     }
 
     /// Makes a new channel for the next message. If all connections were closed meanwhile, its sender is dropped, which
     /// the next poll reports as `Close`.
-    fn receive_again(&mut self) {
+    fn receive_again(&mut self, may_leave: bool) {
         let (sender, messages) = oneshot::channel();
         self.messages = messages;
-        let mut entries = self.registry.entries();
+        let Some(registry) = &self.registry else { return };
+        let mut entries = registry.entries();
         if entries.closed {
             return;
         }
-        if let Some(entry) = entries.open.get_mut(self.index as usize) {
-            entry.sender = Some(sender);
+        let is_leaving = may_leave && entries.leaving.is_some();
+        let index = self.index as usize;
+        if let Some(entry) = entries.open.get_mut(index) {
+            entry.state = TaskState::Running(sender);
+            // It could not be asked while the last message was pending.
+            if is_leaving && !entry.stays && matches!(entry.phase, Phase::ConnectedTo(_)) {
+                registry.send(index, entry, Message::HandOver);
+            }
         }
     }
 }
@@ -386,14 +609,19 @@ impl Future for Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        let mut entries = self.registry.entries();
-        let Some(ConnectionEntry { sender: _, phase, age }) = entries.open.try_remove(self.index as usize) else {
+        let Some(registry) = &self.registry else { return };
+        let mut entries = registry.entries();
+        let Some(ConnectionEntry { state: _, phase, age, stays: _ }) = entries.open.try_remove(self.index as usize)
+        else {
             return;
         };
         if let Phase::Waiting(wait, _) = phase {
             entries.queue(wait).1.waiting -= 1;
         }
         entries.aging -= usize::from(!matches!(age, Age::Unlimited));
+        if entries.open.is_empty() {
+            registry.emptied.notify_waiters();
+        }
     }
 }
 
@@ -403,7 +631,7 @@ mod tests {
 
     #[tokio::test]
     async fn close_all_reaches_present_and_future_connections() {
-        let registry = Arc::new(Registry::default());
+        let registry = Registry::new();
         let (closed, open) = (registry.register(), registry.register());
         drop(closed);
         let mut waiting = tokio::spawn(open);
@@ -422,7 +650,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a16_the_connection_that_waited_longest_is_shed() {
-        let registry = Arc::new(Registry::default());
+        let registry = Registry::new();
         let mut entries: Vec<Handle> = (0..6).map(|_| registry.register()).collect();
         let first = entries[0].wait(Wait::Hello);
         let _second = entries[1].wait(Wait::Hello);
@@ -457,7 +685,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_connections_to_the_given_endpoints_are_closed() {
-        let registry = Arc::new(Registry::default());
+        let registry = Registry::new();
         let endpoints = [EndpointId::next(), EndpointId::next()];
         let entries = endpoints.map(|endpoint| {
             let handle = registry.register();
@@ -478,7 +706,7 @@ mod tests {
 
     #[tokio::test]
     async fn b08_repeated_probes_lose_no_close_message() {
-        let registry = Arc::new(Registry::default());
+        let registry = Registry::new();
         let endpoint = EndpointId::next();
         let mut connection = registry.register();
         connection.connected_to(endpoint, None);
@@ -510,7 +738,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn b34_aged_connections_take_turns_and_are_closed_if_they_are_never_quiet() {
-        let registry = Arc::new(Registry::default());
+        let registry = Registry::new();
         let endpoint = EndpointId::next();
         let hour = Duration::from_secs(3600);
         let mut handles: Vec<Handle> = (0..120).map(|_| registry.register()).collect();

@@ -1,5 +1,6 @@
 //! The process and its environment: upgrades, systemd, the sandbox, the watched file.
 
+pub(crate) mod channel;
 pub(crate) mod sandbox;
 pub(crate) mod systemd;
 pub(crate) mod upgrade;

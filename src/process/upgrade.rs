@@ -12,7 +12,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use rustix::net::sockopt::socket_acceptconn;
@@ -21,13 +20,12 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 use rustix::stdio::dup2_stdin;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
-use tokio::time::{interval, timeout};
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::listener::InheritedSocket;
-use crate::telemetry::Counters;
+use crate::process::channel::Channel;
 
 /// The environment variable that says that standard input is connected to the old process.
 const MARK: &str = "SNIGATE_UPGRADE";
@@ -73,24 +71,10 @@ pub(crate) struct Successor {
     channel: UnixStream,
 }
 
-/// How often the successor gets the number of connections that are still open here.
-const REPORT_INTERVAL: Duration = Duration::from_secs(1);
-
 impl Successor {
-    /// Starts to report the number of connections that are still open here, until either process ends.
-    pub(crate) fn report_connections(self, connections: impl Fn() -> usize + Send + 'static) -> io::Result<()> {
-        self.channel.set_nonblocking(true)?;
-        let mut channel = tokio::net::UnixStream::from_std(self.channel)?;
-        tokio::spawn(async move {
-            let mut tick = interval(REPORT_INTERVAL);
-            loop {
-                tick.tick().await;
-                if channel.write_all(&(connections() as u64).to_be_bytes()).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(())
+    /// To hand over the connections. Must be called within a tokio runtime.
+    pub(crate) fn into_channel(self) -> io::Result<Channel> {
+        Channel::new(self.channel)
     }
 }
 
@@ -251,34 +235,13 @@ impl Predecessor {
         Ok(Some((Self(channel), inherited)))
     }
 
-    /// Reports that this process serves, and which of the listeners, so that the predecessor stops accepting.
-    pub(crate) fn take_over(mut self, taken_over: &[bool]) -> io::Result<DrainingPredecessor> {
+    /// Reports that this process serves, and which of the listeners, so that the predecessor stops accepting. Returns the
+    /// channel for its connections.
+    pub(crate) fn take_over(mut self, taken_over: &[bool]) -> io::Result<Channel> {
         self.0.write_all(READY)?;
         let taken_over: Vec<u8> = taken_over.iter().map(|taken_over| u8::from(*taken_over)).collect();
         self.0.write_all(&taken_over)?;
-        self.0.set_nonblocking(true)?;
-        Ok(DrainingPredecessor(tokio::net::UnixStream::from_std(self.0)?))
-    }
-}
-
-/// A predecessor that drains its connections.
-#[derive(Debug)]
-pub(crate) struct DrainingPredecessor(tokio::net::UnixStream);
-
-impl DrainingPredecessor {
-    /// Records the number of its connections, until it ends.
-    pub(crate) async fn watch(mut self, counters: &Counters) {
-        let mut has_any = false;
-        while let Ok(connections) = self.0.read_u64().await {
-            counters.predecessor_connections.store(connections, Relaxed);
-            if connections > 0 && !std::mem::replace(&mut has_any, true) {
-                info!(connections, "connections continue in the old process");
-            }
-        }
-        counters.predecessor_connections.store(0, Relaxed);
-        if has_any {
-            info!("the old process has exited");
-        }
+        Channel::new(self.0)
     }
 }
 

@@ -70,10 +70,20 @@ pub(super) enum Fault {
 }
 
 impl Flow {
-    /// A direction that starts with these bytes.
-    pub(super) fn new(engine: Engine, bytes: Vec<u8>) -> Self {
+    /// A direction that starts with these bytes, and in which something else was read before or not.
+    pub(super) fn new(engine: Engine, bytes: Vec<u8>, has_begun: bool) -> Self {
         let state = if bytes.is_empty() { FlowState::Open } else { FlowState::blocked(Buffered::new(bytes)) };
-        Self { state, engine, has_begun: false, bulk_bytes: 0 }
+        Self { state, engine, has_begun, bulk_bytes: 0 }
+    }
+
+    /// A direction whose FIN was passed on.
+    pub(super) fn finished() -> Self {
+        Self { state: FlowState::Finished, engine: Engine::Copy, has_begun: true, bulk_bytes: 0 }
+    }
+
+    /// Whether something was read.
+    pub(super) fn has_begun(&self) -> bool {
+        self.has_begun
     }
 
     /// Whether no more data will be moved.
@@ -105,6 +115,19 @@ impl Flow {
         }
     }
 
+    /// Writes what is buffered, and reads nothing. Ready after a fault.
+    pub(super) fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &TcpStream,
+        report: &mut impl FnMut(FlowEvent<'_>),
+    ) -> Poll<Result<(), Fault>> {
+        while self.blocked_since().is_some() {
+            ready!(self.poll_blocked(cx, to, report))?;
+        }
+        Poll::Pending
+    }
+
     /// Moves as much data as possible. Ready at the FIN, which the caller has to pass on, or after a fault.
     pub(super) fn poll(
         &mut self,
@@ -127,27 +150,8 @@ impl Flow {
                         None => Some(ready!(self.poll_copy(cx, from, to, readiness, report))?),
                     }
                 }
-                FlowState::Blocked { bytes, start, since } => {
-                    ready!(to.poll_write_ready(cx)).map_err(Fault::Destination)?;
-                    let written = write(to, &bytes[*start..], report).map_err(Fault::Destination)?;
-                    if written > 0 {
-                        *start += written;
-                        *since = Instant::now();
-                    }
-                    if *start == bytes.len() {
-                        self.state = FlowState::Open;
-                    }
-                    None
-                }
-                FlowState::Piped { pipe, since } => {
-                    ready!(poll_empty(cx, pipe, since, to, report)).map_err(Fault::Destination)?;
-                    self.state = if pipe.buffered == 0 {
-                        FlowState::Open
-                    } else {
-                        // The destination does not support splice.
-                        self.engine = Engine::Copy;
-                        FlowState::blocked(Buffered::new(pipe.drain().map_err(Fault::Source)?))
-                    };
+                FlowState::Blocked { .. } | FlowState::Piped { .. } => {
+                    ready!(self.poll_blocked(cx, to, report))?;
                     None
                 }
                 FlowState::Finished | FlowState::Broken => return Poll::Pending,
@@ -161,6 +165,40 @@ impl Flow {
                 None => {}
             }
         }
+    }
+
+    /// Writes some of what is buffered.
+    fn poll_blocked(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &TcpStream,
+        report: &mut impl FnMut(FlowEvent<'_>),
+    ) -> Poll<Result<(), Fault>> {
+        match &mut self.state {
+            FlowState::Blocked { bytes, start, since } => {
+                ready!(to.poll_write_ready(cx)).map_err(Fault::Destination)?;
+                let written = write(to, &bytes[*start..], report).map_err(Fault::Destination)?;
+                if written > 0 {
+                    *start += written;
+                    *since = Instant::now();
+                }
+                if *start == bytes.len() {
+                    self.state = FlowState::Open;
+                }
+            }
+            FlowState::Piped { pipe, since } => {
+                ready!(poll_empty(cx, pipe, since, to, report)).map_err(Fault::Destination)?;
+                self.state = if pipe.buffered == 0 {
+                    FlowState::Open
+                } else {
+                    // The destination does not support splice.
+                    self.engine = Engine::Copy;
+                    FlowState::blocked(Buffered::new(pipe.drain().map_err(Fault::Source)?))
+                };
+            }
+            FlowState::Open | FlowState::Finished | FlowState::Broken => {}
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// A pipe, if the engine uses one now and one is available.
@@ -195,7 +233,19 @@ impl Flow {
             if length > 0 && !std::mem::replace(&mut self.has_begun, true) {
                 report(FlowEvent::First(bytes));
             }
-            let written = write(to, bytes, report).map_err(Fault::Destination)?;
+            let mut written = 0;
+            if readiness == Readiness::Ignored && length > 0 {
+                // The runtime may not know yet that the socket is writable.
+                written = match send(to, bytes, SendFlags::NOSIGNAL) {
+                    Ok(written) => written,
+                    Err(Errno::AGAIN | Errno::INTR) => 0,
+                    Err(error) => return Poll::Ready(Err(Fault::Destination(error.into()))),
+                };
+                if written > 0 {
+                    report(FlowEvent::Delivered(written));
+                }
+            }
+            written += write(to, &bytes[written..], report).map_err(Fault::Destination)?;
             if written < length {
                 self.state = FlowState::blocked(Buffered::new(&bytes[written..]));
             }

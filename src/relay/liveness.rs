@@ -42,6 +42,10 @@ struct KeepaliveProbe {
 }
 
 impl Liveness {
+    pub(super) fn with_check_at(next_check: Option<Instant>) -> Self {
+        Self { next_check, suspicion: None }
+    }
+
     /// Data was sent to a peer: check some time later whether it was acknowledged.
     pub(super) fn data_sent(&mut self, now: Instant) {
         self.next_check.get_or_insert(now + CHECK_INTERVAL);

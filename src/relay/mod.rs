@@ -14,11 +14,13 @@ pub(crate) mod budget;
 mod flow;
 mod liveness;
 mod pipe;
+mod rest;
 pub(crate) mod sys;
 pub(crate) mod tcp;
 
 use std::future::{Future, poll_fn};
 use std::io;
+use std::mem;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -32,11 +34,13 @@ use self::flow::{Fault, Flow, FlowEvent};
 use self::liveness::Liveness;
 pub(crate) use self::liveness::PROBE_TIME;
 pub(crate) use self::pipe::set_limit as set_pipe_limit;
+pub(crate) use self::rest::{PortableRest, Rest};
 use self::tcp::TcpOptions;
 
-/// How long a connection may be inactive, and how silent peers are probed.
+/// How bytes are moved, how long a connection may be inactive, and how silent peers are probed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Deadlines {
+pub(crate) struct RelaySettings {
+    pub(crate) engine: Engine,
     /// No data in either direction.
     pub(crate) idle: Duration,
     /// No data in either direction once one side has closed.
@@ -45,6 +49,8 @@ pub(crate) struct Deadlines {
     pub(crate) stalled: Duration,
     /// For the upstream, once the connection is not a short one.
     pub(crate) keepalive: TcpOptions,
+    /// The relay comes to rest after this time without data; `None`: never by itself.
+    pub(crate) park_after: Option<Duration>,
 }
 
 /// An event that the relay reports.
@@ -88,11 +94,11 @@ pub(crate) enum RelayEnd {
     /// This side has reset the connection.
     Reset(Side),
     /// This side does not answer keepalives, has not acknowledged data for 30 seconds, or accepted no data for
-    /// [`Deadlines::stalled`].
+    /// [`RelaySettings::stalled`].
     Dead(Side),
-    /// [`Deadlines::idle`] has passed.
+    /// [`RelaySettings::idle`] has passed.
     IdleTimeout,
-    /// [`Deadlines::half_close`] has passed.
+    /// [`RelaySettings::half_close`] has passed.
     HalfCloseTimeout,
     /// The upstream has not answered the probe of [`RelayCommand::Probe`].
     ProbeUnanswered,
@@ -101,6 +107,28 @@ pub(crate) enum RelayEnd {
     /// By [`RelayCommand::StopIfQuiet`].
     StoppedQuiet,
 }
+
+/// What became of a relay.
+#[derive(Debug)]
+pub(crate) enum RelayResult {
+    /// The sockets are to be closed.
+    Ended(RelayEnd),
+    /// The relay is at rest, and can be continued with the same sockets, here or in another process.
+    Resting(Rest),
+}
+
+/// What a relay starts with.
+#[derive(Debug)]
+pub(crate) enum Start {
+    /// The hello, which was already read from the client and is sent to the upstream first.
+    Hello(Vec<u8>),
+    /// The state of a relay that came to rest. Boxed, because it is stored as long as the relay runs.
+    Rest(Box<Rest>),
+}
+
+/// How long a relay that is to come to rest waits for its peers to accept what is buffered before it reads again: one may
+/// be stalled for hours.
+const HOLD_BACK: Duration = Duration::from_secs(2);
 
 /// Longer than a message takes from its first to its last byte.
 const QUIET: Duration = Duration::from_secs(1);
@@ -115,39 +143,50 @@ pub(crate) enum RelayCommand {
     StopIfQuiet,
     /// Probe the upstream, unless it was heard since then, and end the relay if it does not answer.
     Probe(Instant),
+    /// Come to rest as soon as nothing is buffered. For up to [`HOLD_BACK`], no more is read meanwhile.
+    Rest,
 }
 
-/// Relays until both sides are done, a deadline passes or a command ends it. The caller then drops both sockets, which
-/// closes them with a FIN, or with a RST to pass on a reset.
+/// Relays until both sides are done, a deadline passes, a command ends it, or it comes to rest. At its end the caller drops
+/// both sockets, which closes them with a FIN, or with a RST to pass on a reset.
 ///
-/// `hello` was already read from the client and is sent to the upstream first. `on_event` is called for every [`Event`],
-/// and `poll_command` is polled for the next [`RelayCommand`].
+/// `on_event` is called for every [`Event`], and `poll_command` is polled for the next [`RelayCommand`].
 pub(crate) fn copy_bidirectional<'a>(
     client: &'a TcpStream,
     upstream: &'a TcpStream,
-    engine: Engine,
-    hello: Vec<u8>,
-    deadlines: &'a Deadlines,
+    start: Start,
+    settings: &'a RelaySettings,
     mut poll_command: impl FnMut(&mut Context<'_>) -> Poll<RelayCommand>,
     on_event: impl FnMut(Event<'_>),
-) -> impl Future<Output = RelayEnd> {
+) -> impl Future<Output = RelayResult> {
     // Created outside the future, which would otherwise store all arguments.
-    let mut relay = Relay::new(client, upstream, engine, hello, deadlines, on_event);
+    let mut relay = Relay::new(client, upstream, start, settings, on_event);
     async move {
         let end = {
-            let mut timer = pin!(sleep(relay.deadlines.idle));
-            poll_fn(|cx| {
+            let mut timer = pin!(sleep(relay.settings.idle));
+            let relayed = poll_fn(|cx| {
                 while let Poll::Ready(command) = poll_command(cx) {
                     match command {
-                        RelayCommand::Stop => return Poll::Ready(RelayEnd::Stopped),
-                        RelayCommand::StopIfQuiet if relay.is_quiet() => return Poll::Ready(RelayEnd::StoppedQuiet),
+                        RelayCommand::Stop => return Poll::Ready(Step::End(RelayEnd::Stopped)),
+                        RelayCommand::StopIfQuiet if relay.is_quiet() => {
+                            return Poll::Ready(Step::End(RelayEnd::StoppedQuiet));
+                        }
                         RelayCommand::StopIfQuiet => {}
                         RelayCommand::Probe(since) => relay.liveness.probe(relay.upstream, since),
+                        RelayCommand::Rest if relay.is_to_rest => {}
+                        RelayCommand::Rest => {
+                            relay.is_to_rest = true;
+                            relay.hold_back_until = Some(Box::new(Instant::now() + HOLD_BACK));
+                        }
                     }
                 }
                 relay.poll(cx, timer.as_mut())
             })
-            .await
+            .await;
+            match relayed {
+                Step::Rest => return RelayResult::Resting(relay.into_rest()),
+                Step::End(end) => end,
+            }
         };
         if let RelayEnd::Reset(side) | RelayEnd::ClosedThenReset(side) | RelayEnd::Dead(side) = end {
             let (failed, other) = match side {
@@ -160,13 +199,19 @@ pub(crate) fn copy_bidirectional<'a>(
                 Poll::Ready(())
             });
             tokio::select! {
-                () = Box::pin(all_acknowledged(other, relay.deadlines.half_close)) => {}
+                () = Box::pin(all_acknowledged(other, relay.settings.half_close)) => {}
                 () = stopped => {}
             }
             reset_on_close(other);
         }
-        end
+        RelayResult::Ended(end)
     }
+}
+
+/// What a running relay does next.
+enum Step {
+    End(RelayEnd),
+    Rest,
 }
 
 type ResetWatch<'a> = Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'a>>;
@@ -183,12 +228,18 @@ struct Relay<'a, E> {
     delivered_after_close: u32,
     fault: Option<RelayEnd>,
     /// A side that has closed is no longer read from, so its reset would go unnoticed while the other side is silent.
-    reset_watch: Option<(Side, ResetWatch<'a>)>,
-    deadlines: &'a Deadlines,
+    reset_watch: Option<ResetWatch<'a>>,
+    settings: &'a RelaySettings,
     last_activity: Instant,
     liveness: Liveness,
     /// Whether the upstream has sent nothing yet, and that was not reported.
     awaits_answer: bool,
+    /// By [`RelayCommand::Rest`].
+    is_to_rest: bool,
+    /// Until then, nothing is read. Boxed, because it is rare.
+    hold_back_until: Option<Box<Instant>>,
+    /// Whether it continues after a rest: something has probably been received, which the runtime has not seen yet.
+    resumes: bool,
     on_event: E,
 }
 
@@ -196,37 +247,85 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
     fn new(
         client: &'a TcpStream,
         upstream: &'a TcpStream,
-        engine: Engine,
-        hello: Vec<u8>,
-        deadlines: &'a Deadlines,
+        start: Start,
+        settings: &'a RelaySettings,
         on_event: E,
     ) -> Self {
+        let (hello, rest, resumes) = match start {
+            Start::Hello(hello) => (hello, Rest::new(), false),
+            Start::Rest(rest) => (Vec::new(), *rest, true),
+        };
+        let Rest { last_activity, liveness, delivered_after_close, closed_first, awaits_answer, has_begun } = rest;
+        let flow = |side, bytes, has_begun| {
+            if closed_first == Some(side) { Flow::finished() } else { Flow::new(settings.engine, bytes, has_begun) }
+        };
         Self {
             client,
             upstream,
-            up: Flow::new(engine, hello),
-            down: Flow::new(engine, Vec::new()),
-            closed_first: None,
-            delivered_after_close: 0,
+            up: flow(Side::Client, hello, has_begun[0]),
+            down: flow(Side::Upstream, Vec::new(), has_begun[1]),
+            closed_first,
+            delivered_after_close,
             fault: None,
-            reset_watch: None,
-            deadlines,
-            last_activity: Instant::now(),
-            liveness: Liveness::default(),
-            awaits_answer: true,
+            reset_watch: closed_first.map(|side| {
+                let closed = match side {
+                    Side::Client => client,
+                    Side::Upstream => upstream,
+                };
+                watch_for_reset(closed)
+            }),
+            settings,
+            last_activity,
+            liveness,
+            awaits_answer,
+            is_to_rest: false,
+            hold_back_until: None,
+            resumes,
             on_event,
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, timer: Pin<&mut Sleep>) -> Poll<RelayEnd> {
+    fn into_rest(self) -> Rest {
+        Rest {
+            last_activity: self.last_activity,
+            liveness: self.liveness,
+            delivered_after_close: self.delivered_after_close,
+            closed_first: self.closed_first,
+            awaits_answer: self.awaits_answer,
+            has_begun: [self.up.has_begun(), self.down.has_begun()],
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, timer: Pin<&mut Sleep>) -> Poll<Step> {
+        if mem::take(&mut self.resumes) {
+            self.poll_flow(cx, Side::Client, Readiness::Ignored);
+            self.poll_flow(cx, Side::Upstream, Readiness::Ignored);
+        }
         self.poll_flow(cx, Side::Client, Readiness::Required);
         self.poll_flow(cx, Side::Upstream, Readiness::Required);
         self.poll_reset_watch(cx);
         if self.up.ended() && self.down.ended() {
             let closed = self.closed_first.map(RelayEnd::Closed);
-            return Poll::Ready(self.fault.or(closed).unwrap_or(RelayEnd::Stopped));
+            return Poll::Ready(Step::End(self.fault.or(closed).unwrap_or(RelayEnd::Stopped)));
+        }
+        if self.is_to_rest && self.can_rest() {
+            return Poll::Ready(Step::Rest);
         }
         self.poll_deadline(cx, timer)
+    }
+
+    /// Whether the sockets hold everything there is to know about the data.
+    fn can_rest(&self) -> bool {
+        self.fault.is_none()
+            && self.up.blocked_since().is_none()
+            && self.down.blocked_since().is_none()
+            && !self.liveness.is_probing()
+    }
+
+    /// When to come to rest by itself.
+    fn rests_at(&self) -> Option<Instant> {
+        let park_after = self.settings.park_after.filter(|_| self.closed_first.is_none() && self.can_rest());
+        park_after.map(|after| self.last_activity + after)
     }
 
     fn poll_flow(&mut self, cx: &mut Context<'_>, from: Side, readiness: Readiness) {
@@ -243,7 +342,11 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
                 (self.on_event)(Event::Delivered(from, length));
             }
         };
-        let end = flow.poll(cx, source, destination, readiness, &mut report);
+        let end = if self.hold_back_until.is_some() {
+            flow.poll_flush(cx, destination, &mut report)
+        } else {
+            flow.poll(cx, source, destination, readiness, &mut report)
+        };
         if moved > 0 || end.is_ready() {
             self.last_activity = Instant::now();
         }
@@ -265,7 +368,7 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
             Poll::Ready(Ok(())) => {
                 if self.closed_first.is_none() {
                     self.closed_first = Some(from);
-                    self.reset_watch = Some((from, Box::pin(async { source.ready(Interest::ERROR).await.map(drop) })));
+                    self.reset_watch = Some(watch_for_reset(source));
                 }
             }
             Poll::Ready(Err(Fault::Source(error))) => self.fail(from, &error),
@@ -279,9 +382,8 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
 
     /// Polls for a reset of the side that closed first.
     fn poll_reset_watch(&mut self, cx: &mut Context<'_>) {
-        let Some((side, watch)) = &mut self.reset_watch else { return };
+        let (Some(side), Some(watch)) = (self.closed_first, &mut self.reset_watch) else { return };
         let Poll::Ready(result) = watch.as_mut().poll(cx) else { return };
-        let side = *side;
         self.reset_watch = None;
         let error = result.and_then(|()| self.socket(side).take_error()).unwrap_or_else(Some);
         self.fail(side, &error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()));
@@ -333,17 +435,21 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
         }
     }
 
-    fn poll_deadline(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<RelayEnd> {
+    fn poll_deadline(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Step> {
         let silence = if self.up.ended() || self.down.ended() {
-            (self.last_activity + self.deadlines.half_close, RelayEnd::HalfCloseTimeout)
+            (self.last_activity + self.settings.half_close, RelayEnd::HalfCloseTimeout)
         } else {
-            (self.last_activity + self.deadlines.idle, RelayEnd::IdleTimeout)
+            (self.last_activity + self.settings.idle, RelayEnd::IdleTimeout)
         };
-        let stall = |flow: &Flow, to| Some((flow.blocked_since()? + self.deadlines.stalled, RelayEnd::Dead(to)));
+        let stall = |flow: &Flow, to| Some((flow.blocked_since()? + self.settings.stalled, RelayEnd::Dead(to)));
         let stalls = [stall(&self.up, Side::Upstream), stall(&self.down, Side::Client)].into_iter().flatten();
         let (deadline, end) = stalls.fold(silence, |first, other| if other.0 < first.0 { other } else { first });
         loop {
-            let next = self.liveness.deadline().map_or(deadline, |at| at.min(deadline));
+            let rests_at = self.rests_at();
+            let next = [self.liveness.deadline(), rests_at, self.hold_back_until.as_deref().copied()]
+                .into_iter()
+                .flatten()
+                .fold(deadline, Instant::min);
             // Activity does not reset the timer; when it fires too early, it is set again.
             if timer.deadline() > next {
                 timer.as_mut().reset(next);
@@ -351,24 +457,30 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
             ready!(timer.as_mut().poll(cx));
             let now = Instant::now();
             if now >= deadline {
-                return Poll::Ready(end);
+                return Poll::Ready(Step::End(end));
             }
             if self.liveness.has_probe_failed(self.upstream, now) {
-                return Poll::Ready(RelayEnd::ProbeUnanswered);
+                return Poll::Ready(Step::End(RelayEnd::ProbeUnanswered));
+            }
+            if self.hold_back_until.take_if(|until| now >= **until).is_some() {
+                // To read again.
+                cx.waker().wake_by_ref();
             }
             if self.liveness.is_check_due(now) {
                 // Also when they are set already: the calls cost less than remembering for each connection.
                 if !self.liveness.is_probing() {
                     // If this fails, a dead upstream is noticed when data is sent to it.
-                    let _ = self.deadlines.keepalive.keep_alive(self.upstream);
+                    let _ = self.settings.keepalive.keep_alive(self.upstream);
                 }
-                if std::mem::take(&mut self.awaits_answer) {
+                if mem::take(&mut self.awaits_answer) {
                     (self.on_event)(Event::Unanswered);
                 }
                 if let Some(side) = self.liveness.check(self.client, self.upstream, now) {
-                    return Poll::Ready(RelayEnd::Dead(side));
+                    return Poll::Ready(Step::End(RelayEnd::Dead(side)));
                 }
                 self.read_unannounced(cx);
+            } else if rests_at.is_some_and(|at| now >= at) {
+                return Poll::Ready(Step::Rest);
             }
             timer.as_mut().reset(deadline);
         }
@@ -385,6 +497,11 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
             }
         }
     }
+}
+
+/// Completes when this side, which has closed, resets the connection.
+fn watch_for_reset(closed: &TcpStream) -> ResetWatch<'_> {
+    Box::pin(async { closed.ready(Interest::ERROR).await.map(drop) })
 }
 
 /// Whether to read only after the kernel has reported the socket as readable.

@@ -1,4 +1,5 @@
-//! Random schedules of writes, stalls, closes and resets on real sockets, checked against the relay's guarantees.
+//! Random schedules of writes, stalls, closes and resets on real sockets, checked against the relay's guarantees. In half of
+//! them the relay comes to rest and continues again and again.
 //!
 //! `SNIGATE_SCHEDULES=100000 cargo test --release --lib schedules` runs more of them; a failure names its seed, which
 //! `SNIGATE_SEED` runs alone.
@@ -8,10 +9,12 @@ use std::sync::LazyLock;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::tests::{relay_and_close, reset};
+use super::tests::{relay_with_rests, reset};
 use super::*;
 
-const DEADLINES: Deadlines = Deadlines {
+const SETTINGS: RelaySettings = RelaySettings {
+    engine: Engine::Auto,
+    park_after: None,
     idle: Duration::from_secs(20),
     half_close: Duration::from_secs(20),
     stalled: Duration::from_secs(20),
@@ -175,7 +178,15 @@ async fn play(stream: TcpStream, script: Script) -> Seen {
     seen
 }
 
-async fn run(seed: u64, engine: Engine, listener: &TcpListener) {
+/// Whether the relay comes to rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rests {
+    Never,
+    /// At random polls, which includes every possible moment.
+    Often,
+}
+
+async fn run(seed: u64, engine: Engine, rests: Rests, listener: &TcpListener) {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     stall(random.below(3)).await;
     let scripts = [Script::random(&mut random), Script::random(&mut random)];
@@ -185,11 +196,16 @@ async fn run(seed: u64, engine: Engine, listener: &TcpListener) {
     let mut delivered = [0, 0];
     let count = |side, bytes| delivered[usize::from(side == Side::Upstream)] += bytes;
     let stop = std::future::pending();
-    let relay = relay_and_close(client_side, upstream_side, engine, Vec::new(), DEADLINES, stop, count);
+    let settings = RelaySettings { engine, ..SETTINGS };
+    let mut when = Random(random.next());
+    let frequency = 2 + when.below(6);
+    let rest = |_: &mut Context<'_>| (rests == Rests::Often && when.below(frequency) == 0).then(|| when.below(4));
+    let relay = relay_with_rests(client_side, upstream_side, Vec::new(), settings, stop, count, rest);
     let (end, client, upstream) =
         tokio::join!(relay, play(client, client_script.clone()), play(upstream, upstream_script.clone()));
 
-    let context = format!("seed {seed}, {engine:?}: {scripts:?}\n{end:?} {client:?} {upstream:?} {delivered:?}");
+    let context =
+        format!("seed {seed}, {engine:?}, {rests:?}: {scripts:?}\n{end:?} {client:?} {upstream:?} {delivered:?}");
     let any_reset = scripts.iter().any(Script::resets);
     match end {
         RelayEnd::Closed(_) => {}
@@ -229,8 +245,10 @@ fn z5_d11_d12_schedules() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         for seed in seeds {
             for engine in [Engine::Auto, Engine::Copy, Engine::Splice] {
-                let running = tokio::time::timeout(Duration::from_secs(60), run(seed, engine, &listener));
-                assert!(running.await.is_ok(), "seed {seed}, {engine:?} hangs");
+                for rests in [Rests::Never, Rests::Often] {
+                    let running = tokio::time::timeout(Duration::from_secs(60), run(seed, engine, rests, &listener));
+                    assert!(running.await.is_ok(), "seed {seed}, {engine:?}, {rests:?} hangs");
+                }
             }
         }
     });

@@ -1,12 +1,15 @@
-//! Socket calls that rustix and socket2 lack. The only module with `unsafe` code.
+//! System calls that rustix, socket2 and tokio do not offer as safe functions. The only module with `unsafe` code.
 
 use std::ffi::c_int;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io;
 use rustix::ioctl::{Getter, Opcode, ioctl};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// `SIOCOUTQ` (tcp(7)), the same request as `TIOCOUTQ` for terminals.
 const SIOCOUTQ: Opcode = 0x5411;
@@ -79,6 +82,14 @@ pub(crate) fn bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
     }
 }
 
+/// Registers a descriptor with the runtime, to wait until it is readable.
+pub(crate) fn watch(descriptor: Arc<OwnedFd>) -> std::io::Result<AsyncFd<Arc<OwnedFd>>> {
+    // SAFETY: an `Arc<OwnedFd>` returns the same open descriptor for as long as it exists, and cannot be changed.
+    #[expect(unsafe_code, reason = "tokio has no safe function for descriptors that are no sockets")]
+    let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    watched.map_err(Into::into)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
@@ -120,5 +131,13 @@ mod tests {
         assert_eq!(info.in_flight, 0);
         assert!(info.last_ack < Duration::from_secs(10), "{info:?}");
         assert!(tcp_info(std::fs::File::open("/dev/null").unwrap()).is_err(), "not a socket");
+    }
+
+    #[tokio::test]
+    async fn a_watched_descriptor_reports_that_it_is_readable() {
+        let (mut near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let watched = watch(Arc::new(far.into())).unwrap();
+        near.write_all(b"x").unwrap();
+        drop(watched.readable().await.unwrap());
     }
 }

@@ -1,5 +1,6 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::pin::pin;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -10,7 +11,9 @@ use super::tcp::TcpOptions;
 use super::*;
 
 const HOUR: Duration = Duration::from_secs(3600);
-const DEADLINES: Deadlines = Deadlines {
+const SETTINGS: RelaySettings = RelaySettings {
+    engine: Engine::Auto,
+    park_after: None,
     idle: Duration::from_secs(24 * 3600),
     half_close: Duration::from_secs(60),
     stalled: HOUR,
@@ -36,11 +39,12 @@ struct Relayed {
 /// Every engine must deliver the same.
 const ENGINES: [Engine; 3] = [Engine::Auto, Engine::Copy, Engine::Splice];
 
-async fn relayed(hello: &[u8], deadlines: Deadlines) -> Relayed {
-    relayed_by(Engine::Auto, hello, deadlines).await
+async fn relayed(hello: &[u8], settings: RelaySettings) -> Relayed {
+    relayed_by(settings.engine, hello, settings).await
 }
 
-async fn relayed_by(engine: Engine, hello: &[u8], deadlines: Deadlines) -> Relayed {
+async fn relayed_by(engine: Engine, hello: &[u8], settings: RelaySettings) -> Relayed {
+    let settings = RelaySettings { engine, ..settings };
     set_pipe_limit(64);
     let (client, client_side) = pair().await;
     let (upstream_side, upstream) = pair().await;
@@ -48,8 +52,7 @@ async fn relayed_by(engine: Engine, hello: &[u8], deadlines: Deadlines) -> Relay
     let relay = tokio::spawn(async move {
         let mut delivered = [0, 0];
         let count = |side, bytes| delivered[usize::from(side == Side::Upstream)] += bytes;
-        let end =
-            relay_and_close(client_side, upstream_side, engine, hello, deadlines, std::future::pending(), count).await;
+        let end = relay_and_close(client_side, upstream_side, hello, settings, std::future::pending(), count).await;
         (end, delivered)
     });
     Relayed { client, upstream, relay }
@@ -69,19 +72,64 @@ async fn read_all(mut stream: impl tokio::io::AsyncRead + Unpin) -> (Vec<u8>, io
 pub(super) async fn relay_and_close(
     client: TcpStream,
     upstream: TcpStream,
-    engine: Engine,
     hello: Vec<u8>,
-    deadlines: Deadlines,
+    settings: RelaySettings,
+    stop: impl Future<Output = ()>,
+    delivered: impl FnMut(Side, usize),
+) -> RelayEnd {
+    relay_with_rests(client, upstream, hello, settings, stop, delivered, |_| None).await
+}
+
+/// `rest` is asked at each poll whether the relay is to come to rest, and for how many turns at most.
+pub(super) async fn relay_with_rests(
+    mut client: TcpStream,
+    mut upstream: TcpStream,
+    hello: Vec<u8>,
+    settings: RelaySettings,
     stop: impl Future<Output = ()>,
     mut delivered: impl FnMut(Side, usize),
+    mut rest: impl FnMut(&mut Context<'_>) -> Option<u32>,
 ) -> RelayEnd {
-    let on_event = |event: Event<'_>| match event {
-        Event::Delivered(from, bytes) => delivered(from, bytes),
-        Event::Answered(_) | Event::Unanswered => {}
-    };
     let mut stop = pin!(stop);
-    let poll_command = |cx: &mut Context<'_>| stop.as_mut().poll(cx).map(|()| RelayCommand::Stop);
-    copy_bidirectional(&client, &upstream, engine, hello, &deadlines, poll_command, on_event).await
+    let mut start = Start::Hello(hello);
+    loop {
+        let on_event = |event: Event<'_>| match event {
+            Event::Delivered(from, bytes) => delivered(from, bytes),
+            Event::Answered(_) | Event::Unanswered => {}
+        };
+        let mut turns = None;
+        let poll_command = |cx: &mut Context<'_>| {
+            if turns.is_none() {
+                turns = rest(cx);
+                if turns.is_some() {
+                    return Poll::Ready(RelayCommand::Rest);
+                }
+            }
+            stop.as_mut().poll(cx).map(|()| RelayCommand::Stop)
+        };
+        match copy_bidirectional(&client, &upstream, start, &settings, poll_command, on_event).await {
+            RelayResult::Ended(end) => return end,
+            RelayResult::Resting(state) => start = Start::Rest(Box::new(state)),
+        }
+        let at_rest = [client.into_std().unwrap(), upstream.into_std().unwrap()];
+        for _ in 0..turns.unwrap_or(0) {
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let events = PollFlags::IN | PollFlags::RDHUP;
+            let mut both = [PollFd::new(&at_rest[0], events), PollFd::new(&at_rest[1], events)];
+            if poll(&mut both, Some(&now)).unwrap() > 0 {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        [client, upstream] = at_rest.map(|socket| TcpStream::from_std(socket).unwrap());
+    }
+}
+
+fn ended(result: RelayResult) -> RelayEnd {
+    match result {
+        RelayResult::Ended(end) => end,
+        RelayResult::Resting(rest) => panic!("{rest:?}"),
+    }
 }
 
 /// Four system calls fewer for a connection that is over by then; sockets of clients inherit theirs from the listener.
@@ -91,15 +139,7 @@ async fn d17_the_upstream_gets_keepalives_at_the_first_look() {
     let (near, mut far) = pair().await;
     SockRef::from(&near).set_keepalive(false).unwrap();
     let socket = SockRef::from(&near).try_clone().unwrap();
-    let relay = relay_and_close(
-        client_side,
-        near,
-        Engine::Auto,
-        b"hello".to_vec(),
-        DEADLINES,
-        std::future::pending(),
-        |_, _| {},
-    );
+    let relay = relay_and_close(client_side, near, b"hello".to_vec(), SETTINGS, std::future::pending(), |_, _| {});
     let relay = tokio::spawn(relay);
     far.read_exact(&mut [0; 5]).await.unwrap();
     assert!(!socket.keepalive().unwrap());
@@ -121,7 +161,7 @@ fn is_reset(end: &io::Result<usize>) -> bool {
 #[tokio::test]
 async fn d01_answer_arrives_after_the_client_has_closed_its_side() {
     for engine in ENGINES {
-        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"hello", DEADLINES).await;
+        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"hello", SETTINGS).await;
         client.write_all(b" world").await.unwrap();
         client.shutdown().await.unwrap();
         let (request, _) = read_all(&mut upstream).await;
@@ -138,7 +178,7 @@ async fn d01_answer_arrives_after_the_client_has_closed_its_side() {
 #[tokio::test]
 async fn d02_client_sends_after_the_upstream_has_closed_its_side() {
     for engine in ENGINES {
-        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
+        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", SETTINGS).await;
         upstream.shutdown().await.unwrap();
         assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
 
@@ -153,7 +193,7 @@ async fn d02_client_sends_after_the_upstream_has_closed_its_side() {
 #[tokio::test]
 async fn d03_fin_comes_after_all_bytes_to_a_slow_reader() {
     for engine in ENGINES {
-        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
+        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", SETTINGS).await;
         let bytes = pattern(8_000_000);
         let (mut client_reader, mut client_writer) = client.split();
         let (mut upstream_reader, mut upstream_writer) = upstream.split();
@@ -187,7 +227,7 @@ async fn read_slowly(reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8
 #[tokio::test]
 async fn d04_what_came_before_a_reset_is_delivered_and_then_the_reset() {
     for engine in ENGINES {
-        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
+        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", SETTINGS).await;
         let bytes = pattern(1_000_000);
         upstream.write_all(&bytes).await.unwrap();
         reset(upstream);
@@ -206,7 +246,7 @@ async fn d04_what_came_before_a_reset_is_delivered_and_then_the_reset() {
 async fn d05_a_reset_is_passed_on_while_the_other_side_is_silent() {
     for engine in ENGINES {
         for half_closed in [false, true] {
-            let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"x", DEADLINES).await;
+            let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"x", SETTINGS).await;
             upstream.read_exact(&mut [0]).await.unwrap();
             if half_closed {
                 client.shutdown().await.unwrap();
@@ -223,7 +263,7 @@ async fn d05_a_reset_is_passed_on_while_the_other_side_is_silent() {
 #[tokio::test]
 async fn d06_an_error_in_one_direction_loses_no_bytes_of_the_other() {
     for engine in ENGINES.into_iter().cycle().take(30) {
-        let Relayed { client, upstream, relay } = relayed_by(engine, b"request", DEADLINES).await;
+        let Relayed { client, upstream, relay } = relayed_by(engine, b"request", SETTINGS).await;
         let answer = pattern(500_000);
         let (reader, mut writer) = client.into_split();
         let writing: JoinHandle<io::Result<usize>> = tokio::spawn(async move {
@@ -251,7 +291,7 @@ async fn d06_an_error_in_one_direction_loses_no_bytes_of_the_other() {
 async fn d25_data_sent_to_a_closed_socket_is_an_orderly_end() {
     for engine in ENGINES {
         for side in [Side::Client, Side::Upstream] {
-            let Relayed { client, upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
+            let Relayed { client, upstream, relay } = relayed_by(engine, b"", SETTINGS).await;
             let (mut first, mut last) = if side == Side::Client { (client, upstream) } else { (upstream, client) };
             first.write_all(b"all there is").await.unwrap();
             drop(first);
@@ -268,7 +308,7 @@ async fn d25_data_sent_to_a_closed_socket_is_an_orderly_end() {
 #[tokio::test]
 async fn d25_a_reset_after_reading_is_not_an_orderly_end() {
     for engine in ENGINES {
-        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
+        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", SETTINGS).await;
         upstream.shutdown().await.unwrap();
         assert_eq!(read_all(&mut client).await.0, b"");
         rustix::net::sockopt::set_tcp_quickack(&upstream, true).unwrap();
@@ -286,7 +326,7 @@ fn send_urgent(stream: &TcpStream, bytes: &[u8]) {
 #[tokio::test(start_paused = true)]
 async fn d18_urgent_bytes_arrive_in_order() {
     for engine in ENGINES {
-        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
+        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", SETTINGS).await;
         for _ in 0..3 {
             client.write_all(b"before ").await.unwrap();
             send_urgent(&client, b"urgent!");
@@ -316,7 +356,7 @@ async fn b08_a_probe_ends_only_a_connection_whose_peer_does_not_answer() {
         let command =
             |cx: &mut Context<'_>| commands.poll_recv(cx).map(|command| command.unwrap_or(RelayCommand::Stop));
         let hello = b"hello".to_vec();
-        copy_bidirectional(&client_side, &upstream_side, Engine::Auto, hello, &DEADLINES, command, |_| {}).await
+        ended(copy_bidirectional(&client_side, &upstream_side, Start::Hello(hello), &SETTINGS, command, |_| {}).await)
     });
     upstream.readable().await.unwrap();
     while upstream_socket.tcp_keepalive_time().unwrap() != Duration::from_secs(1) {
@@ -346,7 +386,10 @@ async fn b08_a_probe_spares_a_peer_that_does_not_read() {
     let mut relay = tokio::spawn(async move {
         let command =
             |cx: &mut Context<'_>| commands.poll_recv(cx).map(|command| command.unwrap_or(RelayCommand::Stop));
-        copy_bidirectional(&client_side, &upstream_side, Engine::Copy, Vec::new(), &DEADLINES, command, |_| {}).await
+        ended(
+            copy_bidirectional(&client_side, &upstream_side, Start::Hello(Vec::new()), &SETTINGS, command, |_| {})
+                .await,
+        )
     });
     while tokio::time::timeout(Duration::from_millis(200), client.writable()).await.is_ok() {
         let _ = client.try_write(&[0; 16384]);
@@ -365,7 +408,7 @@ async fn b08_a_probe_spares_a_peer_that_does_not_read() {
 
 #[tokio::test(start_paused = true)]
 async fn d15_a_silent_connection_lives_until_the_idle_deadline() {
-    let Relayed { client, upstream, relay } = relayed(b"", DEADLINES).await;
+    let Relayed { client, upstream, relay } = relayed(b"", SETTINGS).await;
     let start = Instant::now();
     assert_eq!(relay.await.unwrap().0, RelayEnd::IdleTimeout);
     let lived = start.elapsed();
@@ -375,8 +418,8 @@ async fn d15_a_silent_connection_lives_until_the_idle_deadline() {
 
 #[tokio::test(start_paused = true)]
 async fn d14_activity_in_one_direction_keeps_the_connection() {
-    let deadlines = Deadlines { idle: HOUR, ..DEADLINES };
-    let Relayed { mut client, mut upstream, relay } = relayed(b"", deadlines).await;
+    let settings = RelaySettings { idle: HOUR, ..SETTINGS };
+    let Relayed { mut client, mut upstream, relay } = relayed(b"", settings).await;
     for _ in 0..30 {
         sleep(HOUR / 2).await;
         upstream.write_all(b"x").await.unwrap();
@@ -389,7 +432,7 @@ async fn d14_activity_in_one_direction_keeps_the_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn d16_a_half_closed_connection_has_its_own_deadline_of_inactivity() {
-    let Relayed { mut client, mut upstream, relay } = relayed(b"", DEADLINES).await;
+    let Relayed { mut client, mut upstream, relay } = relayed(b"", SETTINGS).await;
     client.shutdown().await.unwrap();
     assert_eq!(upstream.read(&mut [0]).await.unwrap(), 0);
     for _ in 0..5 {
@@ -405,7 +448,7 @@ async fn d16_a_half_closed_connection_has_its_own_deadline_of_inactivity() {
 #[tokio::test]
 async fn d09_single_bytes_both_ways() {
     for engine in ENGINES {
-        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", DEADLINES).await;
+        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", SETTINGS).await;
         let bytes = pattern(20_000);
         let one_by_one = async |writer: &mut tokio::net::tcp::WriteHalf<'_>| {
             for byte in &bytes {
@@ -428,7 +471,7 @@ async fn d09_single_bytes_both_ways() {
 
 #[tokio::test]
 async fn d07_a_stalled_reader_bounds_what_is_read_from_the_other_side() {
-    let Relayed { client, mut upstream, relay } = relayed(b"", DEADLINES).await;
+    let Relayed { client, mut upstream, relay } = relayed(b"", SETTINGS).await;
     let mut taken = 0;
     loop {
         tokio::select! {
@@ -445,16 +488,8 @@ async fn d07_a_stalled_reader_bounds_what_is_read_from_the_other_side() {
 async fn stop_ends_a_relay() {
     let (client, client_side) = pair().await;
     let (upstream_side, upstream) = pair().await;
-    let end = relay_and_close(
-        client_side,
-        upstream_side,
-        Engine::Auto,
-        Vec::new(),
-        DEADLINES,
-        std::future::ready(()),
-        |_, _| {},
-    )
-    .await;
+    let end =
+        relay_and_close(client_side, upstream_side, Vec::new(), SETTINGS, std::future::ready(()), |_, _| {}).await;
     assert_eq!(end, RelayEnd::Stopped);
     assert!(read_all(client).await.1.is_ok() && read_all(upstream).await.1.is_ok());
 }
@@ -465,9 +500,8 @@ async fn exchange(up: &[usize], down: &[usize], engine: Option<Engine>) -> [Vec<
     let (mut upstream_side, upstream) = pair().await;
     let relay = tokio::spawn(async move {
         if let Some(engine) = engine {
-            let hello = Vec::new();
-            relay_and_close(client_side, upstream_side, engine, hello, DEADLINES, std::future::pending(), |_, _| {})
-                .await;
+            let settings = RelaySettings { engine, ..SETTINGS };
+            relay_and_close(client_side, upstream_side, Vec::new(), settings, std::future::pending(), |_, _| {}).await;
         } else {
             tokio::io::copy_bidirectional(&mut client_side, &mut upstream_side).await.unwrap();
         }

@@ -11,7 +11,6 @@ use socket2::{SockRef, Socket};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::connection::registry::Registry;
@@ -143,7 +142,6 @@ pub(super) fn open(
 pub(super) struct Acceptor {
     pub(super) permits: Arc<Semaphore>,
     pub(super) counters: Arc<Counters>,
-    pub(super) connections: TaskTracker,
     pub(super) registry: Arc<Registry>,
 }
 
@@ -152,7 +150,7 @@ impl Acceptor {
     pub(super) fn accept(&self, mut socket: OpenSocket, snapshot: Arc<ArcSwap<Snapshot>>) -> Option<Listening> {
         let listener = socket.take()?;
         info!(listener = &*snapshot.load().listener.name, address = %socket.address, "listening");
-        let Self { permits, counters, connections, registry } = self.clone();
+        let Self { permits, counters, registry } = self.clone();
         let (failures, open) = (Arc::clone(&counters), Arc::clone(&registry));
         let failed = move |error: &io::Error| {
             let label = accept::error_label(error);
@@ -161,8 +159,7 @@ impl Acceptor {
             }
         };
         let serve = move |client, peer, permit| {
-            // Not wrapped in another future, which would store it twice.
-            connections.spawn(connection::serve(client, peer, snapshot.load_full(), registry.register(), permit));
+            tokio::spawn(connection::serve(client, peer, snapshot.load_full(), registry.register(), permit));
         };
         let full = move || {
             if counters.may_log_full() {

@@ -2,6 +2,7 @@
 
 mod capacity;
 mod generation;
+mod hand_over;
 mod listening;
 mod memory;
 mod prepare;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -26,18 +27,21 @@ use tracing::{info, warn};
 use self::capacity::Capacity;
 pub(crate) use self::generation::Changes;
 use self::generation::{Generation, Next};
+pub(crate) use self::hand_over::Adopter;
+use self::hand_over::Terms;
 use self::listening::{Acceptor, Listening, OpenSocket};
 use self::prepare::{ListenerSource, Prepared};
 use crate::admin::{self, AdminHandles, Answers, Fixed, Hosts, PerRoute, View};
 use crate::config::{self, Config, Limits, Log, Timeouts};
 use crate::connection::Snapshot;
 use crate::connection::admission::{SourceLimits, SourceTable};
+use crate::connection::parking::ParkingLot;
 use crate::connection::registry::Registry;
 use crate::listener::accept::Stop;
 use crate::listener::{BindError, InheritedSocket};
+use crate::relay::RelaySettings;
 use crate::relay::budget;
 use crate::relay::tcp::TcpOptions;
-use crate::relay::{Deadlines, Engine};
 use crate::telemetry::Counters;
 use crate::upstream::{Checks, Lookups, SharedContext, Source, may_be_transparent};
 
@@ -47,10 +51,11 @@ pub(crate) struct Server {
     counters: Arc<Counters>,
     context: Arc<SharedContext>,
     registry: Arc<Registry>,
-    connections: TaskTracker,
     capacity: Capacity,
     source_table: Arc<SourceTable>,
-    generation: ArcSwap<Generation>,
+    generation: Arc<ArcSwap<Generation>>,
+    /// Once a configuration is in use.
+    terms: Arc<ArcSwapOption<Terms>>,
     admin_view: Arc<ArcSwap<View>>,
     listeners: Vec<(Listening, Arc<ArcSwap<Snapshot>>)>,
     admin: Option<Listening>,
@@ -122,11 +127,10 @@ pub(crate) enum ReloadError {
 
 /// What all listeners have in common.
 struct CommonSettings {
-    engine: Engine,
     hello: Duration,
     hello_limit: usize,
     source_limits: SourceLimits,
-    deadlines: Arc<Deadlines>,
+    relay: Arc<RelaySettings>,
     tcp: TcpOptions,
 }
 
@@ -136,7 +140,10 @@ impl Server {
     pub(crate) fn start(mut config: Config, inherited: Vec<InheritedSocket>) -> Result<(Self, Vec<bool>), StartError> {
         capacity::raise_limit();
         let counters = Arc::new(Counters::new(config.log.refusals_per_second));
-        let registry = Arc::<Registry>::default();
+        let registry = Registry::new();
+        if let Err(reason) = ParkingLot::open(&registry, Arc::clone(&counters.parked_connections)) {
+            warn!(%reason, "connections at rest keep their tasks");
+        }
         let aged = Arc::clone(&registry);
         tokio::spawn(async move { aged.close_aged().await });
         let context = SharedContext::new(
@@ -148,10 +155,10 @@ impl Server {
             counters,
             context: Arc::new(context),
             registry,
-            connections: TaskTracker::new(),
             capacity: Capacity::default(),
             source_table: Arc::default(),
-            generation: ArcSwap::default(),
+            generation: Arc::default(),
+            terms: Arc::default(),
             admin_view: Arc::default(),
             listeners: Vec::new(),
             admin: None,
@@ -250,14 +257,20 @@ impl Server {
             log,
         } = config;
         let Timeouts { hello, idle, half_close, drain: _, upgrade_drain: _, shutdown_delay: _ } = timeouts;
-        let Limits { connections: _, hello_bytes, buffer_bytes, source } = limits;
+        let Limits { connections: _, hello_bytes, buffer_bytes, source, park_after } = limits;
         let Log { format: _, level: _, refusals_per_second } = log;
         let settings = CommonSettings {
-            engine: relay,
             hello,
             hello_limit: hello_bytes,
             source_limits: source,
-            deadlines: Arc::new(Deadlines { idle, half_close, stalled: user_timeout, keepalive: tcp }),
+            relay: Arc::new(RelaySettings {
+                engine: relay,
+                idle,
+                half_close,
+                stalled: user_timeout,
+                keepalive: tcp,
+                park_after,
+            }),
             tcp,
         };
         self.counters.line_limit.set_rate(refusals_per_second);
@@ -268,6 +281,9 @@ impl Server {
         self.timeouts = timeouts;
 
         let mut closed = self.listen(listeners, prepared.listeners, &settings, &generation);
+        let names = self.listeners.iter().map(|(_, snapshot)| Arc::clone(&snapshot.load().listener));
+        let (relay, source_limits) = (Arc::clone(&settings.relay), settings.source_limits);
+        self.terms.store(Some(Arc::new(Terms { relay, source_limits, listeners: names.collect() })));
         self.admin_view.store(Arc::clone(&generation.view));
         self.generation.store(generation);
         if let Some(admin) = admin {
@@ -295,7 +311,6 @@ impl Server {
         let acceptor = Acceptor {
             permits: Arc::clone(&self.capacity.permits),
             counters: Arc::clone(&self.counters),
-            connections: self.connections.clone(),
             registry: Arc::clone(&self.registry),
         };
         for (
@@ -326,8 +341,7 @@ impl Server {
                 routes: Arc::clone(&generation.table),
                 hello_timeout: settings.hello,
                 hello_limit: settings.hello_limit,
-                deadlines: Arc::clone(&settings.deadlines),
-                engine: settings.engine,
+                relay: Arc::clone(&settings.relay),
             });
             match source {
                 ListenerSource::Running(index) => {
@@ -394,15 +408,15 @@ impl Server {
 
     /// The number of open connections.
     pub(crate) fn connections(&self) -> usize {
-        self.connections.len()
+        self.registry.len()
     }
 
     /// Returns a function that counts open connections, including those of old processes.
     pub(crate) fn count_connections(&self) -> impl Fn() -> usize + Send + 'static {
-        let (connections, counters) = (self.connections.clone(), Arc::clone(&self.counters));
+        let (registry, counters) = (Arc::clone(&self.registry), Arc::clone(&self.counters));
         move || {
             let of_predecessors = counters.predecessor_connections.load(Relaxed);
-            connections.len().saturating_add(usize::try_from(of_predecessors).unwrap_or(usize::MAX))
+            registry.len().saturating_add(usize::try_from(of_predecessors).unwrap_or(usize::MAX))
         }
     }
 
@@ -440,7 +454,6 @@ impl Server {
             }
         }
         self.wait_for_closing_listeners().await;
-        self.connections.close();
     }
 
     /// Drains: readiness fails, listeners are closed after `timeouts.shutdown_delay`, and the remaining connections after
@@ -462,19 +475,18 @@ impl Server {
             self.closing.spawn(listening.close());
         }
         self.wait_for_closing_listeners().await;
-        self.connections.close();
     }
 
     /// Waits for connections to end until the deadline, and closes the rest. Returns how many those were.
     pub(crate) async fn finish(&mut self, deadline: Instant) -> usize {
         let left = deadline.saturating_duration_since(Instant::now());
         let pid = std::process::id();
-        info!(connections = self.connections.len(), timeout_s = left.as_secs_f64().round(), pid, "draining");
+        info!(connections = self.registry.len(), timeout_s = left.as_secs_f64().round(), pid, "draining");
         let mut closed = 0;
-        if timeout_at(deadline, self.connections.wait()).await.is_err() {
-            closed = self.connections.len();
+        if timeout_at(deadline, self.registry.all_ended()).await.is_err() {
+            closed = self.registry.len();
             self.registry.close_all();
-            self.connections.wait().await;
+            self.registry.all_ended().await;
         }
         self.counters.line_limit.flush();
         info!(cut = closed, pid, "drained");

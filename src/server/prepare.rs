@@ -38,7 +38,7 @@ impl Server {
         config: &Config,
         inherited: Vec<InheritedSocket>,
     ) -> Result<(Prepared, Vec<bool>), StartError> {
-        let Limits { connections, hello_bytes: _, buffer_bytes: _, source: _ } = config.limits;
+        let Limits { connections, hello_bytes: _, buffer_bytes: _, source: _, park_after: _ } = config.limits;
         let memory = Memory::read();
         let limits = capacity::resource_limits(connections, config.listeners.len(), config.relay, memory)?;
 

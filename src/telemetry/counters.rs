@@ -42,6 +42,8 @@ pub(crate) struct Counters {
     pub(crate) recent_rejections: RecentRejections,
     /// Maximum number of concurrent connections.
     pub(crate) connections_limit: AtomicU64,
+    /// Open connections that are at rest.
+    pub(crate) parked_connections: Arc<AtomicU64>,
     /// Connections still open in old processes after an upgrade.
     pub(crate) predecessor_connections: AtomicU64,
     /// Log lines that could not be written.
@@ -159,6 +161,7 @@ impl Counters {
             reloads: Reloads::default(),
             recent_rejections: RecentRejections::default(),
             connections_limit: AtomicU64::new(0),
+            parked_connections: Arc::default(),
             predecessor_connections: AtomicU64::new(0),
             log_lines_lost: AtomicU64::new(0),
             started: SystemTime::now(),

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
+use serde::{Deserialize, Serialize};
 use tracing::Level;
 
-use super::address::{ip_text, socket_text};
+use super::address::{CompactAddress, ip_text, socket_text};
 use super::counters::{ListenerTelemetry, RouteCounters};
 use super::outcome::{ClosedBy, Outcome};
 use super::recent::RecentRejection;
@@ -25,7 +26,7 @@ const MAX_LOGGED_NAME: usize = 255;
 pub(crate) struct ConnectionRecord {
     listener: Arc<ListenerTelemetry>,
     route: Arc<RouteCounters>,
-    client: SocketAddr,
+    client: CompactAddress,
     opened: Instant,
     pub(crate) fields: LogFields,
     /// Whether the pool knows that the endpoint has sent nothing.
@@ -35,10 +36,23 @@ pub(crate) struct ConnectionRecord {
     outcome: Outcome,
     closed_by: ClosedBy,
     is_counted: bool,
+    /// Whether another process counts and logs the connection.
+    is_handed_over: bool,
+}
+
+/// A [`ConnectionRecord`] on its way to another process.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct PortableRecord {
+    client: SocketAddr,
+    age: Duration,
+    received: u64,
+    sent: u64,
+    no_answer_reported: bool,
+    fields: LogFields,
 }
 
 /// Fields of the log line that become known while a connection is served.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct LogFields {
     /// `network.peer.address`: the load balancer, if a PROXY header carried the client's address.
     pub(crate) peer: Option<Box<IpAddr>>,
@@ -49,11 +63,12 @@ pub(crate) struct LogFields {
     /// `tls.protocol.version`: the highest the client offers.
     pub(crate) protocol_version: Option<u16>,
     /// `tls.established.version` or `tls.alert`: the upstream's first message.
+    #[serde(with = "portable_answer")]
     pub(crate) answer: Option<Answer>,
     /// `upstream.address`
-    pub(crate) upstream: Option<SocketAddr>,
+    upstream: Option<CompactAddress>,
     /// `upstream.local.address`: our address as the API server sees it, as in its audit log.
-    pub(crate) upstream_local: Option<SocketAddr>,
+    upstream_local: Option<CompactAddress>,
     /// `hello_ms`: from accept until the hello is complete.
     pub(crate) hello: Option<Micros>,
     /// `connect_ms`: from the route decision until an endpoint is connected.
@@ -72,7 +87,7 @@ impl ConnectionRecord {
         Self {
             listener: Arc::clone(listener),
             route: Arc::clone(unrouted),
-            client,
+            client: client.into(),
             opened: Instant::now(),
             fields: LogFields::default(),
             no_answer_reported: false,
@@ -81,23 +96,64 @@ impl ConnectionRecord {
             outcome: Outcome::LocalError,
             closed_by: ClosedBy::Us,
             is_counted: true,
+            is_handed_over: false,
         }
+    }
+
+    /// Continues the record of another process, whose route has these counters.
+    pub(crate) fn adopt(listener: &Arc<ListenerTelemetry>, route: &Arc<RouteCounters>, record: PortableRecord) -> Self {
+        let PortableRecord { client, age, received, sent, no_answer_reported, fields } = record;
+        let mut adopted = Self::open(listener, client);
+        adopted.routed(route);
+        let now = Instant::now();
+        adopted.opened = now.checked_sub(age).unwrap_or(now);
+        (adopted.received, adopted.sent) = (received, sent);
+        adopted.no_answer_reported = no_answer_reported;
+        adopted.fields = fields;
+        adopted
+    }
+
+    /// The record for another process.
+    pub(crate) fn to_portable(&self) -> PortableRecord {
+        PortableRecord {
+            client: self.client(),
+            age: self.age(),
+            received: self.received,
+            sent: self.sent,
+            no_answer_reported: self.no_answer_reported,
+            fields: self.fields.clone(),
+        }
+    }
+
+    /// The other process has adopted the record: here it is neither counted nor logged.
+    pub(crate) fn handed_over(mut self) {
+        self.is_handed_over = true;
+    }
+
+    /// The name of the listener.
+    pub(crate) fn listener(&self) -> &str {
+        &self.listener.name
+    }
+
+    /// The name of the route.
+    pub(crate) fn route(&self) -> &str {
+        self.route.name()
     }
 
     /// The client, in its canonical form.
     pub(crate) fn client(&self) -> SocketAddr {
-        self.client
+        self.client.into()
     }
 
     /// The client's address, in its canonical form.
     pub(crate) fn source(&self) -> IpAddr {
-        self.client.ip()
+        self.client().ip()
     }
 
     /// The peer is a load balancer, and this is the client of its PROXY header.
     pub(crate) fn set_client(&mut self, client: SocketAddr) {
-        self.fields.peer = Some(Box::new(self.client.ip()));
-        self.client = canonical(client);
+        self.fields.peer = Some(Box::new(self.source()));
+        self.client = canonical(client).into();
     }
 
     /// Time since the connection was accepted.
@@ -124,8 +180,8 @@ impl ConnectionRecord {
     pub(crate) fn connected(&mut self, took: Duration, upstream: SocketAddr, local: SocketAddr) {
         self.route.durations().connect.observe(took);
         self.fields.connect = Some(took.into());
-        self.fields.upstream = Some(upstream);
-        self.fields.upstream_local = Some(local);
+        self.fields.upstream = Some(upstream.into());
+        self.fields.upstream_local = Some(local.into());
     }
 
     /// The endpoint has sent its first bytes.
@@ -179,7 +235,7 @@ impl ConnectionRecord {
     fn recent_rejection(&self) -> RecentRejection {
         RecentRejection {
             at: SystemTime::now(),
-            client: self.client,
+            client: self.client(),
             listener: self.listener.name.clone(),
             route: self.route.name().into(),
             server_name: self.fields.server_name.clone(),
@@ -201,16 +257,16 @@ impl ConnectionRecord {
                     closed_by = self.closed_by.label(),
                     route = self.route.name(),
                     listener = &*self.listener.name,
-                    client.address = &*ip_text(self.client.ip()),
-                    client.port = self.client.port(),
+                    client.address = &*ip_text(self.source()),
+                    client.port = self.client().port(),
                     network.peer.address = self.fields.peer.as_deref().copied().map(ip_text).as_deref(),
                     server.address = self.fields.server_name.as_deref(),
                     tls.next_protocol = self.fields.next_protocol.as_deref(),
                     tls.protocol.version = self.fields.protocol_version.map(version),
                     tls.established.version = self.fields.answer.and_then(established).map(version),
                     tls.alert = self.fields.answer.and_then(alert_of).map(tracing::field::display),
-                    upstream.address = self.fields.upstream.map(socket_text).as_deref(),
-                    upstream.local.address = self.fields.upstream_local.map(socket_text).as_deref(),
+                    upstream.address = self.fields.upstream.map(|at| socket_text(at.into())).as_deref(),
+                    upstream.local.address = self.fields.upstream_local.map(|at| socket_text(at.into())).as_deref(),
                     bytes.received = self.received,
                     bytes.sent = self.sent,
                     duration_ms = milliseconds(self.age()),
@@ -245,6 +301,9 @@ impl Drop for ConnectionRecord {
         if self.is_counted {
             self.route.active.fetch_sub(1, Relaxed);
         }
+        if self.is_handed_over {
+            return;
+        }
         self.route.count(&self.listener.name, self.outcome);
         self.route.durations().connection.observe(self.age());
         if self.outcome.is_rejection() && !self.is_bare() {
@@ -272,8 +331,35 @@ fn alert_of(answer: Answer) -> Option<Cow<'static, str>> {
     }
 }
 
+/// Answers are public and know nothing of serialization.
+mod portable_answer {
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use super::Answer;
+
+    #[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    pub(super) fn serialize<S: Serializer>(answer: &Option<Answer>, serializer: S) -> Result<S::Ok, S::Error> {
+        let portable = answer.map(|answer| match answer {
+            Answer::Hello(version) => ("hello", version),
+            Answer::Retry(version) => ("retry", version),
+            Answer::Alert(description) => ("alert", description.into()),
+        });
+        portable.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Answer>, D::Error> {
+        let portable: Option<(String, u16)> = Option::deserialize(deserializer)?;
+        Ok(portable.and_then(|(kind, number)| match &*kind {
+            "hello" => Some(Answer::Hello(number)),
+            "retry" => Some(Answer::Retry(number)),
+            "alert" => u8::try_from(number).ok().map(Answer::Alert),
+            _ => None,
+        }))
+    }
+}
+
 /// A duration in microseconds, from one to an hour. Small, because every open connection has several.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct Micros(NonZeroU32);
 
 impl From<Duration> for Micros {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::certificate::{Certificates, EndpointCertificate};
 use super::health::{EndpointState, HealthState, ProbeResult, Thresholds};
 use super::pool::Pool;
-use super::settings::{MaxAge, Share};
+use super::settings::{MaxAge, OnRemove, Share};
 
 /// Identifies an endpoint; unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -115,6 +115,11 @@ impl Endpoint {
     /// How old a new connection may become; `None`: any age.
     pub(crate) fn max_age(&self) -> Option<Duration> {
         self.pool()?.setup.settings.max_age.map(MaxAge::of_one)
+    }
+
+    /// What becomes of its connections when it is no longer configured.
+    pub(crate) fn on_remove(&self) -> OnRemove {
+        self.pool().map_or(OnRemove::Drain, |pool| pool.setup.settings.on_remove)
     }
 
     fn pool(&self) -> Option<Arc<Pool>> {

@@ -140,6 +140,11 @@ impl Upstream {
         self.pool.endpoints_ever()
     }
 
+    /// Counts a connection that another process has made to this address. `None`: the upstream cannot have it.
+    pub(crate) fn adopt(&self, address: SocketAddr) -> Option<EndpointSlot> {
+        self.pool.adopt(address).as_ref().map(EndpointSlot::take)
+    }
+
     /// The current endpoints.
     pub(crate) fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
         self.pool.endpoints()

@@ -270,6 +270,23 @@ impl Pool {
         drop(lookups);
     }
 
+    /// The endpoint with this address, present or former. A hostname may have had any address.
+    pub(super) fn adopt(self: &Arc<Self>, address: SocketAddr) -> Option<Arc<Endpoint>> {
+        let mut members = self.members();
+        let endpoints = self.endpoints();
+        let known = endpoints.iter().chain(&members.former).find(|endpoint| endpoint.address == address);
+        if let Some(known) = known {
+            return Some(Arc::clone(known));
+        }
+        let destinations = &self.setup.settings.endpoints;
+        let host = destinations.iter().find(|endpoint| endpoint.destination.address().is_none())?;
+        let endpoint = Arc::new(Endpoint::new(address, host.share));
+        endpoint.belong_to(self);
+        endpoint.leave();
+        members.former.push(Arc::clone(&endpoint));
+        Some(endpoint)
+    }
+
     pub(super) fn endpoints_ever(&self) -> Vec<Arc<Endpoint>> {
         let members = self.members();
         self.endpoints().iter().chain(&members.former).cloned().collect()

@@ -4,6 +4,7 @@
 mod clock;
 /// Listeners whose address comes later.
 mod freebind;
+mod hand_over;
 /// A new configuration.
 mod reload;
 /// What the process may still do.

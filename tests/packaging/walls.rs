@@ -21,7 +21,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
         &["client_hello", "proxy_protocol", "relay", "route", "server_hello", "telemetry", "text", "upstream"],
     ),
     // Around it.
-    ("process", &["listener", "telemetry", "text"]),
+    ("process", &["listener", "text"]),
     ("admin", &["connection", "listener", "name", "relay", "telemetry", "text", "upstream"]),
     (
         "config",
@@ -45,9 +45,10 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("server", &["admin", "config", "connection", "listener", "relay", "route", "telemetry", "upstream"]),
 ];
 
-/// Rooms in which a crate may be named; elsewhere it may not.
+/// Rooms in which a crate may be named; elsewhere it may not. Outside `config` and `logging`, serde is for the records of
+/// connections on their way to another process.
 const CRATES: [(&str, &[&str]); 4] = [
-    ("serde", &["config", "logging"]),
+    ("serde", &["config", "logging", "connection", "relay", "telemetry"]),
     ("tls_parser", &["client_hello", "server_hello"]),
     ("clap", &["cli", "commands"]),
     ("anyhow", &["commands"]),

@@ -1,5 +1,6 @@
 //! `snigate run`
 
+mod hand_over;
 mod signals;
 
 use std::path::PathBuf;
@@ -171,9 +172,8 @@ async fn serve(
     match predecessor.map(|predecessor| predecessor.take_over(&adopted)) {
         None => notifier.notify(Notification::Serving),
         // The predecessor notifies systemd.
-        Some(Ok(draining)) => {
-            let counters = Arc::clone(server.counters());
-            tokio::spawn(async move { draining.watch(&counters).await });
+        Some(Ok(channel)) => {
+            tokio::spawn(hand_over::receive(channel, server.adopter(), Arc::clone(server.counters())));
         }
         Some(Err(reason)) => warn!(%reason, "lost the connection to the old process"),
     }
@@ -385,11 +385,16 @@ async fn stop(server: &mut Server, mut signals: Signals) -> ExitCode {
     }
 }
 
-/// Drains connections for `timeouts.upgrade_drain`, or for `timeouts.drain` after a signal to stop.
+/// Hands connections over to the successor, and drains those that stay for `timeouts.upgrade_drain`, or for
+/// `timeouts.drain` after a signal to stop.
 async fn step_back(server: &mut Server, successor: Successor, mut signals: Signals) -> ExitCode {
     server.step_back(&successor.taken_over).await;
-    if let Err(reason) = successor.report_connections(server.count_connections()) {
-        warn!(%reason, "cannot report open connections to the new process");
+    let drain = server.timeouts().drain;
+    match successor.into_channel() {
+        Ok(channel) => {
+            tokio::spawn(hand_over::send(channel, server.departures(), server.count_connections(), drain));
+        }
+        Err(reason) => warn!(%reason, "cannot hand connections over to the new process"),
     }
     let deadline = Instant::now() + server.timeouts().upgrade_drain;
     let sooner = tokio::select! {

@@ -15,7 +15,8 @@ pub(crate) use self::upstream::{
     TlsCheck, Unauthorized, Upstream,
 };
 use super::quantities::{
-    BoundedDuration, BufferSize, ConnectionRate, Count, DurationOrZero, HelloSize, Seconds, UserTimeout, Workers,
+    BoundedDuration, BufferSize, ConnectionRate, Count, DurationOrZero, HelloSize, ParkAfter, Seconds, UserTimeout,
+    Workers,
 };
 use super::text::{OneOrMany, Short, Shorthand, Text};
 use super::values::{AdminAddress, Label, Network, Protocol};
@@ -184,6 +185,10 @@ pub(crate) struct Limits {
     /// Maximum rate of new connections per IPv4 address or IPv6 /64, such as 50/s, 300/m or 1000/h. Default: unlimited.
     #[serde(default, deserialize_with = "present")]
     pub(crate) new_per_source: Option<Text<ConnectionRate>>,
+    /// Connections without data for this long, 100ms to 366d, are parked, which takes less memory; `never`: none are.
+    /// Default: 30s.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) park_after: Option<Text<ParkAfter>>,
 }
 
 #[derive(Clone, Copy, Deserialize, JsonSchema)]

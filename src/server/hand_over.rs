@@ -1,0 +1,85 @@
+//! Connections of an old process that continue here.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::Semaphore;
+
+use super::Server;
+use super::generation::Generation;
+use crate::connection::admission::{SourceLimits, SourceTable};
+use crate::connection::hand_over::{Arrivals, Arrived, Departures, Verdict};
+use crate::connection::registry::Registry;
+use crate::relay::RelaySettings;
+use crate::telemetry::{Counters, ListenerTelemetry};
+
+/// What a connection gets that was not accepted here.
+#[derive(Debug)]
+pub(super) struct Terms {
+    pub(super) relay: Arc<RelaySettings>,
+    pub(super) source_limits: SourceLimits,
+    pub(super) listeners: Vec<Arc<ListenerTelemetry>>,
+}
+
+/// Continues connections of an old process, by the configuration that is in use then.
+#[derive(Debug)]
+pub(crate) struct Adopter {
+    registry: Arc<Registry>,
+    counters: Arc<Counters>,
+    source_table: Arc<SourceTable>,
+    permits: Arc<Semaphore>,
+    generation: Arc<ArcSwap<Generation>>,
+    terms: Arc<ArcSwapOption<Terms>>,
+}
+
+impl Adopter {
+    /// Prepares to continue these connections. Returns the verdict on each, and those that are to be started once the old
+    /// process knows it.
+    pub(crate) fn prepare(&self, offered: Vec<(Vec<u8>, [OwnedFd; 2])>) -> (Vec<u8>, Vec<Arrived>) {
+        let Some(terms) = self.terms.load_full() else {
+            return (vec![Verdict::NoRoom as u8; offered.len()], Vec::new());
+        };
+        let generation = self.generation.load_full();
+        let arrivals = Arrivals {
+            registry: &self.registry,
+            counters: &self.counters,
+            source_table: &self.source_table,
+            source_limits: terms.source_limits,
+            settings: Arc::clone(&terms.relay),
+            listeners: terms.listeners.clone(),
+            routes: generation.view.routes.iter().map(|route| (route.counters.name(), route)).collect(),
+        };
+        let (mut verdicts, mut arrived) = (Vec::with_capacity(offered.len()), Vec::with_capacity(offered.len()));
+        for (record, sockets) in offered {
+            let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
+            verdicts.push(match arrivals.prepare(&record, sockets, permit) {
+                Ok(connection) => {
+                    arrived.push(connection);
+                    Verdict::Adopted as u8
+                }
+                Err(verdict) => verdict as u8,
+            });
+        }
+        (verdicts, arrived)
+    }
+}
+
+impl Server {
+    /// To continue the connections of an old process.
+    pub(crate) fn adopter(&self) -> Adopter {
+        Adopter {
+            registry: Arc::clone(&self.registry),
+            counters: Arc::clone(&self.counters),
+            source_table: Arc::clone(&self.source_table),
+            permits: Arc::clone(&self.capacity.permits),
+            generation: Arc::clone(&self.generation),
+            terms: Arc::clone(&self.terms),
+        }
+    }
+
+    /// To hand connections over to a new process.
+    pub(crate) fn departures(&self) -> Departures {
+        Departures::start(&self.registry)
+    }
+}
