@@ -115,7 +115,13 @@ pub(crate) async fn run(socket: TcpListener, handles: AdminHandles, stop: Stop) 
     let handles = Arc::new(handles);
     let places = Arc::new(Places::new());
     let recorder = tokio::spawn(record_history(Arc::clone(&handles)));
-    let failed = |error: &io::Error| warn!(reason = %error, "accept failed on the admin listener; retrying");
+    let counters = Arc::clone(&handles.counters);
+    let failed = move |error: &io::Error| {
+        let label = accept::error_label(error);
+        if counters.accept_error(label) {
+            warn!(error = label, reason = %error, "accept failed on the admin listener; retrying");
+        }
+    };
     let (stopped, entrance) = (stop.clone(), Arc::clone(&places));
     let serve = move |client, peer: SocketAddr, permit| {
         let place = Arc::new(entrance.enter(peer.ip(), permit));
