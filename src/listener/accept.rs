@@ -17,9 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::bind::BACKLOG;
 
-/// Back-off while `accept` fails: readiness stays set after a failure, so the loop would spin.
-const MIN_BACK_OFF: Duration = Duration::from_millis(10);
-const MAX_BACK_OFF: Duration = Duration::from_millis(100);
+/// Maximum delay after a failed `accept`: readiness stays set, so the loop would spin.
+const BACK_OFF: Duration = Duration::from_millis(10);
 
 /// How often [`Callbacks::full`] is repeated.
 const FULL_INTERVAL: Duration = Duration::from_millis(100);
@@ -74,7 +73,6 @@ pub(crate) async fn run(
     callbacks: Callbacks<impl Fn(&io::Error), impl Fn()>,
     serve: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) {
-    let mut back_off = MIN_BACK_OFF;
     let address = listener.local_addr();
     while !stop.is_stopped() {
         let Some(permit) = permit(&permits, &stop, &callbacks.full).await else { break };
@@ -83,10 +81,7 @@ pub(crate) async fn run(
             () = stop.stopped() => break,
         };
         match accepted {
-            Ok((client, peer)) => {
-                back_off = MIN_BACK_OFF;
-                serve(client, peer, permit);
-            }
+            Ok((client, peer)) => serve(client, peer, permit),
             Err(error) => {
                 let error = match Errno::from_io_error(&error) {
                     Some(Errno::INVAL) => recover_closed(&mut listener, &address),
@@ -94,8 +89,7 @@ pub(crate) async fn run(
                 };
                 (callbacks.failed)(&error);
                 // Jitter: other processes may be waiting for the same resource.
-                sleep(back_off.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
-                back_off = (back_off * 2).min(MAX_BACK_OFF);
+                sleep(BACK_OFF.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
             }
         }
     }
