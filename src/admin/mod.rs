@@ -128,7 +128,7 @@ pub(crate) async fn run(socket: TcpListener, handles: AdminHandles, stop: Stop) 
         tokio::spawn(serve(client, place, Arc::clone(&handles), stopped.clone()));
     };
     let callbacks = Callbacks { failed, full: || places.make_room() };
-    accept::run(socket, Arc::clone(&places.permits), stop, callbacks, serve).await;
+    accept::run(socket, Arc::clone(&places.permits), stop, callbacks, std::future::pending, serve).await;
     recorder.abort();
 }
 

@@ -62,6 +62,8 @@ pub(crate) struct Registry {
     aging: Notify,
     /// Notified when the last connection has ended.
     emptied: Notify,
+    /// Notified when a connection has ended.
+    ended: Notify,
     lot: OnceLock<ParkingLot>,
 }
 
@@ -223,6 +225,7 @@ impl Registry {
             entries: Mutex::default(),
             aging: Notify::new(),
             emptied: Notify::new(),
+            ended: Notify::new(),
             lot: OnceLock::new(),
         })
     }
@@ -396,6 +399,11 @@ impl Registry {
             self.send(*index, entry, Message::Close(reason)).then_some(())
         };
         indices.iter().filter_map(close).count()
+    }
+
+    /// Completes when a connection has ended, immediately if one has since the last time. Each end wakes one caller.
+    pub(crate) async fn ended(&self) {
+        self.ended.notified().await;
     }
 
     /// Closes connections at their maximum age, for as long as the process runs.
@@ -619,7 +627,10 @@ impl Drop for Handle {
             entries.queue(wait).1.waiting -= 1;
         }
         entries.aging -= usize::from(!matches!(age, Age::Unlimited));
-        if entries.open.is_empty() {
+        let is_empty = entries.open.is_empty();
+        drop(entries);
+        registry.ended.notify_one();
+        if is_empty {
             registry.emptied.notify_waiters();
         }
     }
@@ -627,7 +638,20 @@ impl Drop for Handle {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn f03_the_end_of_a_connection_is_remembered_and_wakes_one_caller() {
+        let registry = Registry::new();
+        let has_ended = async || timeout(Duration::from_secs(1), registry.ended()).await.is_ok();
+        let open = registry.register();
+        assert!(!has_ended().await);
+        drop(open);
+        assert!(has_ended().await);
+        assert!(!has_ended().await);
+    }
 
     #[tokio::test]
     async fn close_all_reaches_present_and_future_connections() {

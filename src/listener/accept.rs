@@ -65,12 +65,13 @@ impl Stop {
 /// Accepts until `stop`, then serves the accept queue, unless a successor does, and closes the socket.
 ///
 /// A permit is acquired before each accept, so that clients beyond the limit wait in the accept queue. Errors never end the
-/// loop.
+/// loop; if one lacks file descriptors or memory, `freed` completes when there may be some again.
 pub(crate) async fn run(
     mut listener: TcpListener,
     permits: Arc<Semaphore>,
     stop: Stop,
     callbacks: Callbacks<impl Fn(&io::Error), impl Fn()>,
+    freed: impl AsyncFn(),
     serve: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) {
     let address = listener.local_addr();
@@ -88,13 +89,24 @@ pub(crate) async fn run(
                     _ => error,
                 };
                 (callbacks.failed)(&error);
-                // Jitter: other processes may be waiting for the same resource.
-                sleep(BACK_OFF.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
+                back_off(&error, &freed).await;
             }
         }
     }
     if !stop.leaves_queue.load(Relaxed) {
         serve_queue(listener, &permits, serve).await;
+    }
+}
+
+/// Waits until `accept` may no longer fail.
+async fn back_off(error: &io::Error, freed: &impl AsyncFn()) {
+    // Jitter: other processes may be waiting for the same resource.
+    let delay = sleep(BACK_OFF.mul_f64(0.5 + 0.5 * fastrand::f64()));
+    let is_shortage =
+        matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM));
+    tokio::select! {
+        () = freed(), if is_shortage => {}
+        () = delay => {}
     }
 }
 
@@ -204,9 +216,11 @@ pub(crate) fn error_label(error: &io::Error) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     use tokio::io::AsyncReadExt;
+    use tokio::sync::Notify;
 
     use super::*;
     use crate::listener::{BindError, Presence, bind};
@@ -268,6 +282,7 @@ mod tests {
             Arc::clone(&permits),
             stop.clone(),
             Callbacks { failed: |_: &_| {}, full: || {} },
+            pending,
             serve,
         ));
         for _ in 0..6 {
@@ -277,6 +292,24 @@ mod tests {
         stop.stop();
         acceptor.await.unwrap();
         assert_eq!(permits.available_permits(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn f03_freed_descriptors_end_the_delay_of_those_that_lack_them() {
+        let ended = Notify::new();
+        let delayed = async |errno: Errno, freed: bool| {
+            if freed {
+                ended.notify_one();
+            }
+            let started = Instant::now();
+            back_off(&errno.into(), &async || ended.notified().await).await;
+            started.elapsed() >= BACK_OFF / 2
+        };
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
+            assert!(!delayed(errno, true).await, "{errno}");
+            assert!(delayed(errno, false).await, "{errno}");
+        }
+        assert!(delayed(Errno::PERM, true).await);
     }
 
     /// Runs a stopped accept loop over a queue of three clients. Returns how many it accepts, and a duplicate of the
@@ -290,8 +323,8 @@ mod tests {
         let serve = |client, _, permit| served.lock().unwrap().push((client, permit));
         let stop = Stop::default();
         end(&stop);
-        run(listener, Arc::new(Semaphore::new(permits)), stop, Callbacks { failed: |_: &_| {}, full: || {} }, serve)
-            .await;
+        let callbacks = Callbacks { failed: |_: &_| {}, full: || {} };
+        run(listener, Arc::new(Semaphore::new(permits)), stop, callbacks, pending, serve).await;
         (served.into_inner().unwrap().len(), copy)
     }
 

@@ -151,7 +151,7 @@ impl Acceptor {
         let listener = socket.take()?;
         info!(listener = &*snapshot.load().listener.name, address = %socket.address, "listening");
         let Self { permits, counters, registry } = self.clone();
-        let (failures, open) = (Arc::clone(&counters), Arc::clone(&registry));
+        let (failures, open, ending) = (Arc::clone(&counters), Arc::clone(&registry), Arc::clone(&registry));
         let failed = move |error: &io::Error| {
             let label = accept::error_label(error);
             if failures.accept_error(label) {
@@ -170,8 +170,10 @@ impl Acceptor {
             open.shed_one(limit / 2);
         };
         let callbacks = accept::Callbacks { failed, full };
+        // Each connection has two descriptors.
+        let freed = async move || ending.ended().await;
         let stop = Stop::default();
-        let acceptor = tokio::spawn(accept::run(listener, permits, stop.clone(), callbacks, serve));
+        let acceptor = tokio::spawn(accept::run(listener, permits, stop.clone(), callbacks, freed, serve));
         Some(Listening::new(socket, stop, acceptor))
     }
 }

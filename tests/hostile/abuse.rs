@@ -168,16 +168,18 @@ fn d07_readers_that_do_not_read_are_bounded_together_and_cost_nobody_a_stream() 
     assert!(!router.log().iter().any(|line| line["outcome"] == "over_limit"));
 }
 
+fn limit_descriptors(router: &Router, limit: u64) {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    prlimit(Some(router.pid()), Resource::Nofile, Rlimit { current: Some(limit), maximum }).unwrap();
+}
+
 /// The kernel has no descriptor for us, and later it has: how long until a client is served is printed.
 #[test]
 fn z4_f03_descriptors_that_run_out_and_come_back() {
     let backend = Backend::named("served");
     let router = Router::routing(&[(NAME, backend.address())]);
     assert!(serves(router.address()));
-    let set = |current: u64| {
-        let maximum = getrlimit(Resource::Nofile).maximum;
-        prlimit(Some(router.pid()), Resource::Nofile, Rlimit { current: Some(current), maximum }).unwrap();
-    };
+    let set = |limit| limit_descriptors(&router, limit);
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", router.pid().as_raw_nonzero())).unwrap().count();
     let before = descriptors();
     let mut recoveries = Vec::new();
@@ -208,6 +210,27 @@ fn z4_f03_descriptors_that_run_out_and_come_back() {
     assert!(router.metric("snigate_accept_errors_total{error=\"EMFILE\"}") >= 10.0);
     let told = router.log().iter().filter(|line| line["message"] == "accept failed; retrying").count();
     assert!(told <= 20, "once a second at most: {told}");
+}
+
+#[test]
+fn f03_a_connection_that_ends_makes_room_for_another() {
+    let backend = Backend::echo();
+    let router = Router::routing(&[(NAME, backend.address())]);
+    let hello = Hello::to(NAME).record();
+    let mut open: Vec<Client> = (0..10).map(|_| Client::send(router.address(), &hello)).collect();
+    for client in &mut open {
+        assert_eq!(client.read(hello.len()), hello);
+    }
+    // A new descriptor has the lowest number that is free, so those of the first connection are below the limit.
+    let is_free =
+        |number: &u64| !std::fs::exists(format!("/proc/{}/fd/{number}", router.pid().as_raw_nonzero())).unwrap();
+    limit_descriptors(&router, (0..).find(is_free).unwrap());
+    let mut waiting = Client::send(router.address(), &hello);
+    router.wait("that it cannot", |line| line["message"] == "accept failed; retrying");
+    let ended = Instant::now();
+    drop(open.remove(0));
+    assert_eq!(waiting.read(hello.len()), hello);
+    eprintln!("served after {:?}", ended.elapsed());
 }
 
 #[test]
