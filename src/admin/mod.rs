@@ -87,7 +87,7 @@ pub(crate) struct ListenerAddress {
 }
 
 /// The keys that a reload cannot change, with their values.
-pub(crate) type Fixed = [(&'static str, String); 3];
+pub(crate) type Fixed = [(&'static str, String); 4];
 
 /// What the admin listener has access to.
 #[derive(Clone, Debug)]

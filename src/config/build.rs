@@ -40,7 +40,21 @@ impl InvalidValue {
 
 /// Paths of files are relative to `directory`.
 pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, InvalidValue> {
-    let raw::Config { listen, refuse, routes, timeouts, tcp, limits, relay, workers, watch, admin, sandbox, log } = raw;
+    let raw::Config {
+        listen,
+        refuse,
+        routes,
+        timeouts,
+        tcp,
+        limits,
+        relay,
+        workers,
+        watch,
+        upgrade,
+        admin,
+        sandbox,
+        log,
+    } = raw;
     let raw::Tcp { keepalive, user_timeout } = tcp;
     let listeners = build_listeners(listen.0, refuse)?;
     let routes = build_routes(routes, &listeners, &Files::in_directory(directory))?;
@@ -58,6 +72,7 @@ pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Inval
         },
         workers: workers.and_then(|workers| workers.0.0),
         watch,
+        upgrade_socket: upgrade.socket.map(|Text(values::SocketPath(path))| path),
         admin: admin.map(|admin| build_admin(admin.0, &listeners)).transpose()?,
         sandbox: match sandbox {
             None | Some(raw::Sandbox::Auto) => Sandbox::Auto,

@@ -57,6 +57,8 @@ pub(crate) struct Config {
     pub(crate) workers: Option<usize>,
     /// Whether to reload the file when it changes.
     pub(crate) watch: bool,
+    /// The Unix socket at which a new process finds this one.
+    pub(crate) upgrade_socket: Option<PathBuf>,
     pub(crate) admin: Option<Admin>,
     pub(crate) sandbox: Sandbox,
     pub(crate) log: Log,
@@ -267,6 +269,7 @@ impl Config {
             relay: None,
             workers: None,
             watch: false,
+            upgrade: raw::Upgrade::default(),
             admin: None,
             sandbox: None,
             log: raw::Log::default(),

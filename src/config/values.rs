@@ -93,6 +93,20 @@ impl Written for FilePath {
     }
 }
 
+/// The path of a Unix socket.
+#[derive(Clone, Debug)]
+pub(super) struct SocketPath(pub(super) PathBuf);
+
+impl Written for SocketPath {
+    const EXPECTED: &'static str = "an absolute path of at most 107 bytes, such as /run/snigate/upgrade.sock";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("SocketPath", r"^/[^\x00]{1,106}$");
+
+    fn read(text: &str) -> Result<Self, String> {
+        let fits = text.starts_with('/') && (2..=107).contains(&text.len()) && !text.contains('\0');
+        if fits && !text.ends_with('/') { Ok(Self(text.into())) } else { Err(String::new()) }
+    }
+}
+
 /// A PEM file with trusted certificates, or those of the system.
 #[derive(Clone, Debug)]
 pub(super) struct TrustedFile(pub(super) CaFile);

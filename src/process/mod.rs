@@ -4,4 +4,5 @@ pub(crate) mod channel;
 pub(crate) mod sandbox;
 pub(crate) mod systemd;
 pub(crate) mod upgrade;
+pub(crate) mod upgrade_socket;
 pub(crate) mod watch;

@@ -1,8 +1,9 @@
 //! Hands the listening sockets over to a new process of this program, so that no connection is refused.
 //!
-//! The new process has one end of a Unix socket pair as its standard input. It sends a greeting, receives the listening
-//! sockets with their configured addresses, and reports when it is serving. If it ends or sends nothing, the old process
-//! continues: both have the same open file descriptions.
+//! The new process is started by the old one, with one end of a Unix socket pair as its standard input, or by anyone, and
+//! connects to the [socket](super::upgrade_socket) of the old one. It sends a greeting, receives the listening sockets with
+//! their configured addresses, and reports when it is serving. If it ends or sends nothing, the old process continues: both
+//! have the same open file descriptions.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -10,7 +11,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use tracing::{info, warn};
 
 use crate::listener::InheritedSocket;
 use crate::process::channel::Channel;
+use crate::process::upgrade_socket;
 
 /// The environment variable that says that standard input is connected to the old process.
 const MARK: &str = "SNIGATE_UPGRADE";
@@ -36,6 +38,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Size of a message. There is one per socket, with its address, a space and the listener's name, padded with zeros; the
 /// last one has no socket.
 const MESSAGE: usize = 512;
+
+/// In place of an address: the socket at which the next process finds this one.
+const UPGRADE_SOCKET: &str = "upgrade";
 
 /// Without it, the old process sends no sockets.
 const GREETING: &[u8] = b"hello";
@@ -61,11 +66,21 @@ pub(crate) enum UpgradeError {
     Handover(#[from] io::Error),
 }
 
+/// What a new process gets.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    pub(crate) listeners: Vec<InheritedSocket>,
+    /// The socket of `upgrade.socket`, at which the next process will connect.
+    pub(crate) upgrade: Option<UnixListener>,
+}
+
 /// A new process that serves.
 #[derive(Debug)]
 pub(crate) struct Successor {
-    /// Process ID.
-    pub(crate) process: u32,
+    /// Process ID; `None` if it is in another PID namespace.
+    pub(crate) process: Option<u32>,
+    /// Whether this process has started it.
+    pub(crate) is_child: bool,
     /// For each listener, whether the new process serves it.
     pub(crate) taken_over: Vec<bool>,
     channel: UnixStream,
@@ -80,7 +95,7 @@ impl Successor {
 
 /// Starts the program again with the same arguments, and returns when it serves from these listeners. If this future is
 /// dropped, the new process is killed.
-pub(crate) async fn start(listeners: Vec<InheritedSocket>) -> Result<Successor, UpgradeError> {
+pub(crate) async fn start(sockets: Sockets) -> Result<Successor, UpgradeError> {
     if std::process::id() == 1 {
         return Err(UpgradeError::First);
     }
@@ -101,20 +116,47 @@ pub(crate) async fn start(listeners: Vec<InheritedSocket>) -> Result<Successor, 
     // Close our copy of the child's end: it would keep the pair open after the child has ended.
     drop(command);
 
-    let answer = tokio::task::spawn_blocking(move || hand_over(ours, &listeners)).await.map_err(io::Error::other)?;
-    let is_late = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+    let answer = tokio::task::spawn_blocking(move || hand_over(ours, &sockets)).await.map_err(io::Error::other)?;
     match answer {
         Ok(Some((taken_over, channel))) => {
             let process = child.release().await.map_err(UpgradeError::Ended)?;
-            Ok(Successor { process, taken_over, channel })
+            Ok(Successor { process: Some(process), is_child: true, taken_over, channel })
         }
-        Err(error) if is_late(&error) => {
+        Err(error) if is_timeout(&error) => {
             child.end(Duration::ZERO).await;
             Err(UpgradeError::Late)
         }
         // It has closed its end of the pair, so it cannot take over even if it still runs.
         Ok(None) | Err(_) => Err(UpgradeError::Ended(child.end(Duration::from_secs(1)).await)),
     }
+}
+
+/// Serves a process that has connected to the upgrade socket, and returns when it serves from these listeners.
+pub(crate) async fn accept(process: UnixStream, sockets: Sockets) -> Result<Successor, UpgradeError> {
+    process.set_nonblocking(false)?;
+    process.set_read_timeout(Some(START_TIMEOUT))?;
+    process.set_write_timeout(Some(START_TIMEOUT))?;
+    let accepted = tokio::task::spawn_blocking(move || {
+        let pid = upgrade_socket::process(&process);
+        let Some((taken_over, channel)) = hand_over(process, &sockets)? else { return Ok(None) };
+        // It has nothing to say now, unless it ends.
+        channel.set_read_timeout(Some(PROBATION))?;
+        match (&channel).read(&mut [0]) {
+            Err(error) if is_timeout(&error) => {}
+            Ok(_) | Err(_) => return Ok(None),
+        }
+        Ok(Some(Successor { process: pid, is_child: false, taken_over, channel }))
+    });
+    match accepted.await.map_err(io::Error::other)? {
+        Ok(Some(successor)) => Ok(successor),
+        Ok(None) => Err(UpgradeError::Ended("it closed the connection".into())),
+        Err(error) if is_timeout(&error) => Err(UpgradeError::Late),
+        Err(error) => Err(UpgradeError::Handover(error)),
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 /// A new process that is killed on drop.
@@ -166,12 +208,16 @@ impl Drop for KillOnDrop {
 }
 
 /// Sends the listeners. Returns which of them the new process serves, once it has reported that it does.
-fn hand_over(mut channel: UnixStream, listeners: &[InheritedSocket]) -> io::Result<Option<(Vec<bool>, UnixStream)>> {
+fn hand_over(mut channel: UnixStream, sockets: &Sockets) -> io::Result<Option<(Vec<bool>, UnixStream)>> {
     if !receive_exactly(&mut channel, GREETING)? {
         return Ok(None);
     }
+    let Sockets { listeners, upgrade } = sockets;
     for InheritedSocket { address, name, socket } in listeners {
         send(&channel, &format!("{address} {}", name.as_deref().unwrap_or_default()), &[socket.as_fd()])?;
+    }
+    if let Some(upgrade) = upgrade {
+        send(&channel, UPGRADE_SOCKET, &[upgrade.as_fd()])?;
     }
     send(&channel, "", &[])?;
     if !receive_exactly(&mut channel, READY)? {
@@ -215,8 +261,8 @@ impl Predecessor {
         std::env::var_os(MARK).is_some()
     }
 
-    /// Receives the listeners of the predecessor, if there is one.
-    pub(crate) fn connect() -> io::Result<Option<(Self, Vec<InheritedSocket>)>> {
+    /// Receives the sockets of the predecessor that has started this process, if there is one.
+    pub(crate) fn connect() -> io::Result<Option<(Self, Sockets)>> {
         if !Self::exists() {
             return Ok(None);
         }
@@ -226,13 +272,21 @@ impl Predecessor {
             return Ok(None);
         }
         dup2_stdin(File::open("/dev/null")?)?;
+        Self::greet(channel).map(Some)
+    }
+
+    /// Receives the sockets of the predecessor at the other end.
+    pub(crate) fn greet(channel: UnixStream) -> io::Result<(Self, Sockets)> {
         channel.set_read_timeout(Some(START_TIMEOUT))?;
         (&channel).write_all(GREETING)?;
-        let mut inherited = Vec::new();
-        while let Some(socket) = receive(&channel)? {
-            inherited.push(socket);
+        let mut sockets = Sockets { listeners: Vec::new(), upgrade: None };
+        while let Some((text, socket)) = receive(&channel)? {
+            match socket {
+                Some(socket) if text == UPGRADE_SOCKET => sockets.upgrade = Some(socket.into()),
+                socket => sockets.listeners.push(listener(&text, socket)?),
+            }
         }
-        Ok(Some((Self(channel), inherited)))
+        Ok((Self(channel), sockets))
     }
 
     /// Reports that this process serves, and which of the listeners, so that the predecessor stops accepting. Returns the
@@ -245,9 +299,12 @@ impl Predecessor {
     }
 }
 
-fn receive(channel: &UnixStream) -> io::Result<Option<InheritedSocket>> {
-    let invalid =
-        |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("received {what} from the old process"));
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("received {what} from the old process"))
+}
+
+/// Receives a message. `None`: there are no more.
+fn receive(channel: &UnixStream) -> io::Result<Option<(String, Option<OwnedFd>)>> {
     let mut message = [0; MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -269,8 +326,12 @@ fn receive(channel: &UnixStream) -> io::Result<Option<InheritedSocket>> {
         return Ok(None);
     }
     let text = message.split(|byte| *byte == 0).next().unwrap_or_default();
-    let text = String::from_utf8_lossy(text);
-    let (address, name) = text.split_once(' ').unwrap_or((&text, ""));
+    Ok(Some((String::from_utf8_lossy(text).into_owned(), socket)))
+}
+
+/// The listener that a message is about.
+fn listener(text: &str, socket: Option<OwnedFd>) -> io::Result<InheritedSocket> {
+    let (address, name) = text.split_once(' ').unwrap_or((text, ""));
     let address: SocketAddr = address.parse().map_err(|_| invalid("no address"))?;
     let socket = socket.ok_or_else(|| invalid(&format!("no socket for {address}")))?;
     if !socket_acceptconn(&socket)? {
@@ -282,7 +343,7 @@ fn receive(channel: &UnixStream) -> io::Result<Option<InheritedSocket>> {
         return Err(invalid(&format!("a socket on {bound} for {address}")));
     }
     let name = (!name.is_empty()).then(|| name.into());
-    Ok(Some(InheritedSocket { address, name, socket }))
+    Ok(InheritedSocket { address, name, socket })
 }
 
 #[cfg(test)]
@@ -291,6 +352,11 @@ mod tests {
 
     fn pair() -> (UnixStream, UnixStream) {
         UnixStream::pair().unwrap()
+    }
+
+    fn receive_listener(channel: &UnixStream) -> io::Result<InheritedSocket> {
+        let (text, socket) = receive(channel)?.unwrap();
+        listener(&text, socket)
     }
 
     #[test]
@@ -302,7 +368,7 @@ mod tests {
             [("127.0.0.1:0 api of a", Some("api of a")), ("127.0.0.1:0", None), (&long, Some(&long[12..MESSAGE]))]
         {
             send(&old, sent, &[listener.as_fd()]).unwrap();
-            let inherited = receive(&new).unwrap().unwrap();
+            let inherited = receive_listener(&new).unwrap();
             assert_eq!((inherited.address, inherited.name.as_deref()), ("127.0.0.1:0".parse().unwrap(), name));
             assert_eq!(inherited.socket.local_addr().unwrap(), listener.local_addr().unwrap());
         }
@@ -326,14 +392,14 @@ mod tests {
         ] {
             let (old, new) = pair();
             send(&old, address, &[socket]).unwrap();
-            assert!(receive(&new).is_err(), "{address}");
+            assert!(receive_listener(&new).is_err(), "{address}");
         }
         let (old, new) = pair();
         send(&old, "127.0.0.1:0", &[]).unwrap();
-        assert!(receive(&new).is_err(), "no socket");
+        assert!(receive_listener(&new).is_err(), "no socket");
         let (mut old, new) = pair();
         old.write_all(b"half").unwrap();
         drop(old);
-        assert!(receive(&new).is_err());
+        assert!(receive_listener(&new).is_err());
     }
 }

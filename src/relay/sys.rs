@@ -82,6 +82,31 @@ pub(crate) fn bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
     }
 }
 
+/// The user and the process at the other end of a Unix socket, when it was connected; process 0 is in another PID namespace.
+pub(crate) fn peer_credentials(socket: impl AsFd) -> std::io::Result<(u32, u32)> {
+    let mut credentials = MaybeUninit::<libc::ucred>::zeroed();
+    let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>()).unwrap_or(0);
+    // SAFETY: the kernel writes at most `length` bytes into `credentials`, which has that many; the descriptor is borrowed for
+    // the call.
+    #[expect(unsafe_code, reason = "rustix reads a process ID that cannot be 0")]
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            credentials.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: it consists of integers, for which zeroes and whatever the kernel wrote are valid.
+    #[expect(unsafe_code, reason = "rustix reads a process ID that cannot be 0")]
+    let libc::ucred { uid, pid, .. } = unsafe { credentials.assume_init() };
+    Ok((uid, u32::try_from(pid).unwrap_or(0)))
+}
+
 /// Registers a descriptor with the runtime, to wait until it is readable.
 pub(crate) fn watch(descriptor: Arc<OwnedFd>) -> std::io::Result<AsyncFd<Arc<OwnedFd>>> {
     // SAFETY: an `Arc<OwnedFd>` returns the same open descriptor for as long as it exists, and cannot be changed.
@@ -131,6 +156,14 @@ mod tests {
         assert_eq!(info.in_flight, 0);
         assert!(info.last_ack < Duration::from_secs(10), "{info:?}");
         assert!(tcp_info(std::fs::File::open("/dev/null").unwrap()).is_err(), "not a socket");
+    }
+
+    #[test]
+    fn the_peer_of_a_unix_socket_is_known() {
+        let (near, _far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let user = rustix::process::geteuid().as_raw();
+        assert_eq!(peer_credentials(&near).unwrap(), (user, std::process::id()));
+        assert!(peer_credentials(std::fs::File::open("/dev/null").unwrap()).is_err(), "not a socket");
     }
 
     #[tokio::test]

@@ -76,9 +76,15 @@ const ADMIN: &str = "_admin";
 
 /// The keys that a reload cannot change, with their values.
 pub(crate) fn fixed(config: &Config) -> Fixed {
-    let Config { workers, sandbox, log: Log { format, level: _, refusals_per_second: _ }, .. } = config;
+    let Config { workers, sandbox, upgrade_socket, log: Log { format, level: _, refusals_per_second: _ }, .. } = config;
     let workers = workers.map_or_else(|| "auto".into(), |workers| workers.to_string());
-    [("workers", workers), ("log.format", format.to_string()), ("sandbox", sandbox.label().into())]
+    let upgrade_socket = upgrade_socket.as_ref().map_or_else(|| "none".into(), |path| path.display().to_string());
+    [
+        ("workers", workers),
+        ("log.format", format.to_string()),
+        ("sandbox", sandbox.label().into()),
+        ("upgrade.socket", upgrade_socket),
+    ]
 }
 
 /// Why a server did not start.
@@ -252,6 +258,7 @@ impl Server {
             relay,
             workers: _,
             watch: _,
+            upgrade_socket: _,
             admin,
             sandbox: _,
             log,

@@ -15,3 +15,5 @@ mod start_stop;
 mod systemd;
 /// A new binary.
 mod upgrade;
+/// A new process that anyone starts.
+mod upgrade_socket;

@@ -21,7 +21,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
         &["client_hello", "proxy_protocol", "relay", "route", "server_hello", "telemetry", "text", "upstream"],
     ),
     // Around it.
-    ("process", &["listener", "text"]),
+    ("process", &["listener", "relay", "text"]),
     ("admin", &["connection", "listener", "name", "relay", "telemetry", "text", "upstream"]),
     (
         "config",

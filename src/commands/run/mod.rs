@@ -2,17 +2,19 @@
 
 mod hand_over;
 mod signals;
+mod upgrades;
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use crate::config::{self, Config, ConfigError, Log, LogFormat};
-use crate::listener::InheritedSocket;
 use crate::process::sandbox::{self, Entered, Sandbox, Transparent};
 use crate::process::systemd::{self, Notification, Notifier};
-use crate::process::upgrade::{self, Predecessor, Successor, UpgradeError};
+use crate::process::upgrade::{self, Predecessor, Successor};
+use crate::process::upgrade_socket::{self, Found};
 use crate::process::watch::{Digest, FileWatch, Stamp};
 use crate::server::{Changes, Server};
 use anyhow::{Context as _, anyhow};
@@ -22,6 +24,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 use self::signals::{Busy, SignalRequest, Signals};
+use self::upgrades::UpgradeListener;
 use super::runtime;
 use crate::cli::Run;
 use crate::commands::main::EXIT_CONFIG;
@@ -50,6 +53,11 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
         config => config?,
     };
     config.log.format = log_format.unwrap_or(config.log.format);
+    // Before the sandbox forbids it. A process that was started by an upgrade inherits the socket.
+    let found = match &config.upgrade_socket {
+        Some(path) if !Predecessor::exists() => Some(upgrade_socket::open(path)?),
+        _ => None,
+    };
     // Before other threads are started.
     let wanted = config.sandbox;
     let transparent = if config.transparent_route().is_some() { Transparent::Yes } else { Transparent::No };
@@ -68,7 +76,7 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     let file = source.map(|source| (FileWatch::new(source.path.clone(), loaded.digest), source));
-    Ok(start(config, file, logging, signals).unwrap_or_else(|reason| {
+    Ok(start(config, found, file, logging, signals).unwrap_or_else(|reason| {
         error!(reason = format!("{reason:#}"), "cannot start");
         ExitCode::FAILURE
     }))
@@ -76,16 +84,25 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
 
 fn start(
     config: Config,
+    found: Option<Found>,
     file: Option<(FileWatch, ConfigSource)>,
     logging: Logging,
     signals: Signals,
 ) -> anyhow::Result<ExitCode> {
-    let (predecessor, inherited) = match Predecessor::connect()? {
-        Some((predecessor, inherited)) => (Some(predecessor), inherited),
-        None => (None, systemd::sockets()?),
+    let (predecessor, sockets) = match (Predecessor::connect()?, found) {
+        (Some((predecessor, sockets)), _) => (Some(predecessor), sockets),
+        (None, Some(Found::Running(process))) => {
+            info!("taking over from the running process");
+            let (predecessor, sockets) = Predecessor::greet(process).context("upgrade.socket")?;
+            (Some(predecessor), sockets)
+        }
+        (None, Some(Found::Nobody(upgrade))) => {
+            (None, upgrade::Sockets { listeners: systemd::sockets()?, upgrade: Some(upgrade) })
+        }
+        (None, None) => (None, upgrade::Sockets { listeners: systemd::sockets()?, upgrade: None }),
     };
     let runtime = runtime::build(config.workers)?;
-    let result = runtime.block_on(serve(config, file, logging, signals, predecessor, inherited));
+    let result = runtime.block_on(serve(config, file, logging, signals, predecessor, sockets));
     // Does not wait for DNS lookups.
     runtime.shutdown_background();
     result
@@ -149,7 +166,7 @@ async fn serve(
     logging: Logging,
     mut signals: Signals,
     predecessor: Option<Predecessor>,
-    inherited: Vec<InheritedSocket>,
+    sockets: upgrade::Sockets,
 ) -> anyhow::Result<ExitCode> {
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -159,7 +176,8 @@ async fn serve(
         "starting"
     );
     let watches = config.watch;
-    let (mut server, adopted) = match Server::start(config, inherited) {
+    let upgrades = UpgradeListener::new(config.upgrade_socket.as_deref(), sockets.upgrade)?;
+    let (mut server, adopted) = match Server::start(config, sockets.listeners) {
         Ok(started) => started,
         Err(reason) => {
             error!(%reason, "cannot start");
@@ -169,25 +187,33 @@ async fn serve(
     logging::report_lost_lines(Arc::clone(server.counters()));
     let notifier = Notifier::from_env();
     let watchdog = notifier.start_watchdog();
+    if !Predecessor::exists() {
+        // Otherwise the predecessor notifies systemd.
+        notifier.notify(Notification::Serving);
+    }
     match predecessor.map(|predecessor| predecessor.take_over(&adopted)) {
-        None => notifier.notify(Notification::Serving),
-        // The predecessor notifies systemd.
+        None => {}
         Some(Ok(channel)) => {
             tokio::spawn(hand_over::receive(channel, server.adopter(), Arc::clone(server.counters())));
         }
         Some(Err(reason)) => warn!(%reason, "lost the connection to the old process"),
     }
-    Ok(match reload_until_stopped(&mut server, &mut signals, file.as_mut(), watches, &notifier, &logging).await {
+    let ended = reload_until_stopped(&mut server, &mut signals, &upgrades, file.as_mut(), watches, &notifier, &logging);
+    Ok(match ended.await {
         RunEnd::Stop(signal) => {
             info!(signal, "shutting down; repeat the signal to exit immediately");
             notifier.notify_now(Notification::Stopping).await;
             stop(&mut server, signals).await
         }
         RunEnd::Upgraded(successor) => {
-            notifier.notify_now(Notification::SucceededBy(successor.process)).await;
+            if let Some(process) = successor.process.filter(|_| successor.is_child) {
+                notifier.notify_now(Notification::SucceededBy(process)).await;
+            }
             if let Some(watchdog) = watchdog {
                 watchdog.abort();
             }
+            // The new process has a duplicate.
+            drop(upgrades);
             step_back(&mut server, successor, signals).await
         }
     })
@@ -216,6 +242,7 @@ enum Trigger {
 async fn reload_until_stopped(
     server: &mut Server,
     signals: &mut Signals,
+    upgrades: &UpgradeListener,
     mut file: Option<&mut (FileWatch, ConfigSource)>,
     mut watches: bool,
     notifier: &Notifier,
@@ -240,11 +267,17 @@ async fn reload_until_stopped(
         let (request, trigger) = tokio::select! {
             request = signals.next() => (request, Trigger::Signal),
             trigger = changed => (SignalRequest::Reload, trigger),
+            process = upgrades.accept() => {
+                if let Some(ending) = upgrade(server, signals, upgrades, Some(process)).await {
+                    return ending;
+                }
+                continue;
+            }
         };
         match request {
             SignalRequest::Stop(signal) => return RunEnd::Stop(signal),
             SignalRequest::Upgrade => {
-                if let Some(ending) = upgrade(server, signals).await {
+                if let Some(ending) = upgrade(server, signals, upgrades, None).await {
                     return ending;
                 }
             }
@@ -340,12 +373,20 @@ async fn apply(
     Ok(watches)
 }
 
-/// Starts a new process. `None`: that failed, and this one continues to serve.
-async fn upgrade(server: &mut Server, signals: &mut Signals) -> Option<RunEnd> {
+/// Starts a new process, or serves the one that has connected. `None`: that failed, and this one continues to serve.
+async fn upgrade(
+    server: &mut Server,
+    signals: &mut Signals,
+    upgrades: &UpgradeListener,
+    connected: Option<UnixStream>,
+) -> Option<RunEnd> {
     info!("upgrading");
     let starting = async {
-        let sockets = server.sockets().map_err(UpgradeError::from)?;
-        upgrade::start(sockets).await
+        let sockets = upgrade::Sockets { listeners: server.sockets()?, upgrade: upgrades.try_clone()? };
+        match connected {
+            Some(process) => upgrade::accept(process, sockets).await,
+            None => upgrade::start(sockets).await,
+        }
     };
     let started = tokio::select! {
         started = starting => started,
@@ -358,7 +399,9 @@ async fn upgrade(server: &mut Server, signals: &mut Signals) -> Option<RunEnd> {
         Ok(successor) => {
             let process = successor.process;
             info!(process, "upgraded; the new process serves");
-            if signals.take_reload() {
+            if signals.take_reload()
+                && let Some(process) = process
+            {
                 // It may have read the file before the change.
                 send_reload(process);
             }
@@ -398,7 +441,14 @@ async fn step_back(server: &mut Server, successor: Successor, mut signals: Signa
     }
     let deadline = Instant::now() + server.timeouts().upgrade_drain;
     let sooner = tokio::select! {
-        _ = server.finish(deadline) => return ExitCode::SUCCESS,
+        _ = server.finish(deadline) => {
+            if std::process::id() == 1 {
+                // If it exited, the container would be started again, and take over in its turn.
+                info!("handed over; waiting to be stopped, because the container ends with this process");
+                signals.stop(Busy::Draining).await;
+            }
+            return ExitCode::SUCCESS;
+        }
         signal = signals.stop(Busy::Draining) => {
             info!(signal, "shutting down; repeat the signal to exit immediately");
             deadline.min(Instant::now() + server.timeouts().drain)

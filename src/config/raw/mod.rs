@@ -19,7 +19,7 @@ use super::quantities::{
     Workers,
 };
 use super::text::{OneOrMany, Short, Shorthand, Text};
-use super::values::{AdminAddress, Label, Network, Protocol};
+use super::values::{AdminAddress, Label, Network, Protocol, SocketPath};
 use crate::name::NamePattern;
 
 /// For `deserialize_with`: a key without a value is an error, not the default.
@@ -54,6 +54,9 @@ pub(crate) struct Config {
     /// Number of worker threads, 1 to 1024. Default: auto, one per CPU available to the process.
     #[serde(default, deserialize_with = "present")]
     pub(crate) workers: Option<Text<Workers>>,
+    /// How another process takes over from this one.
+    #[serde(default)]
+    pub(crate) upgrade: Upgrade,
     /// Watch this file and reload it when its content changes. Default: false.
     #[serde(default)]
     pub(crate) watch: bool,
@@ -164,6 +167,15 @@ pub(crate) struct Keepalive {
     /// Unanswered probes after which the peer is dead, 1 to 127. Default: 3.
     #[serde(default, deserialize_with = "present")]
     pub(crate) count: Option<Text<Count<1, 127>>>,
+}
+
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Upgrade {
+    /// Unix socket at which a new process finds the running one, and takes over its listeners and connections. It is created
+    /// with mode 600. Default: none.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) socket: Option<Text<SocketPath>>,
 }
 
 #[derive(Default, Deserialize, JsonSchema)]

@@ -39,6 +39,9 @@ fn copy() -> TempDir {
     let directory = TempDir::new().unwrap();
     for file in fs::read_dir(deployed("kubernetes")).unwrap() {
         let file = file.unwrap();
+        if file.path().is_dir() {
+            continue;
+        }
         fs::copy(file.path(), directory.path().join(file.file_name())).unwrap();
     }
     directory
@@ -174,4 +177,41 @@ fn the_readmes_commands_name_what_there_is() {
             "kubectl rollout status --namespace snigate deployment/snigate",
         ]
     );
+}
+
+#[test]
+#[ignore = "needs kubectl"]
+fn on_the_network_of_the_nodes_a_new_pod_takes_over() {
+    assert_eq!(block(PAGE, "render-host-network"), "kubectl kustomize deploy/kubernetes/host-network\n");
+    let rendered = Rendered::of(&deployed("kubernetes/host-network"));
+    let daemon_set = &rendered.get("DaemonSet")["spec"];
+    let pod = &daemon_set["template"];
+    assert_eq!(daemon_set["selector"]["matchLabels"], pod["metadata"]["labels"]);
+    assert_eq!(daemon_set["updateStrategy"]["rollingUpdate"], json!({"maxSurge": 1, "maxUnavailable": 0}));
+    assert!(daemon_set["minReadySeconds"].as_u64().unwrap() > 30, "more than a start may take");
+    let pod = &pod["spec"];
+    let container = &pod["containers"][0];
+    assert_eq!(pod["hostNetwork"], true);
+    assert!(container["ports"].is_null(), "or a second pod does not fit on the node");
+    assert!(pod["hostPID"].is_null(), "snigate is the first process of its container");
+    assert_eq!(
+        container["securityContext"],
+        json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}})
+    );
+
+    let map = rendered.get("ConfigMap");
+    let text = map["data"]["snigate.yaml"].as_str().unwrap();
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    fs::write(&path, text).unwrap();
+    let checked = snigate().arg("check").arg(&path).output().unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    let config: Value = serde_yaml::from_str(text).unwrap();
+    let socket = Path::new(config["upgrade"]["socket"].as_str().unwrap());
+    let mounts = container["volumeMounts"].as_array().unwrap();
+    let mount = mounts.iter().find(|mount| mount["name"] == "upgrade").unwrap();
+    assert_eq!(mount["mountPath"], socket.parent().unwrap().to_str().unwrap());
+    assert!(mount["readOnly"].is_null());
+    let needed = seconds(&config["timeouts"]["shutdown_delay"]) + seconds(&config["timeouts"]["drain"]);
+    assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() >= needed + 10);
 }

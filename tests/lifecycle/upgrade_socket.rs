@@ -1,0 +1,211 @@
+//! A process that anyone starts takes over from the running one.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc::Receiver;
+
+use rustix::process::{Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::upgrade::upgrade;
+use crate::support::client::End;
+use crate::support::network::inside;
+use crate::support::router::config;
+use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually, snigate};
+
+const NAME: &str = "a.example";
+
+fn with_socket(backend: &Backend, directory: &TempDir) -> String {
+    let path = directory.path().join("upgrade.sock");
+    config(&[(NAME, backend.address())], &format!("upgrade: {{socket: {}}}\n", path.display()))
+}
+
+fn start(text: &str) -> Router {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    fs::write(&path, text).unwrap();
+    let mut command = snigate();
+    command.arg("run").arg("-c").arg(&path);
+    Router::spawn(command, path, directory)
+}
+
+fn serves(router: &Router) {
+    router.wait("that it serves", |line| line["message"] == "listening" && line["listener"] == "_admin");
+}
+
+fn connect(router: &Router, held: &Receiver<TcpStream>) -> (Client, TcpStream) {
+    let hello = Hello::to(NAME).record();
+    let client = Client::send(router.address(), &hello);
+    let mut upstream = held.recv_timeout(PATIENCE).unwrap();
+    upstream.set_read_timeout(Some(PATIENCE)).unwrap();
+    upstream.read_exact(&mut vec![0; hello.len()]).unwrap();
+    (client, upstream)
+}
+
+fn works((client, upstream): &mut (Client, TcpStream)) {
+    client.write(b"up");
+    upstream.read_exact(&mut [0; 2]).unwrap();
+    upstream.write_all(b"down").unwrap();
+    assert_eq!(client.read(4), b"down");
+}
+
+#[test]
+fn h25_a_process_that_anyone_starts_takes_over_listeners_and_connections() {
+    let (backend, held) = Backend::held();
+    let directory = TempDir::new().unwrap();
+    let text = with_socket(&backend, &directory);
+    let mut running = start(&text);
+    serves(&running);
+    let address = running.address();
+    let mut streams = vec![connect(&running, &held)];
+    // With each, its successors end.
+    let mut ended = Vec::new();
+    for _ in 0..3 {
+        let next = start(&text);
+        serves(&next);
+        assert_eq!(next.address(), address, "the same listener");
+        assert_eq!(running.exit().code(), Some(0), "nothing is left there");
+        ended.push(std::mem::replace(&mut running, next));
+        streams.push(connect(&running, &held));
+        streams.iter_mut().for_each(works);
+    }
+    // So does the child of an upgrade, and a process takes over from that.
+    let child = upgrade(&running);
+    assert_eq!(running.exit().code(), Some(0));
+    let last = start(&text);
+    serves(&last);
+    eventually("the child has ended", || rustix::process::test_kill_process(child).is_err());
+    streams.iter_mut().for_each(works);
+    let (mut client, upstream) = streams.remove(0);
+    client.finish();
+    drop(upstream);
+    assert_eq!(client.rest().1, End::Fin);
+    assert_eq!(last.account_of(client.address())["bytes.sent"], 16, "of all processes");
+}
+
+#[test]
+fn h25_a_process_that_cannot_serve_changes_nothing() {
+    let (backend, held) = Backend::held();
+    let directory = TempDir::new().unwrap();
+    let text = with_socket(&backend, &directory);
+    let running = start(&text);
+    serves(&running);
+    let mut stream = connect(&running, &held);
+    let failed = |line: &Value| line["message"] == "upgrade failed; this process continues to serve";
+
+    // A configuration that is wrong is found before; one that cannot be served is found after.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let elsewhere = text.replace("listen: 127.0.0.1:0", &format!("listen: {}", taken.local_addr().unwrap()));
+    for (text, code) in [(text.replace("listen:", "listne:"), 78), (elsewhere, 1)] {
+        assert_eq!(start(&text).exit().code(), Some(code));
+    }
+    running.wait("told", failed);
+    // Something else connects.
+    let socket = directory.path().join("upgrade.sock");
+    for bytes in [&b"garbage"[..], b"", b"hel", b"hello"] {
+        let mut other = UnixStream::connect(&socket).unwrap();
+        other.write_all(bytes).unwrap();
+        drop(other);
+    }
+    running.wait_many("told", 5, failed);
+    works(&mut stream);
+
+    let next = start(&text);
+    serves(&next);
+    works(&mut stream);
+    assert_eq!(next.get("/readyz").0, 200);
+}
+
+#[test]
+fn h25_a_wrong_path_is_an_error_at_the_start_and_a_reload_cannot_change_it() {
+    let (backend, _held) = Backend::held();
+    let directory = TempDir::new().unwrap();
+    let text = with_socket(&backend, &directory);
+    let error = |text: &str| {
+        let path = directory.path().join("snigate.yaml");
+        fs::write(&path, text).unwrap();
+        let output = snigate().arg("run").arg("-c").arg(&path).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for (path, expected) in [
+        ("relative.sock", "expected an absolute path of at most 107 bytes, such as /run/snigate/upgrade.sock"),
+        ("/missing/upgrade.sock", "upgrade.socket: /missing/upgrade.sock: /missing: No such file or directory"),
+        (directory.path().to_str().unwrap(), "exists and is not a socket; remove it, or set another path"),
+    ] {
+        let text = config(&[(NAME, backend.address())], &format!("upgrade: {{socket: {path}}}\n"));
+        assert!(error(&text).contains(expected), "{path}: {}", error(&text));
+    }
+    let router = start(&text);
+    serves(&router);
+    fs::write(&router.config, text.replace("upgrade.sock", "other.sock")).unwrap();
+    router.signal(Signal::HUP);
+    router.wait("why not", |line| {
+        line["reason"].as_str().is_some_and(|reason| reason.contains("upgrade.socket cannot be changed from"))
+    });
+}
+
+/// The first process of a container, in a mount and PID namespace of its own.
+fn contained(network: &Path, text: &str) -> Router {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    fs::write(&path, text).unwrap();
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", network.display()));
+    command.args(["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    command.arg(env!("CARGO_BIN_EXE_snigate")).arg("run").arg("-c").arg(&path).env_remove("RUST_LOG");
+    Router::spawn(command, path, directory)
+}
+
+/// The process of the container, as it is called outside.
+fn first_process(router: &Router) -> rustix::process::Pid {
+    let mut process = router.pid();
+    loop {
+        let of = process.as_raw_nonzero();
+        let children = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap();
+        match children.trim().parse().ok().and_then(rustix::process::Pid::from_raw) {
+            Some(child) => process = child,
+            None => return process,
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root, unshare, nsenter and ip"]
+fn h26_a_container_takes_over_from_another_that_waits_to_be_stopped() {
+    let directory = TempDir::new().unwrap();
+    let mut network = Command::new("unshare");
+    network.args(["--net", "sh", "-c", "ip link set lo up && echo ready >&2 && exec sleep 300"]);
+    let network = Router::spawn(network, directory.path().into(), TempDir::new().unwrap());
+    network.wait_line("the network", |line| line == "ready");
+    let path = format!("/proc/{}/ns/net", network.pid());
+    inside(network.pid(), || {
+        let (backend, held) = Backend::held();
+        let text = with_socket(&backend, &directory);
+        let mut running = contained(Path::new(&path), &text);
+        let mut ended = Vec::new();
+        serves(&running);
+        let mut streams = vec![connect(&running, &held)];
+        for _ in 0..10 {
+            let next = contained(Path::new(&path), &text);
+            serves(&next);
+            running.wait("that it waits", |line| {
+                line["message"]
+                    .as_str()
+                    .is_some_and(|message| message.starts_with("handed over; waiting to be stopped"))
+            });
+            streams.iter_mut().for_each(works);
+            kill_process(first_process(&running), Signal::TERM).unwrap();
+            assert_eq!(running.exit().code(), Some(0));
+            streams.iter_mut().for_each(works);
+            ended.push(std::mem::replace(&mut running, next));
+            streams.push(connect(&running, &held));
+        }
+        kill_process(first_process(&running), Signal::TERM).unwrap();
+    });
+}
