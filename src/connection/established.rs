@@ -108,7 +108,7 @@ fn report_no_answer(record: &mut ConnectionRecord, slot: &EndpointSlot, cause: &
 /// Why a connection was closed by us, where the outcome does not say it.
 fn reason_of(end: RelayEnd, close_reason: CloseReason) -> Option<Box<str>> {
     match (end, close_reason) {
-        (RelayEnd::Stopped, CloseReason::Removed) => Some("a reload removed its route or endpoint".into()),
+        (RelayEnd::Stopped, CloseReason::Removed) => Some("its route or endpoint is no longer configured".into()),
         (RelayEnd::ProbeUnanswered, _) => Some("the endpoint is dead and does not acknowledge this connection".into()),
         _ => None,
     }

@@ -1,19 +1,19 @@
 //! Established connections on their way to another process, which serves in place of this one.
 //!
 //! A connection leaves at a moment of rest. Until the other process has confirmed that it continues the connection, this
-//! process keeps its own descriptors and can continue it itself; it does neither read nor write meanwhile, so that there is
-//! never more than one process that does.
+//! process keeps its own descriptors and can continue it itself. It neither reads nor writes meanwhile, so that there is never
+//! more than one process that does.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{SocketAddr, TcpStream as Socket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use strum::FromRepr;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use crate::connection::RouteTarget;
@@ -46,8 +46,8 @@ struct Versioned<C> {
     connection: C,
 }
 
-/// What the other process says about a connection that it was offered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The answer of the other process to a connection that it was offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRepr)]
 #[repr(u8)]
 pub(crate) enum Verdict {
     /// It continues the connection.
@@ -56,28 +56,16 @@ pub(crate) enum Verdict {
     NotConfigured = b'c',
     /// It has no room for a connection now.
     NoRoom = b'r',
-    /// It does not understand the record, or cannot use the sockets.
+    /// It does not understand the record.
     Unknown = b'u',
 }
 
-impl From<u8> for Verdict {
-    fn from(byte: u8) -> Self {
-        match byte {
-            b'a' => Self::Adopted,
-            b'c' => Self::NotConfigured,
-            b'r' => Self::NoRoom,
-            _ => Self::Unknown,
-        }
-    }
-}
-
-/// Connections that are offered at a time: their descriptors fit into one message.
-pub(crate) const BATCH: usize = 64;
-/// Connections that are closed at a time, with a pause: thousands of clients must not reconnect at the same moment.
-const FEW: usize = 10;
-const PAUSE: Duration = Duration::from_millis(10);
-/// Entries of the registry that are looked at under one lock.
-const CHUNK: usize = 1024;
+/// Between connections that are closed: thousands of clients must not reconnect at the same moment.
+const PAUSE: Duration = Duration::from_millis(1);
+/// Between attempts to close one.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+/// Entries of the registry that are asked at a time. Those that are asked wait until they are offered, so these are few.
+const WAVE: usize = 256;
 
 /// The connections that leave this process.
 #[derive(Debug)]
@@ -85,13 +73,10 @@ pub(crate) struct Departures {
     registry: Arc<Registry>,
     sender: UnboundedSender<Unparked>,
     leaving: UnboundedReceiver<Unparked>,
-}
-
-/// Connections that the other process does not have in its configuration, by what becomes of them: index and endpoint.
-#[derive(Debug, Default)]
-struct Removed {
-    cut: Vec<(usize, EndpointId)>,
-    drain: Vec<(usize, EndpointId)>,
+    /// The next index of the registry to ask.
+    next: usize,
+    /// The number of connections that are not configured in the other process.
+    removed: u32,
 }
 
 impl Departures {
@@ -99,97 +84,105 @@ impl Departures {
     pub(crate) fn start(registry: &Arc<Registry>) -> Self {
         let (sender, leaving) = mpsc::unbounded_channel();
         registry.leave_to(sender.clone());
-        Self { registry: Arc::clone(registry), sender, leaving }
+        Self { registry: Arc::clone(registry), sender, leaving, next: 0, removed: 0 }
     }
 
-    /// Asks all connections that have not been refused for good to leave.
-    pub(crate) fn ask(&self) {
-        let (registry, sender) = (Arc::clone(&self.registry), self.sender.clone());
-        tokio::spawn(async move {
-            let mut start = 0;
-            loop {
-                let (parked, has_more) = registry.ask_to_leave(start..start + CHUNK);
-                for mut unparked in parked {
-                    // Otherwise its events would be reported here for as long as another process has it.
-                    unparked.unwatch();
-                    if let Err(failed) = sender.send(unparked) {
-                        failed.0.stay(false);
-                    }
-                }
-                if !has_more {
-                    return;
-                }
-                start += CHUNK;
-                yield_now().await;
-            }
-        });
+    /// The number of connections that have come to rest and wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.leaving.len()
     }
 
-    /// Waits for connections that have come to rest. Empty: there will be none.
-    pub(crate) async fn next(&mut self) -> Vec<Departing> {
-        let mut batch = Vec::with_capacity(BATCH);
-        self.leaving.recv_many(&mut batch, BATCH).await;
-        batch.into_iter().map(Departing).collect()
-    }
-
-    /// Applies what the other process said. Connections that it has not adopted continue here; those of routes and endpoints
-    /// that it does not have are closed by `on_remove`, if that is to drain after `drain`. Returns how many were adopted.
-    pub(crate) fn apply(&self, batch: Vec<Departing>, verdicts: &[Verdict], drain: Duration) -> usize {
-        let mut removed = Removed::default();
-        let adopted = verdicts.iter().filter(|verdict| **verdict == Verdict::Adopted).count();
-        let mut verdicts = verdicts.iter();
-        for Departing(unparked) in batch {
-            let endpoint = unparked.connection.established.slot.endpoint();
-            match verdicts.next().unwrap_or(&Verdict::Unknown) {
-                Verdict::Adopted => unparked.handed_over(),
-                Verdict::NoRoom => unparked.stay(false),
-                Verdict::Unknown => unparked.stay(true),
-                Verdict::NotConfigured => {
-                    let (policy, id) = (endpoint.on_remove(), endpoint.id);
-                    let index = unparked.handle.index() as usize;
-                    unparked.stay(true);
-                    match policy {
-                        OnRemove::Cut => removed.cut.push((index, id)),
-                        OnRemove::Drain => removed.drain.push((index, id)),
-                        OnRemove::Keep => {}
-                    }
-                }
+    /// Asks the next connections to leave. Whether all have been asked; then it begins anew.
+    pub(crate) fn ask_some(&mut self) -> bool {
+        let (parked, has_more) = self.registry.ask_to_leave(self.next..self.next + WAVE);
+        for mut unparked in parked {
+            // Otherwise its events would be reported here for as long as another process has it.
+            unparked.unwatch();
+            if let Err(failed) = self.sender.send(unparked) {
+                failed.0.stay_for_now();
             }
         }
-        close(&self.registry, &removed.cut);
-        if !removed.drain.is_empty() {
-            let registry = Arc::clone(&self.registry);
-            tokio::spawn(async move {
-                sleep(drain).await;
-                for few in removed.drain.chunks(FEW) {
-                    close(&registry, few);
-                    sleep(PAUSE).await;
-                }
-            });
-        }
-        adopted
+        self.next = if has_more { self.next + WAVE } else { 0 };
+        !has_more
     }
-}
 
-impl Drop for Departures {
-    /// The other process is gone: what has not left continues here.
-    fn drop(&mut self) {
+    /// Waits for connections that have come to rest, and returns at most `limit`.
+    pub(crate) async fn next(&mut self, limit: usize) -> Vec<Departing> {
+        let mut batch = Vec::with_capacity(limit);
+        self.leaving.recv_many(&mut batch, limit).await;
+        batch.into_iter().map(|unparked| Departing(Some(unparked))).collect()
+    }
+
+    /// Applies the verdict on a connection. Unless it is adopted, it continues here; if its route or endpoint is not
+    /// configured any more, it is closed by `on_remove`, if that is to drain after `drain`.
+    pub(crate) fn apply(&mut self, departing: Departing, verdict: Verdict, drain: Duration) {
+        let Some(unparked) = departing.take() else { return };
+        match verdict {
+            Verdict::Adopted => unparked.handed_over(),
+            Verdict::NoRoom => unparked.stay_for_now(),
+            Verdict::Unknown => unparked.stay_for_good(),
+            Verdict::NotConfigured => {
+                let endpoint = unparked.connection.established.slot.endpoint();
+                let (policy, connection) = (endpoint.on_remove(), (unparked.handle.index() as usize, endpoint.id));
+                unparked.stay_for_good();
+                let after = match policy {
+                    OnRemove::Cut => Duration::ZERO,
+                    OnRemove::Drain => drain,
+                    OnRemove::Keep => return,
+                };
+                self.removed += 1;
+                let after = after + PAUSE * self.removed;
+                tokio::spawn(close_after(Arc::clone(&self.registry), connection, after));
+            }
+        }
+    }
+
+    /// The connections that wait continue here; they can be asked again.
+    pub(crate) fn return_waiting(&mut self) {
+        while let Ok(unparked) = self.leaving.try_recv() {
+            unparked.stay_for_now();
+        }
+    }
+
+    /// No more connections leave, because the other process is gone: those that wait continue here.
+    pub(crate) async fn stop(mut self) {
         self.registry.stop_leaving();
         self.leaving.close();
-        while let Ok(unparked) = self.leaving.try_recv() {
-            unparked.stay(false);
+        // Also those that are just being sent.
+        while let Some(unparked) = self.leaving.recv().await {
+            unparked.stay_for_now();
         }
+    }
+
+    /// Completes when this process closes its connections.
+    pub(crate) fn all_closed(&self) -> impl Future<Output = ()> + use<> {
+        let registry = Arc::clone(&self.registry);
+        async move { registry.all_closed().await }
     }
 }
 
-/// A connection that is offered to the other process.
+/// Closes a connection after some time, if it is still connected to this endpoint.
+async fn close_after(registry: Arc<Registry>, (index, endpoint): (usize, EndpointId), after: Duration) {
+    sleep(after).await;
+    // Another message may be pending for it.
+    while registry.is_connected_to(index, endpoint) {
+        registry.close(&[index], &HashSet::from([endpoint]), CloseReason::Removed);
+        sleep(RETRY_INTERVAL).await;
+    }
+}
+
+/// A connection that is offered to the other process. `None` once it is decided.
 #[derive(Debug)]
-pub(crate) struct Departing(Unparked);
+pub(crate) struct Departing(Option<Unparked>);
 
 impl Departing {
-    /// The record of the connection.
+    fn take(mut self) -> Option<Unparked> {
+        self.0.take()
+    }
+
+    /// The record of the connection. Empty if it cannot be handed over.
     pub(crate) fn record(&self) -> Vec<u8> {
-        let Unparked { connection, handle } = &self.0;
+        let Some(Unparked { connection, handle }) = &self.0 else { return Vec::new() };
         let Parked { established, rest, .. } = &**connection;
         let connection = PortableConnection {
             listener: established.record.listener().into(),
@@ -199,18 +192,30 @@ impl Departing {
             record: established.record.to_portable(),
             rest: rest.to_portable(),
         };
-        // It has no maps with other keys than strings, which is all that JSON lacks.
+        // Without maps, nothing in it is unknown to JSON.
         serde_json::to_vec(&Versioned { version: VERSION, connection }).unwrap_or_default()
     }
 
     /// The sockets, the client's first.
-    pub(crate) fn sockets(&self) -> [BorrowedFd<'_>; 2] {
-        [self.0.connection.client.as_fd(), self.0.connection.upstream.as_fd()]
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let connection = self.0.iter().map(|unparked| &unparked.connection);
+        connection.flat_map(|connection| [connection.client.as_fd(), connection.upstream.as_fd()])
     }
 
     /// It continues in this process.
     pub(crate) fn stay(self) {
-        self.0.stay(false);
+        if let Some(unparked) = self.take() {
+            unparked.stay_for_now();
+        }
+    }
+}
+
+impl Drop for Departing {
+    /// The process ends before the other one has answered: neither can know which of them has the connection.
+    fn drop(&mut self) {
+        if let Some(unparked) = self.0.take() {
+            unparked.abandon();
+        }
     }
 }
 
@@ -224,7 +229,7 @@ pub(crate) struct Arrivals<'a> {
     pub(crate) settings: Arc<RelaySettings>,
     pub(crate) listeners: Vec<Arc<ListenerTelemetry>>,
     /// The routes by name.
-    pub(crate) routes: HashMap<&'a str, &'a Arc<RouteTarget>>,
+    pub(crate) routes: &'a HashMap<Box<str>, Arc<RouteTarget>>,
 }
 
 /// A connection of another process that this one can continue.
@@ -246,8 +251,8 @@ impl Arrivals<'_> {
         let connection = serde_json::from_value(version.connection).map_err(|_| Verdict::Unknown)?;
         let PortableConnection { listener, route, endpoint, time_left, record, rest } = connection;
         let route = self.routes.get(&*route).ok_or(Verdict::NotConfigured)?;
-        let slot = route.upstream.adopt(endpoint).ok_or(Verdict::NotConfigured)?;
         let permit = permit.ok_or(Verdict::NoRoom)?;
+        let slot = route.upstream.adopt(endpoint).ok_or(Verdict::NotConfigured)?;
         let listener = self.listener(&listener);
         let record = ConnectionRecord::adopt(&listener, &route.counters, record);
         let source_permit = self.source_table.adopt(record.source(), &self.source_limits).map(Box::new);
@@ -270,18 +275,6 @@ impl Arrivals<'_> {
 impl Arrived {
     /// Continues the connection.
     pub(crate) fn start(self) {
-        let Self(unparked) = self;
-        if unparked.connection.rest.is_half_closed() {
-            unparked.resume();
-        } else {
-            unparked.park();
-        }
+        self.0.park();
     }
-}
-
-/// Closes these connections, if they are still connected to these endpoints.
-fn close(registry: &Registry, connections: &[(usize, EndpointId)]) {
-    let endpoints = connections.iter().map(|(_, endpoint)| *endpoint).collect();
-    let indices: Vec<usize> = connections.iter().map(|(index, _)| *index).collect();
-    registry.close(&indices, &endpoints, CloseReason::Removed);
 }

@@ -20,11 +20,11 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::yield_now;
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::warn;
 
 use crate::connection::established::{Established, Relaying};
-use crate::connection::registry::{Handle, Registry};
+use crate::connection::registry::{Handle, ParkError, Registry};
 use crate::relay::{RelaySettings, Rest, Start, sys};
+use crate::telemetry::{ClosedBy, Outcome};
 
 /// A connection at rest.
 #[derive(Debug)]
@@ -76,7 +76,8 @@ impl ParkingLot {
         self.resume.send(unparked).map_err(|failed| failed.0)
     }
 
-    fn watch(&self, connection: &mut Parked, index: u32) -> io::Result<()> {
+    /// Adds the sockets of a connection, whose entry is about to be parked, to the set.
+    pub(super) fn watch(&self, connection: &mut Parked, index: u32) -> io::Result<()> {
         let (data, flags) = (EventData::new_u64(index.into()), EventFlags::IN | EventFlags::RDHUP);
         epoll::add(&self.epoll, &connection.client, data, flags)?;
         if let Err(error) = epoll::add(&self.epoll, &connection.upstream, data, flags) {
@@ -115,7 +116,7 @@ async fn watch(registry: Arc<Registry>, epoll: AsyncFd<Arc<OwnedFd>>, mut resume
             }
             readable = epoll.readable() => {
                 let Ok(mut readable) = readable else { return };
-                if has_reported_all(epoll.get_ref(), &mut ready) {
+                if take_events(epoll.get_ref(), &mut ready) < BATCH {
                     readable.clear_ready();
                 }
                 // One that was continued meanwhile is ignored.
@@ -125,13 +126,14 @@ async fn watch(registry: Arc<Registry>, epoll: AsyncFd<Arc<OwnedFd>>, mut resume
     }
 }
 
-/// The indices of connections with an event. Whether these are all of them.
-fn has_reported_all(epoll: &OwnedFd, indices: &mut Vec<usize>) -> bool {
+/// Adds the indices of connections with an event, at most [`BATCH`], and returns how many. After an error, that is as if
+/// there were more.
+fn take_events(epoll: &OwnedFd, indices: &mut Vec<usize>) -> usize {
     let mut events = [MaybeUninit::<Event>::uninit(); BATCH];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let Ok((events, _)) = epoll::wait(epoll, &mut events, Some(&now)) else { return false };
+    let Ok((events, _)) = epoll::wait(epoll, &mut events, Some(&now)) else { return BATCH };
     indices.extend(events.iter().filter_map(|event| usize::try_from(event.data.u64()).ok()));
-    events.len() < BATCH
+    events.len()
 }
 
 /// Continues parked connections whose deadline has passed.
@@ -188,37 +190,36 @@ pub(super) fn park(connection: Box<Parked>, handle: Handle) {
 }
 
 impl Unparked {
-    /// Parks it in this process.
+    /// Parks it in this process, or continues it if it cannot be parked.
     pub(super) fn park(self) {
-        let Self { mut connection, handle } = self;
-        let Some(registry) = handle.registry().map(Arc::clone) else { return };
-        let watched = registry.lot().get().map(|lot| lot.watch(&mut connection, handle.index()));
+        // The side that has closed is readable for ever.
+        if self.connection.rest.is_half_closed() {
+            return self.resume();
+        }
+        let Self { connection, handle } = self;
         let deadline = connection.deadline();
-        match watched {
-            Some(Ok(())) => {
-                if let Err(unparked) = handle.park(connection, deadline) {
-                    unparked.resume();
-                }
-            }
-            failed => {
-                if let Some(Err(reason)) = failed {
-                    warn!(%reason, "cannot park a connection; it stays with its task");
-                }
-                let settings = RelaySettings { park_after: None, ..*connection.established.settings };
-                connection.established.settings = Arc::new(settings);
-                Self { connection, handle }.resume();
+        match handle.park(connection, deadline) {
+            Ok(()) => {}
+            Err(ParkError::Notified(unparked)) => unparked.resume(),
+            Err(ParkError::Unwatched(mut unparked, reason)) => {
+                let established = &mut unparked.connection.established;
+                established.record.cannot_park(&reason);
+                let settings = RelaySettings { park_after: None, ..*established.settings };
+                established.settings = Arc::new(settings);
+                unparked.resume();
             }
         }
     }
 
-    /// Continues it in this process although others leave; it is asked again unless it stays `for_good`.
-    pub(super) fn stay(self, for_good: bool) {
-        self.handle.set_stays(for_good);
-        if self.connection.rest.is_half_closed() {
-            self.resume();
-        } else {
-            self.park();
-        }
+    /// Continues it in this process although others leave; it will be asked again.
+    pub(super) fn stay_for_now(self) {
+        self.park();
+    }
+
+    /// Continues it in this process although others leave.
+    pub(super) fn stay_for_good(self) {
+        self.handle.set_stays();
+        self.park();
     }
 
     /// Another process continues it.
@@ -228,6 +229,17 @@ impl Unparked {
         let Established { record, slot, source_permit, permit, settings: _ } = established;
         drop((client, upstream, slot, source_permit, permit));
         record.handed_over();
+    }
+
+    /// The process ends, and it is not known whether another one has the connection.
+    pub(super) fn abandon(self) {
+        let Self { connection, handle: _handle } = self;
+        let mut record = connection.established.record;
+        record.end(
+            Outcome::Drained,
+            ClosedBy::Us,
+            Some("the new process has not answered whether it continues it".into()),
+        );
     }
 
     /// Takes it out of the epoll set.

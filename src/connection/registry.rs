@@ -3,6 +3,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::future::Future;
+use std::io;
 use std::mem;
 use std::ops::Range;
 use std::pin::{Pin, pin};
@@ -60,6 +61,8 @@ pub(crate) struct Registry {
     entries: Mutex<Entries>,
     /// Notified when there is a first connection with a maximum age.
     aging: Notify,
+    /// Notified when all connections are closed.
+    closed: Notify,
     /// Notified when the last connection has ended.
     emptied: Notify,
     /// Notified when a connection has ended.
@@ -207,6 +210,15 @@ impl ConnectionEntry {
     }
 }
 
+/// Why a connection was not parked.
+#[derive(Debug)]
+pub(super) enum ParkError {
+    /// There is a message for it.
+    Notified(Unparked),
+    /// Its sockets cannot be watched.
+    Unwatched(Unparked, io::Error),
+}
+
 /// Keeps one connection in the registry until it is dropped, and receives its messages.
 #[derive(Debug)]
 pub(crate) struct Handle {
@@ -224,6 +236,7 @@ impl Registry {
             created: Instant::now(),
             entries: Mutex::default(),
             aging: Notify::new(),
+            closed: Notify::new(),
             emptied: Notify::new(),
             ended: Notify::new(),
             lot: OnceLock::new(),
@@ -245,6 +258,18 @@ impl Registry {
     /// The number of open connections.
     pub(crate) fn len(&self) -> usize {
         self.entries().open.len()
+    }
+
+    /// Completes when all connections are closed, present and future.
+    pub(crate) async fn all_closed(&self) {
+        loop {
+            let mut closed = pin!(self.closed.notified());
+            closed.as_mut().enable();
+            if self.entries().closed {
+                return;
+            }
+            closed.await;
+        }
     }
 
     /// Completes when there is no connection.
@@ -272,6 +297,7 @@ impl Registry {
     pub(crate) fn close_all(&self) {
         let mut entries = self.entries();
         entries.closed = true;
+        self.closed.notify_waiters();
         let Entries { open, .. } = &mut *entries;
         for (index, entry) in open {
             // Even if another message is pending.
@@ -328,7 +354,8 @@ impl Registry {
 
     /// Continues the parked connections with these indices whose deadline has passed. Whether there are higher indices.
     pub(super) fn resume_due(&self, indices: Range<usize>) -> bool {
-        let now = self.tick(Instant::now());
+        // Rounded down, while deadlines are rounded up: none is early.
+        let now = self.tick(Instant::now()).saturating_sub(1);
         let mut entries = self.entries();
         let has_more = entries.open.capacity() > indices.end;
         for index in indices {
@@ -404,6 +431,11 @@ impl Registry {
     /// Completes when a connection has ended, immediately if one has since the last time. Each end wakes one caller.
     pub(crate) async fn ended(&self) {
         self.ended.notified().await;
+    }
+
+    /// Whether the connection with this index is still connected to this endpoint.
+    pub(super) fn is_connected_to(&self, index: usize, endpoint: EndpointId) -> bool {
+        self.entries().open.get(index).is_some_and(|entry| entry.phase == Phase::ConnectedTo(endpoint))
     }
 
     /// Closes connections at their maximum age, for as long as the process runs.
@@ -514,22 +546,28 @@ impl Handle {
         self.index
     }
 
-    /// Keeps the connection in the registry until `deadline`, or until there is a message for it. Fails if there is one
-    /// already.
-    pub(super) fn park(mut self, connection: Box<Parked>, deadline: Instant) -> Result<(), Unparked> {
-        let Some(registry) = self.registry.take() else { return Err(Unparked { connection, handle: self }) };
+    /// Keeps the connection in the registry until `deadline`, or until there is an event or a message for it. Fails if there
+    /// is a message already.
+    pub(super) fn park(mut self, mut connection: Box<Parked>, deadline: Instant) -> Result<(), ParkError> {
+        let Some(registry) = self.registry.take() else {
+            return Err(ParkError::Notified(Unparked { connection, handle: self }));
+        };
         let mut entries = registry.entries();
-        match entries.open.get_mut(self.index as usize) {
-            Some(entry) if matches!(entry.state, TaskState::Running(_)) => {
-                entry.state = TaskState::Parked { connection, deadline: registry.tick(deadline) };
-                Ok(())
-            }
-            _ => {
-                drop(entries);
-                self.registry = Some(registry);
-                Err(Unparked { connection, handle: self })
-            }
+        let entry = entries.open.get_mut(self.index as usize);
+        let Some(entry) = entry.filter(|entry| matches!(entry.state, TaskState::Running(_))) else {
+            drop(entries);
+            self.registry = Some(registry);
+            return Err(ParkError::Notified(Unparked { connection, handle: self }));
+        };
+        // Under the lock: an event that is reported before the entry is parked would not be reported again.
+        let watched = registry.lot.get().ok_or_else(|| io::ErrorKind::Unsupported.into());
+        if let Err(error) = watched.and_then(|lot| lot.watch(&mut connection, self.index)) {
+            drop(entries);
+            self.registry = Some(registry);
+            return Err(ParkError::Unwatched(Unparked { connection, handle: self }, error));
         }
+        entry.state = TaskState::Parked { connection, deadline: registry.tick(deadline) };
+        Ok(())
     }
 
     /// Where the connection goes, if it leaves.
@@ -539,11 +577,11 @@ impl Handle {
         entries.leaving.clone().filter(|_| !stays)
     }
 
-    /// Whether the connection stays when others leave.
-    pub(super) fn set_stays(&self, stays: bool) {
+    /// The connection stays when others leave.
+    pub(super) fn set_stays(&self) {
         let Some(registry) = &self.registry else { return };
         if let Some(entry) = registry.entries().open.get_mut(self.index as usize) {
-            entry.stays = stays;
+            entry.stays = true;
         }
     }
 }

@@ -37,6 +37,8 @@ pub(crate) enum FromPredecessor {
     Connections(u64),
     /// To be answered with a byte for each.
     Offer(Vec<Offered>),
+    /// So many connections were offered, for whose sockets this process has no descriptors. To be answered too.
+    NoDescriptors(usize),
 }
 
 impl Channel {
@@ -54,6 +56,8 @@ impl Channel {
     pub(crate) async fn offer(&mut self, records: &[Vec<u8>], sockets: &[BorrowedFd<'_>]) -> io::Result<Vec<u8>> {
         self.send(OFFER, records.len() as u64, sockets).await?;
         for record in records {
+            // One that is too long is not understood there, instead of ending the connection to the other process.
+            let record = if record.len() > MAX_RECORD { &[] } else { &record[..] };
             self.0.write_u32(u32::try_from(record.len()).map_err(io::Error::other)?).await?;
             self.0.write_all(record).await?;
         }
@@ -77,19 +81,23 @@ impl Channel {
         };
         match kind {
             COUNT => Ok(FromPredecessor::Connections(number)),
-            OFFER if number <= MAX_OFFERED as u64 && sockets.len() as u64 == 2 * number => {
-                let mut offered = Vec::new();
-                let mut sockets = sockets.into_iter();
-                while let (Some(client), Some(upstream)) = (sockets.next(), sockets.next()) {
+            OFFER if number <= MAX_OFFERED as u64 => {
+                let mut records = Vec::new();
+                for _ in 0..number {
                     let length = self.0.read_u32().await? as usize;
                     if length > MAX_RECORD {
                         return Err(invalid("a record that is too long"));
                     }
                     let mut record = vec![0; length];
                     self.0.read_exact(&mut record).await?;
-                    offered.push((record, [client, upstream]));
+                    records.push(record);
                 }
-                Ok(FromPredecessor::Offer(offered))
+                if sockets.len() != 2 * records.len() {
+                    return Ok(FromPredecessor::NoDescriptors(records.len()));
+                }
+                let mut sockets = sockets.into_iter();
+                let pairs = std::iter::from_fn(|| Some([sockets.next()?, sockets.next()?]));
+                Ok(FromPredecessor::Offer(records.into_iter().zip(pairs).collect()))
             }
             _ => Err(invalid("an unknown message")),
         }
@@ -169,10 +177,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn h22_an_offer_whose_sockets_do_not_fit_is_understood() {
+        let (mut old, mut new) = pair();
+        let records = [b"first".to_vec(), vec![b'x'; MAX_RECORD + 1], b"third".to_vec()];
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        // As if the kernel had dropped the others, because the process has reached its limit.
+        let sockets = [socket.as_fd()];
+        let offering = old.offer(&records, &sockets);
+        let answering = async {
+            assert!(matches!(new.receive().await.unwrap(), FromPredecessor::NoDescriptors(3)));
+            new.answer(b"rrr").await.unwrap();
+        };
+        let (answers, ()) = tokio::join!(offering, answering);
+        assert_eq!(answers.unwrap(), b"rrr");
+    }
+
+    #[tokio::test]
     async fn what_is_no_message_is_an_error_and_an_end_is_an_end() {
         let (mut old, mut new) = pair();
-        old.send(OFFER, 3, &[]).await.unwrap();
-        assert_eq!(new.receive().await.unwrap_err().kind(), io::ErrorKind::InvalidData, "no sockets");
+        old.send(OFFER, MAX_OFFERED as u64 + 1, &[]).await.unwrap();
+        assert_eq!(new.receive().await.unwrap_err().kind(), io::ErrorKind::InvalidData, "too many");
         old.send(99, 0, &[]).await.unwrap();
         assert_eq!(new.receive().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
         old.answer(b"short").await.unwrap();

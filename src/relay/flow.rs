@@ -158,6 +158,8 @@ impl Flow {
             };
             match length {
                 Some(0) => return Poll::Ready(Ok(())),
+                // Such reads are not limited by the runtime, which reports the rest anyway.
+                Some(_) if readiness == Readiness::Ignored => return Poll::Pending,
                 Some(length) if length >= BULK_READ => {
                     self.bulk_bytes = self.bulk_bytes.saturating_add(u32::try_from(length).unwrap_or(u32::MAX));
                 }

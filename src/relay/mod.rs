@@ -25,6 +25,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -76,7 +77,7 @@ pub(crate) enum Engine {
 }
 
 /// One of the two peers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) enum Side {
     /// The peer that connected to us.
     Client,
@@ -490,7 +491,10 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
     /// rest as readable.
     fn read_unannounced(&mut self, cx: &mut Context<'_>) {
         for from in [Side::Client, Side::Upstream] {
-            if rustix::io::ioctl_fionread(self.socket(from)).is_ok_and(|waiting| waiting > 0) {
+            for _ in 0..MAX_UNANNOUNCED {
+                if !rustix::io::ioctl_fionread(self.socket(from)).is_ok_and(|waiting| waiting > 0) {
+                    break;
+                }
                 self.poll_flow(cx, from, Readiness::Ignored);
                 // The flow may have ended.
                 cx.waker().wake_by_ref();
@@ -503,6 +507,9 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
 fn watch_for_reset(closed: &TcpStream) -> ResetWatch<'_> {
     Box::pin(async { closed.ready(Interest::ERROR).await.map(drop) })
 }
+
+/// Maximum number of reads of a socket whose data is not reported.
+const MAX_UNANNOUNCED: usize = 16;
 
 /// Whether to read only after the kernel has reported the socket as readable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -54,8 +54,7 @@ impl Rest {
             silent: now.saturating_duration_since(self.last_activity),
             next_check: self.liveness.deadline().map(|at| at.saturating_duration_since(now)),
             delivered_after_close: self.delivered_after_close,
-            client_closed: self.closed_first == Some(Side::Client),
-            upstream_closed: self.closed_first == Some(Side::Upstream),
+            closed_first: self.closed_first,
             awaits_answer: self.awaits_answer,
             has_begun: self.has_begun,
         }
@@ -68,29 +67,16 @@ pub(crate) struct PortableRest {
     silent: Duration,
     next_check: Option<Duration>,
     delivered_after_close: u32,
-    client_closed: bool,
-    upstream_closed: bool,
+    closed_first: Option<Side>,
     awaits_answer: bool,
     has_begun: [bool; 2],
 }
 
 impl From<PortableRest> for Rest {
     fn from(portable: PortableRest) -> Self {
-        let PortableRest {
-            silent,
-            next_check,
-            delivered_after_close,
-            client_closed,
-            upstream_closed,
-            awaits_answer,
-            has_begun,
-        } = portable;
+        let PortableRest { silent, next_check, delivered_after_close, closed_first, awaits_answer, has_begun } =
+            portable;
         let now = Instant::now();
-        let closed_first = match (client_closed, upstream_closed) {
-            (true, _) => Some(Side::Client),
-            (false, true) => Some(Side::Upstream),
-            (false, false) => None,
-        };
         Self {
             last_activity: now.checked_sub(silent).unwrap_or(now),
             liveness: Liveness::with_check_at(next_check.map(|after| now + after)),

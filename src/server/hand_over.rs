@@ -1,5 +1,6 @@
 //! Connections of an old process that continue here.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -8,15 +9,16 @@ use tokio::sync::Semaphore;
 
 use super::Server;
 use super::generation::Generation;
+use crate::connection::RouteTarget;
 use crate::connection::admission::{SourceLimits, SourceTable};
 use crate::connection::hand_over::{Arrivals, Arrived, Departures, Verdict};
 use crate::connection::registry::Registry;
 use crate::relay::RelaySettings;
 use crate::telemetry::{Counters, ListenerTelemetry};
 
-/// What a connection gets that was not accepted here.
+/// The settings of connections that are adopted.
 #[derive(Debug)]
-pub(super) struct Terms {
+pub(super) struct AdoptionSettings {
     pub(super) relay: Arc<RelaySettings>,
     pub(super) source_limits: SourceLimits,
     pub(super) listeners: Vec<Arc<ListenerTelemetry>>,
@@ -30,25 +32,35 @@ pub(crate) struct Adopter {
     source_table: Arc<SourceTable>,
     permits: Arc<Semaphore>,
     generation: Arc<ArcSwap<Generation>>,
-    terms: Arc<ArcSwapOption<Terms>>,
+    /// `None`: no connection is adopted any more.
+    settings: Arc<ArcSwapOption<AdoptionSettings>>,
+    /// The routes of a generation by name.
+    routes: Option<(Arc<Generation>, RoutesByName)>,
 }
+
+type RoutesByName = HashMap<Box<str>, Arc<RouteTarget>>;
 
 impl Adopter {
     /// Prepares to continue these connections. Returns the verdict on each, and those that are to be started once the old
     /// process knows it.
-    pub(crate) fn prepare(&self, offered: Vec<(Vec<u8>, [OwnedFd; 2])>) -> (Vec<u8>, Vec<Arrived>) {
-        let Some(terms) = self.terms.load_full() else {
-            return (vec![Verdict::NoRoom as u8; offered.len()], Vec::new());
-        };
+    pub(crate) fn prepare(&mut self, offered: Vec<(Vec<u8>, [OwnedFd; 2])>) -> (Vec<u8>, Vec<Arrived>) {
+        let Some(settings) = self.settings.load_full() else { return (Self::no_room(offered.len()), Vec::new()) };
         let generation = self.generation.load_full();
+        let routes = match self.routes.take() {
+            Some((of, routes)) if Arc::ptr_eq(&of, &generation) => routes,
+            _ => {
+                let routes = generation.view.routes.iter();
+                routes.map(|route| (route.counters.name().into(), Arc::clone(route))).collect()
+            }
+        };
         let arrivals = Arrivals {
             registry: &self.registry,
             counters: &self.counters,
             source_table: &self.source_table,
-            source_limits: terms.source_limits,
-            settings: Arc::clone(&terms.relay),
-            listeners: terms.listeners.clone(),
-            routes: generation.view.routes.iter().map(|route| (route.counters.name(), route)).collect(),
+            source_limits: settings.source_limits,
+            settings: Arc::clone(&settings.relay),
+            listeners: settings.listeners.clone(),
+            routes: &routes,
         };
         let (mut verdicts, mut arrived) = (Vec::with_capacity(offered.len()), Vec::with_capacity(offered.len()));
         for (record, sockets) in offered {
@@ -61,7 +73,13 @@ impl Adopter {
                 Err(verdict) => verdict as u8,
             });
         }
+        self.routes = Some((generation, routes));
         (verdicts, arrived)
+    }
+
+    /// The verdicts on so many connections for which there is no room.
+    pub(crate) fn no_room(connections: usize) -> Vec<u8> {
+        vec![Verdict::NoRoom as u8; connections]
     }
 }
 
@@ -74,7 +92,8 @@ impl Server {
             source_table: Arc::clone(&self.source_table),
             permits: Arc::clone(&self.capacity.permits),
             generation: Arc::clone(&self.generation),
-            terms: Arc::clone(&self.terms),
+            settings: Arc::clone(&self.adoption),
+            routes: None,
         }
     }
 

@@ -28,7 +28,7 @@ use self::capacity::Capacity;
 pub(crate) use self::generation::Changes;
 use self::generation::{Generation, Next};
 pub(crate) use self::hand_over::Adopter;
-use self::hand_over::Terms;
+use self::hand_over::AdoptionSettings;
 use self::listening::{Acceptor, Listening, OpenSocket};
 use self::prepare::{ListenerSource, Prepared};
 use crate::admin::{self, AdminHandles, Answers, Fixed, Hosts, PerRoute, View};
@@ -54,8 +54,8 @@ pub(crate) struct Server {
     capacity: Capacity,
     source_table: Arc<SourceTable>,
     generation: Arc<ArcSwap<Generation>>,
-    /// Once a configuration is in use.
-    terms: Arc<ArcSwapOption<Terms>>,
+    /// While connections of an old process are adopted.
+    adoption: Arc<ArcSwapOption<AdoptionSettings>>,
     admin_view: Arc<ArcSwap<View>>,
     listeners: Vec<(Listening, Arc<ArcSwap<Snapshot>>)>,
     admin: Option<Listening>,
@@ -164,7 +164,7 @@ impl Server {
             capacity: Capacity::default(),
             source_table: Arc::default(),
             generation: Arc::default(),
-            terms: Arc::default(),
+            adoption: Arc::default(),
             admin_view: Arc::default(),
             listeners: Vec::new(),
             admin: None,
@@ -290,7 +290,8 @@ impl Server {
         let mut closed = self.listen(listeners, prepared.listeners, &settings, &generation);
         let names = self.listeners.iter().map(|(_, snapshot)| Arc::clone(&snapshot.load().listener));
         let (relay, source_limits) = (Arc::clone(&settings.relay), settings.source_limits);
-        self.terms.store(Some(Arc::new(Terms { relay, source_limits, listeners: names.collect() })));
+        let adoption = AdoptionSettings { relay, source_limits, listeners: names.collect() };
+        self.adoption.store(Some(Arc::new(adoption)));
         self.admin_view.store(Arc::clone(&generation.view));
         self.generation.store(generation);
         if let Some(admin) = admin {
@@ -467,6 +468,8 @@ impl Server {
     /// `timeouts.drain`. Returns how many those were.
     pub(crate) async fn drain(&mut self) -> usize {
         self.draining.cancel();
+        // What an old process still has may drain there as well.
+        self.adoption.store(None);
         let Timeouts { shutdown_delay, drain, .. } = self.timeouts;
         if !shutdown_delay.is_zero() {
             info!(seconds = shutdown_delay.as_secs_f64(), "not ready; still accepting for shutdown_delay");

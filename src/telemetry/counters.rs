@@ -52,6 +52,7 @@ pub(crate) struct Counters {
     accept_errors: Mutex<BTreeMap<&'static str, u64>>,
     errors_logged: OncePerSecond,
     full_logged: OncePerSecond,
+    unparked_logged: OncePerSecond,
 }
 
 /// The name of a listener in logs and metrics, and where its connections are counted.
@@ -168,6 +169,7 @@ impl Counters {
             accept_errors: Mutex::default(),
             errors_logged: OncePerSecond::default(),
             full_logged: OncePerSecond::default(),
+            unparked_logged: OncePerSecond::default(),
         }
     }
 
@@ -247,6 +249,11 @@ impl Counters {
     /// Whether to log that the connection limit is reached: at most once per second.
     pub(crate) fn may_log_full(&self) -> bool {
         self.full_logged.admits()
+    }
+
+    /// Whether to log that a connection cannot be parked: at most once per second.
+    pub(crate) fn may_log_unparked(&self) -> bool {
+        self.unparked_logged.admits()
     }
 
     /// Failed calls of `accept`, by error.

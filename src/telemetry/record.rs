@@ -125,6 +125,13 @@ impl ConnectionRecord {
         }
     }
 
+    /// The connection cannot be parked. Logged at most once per second.
+    pub(crate) fn cannot_park(&self, reason: &std::io::Error) {
+        if self.listener.counters.may_log_unparked() {
+            tracing::warn!(%reason, "cannot park connections at rest");
+        }
+    }
+
     /// The other process has adopted the record: here it is neither counted nor logged.
     pub(crate) fn handed_over(mut self) {
         self.is_handed_over = true;

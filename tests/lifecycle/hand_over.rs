@@ -189,7 +189,7 @@ fn h23_connections_of_a_route_that_the_new_process_lacks_follow_on_remove() {
             assert_eq!(client.rest(), (Vec::new(), End::Fin), "{policy}");
             let account = router.account_of(client.address());
             assert_eq!(account["outcome"], "drained", "{account}");
-            assert_eq!(account["reason"], "a reload removed its route or endpoint");
+            assert_eq!(account["reason"], "its route or endpoint is no longer configured");
         }
         assert_eq!(router.exit().code(), Some(0));
     }
@@ -226,6 +226,8 @@ fn successor() {
     match &*role {
         // While it has the connection, without an answer.
         "dies" => std::process::exit(0),
+        // It has the connection, and does not say whether it continues it.
+        "hangs" => std::thread::sleep(PATIENCE),
         // It does not understand the record.
         "refuses" => {
             channel.write_all(b"?").unwrap();
@@ -263,6 +265,38 @@ fn h09_connections_continue_when_the_new_process_dies_with_them_or_refuses_them(
         let account = router.account_of(client.address());
         assert_eq!((&account["outcome"], &account["bytes.sent"]), (&"completed".into(), &4.into()), "{account}");
     }
+}
+
+#[test]
+fn h10_a_new_process_that_does_not_answer_does_not_keep_the_old_one() {
+    let (backend, held) = Backend::held();
+    let text = config(&[(NAME, backend.address())], &format!("{UNBOUND}timeouts: {{drain: 100ms}}\n"));
+    let (mut router, binary) = linked(&text);
+    let (client, _upstream) = connect(&router, &held);
+    upgrade_to("hangs", &router, &binary);
+    router.wait("that it drains", |line| line["message"] == "draining");
+    router.signal(rustix::process::Signal::TERM);
+    assert_eq!(router.exit().code(), Some(0));
+    let account = router.account_of(client.address());
+    assert_eq!(account["outcome"], "drained", "{account}");
+}
+
+/// Data that arrives just then is reported once by the kernel.
+#[test]
+fn h24_what_arrives_at_the_moment_of_parking_is_not_forgotten() {
+    let (backend, held) = Backend::held();
+    let router = Router::start(&config(&[(NAME, backend.address())], "limits: {park_after: 100ms}\n"));
+    std::thread::scope(|scope| {
+        for number in 0..16 {
+            let (mut client, mut upstream) = connect(&router, &held);
+            scope.spawn(move || {
+                for round in 0..40 {
+                    works(&mut client, &mut upstream);
+                    std::thread::sleep(Duration::from_micros(99_000 + 150 * ((number + round) % 16)));
+                }
+            });
+        }
+    });
 }
 
 #[test]

@@ -20,7 +20,8 @@ use crate::server::{Changes, Server};
 use anyhow::{Context as _, anyhow};
 use rustix::process::{Pid, kill_process};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{error, info, warn};
 
 use self::signals::{Busy, SignalRequest, Signals};
@@ -191,13 +192,16 @@ async fn serve(
         // Otherwise the predecessor notifies systemd.
         notifier.notify(Notification::Serving);
     }
-    match predecessor.map(|predecessor| predecessor.take_over(&adopted)) {
-        None => {}
+    let arrivals = match predecessor.map(|predecessor| predecessor.take_over(&adopted)) {
+        None => None,
         Some(Ok(channel)) => {
-            tokio::spawn(hand_over::receive(channel, server.adopter(), Arc::clone(server.counters())));
+            Some(tokio::spawn(hand_over::receive(channel, server.adopter(), Arc::clone(server.counters()))))
         }
-        Some(Err(reason)) => warn!(%reason, "lost the connection to the old process"),
-    }
+        Some(Err(reason)) => {
+            warn!(%reason, "lost the connection to the old process");
+            None
+        }
+    };
     let ended = reload_until_stopped(&mut server, &mut signals, &upgrades, file.as_mut(), watches, &notifier, &logging);
     Ok(match ended.await {
         RunEnd::Stop(signal) => {
@@ -214,7 +218,7 @@ async fn serve(
             }
             // The new process has a duplicate.
             drop(upgrades);
-            step_back(&mut server, successor, signals).await
+            step_back(&mut server, successor, arrivals, signals).await
         }
     })
 }
@@ -428,20 +432,33 @@ async fn stop(server: &mut Server, mut signals: Signals) -> ExitCode {
     }
 }
 
-/// Hands connections over to the successor, and drains those that stay for `timeouts.upgrade_drain`, or for
-/// `timeouts.drain` after a signal to stop.
-async fn step_back(server: &mut Server, successor: Successor, mut signals: Signals) -> ExitCode {
-    server.step_back(&successor.taken_over).await;
+/// Hands connections over to the successor, those that still arrive from a predecessor too, and drains what stays for
+/// `timeouts.upgrade_drain`, or for `timeouts.drain` after a signal to stop.
+async fn step_back(
+    server: &mut Server,
+    successor: Successor,
+    arrivals: Option<JoinHandle<()>>,
+    mut signals: Signals,
+) -> ExitCode {
     let drain = server.timeouts().drain;
+    let taken_over = successor.taken_over.clone();
+    // Before the listeners are closed, which may have to wait for room.
     match successor.into_channel() {
         Ok(channel) => {
             tokio::spawn(hand_over::send(channel, server.departures(), server.count_connections(), drain));
         }
         Err(reason) => warn!(%reason, "cannot hand connections over to the new process"),
     }
+    server.step_back(&taken_over).await;
     let deadline = Instant::now() + server.timeouts().upgrade_drain;
+    let finished = async {
+        if let Some(arrivals) = arrivals {
+            let _ = timeout_at(deadline, arrivals).await;
+        }
+        server.finish(deadline).await
+    };
     let sooner = tokio::select! {
-        _ = server.finish(deadline) => {
+        _ = finished => {
             if std::process::id() == 1 {
                 // If it exited, the container would be started again, and take over in its turn.
                 info!("handed over; waiting to be stopped, because the container ends with this process");
@@ -451,7 +468,7 @@ async fn step_back(server: &mut Server, successor: Successor, mut signals: Signa
         }
         signal = signals.stop(Busy::Draining) => {
             info!(signal, "shutting down; repeat the signal to exit immediately");
-            deadline.min(Instant::now() + server.timeouts().drain)
+            deadline.min(Instant::now() + drain)
         }
     };
     tokio::select! {

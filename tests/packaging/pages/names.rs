@@ -26,6 +26,7 @@ const OTHERS: &[&str] = &[
     "kubernetes.default.svc",
     "least_conn",
     "limit_conn",
+    "hand_over",
     "loop_check",
     "max_fails",
     "net.ipv4.tcp_mem",
