@@ -103,9 +103,12 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
         Engine::Splice => "splice",
     };
     writeln!(text, "relay      {engine}")?;
+    writeln!(text, "latency    spin {}", config.latency.spin.map_or("off".into(), |spin| format!("{spin:?}")))?;
     writeln!(text, "workers    {}", config.workers.map_or("auto".into(), |workers| workers.to_string()))?;
     writeln!(text, "sandbox    {}", config.sandbox.label())?;
     writeln!(text, "watch      {}", config.watch)?;
+    let upgrade_socket = config.upgrade_socket.as_ref().map_or("none".into(), |path| path.display().to_string());
+    writeln!(text, "upgrade    socket {upgrade_socket}")?;
     let admin = config.admin.as_ref().map_or("none".into(), |Admin { address, hosts: Hosts(hosts), per_route }| {
         let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
         let hosts = [&["IP addresses".into(), "localhost".into()], &hosts[..]].concat();
