@@ -1,5 +1,5 @@
-//! What clients see while a proxy changes, under the same load: new connections at a fixed rate, and streams whose every
-//! byte is compared.
+//! What clients see while a proxy changes, under the same load: new connections at a fixed rate, and streams of random
+//! sizes and pauses whose every byte is compared.
 //!
 //! Reloads, half of them of invalid files; upgrades of the binary, a tenth of them to broken ones; restarts after a kill;
 //! a stop with transfers under way; and, for snigate alone, large files.
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Common;
 use crate::load::{Attempt, Client, Order, PATIENCE, backend, byte_at, open, ping, within};
-use crate::proxy::{Program, Proxy, Setup};
+use crate::proxy::{Parking, Program, Proxy, Setup};
 use crate::report::{failures, line, percentile, summary};
 
 #[derive(Args, Clone)]
@@ -48,6 +48,9 @@ pub struct Options {
     /// Reloads of a file with a hundredth of these
     #[arg(long, default_value_t = 1000)]
     large_reloads: usize,
+    /// Only `reloads`, `upgrades`, `restarts`, `stop` or `large`
+    #[arg(long, default_value = "")]
+    only: String,
     /// Only snigate, and an error if anything failed
     #[arg(long)]
     alone: bool,
@@ -57,9 +60,9 @@ pub fn run(mut options: Options, common: &Common) {
     if common.quick {
         options = Options {
             rate: 200,
-            streams: 50,
+            streams: 100,
             reloads: 20,
-            upgrades: 4,
+            upgrades: 5,
             restarts: 3,
             transfers: 20,
             routes: 10_000,
@@ -73,27 +76,42 @@ pub fn run(mut options: Options, common: &Common) {
 
 async fn measure(options: &Options, programs: &[Program]) {
     let backend = backend().await;
-    let start = |program| Proxy::start(program, Setup { connections: Some(9000), ..Setup::new([backend]) });
+    let start = |program: &Program| {
+        // Most streams are parked now and then, some most of the time.
+        let parking = matches!(program, Program::Snigate(_)).then(|| Parking::after("300ms"));
+        Proxy::start(program, Setup { connections: Some(9000), parking, ..Setup::new([backend]) })
+    };
+    let does = |measurement: &str| measurement.contains(&options.only);
     let mut failed = 0;
-    println!("reloads: {} at 10/s, every other one of an invalid file", options.reloads);
-    for program in programs {
-        failed += reloads(start(program), options).await;
+    if does("reloads") {
+        println!("reloads: {} at 10/s, every other one of an invalid file", options.reloads);
+        for program in programs {
+            failed += reloads(start(program), options).await;
+        }
     }
-    println!("\nupgrades: {} in a row, every tenth to a binary that does not serve", options.upgrades);
-    for program in programs {
-        failed += upgrades(start(program), options).await;
+    if does("upgrades") {
+        println!("\nupgrades: {} in a row, every tenth to a binary that does not serve", options.upgrades);
+        for program in programs {
+            failed += upgrades(start(program), options).await;
+        }
     }
-    println!("\nrestarts: {} times killed and started again; from the start to the first accept", options.restarts);
-    for program in programs {
-        restarts(start(program), options.restarts).await;
+    if does("restarts") {
+        println!("\nrestarts: {} times killed and started again; from the start to the first accept", options.restarts);
+        for program in programs {
+            restarts(start(program), options.restarts).await;
+        }
     }
-    println!("\nstop: {} transfers of 10 MB under way", options.transfers);
-    for program in programs {
-        failed += stop(start(program), options.transfers).await;
+    if does("stop") {
+        println!("\nstop: {} transfers of 10 MB under way", options.transfers);
+        for program in programs {
+            failed += stop(start(program), options.transfers).await;
+        }
     }
-    println!("\nlarge files");
-    for program in programs.iter().filter(|program| matches!(program, Program::Snigate(_))) {
-        large(start(program), options.routes, options.large_reloads).await;
+    if does("large") {
+        println!("\nlarge files");
+        for program in programs.iter().filter(|program| matches!(program, Program::Snigate(_))) {
+            large(start(program), options.routes, options.large_reloads).await;
+        }
     }
     assert!(!options.alone || failed == 0, "{failed} failures");
 }
@@ -119,8 +137,12 @@ async fn reloads(proxy: Proxy, options: &Options) -> usize {
 }
 
 async fn upgrades(mut proxy: Proxy, options: &Options) -> usize {
+    let is_snigate = matches!(proxy.program, Program::Snigate(_));
+    let descriptors = proxy.descriptors();
     let load = Load::start(&proxy, options).await;
     let (mut done, mut in_vain) = (0, 0);
+    // Of old processes that have exited after an upgrade.
+    let (mut took, mut remaining) = (Vec::new(), 0);
     for number in 0..options.upgrades {
         let works = number % 10 != 3;
         proxy.install(works);
@@ -131,11 +153,54 @@ async fn upgrades(mut proxy: Proxy, options: &Options) -> usize {
         if in_vain == 3 {
             break;
         }
+        // The old processes of others have streams until the end.
+        if is_done && is_snigate {
+            match alone(&proxy).await {
+                Some(duration) => took.push(duration),
+                None => remaining += 1,
+            }
+        }
     }
-    let failed = load.end(&proxy).await;
+    let mut failed = load.end(&proxy).await + remaining;
     let wanted = (0..options.upgrades).filter(|number| number % 10 != 3).count();
     line("", format!("{done} of {wanted} upgrades to a working binary succeeded"));
-    failed + usize::from(matches!(proxy.program, Program::Snigate(_)) && done != wanted)
+    if is_snigate {
+        failed += wanted - done;
+        let [median, longest] = [50, 100].map(|percent| percentile(&took, percent));
+        line(
+            "",
+            format!(
+                "the old process exits after {median:.0} ms (median), {longest:.0} ms (longest); {remaining} times not within {SOON:?}"
+            ),
+        );
+        // Until the last streams have ended in the proxy, too.
+        sleep(SOON).await;
+        let gauges = ["active", "parked"].map(|kind| proxy.metric(&format!("snigate_connections_{kind}")).unwrap());
+        line(
+            "",
+            format!(
+                "descriptors before and after: {descriptors}, {}; connections open and parked after: {gauges:?}",
+                proxy.descriptors()
+            ),
+        );
+        failed += usize::from(gauges != [0, 0]);
+    }
+    failed
+}
+
+/// When an old process is to have exited.
+const SOON: Duration = Duration::from_secs(1);
+
+/// How long until there is one process, if that is soon.
+async fn alone(proxy: &Proxy) -> Option<Duration> {
+    let begun = Instant::now();
+    while proxy.processes().len() > 1 {
+        if begun.elapsed() > SOON {
+            return None;
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+    Some(begun.elapsed())
 }
 
 async fn restarts(mut proxy: Proxy, count: usize) {
@@ -276,7 +341,7 @@ impl Load {
         let attempts = self.attempts.await.unwrap();
         let (processes, count) = (proxy.processes().len(), self.streams.len());
         let (mut broken, mut bytes) = (Vec::new(), 0);
-        while let Some(stream) = self.streams.join_next().await {
+        while let Some(stream) = within(PATIENCE, "the end of the streams", self.streams.join_next()).await {
             match stream.unwrap() {
                 Ok(more) => bytes += more,
                 Err(failure) => broken.push(failure),
@@ -294,24 +359,60 @@ impl Load {
     }
 }
 
-/// Sends and receives back until the end; how many bytes were received.
+/// Most messages are smaller than this.
+const MESSAGE: u64 = 16 * 1024;
+
+/// Sends messages of random sizes after random pauses, and receives all of them back meanwhile; how many bytes. Every
+/// fourth stream is silent from its first message until the end.
 async fn stream(address: SocketAddr, seed: usize, stop: CancellationToken) -> Result<u64, String> {
-    let size = 64 + seed % 1000;
-    let mut stream = open(address, Order::Echo(size)).await.map_err(|error| format!("stream: {error}"))?;
-    let (mut bytes, mut back) = (0, vec![0; size]);
-    while !stop.is_cancelled() {
-        let sent: Vec<u8> = (0..size).map(|place| byte_at(seed + bytes + place)).collect();
-        let echo = async {
-            stream.write_all(&sent).await?;
-            stream.read_exact(&mut back).await
-        };
-        let echo = timeout(PATIENCE, echo).await.map_err(|_| format!("stream: no echo within {PATIENCE:?}"))?;
-        echo.map_err(|error| format!("stream: {error}"))?;
-        if back != sent {
-            return Err("stream: other bytes than were sent".into());
+    let stream = open(address, Order::Return).await.map_err(|error| format!("stream: {error}"))?;
+    let (mut reader, mut writer) = stream.into_split();
+    let mut random = Random(seed as u64 + 1);
+    let send = async {
+        let mut sent = 0;
+        let mut is_last = false;
+        loop {
+            let is_large = random.below(20) == 0;
+            let size = 1 + random.below(if is_large { 64 * MESSAGE } else { MESSAGE }) as usize;
+            let message: Vec<u8> = (0..size).map(|place| byte_at(seed + sent + place)).collect();
+            writer.write_all(&message).await.map_err(|error| format!("stream: after {sent} bytes sent: {error}"))?;
+            sent += size;
+            if is_last {
+                break;
+            }
+            let pause = if seed.is_multiple_of(4) { Duration::MAX } else { Duration::from_millis(random.below(2000)) };
+            is_last = timeout(pause, stop.cancelled()).await.is_ok();
         }
-        bytes += size;
-        sleep(Duration::from_millis(900 + (seed % 200) as u64)).await;
+        writer.shutdown().await.map_err(|error| format!("stream: at its end: {error}"))?;
+        Ok(sent)
+    };
+    let receive = async {
+        let mut received = 0;
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            let read = reader.read(&mut buffer).await;
+            let length = read.map_err(|error| format!("stream: after {received} bytes: {error}"))?;
+            if let Some(wrong) = (0..length).find(|place| buffer[*place] != byte_at(seed + received + place)) {
+                return Err(format!("stream: byte {} is wrong", received + wrong));
+            }
+            received += length;
+            if length == 0 {
+                return Ok(received);
+            }
+        }
+    };
+    let (sent, received) = tokio::try_join!(send, receive)?;
+    if sent == received { Ok(sent as u64) } else { Err(format!("stream: {received} of {sent} bytes came back")) }
+}
+
+/// Xorshift, of a seed that is not 0.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
     }
-    Ok(bytes as u64)
 }

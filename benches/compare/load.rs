@@ -10,7 +10,7 @@ use rustix::process::{Resource, getrlimit};
 use rustls::client::Resumption;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
@@ -53,6 +53,8 @@ pub enum Order {
     Receive(usize),
     /// Sends messages of this size back.
     Echo(usize),
+    /// Sends everything back until the end.
+    Return,
 }
 
 impl Order {
@@ -63,6 +65,7 @@ impl Order {
             Self::Send(size) => (b's', size),
             Self::Receive(size) => (b'r', size),
             Self::Echo(size) => (b'e', size),
+            Self::Return => (b'b', 0),
         };
         let mut encoded = [what; Self::LENGTH];
         encoded[1..].copy_from_slice(&(size as u64).to_be_bytes());
@@ -166,6 +169,11 @@ async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
         b'r' => {
             receive(&mut stream, size).await?;
             stream.write_all(&[1]).await
+        }
+        b'b' => {
+            let (mut reader, mut writer) = stream.split();
+            copy(&mut reader, &mut writer).await?;
+            writer.shutdown().await
         }
         _ => {
             let mut message = vec![0; size];

@@ -1,6 +1,7 @@
 //! The proxies, with equal settings: keepalive on both legs, no log unless asked for.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::os::unix::fs::symlink;
@@ -85,6 +86,8 @@ pub struct Setup {
     pub proxied: bool,
     /// More routes than can be measured with all the same endpoints.
     pub fleet: Option<Fleet>,
+    /// Of snigate.
+    pub parking: Option<Parking>,
 }
 
 pub const TLV: (u8, &str) = (0xe0, "kubernetes01");
@@ -94,6 +97,19 @@ pub const TLV: (u8, &str) = (0xe0, "kubernetes01");
 pub struct Fleet {
     pub routes: Vec<(String, SocketAddr)>,
     pub admin: SocketAddr,
+}
+
+/// When silent connections are parked, and where the metrics say how many are.
+#[derive(Clone)]
+pub struct Parking {
+    pub after: &'static str,
+    pub admin: SocketAddr,
+}
+
+impl Parking {
+    pub fn after(after: &'static str) -> Self {
+        Self { after, admin: unused_address() }
+    }
 }
 
 impl Setup {
@@ -123,13 +139,18 @@ impl Setup {
         let fleet = self.fleet.iter().flat_map(|fleet| &fleet.routes).map(|(name, endpoint)| {
             format!("  - {{sni: {name}, upstream: {{endpoints: [\"{endpoint}\"], health_check: {{interval: 5s, timeout: 4s}}}}}}\n")
         });
+        let admin = self.fleet.as_ref().map(|fleet| fleet.admin).or(self.parking.as_ref().map(|parking| parking.admin));
+        let limits = [
+            self.connections.map(|limit| format!("connections: {limit}")),
+            self.parking.as_ref().map(|parking| format!("park_after: {}", parking.after)),
+        ];
         format!(
-            "listen: {listen}\n{}routes:\n{}timeouts: {{drain: 24h}}\nlog: {{level: {}}}\n{}{}",
-            self.fleet.as_ref().map_or(String::new(), |fleet| format!("admin: {}\n", fleet.admin)),
+            "listen: {listen}\n{}routes:\n{}timeouts: {{drain: 24h}}\nlog: {{level: {}}}\n{}limits: {{{}}}\n",
+            admin.map_or(String::new(), |admin| format!("admin: {admin}\n")),
             routes.chain(fleet).collect::<String>(),
             if self.log { "info" } else { "error" },
             self.workers.map_or(String::new(), |workers| format!("workers: {workers}\n")),
-            self.connections.map_or(String::new(), |limit| format!("limits: {{connections: {limit}}}\n"))
+            limits.into_iter().flatten().collect::<Vec<_>>().join(", ")
         )
     }
 
@@ -257,7 +278,7 @@ pub struct Proxy {
 
 impl Proxy {
     pub fn start(program: &Program, setup: Setup) -> Self {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = unused_address();
         let directory = TempDir::new().unwrap();
         let manager = UnixDatagram::bind(directory.path().join("notify")).unwrap();
         manager.set_read_timeout(Some(Duration::from_secs(40))).unwrap();
@@ -439,6 +460,23 @@ impl Proxy {
         Duration::from_nanos(tasks.filter_map(|task| task.schedstat().ok()).map(|stat| stat.sum_exec_runtime).sum())
     }
 
+    /// How many descriptors they have open.
+    pub fn descriptors(&self) -> usize {
+        self.processes().iter().filter_map(|process| process.fd_count().ok()).sum()
+    }
+
+    /// One of snigate's metrics, of all routes. Without [`Setup::parking`] there are none.
+    pub fn metric(&self, name: &str) -> Option<u64> {
+        let mut stream = TcpStream::connect(self.setup.parking.as_ref()?.admin).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let series =
+            answer.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+        Some(series.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum())
+    }
+
     /// Resident memory, in bytes.
     pub fn memory(&self) -> u64 {
         self.processes().iter().filter_map(|process| process.status().ok()?.vmrss).sum::<u64>() * 1024
@@ -468,6 +506,10 @@ pub fn pin(cpus: Range<usize>) {
     let mut set = CpuSet::new();
     cpus.for_each(|cpu| set.set(cpu));
     sched_setaffinity(None, &set).unwrap();
+}
+
+fn unused_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 fn until(what: &str, mut is_true: impl FnMut() -> bool) {
