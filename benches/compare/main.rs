@@ -19,6 +19,7 @@ mod lifecycle;
 mod load;
 mod outage;
 mod overload;
+mod parked;
 mod proxy;
 mod report;
 mod routes;
@@ -53,6 +54,8 @@ enum Measurement {
     Outage,
     /// Reload, upgrade, restart and stop under load
     Lifecycle(lifecycle::Options),
+    /// Memory of silent connections, and the time until their next byte arrives
+    Parked(parked::Options),
     /// Start, memory, CPU time, reload and scrape with 10,000 routes
     Routes(routes::Options),
     /// Run the relay of `floor.rs`
@@ -86,6 +89,7 @@ fn main() {
         Measurement::Failover(options) => failover::run(options, &common),
         Measurement::Outage => outage::run(&common),
         Measurement::Lifecycle(options) => lifecycle::run(options, &common),
+        Measurement::Parked(options) => parked::run(options, &common),
         Measurement::Routes(options) => routes::run(options, &common),
         Measurement::Floor { listen, backend } => floor::run(listen, backend),
         Measurement::Endpoint { answer } => endpoint::run(answer),

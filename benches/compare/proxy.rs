@@ -460,6 +460,11 @@ impl Proxy {
         Duration::from_nanos(tasks.filter_map(|task| task.schedstat().ok()).map(|stat| stat.sum_exec_runtime).sum())
     }
 
+    /// Memory that is the processes' own, in bytes: no code, nothing shared.
+    pub fn own_memory(&self) -> u64 {
+        self.processes().iter().filter_map(|process| process.status().ok()?.rssanon).sum::<u64>() * 1024
+    }
+
     /// How many descriptors they have open.
     pub fn descriptors(&self) -> usize {
         self.processes().iter().filter_map(|process| process.fd_count().ok()).sum()
@@ -512,7 +517,7 @@ fn unused_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-fn until(what: &str, mut is_true: impl FnMut() -> bool) {
+pub fn until(what: &str, mut is_true: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_true() {
         assert!(begun.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");

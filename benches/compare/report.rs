@@ -140,7 +140,7 @@ impl Table {
 }
 
 /// The least, the median and the most.
-fn spread(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
+pub fn spread(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
     let mut sorted: Vec<f64> = values.collect();
     sorted.sort_by(f64::total_cmp);
     (sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1])
