@@ -237,6 +237,7 @@ stream {{
     ssl_preread on;{}
     proxy_pass $upstream;
     proxy_socket_keepalive on;
+    proxy_half_close on;
     proxy_timeout 24h;
   }}
 }}
