@@ -109,7 +109,7 @@ fn turns(against: &[PathBuf], park_after: &[&'static str], rounds: usize, measur
             // Another proxy begins each round.
             let index = (turn + round) % subjects.len();
             let figures = measure(&subjects[index]);
-            eprintln!("{:<26} round {} {figures:.3?}", subjects[index].name(), round + 1);
+            eprintln!("{:<26} round {} {figures:.1?}", subjects[index].name(), round + 1);
             all[index].push(figures);
         }
     }
@@ -117,7 +117,8 @@ fn turns(against: &[PathBuf], park_after: &[&'static str], rounds: usize, measur
         print!("  {:<26}", subject.name());
         for (place, (name, _)) in rounds[0].iter().enumerate() {
             let (low, middle, high) = spread(rounds.iter().map(|figures| figures[place].1));
-            print!("  {name} {middle:.3} ({low:.3} to {high:.3})");
+            let decimals = if high < 100.0 { 1 } else { 0 };
+            print!("  {name} {middle:.decimals$} ({low:.decimals$} to {high:.decimals$})");
         }
         println!();
     }
