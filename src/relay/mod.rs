@@ -367,7 +367,8 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
                 (self.on_event)(Event::Delivered(from, length));
             }
         };
-        let end = if self.hold_back_until.is_some() {
+        // After a fault, what the failed side had sent before is still to be read.
+        let end = if self.hold_back_until.is_some() && self.fault.is_none() {
             flow.poll_flush(cx, destination, &mut report)
         } else {
             flow.poll(cx, source, destination, readiness, &mut report)

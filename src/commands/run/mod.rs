@@ -102,6 +102,10 @@ fn start(
         }
         (None, None) => (None, upgrade::Sockets { listeners: systemd::sockets()?, upgrade: None }),
     };
+    #[cfg(feature = "jemalloc")]
+    if let Err(reason) = tikv_jemalloc_ctl::background_thread::write(true) {
+        warn!(%reason, "memory is given back late, because the allocator has no thread");
+    }
     let runtime = runtime::build(config.workers)?;
     let result = runtime.block_on(serve(config, file, logging, signals, predecessor, sockets));
     // Does not wait for DNS lookups.
