@@ -13,7 +13,8 @@ use rustix::net::{RecvAncillaryBuffer, RecvFlags, recvmsg};
 use rustix::process::{Pid, test_kill_process};
 use serde_json::Value;
 
-use super::upgrade::{UNBOUND, fill, install, linked, upgrade};
+use super::upgrade::{UNBOUND, install, linked, upgrade};
+use crate::support::backend::fill;
 use crate::support::client::{End, rest};
 use crate::support::router::config;
 use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually, pattern};

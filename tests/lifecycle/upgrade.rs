@@ -1,7 +1,7 @@
 //! A new binary in place of the running one.
 
 use std::fs::{self, Permissions};
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::backend::free_everywhere;
+use crate::support::backend::{fill, free_everywhere};
 use crate::support::client::{End, rest};
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually, pattern};
+use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually};
 
 const NAME: &str = "a.example";
 
@@ -78,22 +78,6 @@ fn stalled(address: SocketAddr, held: &Receiver<TcpStream>) -> (Client, TcpStrea
     let mut upstream = held.recv_timeout(PATIENCE).unwrap();
     fill(&mut upstream);
     (client, upstream)
-}
-
-/// Writes until all buffers on the way are full. Returns what was written.
-pub fn fill(stream: &mut TcpStream) -> Vec<u8> {
-    stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-    let mut filled = Vec::new();
-    let block = pattern(65536);
-    loop {
-        match stream.write(&block) {
-            Ok(written) => filled.extend_from_slice(&block[..written]),
-            Err(error) => {
-                assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
-                return filled;
-            }
-        }
-    }
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! API servers that behave as told.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use socket2::{Domain, SockFilter, Socket, Type};
 
-use super::PATIENCE;
+use super::{PATIENCE, pattern};
 
 /// A server that hands each connection to a function on a thread of its own.
 pub struct Backend {
@@ -114,6 +115,22 @@ pub fn black_hole() -> (TcpListener, SocketAddr) {
     Socket::from(listener.try_clone().unwrap()).attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
+}
+
+/// Writes until all buffers on the way are full. Returns what was written.
+pub fn fill(stream: &mut TcpStream) -> Vec<u8> {
+    stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut filled = Vec::new();
+    let block = pattern(65536);
+    loop {
+        match stream.write(&block) {
+            Ok(written) => filled.extend_from_slice(&block[..written]),
+            Err(error) => {
+                assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
+                return filled;
+            }
+        }
+    }
 }
 
 /// Closes with a RST.
