@@ -15,7 +15,6 @@ mod failover;
 mod floor;
 #[path = "../../tests/support/hello.rs"]
 mod hello;
-mod latency;
 mod lifecycle;
 mod load;
 mod outage;
@@ -53,8 +52,6 @@ enum Measurement {
     Failover(failover::Options),
     /// Open streams when an endpoint shuts down, is killed, freezes or becomes unreachable
     Outage,
-    /// Latency of sparse messages, with and without `latency.spin`
-    Latency(latency::Options),
     /// Reload, upgrade, restart and stop under load
     Lifecycle(lifecycle::Options),
     /// Memory of silent connections, and the time until their next byte arrives
@@ -91,7 +88,6 @@ fn main() {
         Measurement::Overload(options) => overload::run(options, &common),
         Measurement::Failover(options) => failover::run(options, &common),
         Measurement::Outage => outage::run(&common),
-        Measurement::Latency(options) => latency::run(options, &common),
         Measurement::Lifecycle(options) => lifecycle::run(options, &common),
         Measurement::Parked(options) => parked::run(options, &common),
         Measurement::Routes(options) => routes::run(options, &common),

@@ -88,8 +88,6 @@ pub struct Setup {
     pub fleet: Option<Fleet>,
     /// Of snigate.
     pub parking: Option<Parking>,
-    /// `latency.spin` of snigate.
-    pub spin: Option<&'static str>,
 }
 
 pub const TLV: (u8, &str) = (0xe0, "kubernetes01");
@@ -147,12 +145,11 @@ impl Setup {
             self.parking.as_ref().map(|parking| format!("park_after: {}", parking.after)),
         ];
         format!(
-            "listen: {listen}\n{}routes:\n{}timeouts: {{drain: 24h}}\nlog: {{level: {}}}\n{}{}limits: {{{}}}\n",
+            "listen: {listen}\n{}routes:\n{}timeouts: {{drain: 24h}}\nlog: {{level: {}}}\n{}limits: {{{}}}\n",
             admin.map_or(String::new(), |admin| format!("admin: {admin}\n")),
             routes.chain(fleet).collect::<String>(),
             if self.log { "info" } else { "error" },
             self.workers.map_or(String::new(), |workers| format!("workers: {workers}\n")),
-            self.spin.map_or(String::new(), |spin| format!("latency: {{spin: {spin}}}\n")),
             limits.into_iter().flatten().collect::<Vec<_>>().join(", ")
         )
     }

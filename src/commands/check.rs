@@ -103,7 +103,6 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
         Engine::Splice => "splice",
     };
     writeln!(text, "relay      {engine}")?;
-    writeln!(text, "latency    spin {}", config.latency.spin.map_or("off".into(), |spin| format!("{spin:?}")))?;
     writeln!(text, "workers    {}", config.workers.map_or("auto".into(), |workers| workers.to_string()))?;
     writeln!(text, "sandbox    {}", config.sandbox.label())?;
     writeln!(text, "watch      {}", config.watch)?;

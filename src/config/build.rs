@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::text::{OneOrMany, Short, Text};
 use super::upstream::Files;
-use super::{Admin, Config, Latency, Limits, Listener, Log, LogFormat, Route, Timeouts, raw, upstream, values};
+use super::{Admin, Config, Limits, Listener, Log, LogFormat, Route, Timeouts, raw, upstream, values};
 use crate::admin::{Hosts, PerRoute};
 use crate::client_hello::{DEFAULT_LIMIT, IpLiteral};
 use crate::connection::accept_proxy::{AcceptProxy, Others};
@@ -48,7 +48,6 @@ pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Inval
         tcp,
         limits,
         relay,
-        latency,
         workers,
         watch,
         upgrade,
@@ -71,7 +70,6 @@ pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Inval
             Some(raw::Relay::Copy) => Engine::Copy,
             Some(raw::Relay::Splice) => Engine::Splice,
         },
-        latency: Latency { spin: latency.spin.and_then(|spin| spin.0.0) },
         workers: workers.and_then(|workers| workers.0.0),
         watch,
         upgrade_socket: upgrade.socket.map(|Text(values::SocketPath(path))| path),

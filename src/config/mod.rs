@@ -53,7 +53,6 @@ pub(crate) struct Config {
     pub(crate) user_timeout: Duration,
     pub(crate) limits: Limits,
     pub(crate) relay: Engine,
-    pub(crate) latency: Latency,
     /// Number of worker threads; `None`: one per CPU available to the process.
     pub(crate) workers: Option<usize>,
     /// Whether to reload the file when it changes.
@@ -131,13 +130,6 @@ pub(crate) struct Timeouts {
     pub(crate) upgrade_drain: Duration,
     /// How long to keep accepting after the shutdown signal, while readiness fails.
     pub(crate) shutdown_delay: Duration,
-}
-
-/// What costs CPU time for lower latency.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Latency {
-    /// How long a thread looks for an answer before it sleeps.
-    pub(crate) spin: Option<Duration>,
 }
 
 /// Limits on connections and memory.
@@ -275,7 +267,6 @@ impl Config {
             tcp: raw::Tcp::default(),
             limits: raw::Limits::default(),
             relay: None,
-            latency: raw::Latency::default(),
             workers: None,
             watch: false,
             upgrade: raw::Upgrade::default(),

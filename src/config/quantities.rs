@@ -111,24 +111,6 @@ impl Written for ParkAfter {
     }
 }
 
-/// How long to look for an answer; `None`: not at all.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct SpinTime(pub(super) Option<Duration>);
-
-impl Written for SpinTime {
-    const EXPECTED: &'static str = "a duration from 1us to 1ms with a unit, such as 60us, or off";
-    const SYNTAX: ValueSyntax = ValueSyntax::text("SpinTime", duration_syntax!("^(off|", ")$"));
-
-    fn read(text: &str) -> Result<Self, String> {
-        if text == "off" {
-            return Ok(Self(None));
-        }
-        let is_in_range =
-            |duration: &Duration| (Duration::from_micros(1)..=Duration::from_millis(1)).contains(duration);
-        duration(text, is_in_range).map(|duration| Self(Some(duration)))
-    }
-}
-
 /// A part of a whole.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Percentage(pub(super) u8);

@@ -324,7 +324,6 @@ mod tests {
             stalled: Duration::MAX,
             keepalive: TcpOptions::default(),
             park_after: None,
-            spin: None,
         };
         let snapshot = Snapshot {
             listener: Arc::new(Counters::new(0)).listener("api"),

@@ -29,7 +29,6 @@ use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep};
 
 use self::flow::{Fault, Flow, FlowEvent};
@@ -53,8 +52,6 @@ pub(crate) struct RelaySettings {
     pub(crate) keepalive: TcpOptions,
     /// The relay comes to rest after this time without data; `None`: never by itself.
     pub(crate) park_after: Option<Duration>,
-    /// After data, look for an answer for so long before the thread sleeps; `None`: sleep at once.
-    pub(crate) spin: Option<Duration>,
 }
 
 /// An event that the relay reports.
@@ -242,9 +239,6 @@ struct Relay<'a, E> {
     is_to_rest: bool,
     /// Until then, nothing is read. Boxed, because it is rare.
     hold_back_until: Option<Box<Instant>>,
-    /// Whether the last answer to data of the client, and of the upstream, came while the relay could have been looking.
-    was_answered_soon: [bool; 2],
-    last_from: Side,
     /// Whether it continues after a rest: something has probably been received, which the runtime has not seen yet.
     resumes: bool,
     on_event: E,
@@ -287,8 +281,6 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
             awaits_answer,
             is_to_rest: false,
             hold_back_until: None,
-            was_answered_soon: [false; 2],
-            last_from: Side::Client,
             resumes,
             on_event,
         }
@@ -310,10 +302,6 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
             self.poll_flow(cx, Side::Client, Readiness::Ignored);
             self.poll_flow(cx, Side::Upstream, Readiness::Ignored);
         }
-        if self.spins() {
-            // Another thread may be waiting for events, and would take longer to wake up.
-            self.poll_flow(cx, self.last_from.other(), Readiness::Ignored);
-        }
         self.poll_flow(cx, Side::Client, Readiness::Required);
         self.poll_flow(cx, Side::Upstream, Readiness::Required);
         self.poll_reset_watch(cx);
@@ -324,19 +312,7 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
         if self.is_to_rest && self.can_rest() {
             return Poll::Ready(Step::Rest);
         }
-        if self.spins() {
-            // It is polled again when the thread has nothing else to do and would sleep.
-            let _ = pin!(yield_now()).poll(cx);
-        }
         self.poll_deadline(cx, timer)
-    }
-
-    /// Whether to look for data again before the thread sleeps: the last time that data came from the same side, the next
-    /// followed soon.
-    fn spins(&self) -> bool {
-        self.settings.spin.is_some_and(|spin| {
-            self.was_answered_soon[usize::from(self.last_from == Side::Upstream)] && self.last_activity.elapsed() < spin
-        })
     }
 
     /// Whether the sockets hold everything there is to know about the data.
@@ -374,13 +350,7 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
             flow.poll(cx, source, destination, readiness, &mut report)
         };
         if moved > 0 || end.is_ready() {
-            let now = Instant::now();
-            if let Some(spin) = self.settings.spin {
-                let answers_soon = now - self.last_activity < spin;
-                self.was_answered_soon[usize::from(self.last_from == Side::Upstream)] = answers_soon;
-                self.last_from = from;
-            }
-            self.last_activity = now;
+            self.last_activity = Instant::now();
         }
         if self.closed_first == Some(from.other()) {
             let moved = u32::try_from(moved).unwrap_or(u32::MAX);

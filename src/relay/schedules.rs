@@ -15,7 +15,6 @@ use super::*;
 const SETTINGS: RelaySettings = RelaySettings {
     engine: Engine::Auto,
     park_after: None,
-    spin: None,
     idle: Duration::from_secs(20),
     half_close: Duration::from_secs(20),
     stalled: Duration::from_secs(20),
@@ -103,7 +102,7 @@ async fn pair(listener: &TcpListener) -> (TcpStream, TcpStream) {
 
 async fn stall(times: u32) {
     for _ in 0..times {
-        yield_now().await;
+        tokio::task::yield_now().await;
     }
 }
 
@@ -197,8 +196,7 @@ async fn run(seed: u64, engine: Engine, rests: Rests, listener: &TcpListener) {
     let mut delivered = [0, 0];
     let count = |side, bytes| delivered[usize::from(side == Side::Upstream)] += bytes;
     let stop = std::future::pending();
-    let spin = seed.is_multiple_of(2).then_some(Duration::from_micros(60));
-    let settings = RelaySettings { engine, spin, ..SETTINGS };
+    let settings = RelaySettings { engine, ..SETTINGS };
     let mut when = Random(random.next());
     let frequency = 2 + when.below(6);
     let rest = |_: &mut Context<'_>| (rests == Rests::Often && when.below(frequency) == 0).then(|| when.below(4));

@@ -14,7 +14,6 @@ const HOUR: Duration = Duration::from_secs(3600);
 const SETTINGS: RelaySettings = RelaySettings {
     engine: Engine::Auto,
     park_after: None,
-    spin: None,
     idle: Duration::from_secs(24 * 3600),
     half_close: Duration::from_secs(60),
     stalled: HOUR,
@@ -120,7 +119,7 @@ pub(super) async fn relay_with_rests(
             if poll(&mut both, Some(&now)).unwrap() > 0 {
                 break;
             }
-            yield_now().await;
+            tokio::task::yield_now().await;
         }
         [client, upstream] = at_rest.map(|socket| TcpStream::from_std(socket).unwrap());
     }
@@ -221,7 +220,7 @@ async fn read_slowly(reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8
             0 => return all,
             length => all.extend_from_slice(&chunk[..length]),
         }
-        yield_now().await;
+        tokio::task::yield_now().await;
     }
 }
 

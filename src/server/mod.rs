@@ -32,7 +32,7 @@ use self::hand_over::AdoptionSettings;
 use self::listening::{Acceptor, Listening, OpenSocket};
 use self::prepare::{ListenerSource, Prepared};
 use crate::admin::{self, AdminHandles, Answers, Fixed, Hosts, PerRoute, View};
-use crate::config::{self, Config, Latency, Limits, Log, Timeouts};
+use crate::config::{self, Config, Limits, Log, Timeouts};
 use crate::connection::Snapshot;
 use crate::connection::admission::{SourceLimits, SourceTable};
 use crate::connection::parking::ParkingLot;
@@ -102,11 +102,6 @@ pub(crate) enum StartError {
         /// `RLIMIT_NOFILE`
         available: u64,
     },
-}
-
-/// Whether a thread that looks for data leaves a CPU to the peer that sends it.
-fn has_two_cpus() -> bool {
-    std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() >= 2)
 }
 
 impl StartError {
@@ -261,7 +256,6 @@ impl Server {
             user_timeout,
             limits,
             relay,
-            latency: Latency { spin },
             workers: _,
             watch: _,
             upgrade_socket: _,
@@ -283,7 +277,6 @@ impl Server {
                 stalled: user_timeout,
                 keepalive: tcp,
                 park_after,
-                spin: spin.filter(|_| has_two_cpus()),
             }),
             tcp,
         };

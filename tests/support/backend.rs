@@ -136,5 +136,5 @@ pub fn fill(stream: &mut TcpStream) -> Vec<u8> {
 /// Closes with a RST.
 pub fn reset(stream: TcpStream) {
     let socket = Socket::from(stream);
-    socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    socket.set_linger(Some(Duration::ZERO)).unwrap();
 }

@@ -15,8 +15,8 @@ pub(crate) use self::upstream::{
     TlsCheck, Unauthorized, Upstream,
 };
 use super::quantities::{
-    BoundedDuration, BufferSize, ConnectionRate, Count, DurationOrZero, HelloSize, ParkAfter, Seconds, SpinTime,
-    UserTimeout, Workers,
+    BoundedDuration, BufferSize, ConnectionRate, Count, DurationOrZero, HelloSize, ParkAfter, Seconds, UserTimeout,
+    Workers,
 };
 use super::text::{OneOrMany, Short, Shorthand, Text};
 use super::values::{AdminAddress, Label, Network, Protocol, SocketPath};
@@ -51,9 +51,6 @@ pub(crate) struct Config {
     /// How bytes are relayed. Default: auto.
     #[serde(default, deserialize_with = "present")]
     pub(crate) relay: Option<Relay>,
-    /// What may cost CPU time for lower latency.
-    #[serde(default)]
-    pub(crate) latency: Latency,
     /// Number of worker threads, 1 to 1024. Default: auto, one per CPU available to the process.
     #[serde(default, deserialize_with = "present")]
     pub(crate) workers: Option<Text<Workers>>,
@@ -170,15 +167,6 @@ pub(crate) struct Keepalive {
     /// Unanswered probes after which the peer is dead, 1 to 127. Default: 3.
     #[serde(default, deserialize_with = "present")]
     pub(crate) count: Option<Text<Count<1, 127>>>,
-}
-
-#[derive(Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Latency {
-    /// After data was relayed, look for an answer for this long before the thread sleeps, 1us to 1ms, where the last answer
-    /// came as fast. Not with fewer than two CPUs. Default: off.
-    #[serde(default, deserialize_with = "present")]
-    pub(crate) spin: Option<Text<SpinTime>>,
 }
 
 #[derive(Default, Deserialize, JsonSchema)]
