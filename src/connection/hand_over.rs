@@ -99,7 +99,7 @@ impl Departures {
             // Otherwise its events would be reported here for as long as another process has it.
             unparked.unwatch();
             if let Err(failed) = self.sender.send(unparked) {
-                failed.0.stay_for_now();
+                failed.0.park();
             }
         }
         self.next = if has_more { self.next + WAVE } else { 0 };
@@ -119,7 +119,7 @@ impl Departures {
         let Some(unparked) = departing.take() else { return };
         match verdict {
             Verdict::Adopted => unparked.handed_over(),
-            Verdict::NoRoom => unparked.stay_for_now(),
+            Verdict::NoRoom => unparked.park(),
             Verdict::Unknown => unparked.stay_for_good(),
             Verdict::NotConfigured => {
                 let endpoint = unparked.connection.established.slot.endpoint();
@@ -140,7 +140,7 @@ impl Departures {
     /// The connections that wait continue here; they can be asked again.
     pub(crate) fn return_waiting(&mut self) {
         while let Ok(unparked) = self.leaving.try_recv() {
-            unparked.stay_for_now();
+            unparked.park();
         }
     }
 
@@ -150,7 +150,7 @@ impl Departures {
         self.leaving.close();
         // Also those that are just being sent.
         while let Some(unparked) = self.leaving.recv().await {
-            unparked.stay_for_now();
+            unparked.park();
         }
     }
 
@@ -205,7 +205,7 @@ impl Departing {
     /// It continues in this process.
     pub(crate) fn stay(self) {
         if let Some(unparked) = self.take() {
-            unparked.stay_for_now();
+            unparked.park();
         }
     }
 }
@@ -226,8 +226,8 @@ pub(crate) struct Arrivals<'a> {
     pub(crate) counters: &'a Arc<Counters>,
     pub(crate) source_table: &'a Arc<SourceTable>,
     pub(crate) source_limits: SourceLimits,
-    pub(crate) settings: Arc<RelaySettings>,
-    pub(crate) listeners: Vec<Arc<ListenerTelemetry>>,
+    pub(crate) settings: &'a Arc<RelaySettings>,
+    pub(crate) listeners: &'a [Arc<ListenerTelemetry>],
     /// The routes by name.
     pub(crate) routes: &'a HashMap<Box<str>, Arc<RouteTarget>>,
 }
@@ -260,7 +260,7 @@ impl Arrivals<'_> {
         let max_age = slot.endpoint().max_age();
         let time_left = max_age.map(|max_age| time_left.unwrap_or(max_age.saturating_sub(record.age())));
         handle.connected_to(slot.endpoint().id, time_left);
-        let established = Established { record, slot, settings: Arc::clone(&self.settings), source_permit, permit };
+        let established = Established { record, slot, settings: Arc::clone(self.settings), source_permit, permit };
         let (client, upstream) = (Socket::from(client), Socket::from(upstream));
         let connection = Box::new(Parked::at_rest(established, client, upstream, rest.into()));
         Ok(Arrived(Unparked { connection, handle }))

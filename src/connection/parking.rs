@@ -211,11 +211,6 @@ impl Unparked {
         }
     }
 
-    /// Continues it in this process although others leave; it will be asked again.
-    pub(super) fn stay_for_now(self) {
-        self.park();
-    }
-
     /// Continues it in this process although others leave.
     pub(super) fn stay_for_good(self) {
         self.handle.set_stays();

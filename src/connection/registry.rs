@@ -25,7 +25,7 @@ use crate::upstream::{EndpointId, OpenConnections};
 pub(crate) enum CloseReason {
     /// The process is shutting down.
     Draining,
-    /// A reload has removed its route or endpoint.
+    /// Its route or endpoint is no longer configured.
     Removed,
     /// It is older than its route's `max_age`.
     MaxAge,
@@ -262,25 +262,23 @@ impl Registry {
 
     /// Completes when all connections are closed, present and future.
     pub(crate) async fn all_closed(&self) {
-        loop {
-            let mut closed = pin!(self.closed.notified());
-            closed.as_mut().enable();
-            if self.entries().closed {
-                return;
-            }
-            closed.await;
-        }
+        self.wait(&self.closed, |entries| entries.closed).await;
     }
 
     /// Completes when there is no connection.
     pub(crate) async fn all_ended(&self) {
+        self.wait(&self.emptied, |entries| entries.open.is_empty()).await;
+    }
+
+    /// Waits until this holds, which `changed` is notified of.
+    async fn wait(&self, changed: &Notify, holds: impl Fn(&Entries) -> bool) {
         loop {
-            let mut emptied = pin!(self.emptied.notified());
-            emptied.as_mut().enable();
-            if self.len() == 0 {
+            let mut changed = pin!(changed.notified());
+            changed.as_mut().enable();
+            if holds(&self.entries()) {
                 return;
             }
-            emptied.await;
+            changed.await;
         }
     }
 

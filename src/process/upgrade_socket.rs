@@ -3,14 +3,14 @@
 //! The listening socket itself is handed over too, so that the same file serves all processes one after another. Only the
 //! same user and root may connect, which both sides check.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, flock};
-use rustix::process::{geteuid, umask};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::geteuid;
 
 use crate::relay::sys;
 
@@ -31,8 +31,7 @@ pub(crate) enum Found {
     Nobody(UnixListener),
 }
 
-/// Connects to the process that serves at this path, or else listens there. Must be called before other threads are started,
-/// because it sets the file mode creation mask meanwhile.
+/// Connects to the process that serves at this path, or else listens there.
 pub(crate) fn open(path: &Path) -> Result<Found, SocketError> {
     find(path).map_err(|reason| SocketError { path: path.into(), reason })
 }
@@ -75,9 +74,11 @@ fn find(path: &Path) -> Result<Found, String> {
             Err(error) => return Err(error.to_string()),
         },
     }
-    let before = umask(Mode::from_raw_mode(0o177));
-    let listener = UnixListener::bind(path);
-    umask(before);
+    // Others that connect before the mode is set are turned away by their user.
+    let listener = UnixListener::bind(path).and_then(|listener| {
+        fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        Ok(listener)
+    });
     listener.map(Found::Nobody).map_err(|error| error.to_string())
 }
 
@@ -94,9 +95,6 @@ pub(crate) fn process(stream: &UnixStream) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::Permissions;
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     fn reason(path: &Path) -> String {

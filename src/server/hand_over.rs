@@ -58,8 +58,8 @@ impl Adopter {
             counters: &self.counters,
             source_table: &self.source_table,
             source_limits: settings.source_limits,
-            settings: Arc::clone(&settings.relay),
-            listeners: settings.listeners.clone(),
+            settings: &settings.relay,
+            listeners: &settings.listeners,
             routes: &routes,
         };
         let (mut verdicts, mut arrived) = (Vec::with_capacity(offered.len()), Vec::with_capacity(offered.len()));

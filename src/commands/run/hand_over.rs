@@ -63,9 +63,6 @@ async fn offer_all(
         if ask_at <= Instant::now() && departures.waiting() < MAX_OFFERED {
             let all_were_asked = departures.ask_some();
             ask_at = Instant::now() + if all_were_asked { retry } else { WAVE_INTERVAL };
-            if all_were_asked {
-                retry = MIN_RETRY;
-            }
         }
         let sent = tokio::select! {
             batch = departures.next(MAX_OFFERED) => {
@@ -75,17 +72,20 @@ async fn offer_all(
                     departures.return_waiting();
                     ask_at = Instant::now() + retry;
                     retry = (retry * 2).min(MAX_RETRY);
-                } else if ask_at <= Instant::now() + WAVE_INTERVAL {
-                    ask_at = Instant::now();
+                } else {
+                    retry = MIN_RETRY;
+                    if ask_at <= Instant::now() + WAVE_INTERVAL {
+                        ask_at = Instant::now();
+                    }
                 }
                 offered
             }
             _ = report.tick() => {
-                let Refusals { not_configured, no_room, unknown } = mem::take(&mut refusals);
-                let now = Refusals { not_configured, no_room, unknown };
-                if now != Refusals::default() && now != reported {
-                    info!(not_configured, no_room, unknown, "the new process has not continued connections");
-                    reported = now;
+                let new = mem::take(&mut refusals);
+                if new != Refusals::default() && new != reported {
+                    let Refusals { not_configured, no_room, unknown } = new;
+                    info!(not_configured, no_room, unknown, "the new process has refused connections; they continue here");
+                    reported = new;
                 }
                 channel.report_connections(connections() as u64).await
             }

@@ -1,6 +1,7 @@
 //! Processes that connect to the socket of `upgrade.socket` to take over.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
@@ -41,7 +42,6 @@ impl UpgradeListener {
 
     /// A duplicate for the next process.
     pub(super) fn try_clone(&self) -> io::Result<Option<UnixListener>> {
-        use std::os::fd::AsFd;
         self.0.as_ref().map(|socket| Ok(socket.as_fd().try_clone_to_owned()?.into())).transpose()
     }
 
