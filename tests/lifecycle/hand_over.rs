@@ -25,7 +25,7 @@ fn is_in_new(line: &Value) -> bool {
     line["message"] == "connections of the old process continue here" || line["message"] == "the old process has exited"
 }
 
-fn connect(router: &Router, held: &std::sync::mpsc::Receiver<TcpStream>) -> (Client, TcpStream) {
+pub fn connect(router: &Router, held: &std::sync::mpsc::Receiver<TcpStream>) -> (Client, TcpStream) {
     let hello = Hello::to(NAME).record();
     let client = Client::send(router.address(), &hello);
     let mut upstream = held.recv_timeout(PATIENCE).unwrap();
@@ -35,7 +35,7 @@ fn connect(router: &Router, held: &std::sync::mpsc::Receiver<TcpStream>) -> (Cli
 }
 
 /// Both directions work.
-fn works(client: &mut Client, upstream: &mut TcpStream) {
+pub fn works(client: &mut Client, upstream: &mut TcpStream) {
     client.write(b"up");
     upstream.read_exact(&mut [0; 2]).unwrap();
     upstream.write_all(b"down").unwrap();

@@ -1,22 +1,22 @@
 //! A process that anyone starts takes over from the running one.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
-use std::sync::mpsc::Receiver;
 
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::hand_over::{self, connect};
 use super::upgrade::upgrade;
 use crate::support::client::End;
 use crate::support::network::inside;
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually, snigate};
+use crate::support::{Backend, Client, Router, eventually, snigate};
 
 const NAME: &str = "a.example";
 
@@ -38,20 +38,8 @@ fn serves(router: &Router) {
     router.wait("that it serves", |line| line["message"] == "listening" && line["listener"] == "_admin");
 }
 
-fn connect(router: &Router, held: &Receiver<TcpStream>) -> (Client, TcpStream) {
-    let hello = Hello::to(NAME).record();
-    let client = Client::send(router.address(), &hello);
-    let mut upstream = held.recv_timeout(PATIENCE).unwrap();
-    upstream.set_read_timeout(Some(PATIENCE)).unwrap();
-    upstream.read_exact(&mut vec![0; hello.len()]).unwrap();
-    (client, upstream)
-}
-
 fn works((client, upstream): &mut (Client, TcpStream)) {
-    client.write(b"up");
-    upstream.read_exact(&mut [0; 2]).unwrap();
-    upstream.write_all(b"down").unwrap();
-    assert_eq!(client.read(4), b"down");
+    hand_over::works(client, upstream);
 }
 
 #[test]
