@@ -98,7 +98,8 @@ impl Router {
     #[track_caller]
     pub fn account_of(&self, client: SocketAddr) -> Value {
         self.wait(&format!("client {client}"), |line| {
-            line["outcome"].is_string() && line["client.port"] == client.port()
+            let is_its = line["client.port"] == client.port() && line["client.address"] == client.ip().to_string();
+            is_its && line["outcome"].is_string()
         })
     }
 
