@@ -13,7 +13,7 @@ use super::{AdminHandles, View};
 use crate::listener::accept::ERROR_LABELS;
 use crate::relay::budget;
 use crate::telemetry::{Counters, Durations, Histogram, Outcome, Reloads, RouteCounters, Stage, UNROUTED};
-use crate::upstream::EndpointState;
+use crate::upstream::{DRAINED, EndpointState};
 
 /// Series of each route and endpoint in `/metrics`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,7 +93,7 @@ enum GroupKind {
 struct EndpointGroup<'s> {
     route: &'s str,
     address: String,
-    state: EndpointState,
+    state: &'static str,
     connections: usize,
     certificate: Option<CertificateNumbers>,
 }
@@ -217,15 +217,16 @@ impl MetricsSnapshot {
         let endpoints = self.endpoint_groups();
         out.family("snigate_endpoint_state", Kind::Gauge, "1 for the current state of the endpoint, 0 for the others");
         if self.per_route == PerRoute::Off {
-            for &state in EndpointState::VARIANTS {
+            for state in states() {
                 let count = endpoints.iter().filter(|endpoint| endpoint.state == state).count();
-                out.sample(&[("state", state.label())], count);
+                out.sample(&[("state", state)], count);
             }
         } else {
             for endpoint in &endpoints {
-                for &state in EndpointState::VARIANTS {
+                // A series of its own only while it is drained.
+                for state in states().filter(|state| *state != DRAINED || endpoint.state == DRAINED) {
                     let [route, address] = endpoint.labels();
-                    out.sample(&[route, address, ("state", state.label())], u8::from(endpoint.state == state));
+                    out.sample(&[route, address, ("state", state)], u8::from(endpoint.state == state));
                 }
             }
         }
@@ -273,7 +274,7 @@ impl MetricsSnapshot {
             groups.extend(route.upstream.endpoints().iter().map(|endpoint| EndpointGroup {
                 route: route.counters.name(),
                 address: endpoint.address.to_string(),
-                state: endpoint.state(),
+                state: route.upstream.state_label(endpoint),
                 connections: endpoint.connections(),
                 certificate: endpoint.certificate().map(|certificate| CertificateNumbers {
                     expires: certificate.expires,
@@ -400,6 +401,11 @@ fn occurs(stage: Stage, kind: GroupKind) -> bool {
         Stage::Connect | Stage::Relay => kind != GroupKind::Unrouted,
         Stage::Any => true,
     }
+}
+
+/// The states of endpoints.
+fn states() -> impl Iterator<Item = &'static str> {
+    EndpointState::VARIANTS.iter().map(|state| state.label()).chain([DRAINED])
 }
 
 fn whole(number: usize) -> i64 {

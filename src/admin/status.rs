@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use serde_json::{Map, Value, json};
 
 use super::history::Totals;
+use super::query::Query;
 use super::{AdminHandles, ListenerAddress, MAX_ROUTES_SHOWN, View};
 use crate::connection::RouteTarget;
 use crate::name::NamePattern;
@@ -29,33 +30,18 @@ impl Default for Selection {
 
 impl Selection {
     /// From a query such as `route=NAME` or `offset=100&limit=100`; what is expected, if it is none.
-    pub(super) fn parse(query: &str) -> Result<Self, &'static str> {
+    pub(super) fn parse(mut query: Query) -> Result<Self, String> {
         const EXPECTED: &str = "expected ?route=NAME, or ?offset=NUMBER&limit=NUMBER\n";
-        let mut selection = Self::default();
-        for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
-            let number = || value.parse().map_err(|_| EXPECTED);
-            match key {
-                "route" => selection.route = Some(decode(value)),
-                "offset" => selection.offset = number()?,
-                "limit" => selection.limit = number()?,
-                _ => return Err(EXPECTED),
+        let mut number = |name| query.parse(name, "a number");
+        let (offset, limit) = (number("offset"), number("limit"));
+        let route = query.take("route");
+        match (offset, limit, query.finish()) {
+            (Ok(offset), Ok(limit), Ok(())) => {
+                Ok(Self { route, offset: offset.unwrap_or(0), limit: limit.unwrap_or(usize::MAX) })
             }
+            _ => Err(EXPECTED.into()),
         }
-        Ok(selection)
     }
-}
-
-/// A value of a query, percent-decoded (RFC 3986, section 2.1).
-fn decode(value: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = value.as_bytes();
-    while let [first, after @ ..] = rest {
-        let escaped = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
-        let escaped = escaped.filter(|_| *first == b'%').and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        bytes.push(escaped.unwrap_or(if *first == b'+' { b' ' } else { *first }));
-        rest = if escaped.is_some() { &after[2..] } else { after };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 pub(super) fn without_routes(handles: &AdminHandles, view: &View) -> Value {
@@ -76,7 +62,7 @@ pub(super) fn without_routes(handles: &AdminHandles, view: &View) -> Value {
             "last_success_timestamp_seconds": reloads.last_success.load(Relaxed),
             "fixed": fixed,
         },
-        "admin": handles.configured.to_string(),
+        "admin": handles.configured.map(|address| address.to_string()),
         "listeners": view.listeners.iter().map(listener).collect::<Vec<_>>(),
         "routes_total": view.routes.len(),
         "summary": summary(&view.routes),
@@ -85,20 +71,29 @@ pub(super) fn without_routes(handles: &AdminHandles, view: &View) -> Value {
 
 /// A summary of all routes, including those that are not listed.
 fn summary(routes: &[Arc<RouteTarget>]) -> Value {
-    let (mut ready, mut unready, mut dead, mut failing_open, mut without_address) = (0, 0, 0, 0, 0);
+    let (mut ready, mut unready, mut dead, mut drained) = (0, 0, 0, 0);
+    let (mut failing_open, mut without_address) = (0, 0);
     for route in routes {
         let endpoints = route.upstream.endpoints();
         failing_open += usize::from(route.upstream.fails_open());
         without_address += usize::from(endpoints.is_empty());
         for endpoint in &*endpoints {
             *match endpoint.state() {
+                _ if route.upstream.is_drained(endpoint) => &mut drained,
                 EndpointState::Ready => &mut ready,
                 EndpointState::Unready => &mut unready,
                 EndpointState::Dead => &mut dead,
             } += 1;
         }
     }
-    json!({"ready": ready, "unready": unready, "dead": dead, "failing_open": failing_open, "without_address": without_address})
+    json!({
+        "ready": ready,
+        "unready": unready,
+        "dead": dead,
+        "drained": drained,
+        "failing_open": failing_open,
+        "without_address": without_address,
+    })
 }
 
 /// An event of the status page.
@@ -140,7 +135,8 @@ pub(super) fn route(route: &RouteTarget) -> Value {
         let endpoint = endpoints.iter().find(|endpoint| endpoint.address == address)?;
         Some(json!({
             "address": endpoint.address.to_string(),
-            "state": endpoint.state().label(),
+            "state": route.upstream.state_label(endpoint),
+            "health": endpoint.state().label(),
             "cause": endpoint.cause(),
             "known": endpoint.is_known(),
             "last_check": endpoint.last_check().map(last_check),

@@ -5,6 +5,7 @@
 
 mod balance;
 mod certificate;
+mod drains;
 mod endpoint;
 mod failure;
 pub(crate) mod health;
@@ -29,6 +30,7 @@ use tracing::warn;
 pub(crate) use self::balance::Balance;
 use self::balance::Policy;
 pub(crate) use self::certificate::{EXPIRES_SOON_SECONDS, EndpointCertificate};
+pub(crate) use self::drains::{Drained, Drains, WholeRoute};
 pub(crate) use self::endpoint::{Endpoint, EndpointId, EndpointSlot, LastCheck};
 pub(crate) use self::failure::{ConnectError, Failure, error_message};
 pub(crate) use self::health::{Checks, HealthCheck, HttpCheck, TlsCheck};
@@ -40,6 +42,9 @@ pub(crate) use self::resolve::{Lookups, MAX_LOOKUPS, lookup};
 pub(crate) use self::settings::{ConnectBudget, EndpointSettings, MaxAge, OnRemove, Share, Source, UpstreamSettings};
 pub(crate) use self::source::{LocalAddress, Purpose, connect_to, may_be_transparent};
 use crate::name::NamePattern;
+
+/// In place of the health of a drained endpoint.
+pub(crate) const DRAINED: &str = "drained";
 
 /// Everything that defines an upstream: two with an equal setup behave the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +69,7 @@ pub(crate) struct SharedContext {
     /// The addresses of our own listeners, to detect loops.
     pub(crate) listeners: ArcSwap<Vec<SocketAddr>>,
     pub(crate) connections: Arc<dyn OpenConnections>,
+    pub(crate) drains: Drains,
     lookups: Arc<Lookups>,
     checks: Arc<Checks>,
 }
@@ -71,7 +77,7 @@ pub(crate) struct SharedContext {
 impl SharedContext {
     pub(crate) fn new(connections: Arc<dyn OpenConnections>, lookups: Lookups, checks: Checks) -> Self {
         let (lookups, checks) = (Arc::new(lookups), Arc::new(checks));
-        Self { listeners: ArcSwap::default(), connections, lookups, checks }
+        Self { listeners: ArcSwap::default(), connections, drains: Drains::default(), lookups, checks }
     }
 
     /// A successor serves: nothing is looked up any more, and only endpoints that still have connections are checked.
@@ -150,6 +156,21 @@ impl Upstream {
         self.pool.endpoints()
     }
 
+    /// Whether the endpoint gets no new connections, because an operator has drained it.
+    pub(crate) fn is_drained(&self, endpoint: &Endpoint) -> bool {
+        self.pool.is_drained(endpoint)
+    }
+
+    /// The endpoint's state in the status and in metrics: its health, or [`DRAINED`].
+    pub(crate) fn state_label(&self, endpoint: &Endpoint) -> &'static str {
+        if self.is_drained(endpoint) { DRAINED } else { endpoint.state().label() }
+    }
+
+    /// Something of the route was drained or resumed.
+    pub(crate) fn drains_changed(&self) {
+        self.pool.drains_changed();
+    }
+
     /// Whether connections are sent to all endpoints, because none is ready.
     pub(crate) fn fails_open(&self) -> bool {
         self.pool.fails_open()
@@ -201,6 +222,9 @@ impl Upstream {
         }
         self.pool.refresh_names_of(&endpoints, &untried);
         if endpoints.is_empty() {
+            for endpoint in self.pool.endpoints().iter().filter(|endpoint| self.is_drained(endpoint)) {
+                failure.add(Failure::NoEndpoint, &endpoint.address, &"drained by an operator");
+            }
             for address in self.pool.loops() {
                 failure.add(Failure::Loop, &address, &"one of snigate's own listeners");
             }

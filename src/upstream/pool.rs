@@ -177,16 +177,26 @@ impl Pool {
         self.endpoints.load_full()
     }
 
-    /// The endpoints; waits for the first lookups if there are none but backups.
+    /// Whether an operator has drained this endpoint.
+    pub(super) fn is_drained(&self, endpoint: &Endpoint) -> bool {
+        self.context.drains.contains(self.route(), endpoint.address)
+    }
+
+    /// The endpoints that may get new connections.
+    fn in_service(&self) -> Arc<Vec<Arc<Endpoint>>> {
+        self.context.drains.in_service(self.route(), self.endpoints())
+    }
+
+    /// The endpoints that may get new connections; waits for the first lookups if there are none but backups.
     pub(super) async fn endpoints_by(&self, deadline: Instant) -> Arc<Vec<Arc<Endpoint>>> {
-        let endpoints = self.endpoints();
+        let endpoints = self.in_service();
         let has_primary = |endpoints: &[Arc<Endpoint>]| endpoints.iter().any(|endpoint| !endpoint.share().is_backup);
         if !has_primary(&endpoints) {
             let mut unanswered = self.unanswered.subscribe();
             let first = unanswered.wait_for(|unanswered| *unanswered == 0 || has_primary(&self.endpoints.load()));
             // After the deadline, the list may be empty.
             let _ = timeout_at(deadline, first).await;
-            return self.endpoints();
+            return self.in_service();
         }
         endpoints
     }
@@ -297,6 +307,10 @@ impl Pool {
         let mut members = self.members();
         self.assemble(&mut members);
         self.update_tier(&members);
+    }
+
+    pub(super) fn drains_changed(&self) {
+        self.update_tier(&self.members());
     }
 
     /// A name has been looked up. Returns the number of connections to endpoints that it has removed. A closed pool needs
@@ -495,7 +509,7 @@ impl Pool {
     /// Switches to backups if no other endpoint is ready, and to all endpoints if none is. Called with the lock held, so that
     /// the last caller sees the final state.
     fn update_tier(&self, members: &Members) {
-        let endpoints = self.endpoints.load();
+        let endpoints = self.in_service();
         let mut answers = self.setup.settings.endpoints.iter().zip(&members.answers);
         let is_awaited = answers.any(|(endpoint, answer)| !endpoint.share.is_backup && !answer.is_known());
         let is_ready = |is_backup: bool| {
