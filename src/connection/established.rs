@@ -2,12 +2,13 @@
 
 use std::mem;
 use std::sync::Arc;
-use std::task::Context;
+use std::task::{Context, Poll};
 
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::connection::admission::SourcePermit;
+use crate::connection::live::LiveConnection;
 use crate::connection::parking::{self, Parked};
 use crate::connection::registry::{CloseReason, Handle, Message};
 use crate::relay::{self, Event, RelayCommand, RelayEnd, RelayResult, RelaySettings, Side, Start};
@@ -44,24 +45,8 @@ impl Relaying {
             let Self { connection: Established { record, slot, settings, .. }, client, upstream, start, handle } =
                 &mut self;
             let start = mem::replace(start, Start::Hello(Vec::new()));
-            let on_event = |event: Event<'_>| match event {
-                Event::Delivered(Side::Client, bytes) => record.received(bytes),
-                Event::Delivered(Side::Upstream, bytes) => record.sent(bytes),
-                Event::Answered(bytes) => {
-                    slot.answered();
-                    record.answered(Answer::parse(bytes));
-                }
-                Event::Unanswered => report_no_answer(record, slot, "no answer to a ClientHello in time"),
-            };
-            let poll_command = |cx: &mut Context<'_>| {
-                handle.poll_message(cx).map(|message| match message {
-                    Message::Close(_) => RelayCommand::Stop,
-                    Message::CloseIfQuiet => RelayCommand::StopIfQuiet,
-                    Message::Probe(since) => RelayCommand::Probe(since),
-                    Message::HandOver => RelayCommand::Rest,
-                })
-            };
-            let result = relay::copy_bidirectional(client, upstream, start, settings, poll_command, on_event).await;
+            let served = Served { record, slot, handle };
+            let result = relay::copy_bidirectional(client, upstream, start, settings, served).await;
             match result {
                 RelayResult::Ended(end) => {
                     let Self { connection, client, upstream, handle, .. } = self;
@@ -91,6 +76,41 @@ impl Relaying {
     }
 }
 
+/// A connection while it is relayed.
+struct Served<'c> {
+    record: &'c mut ConnectionRecord,
+    slot: &'c EndpointSlot,
+    handle: &'c mut Handle,
+}
+
+impl relay::Owner for Served<'_> {
+    fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<RelayCommand> {
+        self.handle.poll_message(cx).map(|message| match message {
+            Message::Close(_) => RelayCommand::Stop,
+            Message::CloseIfQuiet => RelayCommand::StopIfQuiet,
+            Message::Probe(since) => RelayCommand::Probe(since),
+            Message::HandOver => RelayCommand::Rest,
+            Message::Report => RelayCommand::Report,
+        })
+    }
+
+    fn on_event(&mut self, event: Event<'_>) {
+        let Self { record, slot, handle } = self;
+        match event {
+            Event::Delivered(Side::Client, bytes) => record.received(bytes),
+            Event::Delivered(Side::Upstream, bytes) => record.sent(bytes),
+            Event::Answered(bytes) => {
+                slot.answered();
+                record.answered(Answer::parse(bytes));
+            }
+            Event::Unanswered => report_no_answer(record, slot, "no answer to a ClientHello in time"),
+            Event::Report { idle, client, upstream } => {
+                handle.report(|id| LiveConnection::new(id, (record, slot.endpoint()), (client, upstream), idle, false))
+            }
+        }
+    }
+}
+
 impl Established {
     /// The runtime cannot serve the sockets.
     pub(super) fn fail(mut self, error: &std::io::Error) {
@@ -109,6 +129,7 @@ fn report_no_answer(record: &mut ConnectionRecord, slot: &EndpointSlot, cause: &
 fn reason_of(end: RelayEnd, close_reason: CloseReason) -> Option<Box<str>> {
     match (end, close_reason) {
         (RelayEnd::Stopped, CloseReason::Removed) => Some("its route or endpoint is no longer configured".into()),
+        (RelayEnd::Stopped, CloseReason::Operator) => Some("closed by an operator".into()),
         (RelayEnd::ProbeUnanswered, _) => Some("the endpoint is dead and does not acknowledge this connection".into()),
         _ => None,
     }
@@ -130,7 +151,7 @@ fn outcome_of(end: RelayEnd, close_reason: CloseReason) -> (Outcome, ClosedBy) {
         RelayEnd::StoppedQuiet => (Outcome::MaxAge, ClosedBy::Us),
         RelayEnd::Stopped => match close_reason {
             CloseReason::MaxAge => (Outcome::MaxAge, ClosedBy::Us),
-            CloseReason::Draining | CloseReason::Removed => (Outcome::Drained, ClosedBy::Us),
+            CloseReason::Draining | CloseReason::Removed | CloseReason::Operator => (Outcome::Drained, ClosedBy::Us),
             CloseReason::Shed => (Outcome::OverLimit, ClosedBy::Us),
         },
     }

@@ -4,6 +4,7 @@ pub(crate) mod accept_proxy;
 pub(crate) mod admission;
 pub(crate) mod established;
 pub(crate) mod hand_over;
+pub(crate) mod live;
 pub(crate) mod parking;
 pub(crate) mod read_hello;
 pub(crate) mod registry;
@@ -295,8 +296,10 @@ async fn reset(client: &TcpStream) {
 /// The rejection of a connection that is closed before it is connected to an endpoint.
 fn rejection_of(reason: CloseReason) -> Rejection {
     match reason {
-        // Before it is connected, a connection has no maximum age.
-        CloseReason::Draining | CloseReason::Removed | CloseReason::MaxAge => Outcome::Drained.into(),
+        // Before it is connected, a connection has no maximum age, and operators do not see it.
+        CloseReason::Draining | CloseReason::Removed | CloseReason::MaxAge | CloseReason::Operator => {
+            Outcome::Drained.into()
+        }
         CloseReason::Shed => {
             Rejection::because(Outcome::OverLimit, "shed at limits.connections: oldest connection without ClientHello")
         }

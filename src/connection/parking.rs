@@ -22,6 +22,7 @@ use tokio::task::yield_now;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::connection::established::{Established, Relaying};
+use crate::connection::live::{ConnectionId, LiveConnection};
 use crate::connection::registry::{Handle, ParkError, Registry};
 use crate::relay::{RelaySettings, Rest, Start, sys};
 use crate::telemetry::{ClosedBy, Outcome};
@@ -170,6 +171,12 @@ impl Parked {
     /// Sockets that the runtime does not have.
     pub(super) fn at_rest(established: Established, client: Socket, upstream: Socket, rest: Rest) -> Self {
         Self { client, upstream, established, rest, is_watched: false }
+    }
+
+    pub(super) fn describe(&self, id: ConnectionId) -> LiveConnection {
+        let Established { record, slot, .. } = &self.established;
+        let sockets = (&self.client, &self.upstream);
+        LiveConnection::new(id, (record, slot.endpoint()), sockets, self.rest.idle(), true)
     }
 
     fn deadline(&self) -> tokio::time::Instant {

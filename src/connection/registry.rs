@@ -12,11 +12,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use slab::Slab;
-use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot::{self, Receiver, Sender};
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard, Notify};
 use tokio::time::{Instant, sleep};
 
+use crate::connection::live::{ConnectionId, LiveConnection, States};
 use crate::connection::parking::{Parked, ParkingLot, Unparked};
 use crate::upstream::{EndpointId, OpenConnections};
 
@@ -29,6 +30,8 @@ pub(crate) enum CloseReason {
     Removed,
     /// It is older than its route's `max_age`.
     MaxAge,
+    /// By an operator.
+    Operator,
     /// `limits.connections` is reached, and the connection was only waiting for its client.
     Shed,
 }
@@ -43,6 +46,8 @@ pub(crate) enum Message {
     Probe(Instant),
     /// Another process takes the connections over: come to rest.
     HandOver,
+    /// Report what it is, with [`Handle::report`].
+    Report,
 }
 
 /// A connection is not shed for missing its hello before this: more than a round trip to any client.
@@ -68,6 +73,8 @@ pub(crate) struct Registry {
     /// Notified when a connection has ended.
     ended: Notify,
     lot: OnceLock<ParkingLot>,
+    /// Held by whoever surveys the connections.
+    surveying: AsyncMutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -83,10 +90,14 @@ struct Entries {
     awaiting_close: Queue,
     /// Where connections go that come to rest while another process takes them over.
     leaving: Option<UnboundedSender<Unparked>>,
+    /// Where connections report to, during a survey.
+    reports: Option<UnboundedSender<LiveConnection>>,
+    next_serial: u32,
 }
 
 #[derive(Debug)]
 struct ConnectionEntry {
+    serial: u32,
     state: TaskState,
     phase: Phase,
     age: Age,
@@ -202,7 +213,21 @@ fn is_waiting(open: &Slab<ConnectionEntry>, index: u32, wait: Wait, since: Insta
     open.get(index as usize).is_some_and(|entry| entry.phase == Phase::Waiting(wait, since))
 }
 
+/// What a step of a survey has found.
+#[derive(Debug)]
+pub(super) struct Look {
+    pub(super) parked: Vec<LiveConnection>,
+    /// The number of connections that will report.
+    pub(super) asked: usize,
+    /// Whether there are higher indices.
+    pub(super) has_more: bool,
+}
+
 impl ConnectionEntry {
+    fn id(&self, index: usize) -> ConnectionId {
+        ConnectionId { index: u32::try_from(index).unwrap_or(u32::MAX), serial: self.serial }
+    }
+
     /// Whether it can be sent a message and is connected to an endpoint that matches.
     fn is_reachable_at(&self, matches: impl FnOnce(EndpointId) -> bool) -> bool {
         !matches!(self.state, TaskState::Notified)
@@ -240,6 +265,7 @@ impl Registry {
             emptied: Notify::new(),
             ended: Notify::new(),
             lot: OnceLock::new(),
+            surveying: AsyncMutex::new(()),
         })
     }
 
@@ -248,7 +274,9 @@ impl Registry {
         let (sender, messages) = oneshot::channel();
         let mut entries = self.entries();
         let state = if entries.closed { TaskState::Notified } else { TaskState::Running(sender) };
-        let entry = ConnectionEntry { state, phase: Phase::Connecting, age: Age::Unlimited, stays: false };
+        let serial = entries.next_serial;
+        entries.next_serial = serial.wrapping_add(1);
+        let entry = ConnectionEntry { serial, state, phase: Phase::Connecting, age: Age::Unlimited, stays: false };
         let index = entries.open.insert(entry);
         // There are never that many file descriptors.
         let index = u32::try_from(index).unwrap_or(u32::MAX);
@@ -406,6 +434,55 @@ impl Registry {
         (parked, has_more)
     }
 
+    /// Waits for others who survey the connections.
+    pub(super) async fn surveying(&self) -> AsyncMutexGuard<'_, ()> {
+        self.surveying.lock().await
+    }
+
+    /// Where connections report to.
+    pub(super) fn report_to(&self, reports: Option<UnboundedSender<LiveConnection>>) {
+        self.entries().reports = reports;
+    }
+
+    /// Counts the connections with these indices, asks those with a task to report, and returns those that are parked.
+    pub(super) fn look(&self, indices: Range<usize>, states: &mut States) -> Look {
+        let mut entries = self.entries();
+        let mut look = Look { parked: Vec::new(), asked: 0, has_more: entries.open.capacity() > indices.end };
+        for index in indices {
+            let Some(entry) = entries.open.get_mut(index) else { continue };
+            *match (entry.phase, &entry.state) {
+                (Phase::Waiting(Wait::Hello, _), _) => &mut states.awaiting_hello,
+                (Phase::Waiting(Wait::Close, _), _) => &mut states.rejected,
+                (Phase::Connecting, _) => &mut states.connecting,
+                (Phase::ConnectedTo(_), TaskState::Parked { .. }) => &mut states.parked,
+                (Phase::ConnectedTo(_), TaskState::Running(_) | TaskState::Notified) => &mut states.relaying,
+            } += 1;
+            match &entry.state {
+                TaskState::Parked { connection, .. } => look.parked.push(connection.describe(entry.id(index))),
+                TaskState::Running(_) if matches!(entry.phase, Phase::ConnectedTo(_)) => {
+                    look.asked += usize::from(self.send(index, entry, Message::Report));
+                }
+                TaskState::Running(_) | TaskState::Notified => {}
+            }
+        }
+        look
+    }
+
+    /// Closes this connection, by an operator. Whether it was reached: it may have ended, or have another message pending.
+    pub(crate) fn close_one(&self, id: ConnectionId) -> bool {
+        let mut entries = self.entries();
+        let index = id.index as usize;
+        let entry = entries.open.get_mut(index).filter(|entry| entry.serial == id.serial);
+        entry.is_some_and(|entry| {
+            entry.is_reachable_at(|_| true) && self.send(index, entry, Message::Close(CloseReason::Operator))
+        })
+    }
+
+    /// Whether this connection is open.
+    pub(crate) fn is_open(&self, id: ConnectionId) -> bool {
+        self.entries().open.get(id.index as usize).is_some_and(|entry| entry.serial == id.serial)
+    }
+
     /// The indices of connections to these endpoints, except those that are being closed.
     pub(crate) fn connected_to(&self, endpoints: &HashSet<EndpointId>) -> Vec<usize> {
         let entries = self.entries();
@@ -526,6 +603,19 @@ impl Handle {
         }
     }
 
+    /// Answers [`Message::Report`].
+    pub(super) fn report(&self, describe: impl FnOnce(ConnectionId) -> LiveConnection) {
+        let Some(registry) = &self.registry else { return };
+        let entries = registry.entries();
+        let id = entries.open.get(self.index as usize).map(|entry| entry.id(self.index as usize));
+        let reports = entries.reports.clone();
+        drop(entries);
+        if let (Some(id), Some(reports)) = (id, reports) {
+            // Nobody waits for it any more.
+            let _ = reports.send(describe(id));
+        }
+    }
+
     /// How long until the connection is too old.
     pub(crate) fn time_left(&self) -> Option<Duration> {
         let registry = self.registry.as_ref()?;
@@ -610,7 +700,7 @@ impl Handle {
         let message = ready!(Pin::new(&mut self.messages).poll(cx)).unwrap_or(Message::Close(CloseReason::Draining));
         match message {
             Message::Close(reason) => self.reason = Some(reason),
-            Message::CloseIfQuiet | Message::Probe(_) => self.receive_again(true),
+            Message::CloseIfQuiet | Message::Probe(_) | Message::Report => self.receive_again(true),
             Message::HandOver => self.receive_again(false),
         }
         Poll::Ready(message)
@@ -655,7 +745,8 @@ impl Drop for Handle {
     fn drop(&mut self) {
         let Some(registry) = &self.registry else { return };
         let mut entries = registry.entries();
-        let Some(ConnectionEntry { state: _, phase, age, stays: _ }) = entries.open.try_remove(self.index as usize)
+        let Some(ConnectionEntry { serial: _, state: _, phase, age, stays: _ }) =
+            entries.open.try_remove(self.index as usize)
         else {
             return;
         };

@@ -108,7 +108,7 @@ impl Liveness {
 /// Whether the peer has acknowledged nothing for too long. `suspected` is the time of the first check that found data in
 /// flight, as long as nothing was acknowledged since.
 fn is_dead(socket: &TcpStream, suspected: &mut Option<Instant>, now: Instant) -> bool {
-    let Ok(sys::TcpInfo { in_flight: 1.., last_ack, last_heard: _ }) = sys::tcp_info(socket) else {
+    let Ok(sys::TcpInfo { in_flight: 1.., last_ack, .. }) = sys::tcp_info(socket) else {
         *suspected = None;
         return false;
     };

@@ -55,7 +55,7 @@ pub(crate) struct RelaySettings {
 }
 
 /// An event that the relay reports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Event<'a> {
     /// This many bytes from this side were written to the other side's socket.
     Delivered(Side, usize),
@@ -63,6 +63,22 @@ pub(crate) enum Event<'a> {
     Answered(&'a [u8]),
     /// Data was sent to the upstream ten seconds ago, and it has not sent any yet.
     Unanswered,
+    /// As asked by [`RelayCommand::Report`].
+    Report {
+        /// For how long no data has been moved.
+        idle: Duration,
+        client: &'a TcpStream,
+        upstream: &'a TcpStream,
+    },
+}
+
+/// What a relay belongs to.
+pub(crate) trait Owner {
+    /// Polls for the next command.
+    fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<RelayCommand>;
+
+    /// Called for every event.
+    fn on_event(&mut self, event: Event<'_>);
 }
 
 /// How bytes are moved.
@@ -146,27 +162,26 @@ pub(crate) enum RelayCommand {
     Probe(Instant),
     /// Come to rest as soon as nothing is buffered. For up to [`HOLD_BACK`], no more is read meanwhile.
     Rest,
+    /// Send [`Event::Report`].
+    Report,
 }
 
 /// Relays until both sides are done, a deadline passes, a command ends it, or it comes to rest. At its end the caller drops
 /// both sockets, which closes them with a FIN, or with a RST to pass on a reset.
-///
-/// `on_event` is called for every [`Event`], and `poll_command` is polled for the next [`RelayCommand`].
 pub(crate) fn copy_bidirectional<'a>(
     client: &'a TcpStream,
     upstream: &'a TcpStream,
     start: Start,
     settings: &'a RelaySettings,
-    mut poll_command: impl FnMut(&mut Context<'_>) -> Poll<RelayCommand>,
-    on_event: impl FnMut(Event<'_>),
+    owner: impl Owner,
 ) -> impl Future<Output = RelayResult> {
     // Created outside the future, which would otherwise store all arguments.
-    let mut relay = Relay::new(client, upstream, start, settings, on_event);
+    let mut relay = Relay::new(client, upstream, start, settings, owner);
     async move {
         let end = {
             let mut timer = pin!(sleep(relay.settings.idle));
             let relayed = poll_fn(|cx| {
-                while let Poll::Ready(command) = poll_command(cx) {
+                while let Poll::Ready(command) = relay.owner.poll_command(cx) {
                     match command {
                         RelayCommand::Stop => return Poll::Ready(Step::End(RelayEnd::Stopped)),
                         RelayCommand::StopIfQuiet if relay.is_quiet() => {
@@ -179,6 +194,7 @@ pub(crate) fn copy_bidirectional<'a>(
                             relay.is_to_rest = true;
                             relay.hold_back_until = Some(Box::new(Instant::now() + HOLD_BACK));
                         }
+                        RelayCommand::Report => relay.report(),
                     }
                 }
                 relay.poll(cx, timer.as_mut())
@@ -195,12 +211,18 @@ pub(crate) fn copy_bidirectional<'a>(
                 Side::Upstream => (relay.upstream, relay.client),
             };
             reset_on_close(failed);
+            let half_close = relay.settings.half_close;
             let stopped = poll_fn(|cx| {
-                while ready!(poll_command(cx)) != RelayCommand::Stop {}
-                Poll::Ready(())
+                loop {
+                    match ready!(relay.owner.poll_command(cx)) {
+                        RelayCommand::Stop => return Poll::Ready(()),
+                        RelayCommand::Report => relay.report(),
+                        RelayCommand::StopIfQuiet | RelayCommand::Probe(_) | RelayCommand::Rest => {}
+                    }
+                }
             });
             tokio::select! {
-                () = Box::pin(all_acknowledged(other, relay.settings.half_close)) => {}
+                () = Box::pin(all_acknowledged(other, half_close)) => {}
                 () = stopped => {}
             }
             reset_on_close(other);
@@ -217,7 +239,7 @@ enum Step {
 
 type ResetWatch<'a> = Pin<Box<dyn Future<Output = io::Result<()>> + Send + 'a>>;
 
-struct Relay<'a, E> {
+struct Relay<'a, O> {
     client: &'a TcpStream,
     upstream: &'a TcpStream,
     /// Client to upstream.
@@ -241,16 +263,16 @@ struct Relay<'a, E> {
     hold_back_until: Option<Box<Instant>>,
     /// Whether it continues after a rest: something has probably been received, which the runtime has not seen yet.
     resumes: bool,
-    on_event: E,
+    owner: O,
 }
 
-impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
+impl<'a, O: Owner> Relay<'a, O> {
     fn new(
         client: &'a TcpStream,
         upstream: &'a TcpStream,
         start: Start,
         settings: &'a RelaySettings,
-        on_event: E,
+        owner: O,
     ) -> Self {
         let (hello, rest, resumes) = match start {
             Start::Hello(hello) => (hello, Rest::new(), false),
@@ -282,7 +304,7 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
             is_to_rest: false,
             hold_back_until: None,
             resumes,
-            on_event,
+            owner,
         }
     }
 
@@ -336,11 +358,11 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
         };
         let mut moved = 0;
         let mut report = |event: FlowEvent<'_>| match event {
-            FlowEvent::First(bytes) if from == Side::Upstream => (self.on_event)(Event::Answered(bytes)),
+            FlowEvent::First(bytes) if from == Side::Upstream => self.owner.on_event(Event::Answered(bytes)),
             FlowEvent::First(_) => {}
             FlowEvent::Delivered(length) => {
                 moved += length;
-                (self.on_event)(Event::Delivered(from, length));
+                self.owner.on_event(Event::Delivered(from, length));
             }
         };
         // After a fault, what the failed side had sent before is still to be read.
@@ -415,6 +437,11 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
                 .is_ok_and(|outstanding| outstanding >= self.delivered_after_close.max(1) as usize)
     }
 
+    fn report(&mut self) {
+        let (client, upstream) = (self.client, self.upstream);
+        self.owner.on_event(Event::Report { idle: self.last_activity.elapsed(), client, upstream });
+    }
+
     /// See [`RelayCommand::StopIfQuiet`].
     fn is_quiet(&self) -> bool {
         let is_empty = |side| {
@@ -475,7 +502,7 @@ impl<'a, E: FnMut(Event<'_>)> Relay<'a, E> {
                     let _ = self.settings.keepalive.keep_alive(self.upstream);
                 }
                 if mem::take(&mut self.awaits_answer) {
-                    (self.on_event)(Event::Unanswered);
+                    self.owner.on_event(Event::Unanswered);
                 }
                 if let Some(side) = self.liveness.check(self.client, self.upstream, now) {
                     return Poll::Ready(Step::End(RelayEnd::Dead(side)));

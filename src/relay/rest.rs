@@ -42,6 +42,11 @@ impl Rest {
         self.liveness.deadline().map_or(end, |check| check.min(end))
     }
 
+    /// For how long no data has been moved.
+    pub(crate) fn idle(&self) -> Duration {
+        self.last_activity.elapsed()
+    }
+
     /// Whether one side has closed: then a socket at rest is readable, and the relay has to be continued at once.
     pub(crate) fn is_half_closed(&self) -> bool {
         self.closed_first.is_some()

@@ -28,6 +28,8 @@ pub(crate) fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
 pub(crate) struct TcpInfo {
     /// Packets that were sent and not acknowledged.
     pub(crate) in_flight: u32,
+    /// The smoothed round-trip time.
+    pub(crate) rtt: Duration,
     /// Time since the last acknowledgement: of data, keepalives or window probes.
     pub(crate) last_ack: Duration,
     /// Time since anything was received: data or an acknowledgement.
@@ -58,7 +60,8 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
     let info = unsafe { info.assume_init() };
     let last_ack = Duration::from_millis(info.tcpi_last_ack_recv.into());
     let last_heard = last_ack.min(Duration::from_millis(info.tcpi_last_data_recv.into()));
-    Ok(TcpInfo { in_flight: info.tcpi_unacked, last_ack, last_heard })
+    let rtt = Duration::from_micros(info.tcpi_rtt.into());
+    Ok(TcpInfo { in_flight: info.tcpi_unacked, rtt, last_ack, last_heard })
 }
 
 /// Makes a bind to port zero leave the choice of the port to the connect (ip(7), `IP_BIND_ADDRESS_NO_PORT`), also for IPv6.

@@ -68,6 +68,18 @@ async fn read_all(mut stream: impl tokio::io::AsyncRead + Unpin) -> (Vec<u8>, io
     (bytes, end)
 }
 
+impl<C: FnMut(&mut Context<'_>) -> Poll<RelayCommand>, E: FnMut(Event<'_>)> Owner for (C, E) {
+    fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<RelayCommand> {
+        self.0(cx)
+    }
+
+    fn on_event(&mut self, event: Event<'_>) {
+        self.1(event);
+    }
+}
+
+fn ignore(_: Event<'_>) {}
+
 /// What `connection::serve` does.
 pub(super) async fn relay_and_close(
     client: TcpStream,
@@ -95,7 +107,7 @@ pub(super) async fn relay_with_rests(
     loop {
         let on_event = |event: Event<'_>| match event {
             Event::Delivered(from, bytes) => delivered(from, bytes),
-            Event::Answered(_) | Event::Unanswered => {}
+            Event::Answered(_) | Event::Unanswered | Event::Report { .. } => {}
         };
         let mut turns = None;
         let poll_command = |cx: &mut Context<'_>| {
@@ -107,7 +119,7 @@ pub(super) async fn relay_with_rests(
             }
             stop.as_mut().poll(cx).map(|()| RelayCommand::Stop)
         };
-        match copy_bidirectional(&client, &upstream, start, &settings, poll_command, on_event).await {
+        match copy_bidirectional(&client, &upstream, start, &settings, (poll_command, on_event)).await {
             RelayResult::Ended(end) => return end,
             RelayResult::Resting(state) => start = Start::Rest(Box::new(state)),
         }
@@ -356,7 +368,7 @@ async fn b08_a_probe_ends_only_a_connection_whose_peer_does_not_answer() {
         let command =
             |cx: &mut Context<'_>| commands.poll_recv(cx).map(|command| command.unwrap_or(RelayCommand::Stop));
         let hello = b"hello".to_vec();
-        ended(copy_bidirectional(&client_side, &upstream_side, Start::Hello(hello), &SETTINGS, command, |_| {}).await)
+        ended(copy_bidirectional(&client_side, &upstream_side, Start::Hello(hello), &SETTINGS, (command, ignore)).await)
     });
     upstream.readable().await.unwrap();
     while upstream_socket.tcp_keepalive_time().unwrap() != Duration::from_secs(1) {
@@ -387,7 +399,7 @@ async fn b08_a_probe_spares_a_peer_that_does_not_read() {
         let command =
             |cx: &mut Context<'_>| commands.poll_recv(cx).map(|command| command.unwrap_or(RelayCommand::Stop));
         ended(
-            copy_bidirectional(&client_side, &upstream_side, Start::Hello(Vec::new()), &SETTINGS, command, |_| {})
+            copy_bidirectional(&client_side, &upstream_side, Start::Hello(Vec::new()), &SETTINGS, (command, ignore))
                 .await,
         )
     });

@@ -163,6 +163,11 @@ impl ConnectionRecord {
         self.client = canonical(client).into();
     }
 
+    /// Bytes received from the client, and sent to it.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        (self.received, self.sent)
+    }
+
     /// Time since the connection was accepted.
     pub(crate) fn age(&self) -> Duration {
         self.opened.elapsed()
