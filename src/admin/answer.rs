@@ -15,6 +15,7 @@ use tokio::time::{Instant, interval};
 use super::body::{self, Body};
 use super::exposition::{Format, PIECE, Rendering};
 use super::places::{MAX_ANSWERS, MAX_ANSWERS_OF_PEER, Place};
+use super::query::Query;
 use super::shared::{Freshness, Revocable, Shared};
 use super::status::Selection;
 use super::status_pages::Snapshot;
@@ -33,8 +34,9 @@ pub(crate) struct Answers {
 /// Up to this limit, the selected routes are built for each request; otherwise a shared response with all routes is used.
 const FEW_ROUTES: usize = 100;
 
-const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
+pub(super) const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
+pub(super) const JSON_LINES: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const CSS: HeaderValue = HeaderValue::from_static("text/css; charset=utf-8");
 const JAVASCRIPT: HeaderValue = HeaderValue::from_static("text/javascript; charset=utf-8");
@@ -55,13 +57,21 @@ pub(super) async fn answer(
     handles: Arc<AdminHandles>,
     place: Arc<Place>,
 ) -> Response<Body> {
-    let answer = match refusal(&request, &handles) {
-        Some(refusal) => Err(refusal),
-        None => match probe(request.uri().path(), &handles) {
-            Some(response) => return response,
-            None => long(&request, &handles).await,
-        },
-    };
+    match refusal(&request, &handles) {
+        Some(refusal) => in_turn(Err(refusal), &place),
+        None => read(&request, &handles, &place).await,
+    }
+}
+
+/// Answers a request that is to be admitted.
+pub(super) async fn read(request: &Request<Incoming>, handles: &Arc<AdminHandles>, place: &Place) -> Response<Body> {
+    match probe(request.uri().path(), handles) {
+        Some(response) => response,
+        None => in_turn(long(request, handles).await, place),
+    }
+}
+
+fn in_turn(answer: Result<Response<Body>, Refusal>, place: &Place) -> Response<Body> {
     let response = answer.unwrap_or_else(|(status, says)| respond(status, TEXT, says));
     // Checked only now: requests that wait for the same response are not refused for that.
     if place.has_room_for_answer() {
@@ -103,7 +113,7 @@ async fn long(request: &Request<Incoming>, handles: &Arc<AdminHandles>) -> Resul
         "/page.css" => Ok(respond(StatusCode::OK, CSS, include_str!("page/page.css"))),
         "/page.js" => Ok(respond(StatusCode::OK, JAVASCRIPT, include_str!("page/page.js"))),
         "/api/events" => events(handles),
-        "/api/status" => status(request.uri().query(), freshness, handles).await,
+        "/api/status" => status(Query::of(request), freshness, handles).await,
         "/api/history" => {
             let history = Arc::clone(&handles.history);
             let write = move || history.write_since(0).json.chunks(PIECE).map(Bytes::copy_from_slice).collect();
@@ -179,13 +189,8 @@ async fn metrics(
     Ok(response)
 }
 
-async fn status(
-    query: Option<&str>,
-    freshness: Freshness,
-    handles: &Arc<AdminHandles>,
-) -> Result<Response<Body>, Refusal> {
-    let selection = Selection::parse(query.unwrap_or_default());
-    let selection = selection.map_err(|expected| (StatusCode::BAD_REQUEST, expected.to_owned()))?;
+async fn status(query: Query, freshness: Freshness, handles: &Arc<AdminHandles>) -> Result<Response<Body>, Refusal> {
+    let selection = Selection::parse(query).map_err(|expected| (StatusCode::BAD_REQUEST, expected))?;
     let look = Arc::clone(handles);
     let (made, page) = if selection.route.is_some() || selection.limit <= FEW_ROUTES {
         let selected = spawn_blocking(move || Snapshot::of_selected(&look, &selection)).await.map_err(|_| failed())?;

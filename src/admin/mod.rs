@@ -1,13 +1,16 @@
-//! The admin listener: metrics, probes, status API and status page. Read-only.
+//! The admin listener: metrics, probes, status API and status page, all read-only. And the control socket, which has the
+//! same and can change things.
 
 mod answer;
 mod body;
+pub(crate) mod control;
 mod exposition;
 mod history;
 mod hosts;
 mod metrics;
 mod negotiate;
 mod places;
+mod query;
 mod runtime;
 mod shared;
 mod status;
@@ -87,7 +90,7 @@ pub(crate) struct ListenerAddress {
 }
 
 /// The keys that a reload cannot change, with their values.
-pub(crate) type Fixed = [(&'static str, String); 4];
+pub(crate) type Fixed = [(&'static str, String); 5];
 
 /// What the admin listener has access to.
 #[derive(Clone, Debug)]
@@ -99,8 +102,8 @@ pub(crate) struct AdminHandles {
     pub(crate) viewers: Arc<Semaphore>,
     pub(crate) hosts: Arc<ArcSwap<Hosts>>,
     pub(crate) per_route: Arc<ArcSwap<PerRoute>>,
-    /// The configured address of the admin listener.
-    pub(crate) configured: SocketAddr,
+    /// The configured address of the admin listener, if there is one.
+    pub(crate) configured: Option<SocketAddr>,
     pub(crate) fixed: Fixed,
     /// Cancelled when the process is no longer ready.
     pub(crate) draining: CancellationToken,

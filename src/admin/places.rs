@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 /// Concurrent connections.
 pub(crate) const MAX_CONNECTIONS: usize = 64;
-/// Per client address: beyond that, its own longest idle connection makes room.
+/// Concurrent connections per client address.
 const MAX_OF_PEER: usize = MAX_CONNECTIONS / 2;
 /// Concurrent responses, other than to probes.
 pub(super) const MAX_ANSWERS: usize = 48;
@@ -25,6 +25,8 @@ const GRACE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Places {
     pub(super) permits: Arc<Semaphore>,
+    /// Per client address: beyond that, its own longest idle connection makes room.
+    max_of_peer: usize,
     entries: Mutex<Vec<Arc<Entry>>>,
 }
 
@@ -46,7 +48,12 @@ struct EntryState {
 
 impl Places {
     pub(super) fn new() -> Self {
-        Self { permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)), entries: Mutex::default() }
+        Self::for_peers(MAX_CONNECTIONS, MAX_OF_PEER)
+    }
+
+    /// So many in all, and for each client address.
+    pub(super) fn for_peers(max: usize, max_of_peer: usize) -> Self {
+        Self { permits: Arc::new(Semaphore::new(max)), max_of_peer, entries: Mutex::default() }
     }
 
     /// Registers a new connection.
@@ -57,7 +64,7 @@ impl Places {
         let mut entries = self.entries();
         let of_peer = staying(&entries, peer);
         entries.push(Arc::clone(&entry));
-        if of_peer >= MAX_OF_PEER {
+        if of_peer >= self.max_of_peer {
             close_longest_idle(entries.iter().filter(|other| other.peer == peer));
         }
         drop(entries);
@@ -71,7 +78,7 @@ impl Places {
             return;
         }
         // An address with more than its share must not push out others.
-        let has_too_many = |entry: &&Arc<Entry>| staying(&entries, entry.peer) > MAX_OF_PEER;
+        let has_too_many = |entry: &&Arc<Entry>| staying(&entries, entry.peer) > self.max_of_peer;
         let crowd: Vec<_> = entries.iter().filter(has_too_many).collect();
         if crowd.is_empty() {
             close_longest_idle(entries.iter());

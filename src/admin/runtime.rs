@@ -50,6 +50,11 @@ impl Runtime {
         Ok(Self { handle, _running: running })
     }
 
+    /// What is spawned and registered with it belongs to this runtime.
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
     /// Serves from this socket there.
     pub(crate) fn spawn<F: Future<Output = ()> + Send + 'static>(
         &self,

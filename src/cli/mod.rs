@@ -1,5 +1,6 @@
 //! The command line: its arguments, and their help texts.
 
+mod ctl;
 mod server_url;
 
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +13,7 @@ use crate::text::pasted;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+pub(crate) use self::ctl::{Close, Connections, Ctl, Filter as ConnectionFilter, Listed, RouteOrEndpoint, Verb};
 pub(crate) use self::server_url::ServerUrl;
 
 /// One address for the Kubernetes APIs of many clusters: routes TLS connections by server name (SNI), without terminating
@@ -35,6 +37,8 @@ pub(crate) enum Command {
     Doctor(Doctor),
     /// Preview what a reload would change in a running instance, without changing it
     Plan(Plan),
+    /// Ask a running instance, or change it, through its control socket
+    Ctl(Ctl),
     /// Translate the configuration of another proxy; comments list what cannot be translated, and why
     Import(Import),
     /// Print a kubeconfig that connects to a cluster through the router

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::admin::{Hosts, PerRoute};
@@ -106,8 +106,9 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     writeln!(text, "workers    {}", config.workers.map_or("auto".into(), |workers| workers.to_string()))?;
     writeln!(text, "sandbox    {}", config.sandbox.label())?;
     writeln!(text, "watch      {}", config.watch)?;
-    let upgrade_socket = config.upgrade_socket.as_ref().map_or("none".into(), |path| path.display().to_string());
-    writeln!(text, "upgrade    socket {upgrade_socket}")?;
+    let path = |path: &Option<PathBuf>| path.as_ref().map_or("none".into(), |path| path.display().to_string());
+    writeln!(text, "upgrade    socket {}", path(&config.upgrade_socket))?;
+    writeln!(text, "control    {}", path(&config.control))?;
     let admin = config.admin.as_ref().map_or("none".into(), |Admin { address, hosts: Hosts(hosts), per_route }| {
         let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
         let hosts = [&["IP addresses".into(), "localhost".into()], &hosts[..]].concat();

@@ -3,6 +3,7 @@
 mod admin;
 mod check;
 mod completions;
+mod ctl;
 #[cfg(feature = "demo")]
 mod demo;
 mod dns;
@@ -43,6 +44,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Explain(options) => explain::run(&options),
         Command::Doctor(options) => doctor::run(&options),
         Command::Plan(options) => plan::run(&options),
+        Command::Ctl(options) => ctl::run(&options),
         Command::Import(options) => import::run(&options),
         Command::Kubeconfig(options) => kubeconfig::run(&options),
         Command::Schema => schema::run(),

@@ -51,6 +51,7 @@ pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Inval
         workers,
         watch,
         upgrade,
+        control,
         admin,
         sandbox,
         log,
@@ -73,6 +74,7 @@ pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Inval
         workers: workers.and_then(|workers| workers.0.0),
         watch,
         upgrade_socket: upgrade.socket.map(|Text(values::SocketPath(path))| path),
+        control: control.map(|Text(values::SocketPath(path))| path),
         admin: admin.map(|admin| build_admin(admin.0, &listeners)).transpose()?,
         sandbox: match sandbox {
             None | Some(raw::Sandbox::Auto) => Sandbox::Auto,

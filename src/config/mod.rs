@@ -59,6 +59,8 @@ pub(crate) struct Config {
     pub(crate) watch: bool,
     /// The Unix socket at which a new process finds this one.
     pub(crate) upgrade_socket: Option<PathBuf>,
+    /// The Unix socket for operators.
+    pub(crate) control: Option<PathBuf>,
     pub(crate) admin: Option<Admin>,
     pub(crate) sandbox: Sandbox,
     pub(crate) log: Log,
@@ -270,6 +272,7 @@ impl Config {
             workers: None,
             watch: false,
             upgrade: raw::Upgrade::default(),
+            control: None,
             admin: None,
             sandbox: None,
             log: raw::Log::default(),

@@ -108,6 +108,11 @@ pub(crate) struct Logging {
 }
 
 impl Logging {
+    /// Whether the level can be changed.
+    pub(crate) fn is_configurable(&self) -> bool {
+        self.level.is_some()
+    }
+
     /// Changes the level, unless `RUST_LOG` is set.
     pub(crate) fn set_level(&self, level: Level) {
         if let Some(Err(reason)) = self.level.as_ref().map(|handle| handle.reload(at(level))) {

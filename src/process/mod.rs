@@ -3,6 +3,6 @@
 pub(crate) mod channel;
 pub(crate) mod sandbox;
 pub(crate) mod systemd;
+pub(crate) mod unix_socket;
 pub(crate) mod upgrade;
-pub(crate) mod upgrade_socket;
 pub(crate) mod watch;

@@ -1,7 +1,7 @@
 //! Hands the listening sockets over to a new process of this program, so that no connection is refused.
 //!
 //! The new process is started by the old one, with one end of a Unix socket pair as its standard input, or by anyone, and
-//! connects to the [socket](super::upgrade_socket) of the old one. It sends a greeting, receives the listening sockets with
+//! connects to the [socket](super::unix_socket) of the old one. It sends a greeting, receives the listening sockets with
 //! their configured addresses, and reports when it is serving. If it ends or sends nothing, the old process continues: both
 //! have the same open file descriptions.
 
@@ -27,7 +27,7 @@ use tracing::{info, warn};
 
 use crate::listener::InheritedSocket;
 use crate::process::channel::Channel;
-use crate::process::upgrade_socket;
+use crate::process::unix_socket;
 
 /// The environment variable that says that standard input is connected to the old process.
 const MARK: &str = "SNIGATE_UPGRADE";
@@ -41,6 +41,10 @@ const MESSAGE: usize = 512;
 
 /// In place of an address: the socket at which the next process finds this one.
 const UPGRADE_SOCKET: &str = "upgrade";
+/// In place of an address: the socket for operators.
+const CONTROL_SOCKET: &str = "control";
+/// In place of an address, without a socket: an endpoint, or all (`*`), and a route that they have drained.
+const DRAINED: &str = "drained ";
 
 /// Without it, the old process sends no sockets.
 const GREETING: &[u8] = b"hello";
@@ -67,12 +71,19 @@ pub(crate) enum UpgradeError {
 }
 
 /// What a new process gets.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Sockets {
     pub(crate) listeners: Vec<InheritedSocket>,
     /// The socket of `upgrade.socket`, at which the next process will connect.
     pub(crate) upgrade: Option<UnixListener>,
+    /// The socket of `control`.
+    pub(crate) control: Option<UnixListener>,
+    /// What operators have drained.
+    pub(crate) drained: Vec<Drained>,
 }
+
+/// A route, and one of its endpoints, or all.
+pub(crate) type Drained = (Box<str>, Option<SocketAddr>);
 
 /// A new process that serves.
 #[derive(Debug)]
@@ -137,7 +148,7 @@ pub(crate) async fn accept(process: UnixStream, sockets: Sockets) -> Result<Succ
     process.set_read_timeout(Some(START_TIMEOUT))?;
     process.set_write_timeout(Some(START_TIMEOUT))?;
     let accepted = tokio::task::spawn_blocking(move || {
-        let pid = upgrade_socket::process(&process);
+        let pid = unix_socket::process(&process);
         let Some((taken_over, channel)) = hand_over(process, &sockets)? else { return Ok(None) };
         // It has nothing to say now, unless it ends.
         channel.set_read_timeout(Some(PROBATION))?;
@@ -212,12 +223,19 @@ fn hand_over(mut channel: UnixStream, sockets: &Sockets) -> io::Result<Option<(V
     if !receive_exactly(&mut channel, GREETING)? {
         return Ok(None);
     }
-    let Sockets { listeners, upgrade } = sockets;
+    let Sockets { listeners, upgrade, control, drained } = sockets;
     for InheritedSocket { address, name, socket } in listeners {
         send(&channel, &format!("{address} {}", name.as_deref().unwrap_or_default()), &[socket.as_fd()])?;
     }
     if let Some(upgrade) = upgrade {
         send(&channel, UPGRADE_SOCKET, &[upgrade.as_fd()])?;
+    }
+    if let Some(control) = control {
+        send(&channel, CONTROL_SOCKET, &[control.as_fd()])?;
+    }
+    for (route, endpoint) in drained {
+        let endpoint = endpoint.map_or("*".into(), |endpoint| endpoint.to_string());
+        send(&channel, &format!("{DRAINED}{endpoint} {route}"), &[])?;
     }
     send(&channel, "", &[])?;
     if !receive_exactly(&mut channel, READY)? {
@@ -279,11 +297,13 @@ impl Predecessor {
     pub(crate) fn greet(channel: UnixStream) -> io::Result<(Self, Sockets)> {
         channel.set_read_timeout(Some(START_TIMEOUT))?;
         (&channel).write_all(GREETING)?;
-        let mut sockets = Sockets { listeners: Vec::new(), upgrade: None };
+        let mut sockets = Sockets::default();
         while let Some((text, socket)) = receive(&channel)? {
-            match socket {
-                Some(socket) if text == UPGRADE_SOCKET => sockets.upgrade = Some(socket.into()),
-                socket => sockets.listeners.push(listener(&text, socket)?),
+            match (socket, text.strip_prefix(DRAINED)) {
+                (Some(socket), _) if text == UPGRADE_SOCKET => sockets.upgrade = Some(socket.into()),
+                (Some(socket), _) if text == CONTROL_SOCKET => sockets.control = Some(socket.into()),
+                (None, Some(text)) => sockets.drained.push(drained(text)?),
+                (socket, _) => sockets.listeners.push(listener(&text, socket)?),
             }
         }
         Ok((Self(channel), sockets))
@@ -344,6 +364,15 @@ fn listener(text: &str, socket: Option<OwnedFd>) -> io::Result<InheritedSocket> 
     }
     let name = (!name.is_empty()).then(|| name.into());
     Ok(InheritedSocket { address, name, socket })
+}
+
+/// What a message says that is drained.
+fn drained(text: &str) -> io::Result<Drained> {
+    let parsed = text.split_once(' ').and_then(|(endpoint, route)| {
+        let endpoint = if endpoint == "*" { None } else { Some(endpoint.parse().ok()?) };
+        Some((route.into(), endpoint))
+    });
+    parsed.ok_or_else(|| invalid("no endpoint"))
 }
 
 #[cfg(test)]

@@ -8,13 +8,14 @@ use tracing::{info, warn};
 
 use super::StartError;
 use super::memory::Memory;
-use crate::admin;
+use crate::admin::{self, control};
 use crate::relay::{self, Engine};
 use crate::upstream::MAX_LOOKUPS;
 use crate::upstream::health::{MAX_CHECKS, MAX_READERS};
 
 /// Descriptors for everything but connections: the admin's, health checks, lookups, files, and the rest of the process.
-const RESERVED_DESCRIPTORS: u64 = 29 + (admin::MAX_CONNECTIONS + MAX_CHECKS + MAX_LOOKUPS + MAX_READERS) as u64;
+const RESERVED_DESCRIPTORS: u64 =
+    29 + (admin::MAX_CONNECTIONS + control::MAX_CONNECTIONS + MAX_CHECKS + MAX_LOOKUPS + MAX_READERS) as u64;
 /// Those without which nothing works: runtimes, listeners, the log.
 const MIN_RESERVED_DESCRIPTORS: u64 = 24;
 /// Its own, the one that a successor would get, and those of a connection that it has accepted beyond the limit.

@@ -1,6 +1,7 @@
 //! The server: starts, reloads and drains. The only room that sees the whole configuration.
 
 mod capacity;
+mod control;
 mod generation;
 mod hand_over;
 mod listening;
@@ -10,8 +11,8 @@ mod prepare;
 use std::collections::HashSet;
 use std::io;
 use std::mem;
-#[cfg(feature = "demo")]
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use self::capacity::Capacity;
+pub(crate) use self::control::{DrainError, DrainResult};
 pub(crate) use self::generation::Changes;
 use self::generation::{Generation, Next};
 pub(crate) use self::hand_over::Adopter;
@@ -43,7 +45,7 @@ use crate::relay::RelaySettings;
 use crate::relay::budget;
 use crate::relay::tcp::TcpOptions;
 use crate::telemetry::Counters;
-use crate::upstream::{Checks, Lookups, SharedContext, Source, may_be_transparent};
+use crate::upstream::{Checks, Drained, Lookups, SharedContext, Source, may_be_transparent};
 
 /// A running server.
 #[derive(Debug)]
@@ -63,8 +65,10 @@ pub(crate) struct Server {
     closing: TaskTracker,
     admin_hosts: Arc<ArcSwap<Hosts>>,
     admin_per_route: Arc<ArcSwap<PerRoute>>,
-    /// Once there is an admin listener.
+    /// Once there is an admin listener or a control socket.
     admin_runtime: Option<admin::Runtime>,
+    /// Stops the control socket.
+    control: Stop,
     timeouts: Timeouts,
     fixed: Fixed,
     /// Cancelled when the process is no longer ready.
@@ -76,14 +80,16 @@ const ADMIN: &str = "_admin";
 
 /// The keys that a reload cannot change, with their values.
 pub(crate) fn fixed(config: &Config) -> Fixed {
-    let Config { workers, sandbox, upgrade_socket, log: Log { format, level: _, refusals_per_second: _ }, .. } = config;
+    let Config { workers, sandbox, upgrade_socket, control, .. } = config;
+    let Log { format, level: _, refusals_per_second: _ } = &config.log;
     let workers = workers.map_or_else(|| "auto".into(), |workers| workers.to_string());
-    let upgrade_socket = upgrade_socket.as_ref().map_or_else(|| "none".into(), |path| path.display().to_string());
+    let path = |path: &Option<PathBuf>| path.as_ref().map_or_else(|| "none".into(), |path| path.display().to_string());
     [
         ("workers", workers),
         ("log.format", format.to_string()),
         ("sandbox", sandbox.label().into()),
-        ("upgrade.socket", upgrade_socket),
+        ("upgrade.socket", path(upgrade_socket)),
+        ("control", path(control)),
     ]
 }
 
@@ -141,9 +147,13 @@ struct CommonSettings {
 }
 
 impl Server {
-    /// Binds all addresses, or adopts inherited sockets, and starts to serve. Also returns which of the inherited sockets
-    /// are used; the others are closed. Must be called within a tokio runtime.
-    pub(crate) fn start(mut config: Config, inherited: Vec<InheritedSocket>) -> Result<(Self, Vec<bool>), StartError> {
+    /// Binds all addresses, or adopts inherited sockets, and starts to serve; what is `drained` gets no connections. Also
+    /// returns which of the inherited sockets are used; the others are closed. Must be called within a tokio runtime.
+    pub(crate) fn start(
+        mut config: Config,
+        inherited: Vec<InheritedSocket>,
+        drained: Vec<Drained>,
+    ) -> Result<(Self, Vec<bool>), StartError> {
         capacity::raise_limit();
         let counters = Arc::new(Counters::new(config.log.refusals_per_second));
         let registry = Registry::new();
@@ -157,6 +167,9 @@ impl Server {
             Lookups::new(counters.lookup_lateness.clone()),
             Checks::new(counters.check_lateness.clone()),
         );
+        for drained in &drained {
+            context.drains.drain(drained);
+        }
         let mut server = Self {
             counters,
             context: Arc::new(context),
@@ -172,6 +185,7 @@ impl Server {
             admin_hosts: Arc::default(),
             admin_per_route: Arc::default(),
             admin_runtime: None,
+            control: Stop::default(),
             timeouts: config.timeouts,
             fixed: fixed(&config),
             draining: CancellationToken::new(),
@@ -259,6 +273,7 @@ impl Server {
             workers: _,
             watch: _,
             upgrade_socket: _,
+            control: _,
             admin,
             sandbox: _,
             log,
@@ -373,33 +388,43 @@ impl Server {
     fn listen_admin(&mut self, mut socket: OpenSocket) -> Option<Listening> {
         let listener = socket.take()?;
         info!(listener = ADMIN, address = %socket.address, "listening");
-        if self.admin_runtime.is_none() {
-            let started = admin::Runtime::start();
-            let shared = "no thread for the admin listener: it shares those of the data path";
-            self.admin_runtime = started.inspect_err(|error| warn!(reason = %error, "{shared}")).ok();
-        }
-        let handles = AdminHandles {
+        let handles = self.admin_handles(Some(socket.configured));
+        let stop = Stop::default();
+        let stopped = stop.clone();
+        let serve = |listener| admin::run(listener, handles, stopped);
+        let acceptor = match self.admin_runtime() {
+            Some(runtime) => runtime.spawn(listener, serve),
+            None => Ok(tokio::spawn(serve(listener))),
+        };
+        let acceptor = acceptor.inspect_err(|error| warn!(reason = %error, "cannot serve the admin listener")).ok()?;
+        Some(Listening::new(socket, stop, acceptor))
+    }
+
+    /// `configured`: the address of the admin listener.
+    fn admin_handles(&self, configured: Option<SocketAddr>) -> AdminHandles {
+        AdminHandles {
             view: Arc::clone(&self.admin_view),
             counters: Arc::clone(&self.counters),
             history: Arc::default(),
             viewers: Arc::new(Semaphore::new(admin::MAX_VIEWERS)),
             hosts: Arc::clone(&self.admin_hosts),
             per_route: Arc::clone(&self.admin_per_route),
-            configured: socket.configured,
+            configured,
             fixed: self.fixed.clone(),
             draining: self.draining.clone(),
             data_path: Handle::current(),
             answers: Answers::default(),
-        };
-        let stop = Stop::default();
-        let stopped = stop.clone();
-        let serve = |listener| admin::run(listener, handles, stopped);
-        let acceptor = match &self.admin_runtime {
-            Some(runtime) => runtime.spawn(listener, serve),
-            None => Ok(tokio::spawn(serve(listener))),
-        };
-        let acceptor = acceptor.inspect_err(|error| warn!(reason = %error, "cannot serve the admin listener")).ok()?;
-        Some(Listening::new(socket, stop, acceptor))
+        }
+    }
+
+    /// Starts it if it does not run yet.
+    fn admin_runtime(&mut self) -> Option<&admin::Runtime> {
+        if self.admin_runtime.is_none() {
+            let started = admin::Runtime::start();
+            let shared = "no thread for the admin listener: it shares those of the data path";
+            self.admin_runtime = started.inspect_err(|error| warn!(reason = %error, "{shared}")).ok();
+        }
+        self.admin_runtime.as_ref()
     }
 
     /// The bound addresses, in the order of the configuration.
@@ -451,6 +476,7 @@ impl Server {
     /// of [`Server::sockets`], are left to it.
     pub(crate) async fn step_back(&mut self, taken_over: &[bool]) {
         self.draining.cancel();
+        self.control.hand_over();
         self.context.hand_over();
         let listeners =
             mem::take(&mut self.listeners).into_iter().map(|(listening, _)| listening).chain(self.admin.take());

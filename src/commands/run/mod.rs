@@ -1,5 +1,6 @@
 //! `snigate run`
 
+mod control;
 mod hand_over;
 mod signals;
 mod upgrades;
@@ -10,20 +11,24 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
+use crate::admin::control::{Operator, What};
 use crate::config::{self, Config, ConfigError, Log, LogFormat};
 use crate::process::sandbox::{self, Entered, Sandbox, Transparent};
 use crate::process::systemd::{self, Notification, Notifier};
+use crate::process::unix_socket::{self, Found};
 use crate::process::upgrade::{self, Predecessor, Successor};
-use crate::process::upgrade_socket::{self, Found};
 use crate::process::watch::{Digest, FileWatch, Stamp};
 use crate::server::{Changes, Server};
+use crate::upstream::Drained;
 use anyhow::{Context as _, anyhow};
 use rustix::process::{Pid, kill_process};
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{error, info, warn};
 
+use self::control::Control;
 use self::signals::{Busy, SignalRequest, Signals};
 use self::upgrades::UpgradeListener;
 use super::runtime;
@@ -55,10 +60,12 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
     };
     config.log.format = log_format.unwrap_or(config.log.format);
     // Before the sandbox forbids it. A process that was started by an upgrade inherits the socket.
-    let found = match &config.upgrade_socket {
-        Some(path) if !Predecessor::exists() => Some(upgrade_socket::open(path)?),
+    let running = match &config.upgrade_socket {
+        Some(path) if !Predecessor::exists() => Some(unix_socket::open(upgrades::KEY, path)?),
         _ => None,
     };
+    let control = config.control.as_ref().map(|path| unix_socket::open(control::KEY, path)).transpose()?;
+    let found = FoundSockets { running, control };
     // Before other threads are started.
     let wanted = config.sandbox;
     let transparent = if config.transparent_route().is_some() { Transparent::Yes } else { Transparent::No };
@@ -83,14 +90,22 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
     }))
 }
 
+/// What was found at the paths of the configuration.
+struct FoundSockets {
+    /// At `upgrade.socket`.
+    running: Option<Found>,
+    /// At `control`.
+    control: Option<Found>,
+}
+
 fn start(
     config: Config,
-    found: Option<Found>,
+    found: FoundSockets,
     file: Option<(FileWatch, ConfigSource)>,
     logging: Logging,
     signals: Signals,
 ) -> anyhow::Result<ExitCode> {
-    let (predecessor, sockets) = match (Predecessor::connect()?, found) {
+    let (predecessor, mut sockets) = match (Predecessor::connect()?, found.running) {
         (Some((predecessor, sockets)), _) => (Some(predecessor), sockets),
         (None, Some(Found::Running(process))) => {
             info!("taking over from the running process");
@@ -98,10 +113,13 @@ fn start(
             (Some(predecessor), sockets)
         }
         (None, Some(Found::Nobody(upgrade))) => {
-            (None, upgrade::Sockets { listeners: systemd::sockets()?, upgrade: Some(upgrade) })
+            let upgrade = Some(upgrade);
+            (None, upgrade::Sockets { listeners: systemd::sockets()?, upgrade, ..upgrade::Sockets::default() })
         }
-        (None, None) => (None, upgrade::Sockets { listeners: systemd::sockets()?, upgrade: None }),
+        (None, None) => (None, upgrade::Sockets { listeners: systemd::sockets()?, ..upgrade::Sockets::default() }),
     };
+    let inherited = sockets.control.take();
+    sockets.control = control::socket(config.control.as_deref(), inherited, found.control, predecessor.is_some())?;
     #[cfg(feature = "jemalloc")]
     if let Err(reason) = tikv_jemalloc_ctl::background_thread::write(true) {
         warn!(%reason, "memory is given back late, because the allocator has no thread");
@@ -182,7 +200,8 @@ async fn serve(
     );
     let watches = config.watch;
     let upgrades = UpgradeListener::new(config.upgrade_socket.as_deref(), sockets.upgrade)?;
-    let (mut server, adopted) = match Server::start(config, sockets.listeners) {
+    let drained = sockets.drained.into_iter().map(|(route, endpoint)| Drained { route, endpoint }).collect();
+    let (mut server, adopted) = match Server::start(config, sockets.listeners, drained) {
         Ok(started) => started,
         Err(reason) => {
             error!(%reason, "cannot start");
@@ -190,6 +209,7 @@ async fn serve(
         }
     };
     logging::report_lost_lines(Arc::clone(server.counters()));
+    let mut control = Control::start(&mut server, sockets.control)?;
     let notifier = Notifier::from_env();
     let watchdog = notifier.start_watchdog();
     if !Predecessor::exists() {
@@ -206,8 +226,11 @@ async fn serve(
             None
         }
     };
-    let ended = reload_until_stopped(&mut server, &mut signals, &upgrades, file.as_mut(), watches, &notifier, &logging);
-    Ok(match ended.await {
+    let entrances = Entrances { signals: &mut signals, control: &mut control, upgrades: &upgrades };
+    let ended = reload_until_stopped(&mut server, entrances, file.as_mut(), watches, &notifier, &logging).await;
+    // What operators ask for now is refused.
+    drop(control);
+    Ok(match ended {
         RunEnd::Stop(signal) => {
             info!(signal, "shutting down; repeat the signal to exit immediately");
             notifier.notify_now(Notification::Stopping).await;
@@ -244,21 +267,50 @@ enum Trigger {
     Watch,
     /// A retry after a failure.
     Retry,
+    Operator(Operator),
 }
 
-/// Reloads on signals and file changes, until the process is to stop serving.
+impl Trigger {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Signal => "SIGHUP",
+            Self::Watch | Self::Retry => "watch",
+            Self::Operator(_) => "control",
+        }
+    }
+
+    /// Who asked for it.
+    fn operator(self) -> (Option<u32>, Option<u32>) {
+        match self {
+            Self::Operator(Operator { user, process }) => (Some(user), process),
+            Self::Signal | Self::Watch | Self::Retry => (None, None),
+        }
+    }
+}
+
+/// Where requests come from.
+struct Entrances<'e> {
+    signals: &'e mut Signals,
+    control: &'e mut Control,
+    /// Processes that want to take over.
+    upgrades: &'e UpgradeListener,
+}
+
+/// Reloads on signals, file changes and orders, until the process is to stop serving.
 async fn reload_until_stopped(
     server: &mut Server,
-    signals: &mut Signals,
-    upgrades: &UpgradeListener,
+    entrances: Entrances<'_>,
     mut file: Option<&mut (FileWatch, ConfigSource)>,
     mut watches: bool,
     notifier: &Notifier,
     logging: &Logging,
 ) -> RunEnd {
+    let Entrances { signals, control, upgrades } = entrances;
     let mut failure: Option<String> = None;
     let mut is_held_back = false;
     loop {
+        // Who waits for the result.
+        let mut asked = None;
         // A change that is held back is not retried.
         let has_failed = failure.is_some() && !is_held_back;
         let changed = async {
@@ -275,8 +327,18 @@ async fn reload_until_stopped(
         let (request, trigger) = tokio::select! {
             request = signals.next() => (request, Trigger::Signal),
             trigger = changed => (SignalRequest::Reload, trigger),
+            order = control.next() => match order.what {
+                What::Reload => {
+                    asked = Some(order.answer);
+                    (SignalRequest::Reload, Trigger::Operator(order.by))
+                }
+                What::Drain(_) | What::Resume(_) | What::LogLevel(_) => {
+                    control::carry_out(order, server, logging);
+                    continue;
+                }
+            },
             process = upgrades.accept() => {
-                if let Some(ending) = upgrade(server, signals, upgrades, Some(process)).await {
+                if let Some(ending) = upgrade(server, signals, control, upgrades, Some(process)).await {
                     return ending;
                 }
                 continue;
@@ -285,7 +347,7 @@ async fn reload_until_stopped(
         match request {
             SignalRequest::Stop(signal) => return RunEnd::Stop(signal),
             SignalRequest::Upgrade => {
-                if let Some(ending) = upgrade(server, signals, upgrades, None).await {
+                if let Some(ending) = upgrade(server, signals, control, upgrades, None).await {
                     return ending;
                 }
             }
@@ -295,10 +357,11 @@ async fn reload_until_stopped(
                 // Loading can be interrupted, because a file system may hang. What follows must not be: it would be half applied.
                 let loaded = tokio::select! {
                     loaded = load(server, file.as_deref_mut()) => loaded,
+                    never = control.meanwhile(server, logging) => match never {},
                     signal = signals.stop(Busy::Reloading) => return RunEnd::Stop(signal),
                 };
                 let was_held_back = std::mem::take(&mut is_held_back);
-                let may_remove_most = trigger == Trigger::Signal || was_held_back;
+                let may_remove_most = !matches!(trigger, Trigger::Watch | Trigger::Retry) || was_held_back;
                 let reloaded = match loaded {
                     Ok(loaded) => match removes_most(server, &loaded.config).filter(|_| !may_remove_most) {
                         Some(reason) => {
@@ -313,12 +376,17 @@ async fn reload_until_stopped(
                     Err(reason) => Err(reason),
                 };
                 match reloaded {
-                    Ok(new) => (watches, failure) = (new, None),
+                    Ok((new, changes)) => {
+                        (watches, failure) = (new, None);
+                        tell(asked, Ok(changes));
+                    }
                     Err(reason) => {
                         let reason = format!("{reason:#}");
+                        tell(asked, Err(&reason));
                         server.counters().reloads.fail(&reason);
                         if trigger != Trigger::Retry || failure.as_ref() != Some(&reason) {
-                            error!(reason, "reload failed; keeping the running configuration");
+                            let (by, (user, process)) = (trigger.label(), trigger.operator());
+                            error!(by, user, process, reason, "reload failed; keeping the running configuration");
                         }
                         failure = Some(reason);
                     }
@@ -357,40 +425,52 @@ fn removes_most(server: &Server, config: &Config) -> Option<String> {
     })
 }
 
-/// Applies a configuration. Returns whether to watch the file.
+/// Tells the operator, who may have left, the result of the reload.
+fn tell(asked: Option<oneshot::Sender<Result<Value, String>>>, result: Result<Changes, &str>) {
+    if let Some(asked) = asked {
+        let told = |Changes { added, changed, removed, unchanged }| json!({"added": added, "changed": changed, "removed": removed, "unchanged": unchanged});
+        let _ = asked.send(result.map(told).map_err(Into::into));
+    }
+}
+
+/// Applies a configuration. Returns whether to watch the file, and what has changed.
 async fn apply(
     server: &mut Server,
     loaded: Loadable,
     trigger: Trigger,
     started: Clock,
     logging: &Logging,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<(bool, Changes)> {
     let Loadable { path, config, stamp: _ } = loaded;
     let file = path.display().to_string();
     let (listeners, routes, watches) = (config.listeners.len(), config.routes.len(), config.watch);
     let level = config.log.level;
     let reloaded = server.reload(config).await;
-    let Changes { added, changed, removed, unchanged } = reloaded.with_context(|| file.clone())?;
+    let changes = reloaded.with_context(|| file.clone())?;
+    let Changes { added, changed, removed, unchanged } = changes;
     logging.set_level(level);
     let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let by = match trigger {
-        Trigger::Signal => "SIGHUP",
-        Trigger::Watch | Trigger::Retry => "watch",
-    };
-    info!(file, by, listeners, routes, added, changed, removed, unchanged, took_ms, "reloaded");
-    Ok(watches)
+    let (by, (user, process)) = (trigger.label(), trigger.operator());
+    info!(file, by, user, process, listeners, routes, added, changed, removed, unchanged, took_ms, "reloaded");
+    Ok((watches, changes))
 }
 
 /// Starts a new process, or serves the one that has connected. `None`: that failed, and this one continues to serve.
 async fn upgrade(
     server: &mut Server,
     signals: &mut Signals,
+    control: &Control,
     upgrades: &UpgradeListener,
     connected: Option<UnixStream>,
 ) -> Option<RunEnd> {
     info!("upgrading");
     let starting = async {
-        let sockets = upgrade::Sockets { listeners: server.sockets()?, upgrade: upgrades.try_clone()? };
+        let sockets = upgrade::Sockets {
+            listeners: server.sockets()?,
+            upgrade: upgrades.try_clone()?,
+            control: control.try_clone()?,
+            drained: server.drained().into_iter().map(|Drained { route, endpoint }| (route, endpoint)).collect(),
+        };
         match connected {
             Some(process) => upgrade::accept(process, sockets).await,
             None => upgrade::start(sockets).await,

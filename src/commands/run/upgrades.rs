@@ -9,7 +9,9 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::process::upgrade_socket::{self, Found};
+use crate::process::unix_socket::{self, Found};
+
+pub(super) const KEY: &str = "upgrade.socket";
 
 /// Where a new process connects, if `upgrade.socket` is configured.
 pub(super) struct UpgradeListener(Option<tokio::net::UnixListener>);
@@ -18,10 +20,8 @@ impl UpgradeListener {
     /// Listens with the socket that this process has created or inherited, or with a new one if that has another path.
     pub(super) fn new(path: Option<&Path>, socket: Option<UnixListener>) -> io::Result<Self> {
         let Some(path) = path else { return Ok(Self(None)) };
-        let is_at_path = |socket: &UnixListener| {
-            socket.local_addr().is_ok_and(|address| address.as_pathname().is_none_or(|bound| bound == path))
-        };
-        let socket = socket.filter(is_at_path).or_else(|| match upgrade_socket::open(path) {
+        let inherited = socket.filter(|socket| unix_socket::is_at(socket, path));
+        let socket = inherited.or_else(|| match unix_socket::open(KEY, path) {
             Ok(Found::Nobody(socket)) => Some(socket),
             Ok(Found::Running(_)) => {
                 warn!(path = %path.display(), "another instance listens at upgrade.socket; no process can take over from this one");
@@ -50,7 +50,7 @@ impl UpgradeListener {
         let Some(socket) = &self.0 else { return std::future::pending().await };
         loop {
             match socket.accept().await.and_then(|(stream, _)| stream.into_std()) {
-                Ok(stream) if upgrade_socket::is_trusted(&stream).unwrap_or(false) => return stream,
+                Ok(stream) if unix_socket::is_trusted(&stream).unwrap_or(false) => return stream,
                 Ok(_) => warn!("another user has connected to upgrade.socket; ignored"),
                 Err(reason) => {
                     warn!(%reason, "cannot accept a process at upgrade.socket; retrying");

@@ -57,6 +57,9 @@ pub(crate) struct Config {
     /// How another process takes over from this one.
     #[serde(default)]
     pub(crate) upgrade: Upgrade,
+    /// Unix socket for operators (snigate ctl), which is created with mode 600. Default: none.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) control: Option<Text<SocketPath>>,
     /// Watch this file and reload it when its content changes. Default: false.
     #[serde(default)]
     pub(crate) watch: bool,

@@ -1,7 +1,8 @@
-//! The Unix socket at which a process that was started by anyone finds the running one, and takes over from it.
+//! The Unix sockets of the configuration: `upgrade.socket`, at which a process that was started by anyone finds the running
+//! one, and takes over from it, and `control`, at which operators change it.
 //!
-//! The listening socket itself is handed over too, so that the same file serves all processes one after another. Only the
-//! same user and root may connect, which both sides check.
+//! At an upgrade the listening sockets themselves are handed over, so that the same files serve all processes one after
+//! another. Only the same user and root may connect, which both sides check.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind};
@@ -16,8 +17,10 @@ use crate::relay::sys;
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
-#[error("upgrade.socket: {}: {reason}", path.display())]
+#[error("{key}: {}: {reason}", path.display())]
 pub(crate) struct SocketError {
+    /// Of the configuration.
+    key: &'static str,
     path: PathBuf,
     reason: String,
 }
@@ -32,8 +35,13 @@ pub(crate) enum Found {
 }
 
 /// Connects to the process that serves at this path, or else listens there.
-pub(crate) fn open(path: &Path) -> Result<Found, SocketError> {
-    find(path).map_err(|reason| SocketError { path: path.into(), reason })
+pub(crate) fn open(key: &'static str, path: &Path) -> Result<Found, SocketError> {
+    find(path).map_err(|reason| SocketError { key, path: path.into(), reason })
+}
+
+/// Whether this socket is bound to the path.
+pub(crate) fn is_at(socket: &UnixListener, path: &Path) -> bool {
+    socket.local_addr().is_ok_and(|address| address.as_pathname().is_none_or(|bound| bound == path))
 }
 
 fn find(path: &Path) -> Result<Found, String> {
@@ -98,7 +106,7 @@ mod tests {
     use super::*;
 
     fn reason(path: &Path) -> String {
-        match open(path) {
+        match open("control", path) {
             Ok(found) => panic!("{found:?}"),
             Err(error) => error.to_string(),
         }
@@ -108,11 +116,11 @@ mod tests {
     fn h25_a_running_process_is_found_and_a_socket_that_was_left_behind_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("upgrade.sock");
-        let Found::Nobody(listener) = open(&path).unwrap() else { panic!("somebody is there") };
+        let Found::Nobody(listener) = open("upgrade.socket", &path).unwrap() else { panic!("somebody is there") };
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert!(matches!(open(&path).unwrap(), Found::Running(_)));
+        assert!(matches!(open("upgrade.socket", &path).unwrap(), Found::Running(_)));
         drop(listener);
-        assert!(matches!(open(&path).unwrap(), Found::Nobody(_)));
+        assert!(matches!(open("upgrade.socket", &path).unwrap(), Found::Nobody(_)));
     }
 
     #[test]

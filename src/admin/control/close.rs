@@ -1,0 +1,156 @@
+//! Closes the connections that match a filter, no faster than said, for as long as the operator waits for it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::channel::{Channel, Sender};
+use hyper::body::Bytes;
+use hyper::{Response, StatusCode};
+use serde_json::{Value, json};
+use tokio::task::consume_budget;
+use tokio::time::{Instant, interval_at, sleep, sleep_until};
+use tracing::info;
+
+use super::connections::{Filter, matching};
+use super::{Operator, Query};
+use crate::admin::answer::{JSON_LINES, respond};
+use crate::admin::body::{self, Body};
+use crate::connection::live::{ConnectionId, LiveConnection};
+use crate::connection::registry::Registry;
+
+/// Connections per second.
+const DEFAULT_RATE: u32 = 100;
+const MAX_RATE: u32 = 100_000;
+
+/// How often the operator learns how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// A connection that has another message pending is tried again after this, and so often.
+const RETRY_AFTER: Duration = Duration::from_millis(20);
+const RETRIES: usize = 5;
+
+/// What is to be closed.
+#[derive(Debug)]
+pub(super) struct Closing {
+    filter: Filter,
+    rate: u32,
+    is_dry_run: bool,
+    operator: Operator,
+}
+
+impl Closing {
+    /// Takes the other parameters out of the query; the error says what is expected.
+    pub(super) fn take(query: &mut Query, filter: Filter, operator: Operator) -> Result<Self, String> {
+        let is_all = query.flag("all")?;
+        let is_dry_run = query.flag("dry_run")?;
+        let rate = query.parse("rate", "connections per second, 1 to 100000")?.unwrap_or(DEFAULT_RATE);
+        if !(1..=MAX_RATE).contains(&rate) {
+            return Err(format!("rate: `{rate}`: expected connections per second, 1 to {MAX_RATE}"));
+        }
+        match (filter.is_empty(), is_all) {
+            (true, false) => Err("without a filter, all connections would be closed: say so with all=true".into()),
+            (false, true) => Err("all=true and a filter contradict each other".into()),
+            _ => Ok(Self { filter, rate, is_dry_run, operator }),
+        }
+    }
+}
+
+/// Starts to close, and answers with lines of JSON: how many match, and how far it is.
+pub(super) fn start(registry: Arc<Registry>, closing: Closing) -> Response<Body> {
+    let (sender, channel) = Channel::new(4);
+    tokio::spawn(close(registry, closing, sender));
+    let mut response = respond(StatusCode::OK, JSON_LINES, "");
+    *response.body_mut() = body::infallible(channel);
+    response
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    closed: usize,
+    /// They had ended meanwhile.
+    ended: usize,
+    /// They were being closed or handed over.
+    missed: usize,
+}
+
+async fn close(registry: Arc<Registry>, closing: Closing, mut sender: Sender<Bytes>) {
+    let Closing { filter, rate, is_dry_run, operator } = closing;
+    let (connections, _) = matching(&registry, &filter).await;
+    let matched = connections.len();
+    if !say(&mut sender, &summary(&connections)).await || is_dry_run {
+        return;
+    }
+    let ids: Vec<ConnectionId> = connections.into_iter().map(|connection| connection.id).collect();
+    let mut progress = Progress::default();
+    let begun = Instant::now();
+    let mut report = interval_at(begun + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
+    let mut is_heard = true;
+    let interval = Duration::from_secs(1) / rate;
+    for (id, number) in ids.into_iter().zip(0..) {
+        let at = begun + interval * number;
+        while is_heard && at > Instant::now() {
+            tokio::select! {
+                () = sleep_until(at) => {}
+                _ = report.tick() => is_heard = say(&mut sender, &progress.json(false)).await,
+            }
+        }
+        if !is_heard {
+            break;
+        }
+        close_one(&registry, id, &mut progress).await;
+        consume_budget().await;
+    }
+    let Progress { closed, ended, missed } = progress;
+    let Operator { user, process } = operator;
+    let filter = filter.text();
+    info!(
+        verb = "close",
+        filter,
+        rate,
+        matched,
+        closed,
+        ended,
+        missed,
+        interrupted = !is_heard,
+        user,
+        process,
+        "control"
+    );
+    say(&mut sender, &progress.json(true)).await;
+}
+
+async fn close_one(registry: &Registry, id: ConnectionId, progress: &mut Progress) {
+    for _ in 0..RETRIES {
+        if registry.close_one(id) {
+            progress.closed += 1;
+            return;
+        }
+        if !registry.is_open(id) {
+            progress.ended += 1;
+            return;
+        }
+        sleep(RETRY_AFTER).await;
+    }
+    progress.missed += 1;
+}
+
+fn summary(connections: &[LiveConnection]) -> Value {
+    let mut routes: BTreeMap<&str, usize> = BTreeMap::new();
+    for connection in connections {
+        *routes.entry(&connection.route).or_default() += 1;
+    }
+    json!({"matched": connections.len(), "routes": routes})
+}
+
+impl Progress {
+    fn json(self, is_done: bool) -> Value {
+        let Self { closed, ended, missed } = self;
+        json!({"closed": closed, "ended": ended, "missed": missed, "done": is_done})
+    }
+}
+
+/// Whether the operator is still there.
+async fn say(sender: &mut Sender<Bytes>, line: &Value) -> bool {
+    sender.send_data(Bytes::from(format!("{line}\n"))).await.is_ok()
+}

@@ -1,0 +1,269 @@
+//! The control socket: what operators ask of the running process, and change in it. HTTP and JSON over a Unix socket, so
+//! that `curl --unix-socket` works; also answers everything that the admin listener does.
+
+mod close;
+mod connections;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::channel::Channel;
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
+use rustix::process::geteuid;
+use serde_json::{Value, json};
+use tokio::net::unix::UCred;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, interval_at, sleep};
+use tracing::{Level, warn};
+
+use self::connections::Filter;
+use super::answer::{self, JSON, Refusal, TEXT, respond};
+use super::body::{self, Body};
+use super::places::{Place, Places};
+use super::query::Query;
+use super::{AdminHandles, serve_http};
+use crate::connection::registry::Registry;
+use crate::listener::accept::Stop;
+use crate::upstream::Drained;
+
+/// What the control socket has access to.
+#[derive(Clone, Debug)]
+pub(crate) struct ControlHandles {
+    pub(crate) admin: Arc<AdminHandles>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) orders: mpsc::Sender<Order>,
+}
+
+/// Concurrent connections.
+pub(crate) const MAX_CONNECTIONS: usize = 16;
+
+/// Orders that wait, or are being carried out.
+pub(crate) const MAX_ORDERS: usize = 16;
+
+/// What an operator wants to be changed.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) what: What,
+    pub(crate) by: Operator,
+    /// The result, or why it was not carried out.
+    pub(crate) answer: oneshot::Sender<Result<Value, String>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    Reload,
+    LogLevel(Level),
+    Drain(Drained),
+    Resume(Drained),
+}
+
+/// Who has connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Operator {
+    /// User ID.
+    pub(crate) user: u32,
+    /// Process ID; `None` if it is in another PID namespace.
+    pub(crate) process: Option<u32>,
+}
+
+impl From<UCred> for Operator {
+    fn from(credentials: UCred) -> Self {
+        let process = credentials.pid().and_then(|process| u32::try_from(process).ok());
+        Self { user: credentials.uid(), process: process.filter(|process| *process != 0) }
+    }
+}
+
+/// Until the next attempt after accept has failed.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// All operators are on this machine, and share its places.
+const PEER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// Serves until `stop`.
+pub(crate) async fn run(socket: UnixListener, handles: ControlHandles, stop: Stop) {
+    let handles = Arc::new(handles);
+    let places = Arc::new(Places::for_peers(MAX_CONNECTIONS, MAX_CONNECTIONS));
+    loop {
+        let permit = match Arc::clone(&places.permits).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                places.make_room();
+                tokio::select! {
+                    permit = Arc::clone(&places.permits).acquire_owned() => match permit {
+                        Ok(permit) => permit,
+                        Err(_) => return,
+                    },
+                    () = sleep(ACCEPT_RETRY) => continue,
+                    () = stop.stopped() => return,
+                }
+            }
+        };
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted.and_then(|(stream, _)| Ok((admitted(&stream)?, stream))),
+            () = stop.stopped() => return,
+        };
+        match accepted {
+            Ok((Some(operator), stream)) => {
+                let (place, handles, stop) = (Arc::new(places.enter(PEER, permit)), Arc::clone(&handles), stop.clone());
+                tokio::spawn(async move {
+                    let answered = Arc::clone(&place);
+                    let answer = |request| answer(request, operator, Arc::clone(&handles), Arc::clone(&answered));
+                    serve_http(stream, answer, &place, stop).await;
+                });
+            }
+            Ok((None, _)) => warn!("another user has connected to the control socket; closed"),
+            Err(reason) => {
+                warn!(%reason, "cannot accept at the control socket; retrying");
+                sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+/// Who has connected; `None`: neither this process's user nor root.
+fn admitted(stream: &UnixStream) -> io::Result<Option<Operator>> {
+    let operator = Operator::from(stream.peer_cred()?);
+    Ok(Some(operator).filter(|operator| operator.user == geteuid().as_raw() || operator.user == 0))
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    operator: Operator,
+    handles: Arc<ControlHandles>,
+    place: Arc<Place>,
+) -> Response<Body> {
+    let answered = match (request.method(), request.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/connections") => list(&request, &handles).await,
+        (_, "/connections") => Err(only("GET")),
+        (&Method::POST, "/close") => close(&request, operator, &handles),
+        (&Method::POST, "/reload") => none(&request).map(|()| when_done(order(&handles, What::Reload, operator))),
+        (&Method::POST, "/drain") => change(&request, What::Drain, operator, &handles).await,
+        (&Method::POST, "/resume") => change(&request, What::Resume, operator, &handles).await,
+        (&Method::POST, "/log-level") => log_level(&request, operator, &handles).await,
+        (_, "/close" | "/reload" | "/drain" | "/resume" | "/log-level") => Err(only("POST")),
+        (&Method::GET | &Method::HEAD, _) => return answer::read(&request, &handles.admin, &place).await,
+        _ => Err((StatusCode::NOT_FOUND, PATHS.into())),
+    };
+    answered.unwrap_or_else(|(status, says)| respond(status, TEXT, says))
+}
+
+const PATHS: &str = "not found; available: GET /connections, POST /close, /drain, /resume, /reload, /log-level, and what the admin listener has\n";
+
+fn only(method: &str) -> Refusal {
+    (StatusCode::METHOD_NOT_ALLOWED, format!("only {method} is allowed\n"))
+}
+
+fn bad(expected: impl Into<String>) -> Refusal {
+    let mut expected = expected.into();
+    expected.push('\n');
+    (StatusCode::BAD_REQUEST, expected)
+}
+
+/// There is nothing in the query.
+fn none<B>(request: &Request<B>) -> Result<(), Refusal> {
+    Query::of(request).finish().map_err(bad)
+}
+
+async fn list(request: &Request<Incoming>, handles: &Arc<ControlHandles>) -> Result<Response<Body>, Refusal> {
+    let mut query = Query::of(request);
+    let selection = connections::Selection::take(&mut query).map_err(bad)?;
+    query.finish().map_err(bad)?;
+    let listed = connections::list(&handles.registry, selection).await;
+    Ok(respond(StatusCode::OK, JSON, listed))
+}
+
+fn close(
+    request: &Request<Incoming>,
+    operator: Operator,
+    handles: &Arc<ControlHandles>,
+) -> Result<Response<Body>, Refusal> {
+    let mut query = Query::of(request);
+    let filter = Filter::take(&mut query).map_err(bad)?;
+    let closing = close::Closing::take(&mut query, filter, operator).map_err(bad)?;
+    query.finish().map_err(bad)?;
+    Ok(close::start(Arc::clone(&handles.registry), closing))
+}
+
+async fn change(
+    request: &Request<Incoming>,
+    what: impl FnOnce(Drained) -> What,
+    operator: Operator,
+    handles: &Arc<ControlHandles>,
+) -> Result<Response<Body>, Refusal> {
+    let mut query = Query::of(request);
+    let route = query.take("route").ok_or_else(|| bad("expected ?route=NAME, or ?route=NAME&endpoint=ADDRESS"))?;
+    let endpoint = query.parse("endpoint", "an address such as 10.0.0.1:6443").map_err(bad)?;
+    query.finish().map_err(bad)?;
+    result(order(handles, what(Drained { route: route.into(), endpoint }), operator).await)
+}
+
+async fn log_level(
+    request: &Request<Incoming>,
+    operator: Operator,
+    handles: &Arc<ControlHandles>,
+) -> Result<Response<Body>, Refusal> {
+    const EXPECTED: &str = "error, warn, info, debug or trace";
+    let mut query = Query::of(request);
+    let level = query.parse("level", EXPECTED).map_err(bad)?;
+    query.finish().map_err(bad)?;
+    let level = level.ok_or_else(|| bad(format!("expected ?level=LEVEL: {EXPECTED}")))?;
+    result(order(handles, What::LogLevel(level), operator).await)
+}
+
+fn result(carried_out: Result<Value, String>) -> Result<Response<Body>, Refusal> {
+    match carried_out {
+        Ok(result) => Ok(respond(StatusCode::OK, JSON, format!("{result:#}\n"))),
+        Err(reason) => Ok(respond(StatusCode::CONFLICT, JSON, format!("{:#}\n", json!({"error": reason})))),
+    }
+}
+
+/// An answer that may take long, because a file system may be slow: with an empty line now and then, so that the connection
+/// is not taken for a stalled one.
+fn when_done(carried_out: impl Future<Output = Result<Value, String>> + Send + 'static) -> Response<Body> {
+    let (mut sender, channel) = Channel::new(1);
+    tokio::spawn(async move {
+        let mut carried_out = pin!(carried_out);
+        let mut beat = interval_at(Instant::now() + BEAT, BEAT);
+        let result = loop {
+            tokio::select! {
+                result = &mut carried_out => break result,
+                _ = beat.tick() => if sender.send_data(Bytes::from_static(b"\n")).await.is_err() {
+                    return;
+                },
+            }
+        };
+        let result = result.unwrap_or_else(|reason| json!({"error": reason}));
+        // The client may have left.
+        let _ = sender.send_data(Bytes::from(format!("{result:#}\n"))).await;
+    });
+    let mut response = respond(StatusCode::OK, JSON, "");
+    *response.body_mut() = body::infallible(channel);
+    response
+}
+
+/// Between empty lines.
+const BEAT: Duration = Duration::from_secs(10);
+
+/// Has an order carried out.
+fn order(
+    handles: &Arc<ControlHandles>,
+    what: What,
+    by: Operator,
+) -> impl Future<Output = Result<Value, String>> + Send + use<> {
+    let (answer, answered) = oneshot::channel();
+    let sent = handles.orders.try_send(Order { what, by, answer });
+    async move {
+        match sent {
+            Ok(()) => answered.await.unwrap_or_else(|_| Err(GONE.into())),
+            Err(mpsc::error::TrySendError::Full(_)) => Err("too many orders wait; try again".into()),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(GONE.into()),
+        }
+    }
+}
+
+const GONE: &str = "this process no longer serves: it is shutting down, or a new process has taken over; try again";

@@ -1,0 +1,162 @@
+//! What operators want to be changed, through the control socket.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use crate::admin::control::{Operator, Order, What};
+use crate::logging::Logging;
+use crate::process::unix_socket::{self, Found};
+use crate::server::{DrainError, DrainResult, Server};
+use crate::upstream::Drained;
+use anyhow::bail;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+pub(super) const KEY: &str = "control";
+
+/// The socket of `control`, if there is one.
+pub(super) fn socket(
+    path: Option<&Path>,
+    inherited: Option<UnixListener>,
+    found: Option<Found>,
+    has_predecessor: bool,
+) -> anyhow::Result<Option<UnixListener>> {
+    let Some(path) = path else { return Ok(None) };
+    if let Some(inherited) = inherited.filter(|socket| unix_socket::is_at(socket, path)) {
+        return Ok(Some(inherited));
+    }
+    match found {
+        Some(Found::Nobody(socket)) => Ok(Some(socket)),
+        _ if has_predecessor => {
+            warn!(path = %path.display(), "another instance listens at control; operators cannot reach this one");
+            Ok(None)
+        }
+        _ => bail!("{KEY}: {}: another process listens there; each instance needs a path of its own", path.display()),
+    }
+}
+
+/// The orders of operators.
+pub(super) struct Control {
+    /// For the next process.
+    socket: Option<UnixListener>,
+    orders: Option<mpsc::Receiver<Order>>,
+    /// Orders that wait until a reload is over.
+    postponed: VecDeque<Order>,
+}
+
+impl Control {
+    /// Serves from this socket.
+    pub(super) fn start(server: &mut Server, socket: Option<UnixListener>) -> io::Result<Self> {
+        let mut control = Self { socket: None, orders: None, postponed: VecDeque::new() };
+        if let Some(socket) = socket {
+            control.socket = Some(socket.try_clone()?);
+            control.orders = Some(server.listen_control(socket)?);
+        }
+        Ok(control)
+    }
+
+    /// A duplicate for the next process.
+    pub(super) fn try_clone(&self) -> io::Result<Option<UnixListener>> {
+        self.socket.as_ref().map(|socket| Ok(socket.as_fd().try_clone_to_owned()?.into())).transpose()
+    }
+
+    /// The next order.
+    pub(super) async fn next(&mut self) -> Order {
+        if let Some(order) = self.postponed.pop_front() {
+            return order;
+        }
+        self.receive().await
+    }
+
+    async fn receive(&mut self) -> Order {
+        if let Some(orders) = &mut self.orders
+            && let Some(order) = orders.recv().await
+        {
+            return order;
+        }
+        std::future::pending().await
+    }
+
+    /// Carries out what does not have to wait for a reload that is under way, until this future is dropped.
+    pub(super) async fn meanwhile(&mut self, server: &Server, logging: &Logging) -> Infallible {
+        loop {
+            let order = self.receive().await;
+            match order.what {
+                What::Reload => self.postponed.push_back(order),
+                What::Drain(_) | What::Resume(_) | What::LogLevel(_) => carry_out(order, server, logging),
+            }
+        }
+    }
+}
+
+/// Carries out an order other than to reload.
+pub(super) fn carry_out(order: Order, server: &Server, logging: &Logging) {
+    let Order { what, by, answer } = order;
+    let Operator { user, process } = by;
+    let result = match what {
+        What::Drain(drained) => {
+            let result = server.drain_endpoints(&drained);
+            log("drain", &drained, &result, by);
+            told(&drained, true, result)
+        }
+        What::Resume(resumed) => {
+            let result = server.resume_endpoints(&resumed);
+            log("resume", &resumed, &result, by);
+            told(&resumed, false, result)
+        }
+        What::LogLevel(level) if logging.is_configurable() => {
+            let name = level.as_str().to_lowercase();
+            // Before the new level may hide it.
+            info!(verb = "log-level", level = name, user, process, "control");
+            logging.set_level(level);
+            Ok(json!({"level": name}))
+        }
+        What::LogLevel(_) => Err("RUST_LOG is set in the environment of the process and overrides the level".into()),
+        What::Reload => return,
+    };
+    // The operator may have left.
+    let _ = answer.send(result);
+}
+
+fn log(verb: &'static str, what: &Drained, result: &Result<DrainResult, DrainError>, by: Operator) {
+    let Drained { route, endpoint } = what;
+    let (route, endpoint) = (&**route, endpoint.map(tracing::field::display));
+    let Operator { user, process } = by;
+    match result {
+        Ok(DrainResult { connections, in_service: 0, .. }) => {
+            let in_service = 0;
+            warn!(
+                verb,
+                route,
+                endpoint,
+                connections,
+                in_service,
+                user,
+                process,
+                "control: the route has no endpoint in service, and refuses clients"
+            );
+        }
+        Ok(DrainResult { connections, in_service, .. }) => {
+            info!(verb, route, endpoint, connections, in_service, user, process, "control");
+        }
+        Err(reason) => info!(verb, route, endpoint, %reason, user, process, "control: not carried out"),
+    }
+}
+
+fn told(what: &Drained, is_drained: bool, result: Result<DrainResult, DrainError>) -> Result<Value, String> {
+    let Drained { route, endpoint } = what;
+    let DrainResult { is_new, connections, in_service } = result.map_err(|error| error.to_string())?;
+    Ok(json!({
+        "route": route,
+        "endpoint": endpoint.map(|endpoint| endpoint.to_string()),
+        "drained": is_drained,
+        "changed": is_new,
+        "connections": connections,
+        "in_service": in_service,
+    }))
+}
