@@ -135,6 +135,7 @@ fn write_upstream(text: &mut String, upstream: &UpstreamSettings) -> std::fmt::R
         proxy_protocol,
         source,
         max_age,
+        rebalance,
         health_check,
     } = upstream;
     let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
@@ -152,6 +153,9 @@ fn write_upstream(text: &mut String, upstream: &UpstreamSettings) -> std::fmt::R
     writeln!(text, "    balance    {}, slow_start {}", balance.label(), span(*slow_start))?;
     if let Some(MaxAge { after, jitter }) = max_age {
         writeln!(text, "    max_age    {} and up to {jitter}% more", span(*after))?;
+    }
+    if let Some(rate) = rebalance {
+        writeln!(text, "    rebalance  {rate}")?;
     }
     writeln!(text, "    hostnames re-resolved every {}", span(*resolve_every))?;
     let on_failure = dead_grace

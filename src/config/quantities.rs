@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::schema::ValueSyntax;
 use super::text::{Written, number_in_range};
-use crate::connection::admission::Rate;
+use crate::text::units::Rate;
 
 /// The longest duration that can be configured; beyond it, sums of times could overflow.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);

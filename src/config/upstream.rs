@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 
 use super::build::InvalidValue;
-use super::quantities::{BoundedDuration, Weight};
+use super::quantities::{BoundedDuration, ConnectionRate, Weight};
 use super::text::{OneOrMany, Short, Shorthand as _, Text};
 use super::values::{self, CheckName, FilePath, RequestPath, TrustedFile};
 use super::{Listener, raw};
@@ -42,6 +42,7 @@ pub(super) fn build(
         proxy_protocol,
         source,
         max_age,
+        rebalance,
         health_check,
     } = raw;
     let endpoints = match (endpoints, dcos) {
@@ -59,6 +60,10 @@ pub(super) fn build(
         None | Some(raw::DeadConnections::Cut) => true,
         Some(raw::DeadConnections::Keep) => false,
     };
+    if rebalance.is_some() && matches!(balance, Some(raw::Balance::SourceHash)) {
+        let message = "cannot be combined with `balance: source_hash`: the client's address decides";
+        return Err(InvalidValue::at(format!("{path}.rebalance"), message));
+    }
     let check = health_check.map(|raw| build_check(raw, &format!("{path}.health_check"), names, files));
     Ok(UpstreamSettings {
         source: source.map_or(Ok(Source::Any), |source| build_source(source, path, &endpoints))?,
@@ -83,6 +88,7 @@ pub(super) fn build(
             after: after.0.0,
             jitter: jitter.map_or(25, |jitter| jitter.0.0),
         }),
+        rebalance: rebalance.map(|Text(ConnectionRate(rate))| rate),
         health_check: check.transpose()?,
     })
 }

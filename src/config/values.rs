@@ -98,7 +98,7 @@ impl Written for FilePath {
 pub(super) struct SocketPath(pub(super) PathBuf);
 
 impl Written for SocketPath {
-    const EXPECTED: &'static str = "an absolute path of at most 107 bytes, such as /run/snigate/upgrade.sock";
+    const EXPECTED: &'static str = "an absolute path of at most 107 bytes, such as /run/snigate/control.sock";
     const SYNTAX: ValueSyntax = ValueSyntax::text("SocketPath", r"^/[^\x00]{1,106}$");
 
     fn read(text: &str) -> Result<Self, String> {

@@ -5,12 +5,11 @@ use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::time::Instant;
 
-use crate::text::units::span;
+use crate::text::units::Rate;
 
 /// A set of networks. A lookup is a binary search, however many there are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -140,27 +139,6 @@ pub(crate) struct SourceLimits {
     pub(crate) concurrent: Option<u32>,
     /// Rate of new connections.
     pub(crate) new: Option<Rate>,
-}
-
-/// `count` events in each `per`, with a burst of `count`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rate {
-    /// At least 1.
-    pub(crate) count: u32,
-    /// Not zero.
-    pub(crate) per: Duration,
-}
-
-impl fmt::Display for Rate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = match self.per.as_secs() {
-            1 => "s",
-            60 => "m",
-            3600 => "h",
-            _ => return write!(f, "{} per {}", self.count, span(self.per)),
-        };
-        write!(f, "{}/{unit}", self.count)
-    }
 }
 
 /// Which limit a source has reached.
@@ -321,6 +299,8 @@ impl Drop for SourcePermit {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;

@@ -130,6 +130,7 @@ fn reason_of(end: RelayEnd, close_reason: CloseReason) -> Option<Box<str>> {
     match (end, close_reason) {
         (RelayEnd::Stopped, CloseReason::Removed) => Some("its route or endpoint is no longer configured".into()),
         (RelayEnd::Stopped, CloseReason::Operator) => Some("closed by an operator".into()),
+        (RelayEnd::Stopped, CloseReason::Rebalance) => Some("rebalanced: another endpoint has returned".into()),
         (RelayEnd::ProbeUnanswered, _) => Some("the endpoint is dead and does not acknowledge this connection".into()),
         _ => None,
     }
@@ -151,7 +152,9 @@ fn outcome_of(end: RelayEnd, close_reason: CloseReason) -> (Outcome, ClosedBy) {
         RelayEnd::StoppedQuiet => (Outcome::MaxAge, ClosedBy::Us),
         RelayEnd::Stopped => match close_reason {
             CloseReason::MaxAge => (Outcome::MaxAge, ClosedBy::Us),
-            CloseReason::Draining | CloseReason::Removed | CloseReason::Operator => (Outcome::Drained, ClosedBy::Us),
+            CloseReason::Draining | CloseReason::Removed | CloseReason::Operator | CloseReason::Rebalance => {
+                (Outcome::Drained, ClosedBy::Us)
+            }
             CloseReason::Shed => (Outcome::OverLimit, ClosedBy::Us),
         },
     }

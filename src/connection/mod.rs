@@ -296,10 +296,12 @@ async fn reset(client: &TcpStream) {
 /// The rejection of a connection that is closed before it is connected to an endpoint.
 fn rejection_of(reason: CloseReason) -> Rejection {
     match reason {
-        // Before it is connected, a connection has no maximum age, and operators do not see it.
-        CloseReason::Draining | CloseReason::Removed | CloseReason::MaxAge | CloseReason::Operator => {
-            Outcome::Drained.into()
-        }
+        // The others are for connections with an endpoint.
+        CloseReason::Draining
+        | CloseReason::Removed
+        | CloseReason::MaxAge
+        | CloseReason::Operator
+        | CloseReason::Rebalance => Outcome::Drained.into(),
         CloseReason::Shed => {
             Rejection::because(Outcome::OverLimit, "shed at limits.connections: oldest connection without ClientHello")
         }

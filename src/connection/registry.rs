@@ -32,6 +32,8 @@ pub(crate) enum CloseReason {
     MaxAge,
     /// By an operator.
     Operator,
+    /// Other endpoints of its route have returned.
+    Rebalance,
     /// `limits.connections` is reached, and the connection was only waiting for its client.
     Shed,
 }
@@ -90,6 +92,8 @@ struct Entries {
     awaiting_close: Queue,
     /// Where connections go that come to rest while another process takes them over.
     leaving: Option<UnboundedSender<Unparked>>,
+    /// Where to look for the next ones to close for others that have returned, so that each has its turn.
+    next_rebalanced: usize,
     /// Where connections report to, during a survey.
     reports: Option<UnboundedSender<LiveConnection>>,
     next_serial: u32,
@@ -567,6 +571,25 @@ impl OpenConnections for Registry {
         let mut entries = self.entries();
         let connected = entries.open.iter_mut().filter(|(_, entry)| entry.is_reachable_at(|at| at == endpoint));
         connected.filter_map(|(index, entry)| self.send(index, entry, Message::Probe(since)).then_some(())).count()
+    }
+
+    fn close_parked(&self, endpoint: EndpointId, most: usize) -> usize {
+        let mut entries = self.entries();
+        let start = entries.next_rebalanced;
+        let mut closed = 0;
+        let mut close = |(index, entry): (usize, &mut ConnectionEntry)| {
+            let is_meant =
+                matches!(entry.state, TaskState::Parked { .. }) && entry.phase == Phase::ConnectedTo(endpoint);
+            if closed < most && is_meant {
+                closed += usize::from(self.send(index, entry, Message::Close(CloseReason::Rebalance)));
+                return Some(index + 1);
+            }
+            None
+        };
+        let behind = entries.open.iter_mut().filter(|(index, _)| *index >= start).filter_map(&mut close).last();
+        let before = entries.open.iter_mut().take_while(|(index, _)| *index < start).filter_map(&mut close).last();
+        entries.next_rebalanced = before.or(behind).unwrap_or(start);
+        closed
     }
 }
 

@@ -1,7 +1,35 @@
 //! Formats durations and sizes as the configuration accepts them, and dates and lists.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::time::{Duration, UNIX_EPOCH};
+
+/// `count` events in each `per`, with a burst of `count`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Rate {
+    /// At least 1.
+    pub(crate) count: u32,
+    /// Not zero.
+    pub(crate) per: Duration,
+}
+
+impl Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = match self.per.as_secs() {
+            1 => "s",
+            60 => "m",
+            3600 => "h",
+            _ => return write!(f, "{} per {}", self.count, span(self.per)),
+        };
+        write!(f, "{}/{unit}", self.count)
+    }
+}
+
+impl Rate {
+    /// Between two events at this rate.
+    pub(crate) fn interval(self) -> Duration {
+        self.per / self.count.max(1)
+    }
+}
 
 /// In the largest unit that divides it. One day stays `24h`, the usual spelling.
 pub(crate) fn span(duration: Duration) -> String {

@@ -12,6 +12,7 @@ pub(crate) mod health;
 mod loop_check;
 mod places;
 mod pool;
+mod rebalance;
 mod resolve;
 mod settings;
 mod source;
@@ -61,6 +62,9 @@ pub(crate) trait OpenConnections: Debug + Send + Sync {
     /// Makes the connections to this endpoint, which is unreachable since then, check whether the peer still responds.
     /// Returns how many there are.
     fn probe(&self, endpoint: EndpointId, since: Instant) -> usize;
+
+    /// Closes parked connections to this endpoint, at most `most`, because others have returned. Returns how many.
+    fn close_parked(&self, endpoint: EndpointId, most: usize) -> usize;
 }
 
 /// What all upstreams share; reloads update it.

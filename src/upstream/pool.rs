@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use strum::{FromRepr, IntoStaticStr};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
@@ -19,7 +19,7 @@ use super::health::{self, HealthCheck};
 use super::health::{EndpointState, ProbeResult, Thresholds};
 use super::loop_check::OwnListeners;
 use super::settings::{EndpointSettings, Share};
-use super::{Setup, SharedContext, resolve};
+use super::{Setup, SharedContext, rebalance, resolve};
 use crate::text::Destination;
 use crate::text::units::first_of;
 
@@ -36,6 +36,8 @@ pub(super) struct Pool {
     /// Number of hostnames whose first lookup has not finished.
     unanswered: watch::Sender<usize>,
     tier: AtomicU8,
+    /// Notified when an endpoint has returned, was added or resumed.
+    pub(super) returned: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -45,6 +47,7 @@ struct Members {
     checks: HashMap<EndpointId, health::CheckSubscription>,
     /// Tasks that watch dead endpoints.
     dead_watchers: HashMap<EndpointId, AbortHandle>,
+    rebalancer: Option<AbortHandle>,
     /// By index of their destination.
     lookups: HashMap<usize, resolve::LookupSubscription>,
     /// Addresses that are our own listeners'.
@@ -136,6 +139,7 @@ impl Pool {
             members: Mutex::new(Members { answers, former, ..Members::default() }),
             unanswered: watch::Sender::new(unanswered),
             tier: AtomicU8::new(predecessor.map_or(Tier::Primary, Self::tier) as u8),
+            returned: Notify::new(),
         }
     }
 
@@ -183,7 +187,7 @@ impl Pool {
     }
 
     /// The endpoints that may get new connections.
-    fn in_service(&self) -> Arc<Vec<Arc<Endpoint>>> {
+    pub(super) fn in_service(&self) -> Arc<Vec<Arc<Endpoint>>> {
         self.context.drains.in_service(self.route(), self.endpoints())
     }
 
@@ -243,6 +247,11 @@ impl Pool {
         }
         self.assemble(&mut members);
         self.update_tier(&members);
+        members.rebalancer = self.setup.settings.rebalance.map(|rate| {
+            // What the predecessor has not finished goes on.
+            self.returned.notify_one();
+            tokio::spawn(rebalance::run(Arc::clone(self), rate)).abort_handle()
+        });
         drop(members);
         for (number, endpoint) in self.setup.settings.endpoints.iter().enumerate() {
             if let Some((host, port)) = endpoint.destination.name() {
@@ -311,6 +320,7 @@ impl Pool {
 
     pub(super) fn drains_changed(&self) {
         self.update_tier(&self.members());
+        self.returned.notify_one();
     }
 
     /// A name has been looked up. Returns the number of connections to endpoints that it has removed. A closed pool needs
@@ -384,6 +394,7 @@ impl Pool {
         let removed: Vec<_> = before.iter().filter(|endpoint| lacks(&after, endpoint)).collect();
         self.log_change(&added, &removed, after.len());
         if shares_changed || !added.is_empty() {
+            self.returned.notify_one();
             for endpoint in &after {
                 endpoint.reset_credit();
             }
@@ -443,7 +454,8 @@ impl Pool {
         let mut members = self.members();
         members.is_closed = true;
         members.checks.clear();
-        for (_, watcher) in members.dead_watchers.drain() {
+        let rebalancer = members.rebalancer.take();
+        for watcher in members.dead_watchers.drain().map(|(_, watcher)| watcher).chain(rebalancer) {
             watcher.abort();
         }
         let Members { lookups, answers, .. } = &mut *members;
@@ -496,6 +508,7 @@ impl Pool {
         let (before, state, connections) = (change.before.label(), change.after.label(), endpoint.connections());
         match change.after {
             EndpointState::Ready => {
+                self.returned.notify_one();
                 info!(route, endpoint = %address, state, before, connections, "endpoint is {state}");
             }
             EndpointState::Unready | EndpointState::Dead => {
@@ -588,6 +601,10 @@ mod tests {
         fn probe(&self, _: EndpointId, _: Instant) -> usize {
             0
         }
+
+        fn close_parked(&self, _: EndpointId, _: usize) -> usize {
+            0
+        }
     }
 
     /// Not started: nothing is looked up.
@@ -613,6 +630,7 @@ mod tests {
             proxy_protocol: None,
             source: Source::Any,
             max_age: None,
+            rebalance: None,
             health_check: None,
         };
         let pool = Arc::new(Pool::new(Setup { route: "a".into(), names: Vec::new(), settings }, context.into(), None));

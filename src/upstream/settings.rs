@@ -10,6 +10,7 @@ use super::balance::Balance;
 use super::health::HealthCheck;
 use crate::proxy_protocol;
 use crate::text::Destination;
+use crate::text::units::Rate;
 
 /// The upstream settings of a route.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +32,8 @@ pub(crate) struct UpstreamSettings {
     pub(crate) source: Source,
     /// `None`: connections may have any age.
     pub(crate) max_age: Option<MaxAge>,
+    /// How fast connections move to endpoints that have returned; `None`: they stay.
+    pub(crate) rebalance: Option<Rate>,
     /// `None`: passive checks only, by the results of connections.
     pub(crate) health_check: Option<HealthCheck>,
 }

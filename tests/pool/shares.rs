@@ -1,7 +1,7 @@
 //! Weights, backups, local addresses and ages of connections.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -188,4 +188,114 @@ fn b34_a_slow_reader_gets_everything_before_its_connection_is_closed() {
         assert_eq!((received.len(), end), (LENGTH, End::Fin), "{relay}");
         assert_eq!(router.account_of(slow.address())["outcome"], "max_age");
     }
+}
+
+/// Clients that connect anew when they are closed, as informers do.
+struct Informers {
+    router: SocketAddr,
+    clients: Vec<Client>,
+    reconnects: usize,
+}
+
+impl Informers {
+    fn new(router: &Router, count: usize) -> Self {
+        let router = router.address();
+        Self { router, clients: (0..count).map(|_| Self::open(router)).collect(), reconnects: 0 }
+    }
+
+    fn open(router: SocketAddr) -> Client {
+        let hello = Hello::to(NAME).record();
+        let mut client = Client::send(router, &hello);
+        client.read(hello.len());
+        client.stream.set_nonblocking(true).unwrap();
+        client
+    }
+
+    fn reconnect(&mut self) {
+        for client in &mut self.clients {
+            if client.stream.read(&mut [0]).is_ok_and(|length| length == 0) {
+                *client = Self::open(self.router);
+                self.reconnects += 1;
+            }
+        }
+    }
+}
+
+#[test]
+fn b35_parked_connections_move_to_an_endpoint_that_has_returned_until_shares_are_even() {
+    let (one, two) = (Backend::echo(), Backend::echo());
+    let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
+    let third = reserved.local_addr().unwrap();
+    drop(reserved);
+    let text = config(&format!(
+        "{{endpoints: [\"{}\", \"{}\", \"{third}\"], slow_start: 0s, rebalance: 300/s,
+      health_check: {{interval: 1s, timeout: 1s, rise: 1, fall: 1}}}}",
+        one.address(),
+        two.address()
+    ));
+    let router = Router::start(&format!("{text}limits: {{park_after: 100ms}}\n"));
+    router.wait("the third is dead", |line| line["message"] == "endpoint is dead");
+    let mut informers = Informers::new(&router, 1000);
+    let shares = |router: &Router| {
+        let upstream = &route(router)["upstream"];
+        (0..3).map(|index| upstream[index]["endpoints"][0]["connections"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(shares(&router), [500, 500, 0]);
+    eventually("all are parked", || router.metric("snigate_connections_parked") == 1000.0);
+
+    let begun = Instant::now();
+    let _third = Backend::start_on(TcpListener::bind(third).unwrap(), |mut stream| {
+        let _ = std::io::copy(&mut stream.try_clone().unwrap(), &mut stream);
+    });
+    eventually("shares are even", || {
+        informers.reconnect();
+        shares(&router).iter().all(|share| (332..=334).contains(share))
+    });
+    assert!(begun.elapsed() >= Duration::from_millis(1000), "332 at 300 a second: {:?}", begun.elapsed());
+    let told =
+        router.wait("it is over", |line| line["message"].as_str().is_some_and(|told| told.starts_with("rebalanced")));
+    let closed = told["closed"].as_u64().unwrap();
+    assert_eq!((closed, informers.reconnects), (332, 332), "no more than had to");
+    let ended: Vec<Value> = router.log().into_iter().filter(|line| line["outcome"].is_string()).collect();
+    assert_eq!(ended.len(), 332);
+    assert!(
+        ended
+            .iter()
+            .all(|line| line["outcome"] == "drained" && line["reason"] == "rebalanced: another endpoint has returned")
+    );
+}
+
+#[test]
+fn b35_only_parked_connections_move() {
+    let backends: Vec<Backend> = (0..2).map(|_| Backend::echo()).collect();
+    let only = config(&format!("\"{}\"", backends[0].address()));
+    let both = config(&format!(
+        "{{endpoints: [\"{}\", \"{}\"], slow_start: 0s, rebalance: 1000/s}}",
+        backends[0].address(),
+        backends[1].address()
+    ));
+    let with = |text: &str, park_after: &str| format!("{text}limits: {{park_after: {park_after}}}\n");
+    let router = Router::start(&with(&only, "never"));
+    let mut never_parked = Informers::new(&router, 10);
+    router.reload(&with(&only, "100ms"));
+    let mut parked = Informers::new(&router, 10);
+    eventually("they are parked", || router.metric("snigate_connections_parked") == 10.0);
+    router.reload(&with(&both, "100ms"));
+    eventually("half of all have moved", || {
+        parked.reconnect();
+        never_parked.reconnect();
+        parked.reconnects == 10
+    });
+    assert_eq!((never_parked.reconnects, backends[1].accepted()), (0, 10));
+}
+
+#[test]
+fn rebalance_contradicts_source_hash() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    std::fs::write(&path, config("{endpoints: [\"127.0.0.1:1\"], balance: source_hash, rebalance: 1/s}")).unwrap();
+    let checked = snigate().arg("check").arg(&path).output().unwrap();
+    assert_eq!(checked.status.code(), Some(78));
+    let told = String::from_utf8(checked.stderr).unwrap();
+    assert!(told.contains("routes[0].upstream.rebalance: cannot be combined with `balance: source_hash`"), "{told}");
 }

@@ -1,7 +1,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::super::quantities::{Age, BoundedDuration, Count, DurationOrZero, Percentage, Weight};
+use super::super::quantities::{Age, BoundedDuration, ConnectionRate, Count, DurationOrZero, Percentage, Weight};
 use super::super::text::{OneOrMany, Short, Shorthand, Text};
 use super::super::values::{
     CheckName, FilePath, HeaderVersion, RequestPath, Service, Source, StatusRange, TlvNumber, TrustedFile,
@@ -49,6 +49,9 @@ pub(crate) struct Upstream {
     /// Close connections that are older than this, so that clients connect anew. Default: never.
     #[serde(default, deserialize_with = "present")]
     pub(crate) max_age: Option<Short<MaxAge>>,
+    /// Close parked connections at this rate after an endpoint has returned, until shares are even. Default: never.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) rebalance: Option<Text<ConnectionRate>>,
     /// Active health check; `{}` only connects. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(crate) health_check: Option<HealthCheck>,
