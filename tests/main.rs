@@ -3,6 +3,7 @@
 #![allow(clippy::pedantic, clippy::unwrap_used, clippy::print_stderr, unreachable_pub, reason = "test code")]
 
 mod cli;
+mod control;
 mod harness;
 mod hello;
 mod hostile;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::text::Destination;
 use crate::text::units::span;
-use crate::upstream::error_message;
+use crate::upstream::{DRAINED, error_message};
 use anyhow::{Context, anyhow, bail, ensure};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
@@ -29,6 +29,19 @@ pub(super) async fn status(admin: &Destination) -> anyhow::Result<(Value, Vec<So
         .await
         .unwrap_or_else(late)
         .with_context(|| format!("cannot read the status from the admin listener at {admin}"))
+}
+
+/// The endpoints that operators have drained, each with its route.
+pub(super) fn drained(status: &Value) -> Vec<(String, String)> {
+    let array = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut drained = Vec::new();
+    for route in array(&status["routes"]) {
+        let endpoints = array(&route["upstream"]).into_iter().flat_map(|one| array(&one["endpoints"]));
+        let endpoints = endpoints.filter(|endpoint| endpoint["state"] == DRAINED);
+        drained.extend(endpoints.map(|endpoint| (text(&route["name"]), text(&endpoint["address"]))));
+    }
+    drained
 }
 
 async fn request(admin: &Destination) -> anyhow::Result<(Value, Vec<SocketAddr>)> {

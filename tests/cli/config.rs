@@ -368,7 +368,7 @@ fn more_connections_than_descriptors_are_refused_with_the_arithmetic() {
     let output = snigate().args(["run", "-c"]).arg(&path).output().unwrap();
     assert_eq!(output.status.code(), Some(78));
     let told = String::from_utf8(output.stderr).unwrap();
-    assert!(told.contains("5000000 connections need 10000449 file descriptors"), "{told}");
+    assert!(told.contains("5000000 connections need 10000465 file descriptors"), "{told}");
 }
 
 #[test]

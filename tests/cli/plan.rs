@@ -105,6 +105,7 @@ connections that would be closed: 5
             "admin": [],
             "routes_unchanged": 1,
             "drain_seconds": 1.0,
+            "drained": [],
             "connections_closed": 5,
         })
     );

@@ -4,7 +4,7 @@
 mod clock;
 /// Listeners whose address comes later.
 mod freebind;
-mod hand_over;
+pub mod hand_over;
 /// A new configuration.
 mod reload;
 /// What the process may still do.
@@ -14,6 +14,6 @@ mod start_stop;
 /// Notifications and socket activation.
 mod systemd;
 /// A new binary.
-mod upgrade;
+pub mod upgrade;
 /// A new process that anyone starts.
 mod upgrade_socket;

@@ -113,9 +113,9 @@ async fn close(registry: Arc<Registry>, closing: Closing, mut sender: Sender<Byt
         ended,
         missed,
         interrupted = !is_heard,
-        user,
-        process,
-        "control"
+        operator.user = user,
+        operator.process = process,
+        "operator: close"
     );
     say(&mut sender, &progress.json(true)).await;
 }

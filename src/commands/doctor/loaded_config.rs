@@ -1,15 +1,31 @@
 //! Whether the running snigate has loaded this file.
 
+use std::net::SocketAddr;
+
 use crate::text::units::time;
+use serde_json::Value;
 
 use super::context::{Context, reachable_at};
 use super::report::{CheckResult, Verdict};
 use crate::commands::admin;
 
-/// `None`: there is no admin listener, or no snigate on this machine is expected.
-pub(super) async fn check(context: &Context) -> Option<CheckResult> {
+/// Nothing if there is no admin listener, or no snigate on this machine is expected.
+pub(super) async fn check(context: &Context) -> Vec<CheckResult> {
+    let configured = context.config.admin.as_ref().map(|admin| admin.address).filter(|address| address.port() != 0);
+    let Some(address) = configured.map(reachable_at) else { return Vec::new() };
+    let status = admin::status(&address.into()).await.map(|(status, _)| status);
+    let drained = status.as_ref().map(admin::drained).unwrap_or_default();
+    let drained = drained.into_iter().map(|(route, endpoint)| {
+        let says = format!(
+            "drained by an operator: it gets no new connections until `snigate ctl resume '{route}' {endpoint}`"
+        );
+        CheckResult::new(Verdict::Note, "drained", format!("{route} {endpoint}"), says)
+    });
+    file(context, address, status).into_iter().chain(drained).collect()
+}
+
+fn file(context: &Context, address: SocketAddr, status: anyhow::Result<Value>) -> Option<CheckResult> {
     let config = &context.config;
-    let address = reachable_at(config.admin.as_ref().map(|admin| admin.address).filter(|address| address.port() != 0)?);
     let is_another =
         context.is_local(address.ip()) && context.through.iter().any(|through| !context.is_local(through.ip()));
     let result = |verdict, says: String| {
@@ -20,8 +36,8 @@ pub(super) async fn check(context: &Context) -> Option<CheckResult> {
         };
         Some(CheckResult::new(verdict, "file", address, says))
     };
-    let status = match admin::status(&address.into()).await {
-        Ok((status, _)) => status,
+    let status = match status {
+        Ok(status) => status,
         Err(_) if !context.through.is_empty() => return None,
         Err(error) => {
             return result(

@@ -70,8 +70,8 @@ async fn check(context: &Context, routes: Vec<RouteContext>, options: &Doctor) -
     let mut stdout = std::io::stdout();
     let checks: Vec<_> = routes.into_iter().map(|route| tokio::spawn(route::check(Arc::new(route)))).collect();
     let mut summary = Summary::default();
-    let loaded = loaded_config::check(context).await;
-    let running = loaded.map(|result| Report { name: "snigate".into(), hostname: None, results: vec![result] });
+    let results = loaded_config::check(context).await;
+    let running = (!results.is_empty()).then(|| Report { name: "snigate".into(), hostname: None, results });
     if let Some(report) = &running {
         summary.add(report);
         if !options.json {

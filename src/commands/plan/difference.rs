@@ -24,6 +24,8 @@ pub(super) struct Difference {
     unchanged: usize,
     /// `timeouts.drain`
     drain: Duration,
+    /// Endpoints that stay drained if they stay at all, each with its route.
+    drained: Vec<(String, String)>,
 }
 
 enum ListenerChange {
@@ -112,7 +114,8 @@ impl Difference {
             let closing = Closing { connections: before.connections, policy: before.on_remove.clone() };
             (name.clone(), RouteChange::Removed(closing))
         }));
-        Self { listeners, admin, routes, unchanged, drain: new.timeouts.drain }
+        let drained = running.drained.clone();
+        Self { listeners, admin, routes, unchanged, drain: new.timeouts.drain, drained }
     }
 
     fn closings(&self) -> impl Iterator<Item = &Closing> {
@@ -168,6 +171,12 @@ impl Difference {
             }
         }
         writeln!(text, "    {} unchanged", self.unchanged)?;
+        if !self.drained.is_empty() {
+            writeln!(text, "\ndrained by an operator, also after the reload")?;
+            for (route, endpoint) in &self.drained {
+                writeln!(text, "    {endpoint} of {route}")?;
+            }
+        }
         if let Some(closed) = self.closed().filter(|_| self.are_connections_known()) {
             writeln!(text, "\nconnections that would be closed: {closed}")?;
         }
@@ -218,6 +227,7 @@ impl Difference {
             "routes": self.routes.iter().map(route).collect::<Vec<_>>(),
             "routes_unchanged": self.unchanged,
             "drain_seconds": self.drain.as_secs_f64(),
+            "drained": self.drained.iter().map(|(route, endpoint)| json!({"route": route, "endpoint": endpoint})).collect::<Vec<_>>(),
             "connections_closed": self.closed().filter(|_| self.are_connections_known()),
         })
     }

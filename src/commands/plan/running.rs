@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use crate::commands::admin::drained;
 use crate::config::{Config, Route};
 use crate::server::fixed;
 use crate::upstream::{EndpointSettings, Share};
@@ -18,6 +19,8 @@ pub(super) struct Running {
     pub(super) routes: BTreeMap<String, RunningRoute>,
     /// The keys that a reload cannot change, and their values.
     pub(super) fixed: BTreeMap<String, String>,
+    /// Endpoints that operators have drained, each with its route.
+    pub(super) drained: Vec<(String, String)>,
 }
 
 pub(super) struct RunningRoute {
@@ -59,6 +62,7 @@ impl Running {
             admin: config.admin.as_ref().map(|admin| admin.address.to_string()),
             routes: config.routes.iter().map(|one| (one.name.clone(), route(one))).collect(),
             fixed: fixed(config).map(|(key, value)| (key.into(), value)).into(),
+            drained: Vec::new(),
         }
     }
 
@@ -93,6 +97,7 @@ impl Running {
             admin: Some(text(&status["admin"])?),
             routes: status["routes"].as_array()?.iter().map(route).collect::<Option<_>>()?,
             fixed: status["config"]["fixed"].as_object()?.iter().map(fixed).collect::<Option<_>>()?,
+            drained: drained(status),
         })
     }
 

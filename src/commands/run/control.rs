@@ -112,7 +112,13 @@ pub(super) fn carry_out(order: Order, server: &Server, logging: &Logging) {
         What::LogLevel(level) if logging.is_configurable() => {
             let name = level.as_str().to_lowercase();
             // Before the new level may hide it.
-            info!(verb = "log-level", level = name, user, process, "control");
+            info!(
+                verb = "log-level",
+                level = name,
+                operator.user = user,
+                operator.process = process,
+                "operator: log-level"
+            );
             logging.set_level(level);
             Ok(json!({"level": name}))
         }
@@ -136,15 +142,26 @@ fn log(verb: &'static str, what: &Drained, result: &Result<DrainResult, DrainErr
                 endpoint,
                 connections,
                 in_service,
-                user,
-                process,
-                "control: the route has no endpoint in service, and refuses clients"
+                operator.user = user,
+                operator.process = process,
+                "operator: {verb}: the route has no endpoint in service, and refuses clients"
             );
         }
         Ok(DrainResult { connections, in_service, .. }) => {
-            info!(verb, route, endpoint, connections, in_service, user, process, "control");
+            info!(
+                verb,
+                route,
+                endpoint,
+                connections,
+                in_service,
+                operator.user = user,
+                operator.process = process,
+                "operator: {verb}"
+            );
         }
-        Err(reason) => info!(verb, route, endpoint, %reason, user, process, "control: not carried out"),
+        Err(reason) => {
+            info!(verb, route, endpoint, %reason, operator.user = user, operator.process = process, "operator: {verb}: not carried out")
+        }
     }
 }
 

@@ -386,7 +386,13 @@ async fn reload_until_stopped(
                         server.counters().reloads.fail(&reason);
                         if trigger != Trigger::Retry || failure.as_ref() != Some(&reason) {
                             let (by, (user, process)) = (trigger.label(), trigger.operator());
-                            error!(by, user, process, reason, "reload failed; keeping the running configuration");
+                            error!(
+                                by,
+                                operator.user = user,
+                                operator.process = process,
+                                reason,
+                                "reload failed; keeping the running configuration"
+                            );
                         }
                         failure = Some(reason);
                     }
@@ -451,7 +457,20 @@ async fn apply(
     logging.set_level(level);
     let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (by, (user, process)) = (trigger.label(), trigger.operator());
-    info!(file, by, user, process, listeners, routes, added, changed, removed, unchanged, took_ms, "reloaded");
+    info!(
+        file,
+        by,
+        operator.user = user,
+        operator.process = process,
+        listeners,
+        routes,
+        added,
+        changed,
+        removed,
+        unchanged,
+        took_ms,
+        "reloaded"
+    );
     Ok((watches, changes))
 }
 

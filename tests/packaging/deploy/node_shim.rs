@@ -365,7 +365,7 @@ fn the_unit_is_that_of_the_package_with_fewer_rights() {
             "CapabilityBoundingSet=",
         ]
     );
-    assert_eq!(unit.len() + 1, package.len(), "without AmbientCapabilities");
+    assert_eq!(unit.len() + 2, package.len(), "without AmbientCapabilities and RuntimeDirectory");
     let address = include_str!("../../../deploy/node-shim/snigate-service-address.service");
     assert_eq!(values(address, "CapabilityBoundingSet"), ["CAP_NET_ADMIN"]);
 }

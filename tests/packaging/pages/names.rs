@@ -23,6 +23,7 @@ const OTHERS: &[&str] = &[
     "g02_of_a_storm_of_signals_the_last_content_wins",
     "http.",
     "in_a_row",
+    "in_service",
     "kubernetes.default.svc",
     "least_conn",
     "limit_conn",
@@ -31,6 +32,8 @@ const OTHERS: &[&str] = &[
     "max_fails",
     "net.ipv4.tcp_mem",
     "no_new_privs",
+    "operator.process",
+    "operator.user",
     "preread_timeout",
     "proxy_connect_timeout",
     "proxy_timeout",
@@ -193,9 +196,9 @@ fn sorted<'a>(labels: impl Iterator<Item = &'a str>) -> String {
     labels.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(",")
 }
 
-fn help(command: &str) -> String {
-    let output = snigate().args([command, "--help"]).output().unwrap();
-    assert!(output.status.success(), "{command}");
+fn help(command: &[&str]) -> String {
+    let output = snigate().args(command).arg("--help").output().unwrap();
+    assert!(output.status.success(), "{command:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -213,12 +216,16 @@ fn flags(text: &str) -> BTreeSet<String> {
 
 /// Every subcommand with its flags; not those that all have.
 fn commands() -> BTreeMap<String, BTreeSet<String>> {
-    let output = snigate().arg("--help").output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
+    commands_of(&[])
+}
+
+/// Those of this command.
+fn commands_of(command: &[&str]) -> BTreeMap<String, BTreeSet<String>> {
+    let text = help(command);
     let section = text.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
     let names = section.lines().map(|line| line.split_whitespace().next().unwrap()).filter(|name| *name != "help");
     let of = |name: &str| {
-        let options = help(name).split("Options:\n").nth(1).unwrap().to_owned();
+        let options = help(&[command, &[name]].concat()).split("Options:\n").nth(1).unwrap().to_owned();
         let is_own = |flag: &String| !["--help", "-h", "--version", "-V"].contains(&&**flag);
         // Where an option is defined, its line begins with it.
         let definitions = options.lines().filter(|line| line.trim_start().starts_with('-') && line.len() > 2);
@@ -246,7 +253,7 @@ fn the_table_of_commands_has_every_flag() {
 
 #[test]
 fn commands_on_pages_have_the_flags_that_they_are_given() {
-    let commands = commands();
+    let (commands, verbs) = (commands(), commands_of(&["ctl"]));
     let mut count = 0;
     for path in all() {
         let shell =
@@ -262,6 +269,8 @@ fn commands_on_pages_have_the_flags_that_they_are_given() {
                     assert!(!is_typed, "{path}: {line}: there is no command {name}");
                     continue;
                 };
+                let verb = command.split_whitespace().nth(1).filter(|_| name == "ctl");
+                let real = verb.and_then(|verb| verbs.get(verb)).unwrap_or(real);
                 for flag in flags(command) {
                     let is_common = ["--help", "--version"].contains(&&*flag);
                     assert!(is_common || real.contains(&flag), "{path}: snigate {name} has no {flag}");
