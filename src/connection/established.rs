@@ -105,7 +105,7 @@ impl relay::Owner for Served<'_> {
             }
             Event::Unanswered => report_no_answer(record, slot, "no answer to a ClientHello in time"),
             Event::Report { idle, client, upstream } => {
-                handle.report(|id| LiveConnection::new(id, (record, slot.endpoint()), (client, upstream), idle, false))
+                handle.report(|id| LiveConnection::new(id, (record, slot.endpoint()), (client, upstream), idle, false));
             }
         }
     }

@@ -152,7 +152,7 @@ impl Server {
     pub(crate) fn start(
         mut config: Config,
         inherited: Vec<InheritedSocket>,
-        drained: Vec<Drained>,
+        drained: &[Drained],
     ) -> Result<(Self, Vec<bool>), StartError> {
         capacity::raise_limit();
         let counters = Arc::new(Counters::new(config.log.refusals_per_second));
@@ -167,7 +167,7 @@ impl Server {
             Lookups::new(counters.lookup_lateness.clone()),
             Checks::new(counters.check_lateness.clone()),
         );
-        for drained in &drained {
+        for drained in drained {
             context.drains.drain(drained);
         }
         let mut server = Self {

@@ -80,14 +80,15 @@ impl Drains {
 
     /// Everything that is drained, by route.
     pub(crate) fn all(&self) -> Vec<Drained> {
-        let of_route = |(route, drain): (&Box<str>, &Drain)| {
-            let endpoints: Vec<Option<SocketAddr>> = match drain {
-                Drain::Route => vec![None],
-                Drain::Endpoints(some) => some.iter().copied().map(Some).collect(),
-            };
-            endpoints.into_iter().map(|endpoint| Drained { route: route.clone(), endpoint }).collect::<Vec<_>>()
-        };
-        self.0.load().iter().flat_map(of_route).collect()
+        let mut drained = Vec::new();
+        for (route, drain) in &**self.0.load() {
+            let of_route = |endpoint| Drained { route: route.clone(), endpoint };
+            match drain {
+                Drain::Route => drained.push(of_route(None)),
+                Drain::Endpoints(some) => drained.extend(some.iter().map(|endpoint| of_route(Some(*endpoint)))),
+            }
+        }
+        drained
     }
 
     /// Whether this endpoint of the route is drained.

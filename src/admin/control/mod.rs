@@ -78,8 +78,8 @@ impl From<UCred> for Operator {
     }
 }
 
-/// Until the next attempt after accept has failed.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// Until the next attempt when all places are taken, or accept has failed.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// All operators are on this machine, and share its places.
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -89,18 +89,11 @@ pub(crate) async fn run(socket: UnixListener, handles: ControlHandles, stop: Sto
     let handles = Arc::new(handles);
     let places = Arc::new(Places::for_peers(MAX_CONNECTIONS, MAX_CONNECTIONS));
     loop {
-        let permit = match Arc::clone(&places.permits).try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                places.make_room();
-                tokio::select! {
-                    permit = Arc::clone(&places.permits).acquire_owned() => match permit {
-                        Ok(permit) => permit,
-                        Err(_) => return,
-                    },
-                    () = sleep(ACCEPT_RETRY) => continue,
-                    () = stop.stopped() => return,
-                }
+        let Ok(permit) = Arc::clone(&places.permits).try_acquire_owned() else {
+            places.make_room();
+            tokio::select! {
+                () = sleep(RETRY_INTERVAL) => continue,
+                () = stop.stopped() => return,
             }
         };
         let accepted = tokio::select! {
@@ -119,7 +112,7 @@ pub(crate) async fn run(socket: UnixListener, handles: ControlHandles, stop: Sto
             Ok((None, _)) => warn!("another user has connected to the control socket; closed"),
             Err(reason) => {
                 warn!(%reason, "cannot accept at the control socket; retrying");
-                sleep(ACCEPT_RETRY).await;
+                sleep(RETRY_INTERVAL).await;
             }
         }
     }
@@ -199,7 +192,7 @@ async fn change(
     let route = query.take("route").ok_or_else(|| bad("expected ?route=NAME, or ?route=NAME&endpoint=ADDRESS"))?;
     let endpoint = query.parse("endpoint", "an address such as 10.0.0.1:6443").map_err(bad)?;
     query.finish().map_err(bad)?;
-    result(order(handles, what(Drained { route: route.into(), endpoint }), operator).await)
+    Ok(result(order(handles, what(Drained { route: route.into(), endpoint }), operator).await))
 }
 
 async fn log_level(
@@ -212,13 +205,13 @@ async fn log_level(
     let level = query.parse("level", EXPECTED).map_err(bad)?;
     query.finish().map_err(bad)?;
     let level = level.ok_or_else(|| bad(format!("expected ?level=LEVEL: {EXPECTED}")))?;
-    result(order(handles, What::LogLevel(level), operator).await)
+    Ok(result(order(handles, What::LogLevel(level), operator).await))
 }
 
-fn result(carried_out: Result<Value, String>) -> Result<Response<Body>, Refusal> {
+fn result(carried_out: Result<Value, String>) -> Response<Body> {
     match carried_out {
-        Ok(result) => Ok(respond(StatusCode::OK, JSON, format!("{result:#}\n"))),
-        Err(reason) => Ok(respond(StatusCode::CONFLICT, JSON, format!("{:#}\n", json!({"error": reason})))),
+        Ok(result) => respond(StatusCode::OK, JSON, format!("{result:#}\n")),
+        Err(reason) => respond(StatusCode::CONFLICT, JSON, format!("{:#}\n", json!({"error": reason}))),
     }
 }
 

@@ -73,21 +73,22 @@ fn listed(answer: &Value) -> String {
     let rows: Vec<_> = connections.iter().map(row).collect();
     let titles =
         ["ID", "CLIENT", "SNI", "ROUTE", "ENDPOINT", ">AGE", ">IDLE", ">RECEIVED", ">SENT", ">RTT MS", "STATE"];
-    let mut text = table(titles, &rows);
     let matched = answer["matched"].as_u64().unwrap_or_default();
+    let more = if matched > rows.len() as u64 {
+        format!("{} of {matched} are listed; --limit lists more\n", rows.len())
+    } else {
+        String::new()
+    };
     let state = |name: &str| answer["states"][name].as_u64().unwrap_or_default();
-    if matched > rows.len() as u64 {
-        text.push_str(&format!("{} of {matched} are listed; --limit lists more\n", rows.len()));
-    }
-    text.push_str(&format!(
-        "{matched} match; of all connections {} are relayed, {} parked, {} connecting, {} without ClientHello, {} rejected\n",
+    format!(
+        "{}{more}{matched} match; of all connections {} are relayed, {} parked, {} connecting, {} without ClientHello, {} rejected\n",
+        table(titles, &rows),
         state("relaying"),
         state("parked"),
         state("connecting"),
         state("awaiting_hello"),
         state("rejected")
-    ));
-    text
+    )
 }
 
 pub(super) async fn close(socket: &Path, options: &Close) -> anyhow::Result<ExitCode> {

@@ -48,7 +48,7 @@ pub(super) fn bytes(number: u64) -> String {
         size /= 1024.0;
         unit += 1;
     }
-    let decimals = if unit == 0 || size >= 99.95 { 0 } else { 1 };
+    let decimals = usize::from(unit > 0 && size < 99.95);
     format!("{size:.decimals$} {}", UNITS[unit])
 }
 

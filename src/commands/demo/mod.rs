@@ -65,7 +65,7 @@ timeouts: {{drain: 1s}}
         dead.local_addr()?,
         mtls.address()
     );
-    let (mut server, _) = Server::start(Config::from_yaml(config.as_bytes())?, Vec::new(), Vec::new())?;
+    let (mut server, _) = Server::start(Config::from_yaml(config.as_bytes())?, Vec::new(), &[])?;
     let address = *server.addresses().first().context("the router has no listener")?;
     let admin = server.admin_address().context("the router has no admin listener")?;
 

@@ -160,7 +160,7 @@ fn log(verb: &'static str, what: &Drained, result: &Result<DrainResult, DrainErr
             );
         }
         Err(reason) => {
-            info!(verb, route, endpoint, %reason, operator.user = user, operator.process = process, "operator: {verb}: not carried out")
+            info!(verb, route, endpoint, %reason, operator.user = user, operator.process = process, "operator: {verb}: not carried out");
         }
     }
 }

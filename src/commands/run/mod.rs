@@ -200,8 +200,9 @@ async fn serve(
     );
     let watches = config.watch;
     let upgrades = UpgradeListener::new(config.upgrade_socket.as_deref(), sockets.upgrade)?;
-    let drained = sockets.drained.into_iter().map(|(route, endpoint)| Drained { route, endpoint }).collect();
-    let (mut server, adopted) = match Server::start(config, sockets.listeners, drained) {
+    let drained = sockets.drained.into_iter().map(|(route, endpoint)| Drained { route, endpoint });
+    let drained: Vec<Drained> = drained.collect();
+    let (mut server, adopted) = match Server::start(config, sockets.listeners, &drained) {
         Ok(started) => started,
         Err(reason) => {
             error!(%reason, "cannot start");
@@ -376,9 +377,9 @@ async fn reload_until_stopped(
                     Err(reason) => Err(reason),
                 };
                 match reloaded {
-                    Ok((new, changes)) => {
-                        (watches, failure) = (new, None);
-                        tell(asked, Ok(changes));
+                    Ok((watches_now, differences)) => {
+                        (watches, failure) = (watches_now, None);
+                        tell(asked, Ok(differences));
                     }
                     Err(reason) => {
                         let reason = format!("{reason:#}");
