@@ -3,6 +3,7 @@
 mod connections;
 mod drained;
 mod orders;
+mod soak;
 mod socket;
 
 use std::path::PathBuf;
