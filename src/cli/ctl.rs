@@ -9,7 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 #[derive(Debug, Args)]
 pub(crate) struct Ctl {
     /// Control socket of the instance: `control` in its configuration
-    #[arg(long, value_name = "PATH", default_value = "/run/snigate/control.sock", global = true)]
+    #[arg(long, value_name = "PATH", default_value = "/run/snigate/control.sock", global = true, display_order = 1000)]
     pub(crate) socket: PathBuf,
     #[command(subcommand)]
     pub(crate) verb: Verb,

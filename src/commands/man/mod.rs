@@ -5,7 +5,7 @@ mod config;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::CommandFactory as _;
+use clap::{Command, CommandFactory as _};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
@@ -35,7 +35,7 @@ fn command_page() -> anyhow::Result<String> {
     command.build();
     // Packages are built without the demo.
     let documented = command.get_subcommands().filter(|command| !["demo", "help"].contains(&command.get_name()));
-    for command in documented {
+    for command in documented.flat_map(with_verbs) {
         Roff::new().control("SH", [command.get_bin_name().unwrap_or_default()]).to_writer(&mut page)?;
         let man = Man::new(command.clone());
         let mut sections = Vec::new();
@@ -46,6 +46,12 @@ fn command_page() -> anyhow::Result<String> {
     }
     extra_sections().to_writer(&mut page)?;
     Ok(String::from_utf8(page)?)
+}
+
+/// The command, and those below it.
+fn with_verbs(command: &Command) -> impl Iterator<Item = &Command> {
+    let verbs = command.get_subcommands().filter(|verb| verb.get_name() != "help");
+    std::iter::once(command).chain(verbs)
 }
 
 fn extra_sections() -> Roff {
@@ -83,5 +89,11 @@ const SECTIONS: &[ManSection] = &[
         ],
     ),
     ("ENVIRONMENT", &[("RUST_LOG", "Log filter; overrides the configuration."), ("NO_COLOR", "Disables colors.")]),
-    ("FILES", &[("/etc/snigate/snigate.yaml", "The configuration of the service: see snigate.yaml(5).")]),
+    (
+        "FILES",
+        &[
+            ("/etc/snigate/snigate.yaml", "The configuration of the service: see snigate.yaml(5)."),
+            ("/run/snigate/control.sock", "The control socket of the service, for snigate ctl."),
+        ],
+    ),
 ];
