@@ -100,7 +100,7 @@ impl Writer {
             }
             std::mem::swap(&mut state.lines, &mut lines);
             drop(state);
-            let unwritten = write(&lines);
+            let unwritten = write(&mut stderr(), &lines);
             self.lost.fetch_add(unwritten.split_inclusive(|byte| *byte == b'\n').count() as u64, Relaxed);
             self.lock().has_failed = !unwritten.is_empty();
             lines.clear();
@@ -109,10 +109,13 @@ impl Writer {
     }
 }
 
+/// Largest write to a pipe that is not mixed with those of other processes (pipe(7)), such as the other one at an upgrade.
+const PIPE_BUF: usize = 4096;
+
 /// Returns the part that could not be written.
-fn write(mut lines: &[u8]) -> &[u8] {
+fn write<'l>(out: &mut impl Write, mut lines: &'l [u8]) -> &'l [u8] {
     while !lines.is_empty() {
-        match stderr().write(lines) {
+        match out.write(piece(lines)) {
             Ok(written @ 1..) => lines = &lines[written..],
             // Another process that shares standard error made it non-blocking.
             Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(WRITE_INTERVAL),
@@ -121,4 +124,49 @@ fn write(mut lines: &[u8]) -> &[u8] {
         }
     }
     lines
+}
+
+/// As many whole lines as fit into [`PIPE_BUF`], or else one.
+fn piece(lines: &[u8]) -> &[u8] {
+    let is_end = |byte: &u8| *byte == b'\n';
+    let fitting = lines.get(..PIPE_BUF).map_or(Some(lines.len()), |first| Some(first.iter().rposition(is_end)? + 1));
+    let end = fitting.or_else(|| Some(lines.iter().position(is_end)? + 1));
+    &lines[..end.unwrap_or(lines.len())]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes no more than this at a time.
+    struct Taking(usize, Vec<Vec<u8>>);
+
+    impl Write for Taking {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let taken = bytes.len().min(self.0);
+            self.1.push(bytes[..taken].to_vec());
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn e21_lines_are_written_whole_and_in_pieces_that_a_pipe_does_not_mix() {
+        let line = |length: usize| [vec![b'x'; length - 1], vec![b'\n']].concat();
+        let lengths = [100, 3996, 1, 4096, 10_000, 4095, 1, 1, 50];
+        let lines = lengths.map(line).concat();
+        let mut out = Taking(usize::MAX, Vec::new());
+        assert!(write(&mut out, &lines).is_empty());
+        assert_eq!(out.1.iter().map(Vec::len).collect::<Vec<_>>(), [4096, 1, 4096, 10_000, 4096, 51]);
+        assert!(out.1.iter().all(|piece| piece.ends_with(b"\n")));
+        assert_eq!(out.1.concat(), lines);
+        for most in [1, 7, 4096] {
+            let mut out = Taking(most, Vec::new());
+            assert!(write(&mut out, &lines).is_empty());
+            assert_eq!(out.1.concat(), lines);
+        }
+    }
 }
