@@ -4,13 +4,18 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::Server;
 use crate::admin::control::{self, ControlHandles, MAX_ORDERS, Order};
 use crate::connection::RouteTarget;
+use crate::listener::accept::Stop;
 use crate::upstream::{Drained, WholeRoute};
+
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why nothing was drained or resumed.
 #[derive(Debug, thiserror::Error)]
@@ -41,13 +46,24 @@ impl Server {
         let configured = self.admin.as_ref().map(|listening| listening.configured);
         let admin = Arc::new(self.admin_handles(configured));
         let handles = ControlHandles { admin, registry: Arc::clone(&self.registry), orders };
-        let stop = self.control.clone();
+        let stop = Stop::default();
         socket.set_nonblocking(true)?;
         let runtime = self.admin_runtime().map_or_else(tokio::runtime::Handle::current, |own| own.handle().clone());
         let _context = runtime.enter();
         let socket = tokio::net::UnixListener::from_std(socket)?;
-        runtime.spawn(control::run(socket, handles, stop));
+        self.control = Some((stop.clone(), runtime.spawn(control::run(socket, handles, stop))));
         Ok(received)
+    }
+
+    /// Leaves the control socket to a successor. What was asked by then is still answered, if that takes no longer than
+    /// [`ANSWER_TIMEOUT`].
+    pub(super) fn hand_over_control(&mut self) {
+        if let Some((stop, serving)) = self.control.take() {
+            stop.hand_over();
+            self.closing.spawn(async move {
+                let _ = timeout(ANSWER_TIMEOUT, serving).await;
+            });
+        }
     }
 
     /// What is drained.

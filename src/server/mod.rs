@@ -20,6 +20,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -67,8 +68,8 @@ pub(crate) struct Server {
     admin_per_route: Arc<ArcSwap<PerRoute>>,
     /// Once there is an admin listener or a control socket.
     admin_runtime: Option<admin::Runtime>,
-    /// Stops the control socket.
-    control: Stop,
+    /// What serves the control socket, and what stops it.
+    control: Option<(Stop, JoinHandle<()>)>,
     timeouts: Timeouts,
     fixed: Fixed,
     /// Cancelled when the process is no longer ready.
@@ -185,7 +186,7 @@ impl Server {
             admin_hosts: Arc::default(),
             admin_per_route: Arc::default(),
             admin_runtime: None,
-            control: Stop::default(),
+            control: None,
             timeouts: config.timeouts,
             fixed: fixed(&config),
             draining: CancellationToken::new(),
@@ -476,7 +477,7 @@ impl Server {
     /// of [`Server::sockets`], are left to it.
     pub(crate) async fn step_back(&mut self, taken_over: &[bool]) {
         self.draining.cancel();
-        self.control.hand_over();
+        self.hand_over_control();
         self.context.hand_over();
         let listeners =
             mem::take(&mut self.listeners).into_iter().map(|(listening, _)| listening).chain(self.admin.take());

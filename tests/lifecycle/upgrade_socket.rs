@@ -122,7 +122,7 @@ fn h25_a_wrong_path_is_an_error_at_the_start_and_a_reload_cannot_change_it() {
         String::from_utf8(output.stderr).unwrap()
     };
     for (path, expected) in [
-        ("relative.sock", "expected an absolute path of at most 107 bytes, such as /run/snigate/upgrade.sock"),
+        ("relative.sock", "expected an absolute path of at most 107 bytes, such as /run/snigate/control.sock"),
         ("/missing/upgrade.sock", "upgrade.socket: /missing/upgrade.sock: /missing: No such file or directory"),
         (directory.path().to_str().unwrap(), "exists and is not a socket; remove it, or set another path"),
     ] {

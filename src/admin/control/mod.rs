@@ -19,6 +19,7 @@ use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, interval_at, sleep};
+use tokio_util::task::TaskTracker;
 use tracing::{Level, warn};
 
 use self::connections::Filter;
@@ -84,26 +85,27 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// All operators are on this machine, and share its places.
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// Serves until `stop`.
+/// Serves until `stop`, and until what was asked by then is answered.
 pub(crate) async fn run(socket: UnixListener, handles: ControlHandles, stop: Stop) {
     let handles = Arc::new(handles);
     let places = Arc::new(Places::for_peers(MAX_CONNECTIONS, MAX_CONNECTIONS));
-    loop {
+    let connections = TaskTracker::new();
+    while !stop.is_stopped() {
         let Ok(permit) = Arc::clone(&places.permits).try_acquire_owned() else {
             places.make_room();
             tokio::select! {
                 () = sleep(RETRY_INTERVAL) => continue,
-                () = stop.stopped() => return,
+                () = stop.stopped() => break,
             }
         };
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted.and_then(|(stream, _)| Ok((admitted(&stream)?, stream))),
-            () = stop.stopped() => return,
+            () = stop.stopped() => break,
         };
         match accepted {
             Ok((Some(operator), stream)) => {
                 let (place, handles, stop) = (Arc::new(places.enter(PEER, permit)), Arc::clone(&handles), stop.clone());
-                tokio::spawn(async move {
+                connections.spawn(async move {
                     let answered = Arc::clone(&place);
                     let answer = |request| answer(request, operator, Arc::clone(&handles), Arc::clone(&answered));
                     serve_http(stream, answer, &place, stop).await;
@@ -116,6 +118,9 @@ pub(crate) async fn run(socket: UnixListener, handles: ControlHandles, stop: Sto
             }
         }
     }
+    drop(socket);
+    connections.close();
+    connections.wait().await;
 }
 
 /// Who has connected; `None`: neither this process's user nor root.
