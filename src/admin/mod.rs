@@ -38,8 +38,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 pub(crate) use self::answer::Answers;
@@ -113,6 +114,15 @@ pub(crate) struct AdminHandles {
     pub(crate) answers: Answers,
 }
 
+/// For answers that are under way when a listener closes.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Waits until these connections have ended, but not for long: the process may have nothing else to do.
+async fn answer_the_last(connections: TaskTracker) {
+    connections.close();
+    let _ = timeout(ANSWER_TIMEOUT, connections.wait()).await;
+}
+
 /// Serves until `stop`: as a rule for as long as the process runs, because probes want an answer while connections drain.
 pub(crate) async fn run(socket: TcpListener, handles: AdminHandles, stop: Stop) {
     let handles = Arc::new(handles);
@@ -126,13 +136,16 @@ pub(crate) async fn run(socket: TcpListener, handles: AdminHandles, stop: Stop) 
         }
     };
     let (stopped, entrance) = (stop.clone(), Arc::clone(&places));
+    let connections = TaskTracker::new();
+    let accepted = connections.clone();
     let serve = move |client, peer: SocketAddr, permit| {
         let place = Arc::new(entrance.enter(peer.ip(), permit));
-        tokio::spawn(serve(client, place, Arc::clone(&handles), stopped.clone()));
+        accepted.spawn(serve(client, place, Arc::clone(&handles), stopped.clone()));
     };
     let callbacks = Callbacks { failed, full: || places.make_room() };
     accept::run(socket, Arc::clone(&places.permits), stop, callbacks, std::future::pending, serve).await;
     recorder.abort();
+    answer_the_last(connections).await;
 }
 
 async fn record_history(handles: Arc<AdminHandles>) {

@@ -4,18 +4,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 
 use super::Server;
 use crate::admin::control::{self, ControlHandles, MAX_ORDERS, Order};
 use crate::connection::RouteTarget;
 use crate::listener::accept::Stop;
 use crate::upstream::{Drained, WholeRoute};
-
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why nothing was drained or resumed.
 #[derive(Debug, thiserror::Error)]
@@ -55,13 +51,12 @@ impl Server {
         Ok(received)
     }
 
-    /// Leaves the control socket to a successor. What was asked by then is still answered, if that takes no longer than
-    /// [`ANSWER_TIMEOUT`].
+    /// Leaves the control socket to a successor.
     pub(super) fn hand_over_control(&mut self) {
         if let Some((stop, serving)) = self.control.take() {
             stop.hand_over();
             self.closing.spawn(async move {
-                let _ = timeout(ANSWER_TIMEOUT, serving).await;
+                let _ = serving.await;
             });
         }
     }

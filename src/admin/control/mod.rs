@@ -27,7 +27,7 @@ use super::answer::{self, JSON, Refusal, TEXT, respond};
 use super::body::{self, Body};
 use super::places::{Place, Places};
 use super::query::Query;
-use super::{AdminHandles, serve_http};
+use super::{AdminHandles, answer_the_last, serve_http};
 use crate::connection::registry::Registry;
 use crate::listener::accept::Stop;
 use crate::upstream::Drained;
@@ -119,8 +119,7 @@ pub(crate) async fn run(socket: UnixListener, handles: ControlHandles, stop: Sto
         }
     }
     drop(socket);
-    connections.close();
-    connections.wait().await;
+    answer_the_last(connections).await;
 }
 
 /// Who has connected; `None`: neither this process's user nor root.
