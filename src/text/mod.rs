@@ -2,6 +2,7 @@
 
 pub(crate) mod destination;
 pub(crate) mod escape;
+pub(crate) mod glob;
 pub(crate) mod input;
 pub(crate) mod pasted;
 pub(crate) mod units;

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::syntax::{self, Directive};
 use crate::commands::import::files::SourceFiles;
 use crate::commands::import::notes::{Location, Notes};
+use crate::text::glob;
 
 /// Files may include each other without end.
 const MAX_DEPTH: usize = 8;
@@ -101,7 +102,7 @@ impl Includes<'_> {
         if !self.dump.is_empty() {
             let wanted = directory.unwrap_or(Path::new("")).join(pattern);
             let wanted = wanted.to_string_lossy();
-            let found = self.dump.iter().filter(|file| matches_pattern(&wanted, &file.path.to_string_lossy()));
+            let found = self.dump.iter().filter(|file| glob::matches(&wanted, &file.path.to_string_lossy()));
             let found: Vec<_> = found.map(DumpedFile::read).collect();
             return (is_pattern || !found.is_empty()).then_some(found);
         }
@@ -122,7 +123,7 @@ impl Includes<'_> {
         };
         let entries = std::fs::read_dir(self.files.directory.join(directory)).ok()?;
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        let mut names: Vec<String> = names.filter(|one| matches_pattern(name, one)).take(MAX_FILES).collect();
+        let mut names: Vec<String> = names.filter(|one| glob::matches(name, one)).take(MAX_FILES).collect();
         names.sort();
         let path = |name: String| if directory == "." { name } else { format!("{directory}/{name}") };
         Some(names.into_iter().map(path).collect())
@@ -141,38 +142,4 @@ fn read_file(text: &str, file: Option<&Rc<str>>, lines_before: usize) -> Vec<Dir
         directive.move_to(file, lines_before);
     }
     all
-}
-
-/// Whether a pattern with `*` and `?` matches.
-fn matches_pattern(pattern: &str, text: &str) -> bool {
-    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
-    let mut ends = vec![false; text.len() + 1];
-    ends[0] = true;
-    for wanted in pattern {
-        let mut next = vec![false; text.len() + 1];
-        for at in 0..=text.len() {
-            let is_next = |at: usize| at > 0 && ends[at - 1] && (wanted == '?' || wanted == text[at - 1]);
-            next[at] = match wanted {
-                '*' => ends[at] || (at > 0 && next[at - 1] && text[at - 1] != '/'),
-                _ => is_next(at),
-            };
-        }
-        ends = next;
-    }
-    ends[text.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::matches_pattern;
-
-    #[test]
-    fn patterns_match_within_a_directory() {
-        assert!(matches_pattern("/a/*.conf", "/a/b.conf") && matches_pattern("b?", "bc") && matches_pattern("*", "x"));
-        assert!(
-            !matches_pattern("/a/*.conf", "/a/b/c.conf")
-                && !matches_pattern("*.conf", "x.map")
-                && !matches_pattern("b?", "b")
-        );
-    }
 }
