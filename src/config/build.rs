@@ -10,7 +10,8 @@ use super::{Admin, Config, Limits, Listener, Log, LogFormat, Route, Timeouts, ra
 use crate::admin::{Hosts, PerRoute};
 use crate::client_hello::{DEFAULT_LIMIT, IpLiteral};
 use crate::connection::accept_proxy::{AcceptProxy, Others};
-use crate::connection::admission::{AccessRules, Networks, SourceLimits};
+use crate::connection::admission::{AccessRules, SourceLimits};
+use crate::connection::networks::Networks;
 use crate::connection::reject::RejectWith;
 use crate::listener::{Presence, overlap};
 use crate::name::NamePattern;

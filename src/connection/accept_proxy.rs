@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::connection::admission::Networks;
+use crate::connection::networks::Networks;
 use crate::connection::reject::Rejection;
 use crate::proxy_protocol::{Header, ProxiedAddresses};
 use crate::route::Tlvs;

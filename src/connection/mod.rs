@@ -5,6 +5,7 @@ pub(crate) mod admission;
 pub(crate) mod established;
 pub(crate) mod hand_over;
 pub(crate) mod live;
+pub(crate) mod networks;
 pub(crate) mod parking;
 pub(crate) mod read_hello;
 pub(crate) mod registry;
