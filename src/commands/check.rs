@@ -33,6 +33,12 @@ pub(super) fn run(options: &Check) -> anyhow::Result<ExitCode> {
 fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     writeln!(text, "{} is valid.", input::name_of(file))?;
+    if config.included > 0 {
+        writeln!(text, "files      {}: this one, {} included", 1 + config.included, config.included)?;
+    }
+    for pattern in &config.unmatched_includes {
+        writeln!(text, "warning    include: {pattern} matches no file")?;
+    }
 
     writeln!(text, "\nlisteners")?;
     for Listener { name, address, presence, refuse, accept_proxy, ip_literal, sources } in &config.listeners {

@@ -1,11 +1,11 @@
 //! Turns the file as written into a valid configuration: fills in defaults and checks values against each other.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 use std::time::Duration;
 
+use super::documents::{Documents, Included, WrittenRoute};
+use super::files::Files;
 use super::text::{OneOrMany, Short, Text};
-use super::upstream::Files;
 use super::{Admin, Config, Limits, Listener, Log, LogFormat, Route, Timeouts, raw, upstream, values};
 use crate::admin::{Hosts, PerRoute};
 use crate::client_hello::{DEFAULT_LIMIT, IpLiteral};
@@ -23,28 +23,48 @@ use crate::telemetry::UNROUTED;
 
 /// An invalid value in a well-formed document.
 pub(super) struct InvalidValue {
-    pub(super) path: String,
+    pub(super) place: Place,
     pub(super) message: String,
-    /// The path of the earlier value that it conflicts with.
-    pub(super) conflicts_with: Option<String>,
+    /// The earlier value that it conflicts with.
+    pub(super) conflicts_with: Option<Place>,
+}
+
+/// A value of a document.
+#[derive(Clone)]
+pub(super) struct Place {
+    /// The main file is 0.
+    pub(super) document: usize,
+    pub(super) path: String,
+}
+
+impl Place {
+    fn in_main_file(path: impl Into<String>) -> Self {
+        Self { document: 0, path: path.into() }
+    }
 }
 
 impl InvalidValue {
     pub(super) fn at(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into(), conflicts_with: None }
+        Self { place: Place::in_main_file(path), message: message.into(), conflicts_with: None }
     }
 
-    fn conflict(path: impl Into<String>, message: impl Into<String>, earlier: impl Into<String>) -> Self {
-        Self { conflicts_with: Some(earlier.into()), ..Self::at(path, message) }
+    fn conflict(path: impl Into<String>, message: impl Into<String>, earlier: Place) -> Self {
+        Self { conflicts_with: Some(earlier), ..Self::at(path, message) }
+    }
+
+    pub(super) fn in_document(mut self, document: usize) -> Self {
+        self.place.document = document;
+        self
     }
 }
 
-/// Paths of files are relative to `directory`.
-pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, InvalidValue> {
+/// Builds the configuration from the main file, and from what the files that it includes have.
+pub(super) fn config(raw: raw::Config, included: Included, documents: &Documents) -> Result<Config, InvalidValue> {
     let raw::Config {
         listen,
         refuse,
         routes,
+        include,
         timeouts,
         tcp,
         limits,
@@ -58,10 +78,21 @@ pub(super) fn config(raw: raw::Config, directory: &Path) -> Result<Config, Inval
         log,
     } = raw;
     let raw::Tcp { keepalive, user_timeout } = tcp;
+    let mut files = Files::new(documents.directory(0));
     let listeners = build_listeners(listen.0, refuse)?;
-    let routes = build_routes(routes, &listeners, &Files::in_directory(directory))?;
+    let routes = match routes {
+        None if include.is_none() => return Err(InvalidValue::at("", "missing key `routes`")),
+        None if included.routes.is_empty() => {
+            return Err(InvalidValue::at("include", "matches no file, and this file has no `routes`"));
+        }
+        None => included.routes,
+        Some(routes) => [WrittenRoute::all(0, routes)?, included.routes].into_iter().flatten().collect(),
+    };
+    let routes = build_routes(routes, &listeners, documents, &mut files)?;
     Ok(Config {
         digest: None,
+        included: documents.included(),
+        unmatched_includes: included.unmatched,
         routes,
         timeouts: build_timeouts(timeouts),
         tcp: build_tcp_options(&keepalive),
@@ -105,12 +136,13 @@ fn build_listeners(
             return Err(InvalidValue::conflict(
                 path,
                 format!("{address} is already used by listen[{other}]"),
-                format!("listen[{other}]"),
+                Place::in_main_file(format!("listen[{other}]")),
             ));
         }
         if let Some(other) = listeners.iter().position(|other| other.name == name) {
-            let message = duplicate_name(&name, is_named, "from its address", "listen", other);
-            return Err(InvalidValue::conflict(path, message, format!("listen[{other}]")));
+            let other = Place::in_main_file(format!("listen[{other}]"));
+            let message = duplicate_name(&name, is_named, "from its address", &other.path);
+            return Err(InvalidValue::conflict(path, message, other));
         }
         let refuse = match refuse.or(default) {
             None | Some(raw::RejectWith::Alert) => RejectWith::Alert,
@@ -136,53 +168,61 @@ fn build_listeners(
 }
 
 /// A name that is not in the file is explained by its `origin`.
-fn duplicate_name(name: &str, is_named: bool, origin: &str, list: &str, other: usize) -> String {
+fn duplicate_name(name: &str, is_named: bool, origin: &str, other: &str) -> String {
     if is_named {
-        format!("duplicate name `{name}`, already used by {list}[{other}]")
+        format!("duplicate name `{name}`, already used by {other}")
     } else {
-        format!("duplicate name `{name}` ({origin}), already used by {list}[{other}]; set `name` on one of them")
+        format!("duplicate name `{name}` ({origin}), already used by {other}; set `name` on one of them")
     }
 }
 
-fn build_routes(
-    raw_routes: Vec<raw::Route>,
+fn build_routes<'d>(
+    written: Vec<WrittenRoute>,
     listeners: &[Listener],
-    files: &Files,
+    documents: &'d Documents,
+    files: &mut Files<'d>,
 ) -> Result<Vec<Route>, InvalidValue> {
-    if raw_routes.is_empty() {
-        return Err(InvalidValue::at("routes", "empty list; expected at least one route with `sni` and `upstream`"));
-    }
+    let places: Vec<Place> = written.iter().map(|written| written.place.clone()).collect();
     let mut names: HashMap<String, usize> = HashMap::new();
     let mut table = RouteTable::default();
     let mut routes = Vec::new();
-    for (index, raw) in raw_routes.into_iter().enumerate() {
-        let path = format!("routes[{index}]");
+    for (index, WrittenRoute { place, route: raw }) in written.into_iter().enumerate() {
+        files.directory = documents.directory(place.document);
+        let in_document = |invalid: InvalidValue| invalid.in_document(place.document);
         let is_named = raw.name.is_some();
-        let route = build_route(raw, &path, listeners, files)?;
+        let route = build_route(raw, &place.path, listeners, files).map_err(in_document)?;
         table.insert(&route.patterns, &route.matchers, &index).map_err(|conflict| {
-            let earlier = conflict.earlier;
+            let earlier = &places[conflict.earlier];
+            let other = documents.name_of(earlier, &place);
             let matched = match conflict.pattern {
-                Some(name) if earlier == index => {
-                    return InvalidValue::at(format!("{path}.sni"), format!("duplicate name `{name}`"));
+                Some(name) if conflict.earlier == index => {
+                    let path = format!("{}.sni", place.path);
+                    return in_document(InvalidValue::at(path, format!("duplicate name `{name}`")));
                 }
-                Some(name) => format!("`{name}` is already matched by routes[{earlier}]"),
-                None => format!("routes[{earlier}] is already a catch-all route"),
+                Some(name) => format!("`{name}` is already matched by {other}"),
+                None => format!("{other} is already a catch-all route"),
             };
             let message = format!("{matched}, and neither route is more specific");
-            InvalidValue::conflict(&path, message, format!("routes[{earlier}]"))
+            in_document(InvalidValue::conflict(&place.path, message, earlier.clone()))
         })?;
         if let Some(other) = names.insert(route.name.clone(), index) {
             let origin =
                 if route.patterns.is_empty() { "the default of a catch-all route" } else { "from its first `sni`" };
-            let message = duplicate_name(&route.name, is_named, origin, "routes", other);
-            return Err(InvalidValue::conflict(path, message, format!("routes[{other}]")));
+            let other = &places[other];
+            let message = duplicate_name(&route.name, is_named, origin, &documents.name_of(other, &place));
+            return Err(in_document(InvalidValue::conflict(&place.path, message, other.clone())));
         }
         routes.push(route);
     }
     Ok(routes)
 }
 
-fn build_route(raw: raw::Route, path: &str, listeners: &[Listener], files: &Files) -> Result<Route, InvalidValue> {
+fn build_route(
+    raw: raw::Route,
+    path: &str,
+    listeners: &[Listener],
+    files: &mut Files<'_>,
+) -> Result<Route, InvalidValue> {
     let raw::Route {
         name,
         sni,

@@ -1,6 +1,8 @@
 //! The configuration file, parsed into the types that the rest of the program uses. A [`Config`] is always valid.
 
 mod build;
+mod documents;
+mod files;
 mod quantities;
 mod raw;
 mod schema;
@@ -16,11 +18,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use self::documents::{Documents, Included};
 pub(crate) use self::schema::schema;
 use self::text::{OneOrMany, Short, Text, Written as _};
 use self::values::{TlvNumber, TlvValue};
-use self::yaml::YamlPath;
-use self::yaml_error::YamlError;
 use crate::admin::{Hosts, PerRoute};
 use crate::client_hello::IpLiteral;
 use crate::connection::accept_proxy::AcceptProxy;
@@ -28,6 +29,7 @@ use crate::connection::admission::{AccessRules, SourceLimits};
 use crate::connection::reject::RejectWith;
 use crate::listener::Presence;
 use crate::name::NamePattern;
+use crate::process::inputs::Inputs;
 use crate::process::sandbox::Sandbox;
 use crate::relay::Engine;
 use crate::relay::tcp::TcpOptions;
@@ -40,8 +42,12 @@ use crate::upstream::{Source, UpstreamSettings};
 /// A valid configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
-    /// Digest of the file's content; `None` without a file.
+    /// Digest of what its files contain; `None` without a file.
     pub(crate) digest: Option<u64>,
+    /// How many files it includes.
+    pub(crate) included: usize,
+    /// Patterns of `include` that match no file.
+    pub(crate) unmatched_includes: Vec<String>,
     /// At least one; no two with the same name or address.
     pub(crate) listeners: Vec<Listener>,
     /// At least one; no two with the same name, and no two of equal rank that the same client could match.
@@ -216,28 +222,34 @@ impl fmt::Display for ConfigError {
 }
 
 impl Config {
-    /// Reads a file, or standard input.
+    /// Reads a file, or standard input, and the files that it names.
     pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
-        Self::of_file(path, &read(path)?)
+        Self::read(path, &mut Inputs::default())
     }
 
-    /// Parses the bytes that [`read`] returned for this file.
-    pub(crate) fn of_file(path: &Path, bytes: &[u8]) -> Result<Self, ConfigError> {
-        let directory = path.parent().unwrap_or(Path::new(""));
-        Self::parse(bytes, directory).map_err(|YamlError { position, message }| ConfigError {
+    /// The same, and records which files were read, also if one of them is invalid.
+    pub(crate) fn read(path: &Path, inputs: &mut Inputs) -> Result<Self, ConfigError> {
+        let content = inputs.read(path).map_err(|unreadable| ConfigError {
             file: Some(input::name_of(path).into()),
-            position,
-            message,
-        })
+            position: None,
+            message: format!("cannot read the configuration: {}", unreadable.reason),
+        })?;
+        let config = Self::parse(Documents::new(Some(path), content), inputs)?;
+        Ok(Self { digest: Some(inputs.digest()), ..config })
     }
 
     /// Parses the content of a file. Paths in it are relative to the current directory.
     pub(crate) fn from_yaml(bytes: &[u8]) -> Result<Self, ConfigError> {
-        Self::parse(bytes, Path::new("")).map_err(|error| ConfigError {
-            file: None,
-            position: error.position,
-            message: error.message,
-        })
+        Self::parse(Documents::new(None, bytes.into()), &mut Inputs::default())
+    }
+
+    fn parse(mut documents: Documents, inputs: &mut Inputs) -> Result<Self, ConfigError> {
+        let raw = documents.parse()?;
+        let included = match &raw.include {
+            Some(include) => documents.include(include.clone(), inputs)?,
+            None => Included::default(),
+        };
+        build::config(raw, included, &documents).map_err(|invalid| documents.error(invalid))
     }
 
     /// The configuration of `snigate run` without a file: listeners, routes, and an upstream for all other clients.
@@ -264,7 +276,8 @@ impl Config {
         let raw = raw::Config {
             listen: raw::Listen(listen),
             refuse: None,
-            routes: routes.chain(default.map(|endpoint| route(None, endpoint))).collect(),
+            routes: Some(routes.chain(default.map(|endpoint| route(None, endpoint))).collect()),
+            include: None,
             timeouts: raw::Timeouts::default(),
             tcp: raw::Tcp::default(),
             limits: raw::Limits::default(),
@@ -277,7 +290,8 @@ impl Config {
             sandbox: None,
             log: raw::Log::default(),
         };
-        build::config(raw, Path::new("")).map_err(|invalid| ConfigError {
+        let documents = Documents::new(None, Vec::new());
+        build::config(raw, Included::default(), &documents).map_err(|invalid| ConfigError {
             file: None,
             position: None,
             message: invalid.message,
@@ -287,19 +301,6 @@ impl Config {
     /// A route that connects from the addresses of its clients.
     pub(crate) fn transparent_route(&self) -> Option<&Route> {
         self.routes.iter().find(|route| route.upstream.source == Source::Client)
-    }
-
-    fn parse(bytes: &[u8], directory: &Path) -> Result<Self, YamlError> {
-        let raw = yaml::parse(bytes)?;
-        let with_digest = |config| Self { digest: Some(input::digest(bytes)), ..config };
-        build::config(raw, directory).map(with_digest).map_err(|invalid| {
-            let text = yaml::decode(bytes).unwrap_or_default();
-            let locate = |path: &str| yaml::locate(text, &YamlPath::value(path));
-            let earlier = invalid.conflicts_with.and_then(|path| locate(&path));
-            let earlier = earlier.map_or_else(String::new, |earlier| format!(" (line {})", earlier.line));
-            let message = format!("{}: {}{earlier}", invalid.path, invalid.message);
-            YamlError { position: locate(&invalid.path), message }
-        })
     }
 }
 
@@ -312,13 +313,4 @@ pub(crate) fn tlv(text: &str) -> Result<(u8, Box<[u8]>), String> {
     let TlvNumber(number) = TlvNumber::read(number).map_err(|reason| read(reason, TlvNumber::EXPECTED))?;
     let TlvValue(value) = TlvValue::read(value).map_err(|reason| read(reason, TlvValue::EXPECTED))?;
     Ok((number, value))
-}
-
-/// The content of a configuration file, or of standard input.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
-    input::read_regular(path).map_err(|error| ConfigError {
-        file: Some(input::name_of(path).into()),
-        position: None,
-        message: format!("cannot read the configuration: {error}"),
-    })
 }

@@ -1,14 +1,13 @@
 //! Validates a route's `upstream` and fills in its defaults.
 
-use std::cell::RefCell;
-use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 
 use super::build::InvalidValue;
+use super::files::Files;
 use super::quantities::{BoundedDuration, ConnectionRate, Weight};
 use super::text::{OneOrMany, Short, Shorthand as _, Text};
 use super::values::{self, CheckName, FilePath, RequestPath, TrustedFile};
@@ -16,19 +15,19 @@ use super::{Listener, raw};
 use crate::name::NamePattern;
 use crate::proxy_protocol::{Outgoing, Version, tlv};
 use crate::text::Destination;
-use crate::upstream::health::{Authorities, CaFile, EXPECTED, read_file};
+use crate::upstream::health::{CaFile, EXPECTED, read_file};
 use crate::upstream::{
     Balance, ConnectBudget, EndpointSettings, HealthCheck, HttpCheck, MaxAge, OnRemove, Share, Source, Thresholds,
     TlsCheck, UpstreamSettings, arrives_at,
 };
 
-/// Builds a route's `upstream`; `path` is its path in the document, `directory` what file names are relative to.
+/// Builds a route's `upstream`; `path` is its path in the document.
 pub(super) fn build(
     raw: raw::Upstream,
     path: &str,
     names: &[NamePattern],
     listeners: &[Listener],
-    files: &Files,
+    files: &mut Files<'_>,
 ) -> Result<UpstreamSettings, InvalidValue> {
     let raw::Upstream {
         endpoints,
@@ -202,7 +201,7 @@ fn build_check(
     raw: raw::HealthCheck,
     path: &str,
     names: &[NamePattern],
-    files: &Files,
+    files: &mut Files<'_>,
 ) -> Result<HealthCheck, InvalidValue> {
     let raw::HealthCheck { interval, timeout, rise, fall, unready, tls, http } = raw;
     let interval = duration_or(interval, 5);
@@ -238,33 +237,12 @@ fn build_check(
     Ok(HealthCheck { interval, timeout, thresholds, tls, http })
 }
 
-/// The files that a configuration names.
-pub(super) struct Files<'d> {
-    /// Relative paths start here.
-    directory: &'d Path,
-    /// CAs that have been read: many routes may have the same.
-    good: RefCell<HashSet<CaFile>>,
-}
-
-impl<'d> Files<'d> {
-    pub(super) fn in_directory(directory: &'d Path) -> Self {
-        Self { directory, good: RefCell::default() }
-    }
-
-    fn path(&self, file: &Path) -> PathBuf {
-        self.directory.join(file)
-    }
-
-    fn check_authorities(&self, from: &CaFile) -> Result<(), String> {
-        if !self.good.borrow().contains(from) {
-            Authorities::read(from)?;
-            self.good.borrow_mut().insert(from.clone());
-        }
-        Ok(())
-    }
-}
-
-fn build_tls(raw: raw::TlsCheck, path: &str, names: &[NamePattern], files: &Files) -> Result<TlsCheck, InvalidValue> {
+fn build_tls(
+    raw: raw::TlsCheck,
+    path: &str,
+    names: &[NamePattern],
+    files: &mut Files<'_>,
+) -> Result<TlsCheck, InvalidValue> {
     let raw::TlsCheck { ca_file, server_name, verify } = raw;
     let verified_name = server_name.map(|Text(CheckName(name))| name);
     let verify = verify.unwrap_or(true);
@@ -293,7 +271,11 @@ fn build_tls(raw: raw::TlsCheck, path: &str, names: &[NamePattern], files: &File
 
 type ClientFiles = Option<(PathBuf, PathBuf)>;
 
-fn build_http(raw: raw::HttpCheck, path: &str, files: &Files) -> Result<(HttpCheck, ClientFiles), InvalidValue> {
+fn build_http(
+    raw: raw::HttpCheck,
+    path: &str,
+    files: &mut Files<'_>,
+) -> Result<(HttpCheck, ClientFiles), InvalidValue> {
     let raw::HttpCheck { path: request_path, token_file, client_certificate, client_key, expect, unauthorized } = raw;
     let file = |raw: Option<Text<FilePath>>, key: &str| {
         raw.map(|Text(FilePath(file))| {

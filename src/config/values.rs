@@ -80,16 +80,33 @@ impl Written for Service {
     }
 }
 
-/// The path of a file, relative to the directory of the configuration.
+/// The path of a file, relative to the directory of the one that has it.
 #[derive(Clone, Debug)]
 pub(super) struct FilePath(pub(super) PathBuf);
 
 impl Written for FilePath {
-    const EXPECTED: &'static str = "a file path, relative to the directory of the configuration";
+    const EXPECTED: &'static str = "a file path, relative to the directory of this file";
     const SYNTAX: ValueSyntax = ValueSyntax::text("File", r"^[^\x00]+$");
 
     fn read(text: &str) -> Result<Self, String> {
         if text.is_empty() || text.contains('\0') { Err(String::new()) } else { Ok(Self(text.into())) }
+    }
+}
+
+/// A pattern of paths of files, relative to the directory of the one that has it.
+#[derive(Clone, Debug)]
+pub(super) struct FilePattern(pub(super) String);
+
+impl Written for FilePattern {
+    const EXPECTED: &'static str = "a path such as routes.d/*.yaml, relative to the directory of this file";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("FilePattern", r"^[^\x00\[\]{}]+$");
+
+    fn read(text: &str) -> Result<Self, String> {
+        FilePath::read(text)?;
+        if text.contains("**") || text.contains(['[', ']', '{', '}']) {
+            return Err("only `*` and `?` are wildcards, each within one directory".into());
+        }
+        Ok(Self(text.into()))
     }
 }
 
@@ -112,7 +129,7 @@ impl Written for SocketPath {
 pub(super) struct TrustedFile(pub(super) CaFile);
 
 impl Written for TrustedFile {
-    const EXPECTED: &'static str = "the path of a PEM file, relative to the directory of the configuration, or system";
+    const EXPECTED: &'static str = "the path of a PEM file, relative to the directory of this file, or system";
     const SYNTAX: ValueSyntax = ValueSyntax::text("CaFile", r"^[^\x00]+$");
 
     fn read(text: &str) -> Result<Self, String> {

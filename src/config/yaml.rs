@@ -10,17 +10,23 @@ use super::yaml_error::{YamlError, explain};
 /// Maximum nesting of flow collections (`[`, `{`): the parser's time is quadratic in it.
 const MAX_FLOW_DEPTH: usize = 64;
 
+/// The whole of a document.
+pub(super) trait Root: DeserializeOwned {
+    /// The keys that it usually has.
+    const KEYS: &'static str;
+
+    /// Why it has no other keys than those that it knows, if they may be known elsewhere.
+    const NO_OTHER_KEYS: Option<&'static str> = None;
+}
+
 /// Parses one document.
-pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, YamlError> {
+pub(super) fn parse<T: Root>(bytes: &[u8]) -> Result<T, YamlError> {
     let text = decode(bytes)?;
     check_depth(text)?;
     if has_no_content(text) {
-        return Err(YamlError {
-            position: None,
-            message: "the file is empty; expected at least `listen` and `routes`".into(),
-        });
+        return Err(YamlError { position: None, message: format!("the file is empty; expected at least {}", T::KEYS) });
     }
-    serde_yaml::from_str(text).map_err(|error| explain(text, &error))
+    serde_yaml::from_str(text).map_err(|error| explain::<T>(text, &error))
 }
 
 /// The text without its byte order mark, as the parser sees it.

@@ -1,7 +1,7 @@
 //! Errors of the YAML parser, turned into messages for operators: where, which key, and what was expected.
 
 use super::Position;
-use super::yaml::{YamlPath, locate};
+use super::yaml::{Root, YamlPath, locate};
 
 /// An error in a document, and its position.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ impl YamlError {
 }
 
 /// Rewrites the parser's error: the position is that of the key, and an unknown key gets the nearest known one.
-pub(super) fn explain(text: &str, error: &serde_yaml::Error) -> YamlError {
+pub(super) fn explain<T: Root>(text: &str, error: &serde_yaml::Error) -> YamlError {
     let message = error.to_string();
     let location = error.location();
     let at_end = location.as_ref().map(|at| format!(" at line {} column {}", at.line(), at.column()));
@@ -42,6 +42,11 @@ pub(super) fn explain(text: &str, error: &serde_yaml::Error) -> YamlError {
         let position = locate(text, &YamlPath::key(path, key)).or(position);
         let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
         let hint = match nearest(key, &known) {
+            _ if path.is_empty()
+                && let Some(hint) = T::NO_OTHER_KEYS =>
+            {
+                hint.into()
+            }
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("expected one of {}", known.join(", ")),
         };
@@ -56,11 +61,11 @@ pub(super) fn explain(text: &str, error: &serde_yaml::Error) -> YamlError {
     if let Some((key, _)) = quoted(what, "missing field `") {
         return YamlError { position, message: format!("{prefix}missing key `{key}`") };
     }
-    YamlError { position, message: format!("{prefix}{}", rephrase(what, text, position)) }
+    YamlError { position, message: format!("{prefix}{}", rephrase::<T>(what, text, position)) }
 }
 
 /// The parser's messages name Rust types and YAML internals; these name what the operator wrote.
-fn rephrase(what: &str, text: &str, position: Option<Position>) -> String {
+fn rephrase<T: Root>(what: &str, text: &str, position: Option<Position>) -> String {
     let line = position.and_then(|at| text.lines().nth(at.line - 1)).unwrap_or_default();
     if what.contains("while scanning an alias") || what.starts_with("unknown anchor") {
         return "a name that starts with `*` needs quotes: \"*.example.com\"".into();
@@ -69,9 +74,10 @@ fn rephrase(what: &str, text: &str, position: Option<Position>) -> String {
         return "an address in brackets needs quotes: \"[::]:6443\"".into();
     }
     if what.starts_with("invalid type: string") && position.is_some_and(|at| at == Position { line: 1, column: 1 }) {
-        return "the file has no keys; expected `listen` and `routes` (to convert an HAProxy or nginx configuration, use \
-            `snigate import`)"
-            .into();
+        return format!(
+            "the file has no keys; expected {} (to convert an HAProxy or nginx configuration, use `snigate import`)",
+            T::KEYS
+        );
     }
     if let Some(message) = libyaml_message(what) {
         return message.into();

@@ -264,6 +264,8 @@ impl Server {
         // All keys are listed, so that a key that is not used fails to compile.
         let Config {
             digest,
+            included: _,
+            unmatched_includes: _,
             listeners,
             routes: _,
             timeouts,

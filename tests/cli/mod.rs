@@ -6,6 +6,8 @@ mod config;
 mod doctor;
 /// Which route a client gets, and why.
 mod explain;
+/// Configurations of several files.
+mod files;
 /// Configurations of HAProxy and nginx.
 mod import;
 /// Imports, compared with HAProxy and nginx themselves.

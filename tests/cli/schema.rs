@@ -14,7 +14,7 @@ use crate::support::{pages, snigate, tls};
 const PAGE: &str = "docs/configuration.md";
 
 /// Files that both refuse.
-const WRONG: [&str; 42] = [
+const WRONG: [&str; 43] = [
     "{}",
     "listen: 127.0.0.1:0",
     "routes: [{upstream: \"h:1\"}]",
@@ -36,6 +36,7 @@ const WRONG: [&str; 42] = [
     "listen: 127.0.0.1:0\nroutes: [{sni: , upstream: \"h:1\"}]",
     "listen: 127.0.0.1:0\nroutes: [{alpn: [], upstream: \"h:1\"}]",
     "listen: 127.0.0.1:0\nroutes: [{deny: 10.0.0.0/33, upstream: \"h:1\"}]",
+    "listen: 127.0.0.1:0\ninclude: []",
     "listen: 127.0.0.1:0\nroutes: [{max_connections: 0, upstream: \"h:1\"}]",
     "listen: 127.0.0.1:0\nroutes: [{upstream: https://api.example.com:6443}]",
     "listen: 127.0.0.1:0\nroutes: [{upstream: a}]",
@@ -71,6 +72,7 @@ timeouts:
 tcp: {keepalive: }
 workers: auto
 watch: true
+include: [routes.d/*.yaml, \"?.d/*\"]
 ";
 
 /// In a directory with the files that configurations name.

@@ -2,6 +2,8 @@
 
 /// Clocks that jump.
 mod clock;
+/// Included files.
+mod files;
 /// Listeners whose address comes later.
 mod freebind;
 pub mod hand_over;

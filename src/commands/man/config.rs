@@ -9,7 +9,7 @@ const DESCRIPTION: [&str; 3] = [
     "snigate reads one YAML file. snigate check FILE validates it and prints what it means; a file that is wrong is rejected as \
     a whole, with line, key and what was expected.",
     "Durations have a unit: 500ms, 10s, 15m, 24h. Sizes are bytes, or have a unit: 16KiB. Lists of one element need no \
-    brackets. Files are relative to the directory of the configuration.",
+    brackets. Files are relative to the directory of the file that names them.",
     "Of the routes that match a client, the one with the most specific hostname wins: an exact name, then the longest wildcard, \
     then the route without sni.",
 ];

@@ -12,12 +12,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use crate::admin::control::{Operator, What};
-use crate::config::{self, Config, ConfigError, Log, LogFormat};
+use crate::config::{Config, ConfigError, Log, LogFormat};
+use crate::process::inputs::Inputs;
 use crate::process::sandbox::{self, Entered, Sandbox, Transparent};
 use crate::process::systemd::{self, Notification, Notifier};
 use crate::process::unix_socket::{self, Found};
 use crate::process::upgrade::{self, Predecessor, Successor};
-use crate::process::watch::{Digest, FileWatch, Stamp};
+use crate::process::watch::FileWatch;
 use crate::server::{Changes, Server};
 use crate::upstream::Drained;
 use anyhow::{Context as _, anyhow};
@@ -47,7 +48,7 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
             Some(loaded) => loaded,
             None => return Ok(ExitCode::SUCCESS),
         },
-        None => Loaded { digest: None, config: Config::from_arguments(listen, route, default) },
+        None => Loaded { inputs: Inputs::default(), config: Config::from_arguments(listen, route, default) },
     };
     let mut config = match loaded.config {
         // Its output follows the log lines of the predecessor.
@@ -83,7 +84,7 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
         error!(reason = "sandbox: require", "cannot start");
         return Ok(ExitCode::FAILURE);
     }
-    let file = source.map(|source| (FileWatch::new(source.path.clone(), loaded.digest), source));
+    let file = source.map(|source| (FileWatch::new(loaded.inputs), source));
     Ok(start(config, found, file, logging, signals).unwrap_or_else(|reason| {
         error!(reason = format!("{reason:#}"), "cannot start");
         ExitCode::FAILURE
@@ -139,9 +140,9 @@ struct ConfigSource {
     log_format: Option<LogFormat>,
 }
 
-/// A loaded configuration, and the digest of the file.
+/// A loaded configuration, and the files that were read.
 struct Loaded {
-    digest: Option<Digest>,
+    inputs: Inputs,
     config: Result<Config, ConfigError>,
 }
 
@@ -169,17 +170,14 @@ impl Signals {
 
 impl ConfigSource {
     fn load(&self) -> Loaded {
-        let content = match config::read(&self.path) {
-            Ok(content) => content,
-            Err(error) => return Loaded { digest: None, config: Err(error) },
-        };
         let with_options = |mut config: Config| {
             config.watch |= self.watch;
             config.log.format = self.log_format.unwrap_or(config.log.format);
             config
         };
-        let config = Config::of_file(&self.path, &content).map(with_options);
-        Loaded { digest: Some(Digest::of(&content)), config }
+        let mut inputs = Inputs::default();
+        let config = Config::read(&self.path, &mut inputs).map(with_options);
+        Loaded { inputs, config }
     }
 }
 
@@ -198,6 +196,7 @@ async fn serve(
         routes = config.routes.len(),
         "starting"
     );
+    warn_of_includes(&config.unmatched_includes);
     let watches = config.watch;
     let upgrades = UpgradeListener::new(config.upgrade_socket.as_deref(), sockets.upgrade)?;
     let drained = sockets.drained.into_iter().map(|(route, endpoint)| Drained { route, endpoint });
@@ -368,7 +367,7 @@ async fn reload_until_stopped(
                         Some(reason) => {
                             is_held_back = true;
                             if let Some((watch, _)) = &mut file {
-                                watch.set_held_back(loaded.stamp);
+                                watch.set_held_back();
                             }
                             Err(anyhow!(reason))
                         }
@@ -408,27 +407,25 @@ async fn reload_until_stopped(
 struct Loadable {
     path: PathBuf,
     config: Config,
-    stamp: Option<Stamp>,
 }
 
-/// Loads the file, once the listeners that the last reload removed are closed.
+/// Loads the files, once the listeners that the last reload removed are closed.
 async fn load(server: &Server, file: Option<&mut (FileWatch, ConfigSource)>) -> anyhow::Result<Loadable> {
     let (watch, source) = file.context("no configuration file: snigate was started without one")?;
     server.wait_for_closing_listeners().await;
-    let stamp = watch.stamp().await;
     let from = source.clone();
     // For 100,000 routes this takes a while.
     let loaded = tokio::task::spawn_blocking(move || from.load()).await?;
-    watch.set_loaded(loaded.digest);
-    Ok(Loadable { path: source.path.clone(), config: loaded.config?, stamp })
+    watch.set_loaded(loaded.inputs);
+    Ok(Loadable { path: source.path.clone(), config: loaded.config? })
 }
 
-/// Why a change of a watched file is held back: one that removes most routes may be a mistake.
+/// Why a change of the watched files is held back: one that removes most routes may be a mistake.
 fn removes_most(server: &Server, config: &Config) -> Option<String> {
     let (removed, of) = server.removed_by(config);
     let is_most = removed > 1 && removed > of / 2;
     is_most.then(|| {
-        format!("the watched file removes {removed} of {of} routes; to apply it, write it again or send SIGHUP")
+        format!("the change removes {removed} of {of} routes; to apply it, write the file again or send SIGHUP")
     })
 }
 
@@ -448,7 +445,8 @@ async fn apply(
     started: Clock,
     logging: &Logging,
 ) -> anyhow::Result<(bool, Changes)> {
-    let Loadable { path, config, stamp: _ } = loaded;
+    let Loadable { path, mut config } = loaded;
+    let unmatched_includes = std::mem::take(&mut config.unmatched_includes);
     let file = path.display().to_string();
     let (listeners, routes, watches) = (config.listeners.len(), config.routes.len(), config.watch);
     let level = config.log.level;
@@ -472,7 +470,14 @@ async fn apply(
         took_ms,
         "reloaded"
     );
+    warn_of_includes(&unmatched_includes);
     Ok((watches, changes))
+}
+
+fn warn_of_includes(unmatched: &[String]) {
+    for pattern in unmatched {
+        warn!(include = pattern, "include matches no file");
+    }
 }
 
 /// Starts a new process, or serves the one that has connected. `None`: that failed, and this one continues to serve.

@@ -19,7 +19,8 @@ use super::quantities::{
     Workers,
 };
 use super::text::{OneOrMany, Short, Shorthand, Text};
-use super::values::{AdminAddress, Label, Network, Protocol, SocketPath};
+use super::values::{AdminAddress, FilePattern, Label, Network, Protocol, SocketPath};
+use super::yaml::Root;
 use crate::name::NamePattern;
 
 /// For `deserialize_with`: a key without a value is an error, not the default.
@@ -30,6 +31,7 @@ fn present<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(deserializer: 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "The configuration of snigate")]
+#[schemars(extend("anyOf" = [{"required": ["routes"]}, {"required": ["include"]}]))]
 pub(crate) struct Config {
     /// Addresses to listen on: one address, or a list of addresses and of maps with `address`.
     pub(crate) listen: Listen,
@@ -37,8 +39,12 @@ pub(crate) struct Config {
     #[serde(default, deserialize_with = "present")]
     pub(crate) refuse: Option<RejectWith>,
     /// Which clients go to which upstream: the most specific name wins, whatever the order in the file.
+    #[serde(default, deserialize_with = "present")]
     #[schemars(length(min = 1))]
-    pub(crate) routes: Vec<Route>,
+    pub(crate) routes: Option<Vec<Route>>,
+    /// More files, with `routes` only: a path, or a pattern such as routes.d/*.yaml, or a list. Default: none.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) include: Option<OneOrMany<Text<FilePattern>>>,
     /// Timeouts of connections and of the shutdown.
     #[serde(default)]
     pub(crate) timeouts: Timeouts,
@@ -60,7 +66,7 @@ pub(crate) struct Config {
     /// Unix socket for operators (snigate ctl), which is created with mode 600. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(crate) control: Option<Text<SocketPath>>,
-    /// Watch this file and reload it when its content changes. Default: false.
+    /// Watch this file, and those that it includes, and reload when one changes. Default: false.
     #[serde(default)]
     pub(crate) watch: bool,
     /// Loopback address for metrics, probes and the status page, or a map with `address`. Default: none.
@@ -72,6 +78,22 @@ pub(crate) struct Config {
     /// Log settings.
     #[serde(default)]
     pub(crate) log: Log,
+}
+
+impl Root for Config {
+    const KEYS: &'static str = "`listen` and `routes`";
+}
+
+/// A file that another one includes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Included {
+    pub(crate) routes: Vec<Route>,
+}
+
+impl Root for Included {
+    const KEYS: &'static str = "`routes`";
+    const NO_OTHER_KEYS: Option<&'static str> = Some("an included file has `routes` only");
 }
 
 #[derive(Clone, Copy, Deserialize, JsonSchema)]
