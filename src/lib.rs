@@ -58,10 +58,12 @@ mod text;
 #[cfg(feature = "router")]
 mod upstream;
 
-/// What fuzz targets need of the private modules. Not part of the public API.
+/// What fuzz targets and benches need of the private modules. Not part of the public API.
 #[cfg(feature = "router")]
 #[doc(hidden)]
 pub mod internals {
+    use std::net::IpAddr;
+
     pub use crate::proxy_protocol::{
         Header, InvalidHeader, MAX_LENGTH, ProxiedAddresses, ProxiedClient, Version, header, local_header, parse,
     };
@@ -70,6 +72,13 @@ pub mod internals {
     pub fn config(yaml: &[u8]) -> Result<(usize, usize), String> {
         let config = crate::config::Config::from_yaml(yaml).map_err(|error| error.to_string())?;
         Ok((config.listeners.len(), config.routes.len()))
+    }
+
+    /// Parses a file with networks. Returns whether one of them contains an address.
+    pub fn networks(content: &[u8]) -> Result<impl Fn(IpAddr) -> bool + use<>, String> {
+        let networks = crate::config::parse_networks(content).map_err(|(_, message)| message)?;
+        let networks = networks.into_iter().collect::<crate::connection::networks::Networks>();
+        Ok(move |address| networks.contains(address))
     }
 }
 

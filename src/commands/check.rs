@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use crate::admin::{Hosts, PerRoute};
 use crate::client_hello::IpLiteral;
-use crate::config::{Admin, Config, Listener, Route};
+use crate::config::{Admin, Config, FileCounts, Listener, Route};
 use crate::connection::admission::SourceLimits;
 use crate::connection::reject::RejectWith;
 use crate::listener::Presence;
@@ -33,8 +33,13 @@ pub(super) fn run(options: &Check) -> anyhow::Result<ExitCode> {
 fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     writeln!(text, "{} is valid.", input::name_of(file))?;
-    if config.included > 0 {
-        writeln!(text, "files      {}: this one, {} included", 1 + config.included, config.included)?;
+    let FileCounts { included, networks } = config.files;
+    if included + networks > 0 {
+        writeln!(
+            text,
+            "files      {}: this one, {included} included, {networks} with networks",
+            1 + included + networks
+        )?;
     }
     for pattern in &config.unmatched_includes {
         writeln!(text, "warning    include: {pattern} matches no file")?;

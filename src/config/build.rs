@@ -1,12 +1,13 @@
 //! Turns the file as written into a valid configuration: fills in defaults and checks values against each other.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::documents::{Documents, Included, WrittenRoute};
 use super::files::Files;
 use super::text::{OneOrMany, Short, Text};
-use super::{Admin, Config, Limits, Listener, Log, LogFormat, Route, Timeouts, raw, upstream, values};
+use super::{Admin, Config, FileCounts, Limits, Listener, Log, LogFormat, Route, Timeouts, raw, upstream, values};
 use crate::admin::{Hosts, PerRoute};
 use crate::client_hello::{DEFAULT_LIMIT, IpLiteral};
 use crate::connection::accept_proxy::{AcceptProxy, Others};
@@ -15,6 +16,7 @@ use crate::connection::networks::Networks;
 use crate::connection::reject::RejectWith;
 use crate::listener::{Presence, overlap};
 use crate::name::NamePattern;
+use crate::process::inputs::Inputs;
 use crate::process::sandbox::Sandbox;
 use crate::relay::Engine;
 use crate::relay::tcp::TcpOptions;
@@ -59,7 +61,12 @@ impl InvalidValue {
 }
 
 /// Builds the configuration from the main file, and from what the files that it includes have.
-pub(super) fn config(raw: raw::Config, included: Included, documents: &Documents) -> Result<Config, InvalidValue> {
+pub(super) fn config(
+    raw: raw::Config,
+    included: Included,
+    documents: &Documents,
+    inputs: &mut Inputs,
+) -> Result<Config, InvalidValue> {
     let raw::Config {
         listen,
         refuse,
@@ -78,8 +85,8 @@ pub(super) fn config(raw: raw::Config, included: Included, documents: &Documents
         log,
     } = raw;
     let raw::Tcp { keepalive, user_timeout } = tcp;
-    let mut files = Files::new(documents.directory(0));
-    let listeners = build_listeners(listen.0, refuse)?;
+    let mut files = Files::new(documents.directory(0), inputs);
+    let listeners = build_listeners(listen.0, refuse, &mut files)?;
     let routes = match routes {
         None if include.is_none() => return Err(InvalidValue::at("", "missing key `routes`")),
         None if included.routes.is_empty() => {
@@ -91,7 +98,7 @@ pub(super) fn config(raw: raw::Config, included: Included, documents: &Documents
     let routes = build_routes(routes, &listeners, documents, &mut files)?;
     Ok(Config {
         digest: None,
-        included: documents.included(),
+        files: FileCounts { included: documents.included(), networks: files.network_files() },
         unmatched_includes: included.unmatched,
         routes,
         timeouts: build_timeouts(timeouts),
@@ -121,6 +128,7 @@ pub(super) fn config(raw: raw::Config, included: Included, documents: &Documents
 fn build_listeners(
     listen: Vec<Short<raw::Listener>>,
     default: Option<raw::RejectWith>,
+    files: &mut Files<'_>,
 ) -> Result<Vec<Listener>, InvalidValue> {
     if listen.is_empty() {
         return Err(InvalidValue::at("listen", "empty list; expected at least one address such as 0.0.0.0:6443"));
@@ -149,19 +157,22 @@ fn build_listeners(
             Some(raw::RejectWith::Close) => RejectWith::Close,
             Some(raw::RejectWith::Reset) => RejectWith::Reset,
         };
-        let accept_proxy = accept_proxy.map(|raw::AcceptProxy { from, others }| AcceptProxy {
-            from: networks(from),
-            others: match others {
-                None | Some(raw::Others::Refuse) => Others::Refuse,
-                Some(raw::Others::Direct) => Others::Direct,
-            },
+        let accept_proxy = accept_proxy.map(|raw::AcceptProxy { from, others }| {
+            Ok(AcceptProxy {
+                from: build_networks(from, &format!("{path}.accept_proxy.from"), files)?,
+                others: match others {
+                    None | Some(raw::Others::Refuse) => Others::Refuse,
+                    Some(raw::Others::Direct) => Others::Direct,
+                },
+            })
         });
+        let accept_proxy = accept_proxy.transpose()?;
         let presence = if freebind { Presence::Expected } else { Presence::Required };
         let ip_literal = match ip_literal_sni {
             None | Some(raw::IpLiteralSni::None) => IpLiteral::NoName,
             Some(raw::IpLiteralSni::Refuse) => IpLiteral::Refused,
         };
-        let sources = build_sources(allow, deny);
+        let sources = build_sources(allow, deny, &path, files)?;
         listeners.push(Listener { name, address, presence, refuse, accept_proxy, ip_literal, sources });
     }
     Ok(listeners)
@@ -254,7 +265,9 @@ fn build_route(
             InvalidValue::at(format!("{path}.listener"), message)
         })
     };
-    let networks = |list: NetworkList| list.0.into_iter().map(|Text(values::Network(network))| network).collect();
+    let networks = |list: OneOrMany<Text<values::Network>>| {
+        list.0.into_iter().map(|Text(values::Network(network))| network).collect()
+    };
     let matchers = Matchers {
         proxy_tlvs: proxy_tlv.map_or_else(Box::default, |tlvs| tlvs.0.into_iter().collect()),
         destinations: destination.map(networks),
@@ -266,8 +279,9 @@ fn build_route(
     check_matchers(&matchers, path, listeners)?;
 
     let upstream = upstream::build(upstream, &format!("{path}.upstream"), &patterns, listeners, files)?;
+    let sources = build_sources(allow, deny, path, files)?;
     let max_connections = max_connections.map(|count| count.0.0);
-    Ok(Route { name, patterns, matchers, sources: build_sources(allow, deny), max_connections, upstream })
+    Ok(Route { name, patterns, matchers, sources, max_connections, upstream })
 }
 
 /// Maximum number of pairs of a `destination` and a `client` network of a route: each is an entry in the route table.
@@ -296,14 +310,32 @@ fn check_matchers(matchers: &Matchers, path: &str, listeners: &[Listener]) -> Re
     Ok(())
 }
 
-type NetworkList = OneOrMany<Text<values::Network>>;
+type NetworkList = OneOrMany<Short<raw::NetworkEntry>>;
 
-fn build_sources(allow: Option<NetworkList>, deny: Option<NetworkList>) -> AccessRules {
-    AccessRules { allow: allow.map(networks), deny: deny.map(networks) }
+fn build_sources(
+    allow: Option<NetworkList>,
+    deny: Option<NetworkList>,
+    path: &str,
+    files: &mut Files<'_>,
+) -> Result<AccessRules, InvalidValue> {
+    let mut build = |list: Option<NetworkList>, key| {
+        list.map(|list| build_networks(list, &format!("{path}.{key}"), files)).transpose()
+    };
+    Ok(AccessRules { allow: build(allow, "allow")?, deny: build(deny, "deny")? })
 }
 
-fn networks(list: NetworkList) -> Networks {
-    list.0.into_iter().map(|Text(values::Network(network))| network).collect()
+fn build_networks(list: NetworkList, path: &str, files: &mut Files<'_>) -> Result<Networks, InvalidValue> {
+    let (mut own, mut from_files) = (Vec::new(), Vec::new());
+    for Short(entry) in list.0 {
+        match entry {
+            raw::NetworkEntry::Network(values::Network(network)) => own.push(network),
+            raw::NetworkEntry::File(values::FilePath(file)) => {
+                from_files.push(files.networks(&file).map_err(|reason| InvalidValue::at(path, reason))?);
+            }
+        }
+    }
+    let own = (!own.is_empty()).then(|| Arc::new(own.into_iter().collect()));
+    Ok(own.into_iter().chain(from_files).collect())
 }
 
 fn build_timeouts(raw: raw::Timeouts) -> Timeouts {

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use self::documents::{Documents, Included};
+pub(crate) use self::files::parse_networks;
 pub(crate) use self::schema::schema;
 use self::text::{OneOrMany, Short, Text, Written as _};
 use self::values::{TlvNumber, TlvValue};
@@ -44,8 +45,7 @@ use crate::upstream::{Source, UpstreamSettings};
 pub(crate) struct Config {
     /// Digest of what its files contain; `None` without a file.
     pub(crate) digest: Option<u64>,
-    /// How many files it includes.
-    pub(crate) included: usize,
+    pub(crate) files: FileCounts,
     /// Patterns of `include` that match no file.
     pub(crate) unmatched_includes: Vec<String>,
     /// At least one; no two with the same name or address.
@@ -70,6 +70,15 @@ pub(crate) struct Config {
     pub(crate) admin: Option<Admin>,
     pub(crate) sandbox: Sandbox,
     pub(crate) log: Log,
+}
+
+/// How many files were read beside the main one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileCounts {
+    /// By `include`.
+    pub(crate) included: usize,
+    /// Lists of networks.
+    pub(crate) networks: usize,
 }
 
 /// The admin listener.
@@ -249,7 +258,7 @@ impl Config {
             Some(include) => documents.include(include.clone(), inputs)?,
             None => Included::default(),
         };
-        build::config(raw, included, &documents).map_err(|invalid| documents.error(invalid))
+        build::config(raw, included, &documents, inputs).map_err(|invalid| documents.error(invalid))
     }
 
     /// The configuration of `snigate run` without a file: listeners, routes, and an upstream for all other clients.
@@ -291,7 +300,7 @@ impl Config {
             log: raw::Log::default(),
         };
         let documents = Documents::new(None, Vec::new());
-        build::config(raw, Included::default(), &documents).map_err(|invalid| ConfigError {
+        build::config(raw, Included::default(), &documents, &mut Inputs::default()).map_err(|invalid| ConfigError {
             file: None,
             position: None,
             message: invalid.message,
@@ -307,10 +316,6 @@ impl Config {
 /// Parses a TLV of a PROXY header, written as `NUMBER=VALUE`.
 pub(crate) fn tlv(text: &str) -> Result<(u8, Box<[u8]>), String> {
     let (number, value) = text.split_once('=').ok_or("expected NUMBER=VALUE such as 0xe0=kubernetes01")?;
-    let read = |reason: String, expected: &str| {
-        if reason.is_empty() { format!("expected {expected}") } else { format!("{reason}; expected {expected}") }
-    };
-    let TlvNumber(number) = TlvNumber::read(number).map_err(|reason| read(reason, TlvNumber::EXPECTED))?;
-    let TlvValue(value) = TlvValue::read(value).map_err(|reason| read(reason, TlvValue::EXPECTED))?;
+    let (TlvNumber(number), TlvValue(value)) = (TlvNumber::parse(number)?, TlvValue::parse(value)?);
     Ok((number, value))
 }

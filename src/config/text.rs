@@ -21,6 +21,14 @@ pub(super) trait Written: Sized {
     /// The error is the reason; empty if there is nothing to add to [`Self::EXPECTED`].
     fn read(text: &str) -> Result<Self, String>;
 
+    /// Reads it; the error is the reason, and what is expected.
+    fn parse(text: &str) -> Result<Self, String> {
+        Self::read(text).map_err(|reason| {
+            let reason = if reason.is_empty() { reason } else { format!("{reason}; ") };
+            format!("{reason}expected {}", Self::EXPECTED)
+        })
+    }
+
     /// Called with numbers in the range of [`Self::SYNTAX`] only.
     fn from_number(_: u64) -> Option<Self> {
         None

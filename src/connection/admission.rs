@@ -6,10 +6,9 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ipnet::IpNet;
 use tokio::time::Instant;
 
-use crate::connection::networks::Networks;
+use crate::connection::networks::{FoundNetwork, Networks};
 use crate::text::units::Rate;
 
 /// The networks from which clients are admitted.
@@ -28,7 +27,7 @@ impl AccessRules {
     }
 
     /// The network of `allow` that admits the client, if `allow` is set.
-    pub(crate) fn decide(&self, client: IpAddr) -> Result<Option<IpNet>, NotAdmitted> {
+    pub(crate) fn decide(&self, client: IpAddr) -> Result<Option<FoundNetwork<'_>>, NotAdmitted<'_>> {
         if let Some(network) = self.deny.as_ref().and_then(|deny| deny.find(client)) {
             return Err(NotAdmitted::Denied(network));
         }
@@ -38,9 +37,9 @@ impl AccessRules {
 
 /// Why a client is not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NotAdmitted {
+pub(crate) enum NotAdmitted<'n> {
     /// This network of `deny` contains its address.
-    Denied(IpNet),
+    Denied(FoundNetwork<'n>),
     /// No network of `allow` contains its address.
     NotAllowed,
 }
@@ -224,6 +223,8 @@ impl Drop for SourcePermit {
 mod tests {
     use std::time::Duration;
 
+    use ipnet::IpNet;
+
     use super::*;
 
     fn networks(list: &[&str]) -> Networks {
@@ -249,7 +250,7 @@ mod tests {
         ] {
             assert_eq!(sources.admit(ip(address)), admitted, "{address}");
         }
-        let network = |text: &str| text.parse::<IpNet>().unwrap();
+        let network = |text: &str| FoundNetwork { network: text.parse().unwrap(), file: None };
         assert_eq!(sources.decide(ip("10.0.0.1")), Ok(Some(network("10.0.0.0/8"))));
         assert_eq!(sources.decide(ip("10.1.0.1")), Err(NotAdmitted::Denied(network("10.1.0.0/16"))));
         assert_eq!(sources.to_string(), "allow 10.0.0.0/8, 2001:db8::/32, deny 10.1.0.0/16");

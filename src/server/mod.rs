@@ -264,7 +264,7 @@ impl Server {
         // All keys are listed, so that a key that is not used fails to compile.
         let Config {
             digest,
-            included: _,
+            files: _,
             unmatched_includes: _,
             listeners,
             routes: _,

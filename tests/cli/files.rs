@@ -76,7 +76,7 @@ fn g16_the_routes_of_included_files_follow_those_of_the_main_file_in_order_of_na
     };
     let told = files.accepted();
     assert_eq!(names(&told), ["main.example", "ten.example", "twenty.example"], "{told}");
-    assert!(told.starts_with("c.yaml is valid.\nfiles      3: this one, 2 included\n"), "{told}");
+    assert!(told.starts_with("c.yaml is valid.\nfiles      3: this one, 2 included, 0 with networks\n"), "{told}");
 
     // Without routes of its own, and in the order of several patterns; a file that two of them find counts once.
     files.write("c.yaml", &format!("{LISTEN}include: [routes.d/20.yaml, \"*/?0.yaml\"]\n"));
@@ -178,13 +178,68 @@ fn g16_patterns_find_what_can_be_read() {
 
 #[test]
 fn files_are_relative_to_the_one_that_names_them() {
-    const UPSTREAM: &str = "{endpoints: \"h:1\", health_check: {tls: {ca_file: ca.pem}}}";
     let files = Files::new(&[
         ("c.yaml", &format!("{LISTEN}include: \"*/routes.yaml\"\n")),
-        ("one/routes.yaml", &format!("routes: [{{sni: a.example, upstream: {UPSTREAM}}}]\n")),
-        ("two/README", "no routes"),
+        (
+            "one/routes.yaml",
+            "routes: [{sni: a.example, deny: {file: deny}, upstream: {endpoints: \"h:1\", health_check: {tls: {ca_file: ca.pem}}}}]\n",
+        ),
+        ("one/deny", "192.0.2.1\n"),
+        ("two/routes.yaml", "routes: [{sni: b.example, deny: {file: ../one/deny}, upstream: \"h:1\"}]\n"),
+        ("three/README", "no routes"),
     ]);
     tls::Authority::new().write(&files.path("one"), "ca.pem");
     let told = files.accepted();
-    assert!(told.contains("CA one/ca.pem"), "{told}");
+    assert!(told.contains("CA one/ca.pem") && told.contains("deny one/deny (1 network)"), "{told}");
+    assert!(told.contains("deny two/../one/deny (1 network)"), "{told}");
+}
+
+#[test]
+fn g17_lists_of_networks_may_be_in_files() {
+    let main = "listen: [{address: \"127.0.0.1:0\", deny: {file: blocked}, accept_proxy: {from: [10.9.0.1, {file: balancers}]}}]
+routes:
+  - {sni: a.example, allow: [{file: office}, 10.1.0.0/16], deny: {file: blocked}, upstream: \"192.0.2.1:1\"}
+";
+    let files = Files::new(&[
+        ("c.yaml", main),
+        ("blocked", "# known\n198.51.100.0/24  # scanners\n\n2001:db8::/32\n10.1.0.7\n"),
+        ("office", ""),
+        ("balancers", "10.9.0.2\n"),
+    ]);
+    let told = files.accepted();
+    for expected in [
+        "files      4: this one, 0 included, 3 with networks\n",
+        "127.0.0.1:0: allow all, deny blocked (3 networks); refuse with TLS alert; PROXY header required, from 10.9.0.1, balancers (1 network)\n",
+        "access     allow 10.1.0.0/16, office (0 networks), deny blocked (3 networks)\n",
+    ] {
+        assert!(told.contains(expected), "{expected}\n{told}");
+    }
+    let explain = |client: &str| files.ran(&["explain", "--sni", "a.example", "--client", client, "-c"]).1;
+    assert!(
+        explain("10.1.0.8").contains("allowed: listener 127.0.0.1:0, not in deny; route a.example, allow 10.1.0.0/16")
+    );
+    let told = explain("10.1.0.7");
+    assert!(told.contains("denied: listener 127.0.0.1:0, deny 10.1.0.7/32 of blocked;"), "{told}");
+    assert!(explain("10.2.0.1").contains("denied: route a.example, not in allow"));
+
+    let mut large: Vec<String> =
+        (0..100_000).map(|number| format!("10.{}.{}.{}", number / 60_000, number / 240 % 250, number % 240)).collect();
+    files.write("blocked", &large.join("\n"));
+    assert!(files.accepted().contains("deny blocked (100000 networks)"));
+    large[69_999] = "10.0.0.256".into();
+    files.write("blocked", &large.join("\n"));
+    const EXPECTED: &str = "expected a network such as 192.0.2.0/24 or \"2001:db8::/32\", or a single address";
+    files.refused(&format!("c.yaml:1:41: listen[0].deny: blocked:70000: `10.0.0.256`: {EXPECTED}"));
+
+    fs::remove_file(files.path("blocked")).unwrap();
+    files.refused("c.yaml:1:41: listen[0].deny: blocked: No such file or directory (os error 2)");
+    for (deny, expected) in [
+        ("{files: blocked}", "c.yaml:1:41: listen[0].deny: unknown key `files`; did you mean `file`?"),
+        ("{}", "c.yaml:1:41: listen[0].deny: missing key `file`"),
+    ] {
+        files.write("c.yaml", &main.replacen("{file: blocked}", deny, 1));
+        let (status, told) = files.ran(&["check"]);
+        assert_eq!(status, Some(78));
+        assert!(told.contains(&expected["c.yaml:1:41: ".len()..]) && told.starts_with("snigate: c.yaml:1:4"), "{told}");
+    }
 }

@@ -14,7 +14,7 @@ use crate::support::{pages, snigate, tls};
 const PAGE: &str = "docs/configuration.md";
 
 /// Files that both refuse.
-const WRONG: [&str; 43] = [
+const WRONG: [&str; 46] = [
     "{}",
     "listen: 127.0.0.1:0",
     "routes: [{upstream: \"h:1\"}]",
@@ -36,6 +36,9 @@ const WRONG: [&str; 43] = [
     "listen: 127.0.0.1:0\nroutes: [{sni: , upstream: \"h:1\"}]",
     "listen: 127.0.0.1:0\nroutes: [{alpn: [], upstream: \"h:1\"}]",
     "listen: 127.0.0.1:0\nroutes: [{deny: 10.0.0.0/33, upstream: \"h:1\"}]",
+    "listen: 127.0.0.1:0\nroutes: [{deny: {}, upstream: \"h:1\"}]",
+    "listen: 127.0.0.1:0\nroutes: [{deny: [{files: blocked.txt}], upstream: \"h:1\"}]",
+    "listen: 127.0.0.1:0\nroutes: [{client: {file: blocked.txt}, upstream: \"h:1\"}]",
     "listen: 127.0.0.1:0\ninclude: []",
     "listen: 127.0.0.1:0\nroutes: [{max_connections: 0, upstream: \"h:1\"}]",
     "listen: 127.0.0.1:0\nroutes: [{upstream: https://api.example.com:6443}]",
@@ -66,6 +69,7 @@ const FORMS: &str =
 routes:
   - {sni: [\"*.A.Example.\", x_1.4-5, 0.a], listener: a b, upstream: [\"[2001:db8::1]:6443\", \"api.example.com.:1\"]}
   - {sni: b.example, upstream: {dcos: /dev/a, slow_start: 1h 30m, dead: {grace: 1.5h}, resolve_every: 2days}}
+  - {sni: c.example, allow: {file: office.txt}, deny: [192.0.2.1, {file: blocked.txt}], upstream: \"h:1\"}
   - {upstream: {dcos: {}, health_check: , connect: {timeout: \" 10 s \", per_try: 1s500ms}}}
 limits: {buffer_bytes: 1 MiB, hello_bytes: 1024, new_per_source: 300 / m}
 timeouts:
@@ -83,6 +87,9 @@ impl Files {
         let (directory, authority) = (TempDir::new().unwrap(), tls::Authority::new());
         for ca in ["dev-ca.pem", "dev.kubernetes01-ca.pem", "dev.kubernetes02-ca.pem"] {
             authority.write(directory.path(), ca);
+        }
+        for networks in ["office.txt", "blocked.txt"] {
+            std::fs::write(directory.path().join(networks), pages::block("docs/access.md", "blocked")).unwrap();
         }
         Self(directory)
     }

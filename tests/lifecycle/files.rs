@@ -1,4 +1,4 @@
-//! Included files, while they change.
+//! Included files and lists of networks, while they change.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -7,13 +7,19 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::support::client::{End, alert};
-use crate::support::{Backend, Client, Hello, Router};
+use crate::support::client::{End, alert, client_from};
+use crate::support::{Backend, Hello, Router};
 
+const DENIED: u8 = 49;
 const UNKNOWN: u8 = 112;
 
 fn ask(router: &Router, name: &str) -> (Vec<u8>, End) {
-    let mut client = Client::send(router.address(), &Hello::to(name).record());
+    ask_from("127.0.0.1", router, name)
+}
+
+fn ask_from(client: &str, router: &Router, name: &str) -> (Vec<u8>, End) {
+    let mut client = client_from(client, router.address());
+    client.write(&Hello::to(name).record());
     client.finish_if_open();
     client.rest()
 }
@@ -133,4 +139,66 @@ fn g16_a_directory_that_is_lost_does_not_remove_its_routes() {
     fs::rename(&new, &routes).unwrap();
     assert_eq!(reloaded(&router, 2)["added"], 1);
     assert_eq!(ask(&router, "a.example"), served());
+}
+
+/// A hundred thousand networks, of which the first is this.
+fn list(first: &str) -> String {
+    let network = |number: u32| {
+        let address = std::net::Ipv4Addr::from(0x0a00_0000 + number * 512);
+        let wide = std::net::Ipv6Addr::from((0x2001_0db8_u128 << 96) | (u128::from(number) << 65));
+        format!("{address}/24 # and\n{wide}/64\n")
+    };
+    let networks: String = (0..49_999).map(network).collect();
+    format!("{first}\n# the rest\n{networks}127.0.0.3\n")
+}
+
+#[test]
+fn g17_a_list_of_networks_is_read_once_for_all_routes_and_watched() {
+    let backend = Backend::named("served");
+    let names: Vec<String> = (0..300).map(|number| format!("n{number}.example")).collect();
+    let routes: String = names
+        .iter()
+        .map(|name| format!("  - {{sni: {name}, deny: {{file: blocked}}, upstream: \"{}\"}}\n", backend.address()))
+        .collect();
+    let text = main_file("watch: true\n", backend.address()) + &routes;
+    let router = Router::start(&text.replace("{file: blocked}", "127.0.0.2"));
+    assert_eq!(ask_from("127.0.0.2", &router, "n7.example"), refused(DENIED));
+    let before = router.metric("process_resident_memory_bytes");
+
+    let path = directory(&router).join("blocked");
+    fs::write(&path, list("127.0.0.4")).unwrap();
+    assert_eq!(router.reload(&text)["message"], "reloaded");
+    for (client, is_served) in [("127.0.0.2", true), ("127.0.0.3", false), ("127.0.0.4", false)] {
+        assert_eq!(ask_from(client, &router, "n7.example") == served(), is_served, "{client}");
+    }
+    let grown = router.metric("process_resident_memory_bytes") - before;
+    assert!(grown < f64::from(48 << 20), "{grown} bytes; 300 copies would be 600 MB");
+
+    // With a bad line, the old list stays.
+    let good = list("127.0.0.5");
+    let bad: String = good
+        .lines()
+        .enumerate()
+        .map(|(index, line)| if index == 69_999 { "10.0.0.0/33\n".into() } else { format!("{line}\n") })
+        .collect();
+    put(&path, |new| fs::write(new, bad).unwrap());
+    let reason = failed(&router, 1);
+    assert!(
+        reason.contains(&format!("routes[1].deny: {}:70000: `10.0.0.0/33`: expected a network", path.display())),
+        "{reason}"
+    );
+    assert_eq!(ask_from("127.0.0.4", &router, "n7.example"), refused(DENIED));
+    assert_eq!(ask_from("127.0.0.5", &router, "n7.example"), served());
+    put(&path, |new| fs::write(new, good).unwrap());
+    assert_eq!(reloaded(&router, 2)["changed"], 300);
+    assert_eq!(ask_from("127.0.0.4", &router, "n7.example"), served());
+    assert_eq!(ask_from("127.0.0.5", &router, "n299.example"), refused(DENIED));
+    // A missing list is no empty list.
+    fs::remove_file(&path).unwrap();
+    let told = router.wait("that it is missing", |line| {
+        line["message"] == "cannot read a watched file; keeping the running configuration"
+    });
+    assert_eq!(told["file"], path.display().to_string());
+    assert!(router.reload_as_it_is()["reason"].as_str().unwrap().contains("blocked: No such file"));
+    assert_eq!(ask_from("127.0.0.5", &router, "n7.example"), refused(DENIED));
 }

@@ -2,7 +2,7 @@
 
 /// Clocks that jump.
 mod clock;
-/// Included files.
+/// Included files and lists of networks.
 mod files;
 /// Listeners whose address comes later.
 mod freebind;

@@ -4,8 +4,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::super::text::{OneOrMany, Short, Shorthand, Text, scalar_or_list_hint};
-use super::super::values::{Label, Network};
-use super::present;
+use super::super::values::Label;
+use super::{NetworkEntry, present};
 
 /// An address, or a list of addresses and maps.
 pub(crate) struct Listen(pub(crate) Vec<Short<Listener>>);
@@ -51,10 +51,10 @@ pub(crate) struct Listener {
     pub(crate) refuse: Option<RejectWith>,
     /// Networks to accept clients from. Default: any.
     #[serde(default, deserialize_with = "present")]
-    pub(crate) allow: Option<OneOrMany<Text<Network>>>,
+    pub(crate) allow: Option<OneOrMany<Short<NetworkEntry>>>,
     /// Networks to deny clients from; overrides `allow`. Default: none.
     #[serde(default, deserialize_with = "present")]
-    pub(crate) deny: Option<OneOrMany<Text<Network>>>,
+    pub(crate) deny: Option<OneOrMany<Short<NetworkEntry>>>,
     /// Load balancers that connect here and send a PROXY header with the client's address. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(crate) accept_proxy: Option<AcceptProxy>,
@@ -79,7 +79,7 @@ pub(crate) enum IpLiteralSni {
 #[serde(deny_unknown_fields)]
 pub(crate) struct AcceptProxy {
     /// Networks of the load balancers.
-    pub(crate) from: OneOrMany<Text<Network>>,
+    pub(crate) from: OneOrMany<Short<NetworkEntry>>,
     /// How connections from elsewhere are treated. Default: refuse.
     #[serde(default, deserialize_with = "present")]
     pub(crate) others: Option<Others>,

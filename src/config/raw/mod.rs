@@ -2,6 +2,7 @@
 //! the descriptions in the JSON Schema.
 
 mod listener;
+mod networks;
 mod tlvs;
 mod upstream;
 
@@ -9,6 +10,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 pub(crate) use self::listener::{AcceptProxy, IpLiteralSni, Listen, Listener, Others, RejectWith};
+pub(crate) use self::networks::NetworkEntry;
 pub(crate) use self::tlvs::Tlvs;
 pub(crate) use self::upstream::{
     Balance, Connect, Dead, DeadConnections, Endpoint, HealthCheck, HttpCheck, MaxAge, OnRemove, ProxyProtocol,
@@ -66,7 +68,7 @@ pub(crate) struct Config {
     /// Unix socket for operators (snigate ctl), which is created with mode 600. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(crate) control: Option<Text<SocketPath>>,
-    /// Watch this file, and those that it includes, and reload when one changes. Default: false.
+    /// Watch this file, and those that it includes or names in lists of networks, and reload when one changes. Default: false.
     #[serde(default)]
     pub(crate) watch: bool,
     /// Loopback address for metrics, probes and the status page, or a map with `address`. Default: none.
@@ -133,10 +135,10 @@ pub(crate) struct Route {
     pub(crate) proxy_tlv: Option<Tlvs>,
     /// Networks to accept clients from. Default: any.
     #[serde(default, deserialize_with = "present")]
-    pub(crate) allow: Option<OneOrMany<Text<Network>>>,
+    pub(crate) allow: Option<OneOrMany<Short<NetworkEntry>>>,
     /// Networks to deny clients from; overrides `allow`. Default: none.
     #[serde(default, deserialize_with = "present")]
-    pub(crate) deny: Option<OneOrMany<Text<Network>>>,
+    pub(crate) deny: Option<OneOrMany<Short<NetworkEntry>>>,
     /// Maximum number of concurrent connections, 1 to 10000000. Default: unlimited.
     #[serde(default, deserialize_with = "present")]
     pub(crate) max_connections: Option<Text<Count<1, 10_000_000>>>,
