@@ -1,4 +1,4 @@
-//! What one hello costs: `cargo bench --bench hello`.
+//! What one hello costs, and one lookup in lists of networks: `cargo bench --bench hello`.
 
 #![allow(clippy::pedantic, clippy::unwrap_used, missing_docs, reason = "a bench")]
 
@@ -101,14 +101,50 @@ fn lookup(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// `allow` and `deny` with a file: `cargo bench --bench hello -- networks`.
+#[cfg(feature = "router")]
+fn networks(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("networks");
+    for (family, count) in
+        ["IPv4", "IPv6"].into_iter().flat_map(|family| [1, 1_000, 100_000].map(|count| (family, count)))
+    {
+        // Spread over the address space, and none adjacent to another.
+        let spread = |number: u32| number.wrapping_mul(0x9e37_79b1) | 0x100;
+        let address = |number: u32| match family {
+            "IPv4" => IpAddr::from(spread(number).to_be_bytes()),
+            _ => IpAddr::from((u128::from(0x2000_0000 | spread(number) >> 3) << 96 | 1 << 80).to_be_bytes()),
+        };
+        let length = if family == "IPv4" { 24 } else { 48 };
+        let line = |number| format!("{}\n", IpNet::new(address(number), length).unwrap().trunc());
+        let file: String = (0..count).map(line).collect();
+        let (before, start) = (ALLOCATED.load(Relaxed), std::time::Instant::now());
+        let contains = snigate::internals::networks(file.as_bytes()).unwrap();
+        let (took, kept) = (start.elapsed(), ALLOCATED.load(Relaxed) - before);
+        println!("{count} {family} networks: read in {took:?}, {kept} bytes of memory");
+        // Different ones, half of them in a network: a processor learns the way of a single one.
+        let addresses: Vec<IpAddr> = (0..4096).map(|number| address(number * 48)).collect();
+        let found = addresses.iter().filter(|address| contains(**address)).count();
+        assert!(count < 100_000 || (1024..3072).contains(&found), "{found}");
+        let mut next = addresses.iter().cycle();
+        group.bench_function(format!("one of {count} {family} networks"), |bencher| {
+            bencher.iter(|| contains(black_box(*next.next().unwrap())));
+        });
+    }
+    group.finish();
+}
+
+#[cfg(not(feature = "router"))]
+fn networks(_: &mut Criterion) {}
+
 fn encoded(number: u8, value: &[u8]) -> Vec<u8> {
     [&[number][..], &u16::try_from(value.len()).unwrap().to_be_bytes(), value].concat()
 }
 
-/// Counts what is allocated.
+/// Counts allocations, and the bytes that are allocated.
 struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+static ALLOCATED: AtomicUsize = AtomicUsize::new(0);
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -118,15 +154,17 @@ static ALLOCATOR: Counting = Counting;
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Relaxed);
+        ALLOCATED.fetch_add(layout.size(), Relaxed);
         // SAFETY: the caller keeps the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        ALLOCATED.fetch_sub(layout.size(), Relaxed);
         // SAFETY: the pointer came from `alloc` above, so from the system's allocator.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
 
-criterion_group!(benches, parser, lookup);
+criterion_group!(benches, parser, lookup, networks);
 criterion_main!(benches);
