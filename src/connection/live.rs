@@ -95,7 +95,7 @@ impl LiveConnection {
 
 /// The smoothed round-trip time.
 fn rtt(socket: impl AsFd) -> Option<Duration> {
-    sys::tcp_info(socket).ok().map(|info| info.rtt)
+    sys::tcp_info(socket).ok().and_then(|info| info.rtt)
 }
 
 /// How many connections are in which state.

@@ -18,50 +18,56 @@ const SIOCOUTQ: Opcode = 0x5411;
 pub(crate) fn unacknowledged(socket: impl AsFd) -> io::Result<usize> {
     // SAFETY: SIOCOUTQ takes no input and stores one `int`, which is what this getter makes room for; on a
     // descriptor that is no socket it fails or stores the same type (TIOCOUTQ).
-    #[expect(unsafe_code, reason = "neither socket2 nor rustix offers SIOCOUTQ or TCP_INFO")]
+    #[expect(unsafe_code, reason = "neither socket2 nor rustix offers SIOCOUTQ")]
     let bytes = unsafe { ioctl(socket, Getter::<SIOCOUTQ, c_int>::new())? };
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
-/// The part of `TCP_INFO` (tcp(7)) that is needed here.
+/// What `TCP_INFO` (tcp(7)) says of a socket, also after its connection has ended or was reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TcpInfo {
     /// Packets that were sent and not acknowledged.
     pub(crate) in_flight: u32,
-    /// The smoothed round-trip time.
-    pub(crate) rtt: Duration,
     /// Time since the last acknowledgement: of data, keepalives or window probes.
     pub(crate) last_ack: Duration,
     /// Time since anything was received: data or an acknowledgement.
     pub(crate) last_heard: Duration,
+    /// The smoothed round-trip time, once one was measured.
+    pub(crate) rtt: Option<Duration>,
+    /// Segments sent again, since the connect.
+    pub(crate) retransmits: u32,
 }
 
 /// Reads `TCP_INFO` of a socket.
-pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
-    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
-    let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap_or(0);
-    // SAFETY: the kernel writes at most `length` bytes into `info`, which has that many; the descriptor is borrowed for
-    // the call.
-    #[expect(unsafe_code, reason = "neither socket2 nor rustix offers SIOCOUTQ or TCP_INFO")]
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    if result != 0 {
-        return Err(io::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(io::Errno::INVAL));
-    }
-    // SAFETY: it consists of integers, for which zeroes and whatever the kernel wrote are valid.
-    #[expect(unsafe_code, reason = "neither socket2 nor rustix offers SIOCOUTQ or TCP_INFO")]
-    let info = unsafe { info.assume_init() };
+pub(crate) fn tcp_info(socket: impl AsFd) -> std::io::Result<TcpInfo> {
+    let info: libc::tcp_info = socket_option(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?;
     let last_ack = Duration::from_millis(info.tcpi_last_ack_recv.into());
     let last_heard = last_ack.min(Duration::from_millis(info.tcpi_last_data_recv.into()));
-    let rtt = Duration::from_micros(info.tcpi_rtt.into());
-    Ok(TcpInfo { in_flight: info.tcpi_unacked, rtt, last_ack, last_heard })
+    let rtt = Some(info.tcpi_rtt).filter(|micros| *micros > 0).map(|micros| Duration::from_micros(micros.into()));
+    Ok(TcpInfo { in_flight: info.tcpi_unacked, last_ack, last_heard, rtt, retransmits: info.tcpi_total_retrans })
+}
+
+/// The value of a socket option: it consists of integers, for which zeroes and whatever the kernel writes are valid.
+trait OptionValue: Copy {}
+
+impl OptionValue for libc::tcp_info {}
+impl OptionValue for libc::ucred {}
+
+fn socket_option<T: OptionValue>(socket: impl AsFd, level: c_int, name: c_int) -> std::io::Result<T> {
+    let mut value = MaybeUninit::<T>::zeroed();
+    let mut length = libc::socklen_t::try_from(size_of::<T>()).unwrap_or(0);
+    // SAFETY: the kernel writes at most `length` bytes into `value`, which has that many; the descriptor is borrowed for the
+    // call.
+    #[expect(unsafe_code, reason = "rustix lacks TCP_INFO, and reads a process ID that cannot be 0")]
+    let result = unsafe {
+        libc::getsockopt(socket.as_fd().as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut length)
+    };
+    if result != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: see `OptionValue`.
+    #[expect(unsafe_code, reason = "as above")]
+    Ok(unsafe { value.assume_init() })
 }
 
 /// Makes a bind to port zero leave the choice of the port to the connect (ip(7), `IP_BIND_ADDRESS_NO_PORT`), also for IPv6.
@@ -87,26 +93,7 @@ pub(crate) fn bind_address_no_port(socket: impl AsFd) -> io::Result<()> {
 
 /// The user and the process at the other end of a Unix socket, when it was connected; process 0 is in another PID namespace.
 pub(crate) fn peer_credentials(socket: impl AsFd) -> std::io::Result<(u32, u32)> {
-    let mut credentials = MaybeUninit::<libc::ucred>::zeroed();
-    let mut length = libc::socklen_t::try_from(size_of::<libc::ucred>()).unwrap_or(0);
-    // SAFETY: the kernel writes at most `length` bytes into `credentials`, which has that many; the descriptor is borrowed for
-    // the call.
-    #[expect(unsafe_code, reason = "rustix reads a process ID that cannot be 0")]
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            credentials.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    if result != 0 {
-        return Err(std::io::Error::last_os_error());
-    }
-    // SAFETY: it consists of integers, for which zeroes and whatever the kernel wrote are valid.
-    #[expect(unsafe_code, reason = "rustix reads a process ID that cannot be 0")]
-    let libc::ucred { uid, pid, .. } = unsafe { credentials.assume_init() };
+    let libc::ucred { uid, pid, .. } = socket_option(socket, libc::SOL_SOCKET, libc::SO_PEERCRED)?;
     Ok((uid, u32::try_from(pid).unwrap_or(0)))
 }
 
@@ -156,8 +143,15 @@ mod tests {
         receiver.write_all(b"y").unwrap();
         sender.read_exact(&mut [0]).unwrap();
         let info = tcp_info(&sender).unwrap();
-        assert_eq!(info.in_flight, 0);
+        assert_eq!((info.in_flight, info.retransmits), (0, 0));
         assert!(info.last_ack < Duration::from_secs(10), "{info:?}");
+        assert!(info.rtt.is_some_and(|rtt| rtt < Duration::from_secs(10)), "{info:?}");
+        // The connection is reset.
+        sender.write_all(b"unread").unwrap();
+        receiver.peek(&mut [0]).unwrap();
+        drop(receiver);
+        sender.read_exact(&mut [0]).unwrap_err();
+        assert_eq!(tcp_info(&sender).unwrap().rtt.is_some(), info.rtt.is_some());
         assert!(tcp_info(std::fs::File::open("/dev/null").unwrap()).is_err(), "not a socket");
     }
 
