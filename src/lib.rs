@@ -22,8 +22,9 @@
 //!
 //! # As a library
 //! [`client_hello`], [`server_hello`], [`name`] and [`route`] are pure: no I/O, no clock, no configuration. They are all
-//! that remains with `default-features = false`. Feature `router` (default) adds everything that does I/O; feature `demo`
-//! (default) adds the `demo` command with its throwaway certificates.
+//! that remains with `default-features = false`. Feature `ja4` adds the JA4 fingerprints of hellos; feature `router`
+//! (default) adds that and everything that does I/O; feature `demo` (default) adds the `demo` command with its throwaway
+//! certificates.
 
 #[cfg(feature = "router")]
 mod admin;

@@ -105,6 +105,16 @@ fn codes(list: &[u8]) -> Option<&[[u8; 2]]> {
 #[derive(Clone, Debug)]
 pub struct Codes<'a>(std::slice::Iter<'a, [u8; 2]>);
 
+#[cfg(feature = "ja4")]
+impl<'a> Codes<'a> {
+    /// The codes of an extension that consists of a vector of them; `None` if it is malformed.
+    pub(super) fn from_vector(content: &'a [u8]) -> Option<Self> {
+        let mut content = Cursor(content);
+        let list = content.vector_u16(Field::Extensions).ok().filter(|_| content.is_empty())?;
+        codes(list).map(|codes| Self(codes.iter()))
+    }
+}
+
 impl Iterator for Codes<'_> {
     type Item = u16;
 

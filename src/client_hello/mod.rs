@@ -29,11 +29,15 @@
 //! split over calls, the result is the same.
 
 mod framing;
+#[cfg(feature = "ja4")]
+mod ja4;
 mod lists;
 
 use std::net::IpAddr;
 
 pub use framing::{DEFAULT_LIMIT, Framing, Progress};
+#[cfg(feature = "ja4")]
+pub use ja4::{InvalidJa4, Ja4};
 pub use lists::{Alpn, CipherSuites, Codes, Extension, Extensions, ExtensionsIter, Protocols, SupportedVersions};
 use tls_parser::nom::IResult;
 use tls_parser::{SNIType, TlsExtensionType, parse_tls_extension_sni_hostname};
