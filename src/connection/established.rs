@@ -11,9 +11,9 @@ use crate::connection::admission::SourcePermit;
 use crate::connection::live::LiveConnection;
 use crate::connection::parking::{self, Parked};
 use crate::connection::registry::{CloseReason, Handle, Message};
-use crate::relay::{self, Event, RelayCommand, RelayEnd, RelayResult, RelaySettings, Side, Start};
+use crate::relay::{self, Event, RelayCommand, RelayEnd, RelayResult, RelaySettings, Side, Start, sys};
 use crate::server_hello::Answer;
-use crate::telemetry::{ClosedBy, ConnectionRecord, Outcome};
+use crate::telemetry::{ClosedBy, ConnectionRecord, Measured, Outcome};
 use crate::upstream::EndpointSlot;
 
 /// What belongs to a connection besides its sockets, from the connect to its end.
@@ -60,10 +60,13 @@ impl Relaying {
                     if upstream_closed {
                         report_no_answer(&mut record, &slot, "closed without an answer to a ClientHello");
                     }
-                    // Before the end is counted and logged.
-                    drop((client, upstream, slot, source_permit, permit));
                     let (outcome, closed_by) = outcome_of(end, handle.close_reason());
                     record.end(outcome, closed_by, reason_of(end, handle.close_reason()));
+                    if record.is_logged() {
+                        record.fields.measured = Some(Box::new(measured(&client, &upstream)));
+                    }
+                    // Before the end is counted and logged.
+                    drop((client, upstream, slot, source_permit, permit));
                 }
                 RelayResult::Resting(rest) => {
                     let Self { connection, client, upstream, handle, .. } = self;
@@ -115,6 +118,16 @@ impl Established {
     /// The runtime cannot serve the sockets.
     pub(super) fn fail(mut self, error: &std::io::Error) {
         self.record.end(Outcome::LocalError, ClosedBy::Us, Some(error.to_string().into()));
+    }
+}
+
+/// What the kernel knows of both connections, also after a reset.
+fn measured(client: &TcpStream, upstream: &TcpStream) -> Measured {
+    let (client, upstream) = (sys::tcp_info(client).ok(), sys::tcp_info(upstream).ok());
+    Measured {
+        client_rtt: client.and_then(|info| info.rtt),
+        client_retransmits: client.map(|info| info.retransmits),
+        upstream_rtt: upstream.and_then(|info| info.rtt),
     }
 }
 

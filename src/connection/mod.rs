@@ -31,7 +31,7 @@ use crate::connection::reject::{RejectWith, Rejection};
 use crate::proxy_protocol::{self, ProxiedAddresses};
 use crate::relay::{RelaySettings, Start};
 use crate::route::{Arrival, Client, RouteTable};
-use crate::telemetry::{ConnectionRecord, ListenerTelemetry, LogFields, Outcome, RouteCounters, canonical, escape};
+use crate::telemetry::{ConnectionRecord, ListenerTelemetry, LogFields, Offer, Outcome, RouteCounters, canonical};
 use crate::upstream::{Connected, Upstream};
 
 /// What a connection needs while it is set up. Immutable: a reload makes a new one.
@@ -185,16 +185,15 @@ pub(crate) fn serve(
                     _ = &mut handle => {}
                 }
                 drop(lingering);
-                if rejection.server_name.is_some() {
-                    record.fields.server_name.clone_from(&rejection.server_name);
-                }
-                record.end(rejection.outcome, rejection.closed_by(), rejection.reason.clone());
                 // It is logged before the registry forgets the connection: at the end, the process waits for the registry.
                 drop(record);
                 drop(handle);
                 None
             }
         }
+                if ConnectionRecord::logs_served() {
+                    record_fingerprint(&hello, snapshot.ip_literal, &mut record.fields);
+                }
     });
     async move {
         // A connection can last for days and must not keep an old configuration alive, so the snapshot ends here.
@@ -202,7 +201,14 @@ pub(crate) fn serve(
         relaying.await;
     }
 }
+                if rejection.server_name.is_some() {
+                    record.fields.server_name.clone_from(&rejection.server_name);
+                }
+                record.end(rejection.outcome, rejection.closed_by(), rejection.reason.clone());
 
+                if record.is_logged() {
+                    record_fingerprint(&hello, snapshot.ip_literal, &mut record.fields);
+                }
 /// The address that the client connected to.
 fn destination(client: &TcpStream, proxied: &Proxied) -> Option<SocketAddr> {
     let destination = proxied.addresses.map(|addresses| addresses.destination);
@@ -262,11 +268,14 @@ async fn send_proxy_header(
 fn record_hello(hello: &ClientHello<'_>, fields: &mut LogFields) {
     let literal = || hello.ip_literal.map(|address| address.to_string().into());
     fields.server_name = hello.server_name.map(|name| name.to_string().into()).or_else(literal);
-    fields.next_protocol = hello.alpn.ok().map(|offered| {
-        let protocols: Vec<&[u8]> = offered.iter().collect();
-        escape(&protocols.join(&b','))
-    });
-    fields.protocol_version = Some(hello.highest_version());
+    fields.offer = Some(Box::new(Offer::of(hello)));
+}
+
+/// Records the client's fingerprint for the log, while the hello is there.
+fn record_fingerprint(hello: &Hello, ip_literal: IpLiteral, fields: &mut LogFields) {
+    if let Ok(hello) = hello.parse(ip_literal) {
+        fields.fingerprint(&hello);
+    }
 }
 
 /// Why no route matches.
@@ -348,6 +357,6 @@ mod tests {
         let permit = Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap();
         let handle = Registry::new().register();
         let task = serve(accepted.unwrap().0, client.unwrap().local_addr().unwrap(), snapshot.into(), handle, permit);
-        assert_eq!(size_of_val(&task), 768, "larger or smaller: say why");
+        assert_eq!(size_of_val(&task), 760, "larger or smaller: say why");
     }
 }

@@ -13,7 +13,7 @@ pub(crate) use self::histogram::{Distribution, Histogram};
 pub(crate) use self::line_limit::LineLimit;
 pub(crate) use self::outcome::{ClosedBy, Outcome, Stage};
 pub(crate) use self::recent::{RecentRejection, RecentRejections};
-pub(crate) use self::record::{ConnectionRecord, LogFields, PortableRecord, canonical, escape};
+pub(crate) use self::record::{ConnectionRecord, LogFields, Measured, Offer, PortableRecord, canonical, escape};
 
 #[cfg(test)]
 mod tests {

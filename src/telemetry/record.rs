@@ -8,12 +8,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use tracing::Level;
+use tracing::{Level, enabled};
 
 use super::address::{CompactAddress, ip_text, socket_text};
 use super::counters::{ListenerTelemetry, RouteCounters};
 use super::outcome::{ClosedBy, Outcome};
 use super::recent::RecentRejection;
+use crate::client_hello::{Alpn, ClientHello, Ja4};
 use crate::server_hello::{Answer, alert_name};
 
 /// The longest server name in a log line, in bytes; longer ones (all invalid) are truncated.
@@ -35,6 +36,8 @@ pub(crate) struct ConnectionRecord {
     sent: u64,
     outcome: Outcome,
     closed_by: ClosedBy,
+    /// Whether its line is written, once that is decided.
+    is_logged: Option<bool>,
     is_counted: bool,
     /// Whether another process counts and logs the connection.
     is_handed_over: bool,
@@ -58,10 +61,8 @@ pub(crate) struct LogFields {
     pub(crate) peer: Option<Box<IpAddr>>,
     /// `server.address`, escaped.
     pub(crate) server_name: Option<Box<str>>,
-    /// `tls.next_protocol`: what the client offers, escaped.
-    pub(crate) next_protocol: Option<Box<str>>,
-    /// `tls.protocol.version`: the highest the client offers.
-    pub(crate) protocol_version: Option<u16>,
+    /// Boxed, because that takes less space than its fields do here.
+    pub(crate) offer: Option<Box<Offer>>,
     /// `tls.established.version` or `tls.alert`: the upstream's first message.
     #[serde(with = "portable_answer")]
     pub(crate) answer: Option<Answer>,
@@ -77,6 +78,54 @@ pub(crate) struct LogFields {
     pub(crate) answer_took: Option<Micros>,
     /// `reason`: what went wrong; on a connection that was served, the endpoints that failed first.
     pub(crate) reason: Option<Box<str>>,
+    /// Boxed, because it is known at the end only.
+    #[serde(skip)]
+    pub(crate) measured: Option<Box<Measured>>,
+}
+
+/// What the ClientHello offers.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Offer {
+    /// `tls.next_protocol`, escaped.
+    pub(crate) next_protocol: Option<Box<str>>,
+    /// `tls.protocol.version`: the highest.
+    pub(crate) version: u16,
+    /// `tls.ech`
+    pub(crate) has_ech: bool,
+    /// `tls.client.ja4`, if it was needed.
+    #[serde(with = "portable_ja4")]
+    ja4: Option<Ja4>,
+}
+
+/// What the kernel has measured of both connections.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Measured {
+    /// `client.rtt_ms`
+    pub(crate) client_rtt: Option<Duration>,
+    /// `client.retransmits`
+    pub(crate) client_retransmits: Option<u32>,
+    /// `upstream.rtt_ms`
+    pub(crate) upstream_rtt: Option<Duration>,
+}
+
+impl LogFields {
+    /// The fingerprint of the client whose hello this is, computed once.
+    pub(crate) fn fingerprint(&mut self, hello: &ClientHello<'_>) -> Option<Ja4> {
+        let offer = self.offer.as_mut()?;
+        Some(*offer.ja4.get_or_insert_with(|| hello.ja4()))
+    }
+}
+
+impl Offer {
+    pub(crate) fn of(hello: &ClientHello<'_>) -> Self {
+        let protocols = |offered: Alpn<'_>| escape(&offered.iter().collect::<Vec<_>>().join(&b','));
+        Self {
+            next_protocol: hello.alpn.ok().map(protocols),
+            version: hello.highest_version(),
+            has_ech: hello.ech,
+            ja4: None,
+        }
+    }
 }
 
 impl ConnectionRecord {
@@ -95,6 +144,7 @@ impl ConnectionRecord {
             sent: 0,
             outcome: Outcome::LocalError,
             closed_by: ClosedBy::Us,
+            is_logged: None,
             is_counted: true,
             is_handed_over: false,
         }
@@ -256,11 +306,32 @@ impl ConnectionRecord {
         }
     }
 
-    fn may_log(&self) -> bool {
-        !self.outcome.is_rejection() || self.is_bare() || self.listener.counters.line_limit.admits(self.outcome)
+    /// Whether a connection that is served will have a line, whatever its end.
+    pub(crate) fn logs_served() -> bool {
+        enabled!(Level::INFO)
+    }
+
+    /// Whether the line is written. The connection has ended.
+    pub(crate) fn is_logged(&mut self) -> bool {
+        // Once: the limit counts.
+        let is_logged = self.is_logged.unwrap_or_else(|| {
+            is_enabled(self.level())
+                && (!self.outcome.is_rejection()
+                    || self.is_bare()
+                    || self.listener.counters.line_limit.admits(self.outcome))
+        });
+        self.is_logged = Some(is_logged);
+        is_logged
+    }
+
+    fn level(&self) -> Level {
+        if self.is_bare() { Level::DEBUG } else { self.outcome.level() }
     }
 
     fn log(&self) {
+        let offer = self.fields.offer.as_deref();
+        let Measured { client_rtt, client_retransmits, upstream_rtt } =
+            self.fields.measured.as_deref().copied().unwrap_or_default();
         macro_rules! line {
             ($level:expr, $message:literal) => {
                 tracing::event!(
@@ -273,8 +344,10 @@ impl ConnectionRecord {
                     client.port = self.client().port(),
                     network.peer.address = self.fields.peer.as_deref().copied().map(ip_text).as_deref(),
                     server.address = self.fields.server_name.as_deref(),
-                    tls.next_protocol = self.fields.next_protocol.as_deref(),
-                    tls.protocol.version = self.fields.protocol_version.map(version),
+                    tls.next_protocol = offer.and_then(|offer| offer.next_protocol.as_deref()),
+                    tls.protocol.version = offer.map(|offer| version(offer.version)),
+                    tls.client.ja4 = offer.and_then(|offer| offer.ja4).map(tracing::field::display),
+                    tls.ech = offer.and_then(|offer| offer.has_ech.then_some(true)),
                     tls.established.version = self.fields.answer.and_then(established).map(version),
                     tls.alert = self.fields.answer.and_then(alert_of).map(tracing::field::display),
                     upstream.address = self.fields.upstream.map(|at| socket_text(at.into())).as_deref(),
@@ -285,6 +358,9 @@ impl ConnectionRecord {
                     hello_ms = self.fields.hello.map(Micros::milliseconds),
                     connect_ms = self.fields.connect.map(Micros::milliseconds),
                     answer_ms = self.fields.answer_took.map(Micros::milliseconds),
+                    client.rtt_ms = client_rtt.map(milliseconds),
+                    client.retransmits = client_retransmits,
+                    upstream.rtt_ms = upstream_rtt.map(milliseconds),
                     reason = self.fields.reason.as_deref(),
                     $message
                 )
@@ -299,7 +375,7 @@ impl ConnectionRecord {
                 }
             };
         }
-        match if self.is_bare() { Level::DEBUG } else { self.outcome.level() } {
+        match self.level() {
             Level::ERROR => line_at!(Level::ERROR),
             Level::WARN => line_at!(Level::WARN),
             Level::INFO => line_at!(Level::INFO),
@@ -321,9 +397,19 @@ impl Drop for ConnectionRecord {
         if self.outcome.is_rejection() && !self.is_bare() {
             self.listener.counters.recent_rejections.add(self.recent_rejection());
         }
-        if self.may_log() {
+        if self.is_logged() {
             self.log();
         }
+    }
+}
+
+/// Whether lines of this level are written.
+fn is_enabled(level: Level) -> bool {
+    match level {
+        Level::ERROR => enabled!(Level::ERROR),
+        Level::WARN => enabled!(Level::WARN),
+        Level::INFO => enabled!(Level::INFO),
+        _ => enabled!(Level::DEBUG),
     }
 }
 
@@ -367,6 +453,23 @@ mod portable_answer {
             "alert" => u8::try_from(number).ok().map(Answer::Alert),
             _ => None,
         }))
+    }
+}
+
+/// Fingerprints are public, too.
+mod portable_ja4 {
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use super::Ja4;
+
+    #[expect(clippy::ref_option, reason = "serde passes a reference")]
+    pub(super) fn serialize<S: Serializer>(ja4: &Option<Ja4>, serializer: S) -> Result<S::Ok, S::Error> {
+        ja4.map(|ja4| ja4.to_string()).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Ja4>, D::Error> {
+        let text: Option<String> = Option::deserialize(deserializer)?;
+        Ok(text.and_then(|text| text.parse().ok()))
     }
 }
 

@@ -108,6 +108,8 @@ fn h22_connections_continue_in_the_new_process_and_are_counted_once() {
         assert_eq!(account["bytes.sent"], sent, "{account}");
         assert_eq!(account["server.address"], NAME);
         assert!(account["hello_ms"].is_number() && account["connect_ms"].is_number(), "{account}");
+        assert_eq!(account["tls.client.ja4"], "t13d040500_77f0cd3447db_e12c865f31a5");
+        assert!(account["client.rtt_ms"].is_number() && account["upstream.rtt_ms"].is_number(), "{account}");
         let of_client = |line: &Value| line["client.port"] == client.address().port();
         assert_eq!(router.log().iter().filter(|line| of_client(line)).count(), 1, "one line");
     }
@@ -315,7 +317,9 @@ fn h24_parked_connections_wake_time_out_and_end_as_others_do() {
     parked(1.0);
     crate::support::backend::reset(upstream);
     assert_eq!(client.rest().1, End::Reset);
-    assert_eq!(router.account_of(client.address())["outcome"], "upstream_reset");
+    let account = router.account_of(client.address());
+    assert_eq!((&account["outcome"], &account["client.retransmits"]), (&"upstream_reset".into(), &0.into()));
+    assert!(account["tls.client.ja4"].is_string() && account["upstream.rtt_ms"].is_number(), "{account}");
     let (mut client, mut upstream) = connect(&router, &held);
     parked(1.0);
     client.finish();

@@ -14,7 +14,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     // The data path.
     ("relay", &[]),
     ("listener", &["relay"]),
-    ("telemetry", &["server_hello"]),
+    ("telemetry", &["client_hello", "server_hello"]),
     ("upstream", &["name", "proxy_protocol", "relay", "server_hello", "telemetry", "text"]),
     (
         "connection",

@@ -6,14 +6,17 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use crate::support::backend::{closed, free};
+use crate::support::backend::{closed, free, reset};
 use crate::support::client::alert;
+use crate::support::hello::ENCRYPTED_CLIENT_HELLO;
 use crate::support::lines::Lines;
 use crate::support::router::config;
 use crate::support::tls::{self, Authority};
 use crate::support::{Backend, Client, Hello, Process, Router, eventually, snigate};
 
 const NAME: &str = "a.example";
+/// By ja4plus, like the others here.
+const FINGERPRINT_WITH_ECH: &str = "t13d0407h2_77f0cd3447db_c7112704c764";
 
 fn serve_one(router: &Router, hello: &Hello) -> serde_json::Value {
     let mut client = Client::send(router.address(), &hello.record());
@@ -40,6 +43,7 @@ fn a_connection_is_one_line_with_all_fields() {
         ("server.address", NAME),
         ("tls.next_protocol", "h2,http/1.1"),
         ("tls.protocol.version", "1.3"),
+        ("tls.client.ja4", "t13d0406h2_77f0cd3447db_e12c865f31a5"),
         ("route", NAME),
         ("upstream.address", &backend.address().to_string()),
         ("outcome", "completed"),
@@ -48,11 +52,52 @@ fn a_connection_is_one_line_with_all_fields() {
         assert_eq!(account[field], value, "{field} in {account}");
     }
     assert_eq!((&account["bytes.received"], &account["bytes.sent"]), (&hello.record().len().into(), &4.into()));
-    for field in ["duration_ms", "hello_ms", "connect_ms", "answer_ms"] {
+    assert_eq!(account["client.retransmits"], 0);
+    assert!(account["tls.ech"].is_null(), "{account}");
+    for field in ["duration_ms", "hello_ms", "connect_ms", "answer_ms", "client.rtt_ms", "upstream.rtt_ms"] {
         assert!(account[field].as_f64().is_some_and(|value| value > 0.0), "{field} in {account}");
     }
     assert!(account["upstream.local.address"].as_str().unwrap().starts_with("127.0.0.1:"));
     assert_eq!(router.log().iter().filter(|line| line["outcome"].is_string()).count(), 1);
+}
+
+#[test]
+fn rejected_clients_have_a_fingerprint_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    std::fs::write(&path, config(&[(NAME, closed())], "")).unwrap();
+    let mut command = snigate();
+    // No line of a connection that is served is written.
+    command.env("RUST_LOG", "info,snigate::telemetry=warn").args(["run", "-c"]).arg(&path);
+    let router = Router::spawn(command, path, directory);
+    let refused = serve_one(&router, &Hello::to(NAME).alpn(&["h2"]).extension(ENCRYPTED_CLIENT_HELLO, [0; 9]));
+    assert_eq!((&refused["outcome"], &refused["level"]), (&"connect_refused".into(), &"WARN".into()));
+    assert_eq!((&refused["tls.client.ja4"], &refused["tls.ech"]), (&FINGERPRINT_WITH_ECH.into(), &true.into()));
+    assert!(refused["client.rtt_ms"].is_null(), "it was not served: {refused}");
+
+    let router = Router::routing(&[(NAME, closed())]);
+    let unknown = serve_one(&router, &Hello::to("b.example"));
+    assert_eq!(unknown["tls.client.ja4"], "t13d040500_77f0cd3447db_e12c865f31a5");
+    let malformed = serve_one(&router, &Hello::new().server_name(b"a..b"));
+    assert_eq!((&malformed["outcome"], &malformed["tls.client.ja4"]), (&"malformed".into(), &serde_json::Value::Null));
+}
+
+#[test]
+fn what_the_kernel_measured_is_logged_of_connections_that_were_reset_too() {
+    let (backend, held) = Backend::held();
+    let router = Router::routing(&[(NAME, backend.address())]);
+    for by_client in [true, false] {
+        let client = Client::send(router.address(), &Hello::to(NAME).record());
+        let (address, upstream) = (client.address(), held.recv().unwrap());
+        reset(if by_client { client.stream.try_clone().unwrap() } else { upstream.try_clone().unwrap() });
+        drop((client, upstream));
+        let account = router.account_of(address);
+        assert_eq!(account["outcome"], if by_client { "client_reset" } else { "upstream_reset" });
+        for field in ["client.rtt_ms", "upstream.rtt_ms"] {
+            assert!(account[field].as_f64().is_some_and(|rtt| rtt > 0.0), "{field} in {account}");
+        }
+        assert_eq!(account["client.retransmits"], 0);
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::cli::schema::{keys, schema};
 use crate::support::api_server::ApiServer;
 use crate::support::backend::closed;
+use crate::support::hello::ENCRYPTED_CLIENT_HELLO;
 use crate::support::pages::{all, blocks, code, page, table};
 use crate::support::{Backend, Client, Hello, Router, eventually, snigate, tls};
 
@@ -98,7 +99,7 @@ routes:
         let balanced = router.address_of(|name| name == "balanced");
         assert!(tls::get(direct, &authority, "kubernetes", None).is_ok());
         let header = b"PROXY TCP4 192.0.2.7 192.0.2.1 1234 6443\r\n".to_vec();
-        let hello = |name: &str| Hello::to(name).alpn(&["h2"]).record();
+        let hello = |name: &str| Hello::to(name).alpn(&["h2"]).extension(ENCRYPTED_CLIENT_HELLO, []).record();
         for (to, bytes) in [
             (direct, hello("refuses.example")),
             (direct, hello("unknown.example")),
