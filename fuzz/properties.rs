@@ -3,7 +3,7 @@
 
 use rustls::pki_types::DnsName;
 use rustls::server::{Accepted, Acceptor};
-use snigate::client_hello::{ClientHello, DEFAULT_LIMIT, Extension, Framing, Parsed, Progress};
+use snigate::client_hello::{ClientHello, DEFAULT_LIMIT, Extension, Framing, Ja4, Parsed, Progress};
 use snigate::internals::{self, Version};
 use snigate::name::{NamePattern, ServerName};
 use tls_parser::{TlsMessage, TlsMessageHandshake};
@@ -26,6 +26,10 @@ pub fn client_hello(received: &[u8]) {
     };
     assert_eq!(at_once, describe(&framing.parse(&received[..decided_at])), "byte by byte");
     assert_eq!(at_once, describe(&framing.parse(received)), "asked again, with what follows");
+    if let Parsed::Complete(hello) = framing.parse(received) {
+        let ja4 = hello.ja4();
+        assert_eq!(ja4.to_string().parse(), Ok(ja4));
+    }
     if let Some(length) = framing.length() {
         assert!(length <= decided_at, "not before its last byte");
         assert!(decided_at - length < MAX_RECORD_LENGTH, "nor later than its record");
@@ -49,7 +53,9 @@ pub fn records(received: &[u8]) {
     let mut framing = Framing::default();
     let Ok(Progress::Complete) = framing.advance(received) else { return };
     let message = framing.message(received).to_vec();
-    let expected = describe(&Framing::default().parse(received));
+    let mut once = Framing::default();
+    let once = once.parse(received);
+    let expected = describe(&once);
 
     // The sizes of the records are taken from the input itself.
     let mut records = Vec::new();
@@ -65,13 +71,22 @@ pub fn records(received: &[u8]) {
         }
     }
     let mut recut = Framing::new(LIMIT_OF_SINGLE_BYTES);
-    assert_eq!(describe(&recut.parse(&records)), expected);
+    let again = recut.parse(&records);
+    assert_eq!(describe(&again), expected);
+    assert_eq!(fingerprint(&again), fingerprint(&once));
     assert_eq!(recut.message(&records), message);
     assert_eq!(recut.length(), Some(records.len()));
 }
 
 fn describe(parsed: &Parsed<'_>) -> String {
     format!("{parsed:?}")
+}
+
+fn fingerprint(parsed: &Parsed<'_>) -> Option<Ja4> {
+    match parsed {
+        Parsed::Complete(hello) => Some(hello.ja4()),
+        Parsed::Incomplete | Parsed::Invalid(_) => None,
+    }
 }
 
 /// We never see another name than rustls does, nor one where it sees none; and all of us list the same.

@@ -245,7 +245,7 @@ mod tests {
 
     /// The example of the definition.
     #[test]
-    fn the_defined_example() {
+    fn a28_the_defined_example() {
         let extensions = "001b,0000,0033,0010,4469,0017,002d,000d,0005,0023,0012,002b,ff01,000b,000a,0015";
         let algorithms = "0403,0804,0401,0503,0805,0501,0806,0601";
         assert_eq!(ja4(&of_lists(SUITES, extensions, algorithms)), "t13d1516h2_8daaf6152771_e5627efa2ab1");
@@ -260,7 +260,7 @@ mod tests {
 
     /// The fingerprints of captured clients that come with the reference implementation, with the lists that they are made of.
     #[test]
-    fn published_fingerprints() {
+    fn a28_published_fingerprints() {
         for (suites, extensions, algorithms, expected) in [
             // badcurveball.pcap
             (

@@ -58,6 +58,33 @@ fn a27_hellos_are_what_they_are_called_and_name_whom_rustls_sees() {
     }
 }
 
+/// The fingerprints are those of another implementation, ja4plus 1.4.0 from PyPI.
+#[test]
+fn a28_fingerprints_are_those_of_another_implementation() {
+    let expected = [
+        ("named-early-data", "t13d040600_77f0cd3447db_ebe7f26e3008"),
+        ("named-forty-extensions", "t13d044500_77f0cd3447db_7f07675220de"),
+        ("named-grease-and-ech", "t13d040600_77f0cd3447db_c7112704c764"),
+        ("named-name-first", "t13d040500_77f0cd3447db_e12c865f31a5"),
+        ("named-one-record", "t13d040500_77f0cd3447db_e12c865f31a5"),
+        ("named-records-of-50-bytes", "t13d040500_77f0cd3447db_e12c865f31a5"),
+        ("named-records-of-one-byte", "t13d040500_77f0cd3447db_e12c865f31a5"),
+        ("named-rustls-post-quantum", "t13d101000_61a7ad8aa9b6_0d308c48d2a3"),
+        ("named-tls12-alpn", "t12d0404h2_77f0cd3447db_4e0be11b965e"),
+        ("named-two-messages-in-a-record", "t13d040500_77f0cd3447db_e12c865f31a5"),
+        ("nameless-tls13", "t13i040400_77f0cd3447db_e12c865f31a5"),
+        ("nameless-without-extensions", "t12i040000_77f0cd3447db_000000000000"),
+    ];
+    let mut seen = Vec::new();
+    for (name, bytes) in seeds("client_hello") {
+        if let Parsed::Complete(hello) = Framing::default().parse(&bytes) {
+            seen.push((name, hello.ja4().to_string()));
+        }
+    }
+    seen.sort();
+    assert!(seen.iter().map(|(name, ja4)| (&**name, &**ja4)).eq(expected), "{seen:#?}");
+}
+
 #[test]
 fn names_headers_and_configurations_are_what_they_are_called() {
     for (name, bytes) in seeds("name") {
