@@ -20,7 +20,7 @@ use crate::upstream::health::{CaFile, EXPECTED};
 use crate::upstream::{HealthCheck, HttpCheck, MaxAge, OnRemove, Source, Thresholds, TlsCheck, UpstreamSettings};
 use anyhow::Context;
 
-use super::routing::{conditions, tlv_text};
+use super::routing::{conditions, limits, tlv_text};
 use crate::cli::Check;
 
 pub(super) fn run(options: &Check) -> anyhow::Result<ExitCode> {
@@ -69,8 +69,8 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     for route in &config.routes {
         writeln!(text, "  {}", route.name)?;
         writeln!(text, "    matches    {}", matches(route, config))?;
-        let limit = route.max_connections.map_or(String::new(), |limit| format!("; max_connections {limit}"));
-        writeln!(text, "    access     {}{limit}", route.sources)?;
+        let access = [route.sources.to_string()].into_iter().chain(limits(route)).collect::<Vec<_>>().join("; ");
+        writeln!(text, "    access     {access}")?;
         write_upstream(&mut text, &route.upstream)?;
     }
 

@@ -4,17 +4,17 @@ use std::io::{Write as _, stdout};
 use std::net::IpAddr;
 use std::process::ExitCode;
 
-use crate::client_hello::{Alpn, ClientHello, Framing, IpLiteral, Parsed, SupportedVersions};
-use crate::config::{Config, Route};
+use crate::client_hello::{Alpn, ClientHello, Framing, IpLiteral, Ja4, Parsed, SupportedVersions};
+use crate::config::{Config, Listener, Route};
 use crate::connection::accept_proxy::{AcceptProxy, Others};
-use crate::connection::admission::{AccessRules, NotAdmitted};
+use crate::connection::admission::{AccessRules, Fingerprints, NotAdmitted};
 use crate::name::{NamePattern, ServerName, ip_literal};
 use crate::route::{Arrival, Client, Match, MatchedBy, Matchers, Tlvs};
 use crate::text::{input, pasted};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::routing::{alpn_list, conditions, encode_tlvs, route_table};
+use super::routing::{alpn_list, conditions, encode_tlvs, limits, route_table};
 use crate::cli::Explain;
 
 pub(super) fn run(options: &Explain) -> anyhow::Result<ExitCode> {
@@ -47,6 +47,7 @@ pub(super) fn run(options: &Explain) -> anyhow::Result<ExitCode> {
         (None, None) => explain_no_name(&config, &options.alpn, arrival),
     };
     explanation.apply_access_rules(&config, listener, options.client);
+    explanation.apply_fingerprints(&config, listener);
     let text = if options.json { format!("{}\n", explanation.json()) } else { explanation.text() };
     stdout().write_all(text.as_bytes())?;
     Ok(if explanation.is_served() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -60,14 +61,20 @@ struct Explanation {
     alpn: Vec<String>,
     versions: Vec<String>,
     ech: bool,
+    /// `None`: there is no ClientHello.
+    ja4: Option<Ja4>,
     reason: Option<String>,
     route: Option<String>,
     endpoints: Vec<String>,
+    /// Of the route.
+    limits: Vec<String>,
     client: Option<IpAddr>,
     /// `None`: no client address was given.
     is_admitted: Option<bool>,
     /// The access rules that decided, or that apply.
     access: Option<String>,
+    /// The same for fingerprints.
+    ja4_access: Option<String>,
 }
 
 fn explain_name(config: &Config, name: &str, alpn: &[String], arrival: Arrival<'_>) -> Explanation {
@@ -156,6 +163,7 @@ fn describe(hello: &ClientHello<'_>) -> Explanation {
         alpn: alpn.map(|protocol| protocol.escape_ascii().to_string()).collect(),
         versions: versions.map(|version| format!("{version:#06x}")).collect(),
         ech: hello.ech,
+        ja4: Some(hello.ja4()),
         ..Explanation::default()
     }
 }
@@ -176,6 +184,7 @@ impl Explanation {
         let route = &config.routes[*found.target];
         self.route = Some(route.name.clone());
         self.endpoints = route.upstream.endpoints.iter().map(ToString::to_string).collect();
+        self.limits = limits(route);
         let by_name = match found.by {
             MatchedBy::Exact => "exact name".into(),
             MatchedBy::Suffix(suffix) => format!("wildcard *.{suffix}"),
@@ -212,11 +221,11 @@ impl Explanation {
                 Others::Refuse => format!("; client address is from the PROXY header sent by {from}"),
                 Others::Direct => format!("; client address is from the PROXY header if {from} sends it"),
             });
-        let route = config.routes.iter().find(|route| Some(&route.name) == self.route.as_ref());
-        let lists = [(format!("listener {}", listener.name), &listener.sources)];
-        let lists = lists.into_iter().chain(route.map(|route| (format!("route {}", route.name), &route.sources)));
-        let lists: Vec<(String, &AccessRules)> =
-            lists.filter(|(_, sources)| **sources != AccessRules::default()).collect();
+        let networks = |(owner, rules): (String, &AccessRules)| {
+            let networks = AccessRules { deny_ja4: Fingerprints::default(), ..rules.clone() };
+            (networks != AccessRules::default()).then_some((owner, networks))
+        };
+        let lists: Vec<(String, AccessRules)> = self.access_rules(config, listener).filter_map(networks).collect();
         let Some(client) = client.map(|client| client.to_canonical()) else {
             let rules: Vec<String> = lists.iter().map(|(owner, sources)| format!("{owner}, {sources}")).collect();
             self.access = (!rules.is_empty())
@@ -244,6 +253,35 @@ impl Explanation {
         self.access = Some(format!("allowed: {reasons}{proxied}"));
     }
 
+    /// Applies `deny_ja4` of the listener and the route.
+    fn apply_fingerprints(&mut self, config: &Config, listener: usize) {
+        let rules = self.access_rules(config, &config.listeners[listener]);
+        let mut rules = rules.filter(|(_, rules)| !rules.deny_ja4.is_empty());
+        if let Some(ja4) = self.ja4 {
+            let Some((owner, _)) = rules.find(|(_, rules)| rules.denied_fingerprint(|| Some(ja4)).is_some()) else {
+                return;
+            };
+            self.is_admitted = Some(false);
+            self.ja4_access = Some(format!("denied: {owner}, deny_ja4 {ja4}"));
+        } else {
+            let rules: Vec<String> =
+                rules.map(|(owner, rules)| format!("{owner}, deny_ja4 {}", rules.deny_ja4)).collect();
+            self.ja4_access = (!rules.is_empty())
+                .then(|| format!("access depends on the fingerprint (--hello FILE): {}", rules.join("; ")));
+        }
+    }
+
+    /// The access rules of the listener, and of the route if one matches, each with its owner.
+    fn access_rules<'c>(
+        &self,
+        config: &'c Config,
+        listener: &'c Listener,
+    ) -> impl Iterator<Item = (String, &'c AccessRules)> + use<'c> {
+        let route = config.routes.iter().find(|route| Some(&route.name) == self.route.as_ref());
+        let of_route = route.map(|route| (format!("route {}", route.name), &route.sources));
+        [(format!("listener {}", listener.name), &listener.sources)].into_iter().chain(of_route)
+    }
+
     fn is_served(&self) -> bool {
         self.route.is_some() && self.is_admitted != Some(false)
     }
@@ -255,11 +293,14 @@ impl Explanation {
             "alpn": self.alpn,
             "versions": self.versions,
             "ech": self.ech,
+            "ja4": self.ja4.map(|ja4| ja4.to_string()),
             "reason": self.reason,
             "route": self.route,
             "client": self.client,
             "admitted": self.is_admitted,
             "access": self.access,
+            "ja4_access": self.ja4_access,
+            "limits": self.limits,
         })
     }
 
@@ -280,6 +321,11 @@ impl Explanation {
         if self.ech {
             line("ech", "yes; the name is the outer SNI");
         }
+        match (self.ja4, &self.ja4_access) {
+            (Some(ja4), None) => line("ja4", &ja4.to_string()),
+            (_, Some(access)) => line("ja4", access),
+            (None, None) => {}
+        }
         if matches!(self.outcome, "sni" | "no_sni") {
             line("route", self.route.as_deref().unwrap_or("none: the client is refused"));
         }
@@ -293,6 +339,9 @@ impl Explanation {
             (Some(client), Some(access)) => line("client", &format!("{client} {access}")),
             (None, Some(access)) => line("client", access),
             (_, None) => {}
+        }
+        if !self.limits.is_empty() {
+            line("limits", &self.limits.join(", "));
         }
         lines.concat()
     }

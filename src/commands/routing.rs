@@ -115,6 +115,13 @@ pub(super) fn conditions(route: &Route, config: &Config, unmet_by: Option<&Clien
     conditions
 }
 
+/// The limits on connections of a route.
+pub(super) fn limits(route: &Route) -> Vec<String> {
+    let connections = route.max_connections.map(|limit| format!("max_connections {limit}"));
+    let new = route.new_connections.map(|rate| format!("new_connections {rate}"));
+    connections.into_iter().chain(new).collect()
+}
+
 /// A network of one address is written as the address.
 fn shortest(network: &IpNet) -> String {
     let is_one = network.prefix_len() == network.max_prefix_len();

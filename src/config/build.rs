@@ -9,7 +9,7 @@ use super::files::Files;
 use super::text::{OneOrMany, Short, Text};
 use super::{Admin, Config, FileCounts, Limits, Listener, Log, LogFormat, Route, Timeouts, raw, upstream, values};
 use crate::admin::{Hosts, PerRoute};
-use crate::client_hello::{DEFAULT_LIMIT, IpLiteral};
+use crate::client_hello::{DEFAULT_LIMIT, IpLiteral, Ja4};
 use crate::connection::accept_proxy::{AcceptProxy, Others};
 use crate::connection::admission::{AccessRules, SourceLimits};
 use crate::connection::networks::Networks;
@@ -135,8 +135,17 @@ fn build_listeners(
     }
     let mut listeners: Vec<Listener> = Vec::new();
     for (index, Short(listener)) in listen.into_iter().enumerate() {
-        let raw::Listener { name, address: Text(address), refuse, allow, deny, accept_proxy, freebind, ip_literal_sni } =
-            listener;
+        let raw::Listener {
+            name,
+            address: Text(address),
+            refuse,
+            allow,
+            deny,
+            deny_ja4,
+            accept_proxy,
+            freebind,
+            ip_literal_sni,
+        } = listener;
         let is_named = name.is_some();
         let name = name.map_or_else(|| address.to_string(), |name| name.0.0);
         let path = format!("listen[{index}]");
@@ -172,7 +181,7 @@ fn build_listeners(
             None | Some(raw::IpLiteralSni::None) => IpLiteral::NoName,
             Some(raw::IpLiteralSni::Refuse) => IpLiteral::Refused,
         };
-        let sources = build_sources(allow, deny, &path, files)?;
+        let sources = build_sources(allow, deny, deny_ja4, &path, files)?;
         listeners.push(Listener { name, address, presence, refuse, accept_proxy, ip_literal, sources });
     }
     Ok(listeners)
@@ -244,7 +253,9 @@ fn build_route(
         proxy_tlv,
         allow,
         deny,
+        deny_ja4,
         max_connections,
+        new_connections,
         upstream: Short(upstream),
     } = raw;
     let patterns: Vec<NamePattern> = sni.map_or_else(Vec::new, |sni| sni.0.into_iter().map(|text| text.0).collect());
@@ -279,9 +290,10 @@ fn build_route(
     check_matchers(&matchers, path, listeners)?;
 
     let upstream = upstream::build(upstream, &format!("{path}.upstream"), &patterns, listeners, files)?;
-    let sources = build_sources(allow, deny, path, files)?;
+    let sources = build_sources(allow, deny, deny_ja4, path, files)?;
     let max_connections = max_connections.map(|count| count.0.0);
-    Ok(Route { name, patterns, matchers, sources, max_connections, upstream })
+    let new_connections = new_connections.map(|rate| rate.0.0);
+    Ok(Route { name, patterns, matchers, sources, max_connections, new_connections, upstream })
 }
 
 /// Maximum number of pairs of a `destination` and a `client` network of a route: each is an entry in the route table.
@@ -315,13 +327,15 @@ type NetworkList = OneOrMany<Short<raw::NetworkEntry>>;
 fn build_sources(
     allow: Option<NetworkList>,
     deny: Option<NetworkList>,
+    deny_ja4: Option<OneOrMany<Text<Ja4>>>,
     path: &str,
     files: &mut Files<'_>,
 ) -> Result<AccessRules, InvalidValue> {
     let mut build = |list: Option<NetworkList>, key| {
         list.map(|list| build_networks(list, &format!("{path}.{key}"), files)).transpose()
     };
-    Ok(AccessRules { allow: build(allow, "allow")?, deny: build(deny, "deny")? })
+    let fingerprints = deny_ja4.into_iter().flat_map(|list| list.0).map(|Text(fingerprint)| fingerprint);
+    Ok(AccessRules { allow: build(allow, "allow")?, deny: build(deny, "deny")?, deny_ja4: fingerprints.collect() })
 }
 
 fn build_networks(list: NetworkList, path: &str, files: &mut Files<'_>) -> Result<Networks, InvalidValue> {

@@ -38,6 +38,7 @@ use crate::route::Matchers;
 use crate::text::Destination;
 use crate::text::escape::visible;
 use crate::text::input;
+use crate::text::units::Rate;
 use crate::upstream::{Source, UpstreamSettings};
 
 /// A valid configuration.
@@ -120,6 +121,8 @@ pub(crate) struct Route {
     pub(crate) sources: AccessRules,
     /// `None`: unlimited.
     pub(crate) max_connections: Option<u32>,
+    /// `None`: unlimited.
+    pub(crate) new_connections: Option<Rate>,
     pub(crate) upstream: UpstreamSettings,
 }
 
@@ -278,7 +281,9 @@ impl Config {
             proxy_tlv: None,
             allow: None,
             deny: None,
+            deny_ja4: None,
             max_connections: None,
+            new_connections: None,
             upstream: Short(raw::Upstream::with_endpoints(vec![endpoint])),
         };
         let routes = routes.into_iter().map(|(sni, endpoint)| route(Some(sni), endpoint));

@@ -9,6 +9,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::schema::ValueSyntax;
 use super::text::Written;
+use crate::client_hello::Ja4;
 use crate::name::NamePattern;
 use crate::proxy_protocol::Version;
 use crate::text::Destination;
@@ -54,6 +55,16 @@ impl Written for NamePattern {
             "*" => "to match every name, omit `sni`".into(),
             _ => pasted::name(text, error),
         })
+    }
+}
+
+impl Written for Ja4 {
+    const EXPECTED: &'static str = "a JA4 fingerprint of TLS over TCP such as t13d1516h2_8daaf6152771_e5627efa2ab1";
+    const SYNTAX: ValueSyntax =
+        ValueSyntax::text("Ja4", "^t(1[0-3]|s[23]|d[1-3]|00)[di][0-9]{4}[0-9A-Za-z]{2}_[0-9a-f]{12}_[0-9a-f]{12}$");
+
+    fn read(text: &str) -> Result<Self, String> {
+        from_str(text)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Access rules (`allow`, `deny`) and per-source limits.
+//! Access rules (`allow`, `deny`, `deny_ja4`), per-source limits and limits on rates.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,22 +8,60 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use crate::connection::networks::{FoundNetwork, Networks};
-use crate::text::units::Rate;
+use crate::client_hello::Ja4;
+use crate::connection::networks::{FoundNetwork, MAX_SHOWN, Networks};
+use crate::text::units::{Rate, first_of};
 
-/// The networks from which clients are admitted.
+/// A set of JA4 fingerprints.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Fingerprints(
+    /// Sorted.
+    Box<[Ja4]>,
+);
+
+impl FromIterator<Ja4> for Fingerprints {
+    fn from_iter<I: IntoIterator<Item = Ja4>>(fingerprints: I) -> Self {
+        let mut fingerprints: Vec<Ja4> = fingerprints.into_iter().collect();
+        fingerprints.sort_unstable();
+        fingerprints.dedup();
+        Self(fingerprints.into())
+    }
+}
+
+impl Fingerprints {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for Fingerprints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&first_of(self.0.iter(), MAX_SHOWN))
+    }
+}
+
+/// The networks from which clients are admitted, and clients that are not admitted from anywhere.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct AccessRules {
     /// `None`: all.
     pub(crate) allow: Option<Networks>,
     /// Overrides `allow`.
     pub(crate) deny: Option<Networks>,
+    pub(crate) deny_ja4: Fingerprints,
 }
 
 impl AccessRules {
     /// Whether a client with this address, in its canonical form, is admitted.
     pub(crate) fn admit(&self, client: IpAddr) -> bool {
         self.decide(client).is_ok()
+    }
+
+    /// The client's fingerprint, if it is denied. It is computed only if any is.
+    pub(crate) fn denied_fingerprint(&self, fingerprint: impl FnOnce() -> Option<Ja4>) -> Option<Ja4> {
+        if self.deny_ja4.is_empty() {
+            return None;
+        }
+        fingerprint().filter(|fingerprint| self.deny_ja4.0.binary_search(fingerprint).is_ok())
     }
 
     /// The network of `allow` that admits the client, if `allow` is set.
@@ -50,7 +88,10 @@ impl fmt::Display for AccessRules {
             None => f.write_str("allow all")?,
             Some(allow) => write!(f, "allow {allow}")?,
         }
-        self.deny.as_ref().map_or(Ok(()), |deny| write!(f, ", deny {deny}"))
+        if let Some(deny) = &self.deny {
+            write!(f, ", deny {deny}")?;
+        }
+        if self.deny_ja4.is_empty() { Ok(()) } else { write!(f, ", deny_ja4 {}", self.deny_ja4) }
     }
 }
 
@@ -61,6 +102,34 @@ pub(crate) struct SourceLimits {
     pub(crate) concurrent: Option<u32>,
     /// Rate of new connections.
     pub(crate) new: Option<Rate>,
+}
+
+/// Whether one more event is within the rate, and then counts it. Rates are limited by GCRA, the generic cell rate algorithm;
+/// `replenished` is its theoretical arrival time: when the whole burst is available again.
+fn admits(rate: Rate, replenished: &mut Instant, now: Instant) -> bool {
+    // Of a lower rate before a reload, it may be later than this one ever makes it.
+    let used = (*replenished).clamp(now, now + rate.per);
+    let next = used + rate.per / rate.count;
+    let admits = next <= now + rate.per;
+    *replenished = if admits { next } else { used };
+    admits
+}
+
+/// How much of a rate is used up.
+#[derive(Debug)]
+pub(crate) struct RateUsage(Mutex<Instant>);
+
+impl Default for RateUsage {
+    fn default() -> Self {
+        Self(Mutex::new(Instant::now()))
+    }
+}
+
+impl RateUsage {
+    /// Whether one more event is within the rate, and then counts it.
+    pub(crate) fn admits(&self, rate: Rate) -> bool {
+        admits(rate, &mut self.0.lock().unwrap_or_else(PoisonError::into_inner), Instant::now())
+    }
 }
 
 /// Which limit a source has reached.
@@ -121,7 +190,7 @@ impl SourceKey {
 #[derive(Debug)]
 struct SourceUsage {
     open: u32,
-    /// GCRA's theoretical arrival time: when the whole burst is available again.
+    /// See [`admits`].
     replenished: Instant,
 }
 
@@ -133,8 +202,7 @@ impl Default for SourceTable {
 }
 
 impl SourceTable {
-    /// A permit for a connection from this client; `None` if there is no limit. Rates are limited by GCRA, the generic
-    /// cell rate algorithm.
+    /// A permit for a connection from this client; `None` if there is no limit.
     pub(crate) fn acquire(
         self: &Arc<Self>,
         client: IpAddr,
@@ -153,12 +221,10 @@ impl SourceTable {
         {
             return Err(Excess::Concurrent(limit));
         }
-        if let Some(rate) = limits.new {
-            let replenished = entry.replenished.max(now) + rate.per / rate.count;
-            if replenished > now + rate.per {
-                return Err(Excess::New(rate));
-            }
-            entry.replenished = replenished;
+        if let Some(rate) = limits.new
+            && !admits(rate, &mut entry.replenished, now)
+        {
+            return Err(Excess::New(rate));
         }
         entry.open += 1;
         drop(shard);
@@ -240,6 +306,7 @@ mod tests {
         let sources = AccessRules {
             allow: Some(networks(&["10.0.0.0/8", "2001:db8::/32"])),
             deny: Some(networks(&["10.1.0.0/16"])),
+            deny_ja4: Fingerprints::default(),
         };
         for (address, admitted) in [
             ("10.0.0.1", true),
@@ -281,6 +348,20 @@ mod tests {
         assert_eq!(acquire(20), 2);
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(acquire(20), 5, "a longer pause does not enlarge the burst");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_higher_rate_applies_at_once() {
+        let usage = RateUsage::default();
+        let (slow, fast) =
+            (Rate { count: 2, per: Duration::from_secs(3600) }, Rate { count: 10, per: Duration::from_secs(1) });
+        let admitted = |rate| (0..20).filter(|_| usage.admits(rate)).count();
+        assert_eq!(admitted(slow), 2);
+        assert_eq!(admitted(fast), 0, "the burst is used up");
+        tokio::time::advance(Duration::from_millis(500)).await;
+        assert_eq!(admitted(fast), 5);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(admitted(fast), 10);
     }
 
     #[tokio::test(start_paused = true)]

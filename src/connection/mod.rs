@@ -21,9 +21,9 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
-use crate::client_hello::{ClientHello, IpLiteral};
+use crate::client_hello::{ClientHello, IpLiteral, Ja4};
 use crate::connection::accept_proxy::{AcceptProxy, Proxied};
-use crate::connection::admission::{AccessRules, SourceLimits, SourcePermit, SourceTable};
+use crate::connection::admission::{AccessRules, RateUsage, SourceLimits, SourcePermit, SourceTable};
 use crate::connection::established::{Established, Relaying};
 use crate::connection::read_hello::Hello;
 use crate::connection::registry::{CloseReason, Handle, Wait};
@@ -32,6 +32,7 @@ use crate::proxy_protocol::{self, ProxiedAddresses};
 use crate::relay::{RelaySettings, Start};
 use crate::route::{Arrival, Client, RouteTable};
 use crate::telemetry::{ConnectionRecord, ListenerTelemetry, LogFields, Offer, Outcome, RouteCounters, canonical};
+use crate::text::units::Rate;
 use crate::upstream::{Connected, Upstream};
 
 /// What a connection needs while it is set up. Immutable: a reload makes a new one.
@@ -70,7 +71,7 @@ impl Snapshot {
         }
     }
 
-    /// Admits a client to the listener, whatever its route.
+    /// Admits a client to the listener by its address, whatever its route.
     fn admit(&self, client: IpAddr) -> Result<Option<Box<SourcePermit>>, Rejection> {
         if !self.sources.admit(client) {
             return Err(Rejection::because(Outcome::Denied, "the client's address is not allowed at this listener"));
@@ -81,6 +82,14 @@ impl Snapshot {
             .map(|permit| permit.map(Box::new))
             .map_err(|excess| Rejection::because(Outcome::OverLimit, excess.to_string()))
     }
+
+    /// Admits a client to the listener by its fingerprint, which is computed only if the listener denies any.
+    fn admit_fingerprint(&self, fingerprint: impl FnOnce() -> Option<Ja4>) -> Result<(), Rejection> {
+        if self.sources.denied_fingerprint(fingerprint).is_none() {
+            return Ok(());
+        }
+        Err(Rejection::because(Outcome::Denied, "the client's JA4 fingerprint is denied at this listener"))
+    }
 }
 
 /// What a route in the table refers to.
@@ -89,6 +98,9 @@ pub(crate) struct RouteTarget {
     /// Access rules of the route.
     pub(crate) sources: AccessRules,
     pub(crate) max_connections: Option<u32>,
+    pub(crate) new_connections: Option<Rate>,
+    /// Of `new_connections`. It outlives a configuration.
+    pub(crate) rate_usage: Arc<RateUsage>,
     pub(crate) upstream: Upstream,
     pub(crate) counters: Arc<RouteCounters>,
     /// Digest of its configuration.
@@ -96,14 +108,29 @@ pub(crate) struct RouteTarget {
 }
 
 impl RouteTarget {
-    /// Admits a client to the route, which has `connections` including this one.
-    fn admit(&self, client: IpAddr, connections: i64) -> Result<(), Rejection> {
+    /// Admits a client to the route, which has `connections` including this one. The fingerprint is computed only if the
+    /// route denies any.
+    fn admit(
+        &self,
+        client: IpAddr,
+        fingerprint: impl FnOnce() -> Option<Ja4>,
+        connections: i64,
+    ) -> Result<(), Rejection> {
         if !self.sources.admit(client) {
             return Err(Rejection::because(Outcome::Denied, "the client's address is not allowed for this route"));
         }
-        match self.max_connections {
-            Some(limit) if connections > limit.into() => {
-                Err(Rejection::because(Outcome::OverLimit, format!("the route has reached max_connections: {limit}")))
+        if self.sources.denied_fingerprint(fingerprint).is_some() {
+            return Err(Rejection::because(Outcome::Denied, "the client's JA4 fingerprint is denied for this route"));
+        }
+        if let Some(limit) = self.max_connections
+            && connections > limit.into()
+        {
+            let reason = format!("the route has reached max_connections: {limit}");
+            return Err(Rejection::because(Outcome::OverLimit, reason));
+        }
+        match self.new_connections {
+            Some(rate) if !self.rate_usage.admits(rate) => {
+                Err(Rejection::because(Outcome::OverLimit, format!("the route exceeds new_connections: {rate}")))
             }
             _ => Ok(()),
         }
@@ -141,12 +168,13 @@ pub(crate) fn serve(
             record.hello_complete();
             let hello = hello.parse(snapshot.ip_literal)?;
             record_hello(&hello, &mut record.fields);
+            snapshot.admit_fingerprint(|| record.fields.fingerprint(&hello))?;
 
             let arrival = snapshot.arrival(&client, record.source(), &proxied);
             let query = Client::new(hello.server_name, hello.alpn.ok(), arrival);
             let route = snapshot.routes.find(&query).ok_or_else(|| unrouted(&query, &snapshot.routes))?.target;
             let connections = record.routed(&route.counters);
-            route.admit(record.source(), connections)?;
+            route.admit(record.source(), || record.fields.fingerprint(&hello), connections)?;
 
             let start = Instant::now();
             let Connected { stream: upstream, local, slot, failed_attempts } = tokio::select! {
@@ -168,6 +196,9 @@ pub(crate) fn serve(
         };
         match connected {
             Ok((upstream, slot, source_permit)) => {
+                if ConnectionRecord::logs_served() {
+                    record_fingerprint(&hello, snapshot.ip_literal, &mut record.fields);
+                }
                 handle.connected_to(slot.endpoint().id, slot.endpoint().max_age());
                 let settings = Arc::clone(&snapshot.relay);
                 let connection = Established { record, slot, settings, source_permit, permit };
@@ -175,7 +206,14 @@ pub(crate) fn serve(
                 Some(Relaying { connection, client, upstream, start, handle }.run())
             }
             Err(rejection) => {
+                if rejection.server_name.is_some() {
+                    record.fields.server_name.clone_from(&rejection.server_name);
+                }
+                record.end(rejection.outcome, rejection.closed_by(), rejection.reason.clone());
                 record.rejected(hello.received());
+                if record.is_logged() {
+                    record_fingerprint(&hello, snapshot.ip_literal, &mut record.fields);
+                }
                 drop(hello);
                 let is_shed = handle.close_reason() == CloseReason::Shed;
                 let reject_with = if is_shed { RejectWith::Reset } else { snapshot.reject_with };
@@ -191,9 +229,6 @@ pub(crate) fn serve(
                 None
             }
         }
-                if ConnectionRecord::logs_served() {
-                    record_fingerprint(&hello, snapshot.ip_literal, &mut record.fields);
-                }
     });
     async move {
         // A connection can last for days and must not keep an old configuration alive, so the snapshot ends here.
@@ -201,14 +236,7 @@ pub(crate) fn serve(
         relaying.await;
     }
 }
-                if rejection.server_name.is_some() {
-                    record.fields.server_name.clone_from(&rejection.server_name);
-                }
-                record.end(rejection.outcome, rejection.closed_by(), rejection.reason.clone());
 
-                if record.is_logged() {
-                    record_fingerprint(&hello, snapshot.ip_literal, &mut record.fields);
-                }
 /// The address that the client connected to.
 fn destination(client: &TcpStream, proxied: &Proxied) -> Option<SocketAddr> {
     let destination = proxied.addresses.map(|addresses| addresses.destination);

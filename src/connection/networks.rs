@@ -135,8 +135,8 @@ impl fmt::Display for Networks {
     }
 }
 
-/// Networks listed by `Display`; the rest are counted.
-const MAX_SHOWN: usize = 16;
+/// Networks and fingerprints listed by `Display`; the rest are counted.
+pub(super) const MAX_SHOWN: usize = 16;
 
 impl fmt::Display for NetworkSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

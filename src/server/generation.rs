@@ -108,7 +108,7 @@ impl Builder<'_> {
     /// The running route if it is unchanged, or a new one that inherits the state of its endpoints.
     fn route(&mut self, config: config::Route) -> Arc<RouteTarget> {
         let digest = config.digest();
-        let config::Route { name, patterns, matchers: _, sources, max_connections, upstream } = config;
+        let config::Route { name, patterns, matchers: _, sources, max_connections, new_connections, upstream } = config;
         let setup = Setup { route: name.as_str().into(), names: patterns, settings: upstream };
         let running = self.running.remove(&*name);
         if let Some(route) = running.filter(|route| route.digest == digest && *route.upstream.setup() == setup) {
@@ -120,7 +120,9 @@ impl Builder<'_> {
         }
         let drained = self.draining.remove(&*name);
         let policy = setup.settings.on_remove;
-        let predecessor = running.or(drained.as_ref()).map(|route| &route.upstream);
+        let predecessor = running.or(drained.as_ref());
+        let rate_usage = predecessor.map(|route| Arc::clone(&route.rate_usage)).unwrap_or_default();
+        let predecessor = predecessor.map(|route| &route.upstream);
         let before = predecessor.map(Upstream::endpoints).unwrap_or_default();
         let upstream = Upstream::start(setup, self.context, predecessor);
         let endpoints: Vec<_> = before.iter().filter(|endpoint| !endpoint.is_present()).cloned().collect();
@@ -140,7 +142,7 @@ impl Builder<'_> {
                 info!(route = &*name, connections, "route added again; its connections no longer drain");
             }
         }
-        Arc::new(RouteTarget { sources, max_connections, upstream, counters, digest })
+        Arc::new(RouteTarget { sources, max_connections, new_connections, rate_usage, upstream, counters, digest })
     }
 
     /// Removes the running routes that are no longer configured.

@@ -52,7 +52,7 @@ fn with(lines: &str) -> String {
 /// Every key that there is, but for files.
 pub const EVERYTHING: &str = "listen:
   - 127.0.0.1:0
-  - {name: inside, address: \"[::1]:0\", refuse: close, ip_literal_sni: refuse, allow: [\"::1\", \"2001:db8::/32\"], deny: 192.0.2.1}
+  - {name: inside, address: \"[::1]:0\", refuse: close, ip_literal_sni: refuse, allow: [\"::1\", \"2001:db8::/32\"], deny: 192.0.2.1, deny_ja4: t13d1516h2_8daaf6152771_e5627efa2ab1}
 refuse: reset
 routes:
   - name: one
@@ -61,7 +61,9 @@ routes:
     listener: [inside]
     allow: 10.0.0.0/8
     deny: [10.1.0.0/16]
+    deny_ja4: [t13d1516h2_8daaf6152771_e5627efa2ab1, t12i040000_77f0cd3447db_000000000000]
     max_connections: 5000
+    new_connections: 200/s
     upstream: {endpoints: [127.0.0.1:1, \"b.example:6443\", \"[::1]:2\"], connect: {timeout: 10s, per_try: 3s}}
   - upstream:
       dcos: {service: dev/kubernetes01, port: 6443}
@@ -102,10 +104,10 @@ fn g15_what_check_accepts_runs() {
     let output = String::from_utf8(check(&path).stdout).unwrap();
     for told in [
         "127.0.0.1:0: allow all; refuse with reset\n",
-        "inside on [::1]:0: allow ::1, 2001:db8::/32, deny 192.0.2.1; refuse with close; IP addresses in SNI are refused\n",
+        "inside on [::1]:0: allow ::1, 2001:db8::/32, deny 192.0.2.1, deny_ja4 t13d1516h2_8daaf6152771_e5627efa2ab1; refuse with close; IP addresses in SNI are refused\n",
         "(expect: 200-399 404, unauthorized: failed)",
         "hosts IP addresses, localhost, admin.example, *.svc",
-        "access     allow 10.0.0.0/8, deny 10.1.0.0/16; max_connections 5000\n",
+        "access     allow 10.0.0.0/8, deny 10.1.0.0/16, deny_ja4 t12i040000_77f0cd3447db_000000000000, t13d1516h2_8daaf6152771_e5627efa2ab1; max_connections 5000; new_connections 200/s\n",
         "access     allow all\n",
         "matches    a.example, *.a.example; listener inside; ALPN h2\n",
         "routes to  127.0.0.1:1, b.example:6443, [::1]:2 (timeout 10s, 3s per try)\n",
@@ -217,6 +219,13 @@ fn g04_wrong_values_are_refused_with_what_was_expected() {
             told.ends_with("expected a rate from 1/h to 1000000/s, such as 50/s, 300/m or 1000/h"),
             "{value}: {told}"
         );
+    }
+    for value in ["t13d1516h2", "q13d0312h3_55b375c5d22e_06cda9e17597", "cd08e31494f9531f560d64c695473da9", "7", "\"\""]
+    {
+        let told = complaint(route(&format!("deny_ja4: [{value}]\nupstream: h:1")).as_bytes());
+        assert!(told.starts_with(":3:16: routes[0].deny_ja4[0]: "), "{told}");
+        let expected = "expected a JA4 fingerprint of TLS over TCP such as t13d1516h2_8daaf6152771_e5627efa2ab1";
+        assert!(told.ends_with(expected), "{value}: {told}");
     }
     for (value, reason) in [
         ("10.0.0.1/8", "`10.0.0.1/8`: host bits are set (did you mean 10.0.0.0/8?); "),

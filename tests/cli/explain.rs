@@ -175,6 +175,28 @@ fn explains_access_rules() {
 }
 
 #[test]
+fn explains_denied_fingerprints_and_limits() {
+    const DENIED: &str = "t13d0406h2_77f0cd3447db_e12c865f31a5";
+    let config = format!("listen: 127.0.0.1:0
+routes:
+  - {{name: closed, sni: a.example, deny_ja4: {DENIED}, max_connections: 5, new_connections: 200/s, upstream: 127.0.0.1:1}}
+");
+    let (text, is_served) = explain_by(&config, &["--hello", "-"], &Hello::to("a.example").alpn(&["h2"]).record());
+    assert!(!is_served && text.contains(&format!("ja4        denied: route closed, deny_ja4 {DENIED}\n")), "{text}");
+    assert!(text.ends_with("limits     max_connections 5, new_connections 200/s\n"), "{text}");
+    let (text, is_served) = explain_by(&config, &["--hello", "-"], &Hello::to("a.example").record());
+    assert!(is_served && text.contains("ja4        t13d040500_77f0cd3447db_e12c865f31a5\n"), "{text}");
+    let (text, is_served) = explain_by(&config, &["--sni", "a.example"], b"");
+    let depends =
+        format!("ja4        access depends on the fingerprint (--hello FILE): route closed, deny_ja4 {DENIED}\n");
+    assert!(is_served && text.contains(&depends) && !text.contains("--client"), "{text}");
+    let json = explain_by(&config, &["--json", "--hello", "-"], &Hello::to("a.example").alpn(&["h2"]).record()).0;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["admitted"], &json["ja4"]), (&json!(false), &json!(DENIED)));
+    assert_eq!(json["limits"], json!(["max_connections 5", "new_connections 200/s"]));
+}
+
+#[test]
 fn explains_an_ip_address_in_sni() {
     let reason = "an IP address in SNI counts as no SNI (ip_literal_sni); ";
     let output = of_name("192.0.2.1", &["--alpn", "h2"]);
@@ -211,7 +233,8 @@ fn explains_a_raw_client_hello() {
     let expected = json!({
         "outcome": "sni", "sni": "a.example", "alpn": ["h2"], "versions": ["0x0304", "0x0303"], "ech": true,
         "reason": "exact name, ALPN matches; route inside matches the name but requires listener inside", "route": "h2",
-        "client": null, "admitted": null, "access": null,
+        "client": null, "admitted": null, "access": null, "limits": [],
+        "ja4": "t13d0407h2_77f0cd3447db_c7112704c764", "ja4_access": null,
     });
     assert_eq!(of_hello(&hello.record()), expected);
     assert_eq!(of_hello(&hello.records(10)), expected);

@@ -50,7 +50,13 @@ fn examples_mean_what_the_pages_say() {
     for (said, parts) in [
         (
             &networks,
-            &["198.51.100.0/24", "10.0.0.0/8, 2001:db8::/32", "10.66.0.0/16", "max_connections 5000", "1000"][..],
+            &[
+                "198.51.100.0/24",
+                "10.0.0.0/8, 2001:db8::/32",
+                "10.66.0.0/16",
+                "max_connections 5000; new_connections 200/s",
+                "1000",
+            ][..],
         ),
         (&headers, &["10.0.0.0/28", "PROXY header v2"]),
         (&pool, &["10.0.0.1:6443, 10.0.0.2:6443, 10.0.0.3:6443", "GET /readyz", "rise 2, fall 3", "kubernetes"]),

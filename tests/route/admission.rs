@@ -155,6 +155,69 @@ fn a_source_that_comes_too_fast_is_slowed_down() {
 }
 
 #[test]
+fn f16_a_route_that_gets_too_many_new_connections_takes_nothing_from_others() {
+    let backend = Backend::named("served");
+    let limited = |rate: &str| {
+        format!(
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n  - {{sni: {NAME}, new_connections: {rate}, upstream: \"{0}\"}}\n  - {{sni: b.example, upstream: \"{0}\"}}\n",
+            backend.address()
+        )
+    };
+    let router = Router::start(&limited("10/h"));
+    for number in 0..10 {
+        assert_eq!(ask_from(&format!("127.0.0.{}", 2 + number), router.address()), served());
+    }
+    assert_eq!(ask_from("127.0.0.2", router.address()), refused(OVER_LIMIT));
+    let account = router.wait("who was refused", |line| line["outcome"] == "over_limit");
+    assert_eq!(
+        (&account["reason"], &account["route"]),
+        (&"the route exceeds new_connections: 10/h".into(), &NAME.into())
+    );
+    let over = "snigate_connections_total{listener=\"127.0.0.1:0\",route=\"a.example\",outcome=\"over_limit\"}";
+    eventually("it is counted", || router.metric(over) == 1.0);
+    let mut other = Client::send(router.address(), &Hello::to("b.example").record());
+    other.finish();
+    assert_eq!(other.rest(), served());
+
+    // What was used of a rate counts for the next one.
+    router.reload(&limited("11/h"));
+    assert_eq!(ask_from("127.0.0.2", router.address()), refused(OVER_LIMIT));
+    router.reload(&limited("1000/s"));
+    eventually("the higher rate applies", || ask_from("127.0.0.2", router.address()) == served());
+}
+
+#[test]
+fn e22_clients_are_denied_by_their_fingerprint() {
+    const PLAIN: &str = "t13d040500_77f0cd3447db_e12c865f31a5";
+    const H2: &str = "t13d0406h2_77f0cd3447db_e12c865f31a5";
+    let backend = Backend::named("served");
+    let router = Router::start(&format!(
+        "listen: [{{address: \"127.0.0.1:0\", deny_ja4: {PLAIN}}}]\nroutes:\n  - {{sni: {NAME}, deny_ja4: [{PLAIN}, {H2}], upstream: \"{0}\"}}\n  - {{sni: b.example, upstream: \"{0}\"}}\n",
+        backend.address()
+    ));
+    for (hello, fingerprint, denied) in [
+        (Hello::to("b.example"), PLAIN, Some("at this listener")),
+        (Hello::to(NAME).alpn(&["h2"]), H2, Some("for this route")),
+        (Hello::to("b.example").alpn(&["h2"]), H2, None),
+        (Hello::to(NAME).alpn(&["h3"]), "t13d0406h3_77f0cd3447db_e12c865f31a5", None),
+    ] {
+        // However it is cut into records.
+        for bytes in [hello.record(), hello.records(20)] {
+            let mut client = Client::send(router.address(), &bytes);
+            client.finish_if_open();
+            assert_eq!(client.rest(), if denied.is_some() { refused(DENIED) } else { served() });
+            let account = router.account_of(client.address());
+            assert_eq!(account["tls.client.ja4"], fingerprint);
+            if let Some(place) = denied {
+                assert_eq!(account["outcome"], "denied");
+                assert_eq!(account["reason"], format!("the client's JA4 fingerprint is denied {place}"));
+            }
+        }
+    }
+    assert_eq!(backend.accepted(), 4, "nobody else reached it");
+}
+
+#[test]
 fn thousands_of_networks_are_looked_up_at_once() {
     let backend = Backend::named("served");
     let networks: Vec<String> = (0..5000).map(|number| format!("10.{}.{}.0/25", number / 250, number % 250)).collect();

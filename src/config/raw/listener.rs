@@ -6,6 +6,7 @@ use serde::Deserialize;
 use super::super::text::{OneOrMany, Short, Shorthand, Text, scalar_or_list_hint};
 use super::super::values::Label;
 use super::{NetworkEntry, present};
+use crate::client_hello::Ja4;
 
 /// An address, or a list of addresses and maps.
 pub(crate) struct Listen(pub(crate) Vec<Short<Listener>>);
@@ -55,6 +56,9 @@ pub(crate) struct Listener {
     /// Networks to deny clients from; overrides `allow`. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(crate) deny: Option<OneOrMany<Short<NetworkEntry>>>,
+    /// JA4 fingerprints of clients to deny. Default: none.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) deny_ja4: Option<OneOrMany<Text<Ja4>>>,
     /// Load balancers that connect here and send a PROXY header with the client's address. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(crate) accept_proxy: Option<AcceptProxy>,
@@ -103,6 +107,7 @@ impl Listener {
             refuse: None,
             allow: None,
             deny: None,
+            deny_ja4: None,
             accept_proxy: None,
             freebind: false,
             ip_literal_sni: None,

@@ -23,6 +23,7 @@ use super::quantities::{
 use super::text::{OneOrMany, Short, Shorthand, Text};
 use super::values::{AdminAddress, FilePattern, Label, Network, Protocol, SocketPath};
 use super::yaml::Root;
+use crate::client_hello::Ja4;
 use crate::name::NamePattern;
 
 /// For `deserialize_with`: a key without a value is an error, not the default.
@@ -139,9 +140,15 @@ pub(crate) struct Route {
     /// Networks to deny clients from; overrides `allow`. Default: none.
     #[serde(default, deserialize_with = "present")]
     pub(crate) deny: Option<OneOrMany<Short<NetworkEntry>>>,
+    /// JA4 fingerprints of clients to deny. Default: none.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) deny_ja4: Option<OneOrMany<Text<Ja4>>>,
     /// Maximum number of concurrent connections, 1 to 10000000. Default: unlimited.
     #[serde(default, deserialize_with = "present")]
     pub(crate) max_connections: Option<Text<Count<1, 10_000_000>>>,
+    /// Maximum rate of new connections, such as 200/s, 300/m or 1000/h. Default: unlimited.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) new_connections: Option<Text<ConnectionRate>>,
     /// Where to connect: host:port, a list of them, or a map with `endpoints` or `dcos`.
     pub(crate) upstream: Short<Upstream>,
 }
