@@ -107,7 +107,12 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     )?;
     let log = &config.log;
     let level = log.level.as_str().to_lowercase();
-    writeln!(text, "log        format {}, level {level}, refusals_per_second {}", log.format, log.refusals_per_second)?;
+    let progress = log.progress.map_or("never".into(), span);
+    writeln!(
+        text,
+        "log        format {}, level {level}, refusals_per_second {}, progress {progress}",
+        log.format, log.refusals_per_second
+    )?;
     let engine = match config.relay {
         Engine::Auto => "auto",
         Engine::Copy => "copy",

@@ -413,7 +413,7 @@ fn build_admin(raw: raw::Admin, listeners: &[Listener]) -> Result<Admin, Invalid
 }
 
 fn build_log(raw: raw::Log) -> Log {
-    let raw::Log { format, level, refusals_per_second } = raw;
+    let raw::Log { format, level, refusals_per_second, progress } = raw;
     let default = Log::default();
     Log {
         format: match format {
@@ -431,5 +431,6 @@ fn build_log(raw: raw::Log) -> Log {
             Some(raw::LogLevel::Trace) => tracing::Level::TRACE,
         },
         refusals_per_second: refusals_per_second.map_or(default.refusals_per_second, |count| count.0.0),
+        progress: progress.map(|interval| interval.0.0),
     }
 }

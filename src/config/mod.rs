@@ -174,11 +174,13 @@ pub(crate) struct Log {
     pub(crate) level: tracing::Level,
     /// Rejections logged per second and outcome; 0: all.
     pub(crate) refusals_per_second: u32,
+    /// Between lines of a connection that lasts; `None`: it has only one, at its end.
+    pub(crate) progress: Option<Duration>,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Auto, level: tracing::Level::INFO, refusals_per_second: 50 }
+        Self { format: LogFormat::Auto, level: tracing::Level::INFO, refusals_per_second: 50, progress: None }
     }
 }
 

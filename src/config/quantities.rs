@@ -94,6 +94,19 @@ impl Written for Age {
     }
 }
 
+/// Between log lines of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Interval(pub(super) Duration);
+
+impl Written for Interval {
+    const EXPECTED: &'static str = "a duration from 1s to 366d with a unit, such as 10m";
+    const SYNTAX: ValueSyntax = ValueSyntax::text("Interval", DURATION);
+
+    fn read(text: &str) -> Result<Self, String> {
+        Age::read(text).map(|age| Self(age.0))
+    }
+}
+
 /// When connections are parked; `None`: never.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ParkAfter(pub(super) Option<Duration>);

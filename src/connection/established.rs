@@ -107,6 +107,7 @@ impl relay::Owner for Served<'_> {
                 record.answered(Answer::parse(bytes));
             }
             Event::Unanswered => report_no_answer(record, slot, "no answer to a ClientHello in time"),
+            Event::Progress { client, upstream } => record.log_progress(|| measured(client, upstream)),
             Event::Report { idle, client, upstream } => {
                 handle.report(|id| LiveConnection::new(id, (record, slot.endpoint()), (client, upstream), idle, false));
             }

@@ -108,8 +108,7 @@ pub(super) fn text(line: &mut Vec<u8>, event: &Event<'_>, is_colored: bool) {
     let level = *event.metadata().level();
     let time = humantime::format_rfc3339_millis(SystemTime::now());
     let (dim, color_code, reset) = if is_colored { ("\x1b[2m", color(level), "\x1b[0m") } else { ("", "", "") };
-    let text =
-        if fields.has("outcome") && fields.has("client.address") { fields.connection() } else { fields.generic() };
+    let text = if fields.has("client.address") { fields.connection() } else { fields.generic() };
     // Writing to memory cannot fail.
     let _ = write!(line, "{dim}{time}{reset} {color_code}{level:>5}{reset} ");
     for character in text.chars() {
@@ -165,7 +164,7 @@ impl EventFields {
         text
     }
 
-    /// The line of an ended connection.
+    /// The line of a connection.
     fn connection(&self) -> String {
         let mut text = self.str("message").unwrap_or_default().to_owned();
         let client = (self.str("client.address").unwrap_or_default(), self.number("client.port"));
@@ -181,9 +180,11 @@ impl EventFields {
         if let Some(upstream) = self.str("upstream.address") {
             let _ = write!(text, " -> {upstream}");
         }
-        let outcome = self.str("outcome").unwrap_or_default();
-        let _ = write!(text, ": {outcome}, closed by {}", self.str("closed_by").unwrap_or_default());
-        let _ = write!(text, " after {}", span(self.number("duration_ms")));
+        let duration = span(self.number("duration_ms"));
+        let _ = match (self.str("outcome"), self.str("closed_by")) {
+            (Some(outcome), Some(by)) => write!(text, ": {outcome}, closed by {by} after {duration}"),
+            _ => write!(text, ": for {duration}"),
+        };
         if self.has("upstream.address") {
             let (up, down) = (self.number("bytes.received"), self.number("bytes.sent"));
             let _ = write!(text, ", {} up, {} down", size(up), size(down));

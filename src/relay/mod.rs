@@ -52,6 +52,8 @@ pub(crate) struct RelaySettings {
     pub(crate) keepalive: TcpOptions,
     /// The relay comes to rest after this time without data; `None`: never by itself.
     pub(crate) park_after: Option<Duration>,
+    /// Between events [`Event::Progress`]; `None`: there are none.
+    pub(crate) progress: Option<Duration>,
 }
 
 /// An event that the relay reports.
@@ -63,6 +65,8 @@ pub(crate) enum Event<'a> {
     Answered(&'a [u8]),
     /// Data was sent to the upstream ten seconds ago, and it has not sent any yet.
     Unanswered,
+    /// [`RelaySettings::progress`] has passed, or has passed again.
+    Progress { client: &'a TcpStream, upstream: &'a TcpStream },
     /// As asked by [`RelayCommand::Report`].
     Report {
         /// For how long no data has been moved.
@@ -261,6 +265,8 @@ struct Relay<'a, O> {
     is_to_rest: bool,
     /// Until then, nothing is read. Boxed, because it is rare.
     hold_back_until: Option<Box<Instant>>,
+    /// When [`Event::Progress`] is next reported. Boxed, because few configurations have it.
+    progress_at: Option<Box<Instant>>,
     /// Whether it continues after a rest: something has probably been received, which the runtime has not seen yet.
     resumes: bool,
     owner: O,
@@ -278,7 +284,16 @@ impl<'a, O: Owner> Relay<'a, O> {
             Start::Hello(hello) => (hello, Rest::new(), false),
             Start::Rest(rest) => (Vec::new(), *rest, true),
         };
-        let Rest { last_activity, liveness, delivered_after_close, closed_first, awaits_answer, has_begun } = rest;
+        let Rest {
+            last_activity,
+            liveness,
+            delivered_after_close,
+            closed_first,
+            awaits_answer,
+            has_begun,
+            progress_at,
+        } = rest;
+        let first_progress = |interval| Box::new(Instant::now() + interval);
         let flow = |side, bytes, has_begun| {
             if closed_first == Some(side) { Flow::finished() } else { Flow::new(settings.engine, bytes, has_begun) }
         };
@@ -303,6 +318,7 @@ impl<'a, O: Owner> Relay<'a, O> {
             awaits_answer,
             is_to_rest: false,
             hold_back_until: None,
+            progress_at: settings.progress.map(|interval| progress_at.unwrap_or_else(|| first_progress(interval))),
             resumes,
             owner,
         }
@@ -316,6 +332,7 @@ impl<'a, O: Owner> Relay<'a, O> {
             closed_first: self.closed_first,
             awaits_answer: self.awaits_answer,
             has_begun: [self.up.has_begun(), self.down.has_begun()],
+            progress_at: self.progress_at,
         }
     }
 
@@ -475,10 +492,9 @@ impl<'a, O: Owner> Relay<'a, O> {
         let (deadline, end) = stalls.fold(silence, |first, other| if other.0 < first.0 { other } else { first });
         loop {
             let rests_at = self.rests_at();
-            let next = [self.liveness.deadline(), rests_at, self.hold_back_until.as_deref().copied()]
-                .into_iter()
-                .flatten()
-                .fold(deadline, Instant::min);
+            let boxed = [&self.hold_back_until, &self.progress_at].map(|at| at.as_deref().copied());
+            let next =
+                [self.liveness.deadline(), rests_at].into_iter().chain(boxed).flatten().fold(deadline, Instant::min);
             // Activity does not reset the timer; when it fires too early, it is set again.
             if timer.deadline() > next {
                 timer.as_mut().reset(next);
@@ -495,6 +511,7 @@ impl<'a, O: Owner> Relay<'a, O> {
                 // To read again.
                 cx.waker().wake_by_ref();
             }
+            self.report_progress(now);
             if self.liveness.is_check_due(now) {
                 // Also when they are set already: the calls cost less than remembering for each connection.
                 if !self.liveness.is_probing() {
@@ -512,6 +529,15 @@ impl<'a, O: Owner> Relay<'a, O> {
                 return Poll::Ready(Step::Rest);
             }
             timer.as_mut().reset(deadline);
+        }
+    }
+
+    fn report_progress(&mut self, now: Instant) {
+        if let (Some(at), Some(interval)) = (self.progress_at.as_deref_mut(), self.settings.progress)
+            && now >= *at
+        {
+            *at = now + interval;
+            self.owner.on_event(Event::Progress { client: self.client, upstream: self.upstream });
         }
     }
 

@@ -20,6 +20,8 @@ pub(crate) struct Rest {
     pub(super) awaits_answer: bool,
     /// Whether the client and the upstream have sent anything, apart from the hello.
     pub(super) has_begun: [bool; 2],
+    /// When it is next reported that the relay lasts.
+    pub(super) progress_at: Option<Box<Instant>>,
 }
 
 impl Rest {
@@ -32,6 +34,7 @@ impl Rest {
             closed_first: None,
             awaits_answer: true,
             has_begun: [false; 2],
+            progress_at: None,
         }
     }
 
@@ -39,7 +42,7 @@ impl Rest {
     pub(crate) fn deadline(&self, settings: &RelaySettings) -> Instant {
         let silence = if self.closed_first.is_some() { settings.half_close } else { settings.idle };
         let end = self.last_activity + silence;
-        self.liveness.deadline().map_or(end, |check| check.min(end))
+        [self.liveness.deadline(), self.progress_at.as_deref().copied()].into_iter().flatten().fold(end, Instant::min)
     }
 
     /// For how long no data has been moved.
@@ -62,6 +65,7 @@ impl Rest {
             closed_first: self.closed_first,
             awaits_answer: self.awaits_answer,
             has_begun: self.has_begun,
+            next_progress: self.progress_at.as_deref().map(|at| at.saturating_duration_since(now)),
         }
     }
 }
@@ -75,12 +79,20 @@ pub(crate) struct PortableRest {
     closed_first: Option<Side>,
     awaits_answer: bool,
     has_begun: [bool; 2],
+    next_progress: Option<Duration>,
 }
 
 impl From<PortableRest> for Rest {
     fn from(portable: PortableRest) -> Self {
-        let PortableRest { silent, next_check, delivered_after_close, closed_first, awaits_answer, has_begun } =
-            portable;
+        let PortableRest {
+            silent,
+            next_check,
+            delivered_after_close,
+            closed_first,
+            awaits_answer,
+            has_begun,
+            next_progress,
+        } = portable;
         let now = Instant::now();
         Self {
             last_activity: now.checked_sub(silent).unwrap_or(now),
@@ -89,6 +101,7 @@ impl From<PortableRest> for Rest {
             closed_first,
             awaits_answer,
             has_begun,
+            progress_at: next_progress.map(|after| Box::new(now + after)),
         }
     }
 }

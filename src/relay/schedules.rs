@@ -15,6 +15,7 @@ use super::*;
 const SETTINGS: RelaySettings = RelaySettings {
     engine: Engine::Auto,
     park_after: None,
+    progress: None,
     idle: Duration::from_secs(20),
     half_close: Duration::from_secs(20),
     stalled: Duration::from_secs(20),

@@ -14,6 +14,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const SETTINGS: RelaySettings = RelaySettings {
     engine: Engine::Auto,
     park_after: None,
+    progress: None,
     idle: Duration::from_secs(24 * 3600),
     half_close: Duration::from_secs(60),
     stalled: HOUR,
@@ -107,7 +108,7 @@ pub(super) async fn relay_with_rests(
     loop {
         let on_event = |event: Event<'_>| match event {
             Event::Delivered(from, bytes) => delivered(from, bytes),
-            Event::Answered(_) | Event::Unanswered | Event::Report { .. } => {}
+            Event::Answered(_) | Event::Unanswered | Event::Report { .. } | Event::Progress { .. } => {}
         };
         let mut turns = None;
         let poll_command = |cx: &mut Context<'_>| {

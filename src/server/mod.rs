@@ -82,7 +82,7 @@ const ADMIN: &str = "_admin";
 /// The keys that a reload cannot change, with their values.
 pub(crate) fn fixed(config: &Config) -> Fixed {
     let Config { workers, sandbox, upgrade_socket, control, .. } = config;
-    let Log { format, level: _, refusals_per_second: _ } = &config.log;
+    let Log { format, level: _, refusals_per_second: _, progress: _ } = &config.log;
     let workers = workers.map_or_else(|| "auto".into(), |workers| workers.to_string());
     let path = |path: &Option<PathBuf>| path.as_ref().map_or_else(|| "none".into(), |path| path.display().to_string());
     [
@@ -283,7 +283,7 @@ impl Server {
         } = config;
         let Timeouts { hello, idle, half_close, drain: _, upgrade_drain: _, shutdown_delay: _ } = timeouts;
         let Limits { connections: _, hello_bytes, buffer_bytes, source, park_after } = limits;
-        let Log { format: _, level: _, refusals_per_second } = log;
+        let Log { format: _, level: _, refusals_per_second, progress } = log;
         let settings = CommonSettings {
             hello,
             hello_limit: hello_bytes,
@@ -295,6 +295,7 @@ impl Server {
                 stalled: user_timeout,
                 keepalive: tcp,
                 park_after,
+                progress,
             }),
             tcp,
         };

@@ -328,16 +328,30 @@ impl ConnectionRecord {
         if self.is_bare() { Level::DEBUG } else { self.outcome.level() }
     }
 
+    /// Logs what is known so far of a connection that lasts.
+    pub(crate) fn log_progress(&self, measured: impl FnOnce() -> Measured) {
+        if Self::logs_served() {
+            self.write_line(Line::Open, &measured());
+        }
+    }
+
     fn log(&self) {
+        let is_refusal =
+            self.outcome.is_rejection() && self.closed_by == ClosedBy::Us && self.fields.upstream.is_none();
+        let line = if is_refusal { Line::Refused } else { Line::Connection };
+        self.write_line(line, &self.fields.measured.as_deref().copied().unwrap_or_default());
+    }
+
+    fn write_line(&self, line: Line, measured: &Measured) {
         let offer = self.fields.offer.as_deref();
-        let Measured { client_rtt, client_retransmits, upstream_rtt } =
-            self.fields.measured.as_deref().copied().unwrap_or_default();
+        let Measured { client_rtt, client_retransmits, upstream_rtt } = *measured;
+        let has_ended = line != Line::Open;
         macro_rules! line {
             ($level:expr, $message:literal) => {
                 tracing::event!(
                     $level,
-                    outcome = self.outcome.label(),
-                    closed_by = self.closed_by.label(),
+                    outcome = has_ended.then(|| self.outcome.label()),
+                    closed_by = has_ended.then(|| self.closed_by.label()),
                     route = self.route.name(),
                     listener = &*self.listener.name,
                     client.address = &*ip_text(self.source()),
@@ -368,20 +382,28 @@ impl ConnectionRecord {
         }
         macro_rules! line_at {
             ($level:expr) => {
-                if self.outcome.is_rejection() && self.closed_by == ClosedBy::Us && self.fields.upstream.is_none() {
-                    line!($level, "refused")
-                } else {
-                    line!($level, "connection")
-                }
+                if line == Line::Refused { line!($level, "refused") } else { line!($level, "connection") }
             };
         }
         match self.level() {
+            _ if line == Line::Open => line!(Level::INFO, "connection open"),
             Level::ERROR => line_at!(Level::ERROR),
             Level::WARN => line_at!(Level::WARN),
             Level::INFO => line_at!(Level::INFO),
             _ => line_at!(Level::DEBUG),
         }
     }
+}
+
+/// What a log line tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    /// The connection lasts.
+    Open,
+    /// It has ended.
+    Connection,
+    /// The client was rejected.
+    Refused,
 }
 
 impl Drop for ConnectionRecord {

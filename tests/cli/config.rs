@@ -86,7 +86,7 @@ relay: splice
 sandbox: require
 workers: 2
 admin: {address: 127.0.0.1:0, allow_remote: true, hosts: [admin.example, \"*.svc\"]}
-log: {format: json, level: debug, refusals_per_second: 0}
+log: {format: json, level: debug, refusals_per_second: 0, progress: 10m}
 ";
 
 #[test]
@@ -120,7 +120,7 @@ fn g15_what_check_accepts_runs() {
         "keepalive idle 30s, interval 5s, count 3, user_timeout 15m",
         "connections 100, per_source 1000, new_per_source 50/s, hello_bytes 16KiB",
         "relay      splice",
-        "format json, level debug, refusals_per_second 0",
+        "format json, level debug, refusals_per_second 0, progress 10m",
     ] {
         assert!(output.contains(told), "{told}\nin\n{output}");
     }

@@ -83,6 +83,41 @@ fn rejected_clients_have_a_fingerprint_too() {
 }
 
 #[test]
+fn h30_connections_that_last_have_lines_while_they_do_parked_or_not() {
+    let backend = Backend::echo();
+    for park_after in ["100ms", "never"] {
+        let more = format!("log: {{progress: 1s}}\nlimits: {{park_after: {park_after}}}\n");
+        let router = Router::start(&config(&[(NAME, backend.address())], &more));
+        let hello = Hello::to(NAME).record();
+        let mut client = Client::send(router.address(), &hello);
+        client.read(hello.len());
+        let (address, length) = (client.address(), hello.len());
+        let parked = if park_after == "never" { 0.0 } else { 1.0 };
+        let lines = router.wait_many("lines while it lasts", 3, |line| line["message"] == "connection open");
+        eventually("it is parked again", || router.metric("snigate_connections_parked") == parked);
+        for (number, line) in (1..).zip(&lines) {
+            assert_eq!((&line["client.port"], &line["level"]), (&address.port().into(), &"INFO".into()));
+            assert_eq!((&line["bytes.received"], &line["bytes.sent"]), (&length.into(), &length.into()), "{line}");
+            assert_eq!(
+                (&line["route"], &line["upstream.address"]),
+                (&NAME.into(), &backend.address().to_string().into())
+            );
+            assert!(line["outcome"].is_null() && line["closed_by"].is_null(), "{line}");
+            assert!(line["client.rtt_ms"].is_number() && line["tls.client.ja4"].is_string(), "{line}");
+            let duration = line["duration_ms"].as_f64().unwrap();
+            assert!(duration >= 1000.0 * f64::from(number), "line {number} too early: {line}");
+        }
+        // It is the same stream.
+        client.write(b"more");
+        assert_eq!(client.read(4), b"more");
+        client.finish();
+        client.rest();
+        let account = router.account_of(address);
+        assert_eq!((&account["outcome"], &account["bytes.sent"]), (&"completed".into(), &(length + 4).into()));
+    }
+}
+
+#[test]
 fn what_the_kernel_measured_is_logged_of_connections_that_were_reset_too() {
     let (backend, held) = Backend::held();
     let router = Router::routing(&[(NAME, backend.address())]);

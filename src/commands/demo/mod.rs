@@ -34,7 +34,8 @@ const SUCCESS: &str = "success";
 
 pub(super) fn run(options: &Demo) -> anyhow::Result<ExitCode> {
     // Only errors until the instructions are printed, so that log lines do not mix with them.
-    let logging = logging::start(&Log { format: LogFormat::Auto, level: Level::ERROR, refusals_per_second: 0 });
+    let logging =
+        logging::start(&Log { format: LogFormat::Auto, level: Level::ERROR, refusals_per_second: 0, progress: None });
     tokio::runtime::Runtime::new()?.block_on(run_demo(options, &logging))
 }
 

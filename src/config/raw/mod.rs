@@ -17,8 +17,8 @@ pub(crate) use self::upstream::{
     TlsCheck, Unauthorized, Upstream,
 };
 use super::quantities::{
-    BoundedDuration, BufferSize, ConnectionRate, Count, DurationOrZero, HelloSize, ParkAfter, Seconds, UserTimeout,
-    Workers,
+    BoundedDuration, BufferSize, ConnectionRate, Count, DurationOrZero, HelloSize, Interval, ParkAfter, Seconds,
+    UserTimeout, Workers,
 };
 use super::text::{OneOrMany, Short, Shorthand, Text};
 use super::values::{AdminAddress, FilePattern, Label, Network, Protocol, SocketPath};
@@ -304,6 +304,9 @@ pub(crate) struct Log {
     /// Rejections to log per second and outcome; 0 logs all. Default: 50.
     #[serde(default, deserialize_with = "present")]
     pub(crate) refusals_per_second: Option<Text<Count<0, 1_000_000>>>,
+    /// Log a line of each open connection this often, 1s to 366d. Default: none.
+    #[serde(default, deserialize_with = "present")]
+    pub(crate) progress: Option<Text<Interval>>,
 }
 
 #[derive(Clone, Copy, Deserialize, JsonSchema)]
