@@ -40,6 +40,10 @@ fn parser(criterion: &mut Criterion) {
             }
             _ => 0,
         };
+        let ja4 = || match Framing::default().parse(black_box(&raw)) {
+            Parsed::Complete(hello) => Some(hello.ja4()),
+            _ => None,
+        };
         let before = ALLOCATIONS.load(Relaxed);
         assert!(parse() && walk() > 0);
         let allocations = ALLOCATIONS.load(Relaxed) - before;
@@ -47,6 +51,7 @@ fn parser(criterion: &mut Criterion) {
         println!("{name}: {allocations} allocations");
         group.bench_function(name, |bencher| bencher.iter(parse));
         group.bench_function(format!("{name}, all lists"), |bencher| bencher.iter(walk));
+        group.bench_function(format!("{name}, JA4"), |bencher| bencher.iter(ja4));
     }
     group.finish();
 }
