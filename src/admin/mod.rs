@@ -115,7 +115,7 @@ pub(crate) struct AdminHandles {
 }
 
 /// For answers that are under way when a listener closes.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Waits until these connections have ended, but not for long: the process may have nothing else to do.
 async fn answer_the_last(connections: TaskTracker) {
@@ -312,7 +312,7 @@ mod tests {
                 Ok(length) => received.extend_from_slice(&buffer[..length]),
             }
         }
-        tokio::time::timeout(10 * STALL_TIMEOUT, serving).await.expect("the connection ends").unwrap();
+        timeout(10 * STALL_TIMEOUT, serving).await.expect("the connection ends").unwrap();
         let head = received.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
         received.len() - head
     }

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use super::Operated;
-use crate::lifecycle::upgrade::linked;
+use crate::lifecycle::upgrade::{linked, serving};
 use crate::support::client::{End, client_from};
-use crate::support::{Backend, Client, Hello, Router, eventually, watchdog};
+use crate::support::{Backend, Client, Hello, eventually, watchdog};
 
 const NAME: &str = "a.example";
 const KEPT: &str = "127.0.0.1";
@@ -109,10 +109,10 @@ fn h29_random_orders_reloads_and_upgrades_break_no_stream_that_none_closed() {
                 }
                 8 => drop(ordered(&operated, &["log-level", "info"])),
                 9 if upgrades < 200 => {
-                    let running = process(router);
+                    let running = serving(router);
                     kill_process(running, Signal::USR2).unwrap();
                     upgrades += 1;
-                    eventually("the new process serves", || process(router) != running);
+                    eventually("the new process serves", || serving(router) != running);
                 }
                 _ => drop(ordered(&operated, &["endpoints"])),
             }
@@ -139,12 +139,6 @@ fn h29_random_orders_reloads_and_upgrades_break_no_stream_that_none_closed() {
     eventually("no connection is left", || router.metric("snigate_connections_active{route=\"a.example\"}") == 0.0);
     assert_eq!(router.log().into_iter().filter(is_ended).count(), made, "each once");
     assert_eq!(router.metric("snigate_connections_parked"), 0.0);
-}
-
-/// The one that serves.
-fn process(router: &Router) -> Pid {
-    let status: Value = serde_json::from_str(&router.get("/api/status").1).unwrap();
-    Pid::from_raw(status["process"].as_i64().unwrap() as i32).unwrap()
 }
 
 /// What it prints, once the process that serves carries it out.

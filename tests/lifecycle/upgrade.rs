@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::support::backend::{fill, free_everywhere};
 use crate::support::client::{End, rest};
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually};
+use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventual, eventually};
 
 const NAME: &str = "a.example";
 
@@ -379,4 +379,40 @@ fn who_keeps_a_connection_to_the_old_admin_listener_is_sent_away() {
     let (rest, end) = scraper.rest();
     assert!(end == End::Fin && rest.ends_with(b"ok\n"), "its answer, and no 503 after it");
     assert_eq!(router.get("/readyz").0, 200);
+}
+
+/// The process that serves, by its status. Whoever connects and then takes too long to ask, as on a busy machine, asks again.
+pub fn serving(router: &Router) -> Pid {
+    eventual("the status", || {
+        let mut stream = TcpStream::connect(router.admin()).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"GET /api/status HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n").ok()?;
+        let response = std::io::read_to_string(stream).ok()?;
+        let status: Value = serde_json::from_str(response.split_once("\r\n\r\n")?.1).ok()?;
+        Pid::from_raw(status["process"].as_i64()? as i32)
+    })
+}
+
+#[test]
+fn h31_upgrades_in_quick_succession_leave_one_process() {
+    let backend = Backend::echo();
+    let (mut router, _) = linked(&config(&[("a.example", backend.address())], ""));
+    let mut processes = vec![router.pid()];
+    for _ in 0..3 {
+        // As soon as it serves, and not when the one before it has stepped back.
+        kill_process(processes[processes.len() - 1], Signal::USR2).unwrap();
+        eventually("a new process serves", || {
+            let process = serving(&router);
+            let is_new = !processes.contains(&process);
+            if is_new {
+                processes.push(process);
+            }
+            is_new
+        });
+    }
+    assert_eq!(router.exit().code(), Some(0));
+    let last = processes.pop().unwrap();
+    eventually("the others have ended", || processes[1..].iter().all(|one| test_kill_process(*one).is_err()));
+    assert_eq!(serving(&router), last);
+    assert!(refusals(&router).is_empty());
 }
