@@ -11,7 +11,7 @@ use super::query::Query;
 use super::{AdminHandles, ListenerAddress, MAX_ROUTES_SHOWN, View};
 use crate::connection::RouteTarget;
 use crate::name::NamePattern;
-use crate::telemetry::RecentRejection;
+use crate::telemetry::{LATENCY_BUCKETS, RecentRejection};
 use crate::upstream::{EndpointCertificate, EndpointSettings, EndpointState, LastCheck};
 
 /// Which routes are wanted.
@@ -64,6 +64,8 @@ pub(super) fn without_routes(handles: &AdminHandles, view: &View) -> Value {
         },
         "admin": handles.configured.map(|address| address.to_string()),
         "listeners": view.listeners.iter().map(listener).collect::<Vec<_>>(),
+        "answer_bounds_seconds": LATENCY_BUCKETS,
+        "unrouted": {"accepted": Totals::of(&handles.counters.unrouted).accepted, "rejected": handles.counters.unrouted.rejected()},
         "routes_total": view.routes.len(),
         "summary": summary(&view.routes),
     })
@@ -161,8 +163,10 @@ pub(super) fn route(route: &RouteTarget) -> Value {
         "digest": format!("{:016x}", route.digest),
         "connections": active,
         "accepted": accepted,
+        "rejected": route.counters.rejected(),
         "answers": answers,
         "answer_micros": answer_micros,
+        "answer_counts": route.counters.answer_distribution().map(|answers| answers.counts().to_vec()),
         "bytes_received": route.counters.received.load(Relaxed),
         "bytes_sent": route.counters.sent.load(Relaxed),
         "failing_open": route.upstream.fails_open(),

@@ -5,15 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::histogram::Histogram;
+use super::histogram::{Distribution, Histogram};
 use super::{LineLimit, Outcome, RecentRejections};
-use strum::EnumCount;
+use strum::{EnumCount, VariantArray};
 
 /// The `route` label of connections that have none.
 pub(crate) const UNROUTED: &str = "_none";
 
 /// In seconds. Hellos and connects take milliseconds, or one of the timeouts.
-const LATENCY_BUCKETS: [f64; 9] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
+pub(crate) const LATENCY_BUCKETS: [f64; 9] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
 
 /// In seconds. What is in time is milliseconds late.
 const LATENESS_BUCKETS: [f64; 6] = [0.1, 0.5, 1.0, 5.0, 15.0, 60.0];
@@ -328,10 +328,12 @@ impl RouteCounters {
 
     /// How many endpoints have sent first bytes, and the sum of the times that this took.
     pub(crate) fn answers(&self) -> (u64, Duration) {
-        self.durations.get().map_or_else(Default::default, |durations| {
-            let answer = durations.answer.get();
-            (answer.count(), answer.sum)
-        })
+        self.answer_distribution().map_or_else(Default::default, |answers| (answers.count(), answers.sum))
+    }
+
+    /// How many answers took how long, in buckets of [`LATENCY_BUCKETS`]; `None` without a connection.
+    pub(crate) fn answer_distribution(&self) -> Option<Distribution> {
+        self.durations.get().map(|durations| durations.answer.get())
     }
 
     /// Ended connections of this listener, by outcome.
@@ -343,6 +345,15 @@ impl RouteCounters {
     /// Ended connections of all listeners.
     pub(crate) fn ended_in_all(&self) -> u64 {
         self.ended().iter().flat_map(|(_, counts)| counts.0).sum()
+    }
+
+    /// Rejected clients of all listeners, without those that left by themselves.
+    pub(crate) fn rejected(&self) -> u64 {
+        let is_rejected = |outcome: &&Outcome| outcome.is_rejection() && **outcome != Outcome::ClientGone;
+        let rejected = |counts: &OutcomeCounts| -> u64 {
+            Outcome::VARIANTS.iter().filter(is_rejected).map(|outcome| counts.get(*outcome)).sum()
+        };
+        self.ended().iter().map(|(_, counts)| rejected(counts)).sum()
     }
 
     /// Counts a connection of this listener that has ended.
@@ -439,6 +450,11 @@ mod tests {
         }
         assert_eq!(sum(), (1, 2, 10, 2));
         assert_eq!(sum(), (1, 2, 10, 2), "counted once");
-        assert_eq!(stays.ended_in_all(), 1);
+        assert_eq!((stays.ended_in_all(), stays.rejected()), (1, 0));
+        for outcome in [Outcome::ClientGone, Outcome::Drained, Outcome::OverLimit, Outcome::ConnectRefused] {
+            stays.count("listener", outcome);
+        }
+        assert_eq!((stays.ended_in_all(), stays.rejected()), (5, 2));
+        assert_eq!(stays.answer_distribution().unwrap().counts(), [0, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
     }
 }

@@ -63,6 +63,11 @@ impl Distribution {
         self.counts.iter().sum()
     }
 
+    /// The number of durations in each bucket; the last one has no bound.
+    pub(crate) fn counts(&self) -> &[u64] {
+        &self.counts[..=self.bounds.len()]
+    }
+
     /// For each bound, the number of durations up to it.
     pub(crate) fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
         self.bounds.iter().zip(self.counts).scan(0, |total, (bound, count)| {

@@ -8,7 +8,9 @@ mod outcome;
 mod recent;
 mod record;
 
-pub(crate) use self::counters::{Counters, Durations, ListenerTelemetry, Reloads, RouteCounters, UNROUTED};
+pub(crate) use self::counters::{
+    Counters, Durations, LATENCY_BUCKETS, ListenerTelemetry, Reloads, RouteCounters, UNROUTED,
+};
 pub(crate) use self::histogram::{Distribution, Histogram};
 pub(crate) use self::line_limit::LineLimit;
 pub(crate) use self::outcome::{ClosedBy, Outcome, Stage};

@@ -15,6 +15,8 @@ use crate::support::{Backend, Client, Hello, Router, eventually, snigate, tls};
 /// Names of other programs, of answers of the admin listener, and of this program's code, as they are on the pages.
 const OTHERS: &[&str] = &[
     "access_denied",
+    "answer_bounds_seconds",
+    "answer_counts",
     "client_hello",
     "config.digest",
     "container.docker.image",
