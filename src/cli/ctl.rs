@@ -33,6 +33,9 @@ pub(crate) enum Verb {
         #[arg(value_enum)]
         level: Level,
     },
+    /// Show routes, endpoints and refusals in the terminal, live; ? lists the keys
+    #[cfg(feature = "top")]
+    Top(Top),
     /// List routes
     Routes(Listed),
     /// List endpoints
@@ -50,6 +53,14 @@ pub(crate) struct Listed {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[cfg(feature = "top")]
+#[derive(Debug, Args)]
+pub(crate) struct Top {
+    /// Update every so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) interval: u64,
 }
 
 #[derive(Debug, Args)]

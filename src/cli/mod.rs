@@ -13,6 +13,8 @@ use crate::text::pasted;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+#[cfg(feature = "top")]
+pub(crate) use self::ctl::Top;
 pub(crate) use self::ctl::{Close, Connections, Ctl, Filter as ConnectionFilter, Listed, RouteOrEndpoint, Verb};
 pub(crate) use self::server_url::ServerUrl;
 

@@ -26,7 +26,7 @@ fn clients(operated: &Operated, arguments: &[&str]) -> Vec<String> {
     connections(operated, arguments).iter().map(|one| one["client"].as_str().unwrap().to_owned()).collect()
 }
 
-fn open(operated: &Operated, from: &str, name: &str) -> Client {
+pub(super) fn open(operated: &Operated, from: &str, name: &str) -> Client {
     let mut client = client_from(from, operated.router.address());
     client.write(&Hello::to(name).record());
     client.read(1);

@@ -5,6 +5,7 @@ mod drained;
 mod orders;
 mod soak;
 mod socket;
+mod top;
 
 use std::path::PathBuf;
 use std::process::Output;

@@ -14,7 +14,7 @@ async fn status(socket: &Path, route: Option<&str>) -> anyhow::Result<Value> {
     json(socket, Method::GET, Target::new("/api/status").with("route", route)).await
 }
 
-fn array(value: &Value) -> &[Value] {
+pub(super) fn array(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 

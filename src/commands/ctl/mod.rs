@@ -4,6 +4,8 @@ mod client;
 mod connections;
 mod listed;
 mod table;
+#[cfg(feature = "top")]
+mod top;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -43,6 +45,8 @@ async fn carry_out(socket: &Path, verb: &Verb) -> anyhow::Result<ExitCode> {
             let answer = json(socket, Method::POST, Target::new("/log-level").with("level", level)).await?;
             print(&format!("log level {} until the next reload\n", answer["level"].as_str().unwrap_or_default()))?;
         }
+        #[cfg(feature = "top")]
+        Verb::Top(options) => top::run(socket, options).await?,
         Verb::Routes(options) => listed::routes(socket, options).await?,
         Verb::Endpoints { route, listed } => listed::endpoints(socket, route.as_deref(), listed).await?,
     }

@@ -52,6 +52,22 @@ pub(super) fn bytes(number: u64) -> String {
     format!("{size:.decimals$} {}", UNITS[unit])
 }
 
+/// With a decimal, if there is room.
+#[cfg(feature = "top")]
+pub(super) fn rate(number: f64) -> String {
+    let is_whole = number == 0.0 || number >= 99.95;
+    if is_whole { format!("{number:.0}") } else { format!("{number:.1}") }
+}
+
+#[cfg(feature = "top")]
+pub(super) fn milliseconds(number: f64) -> String {
+    match number {
+        short if short < 9.95 => format!("{short:.1} ms"),
+        short if short < 999.5 => format!("{short:.0} ms"),
+        long => format!("{:.1} s", long / 1e3),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,6 +78,16 @@ mod tests {
         assert_eq!(
             [0, 999, 1000, 1024, 99_999_999, u64::MAX].map(bytes),
             ["0 B", "999 B", "1.0 KiB", "1.0 KiB", "95.4 MiB", "16384 PiB"]
+        );
+    }
+
+    #[cfg(feature = "top")]
+    #[test]
+    fn rates_and_latencies_are_short() {
+        assert_eq!([0.0, 0.04, 12.34, 99.94, 99.96, 12_345.6].map(rate), ["0", "0.0", "12.3", "99.9", "100", "12346"]);
+        assert_eq!(
+            [0.04, 9.94, 9.96, 999.4, 999.6, 10_000.0].map(milliseconds),
+            ["0.0 ms", "9.9 ms", "10 ms", "999 ms", "1.0 s", "10.0 s"]
         );
     }
 

@@ -10,7 +10,7 @@ use crate::support::pages::{Block, all, block, blocks, configurations};
 use crate::support::{Router, all_output, tls};
 
 /// Blocks of commands that no test types, and why.
-const NOT_TYPED: [(&str, &str, &str); 24] = [
+const NOT_TYPED: [(&str, &str, &str); 25] = [
     ("README.md", "demo", ".ci/run does, and other tests type `demo --once`"),
     ("README.md", "test", "it types this"),
     ("README.md", "run", "does not end; every test of a router starts it so"),
@@ -32,6 +32,7 @@ const NOT_TYPED: [(&str, &str, &str); 24] = [
     ("deploy/systemd/README.md", "upgrade", "needs systemd as the first process; the signal is tested without it"),
     ("docs/operations.md", "upgrade-by-systemd", "needs systemd as the first process; the signal is tested without it"),
     ("docs/operations.md", "doctor", "asks the network; tests/cli/doctor.rs types the like"),
+    ("docs/operations.md", "ctl-top", "needs a terminal; tests/control/top.rs types it in tmux"),
     ("docs/operations.md", "ctl-curl", "needs curl; tests/control/socket.rs sends the like"),
     ("docs/operations.md", "rotate", "needs rotatelogs, and does not end"),
     ("docs/node-shim.md", "on-a-node", "needs a node of a cluster; the addresses are compared with the configuration"),
