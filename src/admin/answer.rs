@@ -19,7 +19,7 @@ use super::query::Query;
 use super::shared::{Freshness, Revocable, Shared};
 use super::status::Selection;
 use super::status_pages::Snapshot;
-use super::{AdminHandles, EVENT_INTERVAL, MAX_AGE, metrics, negotiate, status};
+use super::{AdminHandles, EVENT_INTERVAL, MAX_AGE, explain, metrics, negotiate, status};
 
 /// Responses that take long to build, each shared by all clients that request it within a second.
 #[derive(Clone, Debug, Default)]
@@ -123,6 +123,10 @@ async fn long(request: &Request<Incoming>, handles: &Arc<AdminHandles>) -> Resul
             *response.body_mut() = body::shared(made, length, |pieces: &Vec<Bytes>, index| pieces.get(index).cloned());
             Ok(response)
         }
+        "/api/explain" => {
+            let explanation = explain::explain(Query::of(request), handles).map_err(|says| (StatusCode::BAD_REQUEST, says))?;
+            Ok(respond(StatusCode::OK, JSON, format!("{explanation:#}\n")))
+        }
         "/api/refusals" => {
             let counters = Arc::clone(handles);
             let write = move || format!("{:#}\n", status::refusals(&counters, usize::MAX)).into();
@@ -131,7 +135,7 @@ async fn long(request: &Request<Incoming>, handles: &Arc<AdminHandles>) -> Resul
         }
         _ => Err((
             StatusCode::NOT_FOUND,
-            "not found; available: /, /metrics, /api/status, /api/history, /api/refusals, /api/events, /livez, /readyz\n".into(),
+            "not found; available: /, /metrics, /api/status, /api/history, /api/refusals, /api/explain, /api/events, /livez, /readyz\n".into(),
         )),
     }
 }

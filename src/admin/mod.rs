@@ -4,6 +4,7 @@
 mod answer;
 mod body;
 pub(crate) mod control;
+mod explain;
 mod exposition;
 mod history;
 mod hosts;
@@ -20,8 +21,8 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -55,6 +56,7 @@ pub(crate) use self::runtime::Runtime;
 
 use crate::connection::RouteTarget;
 use crate::listener::accept::{self, Callbacks, Stop};
+use crate::route::RouteTable;
 use crate::telemetry::Counters;
 
 /// People who look at the page.
@@ -78,6 +80,8 @@ const MAX_BUFFERED: usize = 64 * 1024;
 #[derive(Debug, Default)]
 pub(crate) struct View {
     pub(crate) routes: Vec<Arc<RouteTarget>>,
+    /// Not held: while a table is, connections are being set up with it.
+    pub(crate) table: Weak<RouteTable<Arc<RouteTarget>>>,
     pub(crate) listeners: Vec<ListenerAddress>,
 }
 

@@ -11,7 +11,7 @@ use super::query::Query;
 use super::{AdminHandles, ListenerAddress, MAX_ROUTES_SHOWN, View};
 use crate::connection::RouteTarget;
 use crate::name::NamePattern;
-use crate::telemetry::{LATENCY_BUCKETS, RecentRejection};
+use crate::telemetry::{LATENCY_BUCKETS, RecentRejection, RouteCounters};
 use crate::upstream::{EndpointCertificate, EndpointSettings, EndpointState, LastCheck};
 
 /// Which routes are wanted.
@@ -47,6 +47,9 @@ impl Selection {
 pub(super) fn without_routes(handles: &AdminHandles, view: &View) -> Value {
     let listener = |at: &ListenerAddress| json!({"name": at.name, "configured": at.configured.to_string(), "address": at.address.to_string()});
     let reloads = &handles.counters.reloads;
+    let active = |route: &RouteCounters| route.active.load(Relaxed);
+    let open =
+        active(&handles.counters.unrouted) + view.routes.iter().map(|route| active(&route.counters)).sum::<i64>();
     let fixed: Map<String, Value> = handles.fixed.iter().map(|(key, value)| ((*key).into(), json!(value))).collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -54,6 +57,11 @@ pub(super) fn without_routes(handles: &AdminHandles, view: &View) -> Value {
         "process": std::process::id(),
         "uptime_seconds": handles.counters.started.elapsed().unwrap_or_default().as_secs(),
         "draining": handles.draining.is_cancelled(),
+        "connections": {
+            "open": open,
+            "parked": handles.counters.parked_connections.load(Relaxed),
+            "limit": handles.counters.connections_limit.load(Relaxed),
+        },
         "predecessor_connections": handles.counters.predecessor_connections.load(Relaxed),
         "config": {
             "last_reload_successful": !reloads.last_failed.load(Relaxed),

@@ -33,6 +33,16 @@ impl<'a> Alpn<'a> {
         Ok(Self(list))
     }
 
+    /// Encodes names as such a list; `None` if one is empty or longer than 255 bytes.
+    pub fn encode<'p>(names: impl IntoIterator<Item = &'p [u8]>) -> Option<Vec<u8>> {
+        let mut list = Vec::new();
+        for name in names {
+            list.push(u8::try_from(name.len()).ok().filter(|length| *length > 0)?);
+            list.extend(name);
+        }
+        Some(list)
+    }
+
     /// The `ProtocolNameList` without its length.
     #[must_use]
     pub fn as_list(&self) -> &'a [u8] {
@@ -235,6 +245,15 @@ mod tests {
         let mut extensions = hello.extensions.iter();
         assert_eq!(extensions.by_ref().last().unwrap().extension_type, sample::ALPN);
         assert_eq!(extensions.next(), None);
+    }
+
+    #[test]
+    fn names_that_cannot_be_in_a_list_are_not_encoded() {
+        let longest = [b'a'; 255];
+        let list = Alpn::encode([&b"h2"[..], &longest]).unwrap();
+        assert_eq!(Alpn::from_list(&list).unwrap().iter().collect::<Vec<_>>(), [&b"h2"[..], &longest]);
+        assert_eq!(Alpn::encode([&b"h2"[..], b""]), None);
+        assert_eq!(Alpn::encode([&[b'a'; 256][..]]), None);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::text::{input, pasted};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::routing::{alpn_list, conditions, encode_tlvs, limits, route_table};
+use super::routing::{conditions, encode_tlvs, limits, route_table};
 use crate::cli::Explain;
 
 pub(super) fn run(options: &Explain) -> anyhow::Result<ExitCode> {
@@ -96,7 +96,7 @@ fn explain_name(config: &Config, name: &str, alpn: &[String], arrival: Arrival<'
         alpn: alpn.to_vec(),
         ..Explanation::default()
     };
-    let list = alpn_list(alpn.iter().map(String::as_bytes));
+    let list = Alpn::encode(alpn.iter().map(String::as_bytes)).unwrap_or_default();
     let offered = Alpn::from_list(&list);
     explanation.find_route(config, &Client::new(Some(server_name), offered.ok(), arrival));
     explanation
@@ -109,7 +109,7 @@ fn counts_as_no_sni(config: &Config, name: &[u8], listener: usize) -> bool {
 
 fn explain_no_name(config: &Config, alpn: &[String], arrival: Arrival<'_>) -> Explanation {
     let mut explanation = Explanation { outcome: "no_sni", alpn: alpn.to_vec(), ..Explanation::default() };
-    let list = alpn_list(alpn.iter().map(String::as_bytes));
+    let list = Alpn::encode(alpn.iter().map(String::as_bytes)).unwrap_or_default();
     explanation.find_route(config, &Client::new(None, Alpn::from_list(&list).ok(), arrival));
     explanation
 }

@@ -5,7 +5,7 @@ use crate::config::{Config, Route};
 use crate::name::{NamePattern, ServerName};
 use crate::route::{Client, RouteTable};
 
-use super::routing::{FittingClient, alpn_list};
+use super::routing::FittingClient;
 use super::{did_you_mean, listed, nearest, route_table};
 
 pub(super) struct Named<'c> {
@@ -46,7 +46,7 @@ pub(super) fn takes(
         })
     };
     let Some(required) = &route.matchers.alpn else { return is_routed(None) };
-    required.iter().any(|protocol| is_routed(Alpn::from_list(&alpn_list([&**protocol])).ok()))
+    required.iter().any(|protocol| is_routed(Alpn::from_list(&Alpn::encode([&**protocol]).unwrap_or_default()).ok()))
 }
 
 fn unknown(config: &Config, name: &str) -> anyhow::Error {

@@ -20,16 +20,6 @@ pub(super) fn route_table(config: &Config) -> RouteTable<usize> {
     table
 }
 
-/// Encodes a protocol name list as in a `ClientHello`.
-pub(super) fn alpn_list<'p>(protocols: impl IntoIterator<Item = &'p [u8]>) -> Vec<u8> {
-    let mut list = Vec::new();
-    for protocol in protocols {
-        list.push(u8::try_from(protocol.len()).unwrap_or(u8::MAX));
-        list.extend(protocol);
-    }
-    list
-}
-
 /// The ALPN that kubectl offers.
 pub(super) fn kubectl_alpn() -> Option<Alpn<'static>> {
     Alpn::from_list(b"\x02h2\x08http/1.1").ok()

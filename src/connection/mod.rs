@@ -307,7 +307,7 @@ fn record_fingerprint(hello: &Hello, ip_literal: IpLiteral, fields: &mut LogFiel
 }
 
 /// Why no route matches.
-fn unrouted(client: &Client<'_>, routes: &RouteTable<Arc<RouteTarget>>) -> Rejection {
+pub(crate) fn unrouted(client: &Client<'_>, routes: &RouteTable<Arc<RouteTarget>>) -> Rejection {
     let (outcome, reason) = match client.server_name {
         Some(name) if routes.knows(name) => {
             (Outcome::UnknownName, "no other matcher of the routes with this name matches the client")

@@ -88,8 +88,9 @@ pub(super) fn build_next(
         built.push(route);
     }
     let (draining, changes, removed) = builder.remove_the_rest();
-    let view = Arc::new(View { routes: built, listeners });
-    Next { generation: Generation { table: Arc::new(table), view, draining }, changes, removed }
+    let table = Arc::new(table);
+    let view = Arc::new(View { routes: built, table: Arc::downgrade(&table), listeners });
+    Next { generation: Generation { table, view, draining }, changes, removed }
 }
 
 struct Builder<'b> {

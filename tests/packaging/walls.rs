@@ -22,7 +22,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ),
     // Around it.
     ("process", &["listener", "relay", "text"]),
-    ("admin", &["connection", "listener", "name", "relay", "telemetry", "text", "upstream"]),
+    ("admin", &["client_hello", "connection", "listener", "name", "relay", "route", "telemetry", "text", "upstream"]),
     (
         "config",
         &[

@@ -1,5 +1,7 @@
 //! What operators see of a running router.
 
+/// Which route a name has.
+mod explain;
 /// Log lines and metrics.
 mod observe;
 /// The status page, in a browser.
