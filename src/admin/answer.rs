@@ -112,6 +112,9 @@ async fn long(request: &Request<Incoming>, handles: &Arc<AdminHandles>) -> Resul
         "/" => Ok(respond(StatusCode::OK, HTML, include_str!("page/index.html"))),
         "/page.css" => Ok(respond(StatusCode::OK, CSS, include_str!("page/page.css"))),
         "/page.js" => Ok(respond(StatusCode::OK, JAVASCRIPT, include_str!("page/page.js"))),
+        "/routes.js" => Ok(respond(StatusCode::OK, JAVASCRIPT, include_str!("page/routes.js"))),
+        "/drawer.js" => Ok(respond(StatusCode::OK, JAVASCRIPT, include_str!("page/drawer.js"))),
+        "/parts.js" => Ok(respond(StatusCode::OK, JAVASCRIPT, include_str!("page/parts.js"))),
         "/api/events" => events(handles),
         "/api/status" => status(Query::of(request), freshness, handles).await,
         "/api/history" => {

@@ -10,6 +10,11 @@ use serde_json::{Value, json};
 use super::lines::Lines;
 use super::tls::read_head;
 
+/// Keys by their WebDriver names.
+pub const ENTER: &str = "\u{e007}";
+pub const ESCAPE: &str = "\u{e00c}";
+pub const LEFT: &str = "\u{e012}";
+
 pub struct Browser {
     driver: Child,
     port: u16,
@@ -54,6 +59,13 @@ impl Browser {
     /// What this expression is, on the page.
     pub fn eval(&self, expression: &str) -> Value {
         self.post("/execute/sync", &json!({"script": format!("return {expression};"), "args": []}))
+    }
+
+    /// Presses and releases these keys, one after the other, where the focus is.
+    pub fn press(&self, keys: &str) {
+        let press = |key: char| [json!({"type": "keyDown", "value": key}), json!({"type": "keyUp", "value": key})];
+        let keys: Vec<Value> = keys.chars().flat_map(press).collect();
+        self.post("/actions", &json!({"actions": [{"type": "key", "id": "keyboard", "actions": keys}]}));
     }
 
     /// Errors and warnings of the console.

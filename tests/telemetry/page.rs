@@ -6,10 +6,10 @@ use tempfile::TempDir;
 
 use crate::support::api_server::{ApiServer, Mood};
 use crate::support::backend::free;
-use crate::support::browser::Browser;
+use crate::support::browser::{Browser, ENTER, ESCAPE, LEFT};
 use crate::support::router::config;
 use crate::support::tls::{Authority, get};
-use crate::support::{Backend, Client, Hello, Router, eventual, eventually};
+use crate::support::{Backend, Client, Hello, Router, eventual, eventually, snigate};
 
 const NAME: &str = "dev.example.com";
 const OTHER: &str = "prod.example.com";
@@ -119,6 +119,13 @@ fn a_reload_changes_what_is_shown_from_one_route_to_five_hundred() {
     assert_eq!(browser.eval("document.querySelectorAll('#routes tbody tr').length"), 500);
     let is_too_wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth";
     assert_eq!(browser.eval(is_too_wide), false, "at the width of a phone");
+    browser.eval("document.querySelector('#routes tbody button').click()");
+    assert_eq!(text(&browser, "drawer-title"), "cluster000.example.com");
+    let is_within =
+        "(() => { const drawer = document.getElementById('drawer'); return drawer.scrollWidth <= innerWidth; })()";
+    assert_eq!(browser.eval(is_within), true);
+    keep(&browser, "status-phone-route.png");
+    browser.press(ESCAPE);
     router.reload(&config(&routes[..3], "nonsense: 1\n"));
     eventually("the refusal", || text(&browser, "verdict").starts_with("the last reload failed. (500 routes"));
     router.reload(&config(&routes[..3], ""));
@@ -143,7 +150,7 @@ fn what_is_wrong_comes_first_and_hundreds_of_routes_can_be_filtered() {
     browser.open(&format!("http://{}/", router.admin()));
     eventually("five are dead", || text(&browser, "verdict").starts_with("5 routes have no ready endpoint"));
     let names = || {
-        browser.eval("[...document.querySelectorAll('#routes tbody tr:not([hidden]) th span')].map((one) => one.innerText).slice(0, 7)")
+        browser.eval("[...document.querySelectorAll('#routes tbody tr:not([hidden]) th button')].map((one) => one.innerText).slice(0, 7)")
     };
     let broken = ["017", "057", "097", "137", "177"].map(|number| format!("cluster{number}.example.com"));
     eventually("the dead are first", || {
@@ -169,10 +176,124 @@ fn what_is_wrong_comes_first_and_hundreds_of_routes_can_be_filtered() {
 }
 
 #[test]
+#[ignore = "needs chromedriver"]
+fn a_route_opens_beside_the_list_and_says_where_a_name_goes() {
+    let directory = TempDir::new().unwrap();
+    let (authority, servers, router) = clusters(&directory);
+    let browser = Browser::start(1100, 920, false);
+    browser.open(&format!("http://{}/", router.admin()));
+    eventually("it is shown", || text(&browser, "verdict").starts_with("Healthy: 2 routes, 4 endpoints"));
+    for _ in 0..20 {
+        get(router.address(), &authority, NAME, None).unwrap();
+    }
+    servers[3].be(Mood::Status(500, "[-]etcd failed: reason withheld"));
+    let focused = "document.activeElement.innerText";
+    let button = "[...document.querySelectorAll('#routes .name')].find((one) => one.innerText === 'prod.example.com')";
+    browser.eval(&format!("{button}.focus()"));
+    browser.press(ENTER);
+    assert_eq!(text(&browser, "drawer-title"), OTHER);
+    eventually("its endpoint", || {
+        let endpoints = text(&browser, "drawer-endpoints");
+        ["unready: ", "Not covered", "prod.example.com", "expires", " ago, took "]
+            .iter()
+            .all(|word| endpoints.contains(word))
+    });
+    assert!(text(&browser, "drawer-endpoints").contains(&servers[3].address().to_string()));
+
+    let explain = |name: &str| {
+        browser.eval(
+            "(() => { const input = document.getElementById('explain-name'); input.value = ''; input.focus(); })()",
+        );
+        browser.press(name);
+        browser.press(ENTER);
+    };
+    for (name, says) in [
+        (OTHER, "Route prod.example.com, by prod.example.com."),
+        (NAME, "Route dev.example.com, by dev.example.com – not this one."),
+        ("unknown.example.com", "Refused with unknown_name: no route matches this name."),
+        ("https://dev.example.com", "name: `https://dev.example.com`: this is a URL; write `dev.example.com`"),
+        ("<img>", "name: `<img>`: the name has a character other than letters, digits, '-', '_' and '.'"),
+    ] {
+        explain(name);
+        eventually("an answer", || text(&browser, "explanation").trim_end() == says);
+    }
+    let chart = |what: &str| browser.eval(&format!("document.querySelector('#drawer .chart'){what}"));
+    eventually("two steps", || {
+        chart(".querySelector('polyline').getAttribute('points')").as_str().is_some_and(|points| points.contains(' '))
+    });
+    chart(".focus()");
+    let newest = chart(".getAttribute('aria-valuetext')");
+    browser.press(LEFT);
+    let before = chart(".getAttribute('aria-valuetext')");
+    assert!(before != newest && before.as_str().unwrap().contains(" UTC: "), "{newest} {before}");
+    keep(&browser, "status-route.png");
+    browser.press(ESCAPE);
+    assert_eq!(browser.eval("document.getElementById('drawer').open"), false);
+    assert_eq!(browser.eval(focused), OTHER, "the focus is where it was");
+    let complaints = browser.complaints();
+    let is_refused = |entry: &serde_json::Value| entry["message"].as_str().unwrap().contains("with a status of 400 (");
+    assert!(complaints.len() == 2 && complaints.iter().all(is_refused), "the browser says so itself: {complaints:?}");
+}
+
+#[test]
+#[ignore = "needs chromedriver"]
+fn what_is_drained_is_no_fault_and_columns_are_sorted() {
+    let backends = [Backend::echo(), Backend::echo()];
+    let directory = TempDir::new().unwrap();
+    let socket = directory.path().join("control.sock");
+    let routes: Vec<(&str, SocketAddr)> = vec![
+        ("b.example.com", backends[0].address()),
+        ("a.example.com", backends[1].address()),
+        ("c.example.com", backends[1].address()),
+    ];
+    let router = Router::start(&config(&routes, &format!("control: {}\n", socket.display())));
+    let mut client = Client::send(router.address(), &Hello::new().server_name(b"c.example.com").record());
+    client.read(1);
+    let drained = snigate().args(["ctl", "--socket"]).arg(&socket).args(["drain", "b.example.com"]).status().unwrap();
+    assert!(drained.success());
+
+    let browser = Browser::start(1100, 920, true);
+    browser.open(&format!("http://{}/", router.admin()));
+    eventually("no fault", || text(&browser, "verdict") == "Healthy: 3 routes, 3 endpoints.");
+    assert_eq!(text(&browser, "drained"), "1 endpoint is drained by an operator: no new connections.");
+    let chip = browser.eval("document.querySelector('#routes .chip.drained').innerText");
+    assert_eq!(chip, format!("{} drained", backends[0].address()));
+    assert!(text(&browser, "routes").contains("all endpoints are drained: new connections are refused"));
+    assert_eq!(text(&browser, "open"), "1");
+
+    let sort = |column: &str| {
+        browser.eval(&format!("document.querySelector('#routes [data-by={column}]').click()"));
+        browser.eval(&format!(
+            "[...document.querySelectorAll('#routes .name')].map((one) => one.innerText[0]).join('') + ' ' \
+             + document.querySelector('#routes th:has([data-by={column}])').ariaSort"
+        ))
+    };
+    assert_eq!(sort("route"), "abc ascending");
+    assert_eq!(sort("route"), "cba descending");
+    assert_eq!(sort("route"), "bac none", "the order of the file");
+    assert_eq!(sort("open"), "cba descending");
+    assert_eq!(browser.eval("document.querySelectorAll('[aria-sort=descending], [aria-sort=ascending]').length"), 1);
+    keep(&browser, "status-drained-dark.png");
+    let nameless = "[...document.querySelectorAll('button, input, table, dialog')].filter((one) => \
+         !(one.innerText || one.labels?.length || one.caption || one.getAttribute('aria-labelledby') || one.closest('[aria-labelledby]'))).length";
+    assert_eq!(browser.eval(nameless), 0, "everything has a name");
+    let twice = "[...document.querySelectorAll('[id]')].filter((one, at, all) => all.findIndex((other) => other.id === one.id) !== at).length";
+    assert_eq!(browser.eval(twice), 0, "no name is there twice");
+    assert_eq!(browser.complaints(), Vec::<serde_json::Value>::new());
+}
+
+#[test]
 fn the_page_comes_alone_and_is_never_run_with_what_clients_sent() {
     let backend = Backend::named("served");
     let router = Router::routing(&[(NAME, backend.address())]);
-    for (path, kind) in [("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")] {
+    for (path, kind) in [
+        ("/", "text/html"),
+        ("/page.css", "text/css"),
+        ("/page.js", "text/javascript"),
+        ("/routes.js", "text/javascript"),
+        ("/drawer.js", "text/javascript"),
+        ("/parts.js", "text/javascript"),
+    ] {
         let mut client = Client::send(
             router.admin(),
             format!("GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n").as_bytes(),
@@ -181,7 +302,7 @@ fn the_page_comes_alone_and_is_never_run_with_what_clients_sent() {
         let (head, body) = response.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 200") && head.contains(&format!("content-type: {kind}")), "{head}");
         assert!(head.contains("content-security-policy: default-src 'none'; script-src 'self'"), "{head}");
-        assert!(!body.contains("http://") || path == "/page.js", "nothing from elsewhere");
+        assert!(!body.contains("http://") || path == "/parts.js", "nothing from elsewhere");
         assert!(!body.contains("innerHTML"));
     }
 }
