@@ -113,6 +113,11 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
         "log        format {}, level {level}, refusals_per_second {}, progress {progress}",
         log.format, log.refusals_per_second
     )?;
+    write_process(&mut text, config)?;
+    Ok(text)
+}
+
+fn write_process(text: &mut String, config: &Config) -> std::fmt::Result {
     let engine = match config.relay {
         Engine::Auto => "auto",
         Engine::Copy => "copy",
@@ -135,8 +140,7 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
         };
         format!("{address}, hosts {}{metrics}", hosts.join(", "))
     });
-    writeln!(text, "admin      {admin}")?;
-    Ok(text)
+    writeln!(text, "admin      {admin}")
 }
 
 fn write_upstream(text: &mut String, upstream: &UpstreamSettings) -> std::fmt::Result {
