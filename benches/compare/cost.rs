@@ -88,6 +88,8 @@ pub enum Work {
     RoundTrip { size: usize, connections: usize, count: usize },
     /// Streams of bytes to the client, or from it.
     Bulk { down: bool, streams: usize, bytes: usize },
+    /// Messages of 100 bytes there and back on many streams, each at a low rate, beside a stream of bytes to the client.
+    Fair { streams: usize, count: usize },
     /// Whole TLS handshakes, each with an answer.
     Tls { count: usize },
     /// Connections that do nothing.
@@ -106,6 +108,7 @@ impl Work {
         for streams in [1, 32] {
             all.extend([true, false].map(|down| Self::Bulk { down, streams, bytes: 2048 * MEBIBYTE }));
         }
+        all.push(Self::Fair { streams: 1000, count: 10_000 });
         all.push(Self::Tls { count: 2000 });
         // Both ends of a connection are this process's.
         let connections = descriptors().saturating_sub(1000) / 2000 * 1000;
@@ -119,6 +122,7 @@ impl Work {
             Self::Proxied { .. } => "connect with PROXY headers".into(),
             Self::RoundTrip { size, connections, .. } => format!("round trip {size} B x{connections}"),
             Self::Bulk { down, streams, .. } => format!("bulk {} x{streams}", if *down { "down" } else { "up" }),
+            Self::Fair { streams, .. } => format!("messages x{streams} beside bulk"),
             Self::Tls { .. } => "TLS 1.3 handshake".into(),
             Self::Idle { connections } => format!("idle {connections}"),
         }
@@ -129,6 +133,7 @@ impl Work {
             Self::Connect { .. } | Self::Proxied { .. } | Self::Tls { .. } => "µs CPU per connection",
             Self::RoundTrip { .. } => "µs CPU per round trip",
             Self::Bulk { .. } => "s CPU per GB",
+            Self::Fair { .. } => "latency",
             Self::Idle { .. } => "B user memory each",
         }
     }
@@ -145,6 +150,7 @@ impl Work {
             Self::Bulk { down, streams, bytes } => {
                 Self::Bulk { down, streams, bytes: (bytes / part).max(streams * MEBIBYTE) }
             }
+            Self::Fair { streams, count } => Self::Fair { streams, count: (count / part).max(streams) },
             Self::Idle { connections } => Self::Idle { connections: connections / part },
         }
     }
@@ -155,6 +161,7 @@ impl Work {
             Self::Connect { count, .. }
             | Self::Proxied { count }
             | Self::RoundTrip { count, .. }
+            | Self::Fair { count, .. }
             | Self::Tls { count } => *count as f64 / 1e6,
             Self::Bulk { bytes, .. } => *bytes as f64 / 1e9,
             Self::Idle { connections } => *connections as f64,
@@ -169,6 +176,7 @@ impl Work {
                 Self::Proxied { count } => connect(proxy, &header(proxy), 517, count).await,
                 Self::RoundTrip { size, connections, count } => round_trips(proxy, size, connections, count).await,
                 Self::Bulk { down, streams, bytes } => bulk(proxy, down, streams, bytes).await,
+                Self::Fair { streams, count } => fair(proxy, streams, count).await,
                 Self::Tls { count } => handshakes(proxy, &load.connector, count).await,
                 Self::Idle { .. } => unreachable!("see `idle`"),
             }
@@ -223,7 +231,11 @@ fn busy(load: &Pinned, proxy: Option<&Proxy>, backend: SocketAddr, work: Work) -
     let latencies = work.run(load, address);
     let (wall, after) = (start.elapsed(), proxy.map(Proxy::cpu));
     Cell {
-        cost: before.zip(after).map(|(before, after)| (after - before).as_secs_f64() / work.units()),
+        // Nothing to divide by: the other stream's bytes are not counted.
+        cost: before
+            .zip(after)
+            .filter(|_| !matches!(work, Work::Fair { .. }))
+            .map(|(before, after)| (after - before).as_secs_f64() / work.units()),
         figures: vec![
             ("p50", percentile(&latencies, 50) * 1e3, "µs"),
             ("p99", percentile(&latencies, 99) * 1e3, "µs"),
@@ -351,6 +363,34 @@ async fn round_trips(proxy: SocketAddr, size: usize, connections: usize, count: 
         });
     }
     clients.join_all().await.concat()
+}
+
+/// How often each of many streams has a message, beside another one that never pauses.
+const PAUSE: Duration = Duration::from_millis(500);
+
+async fn fair(proxy: SocketAddr, streams: usize, count: usize) -> Vec<Duration> {
+    let mut other = open(proxy, Order::Send(usize::MAX)).await.unwrap();
+    let busy = tokio::spawn(async move { receive(&mut other, usize::MAX).await });
+    let mut clients = JoinSet::new();
+    for number in 0..streams {
+        let mut stream = open(proxy, Order::Echo(100)).await.unwrap();
+        clients.spawn(async move {
+            let mut latencies = Vec::with_capacity(count / streams);
+            let begun = tokio::time::Instant::now() + PAUSE.mul_f64(number as f64 / streams as f64);
+            let mut ticks = tokio::time::interval_at(begun, PAUSE);
+            for _ in 0..count / streams {
+                ticks.tick().await;
+                let start = Instant::now();
+                stream.write_all(&[1; 100]).await.unwrap();
+                stream.read_exact(&mut [0; 100]).await.unwrap();
+                latencies.push(start.elapsed());
+            }
+            latencies
+        });
+    }
+    let latencies = clients.join_all().await.concat();
+    busy.abort();
+    latencies
 }
 
 async fn bulk(proxy: SocketAddr, down: bool, streams: usize, bytes: usize) -> Vec<Duration> {
