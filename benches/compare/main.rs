@@ -58,6 +58,9 @@ enum Measurement {
     Parked(parked::Options),
     /// Start, memory, CPU time, reload and scrape with 10,000 routes
     Routes(routes::Options),
+    /// One proxy's part of `parked --minutes`
+    #[command(hide = true)]
+    Churn(parked::Churn),
     /// Run the relay of `floor.rs`
     #[command(hide = true)]
     Floor { listen: SocketAddr, backend: SocketAddr },
@@ -91,6 +94,7 @@ fn main() {
         Measurement::Lifecycle(options) => lifecycle::run(options, &common),
         Measurement::Parked(options) => parked::run(options, &common),
         Measurement::Routes(options) => routes::run(options, &common),
+        Measurement::Churn(churn) => churn.run(&common),
         Measurement::Floor { listen, backend } => floor::run(listen, backend),
         Measurement::Endpoint { answer } => endpoint::run(answer),
     }

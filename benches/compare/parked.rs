@@ -1,5 +1,5 @@
 //! Connections at rest: the memory that they take, how soon a byte arrives that ends the rest of one, and what it does to
-//! others when thousands continue at once.
+//! others when thousands continue at once. Also the memory over an hour in which connections come and go.
 //!
 //! The proxy is on the first CPU, both ends of all connections are in one thread on the last. Nothing there is
 //! asynchronous, so that the time of a byte is that of two system calls and of the proxy.
@@ -7,6 +7,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::{JoinHandle, sleep};
@@ -26,7 +27,7 @@ pub struct Options {
     /// How often the proxies take turns
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Only `memory`, `wake` or `burst`
+    /// Only `memory`, `wake`, `burst` or `churn`
     #[arg(long, default_value = "")]
     only: String,
     /// Silent connections, as far as file descriptors allow; more than 28,000 need a wider
@@ -39,6 +40,18 @@ pub struct Options {
     /// How often all connections are woken at once
     #[arg(long, default_value_t = 5)]
     bursts: usize,
+    /// How long connections come and go in `churn`, which is of builds of snigate only, and left out without this
+    #[arg(long)]
+    minutes: Option<u64>,
+}
+
+/// All builds of snigate at once, each in front of a process of its own, which has the descriptors of its connections.
+#[derive(Args, Clone, Copy)]
+pub struct Churn {
+    /// Which build of snigate
+    index: usize,
+    minutes: u64,
+    connections: usize,
 }
 
 /// Descriptors of this process, or of a proxy, that are not for silent connections; snigate needs most.
@@ -90,6 +103,89 @@ pub fn run(options: Options, common: &Common) {
         turns(&common.against, &["500ms"], rounds, |subject| {
             burst(&Rig::start(subject, connections), connections, bursts)
         });
+    }
+    if let Some(minutes) = options.minutes.filter(|_| "churn".contains(&options.only)) {
+        Churn::run_all(minutes, connections, &common.against);
+    }
+}
+
+/// Connections that come and go, per second.
+const SHORT: usize = 50;
+/// Silent connections that are replaced by others, per second.
+const REPLACED: usize = 10;
+/// Silent connections that have a byte each way, per second.
+const SPEAKING: usize = 200;
+/// How long until a burst is over and everything is parked again.
+const AFTER_BURST: Duration = Duration::from_secs(30);
+
+impl Churn {
+    fn run_all(minutes: u64, connections: usize, against: &[PathBuf]) {
+        println!(
+            "\nchurn: {minutes} minutes with {SHORT} short connections, {REPLACED} new silent ones and {SPEAKING} messages on silent ones per second, of which there are {} to {}; then {connections} that speak at once; the proxy's own memory in MB",
+            connections / 6,
+            connections / 2,
+        );
+        let start = |index: usize| {
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.arg("churn").args([index.to_string(), minutes.to_string(), connections.to_string()]);
+            for binary in against {
+                command.arg("--against").arg(binary);
+            }
+            command.spawn().unwrap()
+        };
+        let children: Vec<Child> = (0..Program::snigates(against).len()).map(start).collect();
+        children.into_iter().for_each(|mut child| assert!(child.wait().unwrap().success()));
+    }
+
+    pub fn run(self, common: &Common) {
+        let Self { index, minutes, connections } = self;
+        let cpus = std::thread::available_parallelism().unwrap().get();
+        pin(cpus - 1..cpus);
+        let program = Program::snigates(&common.against).swap_remove(index);
+        let subject = Subject { program, park_after: Some("1s") };
+        let rig = Rig::start(&subject, connections);
+        let own = || rig.proxy.own_memory() as f64 / 1e6;
+        let mut silent = rig.open(connections / 6);
+        let mut samples = Vec::new();
+        for minute in 1..=minutes {
+            // A few thousand more after some minutes, then fewer again.
+            let third = connections / 3;
+            let wanted = connections / 6 + third - third.abs_diff(minute as usize % 10 * third / 5);
+            for second in 0..60 {
+                let begun = Instant::now();
+                rig.churn(&mut silent, wanted, 60 - second);
+                sleep(Duration::from_secs(1).saturating_sub(begun.elapsed()));
+            }
+            samples.push(own());
+            eprintln!("{:<26} minute {minute}: {} silent, {:.2} MB", subject.name(), silent.len(), own());
+        }
+        let (least, _, most) = spread(samples.iter().copied());
+        silent.truncate(connections);
+        silent.extend(rig.open(connections - silent.len()));
+        rig.wait_until_parked(connections);
+        sleep(AFTER_BURST);
+        let (before, cpu) = (own(), rig.proxy.cpu());
+        wake_all(&mut silent);
+        let burst = own();
+        sleep(AFTER_BURST);
+        rig.wait_until_parked(connections);
+        let after = own();
+        for _ in 0..4 {
+            wake_all(&mut silent);
+            rig.wait_until_parked(connections);
+        }
+        sleep(AFTER_BURST);
+        let later = own();
+        drop(silent);
+        sleep(AFTER_BURST);
+        println!(
+            "  {:<26}  each minute {least:.1} to {most:.1}, the last {:.1}; before the burst {before:.1}, at its end {burst:.1}, {} s later {after:.1}, after four more {later:.1}, after the end of all {:.1}; CPU {:.0} s",
+            subject.name(),
+            samples[samples.len() - 1],
+            AFTER_BURST.as_secs(),
+            own(),
+            cpu.as_secs_f64(),
+        );
     }
 }
 
@@ -156,6 +252,23 @@ impl Rig {
 
     fn open(&self, count: usize) -> Vec<Pair> {
         (0..count).map(|_| Pair::open(self.proxy.address, &self.listener)).collect()
+    }
+
+    /// One second of connections that come and go, on the way to so many silent ones.
+    fn churn(&self, silent: &mut Vec<Pair>, wanted: usize, seconds_left: usize) {
+        drop(self.open(SHORT));
+        let more = wanted.saturating_sub(silent.len()) / seconds_left;
+        let fewer = silent.len().saturating_sub(wanted) / seconds_left;
+        for _ in 0..REPLACED + fewer {
+            silent.swap_remove(fastrand::usize(..silent.len()));
+        }
+        silent.extend(self.open(REPLACED + more));
+        for _ in 0..SPEAKING {
+            let chosen = fastrand::usize(..silent.len());
+            let pair = &mut silent[chosen];
+            pair.up();
+            pair.down();
+        }
     }
 
     /// Until so many are parked, if they ever are.
