@@ -97,8 +97,14 @@ static STREAM: LazyLock<Vec<u8>> = LazyLock::new(|| {
 });
 
 async fn pair(listener: &TcpListener) -> (TcpStream, TcpStream) {
-    let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-    (near.unwrap(), far.unwrap().0)
+    let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    loop {
+        let (far, peer) = listener.accept().await.unwrap();
+        // Others on the machine may connect to any port.
+        if peer == near.local_addr().unwrap() {
+            return (near, far);
+        }
+    }
 }
 
 async fn stall(times: u32) {
