@@ -143,21 +143,21 @@ fn h28_parked_connections_are_closed_too() {
 fn h28_closing_stops_when_the_operator_leaves() {
     let (backend, held) = Backend::held();
     let operated = Operated::start(&config(&[(NAME, backend.address())], ""));
-    let mut streams: Vec<_> = (0..3).map(|_| connect(&operated.router, &held)).collect();
+    let mut streams: Vec<_> = (0..6).map(|_| connect(&operated.router, &held)).collect();
     let mut ctl: Command = snigate();
     ctl.arg("ctl").arg("--socket").arg(&operated.socket).args(["close", "--all", "--rate", "1"]);
     let mut closing = ctl.stdout(Stdio::piped()).spawn().unwrap();
     let mut told = BufReader::new(closing.stdout.take().unwrap()).lines();
-    assert_eq!(told.next().unwrap().unwrap(), format!("3 connections to close ({NAME} 3)"));
+    assert_eq!(told.next().unwrap().unwrap(), format!("6 connections to close ({NAME} 6)"));
     operated.router.wait("the first", |line| line["outcome"] == "drained");
     kill_process(Pid::from_child(&closing), Signal::INT).unwrap();
     closing.wait().unwrap();
     let line = operated.router.wait("that it has stopped", |line| line["verb"] == "close");
     assert_eq!(line["interrupted"], true, "{line}");
     let closed = line["closed"].as_u64().unwrap();
-    assert!((1..3).contains(&closed), "{line}");
+    assert!((1..6).contains(&closed), "{line}");
     let left = connections(&operated, &[]).len() as u64;
-    assert_eq!(left, 3 - closed);
+    assert_eq!(left, 6 - closed);
     let open = clients(&operated, &[]);
     streams.retain(|(client, _)| open.contains(&client.address().to_string()));
     streams.iter_mut().for_each(|(client, upstream)| works(client, upstream));

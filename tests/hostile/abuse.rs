@@ -73,8 +73,8 @@ fn a16_f09_z9_stalled_hellos_leave_room_for_everybody_else() {
 #[test]
 fn f10_what_waits_for_the_rest_of_a_hello_is_bounded() {
     let backend = Backend::named("served");
-    let router =
-        Router::start(&config(&[(NAME, backend.address())], "limits: {buffer_bytes: 1MiB}\ntimeouts: {hello: 60s}\n"));
+    let more = "limits: {buffer_bytes: 1MiB}\ntimeouts: {hello: 60s}\nlog: {refusals_per_second: 0}\n";
+    let router = Router::start(&config(&[(NAME, backend.address())], more));
     assert_eq!(router.metric("snigate_buffered_bytes_limit"), f64::from(1 << 20));
     let hello = Hello::to(NAME).padded_to(15_000).record();
     let mut clients: Vec<Client> =
