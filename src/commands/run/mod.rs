@@ -75,6 +75,9 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
         // A file that cannot be read without the capabilities could not be reloaded either.
         config = source.load().config?;
     }
+    // Before the check: what it leaves is for the others.
+    #[cfg(feature = "jemalloc")]
+    start_thread_of_allocator()?;
     runtime::check(config.workers)?;
     let logging = logging::start(&config.log);
     for reason in &entered.failures {
@@ -89,6 +92,14 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
         error!(reason = format!("{reason:#}"), "cannot start");
         ExitCode::FAILURE
     }))
+}
+
+/// One, which gives memory back that has not been used for a while.
+#[cfg(feature = "jemalloc")]
+fn start_thread_of_allocator() -> anyhow::Result<()> {
+    let started = tikv_jemalloc_ctl::max_background_threads::write(1)
+        .and_then(|()| tikv_jemalloc_ctl::background_thread::write(true));
+    started.map_err(|reason| anyhow!("cannot create threads: the allocator's: {reason}"))
 }
 
 /// What was found at the paths of the configuration.
@@ -121,10 +132,6 @@ fn start(
     };
     let inherited = sockets.control.take();
     sockets.control = control::socket(config.control.as_deref(), inherited, found.control, predecessor.is_some())?;
-    #[cfg(feature = "jemalloc")]
-    if let Err(reason) = tikv_jemalloc_ctl::background_thread::write(true) {
-        warn!(%reason, "memory is given back late, because the allocator has no thread");
-    }
     let runtime = runtime::build(config.workers)?;
     let result = runtime.block_on(serve(config, file, logging, signals, predecessor, sockets));
     // Does not wait for DNS lookups.
