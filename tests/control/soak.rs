@@ -11,20 +11,12 @@ use serde_json::Value;
 use super::Operated;
 use crate::lifecycle::upgrade::{linked, serving};
 use crate::support::client::{End, client_from};
-use crate::support::{Backend, Client, Hello, eventually, watchdog};
+use crate::support::{Backend, Client, Hello, Stop, eventually, watchdog};
 
 const NAME: &str = "a.example";
 const KEPT: &str = "127.0.0.1";
 /// Where streams come from that operators close.
 const CLOSED: &str = "127.0.0.9";
-
-/// Echoes, however long it takes until something comes.
-fn patient() -> Backend {
-    Backend::start(|mut stream| {
-        stream.set_read_timeout(None).unwrap();
-        let _ = std::io::copy(&mut stream.try_clone().unwrap(), &mut stream);
-    })
-}
 
 fn config(endpoints: &[SocketAddr], route: bool) -> String {
     let endpoints: Vec<String> = endpoints.iter().map(|address| format!("\"{address}\"")).collect();
@@ -51,15 +43,6 @@ fn works(client: &mut Client) {
     assert_eq!(client.read(4), b"ping");
 }
 
-/// Stops the traffic, also when what is tested fails.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
-}
-
 #[test]
 fn h29_random_orders_reloads_and_upgrades_break_no_stream_that_none_closed() {
     let duration = Duration::from_secs(std::env::var("SNIGATE_SOAK").map_or(3, |text| text.parse().unwrap()));
@@ -67,7 +50,7 @@ fn h29_random_orders_reloads_and_upgrades_break_no_stream_that_none_closed() {
     let seed = std::env::var("SNIGATE_SEED").map_or_else(|_| std::process::id().into(), |text| text.parse().unwrap());
     eprintln!("SNIGATE_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let backends = [patient(), patient(), patient()];
+    let backends = [Backend::patient(), Backend::patient(), Backend::patient()];
     let addresses = backends.each_ref().map(Backend::address);
     let (operated, _) = Operated::starting(&config(&addresses[..2], false), linked);
     let router = &operated.router;

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::support::backend::closed;
 use crate::support::client::alert;
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, Router, eventually, pattern, snigate, watchdog};
+use crate::support::{Backend, Client, Hello, Router, Stop, eventually, pattern, snigate, watchdog};
 
 const NAME: &str = "a.example";
 const FAULTY: &str = "faulty.example";
@@ -62,15 +62,6 @@ fn one(router: &Router, number: u64, made: &Made) -> bool {
     }
 }
 
-/// Also when what is measured fails: the clients would go on for ever.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
-}
-
 /// Clients of all kinds, four at a time, until they are to stop.
 fn keep_coming<'scope>(
     scope: &'scope Scope<'scope, '_>,
@@ -89,23 +80,12 @@ fn keep_coming<'scope>(
     }
 }
 
-/// Echoes, however long it takes until something comes.
-fn patient() -> Backend {
-    Backend::start(|mut stream| {
-        stream.set_read_timeout(None).unwrap();
-        let mut bytes = [0; 4096];
-        while let Ok(length @ 1..) = std::io::Read::read(&mut stream, &mut bytes) {
-            let _ = std::io::Write::write_all(&mut stream, &bytes[..length]);
-        }
-    })
-}
-
 #[test]
 fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
     let duration = Duration::from_secs(std::env::var("SNIGATE_SOAK").map_or(3, |text| text.parse().unwrap()));
     watchdog::may_take(2 * duration + Duration::from_secs(300));
     let (backend, faulty) = (Backend::echo(), Backend::echo());
-    let patient = patient();
+    let patient = Backend::patient();
     let routes = [(NAME, backend.address()), (FAULTY, faulty.address()), (DEAD, closed()), (IDLE, patient.address())];
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("snigate.yaml");
@@ -171,7 +151,7 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
 fn g13_h08_storm_of_changes_loses_no_connection() {
     let changes: u16 = std::env::var("SNIGATE_STORM").map_or(12, |text| text.parse().unwrap());
     watchdog::may_take(Duration::from_secs(300) + Duration::from_secs(2) * changes.into());
-    let [first, second, faulty, patient] = [Backend::echo(), Backend::echo(), Backend::echo(), patient()];
+    let [first, second, faulty, patient] = [Backend::echo(), Backend::echo(), Backend::echo(), Backend::patient()];
     let dead = closed();
     let text = |number: u16| {
         let pool = if number.is_multiple_of(2) {

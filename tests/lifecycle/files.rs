@@ -7,29 +7,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::support::client::{End, alert, client_from};
-use crate::support::{Backend, Hello, Router};
+use crate::support::client::{End, ask_from, refused, served};
+use crate::support::{Backend, Router};
 
 const DENIED: u8 = 49;
 const UNKNOWN: u8 = 112;
 
 fn ask(router: &Router, name: &str) -> (Vec<u8>, End) {
-    ask_from("127.0.0.1", router, name)
-}
-
-fn ask_from(client: &str, router: &Router, name: &str) -> (Vec<u8>, End) {
-    let mut client = client_from(client, router.address());
-    client.write(&Hello::to(name).record());
-    client.finish_if_open();
-    client.rest()
-}
-
-fn served() -> (Vec<u8>, End) {
-    (b"served".to_vec(), End::Fin)
-}
-
-fn refused(description: u8) -> (Vec<u8>, End) {
-    (alert(description), End::Fin)
+    ask_from("127.0.0.1", router.address(), name)
 }
 
 fn route(name: &str, more: &str, upstream: SocketAddr) -> String {
@@ -162,14 +147,14 @@ fn g17_a_list_of_networks_is_read_once_for_all_routes_and_watched() {
         .collect();
     let text = main_file("watch: true\n", backend.address()) + &routes;
     let router = Router::start(&text.replace("{file: blocked}", "127.0.0.2"));
-    assert_eq!(ask_from("127.0.0.2", &router, "n7.example"), refused(DENIED));
+    assert_eq!(ask_from("127.0.0.2", router.address(), "n7.example"), refused(DENIED));
     let before = router.metric("process_resident_memory_bytes");
 
     let path = directory(&router).join("blocked");
     fs::write(&path, list("127.0.0.4")).unwrap();
     assert_eq!(router.reload(&text)["message"], "reloaded");
     for (client, is_served) in [("127.0.0.2", true), ("127.0.0.3", false), ("127.0.0.4", false)] {
-        assert_eq!(ask_from(client, &router, "n7.example") == served(), is_served, "{client}");
+        assert_eq!(ask_from(client, router.address(), "n7.example") == served(), is_served, "{client}");
     }
     let grown = router.metric("process_resident_memory_bytes") - before;
     assert!(grown < f64::from(48 << 20), "{grown} bytes; 300 copies would be 600 MB");
@@ -187,12 +172,12 @@ fn g17_a_list_of_networks_is_read_once_for_all_routes_and_watched() {
         reason.contains(&format!("routes[1].deny: {}:70000: `10.0.0.0/33`: expected a network", path.display())),
         "{reason}"
     );
-    assert_eq!(ask_from("127.0.0.4", &router, "n7.example"), refused(DENIED));
-    assert_eq!(ask_from("127.0.0.5", &router, "n7.example"), served());
+    assert_eq!(ask_from("127.0.0.4", router.address(), "n7.example"), refused(DENIED));
+    assert_eq!(ask_from("127.0.0.5", router.address(), "n7.example"), served());
     put(&path, |new| fs::write(new, good).unwrap());
     assert_eq!(reloaded(&router, 2)["changed"], 300);
-    assert_eq!(ask_from("127.0.0.4", &router, "n7.example"), served());
-    assert_eq!(ask_from("127.0.0.5", &router, "n299.example"), refused(DENIED));
+    assert_eq!(ask_from("127.0.0.4", router.address(), "n7.example"), served());
+    assert_eq!(ask_from("127.0.0.5", router.address(), "n299.example"), refused(DENIED));
     // A missing list is no empty list.
     fs::remove_file(&path).unwrap();
     let told = router.wait("that it is missing", |line| {
@@ -200,5 +185,5 @@ fn g17_a_list_of_networks_is_read_once_for_all_routes_and_watched() {
     });
     assert_eq!(told["file"], path.display().to_string());
     assert!(router.reload_as_it_is()["reason"].as_str().unwrap().contains("blocked: No such file"));
-    assert_eq!(ask_from("127.0.0.5", &router, "n7.example"), refused(DENIED));
+    assert_eq!(ask_from("127.0.0.5", router.address(), "n7.example"), refused(DENIED));
 }

@@ -2,27 +2,11 @@
 
 use std::net::SocketAddr;
 
-use crate::support::client::{End, alert, client_from};
+use crate::support::client::{alert, ask_from, client_from, refused, served};
 use crate::support::router::config;
 use crate::support::{Backend, Client, Hello, Router, eventually};
 
 const NAME: &str = "a.example";
-
-/// What a client with this address gets.
-fn ask_from(address: &str, to: SocketAddr) -> (Vec<u8>, End) {
-    let mut client = client_from(address, to);
-    client.write(&Hello::to(NAME).record());
-    client.finish_if_open();
-    client.rest()
-}
-
-fn served() -> (Vec<u8>, End) {
-    (b"served".to_vec(), End::Fin)
-}
-
-fn refused(description: u8) -> (Vec<u8>, End) {
-    (alert(description), End::Fin)
-}
 
 const DENIED: u8 = 49;
 const OVER_LIMIT: u8 = 80;
@@ -38,7 +22,7 @@ fn e03_a_listener_lets_in_whom_it_may() {
     for (from, allowed) in
         [("127.0.0.1", true), ("127.0.255.255", true), ("127.3.0.1", true), ("127.3.0.2", false), ("127.0.0.7", false)]
     {
-        assert_eq!(ask_from(from, router.address()), if allowed { served() } else { refused(DENIED) }, "{from}");
+        assert_eq!(ask_from(from, router.address(), NAME), if allowed { served() } else { refused(DENIED) }, "{from}");
     }
     assert_eq!(backend.accepted(), 3, "nobody else reached it");
     let account = router.wait("who was refused", |line| line["client.address"] == "127.0.0.7");
@@ -58,8 +42,8 @@ fn e02_a_route_lets_in_whom_it_may_whatever_the_family_of_the_listener() {
     );
     let router = Router::start(&text);
     let address = SocketAddr::new("127.0.0.1".parse().unwrap(), router.address().port());
-    assert_eq!(ask_from("127.0.0.2", address), served());
-    assert_eq!(ask_from("127.0.0.3", address), refused(DENIED));
+    assert_eq!(ask_from("127.0.0.2", address, NAME), served());
+    assert_eq!(ask_from("127.0.0.3", address, NAME), refused(DENIED));
     let mut other = Client::send(address, &Hello::to("b.example").record());
     assert_eq!(other.rest().0, alert(DENIED));
     assert_eq!(backend.accepted(), 1, "no dial for who is not allowed");
@@ -127,18 +111,18 @@ fn f06_a_source_that_takes_all_it_may_takes_nothing_from_others() {
     let held: Vec<Client> = (0..5).map(|_| client_from("127.0.0.2", router.address())).collect();
     eventually("they are in", || router.metric("snigate_connections_active{route=\"_none\"}") == 5.0);
     for _ in 0..50 {
-        assert_eq!(ask_from("127.0.0.2", router.address()), refused(OVER_LIMIT));
+        assert_eq!(ask_from("127.0.0.2", router.address(), NAME), refused(OVER_LIMIT));
     }
-    assert_eq!(ask_from("127.0.0.3", router.address()), served());
+    assert_eq!(ask_from("127.0.0.3", router.address(), NAME), served());
     let account = router.wait("who was refused", |line| line["outcome"] == "over_limit");
     assert_eq!(account["reason"], "the client's source has reached limits.per_source: 5 connections");
     // What it has counts for a new configuration, too.
     router.reload(&config(&[(NAME, backend.address())], "limits: {per_source: 6}\n"));
     let sixth = client_from("127.0.0.2", router.address());
     eventually("it is in", || router.metric("snigate_connections_active{route=\"_none\"}") == 6.0);
-    assert_eq!(ask_from("127.0.0.2", router.address()), refused(OVER_LIMIT));
+    assert_eq!(ask_from("127.0.0.2", router.address(), NAME), refused(OVER_LIMIT));
     drop((held, sixth));
-    eventually("it has room again", || ask_from("127.0.0.2", router.address()) == served());
+    eventually("it has room again", || ask_from("127.0.0.2", router.address(), NAME) == served());
 }
 
 #[test]
@@ -146,10 +130,10 @@ fn a_source_that_comes_too_fast_is_slowed_down() {
     let backend = Backend::named("served");
     let router = Router::start(&config(&[(NAME, backend.address())], "limits: {new_per_source: 10/h}\n"));
     for _ in 0..10 {
-        assert_eq!(ask_from("127.0.0.2", router.address()), served());
+        assert_eq!(ask_from("127.0.0.2", router.address(), NAME), served());
     }
-    assert_eq!(ask_from("127.0.0.2", router.address()), refused(OVER_LIMIT));
-    assert_eq!(ask_from("127.0.0.3", router.address()), served());
+    assert_eq!(ask_from("127.0.0.2", router.address(), NAME), refused(OVER_LIMIT));
+    assert_eq!(ask_from("127.0.0.3", router.address(), NAME), served());
     let account = router.wait("who was refused", |line| line["outcome"] == "over_limit");
     assert_eq!(account["reason"], "the client's source exceeds limits.new_per_source: 10/h");
 }
@@ -165,9 +149,9 @@ fn f16_a_route_that_gets_too_many_new_connections_takes_nothing_from_others() {
     };
     let router = Router::start(&limited("10/h"));
     for number in 0..10 {
-        assert_eq!(ask_from(&format!("127.0.0.{}", 2 + number), router.address()), served());
+        assert_eq!(ask_from(&format!("127.0.0.{}", 2 + number), router.address(), NAME), served());
     }
-    assert_eq!(ask_from("127.0.0.2", router.address()), refused(OVER_LIMIT));
+    assert_eq!(ask_from("127.0.0.2", router.address(), NAME), refused(OVER_LIMIT));
     let account = router.wait("who was refused", |line| line["outcome"] == "over_limit");
     assert_eq!(
         (&account["reason"], &account["route"]),
@@ -181,9 +165,9 @@ fn f16_a_route_that_gets_too_many_new_connections_takes_nothing_from_others() {
 
     // What was used of a rate counts for the next one.
     router.reload(&limited("11/h"));
-    assert_eq!(ask_from("127.0.0.2", router.address()), refused(OVER_LIMIT));
+    assert_eq!(ask_from("127.0.0.2", router.address(), NAME), refused(OVER_LIMIT));
     router.reload(&limited("1000/s"));
-    eventually("the higher rate applies", || ask_from("127.0.0.2", router.address()) == served());
+    eventually("the higher rate applies", || ask_from("127.0.0.2", router.address(), NAME) == served());
 }
 
 #[test]
@@ -227,6 +211,6 @@ fn thousands_of_networks_are_looked_up_at_once() {
         backend.address()
     );
     let router = Router::start(&text);
-    assert_eq!(ask_from("127.0.0.1", router.address()), served());
-    assert_eq!(ask_from("127.0.0.2", router.address()), refused(DENIED));
+    assert_eq!(ask_from("127.0.0.1", router.address(), NAME), served());
+    assert_eq!(ask_from("127.0.0.2", router.address(), NAME), refused(DENIED));
 }

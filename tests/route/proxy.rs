@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 use tempfile::TempDir;
 
 use crate::support::backend::{closed, free};
-use crate::support::client::{End, alert, client_from};
+use crate::support::client::{End, alert, client_from, served};
 use crate::support::router::config;
 use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually};
 
@@ -30,10 +30,6 @@ fn ask(router: &Router, from: &str, bytes: &[u8]) -> ((Vec<u8>, End), SocketAddr
     let _ = client.stream.write_all(bytes);
     client.finish_if_open();
     (client.rest(), client.address())
-}
-
-fn served() -> (Vec<u8>, End) {
-    (b"served".to_vec(), End::Fin)
 }
 
 fn signature(command: u8, family: u8, content: &[u8]) -> Vec<u8> {

@@ -51,6 +51,14 @@ impl Backend {
         })
     }
 
+    /// The same, however long it takes until something comes.
+    pub fn patient() -> Self {
+        Self::start(|mut stream| {
+            stream.set_read_timeout(None).unwrap();
+            let _ = std::io::copy(&mut stream.try_clone().unwrap(), &mut stream);
+        })
+    }
+
     /// Says its name and closes.
     pub fn named(name: &'static str) -> Self {
         Self::start(move |mut stream| {

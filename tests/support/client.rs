@@ -5,7 +5,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 
 use socket2::{Domain, Socket, Type};
 
-use super::{PATIENCE, watchdog};
+use super::{Hello, PATIENCE, watchdog};
 
 /// A fatal alert, as a record.
 pub fn alert(description: u8) -> Vec<u8> {
@@ -23,6 +23,24 @@ pub fn client_from(address: &str, to: SocketAddr) -> Client {
     socket.bind(&SocketAddr::new(address, 0).into()).unwrap();
     socket.connect(&to.into()).unwrap();
     Client::over(socket.into())
+}
+
+/// All that a client with this address gets that asks for this name.
+pub fn ask_from(address: &str, to: SocketAddr, name: &str) -> (Vec<u8>, End) {
+    let mut client = client_from(address, to);
+    client.write(&Hello::to(name).record());
+    client.finish_if_open();
+    client.rest()
+}
+
+/// What a client gets from `Backend::named("served")`.
+pub fn served() -> (Vec<u8>, End) {
+    (b"served".to_vec(), End::Fin)
+}
+
+/// What a client gets that is refused with this alert.
+pub fn refused(description: u8) -> (Vec<u8>, End) {
+    (alert(description), End::Fin)
 }
 
 /// How a stream ended.

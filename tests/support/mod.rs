@@ -21,6 +21,7 @@ pub use router::{Router, snigate};
 
 use std::path::Path;
 use std::process::{Child, ExitStatus};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -78,6 +79,15 @@ pub fn exit(child: &mut Child, about: impl FnOnce() -> String) -> ExitStatus {
 /// What a program has said, on both of its outputs.
 pub fn all_output(output: &std::process::Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Stops threads that would go on for ever, also when what is tested fails.
+pub struct Stop<'a>(pub &'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
 }
 
 /// A program that ends with its test.
