@@ -1,6 +1,7 @@
 //! A connection whose endpoint is connected: relayed, at rest, and at its end.
 
 use std::mem;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -123,7 +124,7 @@ impl Established {
 }
 
 /// What the kernel knows of both connections, also after a reset.
-fn measured(client: &TcpStream, upstream: &TcpStream) -> Measured {
+pub(super) fn measured(client: impl AsFd, upstream: impl AsFd) -> Measured {
     let (client, upstream) = (sys::tcp_info(client).ok(), sys::tcp_info(upstream).ok());
     Measured {
         client_rtt: client.and_then(|info| info.rtt),

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::num::ParseIntError;
 use std::os::fd::AsFd;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -12,9 +11,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 
+use crate::connection::established::measured;
 use crate::connection::registry::Registry;
-use crate::relay::sys;
-use crate::telemetry::ConnectionRecord;
+use crate::telemetry::{ConnectionRecord, Measured};
 use crate::upstream::Endpoint;
 
 /// Identifies an open connection of this process; not used again before four thousand million others.
@@ -36,11 +35,11 @@ impl FromStr for ConnectionId {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parts = text.split_once('-').and_then(|(index, serial)| {
-            let parsed: Result<_, ParseIntError> = (|| Ok((index.parse()?, serial.parse()?)))();
-            parsed.ok()
-        });
-        parts.map(|(index, serial)| Self { index, serial }).ok_or("expected the ID of a connection, such as 17-4242")
+        let parse = || {
+            let (index, serial) = text.split_once('-')?;
+            Some(Self { index: index.parse().ok()?, serial: serial.parse().ok()? })
+        };
+        parse().ok_or("expected the ID of a connection, such as 17-4242")
     }
 }
 
@@ -75,6 +74,7 @@ impl LiveConnection {
         is_parked: bool,
     ) -> Self {
         let (received, sent) = record.bytes();
+        let Measured { client_rtt, upstream_rtt, .. } = measured(client, upstream);
         Self {
             id,
             client: record.client(),
@@ -87,15 +87,10 @@ impl LiveConnection {
             received,
             sent,
             is_parked,
-            client_rtt: rtt(client),
-            upstream_rtt: rtt(upstream),
+            client_rtt,
+            upstream_rtt,
         }
     }
-}
-
-/// The smoothed round-trip time.
-fn rtt(socket: impl AsFd) -> Option<Duration> {
-    sys::tcp_info(socket).ok().and_then(|info| info.rtt)
 }
 
 /// How many connections are in which state.

@@ -537,28 +537,25 @@ impl Registry {
     fn close_some_aged(&self) -> bool {
         let now = self.seconds(Duration::ZERO);
         let mut entries = self.entries();
-        let start = entries.next_aged;
-        let (mut left, mut last) = (MAX_AGED, None);
-        let mut close = |(index, entry): (usize, &mut ConnectionEntry)| {
+        let Entries { open, next_aged, aging, .. } = &mut *entries;
+        in_turn(open, next_aged, MAX_AGED, |index, entry| {
             let message = match entry.age {
                 Age::AskedAt(since) if now - since >= QUIET_WITHIN_SECONDS => Message::Close(CloseReason::MaxAge),
                 Age::AskedAt(_) => Message::CloseIfQuiet,
                 Age::ExpiresAt(at) if at <= now => Message::CloseIfQuiet,
-                Age::Unlimited | Age::ExpiresAt(_) => return,
+                Age::Unlimited | Age::ExpiresAt(_) => return false,
             };
-            if left > 0 && !matches!(entry.state, TaskState::Notified) {
-                if matches!(entry.age, Age::ExpiresAt(_)) {
-                    entry.age = Age::AskedAt(now);
-                }
-                // Otherwise it has just ended.
-                let _ = self.send(index, entry, message);
-                (left, last) = (left - 1, Some(index));
+            if matches!(entry.state, TaskState::Notified) {
+                return false;
             }
-        };
-        entries.open.iter_mut().skip_while(|(index, _)| *index < start).for_each(&mut close);
-        entries.open.iter_mut().take_while(|(index, _)| *index < start).for_each(&mut close);
-        entries.next_aged = last.map_or(0, |last| last + 1);
-        entries.aging > 0
+            if matches!(entry.age, Age::ExpiresAt(_)) {
+                entry.age = Age::AskedAt(now);
+            }
+            // Otherwise it has just ended.
+            let _ = self.send(index, entry, message);
+            true
+        });
+        *aging > 0
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
@@ -575,22 +572,36 @@ impl OpenConnections for Registry {
 
     fn close_parked(&self, endpoint: EndpointId, most: usize) -> usize {
         let mut entries = self.entries();
-        let start = entries.next_rebalanced;
-        let mut closed = 0;
-        let mut close = |(index, entry): (usize, &mut ConnectionEntry)| {
-            let is_meant =
-                matches!(entry.state, TaskState::Parked { .. }) && entry.phase == Phase::ConnectedTo(endpoint);
-            if closed < most && is_meant {
-                closed += usize::from(self.send(index, entry, Message::Close(CloseReason::Rebalance)));
-                return Some(index + 1);
-            }
-            None
-        };
-        let behind = entries.open.iter_mut().filter(|(index, _)| *index >= start).filter_map(&mut close).last();
-        let before = entries.open.iter_mut().take_while(|(index, _)| *index < start).filter_map(&mut close).last();
-        entries.next_rebalanced = before.or(behind).unwrap_or(start);
-        closed
+        let Entries { open, next_rebalanced, .. } = &mut *entries;
+        in_turn(open, next_rebalanced, most, |index, entry| {
+            matches!(entry.state, TaskState::Parked { .. })
+                && entry.phase == Phase::ConnectedTo(endpoint)
+                && self.send(index, entry, Message::Close(CloseReason::Rebalance))
+        })
     }
+}
+
+/// Lets `take` choose connections, from index `next` on and then from the first one, until it has taken `most`. The search
+/// after this one begins behind the last one taken, so that each has its turn. Returns how many were taken.
+fn in_turn(
+    open: &mut Slab<ConnectionEntry>,
+    next: &mut usize,
+    most: usize,
+    mut take: impl FnMut(usize, &mut ConnectionEntry) -> bool,
+) -> usize {
+    let (start, mut taken) = (*next, 0);
+    for is_behind in [true, false] {
+        for (index, entry) in open.iter_mut().filter(|(index, _)| (*index >= start) == is_behind) {
+            if taken == most {
+                return taken;
+            }
+            if take(index, entry) {
+                taken += 1;
+                *next = index + 1;
+            }
+        }
+    }
+    taken
 }
 
 impl Handle {
