@@ -31,14 +31,22 @@ pub(super) async fn status(admin: &Destination) -> anyhow::Result<(Value, Vec<So
         .with_context(|| format!("cannot read the status from the admin listener at {admin}"))
 }
 
+/// The elements, if it is a list.
+pub(super) fn array(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// The endpoints of a route in the status.
+pub(super) fn endpoints_of(route: &Value) -> impl Iterator<Item = &Value> {
+    array(&route["upstream"]).iter().flat_map(|destination| array(&destination["endpoints"]))
+}
+
 /// The endpoints that operators have drained, each with its route.
 pub(super) fn drained(status: &Value) -> Vec<(String, String)> {
-    let array = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let mut drained = Vec::new();
     for route in array(&status["routes"]) {
-        let endpoints = array(&route["upstream"]).into_iter().flat_map(|one| array(&one["endpoints"]));
-        let endpoints = endpoints.filter(|endpoint| endpoint["state"] == DRAINED);
+        let endpoints = endpoints_of(route).filter(|endpoint| endpoint["state"] == DRAINED);
         drained.extend(endpoints.map(|endpoint| (text(&route["name"]), text(&endpoint["address"]))));
     }
     drained

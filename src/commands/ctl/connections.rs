@@ -16,6 +16,7 @@ use super::client::{Target, json, send};
 use super::print;
 use super::table::{bytes, duration, table};
 use crate::cli::{Close, ConnectionFilter, Connections};
+use crate::commands::admin::array;
 use crate::text::units::span;
 
 /// Clears the terminal and what was scrolled (ECMA-48).
@@ -50,7 +51,7 @@ pub(super) async fn list(socket: &Path, options: &Connections) -> anyhow::Result
 }
 
 fn listed(answer: &Value) -> String {
-    let connections = answer["connections"].as_array().map_or(&[][..], Vec::as_slice);
+    let connections = array(&answer["connections"]);
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let seconds = |value: &Value| duration(value.as_f64().unwrap_or_default());
     let size = |value: &Value| bytes(value.as_u64().unwrap_or_default());

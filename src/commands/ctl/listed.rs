@@ -9,13 +9,11 @@ use super::client::{Target, json};
 use super::print;
 use super::table::{bytes, table};
 use crate::cli::Listed;
+use crate::commands::admin::{array, endpoints_of};
+use crate::upstream::DRAINED;
 
 async fn status(socket: &Path, route: Option<&str>) -> anyhow::Result<Value> {
     json(socket, Method::GET, Target::new("/api/status").with("route", route)).await
-}
-
-pub(super) fn array(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
 }
 
 fn text(value: &Value) -> String {
@@ -36,7 +34,7 @@ pub(super) async fn routes(socket: &Path, options: &Listed) -> anyhow::Result<()
     let row = |route: &Value| {
         let endpoints: Vec<&Value> = endpoints_of(route).collect();
         let ready = endpoints.iter().filter(|endpoint| endpoint["state"] == "ready").count();
-        let drained = endpoints.iter().filter(|endpoint| endpoint["state"] == "drained").count();
+        let drained = endpoints.iter().filter(|endpoint| endpoint["state"] == DRAINED).count();
         let drained = if drained == 0 { String::new() } else { format!(", {drained} drained") };
         [
             text(&route["name"]),
@@ -50,10 +48,6 @@ pub(super) async fn routes(socket: &Path, options: &Listed) -> anyhow::Result<()
     let rows: Vec<_> = routes.iter().map(row).collect();
     print(&table(["ROUTE", ">CONNECTIONS", ">RECEIVED", ">SENT", "SERVING", "ENDPOINTS"], &rows))?;
     Ok(())
-}
-
-fn endpoints_of(route: &Value) -> impl Iterator<Item = &Value> {
-    array(&route["upstream"]).iter().flat_map(|destination| array(&destination["endpoints"]))
 }
 
 pub(super) async fn endpoints(socket: &Path, route: Option<&str>, options: &Listed) -> anyhow::Result<()> {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::commands::ctl::listed::array;
+use crate::commands::admin::array;
 use crate::upstream::DRAINED;
 
 /// An answer to `/api/status` and one to `/api/refusals`.
