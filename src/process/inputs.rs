@@ -75,11 +75,15 @@ impl Inputs {
         contents
     }
 
+    /// Those that were named, then those that patterns found.
+    fn all_files(&self) -> impl Iterator<Item = &File> {
+        self.files.iter().chain(self.patterns.iter().flat_map(|pattern| pattern.found.iter().flatten()))
+    }
+
     /// Equal for equal contents in the same order.
     pub(crate) fn digest(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        let found = self.patterns.iter().flat_map(|pattern| pattern.found.iter().flatten());
-        for file in self.files.iter().chain(found) {
+        for file in self.all_files() {
             file.content.as_ref().ok().hash(&mut hasher);
         }
         hasher.finish()
@@ -106,8 +110,7 @@ impl Inputs {
 
     /// The stamps of all files before they were read.
     pub(super) fn stamps_when_read(&self) -> Stamps {
-        let found = self.patterns.iter().flat_map(|pattern| pattern.found.iter().flatten());
-        self.files.iter().chain(found).map(|file| (file.path.clone(), file.stamp)).collect()
+        self.all_files().map(|file| (file.path.clone(), file.stamp)).collect()
     }
 
     /// The stamps of the same files, and of those that the patterns find, now.
