@@ -122,9 +122,8 @@ async fn long(request: &Request<Incoming>, handles: &Arc<AdminHandles>) -> Resul
             let write = move || history.write_since(0).json.chunks(PIECE).map(Bytes::copy_from_slice).collect();
             let made = made(&handles.answers.history, freshness, write).await?;
             let length = made.get().ok_or_else(outdated)?.iter().map(Bytes::len).sum();
-            let mut response = respond(StatusCode::OK, JSON, "");
-            *response.body_mut() = body::shared(made, length, |pieces: &Vec<Bytes>, index| pieces.get(index).cloned());
-            Ok(response)
+            let body = body::shared(made, length, |pieces: &Vec<Bytes>, index| pieces.get(index).cloned());
+            Ok(respond_with(JSON, body))
         }
         "/api/explain" => {
             let explanation = explain::explain(Query::of(request), handles).map_err(|says| (StatusCode::BAD_REQUEST, says))?;
@@ -182,17 +181,19 @@ async fn metrics(
         Format::OpenMetrics => OPEN_METRICS,
         Format::Text => TEXT_METRICS,
     };
-    let mut response = respond(StatusCode::OK, content_type, "");
-    response.headers_mut().insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
-    *response.body_mut() = if is_gzipped {
+    let body = if is_gzipped {
         let compress = move || rendering.gzipped(format).iter().map(Bytes::len).sum();
         let length = spawn_blocking(compress).await.map_err(|_| failed())?;
-        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         body::shared(made, length, move |rendering, index| rendering.gzipped(format).get(index).cloned())
     } else {
         let length = rendering.pieces(format).map(Bytes::len).sum();
         body::shared(made, length, move |rendering: &Rendering, index| rendering.piece(format, index).cloned())
     };
+    let mut response = respond_with(content_type, body);
+    response.headers_mut().insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
+    if is_gzipped {
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
     Ok(response)
 }
 
@@ -208,14 +209,19 @@ async fn status(query: Query, freshness: Freshness, handles: &Arc<AdminHandles>)
         let page = made.get().ok_or_else(outdated)?.page(&selection).map_err(|says| (StatusCode::NOT_FOUND, says))?;
         (made, page)
     };
-    let mut response = respond(StatusCode::OK, JSON, "");
-    *response.body_mut() = body::shared(made, page.length(), move |snapshot, index| page.piece(snapshot, index));
-    Ok(response)
+    let body = body::shared(made, page.length(), move |snapshot, index| page.piece(snapshot, index));
+    Ok(respond_with(JSON, body))
 }
 
 pub(super) fn respond(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(body::full(body));
+    let mut response = respond_with(content_type, body::full(body));
     *response.status_mut() = status;
+    response
+}
+
+/// 200 with this body.
+pub(super) fn respond_with(content_type: HeaderValue, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, content_type);
     headers.insert(CONTENT_SECURITY_POLICY, CONTENT_POLICY);
@@ -249,9 +255,7 @@ fn events(handles: &Arc<AdminHandles>) -> Result<Response<Body>, Refusal> {
             }
         }
     });
-    let mut response = respond(StatusCode::OK, EVENTS, "");
-    *response.body_mut() = body::infallible(channel);
-    Ok(response)
+    Ok(respond_with(EVENTS, body::infallible(channel)))
 }
 
 /// The status, shared by all viewers, and the steps that this one has not received.

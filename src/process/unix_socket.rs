@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -71,7 +72,7 @@ fn find(path: &Path) -> Result<Found, String> {
             return Err(format!("others may connect to it (mode {:o}); expected mode 600", file.mode() & 0o7777));
         }
         Ok(_) => match UnixStream::connect(path) {
-            Ok(stream) if is_trusted(&stream).map_err(|error| error.to_string())? => {
+            Ok(stream) if Peer::of(&stream).map_err(|error| error.to_string())?.is_trusted() => {
                 return Ok(Found::Running(stream));
             }
             Ok(_) => return Err("another user listens there".into()),
@@ -90,15 +91,25 @@ fn find(path: &Path) -> Result<Found, String> {
     listener.map(Found::Nobody).map_err(|error| error.to_string())
 }
 
-/// Whether the peer is the same user or root.
-pub(crate) fn is_trusted(stream: &UnixStream) -> io::Result<bool> {
-    let (user, _) = sys::peer_credentials(stream)?;
-    Ok(user == geteuid().as_raw() || user == 0)
+/// Who is at the other end of a Unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// User ID.
+    pub(crate) user: u32,
+    /// Process ID; `None` if it is in another PID namespace.
+    pub(crate) process: Option<u32>,
 }
 
-/// The process ID of the peer; `None` if it is in another PID namespace.
-pub(crate) fn process(stream: &UnixStream) -> Option<u32> {
-    sys::peer_credentials(stream).ok().map(|(_, process)| process).filter(|process| *process != 0)
+impl Peer {
+    pub(crate) fn of(stream: impl AsFd) -> io::Result<Self> {
+        let (user, process) = sys::peer_credentials(stream)?;
+        Ok(Self { user, process: Some(process).filter(|process| *process != 0) })
+    }
+
+    /// Whether it is the same user or root.
+    pub(crate) fn is_trusted(self) -> bool {
+        self.user == geteuid().as_raw() || self.user == 0
+    }
 }
 
 #[cfg(test)]

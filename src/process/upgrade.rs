@@ -27,7 +27,7 @@ use tracing::{info, warn};
 
 use crate::listener::InheritedSocket;
 use crate::process::channel::Channel;
-use crate::process::unix_socket;
+use crate::process::unix_socket::Peer;
 
 /// The environment variable that says that standard input is connected to the old process.
 const MARK: &str = "SNIGATE_UPGRADE";
@@ -148,7 +148,7 @@ pub(crate) async fn accept(process: UnixStream, sockets: Sockets) -> Result<Succ
     process.set_read_timeout(Some(START_TIMEOUT))?;
     process.set_write_timeout(Some(START_TIMEOUT))?;
     let accepted = tokio::task::spawn_blocking(move || {
-        let pid = unix_socket::process(&process);
+        let pid = Peer::of(&process).ok().and_then(|peer| peer.process);
         let Some((taken_over, channel)) = hand_over(process, &sockets)? else { return Ok(None) };
         // It has nothing to say now, unless it ends.
         channel.set_read_timeout(Some(PROBATION))?;

@@ -22,7 +22,21 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ),
     // Around it.
     ("process", &["listener", "relay", "text"]),
-    ("admin", &["client_hello", "connection", "listener", "name", "relay", "route", "telemetry", "text", "upstream"]),
+    (
+        "admin",
+        &[
+            "client_hello",
+            "connection",
+            "listener",
+            "name",
+            "process",
+            "relay",
+            "route",
+            "telemetry",
+            "text",
+            "upstream",
+        ],
+    ),
     (
         "config",
         &[

@@ -5,19 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::channel::{Channel, Sender};
+use hyper::Response;
 use hyper::body::Bytes;
-use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::consume_budget;
 use tokio::time::{Instant, interval_at, sleep, sleep_until};
 use tracing::info;
 
+use super::Query;
 use super::connections::{Filter, matching};
-use super::{Operator, Query};
-use crate::admin::answer::{JSON_LINES, respond};
+use crate::admin::answer::{JSON_LINES, respond_with};
 use crate::admin::body::{self, Body};
 use crate::connection::live::{ConnectionId, LiveConnection};
 use crate::connection::registry::Registry;
+use crate::process::unix_socket::Peer;
 
 /// Connections per second.
 const DEFAULT_RATE: u32 = 100;
@@ -35,12 +36,12 @@ pub(super) struct Closing {
     filter: Filter,
     rate: u32,
     is_dry_run: bool,
-    operator: Operator,
+    operator: Peer,
 }
 
 impl Closing {
     /// Takes the other parameters out of the query; the error says what is expected.
-    pub(super) fn take(query: &mut Query, filter: Filter, operator: Operator) -> Result<Self, String> {
+    pub(super) fn take(query: &mut Query, filter: Filter, operator: Peer) -> Result<Self, String> {
         let is_all = query.flag("all")?;
         let is_dry_run = query.flag("dry_run")?;
         let rate = query.parse("rate", "connections per second, 1 to 100000")?.unwrap_or(DEFAULT_RATE);
@@ -59,9 +60,7 @@ impl Closing {
 pub(super) fn start(registry: Arc<Registry>, closing: Closing) -> Response<Body> {
     let (sender, channel) = Channel::new(4);
     tokio::spawn(close(registry, closing, sender));
-    let mut response = respond(StatusCode::OK, JSON_LINES, "");
-    *response.body_mut() = body::infallible(channel);
-    response
+    respond_with(JSON_LINES, body::infallible(channel))
 }
 
 /// How far it is.
@@ -102,7 +101,7 @@ async fn close(registry: Arc<Registry>, closing: Closing, mut sender: Sender<Byt
         consume_budget().await;
     }
     let Progress { closed, ended, missed } = progress;
-    let Operator { user, process } = operator;
+    let Peer { user, process } = operator;
     let filter = filter.text();
     info!(
         verb = "close",

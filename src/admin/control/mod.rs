@@ -4,7 +4,6 @@
 mod close;
 mod connections;
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,23 +12,22 @@ use std::time::Duration;
 use http_body_util::channel::Channel;
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
-use rustix::process::geteuid;
 use serde_json::{Value, json};
-use tokio::net::unix::UCred;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, interval_at, sleep};
 use tokio_util::task::TaskTracker;
 use tracing::{Level, warn};
 
 use self::connections::Filter;
-use super::answer::{self, JSON, Refusal, TEXT, respond};
+use super::answer::{self, JSON, Refusal, TEXT, respond, respond_with};
 use super::body::{self, Body};
 use super::places::{Place, Places};
 use super::query::Query;
 use super::{AdminHandles, answer_the_last, serve_http};
 use crate::connection::registry::Registry;
 use crate::listener::accept::Stop;
+use crate::process::unix_socket::Peer;
 use crate::upstream::Drained;
 
 /// What the control socket has access to.
@@ -46,37 +44,21 @@ pub(crate) const MAX_CONNECTIONS: usize = 16;
 /// Orders that wait, or are being carried out.
 pub(crate) const MAX_ORDERS: usize = 16;
 
-/// What an operator wants to be changed.
+/// An order to change something.
 #[derive(Debug)]
 pub(crate) struct Order {
-    pub(crate) what: What,
-    pub(crate) by: Operator,
+    pub(crate) action: Action,
+    pub(crate) by: Peer,
     /// The result, or why it was not carried out.
     pub(crate) answer: oneshot::Sender<Result<Value, String>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum What {
+pub(crate) enum Action {
     Reload,
     LogLevel(Level),
     Drain(Drained),
     Resume(Drained),
-}
-
-/// Who has connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Operator {
-    /// User ID.
-    pub(crate) user: u32,
-    /// Process ID; `None` if it is in another PID namespace.
-    pub(crate) process: Option<u32>,
-}
-
-impl From<UCred> for Operator {
-    fn from(credentials: UCred) -> Self {
-        let process = credentials.pid().and_then(|process| u32::try_from(process).ok());
-        Self { user: credentials.uid(), process: process.filter(|process| *process != 0) }
-    }
 }
 
 /// Until the next attempt when all places are taken, or accept has failed.
@@ -99,11 +81,11 @@ pub(crate) async fn run(socket: UnixListener, handles: ControlHandles, stop: Sto
             }
         };
         let accepted = tokio::select! {
-            accepted = socket.accept() => accepted.and_then(|(stream, _)| Ok((admitted(&stream)?, stream))),
+            accepted = socket.accept() => accepted.and_then(|(stream, _)| Ok((Peer::of(&stream)?, stream))),
             () = stop.stopped() => break,
         };
         match accepted {
-            Ok((Some(operator), stream)) => {
+            Ok((operator, stream)) if operator.is_trusted() => {
                 let (place, handles, stop) = (Arc::new(places.enter(PEER, permit)), Arc::clone(&handles), stop.clone());
                 connections.spawn(async move {
                     let answered = Arc::clone(&place);
@@ -111,7 +93,7 @@ pub(crate) async fn run(socket: UnixListener, handles: ControlHandles, stop: Sto
                     serve_http(stream, answer, &place, stop).await;
                 });
             }
-            Ok((None, _)) => warn!("another user has connected to the control socket; closed"),
+            Ok(_) => warn!("another user has connected to the control socket; closed"),
             Err(reason) => {
                 warn!(%reason, "cannot accept at the control socket; retrying");
                 sleep(RETRY_INTERVAL).await;
@@ -122,15 +104,9 @@ pub(crate) async fn run(socket: UnixListener, handles: ControlHandles, stop: Sto
     answer_the_last(connections).await;
 }
 
-/// Who has connected; `None`: neither this process's user nor root.
-fn admitted(stream: &UnixStream) -> io::Result<Option<Operator>> {
-    let operator = Operator::from(stream.peer_cred()?);
-    Ok(Some(operator).filter(|operator| operator.user == geteuid().as_raw() || operator.user == 0))
-}
-
 async fn answer(
     request: Request<Incoming>,
-    operator: Operator,
+    operator: Peer,
     handles: Arc<ControlHandles>,
     place: Arc<Place>,
 ) -> Response<Body> {
@@ -138,9 +114,9 @@ async fn answer(
         (&Method::GET | &Method::HEAD, "/connections") => list(&request, &handles).await,
         (_, "/connections") => Err(only("GET")),
         (&Method::POST, "/close") => close(&request, operator, &handles),
-        (&Method::POST, "/reload") => none(&request).map(|()| when_done(order(&handles, What::Reload, operator))),
-        (&Method::POST, "/drain") => change(&request, What::Drain, operator, &handles).await,
-        (&Method::POST, "/resume") => change(&request, What::Resume, operator, &handles).await,
+        (&Method::POST, "/reload") => none(&request).map(|()| when_done(order(&handles, Action::Reload, operator))),
+        (&Method::POST, "/drain") => change(&request, Action::Drain, operator, &handles).await,
+        (&Method::POST, "/resume") => change(&request, Action::Resume, operator, &handles).await,
         (&Method::POST, "/log-level") => log_level(&request, operator, &handles).await,
         (_, "/close" | "/reload" | "/drain" | "/resume" | "/log-level") => Err(only("POST")),
         (&Method::GET | &Method::HEAD, _) => return answer::read(&request, &handles.admin, &place).await,
@@ -176,7 +152,7 @@ async fn list(request: &Request<Incoming>, handles: &Arc<ControlHandles>) -> Res
 
 fn close(
     request: &Request<Incoming>,
-    operator: Operator,
+    operator: Peer,
     handles: &Arc<ControlHandles>,
 ) -> Result<Response<Body>, Refusal> {
     let mut query = Query::of(request);
@@ -188,20 +164,20 @@ fn close(
 
 async fn change(
     request: &Request<Incoming>,
-    what: impl FnOnce(Drained) -> What,
-    operator: Operator,
+    action: impl FnOnce(Drained) -> Action,
+    operator: Peer,
     handles: &Arc<ControlHandles>,
 ) -> Result<Response<Body>, Refusal> {
     let mut query = Query::of(request);
     let route = query.take("route").ok_or_else(|| bad("expected ?route=NAME, or ?route=NAME&endpoint=ADDRESS"))?;
     let endpoint = query.parse("endpoint", "an address such as 10.0.0.1:6443").map_err(bad)?;
     query.finish().map_err(bad)?;
-    Ok(result(order(handles, what(Drained { route: route.into(), endpoint }), operator).await))
+    Ok(result(order(handles, action(Drained { route: route.into(), endpoint }), operator).await))
 }
 
 async fn log_level(
     request: &Request<Incoming>,
-    operator: Operator,
+    operator: Peer,
     handles: &Arc<ControlHandles>,
 ) -> Result<Response<Body>, Refusal> {
     const EXPECTED: &str = "error, warn, info, debug or trace";
@@ -209,7 +185,7 @@ async fn log_level(
     let level = query.parse("level", EXPECTED).map_err(bad)?;
     query.finish().map_err(bad)?;
     let level = level.ok_or_else(|| bad(format!("expected ?level=LEVEL: {EXPECTED}")))?;
-    Ok(result(order(handles, What::LogLevel(level), operator).await))
+    Ok(result(order(handles, Action::LogLevel(level), operator).await))
 }
 
 fn result(carried_out: Result<Value, String>) -> Response<Body> {
@@ -238,9 +214,7 @@ fn when_done(carried_out: impl Future<Output = Result<Value, String>> + Send + '
         // The client may have left.
         let _ = sender.send_data(Bytes::from(format!("{result:#}\n"))).await;
     });
-    let mut response = respond(StatusCode::OK, JSON, "");
-    *response.body_mut() = body::infallible(channel);
-    response
+    respond_with(JSON, body::infallible(channel))
 }
 
 /// Between empty lines.
@@ -249,11 +223,11 @@ const BEAT: Duration = Duration::from_secs(10);
 /// Has an order carried out.
 fn order(
     handles: &Arc<ControlHandles>,
-    what: What,
-    by: Operator,
+    action: Action,
+    by: Peer,
 ) -> impl Future<Output = Result<Value, String>> + Send + use<> {
     let (answer, answered) = oneshot::channel();
-    let sent = handles.orders.try_send(Order { what, by, answer });
+    let sent = handles.orders.try_send(Order { action, by, answer });
     async move {
         match sent {
             Ok(()) => answered.await.unwrap_or_else(|_| Err(GONE.into())),

@@ -3,13 +3,12 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use crate::admin::control::{Operator, Order, What};
+use crate::admin::control::{Action, Order};
 use crate::logging::Logging;
-use crate::process::unix_socket::{self, Found};
+use crate::process::unix_socket::{self, Found, Peer};
 use crate::server::{DrainError, DrainResult, Server};
 use crate::upstream::Drained;
 use anyhow::bail;
@@ -62,7 +61,7 @@ impl Control {
 
     /// A duplicate for the next process.
     pub(super) fn try_clone(&self) -> io::Result<Option<UnixListener>> {
-        self.socket.as_ref().map(|socket| Ok(socket.as_fd().try_clone_to_owned()?.into())).transpose()
+        self.socket.as_ref().map(UnixListener::try_clone).transpose()
     }
 
     /// The next order.
@@ -86,9 +85,9 @@ impl Control {
     pub(super) async fn meanwhile(&mut self, server: &Server, logging: &Logging) -> Infallible {
         loop {
             let order = self.receive().await;
-            match order.what {
-                What::Reload => self.postponed.push_back(order),
-                What::Drain(_) | What::Resume(_) | What::LogLevel(_) => carry_out(order, server, logging),
+            match order.action {
+                Action::Reload => self.postponed.push_back(order),
+                Action::Drain(_) | Action::Resume(_) | Action::LogLevel(_) => carry_out(order, server, logging),
             }
         }
     }
@@ -96,20 +95,20 @@ impl Control {
 
 /// Carries out an order other than to reload.
 pub(super) fn carry_out(order: Order, server: &Server, logging: &Logging) {
-    let Order { what, by, answer } = order;
-    let Operator { user, process } = by;
-    let result = match what {
-        What::Drain(drained) => {
+    let Order { action, by, answer } = order;
+    let Peer { user, process } = by;
+    let result = match action {
+        Action::Drain(drained) => {
             let result = server.drain_endpoints(&drained);
             log("drain", &drained, &result, by);
             told(&drained, true, result)
         }
-        What::Resume(resumed) => {
+        Action::Resume(resumed) => {
             let result = server.resume_endpoints(&resumed);
             log("resume", &resumed, &result, by);
             told(&resumed, false, result)
         }
-        What::LogLevel(level) if logging.is_configurable() => {
+        Action::LogLevel(level) if logging.is_configurable() => {
             let name = level.as_str().to_lowercase();
             // Before the new level may hide it.
             info!(
@@ -122,46 +121,38 @@ pub(super) fn carry_out(order: Order, server: &Server, logging: &Logging) {
             logging.set_level(level);
             Ok(json!({"level": name}))
         }
-        What::LogLevel(_) => Err("RUST_LOG is set in the environment of the process and overrides the level".into()),
-        What::Reload => return,
+        Action::LogLevel(_) => Err("RUST_LOG is set in the environment of the process and overrides the level".into()),
+        Action::Reload => return,
     };
     // The operator may have left.
     let _ = answer.send(result);
 }
 
-fn log(verb: &'static str, what: &Drained, result: &Result<DrainResult, DrainError>, by: Operator) {
+fn log(verb: &'static str, what: &Drained, result: &Result<DrainResult, DrainError>, by: Peer) {
     let Drained { route, endpoint } = what;
     let (route, endpoint) = (&**route, endpoint.map(tracing::field::display));
-    let Operator { user, process } = by;
+    let Peer { user, process } = by;
+    macro_rules! line {
+        ($level:ident, $message:literal, $($found:tt)*) => {
+            $level!(
+                verb, route, endpoint, $($found)*, operator.user = user, operator.process = process,
+                $message
+            )
+        };
+    }
     match result {
-        Ok(DrainResult { connections, in_service: 0, .. }) => {
-            let in_service = 0;
-            warn!(
-                verb,
-                route,
-                endpoint,
+        Ok(DrainResult { connections, in_service, .. }) if *in_service == 0 => {
+            line!(
+                warn,
+                "operator: {verb}: the route has no endpoint in service, and refuses clients",
                 connections,
-                in_service,
-                operator.user = user,
-                operator.process = process,
-                "operator: {verb}: the route has no endpoint in service, and refuses clients"
+                in_service
             );
         }
         Ok(DrainResult { connections, in_service, .. }) => {
-            info!(
-                verb,
-                route,
-                endpoint,
-                connections,
-                in_service,
-                operator.user = user,
-                operator.process = process,
-                "operator: {verb}"
-            );
+            line!(info, "operator: {verb}", connections, in_service);
         }
-        Err(reason) => {
-            info!(verb, route, endpoint, %reason, operator.user = user, operator.process = process, "operator: {verb}: not carried out");
-        }
+        Err(reason) => line!(info, "operator: {verb}: not carried out", %reason),
     }
 }
 

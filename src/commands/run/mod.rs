@@ -11,12 +11,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
-use crate::admin::control::{Operator, What};
+use crate::admin::control::Action;
 use crate::config::{Config, ConfigError, Log, LogFormat};
 use crate::process::inputs::Inputs;
 use crate::process::sandbox::{self, Entered, Sandbox, Transparent};
 use crate::process::systemd::{self, Notification, Notifier};
-use crate::process::unix_socket::{self, Found};
+use crate::process::unix_socket::{self, Found, Peer};
 use crate::process::upgrade::{self, Predecessor, Successor};
 use crate::process::watch::FileWatch;
 use crate::server::{Changes, Server};
@@ -274,7 +274,7 @@ enum Trigger {
     Watch,
     /// A retry after a failure.
     Retry,
-    Operator(Operator),
+    Operator(Peer),
 }
 
 impl Trigger {
@@ -289,7 +289,7 @@ impl Trigger {
     /// Who asked for it.
     fn operator(self) -> (Option<u32>, Option<u32>) {
         match self {
-            Self::Operator(Operator { user, process }) => (Some(user), process),
+            Self::Operator(Peer { user, process }) => (Some(user), process),
             Self::Signal | Self::Watch | Self::Retry => (None, None),
         }
     }
@@ -334,12 +334,12 @@ async fn reload_until_stopped(
         let (request, trigger) = tokio::select! {
             request = signals.next() => (request, Trigger::Signal),
             trigger = changed => (SignalRequest::Reload, trigger),
-            order = control.next() => match order.what {
-                What::Reload => {
+            order = control.next() => match order.action {
+                Action::Reload => {
                     asked = Some(order.answer);
                     (SignalRequest::Reload, Trigger::Operator(order.by))
                 }
-                What::Drain(_) | What::Resume(_) | What::LogLevel(_) => {
+                Action::Drain(_) | Action::Resume(_) | Action::LogLevel(_) => {
                     control::carry_out(order, server, logging);
                     continue;
                 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tracing::warn;
 
-use crate::process::unix_socket::{self, Found};
+use crate::process::unix_socket::{self, Found, Peer};
 
 pub(super) const KEY: &str = "upgrade.socket";
 
@@ -50,7 +50,7 @@ impl UpgradeListener {
         let Some(socket) = &self.0 else { return std::future::pending().await };
         loop {
             match socket.accept().await.and_then(|(stream, _)| stream.into_std()) {
-                Ok(stream) if unix_socket::is_trusted(&stream).unwrap_or(false) => return stream,
+                Ok(stream) if Peer::of(&stream).is_ok_and(Peer::is_trusted) => return stream,
                 Ok(_) => warn!("another user has connected to upgrade.socket; ignored"),
                 Err(reason) => {
                     warn!(%reason, "cannot accept a process at upgrade.socket; retrying");
