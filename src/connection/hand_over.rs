@@ -34,6 +34,8 @@ struct PortableConnection {
     listener: Box<str>,
     route: Box<str>,
     endpoint: SocketAddr,
+    /// Whether it stays open if the endpoint is no longer configured.
+    is_kept: bool,
     /// Until it is too old.
     time_left: Option<Duration>,
     record: PortableRecord,
@@ -184,10 +186,12 @@ impl Departing {
     pub(crate) fn record(&self) -> Vec<u8> {
         let Some(Unparked { connection, handle }) = &self.0 else { return Vec::new() };
         let Parked { established, rest, .. } = &**connection;
+        let endpoint = established.slot.endpoint();
         let connection = PortableConnection {
             listener: established.record.listener().into(),
             route: established.record.route().into(),
-            endpoint: established.slot.endpoint().address,
+            endpoint: endpoint.address,
+            is_kept: endpoint.on_remove() == OnRemove::Keep,
             time_left: handle.time_left(),
             record: established.record.to_portable(),
             rest: rest.to_portable(),
@@ -249,10 +253,10 @@ impl Arrivals<'_> {
             return Err(Verdict::Unknown);
         }
         let connection = serde_json::from_value(version.connection).map_err(|_| Verdict::Unknown)?;
-        let PortableConnection { listener, route, endpoint, time_left, record, rest } = connection;
+        let PortableConnection { listener, route, endpoint, is_kept, time_left, record, rest } = connection;
         let route = self.routes.get(&*route).ok_or(Verdict::NotConfigured)?;
         let permit = permit.ok_or(Verdict::NoRoom)?;
-        let slot = route.upstream.adopt(endpoint).ok_or(Verdict::NotConfigured)?;
+        let slot = route.upstream.adopt(endpoint, is_kept).ok_or(Verdict::NotConfigured)?;
         let listener = self.listener(&listener);
         let record = ConnectionRecord::adopt(&listener, &route.counters, record);
         let source_permit = self.source_table.adopt(record.source(), &self.source_limits).map(Box::new);

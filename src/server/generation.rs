@@ -120,15 +120,14 @@ impl Builder<'_> {
             return Arc::clone(route);
         }
         let drained = self.draining.remove(&*name);
-        let policy = setup.settings.on_remove;
         let predecessor = running.or(drained.as_ref());
         let rate_usage = predecessor.map(|route| Arc::clone(&route.rate_usage)).unwrap_or_default();
         let predecessor = predecessor.map(|route| &route.upstream);
         let before = predecessor.map(Upstream::endpoints).unwrap_or_default();
         let upstream = Upstream::start(setup, self.context, predecessor);
         let endpoints: Vec<_> = before.iter().filter(|endpoint| !endpoint.is_present()).cloned().collect();
-        if !endpoints.is_empty() {
-            self.removed.push(Removed { endpoints, policy, _route: None });
+        if let Some(predecessor) = predecessor.filter(|_| !endpoints.is_empty()) {
+            self.removed.push(Removed::new(endpoints, predecessor, None));
         }
         let counters = self.counters.route(&name);
         if running.is_some() {
@@ -157,7 +156,7 @@ impl Builder<'_> {
                 info!(route = name, connections, on_remove = policy.label(), "route removed");
             }
             let endpoints = route.upstream.endpoints_ever();
-            self.removed.push(Removed { endpoints, policy, _route: Some(Arc::clone(route)) });
+            self.removed.push(Removed::new(endpoints, &route.upstream, Some(Arc::clone(route))));
             self.draining.insert(name, Arc::clone(route));
         }
         let draining = self.draining.into_iter().map(|(name, route)| (name.into(), Arc::downgrade(&route))).collect();
@@ -249,6 +248,15 @@ async fn close_connections_at(removed: &[Removed], registry: &Registry) -> usize
 }
 
 impl Removed {
+    /// The policy is that of the configuration that had them.
+    fn new(endpoints: Vec<Arc<Endpoint>>, upstream: &Upstream, route: Option<Arc<RouteTarget>>) -> Self {
+        let policy = upstream.setup().settings.on_remove;
+        for endpoint in &endpoints {
+            endpoint.removed_by(policy);
+        }
+        Self { endpoints, policy, _route: route }
+    }
+
     /// The endpoints that still have connections and were not added again.
     fn remaining(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
         self.endpoints.iter().filter(|endpoint| !endpoint.is_present() && endpoint.connections() > 0)

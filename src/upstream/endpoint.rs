@@ -41,6 +41,8 @@ pub(crate) struct Endpoint {
     suspect: AtomicBool,
     /// Whether it is a member of the pool, and not removed.
     is_present: AtomicBool,
+    /// What becomes of its connections since the configuration has lost it; [`UNDECIDED`] until then.
+    on_remove: AtomicU8,
     /// When it became ready again, in milliseconds since `created`.
     recovered: AtomicU64,
     created: Instant,
@@ -56,6 +58,7 @@ pub(crate) struct Endpoint {
 }
 
 const NEVER: u64 = u64::MAX;
+const UNDECIDED: u8 = u8::MAX;
 
 /// One number, so that both are read at once.
 fn pack(share: Share) -> u32 {
@@ -78,6 +81,7 @@ impl Endpoint {
             state: AtomicU8::new(EndpointState::Ready as u8),
             suspect: AtomicBool::new(false),
             is_present: AtomicBool::new(true),
+            on_remove: AtomicU8::new(UNDECIDED),
             recovered: AtomicU64::new(NEVER),
             created: Instant::now(),
             health: Mutex::default(),
@@ -90,9 +94,15 @@ impl Endpoint {
     }
 
     /// Makes it a member of this pool.
+    pub(super) fn join(&self, pool: &Arc<Pool>) {
+        self.belong_to(pool);
+        self.on_remove.store(UNDECIDED, Relaxed);
+        self.is_present.store(true, Relaxed);
+    }
+
+    /// The settings of this pool apply to it, whether it is a member or was one.
     pub(super) fn belong_to(&self, pool: &Arc<Pool>) {
         *self.pool.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(pool);
-        self.is_present.store(true, Relaxed);
     }
 
     /// Removes it from the pool.
@@ -117,9 +127,15 @@ impl Endpoint {
         self.pool()?.setup.settings.max_age.map(MaxAge::of_one)
     }
 
-    /// What becomes of its connections when it is no longer configured.
+    /// The configuration that has lost it, or its route, decides what becomes of its connections.
+    pub(crate) fn removed_by(&self, policy: OnRemove) {
+        self.on_remove.store(policy as u8, Relaxed);
+    }
+
+    /// What becomes of its connections when it is no longer configured, or since then.
     pub(crate) fn on_remove(&self) -> OnRemove {
-        self.pool().map_or(OnRemove::Drain, |pool| pool.setup.settings.on_remove)
+        let configured = || self.pool().map_or(OnRemove::Drain, |pool| pool.setup.settings.on_remove);
+        OnRemove::from_repr(self.on_remove.load(Relaxed)).unwrap_or_else(configured)
     }
 
     fn pool(&self) -> Option<Arc<Pool>> {

@@ -150,9 +150,10 @@ impl Upstream {
         self.pool.endpoints_ever()
     }
 
-    /// Counts a connection that another process has made to this address. `None`: the upstream cannot have it.
-    pub(crate) fn adopt(&self, address: SocketAddr) -> Option<EndpointSlot> {
-        self.pool.adopt(address).as_ref().map(EndpointSlot::take)
+    /// Counts a connection that another process has made to this address. `None`: the upstream cannot have it. It can have
+    /// any whose endpoint was removed but that stay open (`is_kept`).
+    pub(crate) fn adopt(&self, address: SocketAddr, is_kept: bool) -> Option<EndpointSlot> {
+        self.pool.adopt(address, is_kept).as_ref().map(EndpointSlot::take)
     }
 
     /// The current endpoints.

@@ -18,7 +18,7 @@ use super::endpoint::{Endpoint, EndpointId, StateChange};
 use super::health::{self, HealthCheck};
 use super::health::{EndpointState, ProbeResult, Thresholds};
 use super::loop_check::OwnListeners;
-use super::settings::{EndpointSettings, Share};
+use super::settings::{EndpointSettings, OnRemove, Share};
 use super::{Setup, SharedContext, rebalance, resolve};
 use crate::text::Destination;
 use crate::text::units::first_of;
@@ -245,6 +245,9 @@ impl Pool {
         for endpoint in &*self.endpoints() {
             self.spawn_monitor(endpoint, &mut members);
         }
+        for endpoint in &members.former {
+            endpoint.belong_to(self);
+        }
         self.assemble(&mut members);
         self.update_tier(&members);
         members.rebalancer = self.setup.settings.rebalance.map(|rate| {
@@ -289,8 +292,9 @@ impl Pool {
         drop(lookups);
     }
 
-    /// The endpoint with this address, present or former. A hostname may have had any address.
-    pub(super) fn adopt(self: &Arc<Self>, address: SocketAddr) -> Option<Arc<Endpoint>> {
+    /// The endpoint with this address, present or former. A hostname may have had any address, and a configuration before
+    /// this one may have kept the connections of an endpoint that it removed (`is_kept`).
+    pub(super) fn adopt(self: &Arc<Self>, address: SocketAddr, is_kept: bool) -> Option<Arc<Endpoint>> {
         let mut members = self.members();
         let endpoints = self.endpoints();
         let known = endpoints.iter().chain(&members.former).find(|endpoint| endpoint.address == address);
@@ -298,10 +302,14 @@ impl Pool {
             return Some(Arc::clone(known));
         }
         let destinations = &self.setup.settings.endpoints;
-        let host = destinations.iter().find(|endpoint| endpoint.destination.address().is_none())?;
-        let endpoint = Arc::new(Endpoint::new(address, host.share));
+        let host = destinations.iter().find(|endpoint| endpoint.destination.address().is_none());
+        let share = host.map(|host| host.share).or_else(|| is_kept.then_some(Share::DEFAULT))?;
+        let endpoint = Arc::new(Endpoint::new(address, share));
         endpoint.belong_to(self);
         endpoint.leave();
+        if host.is_none() {
+            endpoint.removed_by(OnRemove::Keep);
+        }
         members.former.push(Arc::clone(&endpoint));
         Some(endpoint)
     }
@@ -430,7 +438,7 @@ impl Pool {
         if members.is_closed {
             return;
         }
-        endpoint.belong_to(self);
+        endpoint.join(self);
         if let Some(check) = self.check() {
             let dial = self.setup.settings.dial(endpoint.address);
             let subscription = self.context.checks.subscribe(check, dial, self, endpoint);

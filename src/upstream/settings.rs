@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use strum::IntoStaticStr;
+use strum::{FromRepr, IntoStaticStr};
 
 use super::balance::Balance;
 use super::health::HealthCheck;
@@ -98,8 +98,9 @@ impl MaxAge {
 }
 
 /// What becomes of connections to an endpoint that the configuration no longer has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromRepr, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
+#[repr(u8)]
 pub(crate) enum OnRemove {
     /// Close them after `timeouts.drain`.
     Drain,

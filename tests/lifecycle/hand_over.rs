@@ -10,10 +10,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, recvmsg};
-use rustix::process::{Pid, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 
-use super::upgrade::{UNBOUND, install, linked, upgrade};
+use super::upgrade::{UNBOUND, install, linked, serving, upgrade};
 use crate::support::backend::fill;
 use crate::support::client::{End, rest};
 use crate::support::router::config;
@@ -198,6 +198,36 @@ fn h23_connections_of_a_route_that_the_new_process_lacks_follow_on_remove() {
     }
 }
 
+#[test]
+fn h23_connections_to_endpoints_that_are_removed_but_kept_continue_in_the_new_process() {
+    let (backend, held) = Backend::held();
+    let (other, _other_held) = Backend::held();
+    let text = |endpoint: &Backend, policy: &str| {
+        let endpoint = endpoint.address();
+        format!(
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n  - sni: {NAME}\n    upstream: {{endpoints: \"{endpoint}\"{policy}}}\n"
+        )
+    };
+    let (mut router, _) = linked(&text(&backend, ", on_remove: keep"));
+    let (mut client, mut upstream) = connect(&router, &held);
+    // The policy of the old configuration counts, as for a reload.
+    fs::write(&router.config, text(&other, "")).unwrap();
+    let second = upgrade(&router);
+    assert_eq!(router.exit().code(), Some(0), "the old process has nothing left");
+    works(&mut client, &mut upstream);
+    assert_eq!(active(&router), 1.0);
+    // What has moved moves on, although the process that it is in never had the endpoint in its configuration.
+    kill_process(second, Signal::USR2).unwrap();
+    eventually("the third process serves", || serving(&router) != second);
+    eventually("it has moved on", || test_kill_process(second).is_err());
+    works(&mut client, &mut upstream);
+    assert_eq!(active(&router), 1.0);
+    works(&mut client, &mut upstream);
+    let address = client.address();
+    drop((client, upstream));
+    assert_eq!(router.account_of(address)["outcome"], "completed");
+}
+
 /// What a new process does that is not this program.
 const ROLE: &str = "TEST_SUCCESSOR";
 
@@ -278,7 +308,7 @@ fn h10_a_new_process_that_does_not_answer_does_not_keep_the_old_one() {
     let (client, _upstream) = connect(&router, &held);
     upgrade_to("hangs", &router, &binary);
     router.wait("that it drains", |line| line["message"] == "draining");
-    router.signal(rustix::process::Signal::TERM);
+    router.signal(Signal::TERM);
     assert_eq!(router.exit().code(), Some(0));
     let account = router.account_of(client.address());
     assert_eq!(account["outcome"], "drained", "{account}");
@@ -346,16 +376,16 @@ fn h24_a_drain_and_a_removal_reach_parked_connections() {
     let (mut removed, _removed_upstream) = connect(&router, &held);
     eventually("it is parked", || router.metric("snigate_connections_parked") == 1.0);
     fs::write(&router.config, config(&[("other.example", other.address())], more)).unwrap();
-    router.signal(rustix::process::Signal::HUP);
+    router.signal(Signal::HUP);
     assert_eq!(removed.rest().1, End::Fin);
     assert_eq!(router.account_of(removed.address())["outcome"], "drained");
 
     fs::write(&router.config, config(&[(NAME, backend.address())], more)).unwrap();
-    router.signal(rustix::process::Signal::HUP);
+    router.signal(Signal::HUP);
     router.wait_many("both", 2, |line| line["message"] == "reloaded");
     let streams: Vec<(Client, TcpStream)> = (0..100).map(|_| connect(&router, &held)).collect();
     eventually("they are parked", || router.metric("snigate_connections_parked") == 100.0);
-    router.signal(rustix::process::Signal::TERM);
+    router.signal(Signal::TERM);
     for (mut client, _) in streams {
         assert_eq!(client.rest().1, End::Fin);
     }

@@ -348,6 +348,36 @@ fn g11_connections_of_a_removed_route_are_cut_if_the_operator_wants() {
     removed("cut", true);
 }
 
+#[test]
+fn g11_connections_of_a_removed_endpoint_follow_the_configuration_that_had_it() {
+    let (backend, held) = Backend::held();
+    let (other, _other_held) = Backend::held();
+    let text = |endpoint: &Backend, policy: &str| {
+        format!(
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\ntimeouts: {{drain: 100ms}}\nroutes:\n  - {{sni: {NAME}, upstream: \
+             {{endpoints: \"{}\", on_remove: {policy}}}}}\n",
+            endpoint.address()
+        )
+    };
+    for (before, after) in [("keep", "cut"), ("cut", "keep")] {
+        let router = Router::start(&text(&backend, before));
+        let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+        let mut upstream = held.recv_timeout(PATIENCE).unwrap();
+        eventually("connected", || connections(&router, NAME) == 1.0);
+        router.reload(&text(&other, after));
+        if before == "cut" {
+            client.rest();
+            assert_eq!(router.account_of(client.address())["outcome"], "drained");
+        } else {
+            router.wait("it stays", |line| {
+                line["message"] == "connections of removed routes and endpoints stay open (on_remove: keep)"
+            });
+            std::io::Write::write_all(&mut upstream, b"still here").unwrap();
+            assert_eq!(client.read(10), b"still here");
+        }
+    }
+}
+
 /// A route to these, with a check that sees nothing wrong in a listener.
 fn pool(endpoints: &[SocketAddr], more: &str) -> String {
     let endpoints: Vec<String> = endpoints.iter().map(|address| format!("\"{address}\"")).collect();
