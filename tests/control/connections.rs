@@ -181,6 +181,26 @@ fn h28_connections_of_the_old_process_are_listed_and_closed_after_an_upgrade() {
 }
 
 #[test]
+fn h28_connections_that_stay_in_the_old_process_are_mentioned() {
+    let (backend, held) = Backend::held();
+    let kept = |name: &str| {
+        format!(
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n  - {{sni: {name}, upstream: {{endpoints: \"{}\", on_remove: \
+             keep}}}}\n",
+            backend.address()
+        )
+    };
+    let (operated, _) = Operated::starting(&kept(NAME), linked);
+    let (mut client, mut upstream) = connect(&operated.router, &held);
+    std::fs::write(&operated.router.config, operated.with_socket(&kept("other.example"))).unwrap();
+    upgrade(&operated.router);
+    let said = "1 more connection has stayed in an old process, where it is neither listed nor closed";
+    eventually("the list says so", || operated.says(&["connections"]).contains(said));
+    assert!(operated.says(&["close", "--all", "--dry-run"]).contains(said));
+    works(&mut client, &mut upstream);
+}
+
+#[test]
 fn h28_lists_of_many_connections_delay_no_stream() {
     let backend = Backend::echo();
     let operated = Operated::start(&config(&[(NAME, backend.address())], "limits: {park_after: 100ms}\n"));

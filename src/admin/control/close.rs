@@ -12,8 +12,8 @@ use tokio::task::consume_budget;
 use tokio::time::{Instant, interval_at, sleep, sleep_until};
 use tracing::info;
 
-use super::Query;
 use super::connections::{Filter, matching};
+use super::{ControlHandles, Query};
 use crate::admin::answer::{JSON_LINES, respond_with};
 use crate::admin::body::{self, Body};
 use crate::connection::live::{ConnectionId, LiveConnection};
@@ -57,9 +57,9 @@ impl Closing {
 }
 
 /// Starts to close, and answers with lines of JSON: how many match, and how far it is.
-pub(super) fn start(registry: Arc<Registry>, closing: Closing) -> Response<Body> {
+pub(super) fn start(handles: &Arc<ControlHandles>, closing: Closing) -> Response<Body> {
     let (sender, channel) = Channel::new(4);
-    tokio::spawn(close(registry, closing, sender));
+    tokio::spawn(close(Arc::clone(handles), closing, sender));
     respond_with(JSON_LINES, body::infallible(channel))
 }
 
@@ -73,11 +73,12 @@ struct Progress {
     missed: usize,
 }
 
-async fn close(registry: Arc<Registry>, closing: Closing, mut sender: Sender<Bytes>) {
+async fn close(handles: Arc<ControlHandles>, closing: Closing, mut sender: Sender<Bytes>) {
     let Closing { filter, rate, is_dry_run, operator } = closing;
-    let (connections, _) = matching(&registry, &filter).await;
+    let registry = &handles.registry;
+    let (connections, _) = matching(registry, &filter).await;
     let matched = connections.len();
-    if !say(&mut sender, &summary(&connections)).await || is_dry_run {
+    if !say(&mut sender, &summary(&connections, handles.predecessor_connections())).await || is_dry_run {
         return;
     }
     let ids: Vec<ConnectionId> = connections.into_iter().map(|connection| connection.id).collect();
@@ -97,7 +98,7 @@ async fn close(registry: Arc<Registry>, closing: Closing, mut sender: Sender<Byt
         if !is_heard {
             break;
         }
-        close_one(&registry, id, &mut progress).await;
+        close_one(registry, id, &mut progress).await;
         consume_budget().await;
     }
     let Progress { closed, ended, missed } = progress;
@@ -134,12 +135,12 @@ async fn close_one(registry: &Registry, id: ConnectionId, progress: &mut Progres
     progress.missed += 1;
 }
 
-fn summary(connections: &[LiveConnection]) -> Value {
+fn summary(connections: &[LiveConnection], elsewhere: u64) -> Value {
     let mut routes: BTreeMap<&str, usize> = BTreeMap::new();
     for connection in connections {
         *routes.entry(&connection.route).or_default() += 1;
     }
-    json!({"matched": connections.len(), "routes": routes})
+    json!({"matched": connections.len(), "routes": routes, "predecessor_connections": elsewhere})
 }
 
 impl Progress {

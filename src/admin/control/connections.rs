@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 use strum::{EnumString, IntoStaticStr};
 
-use super::Query;
+use super::{ControlHandles, Query};
 use crate::connection::live::{ConnectionId, LiveConnection, States, survey};
 use crate::connection::registry::Registry;
 use crate::text::units::span;
@@ -137,9 +137,10 @@ pub(super) async fn matching(registry: &Arc<Registry>, filter: &Filter) -> (Vec<
     (found, states)
 }
 
-pub(super) async fn list(registry: &Arc<Registry>, selection: Selection) -> Bytes {
+pub(super) async fn list(handles: &ControlHandles, selection: Selection) -> Bytes {
     let Selection { filter, sort, limit } = selection;
-    let (mut connections, states) = matching(registry, &filter).await;
+    let (mut connections, states) = matching(&handles.registry, &filter).await;
+    let elsewhere = handles.predecessor_connections();
     let write = move || {
         sort.sort(&mut connections);
         let States { awaiting_hello, connecting, relaying, parked, rejected } = states;
@@ -151,8 +152,10 @@ pub(super) async fn list(registry: &Arc<Registry>, selection: Selection) -> Byte
             "rejected": rejected,
         });
         // One connection per line: readable, and quick to write for 100,000.
-        let mut text =
-            format!("{{\n  \"states\": {states},\n  \"matched\": {},\n  \"connections\": [", connections.len());
+        let mut text = format!(
+            "{{\n  \"states\": {states},\n  \"predecessor_connections\": {elsewhere},\n  \"matched\": {},\n  \"connections\": [",
+            connections.len()
+        );
         for (number, connection) in connections.iter().take(limit).enumerate() {
             text.push_str(if number == 0 { "\n    " } else { ",\n    " });
             text.push_str(&object(connection).to_string());

@@ -7,6 +7,7 @@ mod connections;
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use http_body_util::channel::Channel;
@@ -36,6 +37,13 @@ pub(crate) struct ControlHandles {
     pub(crate) admin: Arc<AdminHandles>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) orders: mpsc::Sender<Order>,
+}
+
+impl ControlHandles {
+    /// The number of connections that have stayed in old processes, where orders do not reach them.
+    fn predecessor_connections(&self) -> u64 {
+        self.admin.counters.predecessor_connections.load(Relaxed)
+    }
 }
 
 /// Concurrent connections.
@@ -146,7 +154,7 @@ async fn list(request: &Request<Incoming>, handles: &Arc<ControlHandles>) -> Res
     let mut query = Query::of(request);
     let selection = connections::Selection::take(&mut query).map_err(bad)?;
     query.finish().map_err(bad)?;
-    let listed = connections::list(&handles.registry, selection).await;
+    let listed = connections::list(handles, selection).await;
     Ok(respond(StatusCode::OK, JSON, listed))
 }
 
@@ -159,7 +167,7 @@ fn close(
     let filter = Filter::take(&mut query).map_err(bad)?;
     let closing = close::Closing::take(&mut query, filter, operator).map_err(bad)?;
     query.finish().map_err(bad)?;
-    Ok(close::start(Arc::clone(&handles.registry), closing))
+    Ok(close::start(handles, closing))
 }
 
 async fn change(

@@ -81,8 +81,9 @@ fn listed(answer: &Value) -> String {
         String::new()
     };
     let state = |name: &str| answer["states"][name].as_u64().unwrap_or_default();
+    let elsewhere = elsewhere(answer);
     format!(
-        "{}{more}{matched} match; of all connections {} are relayed, {} parked, {} connecting, {} without ClientHello, {} rejected\n",
+        "{}{more}{elsewhere}{matched} match; of all connections {} are relayed, {} parked, {} connecting, {} without ClientHello, {} rejected\n",
         table(titles, &rows),
         state("relaying"),
         state("parked"),
@@ -90,6 +91,17 @@ fn listed(answer: &Value) -> String {
         state("awaiting_hello"),
         state("rejected")
     )
+}
+
+/// What no order reaches, for an answer that has its number.
+fn elsewhere(answer: &Value) -> String {
+    match answer["predecessor_connections"].as_u64().unwrap_or_default() {
+        0 => String::new(),
+        1 => "1 more connection has stayed in an old process, where it is neither listed nor closed\n".into(),
+        more => {
+            format!("{more} more connections have stayed in an old process, where they are neither listed nor closed\n")
+        }
+    }
 }
 
 pub(super) async fn close(socket: &Path, options: &Close) -> anyhow::Result<ExitCode> {
@@ -123,7 +135,7 @@ fn progress(line: &Value, is_dry_run: bool) -> String {
         let by_route: Vec<String> = routes.iter().map(|(route, count)| format!("{route} {count}")).collect();
         let by_route = if by_route.is_empty() { String::new() } else { format!(" ({})", by_route.join(", ")) };
         let verb = if is_dry_run { "would be closed" } else { "to close" };
-        return format!("{} connections {verb}{by_route}\n", number("matched"));
+        return format!("{}{} connections {verb}{by_route}\n", elsewhere(line), number("matched"));
     }
     let ended = match number("ended") {
         0 => String::new(),
