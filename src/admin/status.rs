@@ -12,7 +12,7 @@ use super::{AdminHandles, ListenerAddress, MAX_ROUTES_SHOWN, View};
 use crate::connection::RouteTarget;
 use crate::name::NamePattern;
 use crate::telemetry::{LATENCY_BUCKETS, RecentRejection, RouteCounters};
-use crate::upstream::{EndpointCertificate, EndpointSettings, EndpointState, LastCheck};
+use crate::upstream::{Endpoint, EndpointCertificate, EndpointSettings, EndpointState, LastCheck};
 
 /// Which routes are wanted.
 #[derive(Clone, Debug)]
@@ -111,12 +111,29 @@ pub(super) fn event(handles: &AdminHandles) -> Value {
     const REFUSALS: usize = 20;
     let view = handles.view.load_full();
     let mut status = without_routes(handles, &view);
-    status["routes"] = view.routes.iter().take(MAX_ROUTES_SHOWN).map(|target| route(target)).collect();
+    status["routes"] = shown(&view.routes).into_iter().map(|target| route(target)).collect();
     json!({
         "time": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
         "status": status,
         "refusals": refusals(handles, REFUSALS),
     })
+}
+
+/// If there are too many, those in trouble rather than others.
+fn shown(routes: &[Arc<RouteTarget>]) -> Vec<&Arc<RouteTarget>> {
+    let mut shown: Vec<_> = routes.iter().collect();
+    if shown.len() > MAX_ROUTES_SHOWN {
+        shown.sort_by_cached_key(|route| !has_trouble(route));
+        shown.truncate(MAX_ROUTES_SHOWN);
+    }
+    shown
+}
+
+fn has_trouble(route: &RouteTarget) -> bool {
+    let endpoints = route.upstream.endpoints();
+    let is_well =
+        |endpoint: &Arc<Endpoint>| endpoint.state() == EndpointState::Ready || route.upstream.is_drained(endpoint);
+    endpoints.is_empty() || !endpoints.iter().all(is_well)
 }
 
 /// The most recent rejections, the newest first.

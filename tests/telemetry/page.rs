@@ -1,7 +1,9 @@
 //! The status page, in a browser.
 
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::api_server::{ApiServer, Mood};
@@ -98,7 +100,7 @@ fn what_dies_turns_red_without_a_reload_of_the_page() {
     servers[1].be(Mood::Status(200, "ok"));
     eventually("all is well again", || text(&browser, "verdict").starts_with("Healthy"));
     assert_eq!(browser.eval("window.stays"), true, "the page was never loaded again");
-    assert_eq!(browser.complaints(), Vec::<serde_json::Value>::new());
+    assert_eq!(browser.complaints(), Vec::<Value>::new());
 }
 
 #[test]
@@ -130,7 +132,7 @@ fn a_reload_changes_what_is_shown_from_one_route_to_five_hundred() {
     eventually("the refusal", || text(&browser, "verdict").starts_with("the last reload failed. (500 routes"));
     router.reload(&config(&routes[..3], ""));
     eventually("three", || text(&browser, "verdict") == "Healthy: 3 routes, 3 endpoints.");
-    assert_eq!(browser.complaints(), Vec::<serde_json::Value>::new());
+    assert_eq!(browser.complaints(), Vec::<Value>::new());
 }
 
 #[test]
@@ -172,7 +174,30 @@ fn what_is_wrong_comes_first_and_hundreds_of_routes_can_be_filtered() {
     assert_eq!(show(&backend.address().to_string()), "195 of 200 routes");
     assert_eq!(show("nothing like it"), "0 of 200 routes");
     assert_eq!(show(""), "");
-    assert_eq!(browser.complaints(), Vec::<serde_json::Value>::new());
+    assert_eq!(browser.complaints(), Vec::<Value>::new());
+}
+
+#[test]
+fn with_too_many_routes_those_in_trouble_are_shown() {
+    let backend = Backend::named("served");
+    let route = |number: usize| format!("  - {{sni: c{number}.example.com, upstream: \"{}\"}}\n", backend.address());
+    let routes: String = (0..1001).map(route).collect();
+    let last = format!(
+        "  - {{sni: last.example.com, upstream: {{endpoints: \"{}\", health_check: {{interval: 100ms, fall: 1}}}}}}\n",
+        free()
+    );
+    let router = Router::start(&format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n{routes}{last}"));
+    let mut events = BufReader::new(TcpStream::connect(router.admin()).unwrap());
+    events.get_ref().write_all(b"GET /api/events HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n").unwrap();
+    let mut line = String::new();
+    let shown = eventual("it is dead", || {
+        line.clear();
+        events.read_line(&mut line).unwrap();
+        let event: Value = serde_json::from_str(line.strip_prefix("data: ")?).ok()?;
+        (event["status"]["summary"]["dead"] == 1).then(|| event["status"]["routes"].clone())
+    });
+    let names: Vec<&str> = shown.as_array().unwrap().iter().map(|route| route["name"].as_str().unwrap()).collect();
+    assert_eq!((names.len(), names[0], names[1]), (1000, "last.example.com", "c0.example.com"));
 }
 
 #[test]
@@ -231,7 +256,7 @@ fn a_route_opens_beside_the_list_and_says_where_a_name_goes() {
     assert_eq!(browser.eval("document.getElementById('drawer').open"), false);
     assert_eq!(browser.eval(focused), OTHER, "the focus is where it was");
     let complaints = browser.complaints();
-    let is_refused = |entry: &serde_json::Value| entry["message"].as_str().unwrap().contains("with a status of 400 (");
+    let is_refused = |entry: &Value| entry["message"].as_str().unwrap().contains("with a status of 400 (");
     assert!(complaints.len() == 2 && complaints.iter().all(is_refused), "the browser says so itself: {complaints:?}");
 }
 
@@ -279,7 +304,7 @@ fn what_is_drained_is_no_fault_and_columns_are_sorted() {
     assert_eq!(browser.eval(nameless), 0, "everything has a name");
     let twice = "[...document.querySelectorAll('[id]')].filter((one, at, all) => all.findIndex((other) => other.id === one.id) !== at).length";
     assert_eq!(browser.eval(twice), 0, "no name is there twice");
-    assert_eq!(browser.complaints(), Vec::<serde_json::Value>::new());
+    assert_eq!(browser.complaints(), Vec::<Value>::new());
 }
 
 #[test]
@@ -333,7 +358,7 @@ fn viewers_and_scrapers_do_not_keep_each_other_out() {
     let seen = String::from_utf8(seen).unwrap();
     assert!(seen.contains("\"accepted\":0") && seen.contains(NAME), "{seen}");
     assert!(seen.contains("event: history\n"), "{seen}");
-    let history: serde_json::Value = serde_json::from_str(&router.get("/api/history").1).unwrap();
+    let history: Value = serde_json::from_str(&router.get("/api/history").1).unwrap();
     assert_eq!(history["step_seconds"], 5);
     assert_eq!(history["routes"][NAME]["new_per_second"][0], 0.0);
 }
