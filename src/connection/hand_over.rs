@@ -108,17 +108,27 @@ impl Departures {
         !has_more
     }
 
-    /// Waits for connections that have come to rest, and returns at most `limit`.
+    /// Waits for connections that have come to rest, and returns at most `limit`. None if all have a message to receive here.
     pub(crate) async fn next(&mut self, limit: usize) -> Vec<Departing> {
         let mut batch = Vec::with_capacity(limit);
         self.leaving.recv_many(&mut batch, limit).await;
-        batch.into_iter().map(|unparked| Departing(Some(unparked))).collect()
+        let offered = |mut unparked: Unparked| {
+            if unparked.handle.begin_offer() {
+                return Some(Departing(Some(unparked)));
+            }
+            unparked.resume();
+            None
+        };
+        batch.into_iter().filter_map(offered).collect()
     }
 
     /// Applies the verdict on a connection. Unless it is adopted, it continues here; if its route or endpoint is not
     /// configured any more, it is closed by `on_remove`, if that is to drain after `drain`.
     pub(crate) fn apply(&mut self, departing: Departing, verdict: Verdict, drain: Duration) {
-        let Some(unparked) = departing.take() else { return };
+        let Some(mut unparked) = departing.take() else { return };
+        if verdict != Verdict::Adopted {
+            unparked.handle.end_offer();
+        }
         match verdict {
             Verdict::Adopted => unparked.handed_over(),
             Verdict::NoRoom => unparked.park(),
@@ -208,7 +218,8 @@ impl Departing {
 
     /// It continues in this process.
     pub(crate) fn stay(self) {
-        if let Some(unparked) = self.take() {
+        if let Some(mut unparked) = self.take() {
+            unparked.handle.end_offer();
             unparked.park();
         }
     }

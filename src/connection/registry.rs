@@ -699,6 +699,32 @@ impl Handle {
         entries.leaving.clone().filter(|_| !stays)
     }
 
+    /// No message reaches the connection from here on, because another process may continue it: who sends one learns that.
+    /// `false` if there is a message that it must receive first.
+    pub(super) fn begin_offer(&mut self) -> bool {
+        let Some(registry) = &self.registry else { return false };
+        let mut entries = registry.entries();
+        let Some(entry) = entries.open.get_mut(self.index as usize) else { return false };
+        match mem::replace(&mut entry.state, TaskState::Notified) {
+            TaskState::Running(_) => true,
+            TaskState::Notified | TaskState::Parked { .. } => match self.messages.try_recv() {
+                Ok(Message::HandOver | Message::Report) => true,
+                Ok(message @ (Message::Close(_) | Message::CloseIfQuiet | Message::Probe(_))) => {
+                    let (sender, messages) = oneshot::channel();
+                    self.messages = messages;
+                    let _ = sender.send(message);
+                    false
+                }
+                Err(_) => false,
+            },
+        }
+    }
+
+    /// It continues in this process, and receives messages again.
+    pub(super) fn end_offer(&mut self) {
+        self.receive_again(false);
+    }
+
     /// The connection stays when others leave.
     pub(super) fn set_stays(&self) {
         let Some(registry) = &self.registry else { return };

@@ -104,6 +104,9 @@ async fn offer(
     drain: Duration,
     refusals: &mut Refusals,
 ) -> io::Result<()> {
+    if batch.is_empty() {
+        return Ok(());
+    }
     let records: Vec<Vec<u8>> = batch.iter().map(Departing::record).collect();
     let sockets: Vec<_> = batch.iter().flat_map(Departing::sockets).collect();
     let answers = match channel.offer(&records, &sockets).await {

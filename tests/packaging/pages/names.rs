@@ -39,6 +39,7 @@ const OTHERS: &[&str] = &[
     "operator.process",
     "operator.user",
     "parse_from",
+    "predecessor_connections",
     "preread_timeout",
     "proxy_connect_timeout",
     "proxy_timeout",
