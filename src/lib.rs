@@ -18,13 +18,13 @@
 //! Around that, `config` parses and validates the configuration, and `server` starts, reloads and drains. `process`
 //! contains upgrades, systemd notifications, the sandbox and the file watch; `admin` serves metrics and the status page;
 //! `logging` writes log lines; `text` formats and parses what operators read and write; `cli` and `commands` are the
-//! command line.
+//! command line. `gateway` takes listeners and routes from Kubernetes.
 //!
 //! # As a library
 //! [`client_hello`], [`server_hello`], [`name`] and [`route`] are pure: no I/O, no clock, no configuration. They are all
 //! that remains with `default-features = false`. Feature `ja4` adds the JA4 fingerprints of hellos; feature `router`
 //! (default) adds that and everything that does I/O; feature `demo` (default) adds the `demo` command with its throwaway
-//! certificates.
+//! certificates; feature `gateway` adds the translation of Kubernetes objects.
 
 #[cfg(feature = "router")]
 mod admin;
@@ -37,6 +37,9 @@ mod commands;
 mod config;
 #[cfg(feature = "router")]
 mod connection;
+#[cfg(feature = "gateway")]
+#[allow(dead_code, unused_imports, reason = "what drives it comes next")]
+mod gateway;
 #[cfg(feature = "router")]
 mod listener;
 #[cfg(feature = "router")]

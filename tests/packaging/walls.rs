@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// Each room may use the rooms above it that it lists, and no other. `commands` may use all.
-const ROOMS: [(&str, &[&str]); 17] = [
+const ROOMS: [(&str, &[&str]); 18] = [
     // Pure: no I/O, no clock, no configuration.
     ("name", &[]),
     ("client_hello", &["name"]),
@@ -57,12 +57,13 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("logging", &["config", "telemetry", "text"]),
     ("cli", &["config", "name", "text"]),
     ("server", &["admin", "config", "connection", "listener", "relay", "route", "telemetry", "upstream"]),
+    ("gateway", &["connection", "name", "upstream"]),
 ];
 
 /// Rooms in which a crate may be named; elsewhere it may not. Outside `config` and `logging`, serde is for the records of
-/// connections on their way to another process.
+/// connections on their way to another process, and for objects of Kubernetes.
 const CRATES: [(&str, &[&str]); 4] = [
-    ("serde", &["config", "logging", "connection", "relay", "telemetry"]),
+    ("serde", &["config", "logging", "connection", "gateway", "relay", "telemetry"]),
     ("tls_parser", &["client_hello", "server_hello"]),
     ("clap", &["cli", "commands"]),
     ("anyhow", &["commands"]),

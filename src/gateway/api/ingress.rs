@@ -1,0 +1,66 @@
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::metadata::Metadata;
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub(crate) struct Ingress {
+    pub(crate) metadata: Metadata,
+    #[serde(default)]
+    pub(crate) spec: IngressSpec,
+    /// As it was last seen.
+    #[serde(default)]
+    pub(crate) status: Value,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct IngressSpec {
+    pub(crate) ingress_class_name: Option<String>,
+    pub(crate) default_backend: Option<IngressBackend>,
+    pub(crate) rules: Vec<IngressRule>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct IngressRule {
+    /// Absent or empty: every name.
+    pub(crate) host: Option<String>,
+    pub(crate) http: Option<IngressPaths>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct IngressPaths {
+    pub(crate) paths: Vec<IngressPath>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub(crate) struct IngressPath {
+    /// Absent: `/`.
+    #[serde(default)]
+    pub(crate) path: Option<String>,
+    pub(crate) backend: IngressBackend,
+}
+
+/// A Service, or something else that is not supported.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct IngressBackend {
+    pub(crate) service: Option<IngressService>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub(crate) struct IngressService {
+    pub(crate) name: String,
+    #[serde(default)]
+    pub(crate) port: IngressPort,
+}
+
+/// One of the two.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct IngressPort {
+    pub(crate) number: Option<u16>,
+    pub(crate) name: Option<String>,
+}

@@ -1,0 +1,98 @@
+//! Kubernetes objects: the fields that are read, and no others.
+
+mod backend;
+mod gateway;
+mod ingress;
+mod metadata;
+mod route;
+
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use strum::{Display, EnumIter};
+
+pub(crate) use self::backend::{EndpointSlice, Service, ServicePort, SliceEndpoint, SlicePort};
+pub(crate) use self::gateway::{
+    Address, AllowedRoutes, FromNamespaces, Gateway, GatewayClass, Listener, Namespace, RouteGroupKind,
+    RouteNamespaces, Selector, SelectorRequirement,
+};
+pub(crate) use self::ingress::{Ingress, IngressBackend, IngressPath, IngressRule};
+pub(crate) use self::metadata::{Key, Metadata};
+pub(crate) use self::route::{BackendRef, Grant, GrantFrom, GrantTo, ParentRef, ReferenceGrant, TlsRoute, TlsRule};
+
+pub(crate) const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+
+/// The kinds of objects that are read.
+#[derive(Clone, Copy, Debug, Display, EnumIter, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Kind {
+    GatewayClass,
+    Gateway,
+    #[strum(to_string = "TLSRoute")]
+    TlsRoute,
+    ReferenceGrant,
+    Service,
+    EndpointSlice,
+    Namespace,
+    Ingress,
+}
+
+impl Kind {
+    /// The API group; empty for the core group.
+    pub(crate) fn group(self) -> &'static str {
+        match self {
+            Self::GatewayClass | Self::Gateway | Self::TlsRoute | Self::ReferenceGrant => GATEWAY_GROUP,
+            Self::Service | Self::Namespace => "",
+            Self::EndpointSlice => "discovery.k8s.io",
+            Self::Ingress => "networking.k8s.io",
+        }
+    }
+}
+
+/// An object that does not have the fields of its kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Undecodable {
+    pub(crate) kind: Kind,
+    pub(crate) key: Key,
+    pub(crate) reason: String,
+}
+
+impl fmt::Display for Undecodable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, key, reason } = self;
+        write!(f, "{kind} {key}: {reason}")
+    }
+}
+
+fn decode<T: DeserializeOwned>(kind: Kind, object: Value) -> Result<T, Undecodable> {
+    let key = metadata::key_of(&object);
+    serde_json::from_value(object).map_err(|error| Undecodable { kind, key, reason: error.to_string() })
+}
+
+/// An object of any of the kinds.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Object {
+    GatewayClass(GatewayClass),
+    Gateway(Gateway),
+    TlsRoute(TlsRoute),
+    ReferenceGrant(ReferenceGrant),
+    Service(Service),
+    EndpointSlice(EndpointSlice),
+    Namespace(Namespace),
+    Ingress(Ingress),
+}
+
+impl Object {
+    pub(crate) fn decode(kind: Kind, object: Value) -> Result<Self, Undecodable> {
+        Ok(match kind {
+            Kind::GatewayClass => Self::GatewayClass(decode(kind, object)?),
+            Kind::Gateway => Self::Gateway(decode(kind, object)?),
+            Kind::TlsRoute => Self::TlsRoute(decode(kind, object)?),
+            Kind::ReferenceGrant => Self::ReferenceGrant(decode(kind, object)?),
+            Kind::Service => Self::Service(decode(kind, object)?),
+            Kind::EndpointSlice => Self::EndpointSlice(decode(kind, object)?),
+            Kind::Namespace => Self::Namespace(decode(kind, object)?),
+            Kind::Ingress => Self::Ingress(decode(kind, object)?),
+        })
+    }
+}
