@@ -17,7 +17,9 @@ use crate::relay::Engine;
 use crate::text::input;
 use crate::text::units::{size, span};
 use crate::upstream::health::{CaFile, EXPECTED};
-use crate::upstream::{HealthCheck, HttpCheck, MaxAge, OnRemove, Source, Thresholds, TlsCheck, UpstreamSettings};
+use crate::upstream::{
+    Backend, HealthCheck, HttpCheck, MaxAge, OnRemove, Source, Split, Thresholds, TlsCheck, UpstreamSettings,
+};
 use anyhow::Context;
 
 use super::routing::{conditions, limits, tlv_text};
@@ -46,7 +48,8 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     }
 
     writeln!(text, "\nlisteners")?;
-    for Listener { name, address, presence, refuse, accept_proxy, ip_literal, sources } in &config.listeners {
+    for listener in &config.listeners {
+        let Listener { name, address, presence, is_optional, refuse, accept_proxy, ip_literal, sources } = listener;
         let refuse = match refuse {
             RejectWith::Alert => "TLS alert",
             RejectWith::Close => "close",
@@ -58,11 +61,12 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
             Presence::Required => "",
             Presence::Expected => "; freebind",
         };
+        let optional = if *is_optional { "; the others serve without it" } else { "" };
         let literal = match ip_literal {
             IpLiteral::NoName => "",
             IpLiteral::Refused => "; IP addresses in SNI are refused",
         };
-        writeln!(text, "  {name}{address}: {sources}; refuse with {refuse}{proxy}{literal}{presence}")?;
+        writeln!(text, "  {name}{address}: {sources}; refuse with {refuse}{proxy}{literal}{presence}{optional}")?;
     }
 
     writeln!(text, "\nroutes")?;
@@ -143,9 +147,19 @@ fn write_process(text: &mut String, config: &Config) -> std::fmt::Result {
     writeln!(text, "admin      {admin}")
 }
 
+/// The shares of backends, by weight.
+fn shares(Split(backends): &Split, endpoints: &[String]) -> String {
+    let share = |Backend { weight, destination }: &Backend| match destination {
+        Ok(index) => format!("{weight} to {}", endpoints[*index]),
+        Err(reason) => format!("{weight} refused ({reason})"),
+    };
+    backends.iter().map(share).collect::<Vec<_>>().join(", ")
+}
+
 fn write_upstream(text: &mut String, upstream: &UpstreamSettings) -> std::fmt::Result {
     let UpstreamSettings {
         endpoints,
+        split,
         balance,
         budget,
         slow_start,
@@ -170,6 +184,9 @@ fn write_upstream(text: &mut String, upstream: &UpstreamSettings) -> std::fmt::R
         }
     };
     writeln!(text, "    routes to  {} (timeout {timeout}, {per_try} per try{source}{header})", endpoints.join(", "))?;
+    if let Some(split) = split {
+        writeln!(text, "    split      {}", shares(split, &endpoints))?;
+    }
     writeln!(text, "    balance    {}, slow_start {}", balance.label(), span(*slow_start))?;
     if let Some(MaxAge { after, jitter }) = max_age {
         writeln!(text, "    max_age    {} and up to {jitter}% more", span(*after))?;

@@ -67,6 +67,7 @@ pub(super) fn build(
     Ok(UpstreamSettings {
         source: source.map_or(Ok(Source::Any), |source| build_source(source, path, &endpoints))?,
         endpoints,
+        split: None,
         balance: match balance {
             None | Some(raw::Balance::LeastConnections) => Balance::LeastConnections,
             Some(raw::Balance::RoundRobin) => Balance::RoundRobin,

@@ -1,4 +1,5 @@
-//! Endpoints as the operator writes them: `host:port`, where the host is an IP address or a hostname.
+//! Endpoints as the operator writes them: `host:port`, where the host is an IP address or a hostname; in a cluster, a
+//! Service.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -7,7 +8,7 @@ use std::str::FromStr;
 use crate::name::{NameError, ServerName};
 use crate::text::pasted;
 
-/// `host:port`. A hostname stands for all the addresses it resolves to.
+/// `host:port`. A hostname stands for all the addresses it resolves to, and a Service for those of its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Destination {
     host: Host,
@@ -18,21 +19,35 @@ pub(crate) struct Destination {
 enum Host {
     Address(IpAddr),
     Name(Box<str>),
+    /// `namespace/name`, which no hostname can be.
+    #[cfg_attr(not(any(test, feature = "gateway")), expect(dead_code, reason = "only clusters have Services"))]
+    Service(Box<str>),
 }
 
 impl Destination {
-    /// `None` for a hostname.
+    /// A port of a Service in a cluster.
+    #[cfg(any(test, feature = "gateway"))]
+    pub(crate) fn service(namespace: &str, name: &str, port: u16) -> Self {
+        Self { host: Host::Service(format!("{namespace}/{name}").into()), port }
+    }
+
+    /// Whether its addresses are published by what watches the cluster.
+    pub(crate) fn is_service(&self) -> bool {
+        matches!(self.host, Host::Service(_))
+    }
+
+    /// `None` for a hostname or a Service.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         match self.host {
             Host::Address(ip) => Some(SocketAddr::new(ip, self.port)),
-            Host::Name(_) => None,
+            Host::Name(_) | Host::Service(_) => None,
         }
     }
 
-    /// Hostname and port; `None` for an IP address.
+    /// Hostname and port; `None` for an IP address or a Service.
     pub(crate) fn name(&self) -> Option<(&str, u16)> {
         match &self.host {
-            Host::Address(_) => None,
+            Host::Address(_) | Host::Service(_) => None,
             Host::Name(name) => Some((name, self.port)),
         }
     }
@@ -58,7 +73,7 @@ impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
             Host::Address(ip) => SocketAddr::new(*ip, self.port).fmt(f),
-            Host::Name(name) => write!(f, "{name}:{}", self.port),
+            Host::Name(name) | Host::Service(name) => write!(f, "{name}:{}", self.port),
         }
     }
 }

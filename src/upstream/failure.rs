@@ -22,6 +22,12 @@ impl ConnectError {
         Self { kind: Failure::NoEndpoint, tries: 0, last: "no endpoint".into() }
     }
 
+    /// Nothing was tried, for this reason.
+    pub(super) fn add_reason(&mut self, reason: &str) {
+        self.tries += 1;
+        self.last = reason.into();
+    }
+
     pub(super) fn add(&mut self, kind: Failure, endpoint: &dyn fmt::Display, error: &dyn fmt::Display) {
         self.tries += 1;
         if kind >= self.kind {

@@ -8,6 +8,7 @@ mod certificate;
 mod drains;
 mod endpoint;
 mod failure;
+mod feed;
 pub(crate) mod health;
 mod loop_check;
 mod places;
@@ -34,13 +35,16 @@ pub(crate) use self::certificate::{EXPIRES_SOON_SECONDS, EndpointCertificate};
 pub(crate) use self::drains::{Drained, Drains, WholeRoute};
 pub(crate) use self::endpoint::{Endpoint, EndpointId, EndpointSlot, LastCheck};
 pub(crate) use self::failure::{ConnectError, Failure, error_message};
+pub(crate) use self::feed::Feeds;
 pub(crate) use self::health::{Checks, HealthCheck, HttpCheck, TlsCheck};
 pub(crate) use self::health::{EndpointState, ProbeResult, Thresholds};
 pub(crate) use self::loop_check::{LocalAddresses, OwnListeners, arrives_at};
 use self::pool::Pool;
 pub(crate) use self::pool::Tier;
 pub(crate) use self::resolve::{Lookups, MAX_LOOKUPS, lookup};
-pub(crate) use self::settings::{ConnectBudget, EndpointSettings, MaxAge, OnRemove, Share, Source, UpstreamSettings};
+pub(crate) use self::settings::{
+    Backend, ConnectBudget, EndpointSettings, MaxAge, OnRemove, Share, Source, Split, UpstreamSettings,
+};
 pub(crate) use self::source::{LocalAddress, Purpose, connect_to, may_be_transparent};
 use crate::name::NamePattern;
 
@@ -74,6 +78,8 @@ pub(crate) struct SharedContext {
     pub(crate) listeners: ArcSwap<Vec<SocketAddr>>,
     pub(crate) connections: Arc<dyn OpenConnections>,
     pub(crate) drains: Drains,
+    /// The addresses of Services.
+    pub(crate) feeds: Arc<Feeds>,
     lookups: Arc<Lookups>,
     checks: Arc<Checks>,
 }
@@ -81,13 +87,37 @@ pub(crate) struct SharedContext {
 impl SharedContext {
     pub(crate) fn new(connections: Arc<dyn OpenConnections>, lookups: Lookups, checks: Checks) -> Self {
         let (lookups, checks) = (Arc::new(lookups), Arc::new(checks));
-        Self { listeners: ArcSwap::default(), connections, drains: Drains::default(), lookups, checks }
+        let (listeners, drains, feeds) = (ArcSwap::default(), Drains::default(), Arc::default());
+        Self { listeners, connections, drains, feeds, lookups, checks }
     }
 
     /// A successor serves: nothing is looked up any more, and only endpoints that still have connections are checked.
     pub(crate) fn hand_over(&self) {
         self.lookups.retire();
         self.checks.hand_over();
+    }
+}
+
+#[cfg(test)]
+impl SharedContext {
+    /// Without connections.
+    fn sample() -> Self {
+        #[derive(Debug)]
+        struct NoConnections;
+
+        impl OpenConnections for NoConnections {
+            fn probe(&self, _: EndpointId, _: Instant) -> usize {
+                0
+            }
+
+            fn close_parked(&self, _: EndpointId, _: usize) -> usize {
+                0
+            }
+        }
+
+        let counters = crate::telemetry::Counters::new(0);
+        let (lookups, checks) = (counters.lookup_lateness.clone(), counters.check_lateness.clone());
+        Self::new(Arc::new(NoConnections), Lookups::new(lookups), Checks::new(checks))
     }
 }
 
@@ -193,9 +223,11 @@ impl Upstream {
         let endpoints = self.pool.endpoints_by(deadline).await;
         let policy = Policy { balance, slow_start, turn: self.turn.fetch_add(1, Relaxed), client: client.ip() };
         let mut failure = ConnectError::none();
-        let mut untried: Vec<usize> = (0..endpoints.len()).collect();
+        let offered = self.pool.offer(&endpoints).inspect_err(|reason| failure.add_reason(reason));
+        let mut untried = offered.unwrap_or_default();
+        let mut failed = Vec::new();
         let mut failed_is_ipv4 = None;
-        let mut trial = self.pool.trial(&endpoints);
+        let mut trial = self.pool.trial(&endpoints, &untried);
         while let Some(index) = trial.take().or_else(|| balance::pick(&endpoints, &untried, failed_is_ipv4, &policy)) {
             let endpoint = &endpoints[index];
             let slot = EndpointSlot::take(endpoint);
@@ -220,13 +252,14 @@ impl Upstream {
                 endpoint.report(&ProbeResult::Unreachable(reason));
             }
             untried.retain(|other| *other != index);
+            failed.push(index);
             failed_is_ipv4 = Some(endpoint.address.is_ipv4());
             if Instant::now() >= deadline {
                 break;
             }
         }
-        self.pool.refresh_names_of(&endpoints, &untried);
-        if endpoints.is_empty() {
+        self.pool.refresh_names_of(&endpoints, &failed);
+        if endpoints.is_empty() && failure.tries == 0 {
             for endpoint in self.pool.endpoints().iter().filter(|endpoint| self.is_drained(endpoint)) {
                 failure.add(Failure::NoEndpoint, &endpoint.address, &"drained by an operator");
             }
@@ -262,4 +295,99 @@ pub(crate) struct Connected {
     pub(crate) slot: EndpointSlot,
     /// The endpoints that failed before.
     pub(crate) failed_attempts: Option<ConnectError>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::text::Destination;
+
+    fn service(name: &str) -> Destination {
+        Destination::service("default", name, 443)
+    }
+
+    fn upstream(services: &[&str], split: Option<Split>, context: &Arc<SharedContext>) -> Upstream {
+        let endpoint = |name: &&str| EndpointSettings { destination: service(name), share: Share::DEFAULT };
+        let settings = UpstreamSettings { split, ..UpstreamSettings::sample(services.iter().map(endpoint).collect()) };
+        Upstream::start(Setup { route: "a".into(), names: Vec::new(), settings }, context, None)
+    }
+
+    async fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    const CLIENT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7);
+
+    #[tokio::test]
+    async fn published_addresses_come_and_go_and_connections_stay() {
+        let context = Arc::new(SharedContext::sample());
+        let ((_one, one), (_two, two)) = (listener().await, listener().await);
+        context.feeds.publish([(service("api"), vec![one])]);
+        let upstream = upstream(&["api"], None, &context);
+        let connected = upstream.connect(CLIENT).await.unwrap();
+        assert_eq!(connected.slot.endpoint().address, one);
+
+        context.feeds.publish([(service("api"), vec![two])]);
+        assert_eq!(upstream.connect(CLIENT).await.unwrap().slot.endpoint().address, two);
+        let former = connected.slot.endpoint();
+        assert!(!former.is_present() && former.connections() == 1 && former.on_remove() == OnRemove::Keep);
+
+        context.feeds.publish([(service("api"), vec![])]);
+        let refused = upstream.connect(CLIENT).await.unwrap_err();
+        assert_eq!(refused.kind, Failure::NoEndpoint);
+        assert_eq!(refused.to_string(), "1 failed; default/api:443: the Service has no ready endpoint");
+
+        context.feeds.publish([(service("api"), vec![one])]);
+        assert!(former.is_present(), "it has kept its state");
+    }
+
+    #[tokio::test]
+    async fn a_split_is_by_weight_and_invalid_backends_refuse_their_share() {
+        let context = Arc::new(SharedContext::sample());
+        let ((_one, one), (_two, two)) = (listener().await, listener().await);
+        context.feeds.publish([(service("one"), vec![one]), (service("two"), vec![two]), (service("none"), vec![])]);
+        let backend = |weight, destination| Backend { weight, destination };
+        let split = Split(Box::new([
+            backend(50, Ok(0)),
+            backend(0, Err("never".into())),
+            backend(20, Ok(1)),
+            backend(10, Ok(2)),
+            backend(20, Err("default/gone: not found".into())),
+        ]));
+        let upstream = upstream(&["one", "two", "none"], Some(split), &context);
+        fastrand::seed(7);
+        let mut counts: HashMap<String, u32> = HashMap::new();
+        for _ in 0..1000 {
+            let result = upstream.connect(CLIENT).await;
+            let key = result.map_or_else(|refused| refused.to_string(), |to| to.slot.endpoint().address.to_string());
+            *counts.entry(key).or_default() += 1;
+        }
+        for (key, expected) in [
+            (one.to_string(), 500),
+            (two.to_string(), 200),
+            ("1 failed; default/none:443: the Service has no ready endpoint".into(), 100),
+            ("1 failed; default/gone: not found".into(), 200),
+        ] {
+            let count = counts.remove(&key).unwrap_or(0);
+            assert!(count.abs_diff(expected) < 60, "{key}: {count}");
+        }
+        assert!(counts.is_empty(), "{counts:?}");
+    }
+
+    #[tokio::test]
+    async fn a_split_without_any_backend_refuses_all() {
+        let context = Arc::new(SharedContext::sample());
+        let all_invalid = Split(Box::new([Backend { weight: 1, destination: Err("default/gone: not found".into()) }]));
+        let no_weight = Split(Box::new([Backend { weight: 0, destination: Err("never".into()) }]));
+        for (split, reason) in [(all_invalid, "default/gone: not found"), (no_weight, "no backend has a weight")] {
+            let refused = upstream(&[], Some(split), &context).connect(CLIENT).await.unwrap_err();
+            assert_eq!((refused.kind, &*refused.last), (Failure::NoEndpoint, reason));
+        }
+    }
 }

@@ -15,6 +15,7 @@ use tracing::{debug, info, warn};
 
 use super::certificate::{CertificateChange, EXPIRES_SOON_SECONDS, EndpointCertificate};
 use super::endpoint::{Endpoint, EndpointId, StateChange};
+use super::feed::FeedSubscription;
 use super::health::{self, HealthCheck};
 use super::health::{EndpointState, ProbeResult, Thresholds};
 use super::loop_check::OwnListeners;
@@ -49,12 +50,19 @@ struct Members {
     dead_watchers: HashMap<EndpointId, AbortHandle>,
     rebalancer: Option<AbortHandle>,
     /// By index of their destination.
-    lookups: HashMap<usize, resolve::LookupSubscription>,
+    lookups: HashMap<usize, Subscription>,
     /// Addresses that are our own listeners'.
     loops: Vec<SocketAddr>,
     /// Removed endpoints, the last at the end: they keep their state in case they return.
     former: Vec<Arc<Endpoint>>,
     is_closed: bool,
+}
+
+/// Where the addresses of a destination come from.
+#[derive(Debug)]
+enum Subscription {
+    Dns(resolve::LookupSubscription),
+    Cluster(#[expect(dead_code, reason = "ends when it is dropped")] FeedSubscription),
 }
 
 /// Maximum number of former endpoints without connections that are remembered.
@@ -210,14 +218,31 @@ impl Pool {
         self.members().loops.clone()
     }
 
+    /// Which of the endpoints a connection may be sent to, or why none.
+    pub(super) fn offer(&self, endpoints: &[Arc<Endpoint>]) -> Result<Vec<usize>, Box<str>> {
+        let Some(split) = &self.setup.settings.split else { return Ok((0..endpoints.len()).collect()) };
+        let backend = split.draw().ok_or("no backend has a weight")?;
+        let destination = backend.destination.clone()?;
+        let members = self.members();
+        let LookupResult { addresses, failure } = &members.answers[destination];
+        let is_offered = |index: &usize| addresses.contains(&endpoints[*index].address);
+        let offered: Vec<usize> = (0..endpoints.len()).filter(is_offered).collect();
+        if !offered.is_empty() {
+            return Ok(offered);
+        }
+        let destination = &self.setup.settings.endpoints[destination].destination;
+        Err(format!("{destination}: {}", failure.as_deref().unwrap_or("no endpoint is in service")).into())
+    }
+
     /// A dead endpoint that is to be tried by a connection, because no health check would find out that it has recovered.
-    pub(super) fn trial(&self, endpoints: &[Arc<Endpoint>]) -> Option<usize> {
+    pub(super) fn trial(&self, endpoints: &[Arc<Endpoint>], offered: &[usize]) -> Option<usize> {
         if self.check().is_some() {
             return None;
         }
         // Not a backup while others serve.
         let serves = |endpoint: &Endpoint| !endpoint.share().is_backup || self.tier() != Tier::Primary;
-        endpoints.iter().position(|endpoint| serves(endpoint) && endpoint.takes_trial())
+        let is_tried = |index: &usize| serves(&endpoints[*index]) && endpoints[*index].takes_trial();
+        offered.iter().copied().find(is_tried)
     }
 
     /// Why destinations have no addresses.
@@ -256,29 +281,36 @@ impl Pool {
             tokio::spawn(rebalance::run(Arc::clone(self), rate)).abort_handle()
         });
         drop(members);
-        for (number, endpoint) in self.setup.settings.endpoints.iter().enumerate() {
-            if let Some((host, port)) = endpoint.destination.name() {
-                let pool = Arc::downgrade(self);
-                let on_answer =
-                    move |answer: &resolve::Answer| pool.upgrade().map_or(0, |pool| pool.answered(number, answer));
-                let every = self.setup.settings.resolve_every;
-                let subscription = self.context.lookups.subscribe(host, port, every, on_answer);
-                self.members().lookups.insert(number, subscription);
-            }
+        for (number, EndpointSettings { destination, .. }) in self.setup.settings.endpoints.iter().enumerate() {
+            let pool = Arc::downgrade(self);
+            let on_answer =
+                move |answer: &resolve::Answer| pool.upgrade().map_or(0, |pool| pool.answered(number, answer));
+            let subscription = match destination.name() {
+                Some((host, port)) => {
+                    let every = self.setup.settings.resolve_every;
+                    Subscription::Dns(self.context.lookups.subscribe(host, port, every, on_answer))
+                }
+                None if destination.is_service() => {
+                    let on_addresses = move |addresses: &[SocketAddr]| {
+                        on_answer(&Ok(addresses.to_vec()));
+                    };
+                    Subscription::Cluster(self.context.feeds.subscribe(destination, on_addresses))
+                }
+                None => continue,
+            };
+            self.members().lookups.insert(number, subscription);
         }
     }
 
-    /// Connections to all of these but `untried` have failed. The names that have no other address are looked up at once.
-    pub(super) fn refresh_names_of(&self, endpoints: &[Arc<Endpoint>], untried: &[usize]) {
-        let has_failed = |address: &SocketAddr| {
-            let number = endpoints.iter().position(|endpoint| endpoint.address == *address);
-            number.is_some_and(|number| !untried.contains(&number))
-        };
+    /// Connections to these have failed. The names that have no other address are looked up at once.
+    pub(super) fn refresh_names_of(&self, endpoints: &[Arc<Endpoint>], failed: &[usize]) {
+        let has_failed = |address: &SocketAddr| failed.iter().any(|index| endpoints[*index].address == *address);
         Self::refresh_names(&self.members(), has_failed);
     }
 
     fn refresh_names(members: &Members, has_failed: impl Fn(&SocketAddr) -> bool) {
         for (number, subscription) in &members.lookups {
+            let Subscription::Dns(subscription) = subscription else { continue };
             let addresses = &members.answers[*number].addresses;
             // Also if there are none yet.
             if addresses.iter().all(&has_failed) {
@@ -340,7 +372,8 @@ impl Pool {
         let is_first = !known.is_known();
         match answer {
             Ok(addresses) => {
-                known.failure = None;
+                // Only a Service has none.
+                known.failure = addresses.is_empty().then(|| "the Service has no ready endpoint".into());
                 known.addresses.clone_from(addresses);
                 // Even if they are the same: what is our own may have changed.
                 self.assemble(&mut members);
@@ -598,50 +631,21 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Balance, Checks, ConnectBudget, Lookups, OnRemove, OpenConnections, Source, UpstreamSettings};
+    use super::super::UpstreamSettings;
     use super::*;
-    use crate::telemetry::Counters;
-
-    #[derive(Debug)]
-    struct NoConnections;
-
-    impl OpenConnections for NoConnections {
-        fn probe(&self, _: EndpointId, _: Instant) -> usize {
-            0
-        }
-
-        fn close_parked(&self, _: EndpointId, _: usize) -> usize {
-            0
-        }
-    }
 
     /// Not started: nothing is looked up.
     fn pool(endpoints: &[(&str, Share)]) -> Arc<Pool> {
-        let counters = Counters::new(0);
-        let context = SharedContext::new(
-            Arc::new(NoConnections),
-            Lookups::new(counters.lookup_lateness.clone()),
-            Checks::new(counters.check_lateness.clone()),
-        );
         let endpoint = |(destination, share): &(&str, Share)| EndpointSettings {
             destination: destination.parse().unwrap(),
             share: *share,
         };
-        let settings = UpstreamSettings {
-            endpoints: endpoints.iter().map(endpoint).collect(),
-            balance: Balance::LeastConnections,
-            budget: ConnectBudget { timeout: Duration::from_secs(10), per_try: Duration::from_secs(3) },
-            slow_start: Duration::ZERO,
-            dead_grace: None,
-            on_remove: OnRemove::Keep,
-            resolve_every: Duration::from_secs(10),
-            proxy_protocol: None,
-            source: Source::Any,
-            max_age: None,
-            rebalance: None,
-            health_check: None,
-        };
-        let pool = Arc::new(Pool::new(Setup { route: "a".into(), names: Vec::new(), settings }, context.into(), None));
+        let settings = UpstreamSettings::sample(endpoints.iter().map(endpoint).collect());
+        let pool = Arc::new(Pool::new(
+            Setup { route: "a".into(), names: Vec::new(), settings },
+            SharedContext::sample().into(),
+            None,
+        ));
         let mut members = pool.members();
         pool.assemble(&mut members);
         pool.update_tier(&members);
@@ -701,10 +705,10 @@ mod tests {
             endpoint.allow_trial();
         }
         assert_eq!(pool.tier(), Tier::All);
-        assert_eq!(pool.trial(&endpoints), Some(0));
-        assert_eq!(pool.trial(&endpoints), Some(1), "none serves");
+        assert_eq!(pool.trial(&endpoints, &[0, 1]), Some(0));
+        assert_eq!(pool.trial(&endpoints, &[0, 1]), Some(1), "none serves");
         endpoints[1].allow_trial();
         pool.report(&endpoints[0], &ProbeResult::Ready);
-        assert_eq!((pool.tier(), pool.trial(&endpoints)), (Tier::Primary, None));
+        assert_eq!((pool.tier(), pool.trial(&endpoints, &[0, 1])), (Tier::Primary, None));
     }
 }

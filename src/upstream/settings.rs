@@ -15,8 +15,10 @@ use crate::text::units::Rate;
 /// The upstream settings of a route.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct UpstreamSettings {
-    /// At least one that is no backup; no two with the same destination.
+    /// At least one that is no backup, unless a split refuses all; no two with the same destination.
     pub(crate) endpoints: Vec<EndpointSettings>,
+    /// `None`: `balance` decides between all endpoints.
+    pub(crate) split: Option<Split>,
     pub(crate) balance: Balance,
     pub(crate) budget: ConnectBudget,
     /// From the recovery of an endpoint to its full share.
@@ -36,6 +38,28 @@ pub(crate) struct UpstreamSettings {
     pub(crate) rebalance: Option<Rate>,
     /// `None`: passive checks only, by the results of connections.
     pub(crate) health_check: Option<HealthCheck>,
+}
+
+#[cfg(test)]
+impl UpstreamSettings {
+    /// The defaults, without checks.
+    pub(super) fn sample(endpoints: Vec<EndpointSettings>) -> Self {
+        Self {
+            endpoints,
+            split: None,
+            balance: Balance::LeastConnections,
+            budget: ConnectBudget { timeout: Duration::from_secs(10), per_try: Duration::from_secs(3) },
+            slow_start: Duration::ZERO,
+            dead_grace: None,
+            on_remove: OnRemove::Keep,
+            resolve_every: Duration::from_secs(10),
+            proxy_protocol: None,
+            source: Source::Any,
+            max_age: None,
+            rebalance: None,
+            health_check: None,
+        }
+    }
 }
 
 /// An address, or a hostname that stands for all addresses it resolves to.
@@ -68,6 +92,34 @@ impl fmt::Display for EndpointSettings {
             Share { weight, is_backup: false } => write!(f, "{destination} (weight {weight})"),
             Share { weight, is_backup: true } => write!(f, "{destination} (backup, weight {weight})"),
         }
+    }
+}
+
+/// Divides new connections by weight between backends, whatever the state of their endpoints; `balance` decides between
+/// the endpoints of one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Split(pub(crate) Box<[Backend]>);
+
+/// A share of new connections.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Backend {
+    pub(crate) weight: u32,
+    /// The index of its destination in `endpoints`, or why its share is refused.
+    pub(crate) destination: Result<usize, Box<str>>,
+}
+
+impl Split {
+    /// The backend of a connection, at random. `None`: no backend has any weight.
+    pub(super) fn draw(&self) -> Option<&Backend> {
+        let total: u64 = self.0.iter().map(|backend| u64::from(backend.weight)).sum();
+        let mut rest = (total > 0).then(|| fastrand::u64(..total))?;
+        self.0.iter().find(|backend| match rest.checked_sub(backend.weight.into()) {
+            Some(left) => {
+                rest = left;
+                false
+            }
+            None => true,
+        })
     }
 }
 
