@@ -15,7 +15,12 @@ pub(super) fn route_table(config: &Config) -> RouteTable<usize> {
     let mut table = RouteTable::default();
     for (index, route) in config.routes.iter().enumerate() {
         // The configuration is valid, so there are no conflicts.
-        let _ = table.insert(&route.patterns, &route.matchers, &index);
+        for (names, matchers) in route.entries() {
+            let _ = table.add(&names, &matchers, &index);
+        }
+    }
+    for (names, matchers) in &config.excluded {
+        let _ = table.exclude(names, matchers);
     }
     table
 }

@@ -101,6 +101,7 @@ pub(super) fn config(
         files: FileCounts { included: documents.included(), networks: files.network_files() },
         unmatched_includes: included.unmatched,
         routes,
+        excluded: Vec::new(),
         timeouts: build_timeouts(timeouts),
         tcp: build_tcp_options(&keepalive),
         user_timeout: user_timeout.map_or(Duration::from_secs(15 * 60), |timeout| timeout.0.0),
@@ -182,7 +183,16 @@ fn build_listeners(
             Some(raw::IpLiteralSni::Refuse) => IpLiteral::Refused,
         };
         let sources = build_sources(allow, deny, deny_ja4, &path, files)?;
-        listeners.push(Listener { name, address, presence, refuse, accept_proxy, ip_literal, sources });
+        listeners.push(Listener {
+            name,
+            address,
+            presence,
+            is_optional: false,
+            refuse,
+            accept_proxy,
+            ip_literal,
+            sources,
+        });
     }
     Ok(listeners)
 }
@@ -293,7 +303,8 @@ fn build_route(
     let sources = build_sources(allow, deny, deny_ja4, path, files)?;
     let max_connections = max_connections.map(|count| count.0.0);
     let new_connections = new_connections.map(|rate| rate.0.0);
-    Ok(Route { name, patterns, matchers, sources, max_connections, new_connections, upstream })
+    let by_listener = Vec::new();
+    Ok(Route { name, patterns, matchers, by_listener, sources, max_connections, new_connections, upstream })
 }
 
 /// Maximum number of pairs of a `destination` and a `client` network of a route: each is an entry in the route table.

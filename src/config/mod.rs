@@ -34,7 +34,7 @@ use crate::process::inputs::Inputs;
 use crate::process::sandbox::Sandbox;
 use crate::relay::Engine;
 use crate::relay::tcp::TcpOptions;
-use crate::route::Matchers;
+use crate::route::{Matchers, Names};
 use crate::text::Destination;
 use crate::text::escape::visible;
 use crate::text::input;
@@ -53,6 +53,8 @@ pub(crate) struct Config {
     pub(crate) listeners: Vec<Listener>,
     /// At least one; no two with the same name, and no two of equal rank that the same client could match.
     pub(crate) routes: Vec<Route>,
+    /// Names that less specific routes do not get.
+    pub(crate) excluded: Vec<(Names, Matchers)>,
     pub(crate) timeouts: Timeouts,
     /// For connections with clients and with endpoints.
     pub(crate) tcp: TcpOptions,
@@ -102,6 +104,8 @@ pub(crate) struct Listener {
     pub(crate) address: SocketAddr,
     /// Whether the address may be one that no interface has yet.
     pub(crate) presence: Presence,
+    /// Whether the others serve if this one cannot be opened.
+    pub(crate) is_optional: bool,
     pub(crate) refuse: RejectWith,
     /// `None`: clients connect directly, and no peer sends a PROXY header.
     pub(crate) accept_proxy: Option<AcceptProxy>,
@@ -118,6 +122,8 @@ pub(crate) struct Route {
     /// The names that it matches; empty: every name, and clients without SNI.
     pub(crate) patterns: Vec<NamePattern>,
     pub(crate) matchers: Matchers,
+    /// In a cluster, the names depend on the listener: these instead of `patterns` and `matchers`.
+    pub(crate) by_listener: Vec<(Names, Matchers)>,
     pub(crate) sources: AccessRules,
     /// `None`: unlimited.
     pub(crate) max_connections: Option<u32>,
@@ -127,6 +133,15 @@ pub(crate) struct Route {
 }
 
 impl Route {
+    /// Its entries in the route table.
+    pub(crate) fn entries(&self) -> Vec<(Names, Matchers)> {
+        if self.by_listener.is_empty() {
+            vec![(self.patterns.as_slice().into(), self.matchers.clone())]
+        } else {
+            self.by_listener.clone()
+        }
+    }
+
     /// Equal for equal routes, also in another process of the same version.
     pub(crate) fn digest(&self) -> u64 {
         let mut hasher = DefaultHasher::new();

@@ -24,10 +24,29 @@ use crate::name::{MAX_LENGTH, NamePattern, ServerName, parents};
 #[derive(Debug)]
 pub struct RouteTable<T> {
     // The standard hasher is keyed, so clients cannot choose names that collide.
-    exact: HashMap<Box<str>, Candidates<T>>,
-    suffix: HashMap<Box<str>, Candidates<T>>,
-    catch_all: Candidates<T>,
+    exact: HashMap<Box<str>, Candidates<Option<T>>>,
+    suffix: HashMap<Box<str>, Candidates<Option<T>>>,
+    catch_all: Candidates<Option<T>>,
+    no_sni: Candidates<Option<T>>,
     matches_destinations: bool,
+}
+
+/// Which clients a route matches by their SNI.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Names {
+    /// Those that send one of these names.
+    Patterns(Vec<NamePattern>),
+    /// All, also those without SNI.
+    All,
+    /// Those without SNI.
+    NoSni,
+}
+
+impl From<&[NamePattern]> for Names {
+    /// No pattern is every name.
+    fn from(patterns: &[NamePattern]) -> Self {
+        if patterns.is_empty() { Self::All } else { Self::Patterns(patterns.into()) }
+    }
 }
 
 /// The route found for a client.
@@ -46,14 +65,14 @@ pub enum MatchedBy<'t> {
     Exact,
     /// A wildcard: `*.` and this suffix.
     Suffix(&'t str),
-    /// A catch-all route, which matches every name and clients without SNI.
+    /// A catch-all route, which matches every name and clients without SNI, or a route for the latter only.
     CatchAll,
 }
 
 /// Two routes that the same client could match, and of which none is more specific.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Conflict<T> {
-    /// The target that is already in the table.
+    /// The target that is already in the table; if the names are excluded, `later`.
     pub earlier: T,
     /// The target that was not inserted.
     pub later: T,
@@ -67,6 +86,7 @@ impl<T> Default for RouteTable<T> {
             exact: HashMap::new(),
             suffix: HashMap::new(),
             catch_all: Candidates::default(),
+            no_sni: Candidates::default(),
             matches_destinations: false,
         }
     }
@@ -84,20 +104,50 @@ impl<T: Clone> RouteTable<T> {
         matchers: &Matchers,
         target: &T,
     ) -> Result<(), Box<Conflict<T>>> {
+        self.add(&patterns.into(), matchers, target)
+    }
+
+    /// Inserts a route that matches these names.
+    ///
+    /// # Errors
+    ///
+    /// As [`RouteTable::insert`].
+    pub fn add(&mut self, names: &Names, matchers: &Matchers, target: &T) -> Result<(), Box<Conflict<T>>> {
+        self.put(names, matchers, Some(target)).map_err(|(earlier, pattern)| {
+            let later = target.clone();
+            Box::new(Conflict { earlier: earlier.unwrap_or_else(|| target.clone()), later, pattern })
+        })
+    }
+
+    /// Takes names away from less specific routes: clients that this matches have no route.
+    ///
+    /// # Errors
+    ///
+    /// Fails with a name that is already taken by a route or excluded; `None` if that is not by name.
+    pub fn exclude(&mut self, names: &Names, matchers: &Matchers) -> Result<(), Option<NamePattern>> {
+        self.put(names, matchers, None).map_err(|(_, pattern)| pattern)
+    }
+
+    /// An error is the target that is already there, and for which name.
+    fn put(
+        &mut self,
+        names: &Names,
+        matchers: &Matchers,
+        target: Option<&T>,
+    ) -> Result<(), (Option<T>, Option<NamePattern>)> {
         self.matches_destinations |= matchers.destinations.is_some();
-        let matchers = Arc::new(matchers.clone());
-        let conflict = |earlier, pattern: Option<&NamePattern>| {
-            Box::new(Conflict { earlier, later: target.clone(), pattern: pattern.cloned() })
+        let (matchers, target) = (Arc::new(matchers.clone()), target.cloned());
+        let patterns = match names {
+            Names::All => return self.catch_all.insert(&matchers, &target).map_err(|earlier| (earlier, None)),
+            Names::NoSni => return self.no_sni.insert(&matchers, &target).map_err(|earlier| (earlier, None)),
+            Names::Patterns(patterns) => patterns,
         };
-        if patterns.is_empty() {
-            return self.catch_all.insert(&matchers, target).map_err(|earlier| conflict(earlier, None));
-        }
         for pattern in patterns {
             let candidates = match pattern {
                 NamePattern::Exact(name) => self.exact.entry(name.clone()).or_default(),
                 NamePattern::Suffix(suffix) => self.suffix.entry(suffix.clone()).or_default(),
             };
-            candidates.insert(&matchers, target).map_err(|earlier| conflict(earlier, Some(pattern)))?;
+            candidates.insert(&matchers, &target).map_err(|earlier| (earlier, Some(pattern.clone())))?;
         }
         Ok(())
     }
@@ -107,10 +157,12 @@ impl<T> RouteTable<T> {
     /// The route of the client; `None` if no route matches.
     #[must_use]
     pub fn find(&self, client: &Client<'_>) -> Option<Match<'_, T>> {
-        client
-            .server_name
-            .and_then(|name| self.find_by_name(&name, client))
-            .or_else(|| find_in(&self.catch_all, client, MatchedBy::CatchAll))
+        let found = match &client.server_name {
+            Some(name) => self.find_by_name(name, client),
+            None => find_in(&self.no_sni, client, MatchedBy::CatchAll),
+        };
+        let Match { target, by } = found.or_else(|| find_in(&self.catch_all, client, MatchedBy::CatchAll))?;
+        target.as_ref().map(|target| Match { target, by })
     }
 
     /// Whether any route has no name.
@@ -133,7 +185,8 @@ impl<T> RouteTable<T> {
         self.exact.contains_key(name) || parents(name).any(|parent| self.suffix.contains_key(parent))
     }
 
-    fn find_by_name(&self, name: &ServerName<'_>, client: &Client<'_>) -> Option<Match<'_, T>> {
+    /// Without a target, the name is excluded.
+    fn find_by_name(&self, name: &ServerName<'_>, client: &Client<'_>) -> Option<Match<'_, Option<T>>> {
         let mut buffer = [0; MAX_LENGTH];
         let name = name.fold(&mut buffer);
         let exact = self.exact.get(name).and_then(|candidates| find_in(candidates, client, MatchedBy::Exact));
@@ -227,6 +280,40 @@ mod tests {
             }
             assert_eq!(find(&table, None).map(|number| routes[number].0.len()), Some(0));
         }
+    }
+
+    #[test]
+    fn excluded_names_are_taken_from_less_specific_routes_at_the_same_listener() {
+        let mut table = table(&[(&[], at_listeners(&[0, 1])), (&["*.example.com"], at_listeners(&[0, 1]))]).unwrap();
+        let names = |patterns: &[&str]| Names::Patterns(parse(patterns));
+        table.exclude(&names(&["a.example.com", "*.b.example.com"]), &at_listeners(&[1])).unwrap();
+        table.add(&names(&["x.b.example.com"]), &at_listeners(&[1]), &7).unwrap();
+        table.exclude(&Names::NoSni, &at_listeners(&[1])).unwrap();
+        let find = |name: Option<&str>, listener| {
+            let server_name = name.map(|name| ServerName::parse(name.as_bytes()).unwrap());
+            let client = Client::new(server_name, None, Arrival { listener, ..Arrival::default() });
+            table.find(&client).map(|found| *found.target)
+        };
+        for (name, at_0, at_1) in [
+            (Some("a.example.com"), Some(1), None),
+            (Some("y.b.example.com"), Some(1), None),
+            (Some("x.b.example.com"), Some(1), Some(7)),
+            (Some("c.example.com"), Some(1), Some(1)),
+            (Some("other"), Some(0), Some(0)),
+            (None, Some(0), None),
+        ] {
+            assert_eq!((find(name, 0), find(name, 1)), (at_0, at_1), "{name:?}");
+        }
+        let taken = names(&["*.b.example.com"]);
+        assert_eq!(table.exclude(&taken, &at_listeners(&[1])), Err(NamePattern::parse("*.b.example.com").ok()));
+        assert_eq!(table.add(&taken, &at_listeners(&[1]), &8).unwrap_err().earlier, 8);
+    }
+
+    #[test]
+    fn a_route_for_clients_without_sni_wins_over_a_catch_all() {
+        let mut table = table(&[(&[], any()), (&["a.example"], any())]).unwrap();
+        table.add(&Names::NoSni, &any(), &7).unwrap();
+        assert_eq!((find(&table, None), find(&table, Some("b.example"))), (Some(7), Some(0)));
     }
 
     #[test]

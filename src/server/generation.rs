@@ -13,7 +13,7 @@ use crate::admin::{ListenerAddress, View};
 use crate::config;
 use crate::connection::RouteTarget;
 use crate::connection::registry::{CloseReason, Registry};
-use crate::route::RouteTable;
+use crate::route::{Matchers, Names, RouteTable};
 use crate::telemetry::Counters;
 use crate::upstream::{Endpoint, EndpointId, OnRemove, Setup, SharedContext, Upstream};
 
@@ -60,11 +60,12 @@ const MAX_NAMED: usize = 50;
 pub(super) fn build_next(
     before: &Generation,
     routes: Vec<config::Route>,
+    excluded: &[(Names, Matchers)],
     listeners: Vec<ListenerAddress>,
     counters: &Counters,
     context: &Arc<SharedContext>,
 ) -> Next {
-    let addresses: Vec<SocketAddr> = listeners.iter().map(|listener| listener.address).collect();
+    let addresses: Vec<SocketAddr> = listeners.iter().filter_map(|listener| listener.address.clone().ok()).collect();
     counters.set_listeners(&listeners.iter().map(|listener| listener.name.clone()).collect::<Vec<_>>());
     let listeners_changed = **context.listeners.load() != addresses;
     context.listeners.store(Arc::new(addresses));
@@ -81,11 +82,17 @@ pub(super) fn build_next(
     let mut table = RouteTable::default();
     let mut built = Vec::with_capacity(routes.len());
     for config in routes {
-        let (names, matchers) = (config.patterns.clone(), config.matchers.clone());
+        let entries = config.entries();
         let route = builder.route(config);
-        let inserted = table.insert(&names, &matchers, &route);
-        debug_assert!(inserted.is_ok(), "conflicts are found when the configuration is loaded");
+        for (names, matchers) in entries {
+            let inserted = table.add(&names, &matchers, &route);
+            debug_assert!(inserted.is_ok(), "conflicts are found when the configuration is loaded");
+        }
         built.push(route);
+    }
+    for (names, matchers) in excluded {
+        let excluded = table.exclude(names, matchers);
+        debug_assert!(excluded.is_ok(), "only names that no route has are excluded");
     }
     let (draining, changes, removed) = builder.remove_the_rest();
     let table = Arc::new(table);
@@ -109,7 +116,16 @@ impl Builder<'_> {
     /// The running route if it is unchanged, or a new one that inherits the state of its endpoints.
     fn route(&mut self, config: config::Route) -> Arc<RouteTarget> {
         let digest = config.digest();
-        let config::Route { name, patterns, matchers: _, sources, max_connections, new_connections, upstream } = config;
+        let config::Route {
+            name,
+            patterns,
+            matchers: _,
+            by_listener: _,
+            sources,
+            max_connections,
+            new_connections,
+            upstream,
+        } = config;
         let setup = Setup { route: name.as_str().into(), names: patterns, settings: upstream };
         let running = self.running.remove(&*name);
         if let Some(route) = running.filter(|route| route.digest == digest && *route.upstream.setup() == setup) {
