@@ -90,8 +90,8 @@ pub(crate) struct View {
 pub(crate) struct ListenerAddress {
     pub(crate) name: Box<str>,
     pub(crate) configured: SocketAddr,
-    /// The bound address, whose port the kernel chose if port 0 is configured.
-    pub(crate) address: SocketAddr,
+    /// The bound address, whose port the kernel chose if port 0 is configured; or why it cannot be opened.
+    pub(crate) address: Result<SocketAddr, Box<str>>,
 }
 
 /// The keys that a reload cannot change, with their values.

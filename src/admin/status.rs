@@ -45,7 +45,11 @@ impl Selection {
 }
 
 pub(super) fn without_routes(handles: &AdminHandles, view: &View) -> Value {
-    let listener = |at: &ListenerAddress| json!({"name": at.name, "configured": at.configured.to_string(), "address": at.address.to_string()});
+    let listener = |ListenerAddress { name, configured, address }: &ListenerAddress| {
+        let shown = address.as_ref().unwrap_or(configured).to_string();
+        let unavailable = address.as_ref().err();
+        json!({"name": name, "configured": configured.to_string(), "address": shown, "unavailable": unavailable})
+    };
     let reloads = &handles.counters.reloads;
     let active = |route: &RouteCounters| route.active.load(Relaxed);
     let open =

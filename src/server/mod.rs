@@ -8,7 +8,7 @@ mod listening;
 mod memory;
 mod prepare;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::mem;
 use std::net::SocketAddr;
@@ -61,6 +61,8 @@ pub(crate) struct Server {
     adoption: Arc<ArcSwapOption<AdoptionSettings>>,
     admin_view: Arc<ArcSwap<View>>,
     listeners: Vec<(Listening, Arc<ArcSwap<Snapshot>>)>,
+    /// Optional listeners that cannot be opened, by name, and why.
+    unavailable: HashMap<String, String>,
     admin: Option<Listening>,
     /// Removed listeners that still serve their accept queues.
     closing: TaskTracker,
@@ -181,6 +183,7 @@ impl Server {
             adoption: Arc::default(),
             admin_view: Arc::default(),
             listeners: Vec::new(),
+            unavailable: HashMap::new(),
             admin: None,
             closing: TaskTracker::new(),
             admin_hosts: Arc::default(),
@@ -193,9 +196,9 @@ impl Server {
         };
         let (prepared, adopted) = server.prepare(&config, inherited)?;
         let addresses = server.listener_addresses(&config, &prepared);
-        let routes = mem::take(&mut config.routes);
-        let Next { generation, .. } =
-            generation::build_next(&Generation::default(), routes, addresses, &server.counters, &server.context);
+        let (routes, excluded) = (mem::take(&mut config.routes), mem::take(&mut config.excluded));
+        let (before, counters, context) = (Generation::default(), &server.counters, &server.context);
+        let Next { generation, .. } = generation::build_next(&before, routes, &excluded, addresses, counters, context);
         let closed = server.commit(config, prepared, Arc::new(generation));
         debug_assert!(closed.is_empty(), "there were no listeners before");
         server.counters.reloads.applied();
@@ -220,10 +223,11 @@ impl Server {
 
         let addresses = self.listener_addresses(&config, &prepared);
         let before = self.generation.load_full();
-        let (old, routes) = (Arc::clone(&before), mem::take(&mut config.routes));
+        let (old, routes, excluded) =
+            (Arc::clone(&before), mem::take(&mut config.routes), mem::take(&mut config.excluded));
         let (counters, context) = (Arc::clone(&self.counters), Arc::clone(&self.context));
         // For 100,000 routes this takes long enough to delay connections.
-        let work = move || generation::build_next(&old, routes, addresses, &counters, &context);
+        let work = move || generation::build_next(&old, routes, &excluded, addresses, &counters, &context);
         let built = tokio::task::spawn_blocking(work).await;
         let Next { generation, changes, removed } = match built {
             Ok(built) => built,
@@ -268,6 +272,7 @@ impl Server {
             unmatched_includes: _,
             listeners,
             routes: _,
+            excluded: _,
             timeouts,
             tcp,
             user_timeout,
@@ -334,6 +339,7 @@ impl Server {
         settings: &CommonSettings,
         generation: &Generation,
     ) -> Vec<Listening> {
+        let before = mem::take(&mut self.unavailable);
         let mut running: Vec<Option<_>> = mem::take(&mut self.listeners).into_iter().map(Some).collect();
         let acceptor = Acceptor {
             permits: Arc::clone(&self.capacity.permits),
@@ -347,6 +353,7 @@ impl Server {
                     name,
                     address: _,
                     presence: _,
+                    is_optional: _,
                     refuse: reject_with,
                     accept_proxy,
                     ip_literal,
@@ -383,6 +390,13 @@ impl Server {
                         listening.set_options(&settings.tcp);
                         self.listeners.push((listening, current));
                     }
+                }
+                ListenerSource::Unavailable(error) => {
+                    let error = error.to_string();
+                    if before.get(&*name) != Some(&error) {
+                        warn!(listener = name, reason = error, "listener is not available; the others serve");
+                    }
+                    self.unavailable.insert(name, error);
                 }
             }
         }

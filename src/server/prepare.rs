@@ -13,7 +13,7 @@ use super::{ADMIN, Server, StartError};
 use crate::admin::ListenerAddress;
 use crate::config::{self, Config, Limits};
 use crate::connection::Snapshot;
-use crate::listener::{InheritedSocket, Presence};
+use crate::listener::{BindError, InheritedSocket, Presence};
 
 /// The resources of a new configuration.
 pub(super) struct Prepared {
@@ -29,6 +29,8 @@ pub(super) enum ListenerSource {
     /// The running listener with this index.
     Running(usize),
     New(OpenSocket),
+    /// The others serve without it.
+    Unavailable(BindError),
 }
 
 impl Server {
@@ -69,8 +71,15 @@ impl Server {
                 (Some(running), _) => ListenerSource::Running(running),
                 (None, Some(socket)) => ListenerSource::New(listening::take_over(socket)?),
                 (None, None) => {
-                    let presence = config.listeners.get(index).map_or(Presence::Required, |listener| listener.presence);
-                    ListenerSource::New(listening::open(address, presence, &leaving, &config.tcp)?)
+                    let listener = config.listeners.get(index);
+                    let presence = listener.map_or(Presence::Required, |listener| listener.presence);
+                    match listening::open(address, presence, &leaving, &config.tcp) {
+                        Ok(opened) => ListenerSource::New(opened),
+                        Err(error) if listener.is_some_and(|listener| listener.is_optional) => {
+                            ListenerSource::Unavailable(error)
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
                 }
             });
         }
@@ -107,8 +116,9 @@ impl Server {
     /// The addresses of the listeners, including the ports that the kernel chose.
     pub(super) fn listener_addresses(&self, config: &Config, prepared: &Prepared) -> Vec<ListenerAddress> {
         let addresses = prepared.listeners.iter().map(|source| match source {
-            ListenerSource::Running(index) => self.listeners[*index].0.address,
-            ListenerSource::New(socket) => socket.address,
+            ListenerSource::Running(index) => Ok(self.listeners[*index].0.address),
+            ListenerSource::New(socket) => Ok(socket.address),
+            ListenerSource::Unavailable(error) => Err(error.to_string().into()),
         });
         let with_address = |(listener, address): (&config::Listener, _)| ListenerAddress {
             name: listener.name.as_str().into(),
