@@ -1,6 +1,7 @@
 //! The response to each path.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use http_body_util::channel::Channel;
 use hyper::body::{Bytes, Incoming};
@@ -95,9 +96,15 @@ fn refusal<B>(request: &Request<B>, handles: &AdminHandles) -> Option<Refusal> {
 
 /// The response to a probe, which must never wait.
 fn probe(path: &str, handles: &AdminHandles) -> Option<Response<Body>> {
-    let is_draining = path != "/livez" && handles.draining.is_cancelled();
-    let (status, says) =
-        if is_draining { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } else { (StatusCode::OK, "ok\n") };
+    let (status, says) = if path == "/livez" {
+        (StatusCode::OK, "ok\n")
+    } else if handles.draining.is_cancelled() {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+    } else if handles.is_starting.load(Relaxed) {
+        (StatusCode::SERVICE_UNAVAILABLE, "starting\n")
+    } else {
+        (StatusCode::OK, "ok\n")
+    };
     is_probe(path).then(|| respond(status, TEXT, says))
 }
 

@@ -112,6 +112,8 @@ pub(crate) struct AdminHandles {
     pub(crate) fixed: Fixed,
     /// Cancelled when the process is no longer ready.
     pub(crate) draining: CancellationToken,
+    /// Whether it is not known yet what to serve.
+    pub(crate) is_starting: Arc<AtomicBool>,
     /// The runtime of the data path, whose numbers are shown.
     pub(crate) data_path: Handle,
     /// Answers that take long to build.

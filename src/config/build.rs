@@ -60,9 +60,20 @@ impl InvalidValue {
     }
 }
 
+/// What a configuration is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// It has all that is served.
+    Complete,
+    /// Listeners and routes of a cluster come in addition.
+    #[cfg_attr(not(feature = "gateway"), expect(dead_code, reason = "only there"))]
+    Base,
+}
+
 /// Builds the configuration from the main file, and from what the files that it includes have.
 pub(super) fn config(
     raw: raw::Config,
+    scope: Scope,
     included: Included,
     documents: &Documents,
     inputs: &mut Inputs,
@@ -86,8 +97,13 @@ pub(super) fn config(
     } = raw;
     let raw::Tcp { keepalive, user_timeout } = tcp;
     let mut files = Files::new(documents.directory(0), inputs);
-    let listeners = build_listeners(listen.0, refuse, &mut files)?;
+    let listeners = match listen {
+        None if scope == Scope::Base => Vec::new(),
+        None => return Err(InvalidValue::at("", "missing key `listen`")),
+        Some(listen) => build_listeners(listen.0, refuse, &mut files)?,
+    };
     let routes = match routes {
+        None if scope == Scope::Base => included.routes,
         None if include.is_none() => return Err(InvalidValue::at("", "missing key `routes`")),
         None if included.routes.is_empty() => {
             return Err(InvalidValue::at("include", "matches no file, and this file has no `routes`"));

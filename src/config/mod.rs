@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use self::build::Scope;
 use self::documents::{Documents, Included};
 pub(crate) use self::files::parse_networks;
 pub(crate) use self::schema::schema;
@@ -258,27 +259,43 @@ impl Config {
 
     /// The same, and records which files were read, also if one of them is invalid.
     pub(crate) fn read(path: &Path, inputs: &mut Inputs) -> Result<Self, ConfigError> {
+        Self::read_as(path, Scope::Complete, inputs)
+    }
+
+    /// Reads a configuration to which a cluster adds listeners and routes, so that it need not have any.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn read_base(path: &Path, inputs: &mut Inputs) -> Result<Self, ConfigError> {
+        Self::read_as(path, Scope::Base, inputs)
+    }
+
+    /// The defaults, without listeners and routes.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn empty_base() -> Result<Self, ConfigError> {
+        Self::parse(Documents::new(None, b"watch: false\n".into()), Scope::Base, &mut Inputs::default())
+    }
+
+    fn read_as(path: &Path, scope: Scope, inputs: &mut Inputs) -> Result<Self, ConfigError> {
         let content = inputs.read(path).map_err(|unreadable| ConfigError {
             file: Some(input::name_of(path).into()),
             position: None,
             message: format!("cannot read the configuration: {}", unreadable.reason),
         })?;
-        let config = Self::parse(Documents::new(Some(path), content), inputs)?;
+        let config = Self::parse(Documents::new(Some(path), content), scope, inputs)?;
         Ok(Self { digest: Some(inputs.digest()), ..config })
     }
 
     /// Parses the content of a file. Paths in it are relative to the current directory.
     pub(crate) fn from_yaml(bytes: &[u8]) -> Result<Self, ConfigError> {
-        Self::parse(Documents::new(None, bytes.into()), &mut Inputs::default())
+        Self::parse(Documents::new(None, bytes.into()), Scope::Complete, &mut Inputs::default())
     }
 
-    fn parse(mut documents: Documents, inputs: &mut Inputs) -> Result<Self, ConfigError> {
+    fn parse(mut documents: Documents, scope: Scope, inputs: &mut Inputs) -> Result<Self, ConfigError> {
         let raw = documents.parse()?;
         let included = match &raw.include {
             Some(include) => documents.include(include.clone(), inputs)?,
             None => Included::default(),
         };
-        build::config(raw, included, &documents, inputs).map_err(|invalid| documents.error(invalid))
+        build::config(raw, scope, included, &documents, inputs).map_err(|invalid| documents.error(invalid))
     }
 
     /// The configuration of `snigate run` without a file: listeners, routes, and an upstream for all other clients.
@@ -305,7 +322,7 @@ impl Config {
         };
         let routes = routes.into_iter().map(|(sni, endpoint)| route(Some(sni), endpoint));
         let raw = raw::Config {
-            listen: raw::Listen(listen),
+            listen: Some(raw::Listen(listen)),
             refuse: None,
             routes: Some(routes.chain(default.map(|endpoint| route(None, endpoint))).collect()),
             include: None,
@@ -322,7 +339,8 @@ impl Config {
             log: raw::Log::default(),
         };
         let documents = Documents::new(None, Vec::new());
-        build::config(raw, Included::default(), &documents, &mut Inputs::default()).map_err(|invalid| ConfigError {
+        let inputs = &mut Inputs::default();
+        build::config(raw, Scope::Complete, Included::default(), &documents, inputs).map_err(|invalid| ConfigError {
             file: None,
             position: None,
             message: invalid.message,

@@ -14,7 +14,7 @@ use std::mem;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -46,6 +46,8 @@ use crate::relay::RelaySettings;
 use crate::relay::budget;
 use crate::relay::tcp::TcpOptions;
 use crate::telemetry::Counters;
+#[cfg(feature = "gateway")]
+use crate::text::Destination;
 use crate::upstream::{Checks, Drained, Lookups, SharedContext, Source, may_be_transparent};
 
 /// A running server.
@@ -76,6 +78,17 @@ pub(crate) struct Server {
     fixed: Fixed,
     /// Cancelled when the process is no longer ready.
     draining: CancellationToken,
+    /// Whether it is not known yet what to serve.
+    is_starting: Arc<AtomicBool>,
+}
+
+/// When a server is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Readiness {
+    AtStart,
+    /// Once [`Server::set_ready`] is called.
+    #[cfg_attr(not(feature = "gateway"), expect(dead_code, reason = "a cluster is listed first"))]
+    Later,
 }
 
 /// The name of the admin listener, in logs and in an upgrade. Configured names cannot start with `_`.
@@ -156,6 +169,7 @@ impl Server {
         mut config: Config,
         inherited: Vec<InheritedSocket>,
         drained: &[Drained],
+        readiness: Readiness,
     ) -> Result<(Self, Vec<bool>), StartError> {
         capacity::raise_limit();
         let counters = Arc::new(Counters::new(config.log.refusals_per_second));
@@ -193,6 +207,7 @@ impl Server {
             timeouts: config.timeouts,
             fixed: fixed(&config),
             draining: CancellationToken::new(),
+            is_starting: Arc::new((readiness == Readiness::Later).into()),
         };
         let (prepared, adopted) = server.prepare(&config, inherited)?;
         let addresses = server.listener_addresses(&config, &prepared);
@@ -248,6 +263,24 @@ impl Server {
         self.closing.close();
         self.closing.wait().await;
         self.closing.reopen();
+    }
+
+    /// What is to be served is known, and is served.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn set_ready(&self) {
+        self.is_starting.store(false, Relaxed);
+    }
+
+    /// Replaces the addresses of all Services.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn publish(&self, addresses: impl IntoIterator<Item = (Destination, Vec<SocketAddr>)>) {
+        self.context.feeds.publish(addresses);
+    }
+
+    /// Optional listeners that could not be opened, by name, and why. A reload tries again.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn unavailable(&self) -> &HashMap<String, String> {
+        &self.unavailable
     }
 
     fn has_transparent_route(&self) -> bool {
@@ -430,6 +463,7 @@ impl Server {
             configured,
             fixed: self.fixed.clone(),
             draining: self.draining.clone(),
+            is_starting: Arc::clone(&self.is_starting),
             data_path: Handle::current(),
             answers: Answers::default(),
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use std::{fs, io};
 
 use crate::config::{Config, Log, LogFormat};
-use crate::server::Server;
+use crate::server::{Readiness, Server};
 use anyhow::{Context, bail};
 use tempfile::TempDir;
 use tokio::net::TcpSocket;
@@ -66,7 +66,7 @@ timeouts: {{drain: 1s}}
         dead.local_addr()?,
         mtls.address()
     );
-    let (mut server, _) = Server::start(Config::from_yaml(config.as_bytes())?, Vec::new(), &[])?;
+    let (mut server, _) = Server::start(Config::from_yaml(config.as_bytes())?, Vec::new(), &[], Readiness::AtStart)?;
     let address = *server.addresses().first().context("the router has no listener")?;
     let admin = server.admin_address().context("the router has no admin listener")?;
 

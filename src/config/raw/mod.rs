@@ -37,7 +37,9 @@ fn present<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(deserializer: 
 #[schemars(extend("anyOf" = [{"required": ["routes"]}, {"required": ["include"]}]))]
 pub(crate) struct Config {
     /// Addresses to listen on: one address, or a list of addresses and of maps with `address`.
-    pub(crate) listen: Listen,
+    #[serde(default, deserialize_with = "present")]
+    #[schemars(required)]
+    pub(crate) listen: Option<Listen>,
     /// How a client is rejected. Default: alert.
     #[serde(default, deserialize_with = "present")]
     pub(crate) refuse: Option<RejectWith>,
