@@ -1,6 +1,8 @@
 //! The command line: its arguments, and their help texts.
 
 mod ctl;
+#[cfg(feature = "gateway")]
+mod gateway;
 mod server_url;
 
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +18,8 @@ use clap_complete::Shell;
 #[cfg(feature = "top")]
 pub(crate) use self::ctl::Top;
 pub(crate) use self::ctl::{Close, Connections, Ctl, Filter as ConnectionFilter, Listed, RouteOrEndpoint, Verb};
+#[cfg(feature = "gateway")]
+pub(crate) use self::gateway::{Gateway, PublishAddress};
 pub(crate) use self::server_url::ServerUrl;
 
 /// One address for the Kubernetes APIs of many clusters: routes TLS connections by server name (SNI), without terminating
@@ -31,6 +35,10 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Run the router; SIGHUP reloads, SIGUSR2 upgrades, SIGTERM and SIGINT stop it
     Run(Run),
+    /// Run the router in a Kubernetes cluster, for Gateway API (TLSRoute in mode Passthrough) and for Ingress objects with
+    /// `ssl-passthrough`
+    #[cfg(feature = "gateway")]
+    Gateway(Gateway),
     /// Validate a configuration and print the effective settings
     Check(Check),
     /// Show which route a client matches, and why; exit status 1 if the client would be refused

@@ -40,6 +40,8 @@ pub(crate) struct WouldBeRefused(String);
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Run(options) => run::run(options),
+        #[cfg(feature = "gateway")]
+        Command::Gateway(options) => run::run_gateway(options),
         Command::Check(options) => check::run(&options),
         Command::Explain(options) => explain::run(&options),
         Command::Doctor(options) => doctor::run(&options),

@@ -1,6 +1,8 @@
 //! `snigate run`
 
 mod control;
+#[cfg(feature = "gateway")]
+mod gateway;
 mod hand_over;
 mod signals;
 mod upgrades;
@@ -19,7 +21,7 @@ use crate::process::systemd::{self, Notification, Notifier};
 use crate::process::unix_socket::{self, Found, Peer};
 use crate::process::upgrade::{self, Predecessor, Successor};
 use crate::process::watch::FileWatch;
-use crate::server::{Changes, Server};
+use crate::server::{Changes, Readiness, Server};
 use crate::upstream::Drained;
 use anyhow::{Context as _, anyhow};
 use rustix::process::{Pid, kill_process};
@@ -30,6 +32,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{error, info, warn};
 
 use self::control::Control;
+#[cfg(feature = "gateway")]
+pub(super) use self::gateway::run as run_gateway;
 use self::signals::{Busy, SignalRequest, Signals};
 use self::upgrades::UpgradeListener;
 use super::runtime;
@@ -67,13 +71,37 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
     };
     let control = config.control.as_ref().map(|path| unix_socket::open(control::KEY, path)).transpose()?;
     let found = FoundSockets { running, control };
-    // Before other threads are started.
+    let (config, logging) = match confine(config, || source.as_ref().map(|source| source.load().config))? {
+        Confined::Running(config, logging) => (*config, logging),
+        Confined::Refused => return Ok(ExitCode::FAILURE),
+    };
+    let file = source.map(|source| (FileWatch::new(loaded.inputs), source));
+    Ok(start(config, found, file, logging, signals).unwrap_or_else(|reason| {
+        error!(reason = format!("{reason:#}"), "cannot start");
+        ExitCode::FAILURE
+    }))
+}
+
+/// A process without what it does not need.
+enum Confined {
+    Running(Box<Config>, Logging),
+    /// The configuration requires a sandbox that is not possible, which was logged.
+    Refused,
+}
+
+/// Enters the sandbox, before other threads are started, and starts to log. `reload` reads the configuration again.
+fn confine(
+    mut config: Config,
+    reload: impl FnOnce() -> Option<Result<Config, ConfigError>>,
+) -> anyhow::Result<Confined> {
     let wanted = config.sandbox;
     let transparent = if config.transparent_route().is_some() { Transparent::Yes } else { Transparent::No };
     let entered = if wanted == Sandbox::Off { Entered::default() } else { sandbox::enter(transparent) };
-    if let Some(source) = source.as_ref().filter(|_| entered.dropped_capabilities) {
-        // A file that cannot be read without the capabilities could not be reloaded either.
-        config = source.load().config?;
+    // A file that cannot be read without the capabilities could not be reloaded either.
+    if entered.dropped_capabilities
+        && let Some(reloaded) = reload()
+    {
+        config = reloaded?;
     }
     // Before the check: what it leaves is for the others.
     #[cfg(feature = "jemalloc")]
@@ -85,13 +113,9 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
     }
     if wanted == Sandbox::Require && !entered.failures.is_empty() {
         error!(reason = "sandbox: require", "cannot start");
-        return Ok(ExitCode::FAILURE);
+        return Ok(Confined::Refused);
     }
-    let file = source.map(|source| (FileWatch::new(loaded.inputs), source));
-    Ok(start(config, found, file, logging, signals).unwrap_or_else(|reason| {
-        error!(reason = format!("{reason:#}"), "cannot start");
-        ExitCode::FAILURE
-    }))
+    Ok(Confined::Running(Box::new(config), logging))
 }
 
 /// One, which gives memory back that has not been used for a while.
@@ -208,7 +232,7 @@ async fn serve(
     let upgrades = UpgradeListener::new(config.upgrade_socket.as_deref(), sockets.upgrade)?;
     let drained = sockets.drained.into_iter().map(|(route, endpoint)| Drained { route, endpoint });
     let drained: Vec<Drained> = drained.collect();
-    let (mut server, adopted) = match Server::start(config, sockets.listeners, &drained) {
+    let (mut server, adopted) = match Server::start(config, sockets.listeners, &drained, Readiness::AtStart) {
         Ok(started) => started,
         Err(reason) => {
             error!(%reason, "cannot start");

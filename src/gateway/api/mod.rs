@@ -18,7 +18,7 @@ pub(crate) use self::gateway::{
     RouteNamespaces, Selector, SelectorRequirement,
 };
 pub(crate) use self::ingress::{Ingress, IngressBackend, IngressPath, IngressRule};
-pub(crate) use self::metadata::{Key, Metadata};
+pub(crate) use self::metadata::{Key, Metadata, key_of};
 pub(crate) use self::route::{BackendRef, Grant, GrantFrom, GrantTo, ParentRef, ReferenceGrant, TlsRoute, TlsRule};
 
 pub(crate) const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
@@ -65,7 +65,7 @@ impl fmt::Display for Undecodable {
 }
 
 fn decode<T: DeserializeOwned>(kind: Kind, object: Value) -> Result<T, Undecodable> {
-    let key = metadata::key_of(&object);
+    let key = key_of(&object);
     serde_json::from_value(object).map_err(|error| Undecodable { kind, key, reason: error.to_string() })
 }
 

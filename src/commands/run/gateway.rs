@@ -1,0 +1,202 @@
+//! `snigate gateway`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant as Clock;
+
+use crate::admin::control::Action;
+use crate::config::{Config, ConfigError, LogFormat};
+use crate::gateway::api::Key;
+use crate::gateway::cluster::{Access, Cluster};
+use crate::gateway::drive::Drive;
+use crate::gateway::plan::PublishedAddress;
+use crate::gateway::translate::{IngressOptions, Options, Publish};
+use crate::process::inputs::Inputs;
+use crate::process::systemd::{Notification, Notifier};
+use crate::process::unix_socket;
+use crate::server::{Readiness, Server};
+use anyhow::Context as _;
+use serde_json::json;
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+
+use super::control::{self, Control};
+use super::signals::{SignalRequest, Signals};
+use super::{Confined, confine, stop, warn_of_includes};
+use crate::cli::{Gateway, PublishAddress};
+use crate::commands::main::EXIT_CONFIG;
+use crate::commands::runtime;
+use crate::logging::{self, Logging};
+
+/// For the API server, to release the Lease.
+const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
+
+pub(in crate::commands) fn run(arguments: Gateway) -> anyhow::Result<ExitCode> {
+    let signals = Signals::catch()?;
+    let (base, access, options) = split(arguments);
+    let config = base.load()?;
+    let control = config.control.as_ref().map(|path| unix_socket::open(control::KEY, path)).transpose()?;
+    let control = control::socket(config.control.as_deref(), None, control, false)?;
+    let (config, logging) = match confine(config, || Some(base.load()))? {
+        Confined::Running(config, logging) => (*config, logging),
+        Confined::Refused => return Ok(ExitCode::FAILURE),
+    };
+    let runtime = runtime::build(config.workers)?;
+    let running = serve(config, base, access, options, control, logging, signals);
+    let result = runtime.block_on(running).unwrap_or_else(|reason| {
+        error!(reason = format!("{reason:#}"), "cannot start");
+        ExitCode::FAILURE
+    });
+    runtime.shutdown_background();
+    Ok(result)
+}
+
+/// The base configuration.
+struct Base {
+    path: Option<PathBuf>,
+    log_format: Option<LogFormat>,
+}
+
+impl Base {
+    fn load(&self) -> Result<Config, ConfigError> {
+        let mut config = match &self.path {
+            Some(path) => Config::read_base(path, &mut Inputs::default())?,
+            None => Config::empty_base()?,
+        };
+        config.log.format = self.log_format.unwrap_or(config.log.format);
+        Ok(config)
+    }
+}
+
+fn split(arguments: Gateway) -> (Base, Access, Options) {
+    let Gateway {
+        config,
+        controller,
+        namespaces,
+        publish_service,
+        publish_addresses,
+        ingress_class,
+        ingress_port,
+        no_status,
+        kubeconfig,
+        watch_seconds,
+        log_format,
+    } = arguments;
+    let access = Access {
+        kubeconfig,
+        controller: controller.clone(),
+        namespaces: namespaces.clone(),
+        publish_namespace: publish_service.as_ref().map(|(namespace, _)| namespace.clone()),
+        watches_ingresses: ingress_class.is_some(),
+        writes_status: !no_status,
+        watch_seconds,
+    };
+    let address = |address| match address {
+        PublishAddress::Ip(address) => PublishedAddress::Ip(address),
+        PublishAddress::Hostname(name) => PublishedAddress::Hostname(name),
+    };
+    let publish = match publish_service {
+        Some((namespace, name)) => Publish::Service(Key::new(namespace, name)),
+        None if publish_addresses.is_empty() => Publish::Own,
+        None => Publish::Addresses(publish_addresses.into_iter().map(address).collect()),
+    };
+    let ingress = ingress_class.map(|class| IngressOptions { class, port: ingress_port });
+    let base = Base { path: config, log_format: log_format.map(Into::into) };
+    (base, access, Options { controller, namespaces, publish, ingress })
+}
+
+async fn serve(
+    config: Config,
+    base: Base,
+    access: Access,
+    options: Options,
+    control: Option<std::os::unix::net::UnixListener>,
+    logging: Logging,
+    mut signals: Signals,
+) -> anyhow::Result<ExitCode> {
+    let pid = std::process::id();
+    info!(version = env!("CARGO_PKG_VERSION"), pid, controller = access.controller, "starting");
+    warn_of_includes(&config.unmatched_includes);
+    let cluster = Cluster::watch(access).await.context("Kubernetes")?;
+    let mut server = match Server::start(config.clone(), Vec::new(), &[], Readiness::Later) {
+        Ok((server, _)) => server,
+        Err(reason) => {
+            error!(%reason, "cannot start");
+            return Ok(ExitCode::from(if reason.is_configuration() { EXIT_CONFIG } else { 1 }));
+        }
+    };
+    logging::report_lost_lines(std::sync::Arc::clone(server.counters()));
+    let mut control = Control::start(&mut server, control)?;
+    let notifier = Notifier::from_env();
+    let _watchdog = notifier.start_watchdog();
+    notifier.notify(Notification::Serving);
+    let mut drive = Drive::new(cluster, options, config);
+    let signal = follow(&mut drive, &mut server, &base, &mut control, &logging, &mut signals).await;
+    drop(control);
+    info!(signal, "shutting down; repeat the signal to exit immediately");
+    notifier.notify_now(Notification::Stopping).await;
+    let (code, _) = tokio::join!(stop(&mut server, signals), timeout(CLOSE_TIMEOUT, drive.close()));
+    Ok(code)
+}
+
+/// Serves what the cluster says until a signal to stop.
+async fn follow(
+    drive: &mut Drive,
+    server: &mut Server,
+    base: &Base,
+    control: &mut Control,
+    logging: &Logging,
+    signals: &mut Signals,
+) -> &'static str {
+    loop {
+        tokio::select! {
+            () = drive.due() => {
+                server.wait_for_closing_listeners().await;
+                drive.apply(server).await;
+            }
+            order = control.next() => match order.action {
+                Action::Reload => {
+                    let answer = reload(drive, server, base, logging).await;
+                    // The operator may have left.
+                    let _ = order.answer.send(answer.map(|()| json!({})));
+                }
+                Action::Drain(_) | Action::Resume(_) | Action::LogLevel(_) => control::carry_out(order, server, logging),
+            },
+            request = signals.next() => match request {
+                SignalRequest::Stop(signal) => return signal,
+                SignalRequest::Reload => {
+                    // The failure was logged.
+                    let _ = reload(drive, server, base, logging).await;
+                }
+                SignalRequest::Upgrade => {
+                    warn!("SIGUSR2 ignored: in a cluster, replace the Pod");
+                }
+            },
+        }
+    }
+}
+
+/// Reads the base configuration again.
+async fn reload(drive: &mut Drive, server: &mut Server, base: &Base, logging: &Logging) -> Result<(), String> {
+    let started = Clock::now();
+    let applied = async {
+        let config = base.load().map_err(|reason| reason.to_string())?;
+        let level = config.log.level;
+        server.wait_for_closing_listeners().await;
+        drive.rebase(server, config).await.map_err(|reason| reason.to_string())?;
+        logging.set_level(level);
+        Ok::<(), String>(())
+    };
+    match applied.await {
+        Ok(()) => {
+            let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            info!(by = "SIGHUP", took_ms, "reloaded");
+            Ok(())
+        }
+        Err(reason) => {
+            server.counters().reloads.fail(&reason);
+            error!(by = "SIGHUP", reason, "reload failed; keeping the running configuration");
+            Err(reason)
+        }
+    }
+}

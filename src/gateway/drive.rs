@@ -1,0 +1,157 @@
+//! Applies each state of the cluster to the server: endpoints at once, listeners and routes by a reload if they have
+//! changed, and then what is to be reported.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, info};
+
+use super::cluster::{Cluster, Report};
+use super::configuration::{configuration, destination};
+use super::plan::{Applied, Plan, Routing};
+use super::translate::{Options, translate};
+use crate::config::Config;
+use crate::server::{Changes, ReloadError, Server};
+
+/// How long the cluster must be quiet before a change is applied, and how long it may be unquiet.
+const QUIET: Duration = Duration::from_millis(50);
+const MAX_UNQUIET: Duration = Duration::from_millis(500);
+/// Until listeners that cannot be opened are tried again, or a reload that has failed.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Makes a server serve what a cluster says.
+pub(crate) struct Drive {
+    cluster: Cluster,
+    options: Arc<Options>,
+    base: Config,
+    changes: watch::Receiver<()>,
+    /// Whether all objects have been listed.
+    is_listed: bool,
+    /// When a change is to be applied, and when at the latest.
+    due: Option<(Instant, Instant)>,
+    retry: Option<Instant>,
+    /// What the server has; `None`: not what is wanted.
+    applied: Option<Routing>,
+}
+
+impl Drive {
+    /// The server runs with the base configuration.
+    pub(crate) fn new(cluster: Cluster, options: Options, base: Config) -> Self {
+        let changes = cluster.changes();
+        let options = Arc::new(options);
+        Self { cluster, options, base, changes, is_listed: false, due: None, retry: None, applied: None }
+    }
+
+    /// Waits until something is to be applied. It may be dropped and called again.
+    pub(crate) async fn due(&mut self) {
+        if !self.is_listed {
+            self.cluster.listed().await;
+            self.is_listed = true;
+            self.changes.mark_unchanged();
+            return;
+        }
+        loop {
+            let at = self.due.map(|(at, _)| at).into_iter().chain(self.retry).min();
+            let wait = async {
+                match at {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = self.changes.changed() => {
+                    if changed.is_err() {
+                        return std::future::pending().await;
+                    }
+                    let now = Instant::now();
+                    let latest = self.due.map_or(now + MAX_UNQUIET, |(_, latest)| latest);
+                    self.due = Some(((now + QUIET).min(latest), latest));
+                }
+                () = wait => {
+                    (self.due, self.retry) = (None, None);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Replaces the base configuration.
+    pub(crate) async fn rebase(&mut self, server: &mut Server, base: Config) -> Result<(), ReloadError> {
+        let before = std::mem::replace(&mut self.base, base);
+        let applied = self.applied.take();
+        let result = if self.is_listed {
+            self.apply_plan(server).await
+        } else {
+            server.reload(self.base.clone()).await.map(drop)
+        };
+        if result.is_err() {
+            (self.base, self.applied) = (before, applied);
+        }
+        result
+    }
+
+    /// Applies the present state of the cluster. A failure is logged, and tried again.
+    pub(crate) async fn apply(&mut self, server: &mut Server) {
+        if let Err(reason) = self.apply_plan(server).await {
+            server.counters().reloads.fail(&reason.to_string());
+            error!(%reason, "cannot serve what the cluster says; keeping what is served");
+            self.retry = Some(Instant::now() + RETRY);
+        }
+    }
+
+    async fn apply_plan(&mut self, server: &mut Server) -> Result<(), ReloadError> {
+        let listeners: Vec<SocketAddr> = self.base.listeners.iter().map(|listener| listener.address).collect();
+        let options = Arc::clone(&self.options);
+        let plan = self.cluster.read(move |snapshot| translate(snapshot, &options, &listeners)).await;
+        let Plan { routing, endpoints, statuses, notes } = plan;
+        let addresses = |(key, endpoints): (_, &super::plan::Endpoints)| {
+            (destination(key), endpoints.serving.iter().copied().collect())
+        };
+        server.publish(endpoints.iter().map(addresses));
+        if self.applied.as_ref() != Some(&routing) || !server.unavailable().is_empty() {
+            self.reload(server, &routing).await?;
+        }
+        self.retry = (!server.unavailable().is_empty()).then(|| Instant::now() + RETRY);
+        let failed = |address: &SocketAddr| Some((*address, server.unavailable().get(&address.to_string())?.clone()));
+        let failed = routing.listeners.iter().filter_map(failed).collect();
+        self.applied = Some(routing);
+        server.set_ready();
+        self.cluster.report(Report { statuses, notes, applied: Applied { failed, own_addresses: own_addresses() } });
+        Ok(())
+    }
+
+    async fn reload(&self, server: &mut Server, routing: &Routing) -> Result<(), ReloadError> {
+        let started = Instant::now();
+        let config = configuration(&self.base, routing);
+        let (listeners, routes) = (config.listeners.len(), config.routes.len());
+        let Changes { added, changed, removed, unchanged } = server.reload(config).await?;
+        if self.applied.as_ref() != Some(routing) {
+            let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            info!(by = "cluster", listeners, routes, added, changed, removed, unchanged, took_ms, "reloaded");
+        }
+        Ok(())
+    }
+
+    /// Ends what watches the cluster.
+    pub(crate) async fn close(self) {
+        self.cluster.close().await;
+    }
+}
+
+/// The addresses of this machine that clients elsewhere can reach; in their absence, the others.
+fn own_addresses() -> Vec<IpAddr> {
+    let all = if_addrs::get_if_addrs().unwrap_or_default();
+    let mut all: Vec<IpAddr> = all.iter().map(if_addrs::Interface::ip).collect();
+    all.sort();
+    all.dedup();
+    let is_link_local = |address: &IpAddr| match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    let reachable = all.iter().copied().filter(|address| !address.is_loopback() && !is_link_local(address));
+    let reachable: Vec<IpAddr> = reachable.collect();
+    if reachable.is_empty() { all } else { reachable }
+}
