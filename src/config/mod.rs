@@ -1,5 +1,7 @@
 //! The configuration file, parsed into the types that the rest of the program uses. A [`Config`] is always valid.
 
+#[cfg(feature = "gateway")]
+mod annotations;
 mod build;
 mod documents;
 mod files;
@@ -18,6 +20,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+#[cfg(feature = "gateway")]
+pub(crate) use self::annotations::{RouteSettings, route_settings};
 use self::build::Scope;
 use self::documents::{Documents, Included};
 pub(crate) use self::files::parse_networks;

@@ -23,15 +23,35 @@ use crate::upstream::{
 
 /// Builds a route's `upstream`; `path` is its path in the document.
 pub(super) fn build(
-    raw: raw::Upstream,
+    mut raw: raw::Upstream,
     path: &str,
     names: &[NamePattern],
     listeners: &[Listener],
     files: &mut Files<'_>,
 ) -> Result<UpstreamSettings, InvalidValue> {
+    let endpoints = match (raw.endpoints.take(), raw.dcos.take()) {
+        (Some(endpoints), None) => build_endpoints(endpoints.0, path)?,
+        (None, Some(dcos)) => vec![EndpointSettings { destination: dcos.0.0, share: Share::DEFAULT }],
+        (Some(_), Some(_)) => {
+            return Err(InvalidValue::at(format!("{path}.dcos"), "cannot be combined with `endpoints`"));
+        }
+        (None, None) => return Err(InvalidValue::at(path, "missing key `endpoints` or `dcos`")),
+    };
+    check_endpoints(&endpoints, path, listeners)?;
+    build_settings(raw, endpoints, path, names, files)
+}
+
+/// Everything but the endpoints, which have been built.
+pub(super) fn build_settings(
+    raw: raw::Upstream,
+    endpoints: Vec<EndpointSettings>,
+    path: &str,
+    names: &[NamePattern],
+    files: &mut Files<'_>,
+) -> Result<UpstreamSettings, InvalidValue> {
     let raw::Upstream {
-        endpoints,
-        dcos,
+        endpoints: _,
+        dcos: _,
         balance,
         connect,
         slow_start,
@@ -44,15 +64,6 @@ pub(super) fn build(
         rebalance,
         health_check,
     } = raw;
-    let endpoints = match (endpoints, dcos) {
-        (Some(endpoints), None) => build_endpoints(endpoints.0, path)?,
-        (None, Some(dcos)) => vec![EndpointSettings { destination: dcos.0.0, share: Share::DEFAULT }],
-        (Some(_), Some(_)) => {
-            return Err(InvalidValue::at(format!("{path}.dcos"), "cannot be combined with `endpoints`"));
-        }
-        (None, None) => return Err(InvalidValue::at(path, "missing key `endpoints` or `dcos`")),
-    };
-    check_endpoints(&endpoints, path, listeners)?;
     let raw::Dead { grace, connections } = dead;
     let grace = duration_or(grace, 15);
     let closes = match connections {

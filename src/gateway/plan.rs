@@ -148,33 +148,46 @@ pub(crate) struct Condition {
     pub(crate) message: String,
 }
 
+/// Why something is not served, with the reason that the API names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Problem {
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ClassStatus {
     pub(crate) generation: i64,
-    pub(crate) conditions: Vec<Condition>,
+    pub(crate) condition: Condition,
     /// Sorted.
     pub(crate) supported_features: &'static [&'static str],
 }
 
-/// Complete once it is known which listeners could be opened.
+/// What is known of a Gateway before its listeners are opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GatewayStatus {
     pub(crate) generation: i64,
-    pub(crate) conditions: Vec<Condition>,
-    /// In the order of the spec.
-    pub(crate) listeners: Vec<ListenerStatus>,
+    /// Why none of its listeners is served.
+    pub(crate) refused: Option<Problem>,
     /// Addresses that the spec requests; empty: any.
     pub(crate) requested: Vec<IpAddr>,
+    /// In the order of the spec.
+    pub(crate) listeners: Vec<ListenerStatus>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ListenerStatus {
     pub(crate) name: String,
+    /// Why it is not accepted.
+    pub(crate) refused: Option<Problem>,
+    /// The listener that it conflicts with; then it is not accepted, either.
+    pub(crate) conflict: Option<Problem>,
+    /// Kinds of routes that it allows, but that are not supported.
+    pub(crate) invalid_kinds: Vec<String>,
     /// Whether TLSRoute is among the kinds that are supported and allowed.
     pub(crate) supports_tls_routes: bool,
     pub(crate) attached_routes: usize,
-    pub(crate) conditions: Vec<Condition>,
-    /// Where it is served, if it is accepted: what could not be opened makes `Programmed` false.
+    /// Where it is to be served.
     pub(crate) sockets: BTreeSet<SocketAddr>,
 }
 
@@ -213,7 +226,14 @@ pub(crate) enum PublishedAddress {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Applied {
     /// The listeners that could not be opened, and why.
-    pub(crate) failed: BTreeMap<SocketAddr, String>,
+    pub(crate) failed: BTreeMap<SocketAddr, ListenFailure>,
     /// The addresses of this machine that clients can reach.
     pub(crate) own_addresses: Vec<IpAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ListenFailure {
+    /// Whether no interface has the address. Otherwise, the port cannot be used.
+    pub(crate) is_address: bool,
+    pub(crate) reason: String,
 }

@@ -1,0 +1,165 @@
+//! Which endpoints a route's connections go to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use super::Options;
+use crate::gateway::api::{
+    BackendRef, EndpointSlice, GATEWAY_GROUP, Key, Kind, Service, ServicePort, SliceEndpoint, SlicePort,
+};
+use crate::gateway::plan::{BackendKey, Condition, Endpoints, Problem, Weighted};
+use crate::gateway::snapshot::Snapshot;
+
+/// The label of an EndpointSlice that names its Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Finds backends, and remembers which.
+pub(super) struct Backends<'s> {
+    snapshot: &'s Snapshot,
+    options: &'s Options,
+    /// By Service.
+    slices: BTreeMap<Key, Vec<&'s EndpointSlice>>,
+    found: BTreeMap<BackendKey, &'s ServicePort>,
+}
+
+impl<'s> Backends<'s> {
+    pub(super) fn new(snapshot: &'s Snapshot, options: &'s Options) -> Self {
+        let mut slices: BTreeMap<Key, Vec<&EndpointSlice>> = BTreeMap::new();
+        for slice in snapshot.slices.values() {
+            if let Some(service) = slice.metadata.labels.get(SERVICE_NAME) {
+                slices.entry(Key::new(&*slice.metadata.namespace, &**service)).or_default().push(slice);
+            }
+        }
+        Self { snapshot, options, slices, found: BTreeMap::new() }
+    }
+
+    /// The shares of a route, and the condition about its references.
+    pub(super) fn of_route(&mut self, namespace: &str, references: &[BackendRef]) -> (Vec<Weighted>, Condition) {
+        let (mut shares, mut problems) = (Vec::new(), Vec::new());
+        for reference in references {
+            let backend = self.resolve(namespace, reference).map_err(|problem| problems.push(problem)).ok();
+            let weight = reference.weight.unwrap_or(1);
+            if weight > 0 {
+                shares.push(Weighted { weight, backend });
+            }
+        }
+        let condition = match problems.first() {
+            None => Condition { kind: RESOLVED_REFS, is_true: true, reason: RESOLVED_REFS, message: String::new() },
+            Some(Problem { reason, .. }) => {
+                let messages: Vec<&str> = problems.iter().map(|problem| &*problem.message).collect();
+                Condition { kind: RESOLVED_REFS, is_true: false, reason, message: messages.join("; ") }
+            }
+        };
+        (shares, condition)
+    }
+
+    fn resolve(&mut self, namespace: &str, reference: &BackendRef) -> Result<BackendKey, Problem> {
+        let refuse = |reason, message| Err(Problem { reason, message });
+        let BackendRef { group, kind, namespace: other, name, port, weight: _ } = reference;
+        let (group, kind) = (group.as_deref().unwrap_or_default(), kind.as_deref().unwrap_or("Service"));
+        if (group, kind) != ("", "Service") {
+            let group = if group.is_empty() { String::new() } else { format!(" of group {group}") };
+            return refuse("InvalidKind", format!("{kind}{group} `{name}`: expected a Service"));
+        }
+        let service = Key::new(other.as_deref().unwrap_or(namespace), &**name);
+        if service.namespace != namespace && !self.is_granted(namespace, &service) {
+            let message = format!(
+                "Service {service} is in another namespace, which has no ReferenceGrant for TLSRoute objects of {namespace}"
+            );
+            return refuse("RefNotPermitted", message);
+        }
+        let Some(port) = *port else {
+            return refuse(BACKEND_NOT_FOUND, format!("Service {service}: the reference has no port"));
+        };
+        self.find(service, |candidate| candidate.port == port, || port.to_string())
+    }
+
+    fn is_granted(&self, namespace: &str, service: &Key) -> bool {
+        let mut grants = self.snapshot.grants.values().filter(|grant| grant.metadata.namespace == service.namespace);
+        grants.any(|grant| {
+            let is_from = grant.spec.from.iter().any(|from| {
+                from.group == GATEWAY_GROUP && from.kind == Kind::TlsRoute.to_string() && from.namespace == namespace
+            });
+            let is_to = |to: &crate::gateway::api::GrantTo| {
+                let is_named = to.name.as_deref().is_none_or(|name| name.is_empty() || name == service.name);
+                to.group.is_empty() && to.kind == "Service" && is_named
+            };
+            is_from && grant.spec.to.iter().any(is_to)
+        })
+    }
+
+    /// The backend of a Service's port.
+    pub(super) fn find(
+        &mut self,
+        service: Key,
+        is_wanted: impl Fn(&ServicePort) -> bool,
+        wanted: impl FnOnce() -> String,
+    ) -> Result<BackendKey, Problem> {
+        let refuse = |reason, message| Err(Problem { reason, message });
+        if !self.options.watches(&service.namespace) {
+            return refuse(BACKEND_NOT_FOUND, format!("Service {service}: this namespace is not watched"));
+        }
+        let Some(Service { spec, .. }) = self.snapshot.services.get(&service) else {
+            return refuse(BACKEND_NOT_FOUND, format!("Service {service} does not exist"));
+        };
+        if spec.kind.as_deref() == Some("ExternalName") {
+            let message = format!("Service {service} is of type ExternalName, which is not supported");
+            return refuse("UnsupportedValue", message);
+        }
+        let is_tcp = |port: &&ServicePort| port.protocol.as_deref().unwrap_or("TCP") == "TCP";
+        let mut ports = spec.ports.iter().filter(|port| is_wanted(port)).peekable();
+        if ports.peek().is_none() {
+            return refuse(BACKEND_NOT_FOUND, format!("Service {service} has no port {}", wanted()));
+        }
+        let Some(port) = ports.find(is_tcp) else {
+            let message = format!("Service {service}: port {} is not a TCP port", wanted());
+            return refuse("UnsupportedProtocol", message);
+        };
+        let key = BackendKey { service, port: port.port };
+        self.found.insert(key.clone(), port);
+        Ok(key)
+    }
+
+    /// The endpoints of all backends that were found.
+    pub(super) fn into_endpoints(self) -> BTreeMap<BackendKey, Endpoints> {
+        let endpoints = |(key, port): (BackendKey, &ServicePort)| {
+            let slices = self.slices.get(&key.service).map(Vec::as_slice).unwrap_or_default();
+            let endpoints = endpoints(slices, port.name.as_deref().unwrap_or_default());
+            (key, endpoints)
+        };
+        self.found.into_iter().map(endpoints).collect()
+    }
+}
+
+const RESOLVED_REFS: &str = "ResolvedRefs";
+const BACKEND_NOT_FOUND: &str = "BackendNotFound";
+
+/// The endpoints of a port, by the name that it has in the Service.
+fn endpoints(slices: &[&EndpointSlice], port_name: &str) -> Endpoints {
+    let is_meant = |port: &&SlicePort| {
+        port.name.as_deref().unwrap_or_default() == port_name && port.protocol.as_deref().unwrap_or("TCP") == "TCP"
+    };
+    let (mut ready, mut terminating, mut serving) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for slice in slices.iter().filter(|slice| matches!(&*slice.address_type, "IPv4" | "IPv6")) {
+        for port in slice.ports.iter().filter(is_meant).filter_map(|port| port.port) {
+            for endpoint in &slice.endpoints {
+                let Some(ip) = endpoint.ip() else { continue };
+                let address = SocketAddr::new(ip, port);
+                let SliceEndpoint { conditions, .. } = endpoint;
+                let is_ready = conditions.ready.unwrap_or(true);
+                let is_terminating = conditions.terminating.unwrap_or(false);
+                if is_ready {
+                    ready.insert(address);
+                } else if is_terminating && conditions.serving.unwrap_or(is_ready) {
+                    serving.insert(address);
+                }
+                if is_terminating {
+                    terminating.insert(address);
+                }
+            }
+        }
+    }
+    let serving = if ready.is_empty() { serving } else { ready };
+    let terminating = terminating.into_iter().filter(|address| !serving.contains(address)).collect();
+    Endpoints { serving, terminating }
+}
