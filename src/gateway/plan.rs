@@ -226,14 +226,7 @@ pub(crate) enum PublishedAddress {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Applied {
     /// The listeners that could not be opened, and why.
-    pub(crate) failed: BTreeMap<SocketAddr, ListenFailure>,
+    pub(crate) failed: BTreeMap<SocketAddr, String>,
     /// The addresses of this machine that clients can reach.
     pub(crate) own_addresses: Vec<IpAddr>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ListenFailure {
-    /// Whether no interface has the address. Otherwise, the port cannot be used.
-    pub(crate) is_address: bool,
-    pub(crate) reason: String,
 }

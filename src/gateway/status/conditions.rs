@@ -1,12 +1,11 @@
 //! Conditions, with the reasons that the API names.
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use crate::gateway::plan::{
-    Applied, Condition, GatewayStatus, ListenFailure, ListenerStatus, Problem, Published, PublishedAddress,
-};
+use crate::gateway::plan::{Applied, Condition, GatewayStatus, ListenerStatus, Problem, Published, PublishedAddress};
 use crate::gateway::translate::INVALID_ANNOTATIONS;
 
 /// Our conditions that are absent where they do not hold.
@@ -74,39 +73,19 @@ pub(super) fn gateway(wanted: &GatewayStatus, published: &Published, applied: &A
         condition("Accepted", !accepted.is_empty(), "ListenersNotValid", not_valid())
     };
 
-    let all = addresses(published, applied);
-    let unusable: Vec<String> = requested
-        .iter()
-        .filter_map(|address| match published {
-            Published::Own => {
-                let mut failures =
-                    applied.failed.iter().filter(|(socket, failure)| socket.ip() == *address && failure.is_address);
-                failures.next().map(|(_, failure)| format!("{address}: {}", failure.reason))
-            }
-            Published::Addresses(addresses) => {
-                let is_published = addresses.contains(&PublishedAddress::Ip(*address));
-                (!is_published).then(|| format!("{address} is not an address of the load balancer"))
-            }
-        })
-        .collect();
-    let is_usable = |address: &PublishedAddress| match address {
-        _ if requested.is_empty() => true,
-        PublishedAddress::Ip(ip) => {
-            requested.contains(ip) && !unusable.iter().any(|text| text.starts_with(&ip.to_string()))
-        }
-        PublishedAddress::Hostname(_) => false,
-    };
-    let assigned: Vec<PublishedAddress> = match published {
-        Published::Own if !requested.is_empty() => {
-            requested.iter().copied().map(PublishedAddress::Ip).filter(is_usable).collect()
-        }
-        _ => all.into_iter().filter(is_usable).collect(),
+    let unusable: BTreeMap<IpAddr, String> =
+        requested.iter().filter_map(|address| Some((*address, unusable(*address, published, applied)?))).collect();
+    let usable = requested.iter().filter(|address| !unusable.contains_key(address));
+    let assigned: Vec<PublishedAddress> = if requested.is_empty() {
+        addresses(published, applied)
+    } else {
+        usable.map(|address| PublishedAddress::Ip(*address)).collect()
     };
     let is_programmed = listeners.iter().any(|listener| is_served(listener, applied));
     let programmed = if !is_accepted.is_true {
         condition("Programmed", false, "Invalid", is_accepted.message.clone())
     } else if !unusable.is_empty() {
-        condition("Programmed", false, "AddressNotUsable", unusable.join("; "))
+        condition("Programmed", false, "AddressNotUsable", unusable.into_values().collect::<Vec<_>>().join("; "))
     } else if assigned.is_empty() {
         condition("Programmed", false, "AddressNotAssigned", "no address is known yet".into())
     } else if !is_programmed {
@@ -115,6 +94,19 @@ pub(super) fn gateway(wanted: &GatewayStatus, published: &Published, applied: &A
         condition("Programmed", true, "Programmed", String::new())
     };
     GatewayOutcome { conditions: vec![is_accepted, programmed], addresses: assigned, generation: *generation }
+}
+
+/// Why an address that a Gateway requests cannot be used.
+fn unusable(address: IpAddr, published: &Published, applied: &Applied) -> Option<String> {
+    match published {
+        Published::Own => {
+            applied.failed.iter().find(|(socket, _)| socket.ip() == address).map(|(_, reason)| reason.clone())
+        }
+        Published::Addresses(addresses) => {
+            let is_published = addresses.contains(&PublishedAddress::Ip(address));
+            (!is_published).then(|| format!("{address} is not an address at which clients reach the listeners"))
+        }
+    }
 }
 
 pub(super) fn listener(wanted: &ListenerStatus, applied: &Applied) -> Vec<Condition> {
@@ -136,15 +128,19 @@ pub(super) fn listener(wanted: &ListenerStatus, applied: &Applied) -> Vec<Condit
         );
         condition("ResolvedRefs", false, "InvalidRouteKinds", message)
     };
-    let failed: Vec<String> = failures(wanted, applied).map(|(_, failure)| failure.reason.clone()).collect();
     let programmed = if is_served(wanted, applied) {
         condition("Programmed", true, "Programmed", String::new())
     } else if !is_accepted {
         condition("Programmed", false, "Invalid", why.clone())
-    } else if !failed.is_empty() {
-        condition("Programmed", false, "Invalid", failed.join("; "))
     } else {
-        condition("Programmed", false, "Invalid", "not served".into())
+        let mut failures = wanted.sockets.iter().filter_map(|socket| applied.failed.get(socket));
+        let reason = failures.next().cloned();
+        condition(
+            "Programmed",
+            false,
+            "Invalid",
+            reason.unwrap_or_else(|| "the Gateway is not accepted, or no kind of route is supported".into()),
+        )
     };
     vec![condition("Accepted", is_accepted, accepted, why), conflict, resolved, programmed]
 }
@@ -161,17 +157,10 @@ pub(super) fn addresses(published: &Published, applied: &Applied) -> Vec<Publish
 fn refusal(listener: &ListenerStatus, applied: &Applied) -> Option<Problem> {
     let own = listener.refused.clone().or_else(|| listener.conflict.clone());
     own.or_else(|| {
-        let mut failures = failures(listener, applied).filter(|(_, failure)| !failure.is_address);
-        let (_, failure) = failures.next()?;
-        Some(Problem { reason: "PortUnavailable", message: failure.reason.clone() })
+        let everywhere = listener.sockets.iter().find(|socket| socket.ip().is_unspecified())?;
+        let message = applied.failed.get(everywhere)?.clone();
+        Some(Problem { reason: "PortUnavailable", message })
     })
-}
-
-fn failures<'a>(
-    listener: &'a ListenerStatus,
-    applied: &'a Applied,
-) -> impl Iterator<Item = (&'a SocketAddr, &'a ListenFailure)> {
-    listener.sockets.iter().filter_map(|address| applied.failed.get_key_value(address))
 }
 
 /// Whether clients can connect at one of its addresses.
