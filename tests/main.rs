@@ -4,6 +4,8 @@
 
 mod cli;
 mod control;
+#[cfg(feature = "gateway")]
+mod gateway;
 mod harness;
 mod hello;
 mod hostile;

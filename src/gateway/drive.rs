@@ -11,7 +11,7 @@ use tracing::{error, info};
 
 use super::cluster::{Cluster, Report};
 use super::configuration::{configuration, destination};
-use super::plan::{Applied, Plan, Routing};
+use super::plan::{Applied, Endpoints, ListenFailure, Plan, Routing};
 use super::translate::{Options, translate};
 use crate::config::Config;
 use crate::server::{Changes, ReloadError, Server};
@@ -79,60 +79,65 @@ impl Drive {
     }
 
     /// Replaces the base configuration.
-    pub(crate) async fn rebase(&mut self, server: &mut Server, base: Config) -> Result<(), ReloadError> {
+    pub(crate) async fn rebase(&mut self, server: &mut Server, base: Config) -> Result<Changes, ReloadError> {
         let before = std::mem::replace(&mut self.base, base);
         let applied = self.applied.take();
         let result = if self.is_listed {
             self.apply_plan(server).await
         } else {
-            server.reload(self.base.clone()).await.map(drop)
+            server.reload(self.base.clone()).await.map(Some)
         };
         if result.is_err() {
             (self.base, self.applied) = (before, applied);
         }
-        result
+        result.map(Option::unwrap_or_default)
     }
 
     /// Applies the present state of the cluster. A failure is logged, and tried again.
     pub(crate) async fn apply(&mut self, server: &mut Server) {
-        if let Err(reason) = self.apply_plan(server).await {
-            server.counters().reloads.fail(&reason.to_string());
-            error!(%reason, "cannot serve what the cluster says; keeping what is served");
-            self.retry = Some(Instant::now() + RETRY);
+        let started = Instant::now();
+        match self.apply_plan(server).await {
+            Ok(Some(Changes { added, changed, removed, unchanged })) => {
+                let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+                let routes = added + changed + unchanged;
+                info!(by = "cluster", routes, added, changed, removed, unchanged, took_ms, "reloaded");
+            }
+            // Endpoints at most.
+            Ok(None) => {}
+            Err(reason) => {
+                server.counters().reloads.fail(&reason.to_string());
+                error!(%reason, "cannot serve what the cluster says; keeping what is served");
+                self.retry = Some(Instant::now() + RETRY);
+            }
         }
     }
 
-    async fn apply_plan(&mut self, server: &mut Server) -> Result<(), ReloadError> {
+    /// `None`: listeners and routes are as before.
+    async fn apply_plan(&mut self, server: &mut Server) -> Result<Option<Changes>, ReloadError> {
         let listeners: Vec<SocketAddr> = self.base.listeners.iter().map(|listener| listener.address).collect();
         let options = Arc::clone(&self.options);
         let plan = self.cluster.read(move |snapshot| translate(snapshot, &options, &listeners)).await;
         let Plan { routing, endpoints, statuses, notes } = plan;
-        let addresses = |(key, endpoints): (_, &super::plan::Endpoints)| {
-            (destination(key), endpoints.serving.iter().copied().collect())
-        };
+        let addresses =
+            |(key, endpoints): (_, &Endpoints)| (destination(key), endpoints.serving.iter().copied().collect());
         server.publish(endpoints.iter().map(addresses));
-        if self.applied.as_ref() != Some(&routing) || !server.unavailable().is_empty() {
-            self.reload(server, &routing).await?;
-        }
+        let is_new = self.applied.as_ref() != Some(&routing);
+        let has_unavailable = !server.unavailable().is_empty();
+        let changes = if is_new || has_unavailable {
+            Some(server.reload(configuration(&self.base, &routing)).await?)
+        } else {
+            None
+        };
         self.retry = (!server.unavailable().is_empty()).then(|| Instant::now() + RETRY);
-        let failed = |address: &SocketAddr| Some((*address, server.unavailable().get(&address.to_string())?.clone()));
-        let failed = routing.listeners.iter().filter_map(failed).collect();
+        let failure = |address: &SocketAddr| {
+            let error = server.unavailable().get(&address.to_string())?;
+            Some((*address, ListenFailure { is_address: error.is_address(), reason: error.to_string() }))
+        };
+        let failed = routing.listeners.iter().filter_map(failure).collect();
         self.applied = Some(routing);
         server.set_ready();
         self.cluster.report(Report { statuses, notes, applied: Applied { failed, own_addresses: own_addresses() } });
-        Ok(())
-    }
-
-    async fn reload(&self, server: &mut Server, routing: &Routing) -> Result<(), ReloadError> {
-        let started = Instant::now();
-        let config = configuration(&self.base, routing);
-        let (listeners, routes) = (config.listeners.len(), config.routes.len());
-        let Changes { added, changed, removed, unchanged } = server.reload(config).await?;
-        if self.applied.as_ref() != Some(routing) {
-            let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            info!(by = "cluster", listeners, routes, added, changed, removed, unchanged, took_ms, "reloaded");
-        }
-        Ok(())
+        Ok(changes.filter(|_| is_new))
     }
 
     /// Ends what watches the cluster.

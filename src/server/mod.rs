@@ -64,7 +64,7 @@ pub(crate) struct Server {
     admin_view: Arc<ArcSwap<View>>,
     listeners: Vec<(Listening, Arc<ArcSwap<Snapshot>>)>,
     /// Optional listeners that cannot be opened, by name, and why.
-    unavailable: HashMap<String, String>,
+    unavailable: HashMap<String, BindError>,
     admin: Option<Listening>,
     /// Removed listeners that still serve their accept queues.
     closing: TaskTracker,
@@ -279,7 +279,7 @@ impl Server {
 
     /// Optional listeners that could not be opened, by name, and why. A reload tries again.
     #[cfg(feature = "gateway")]
-    pub(crate) fn unavailable(&self) -> &HashMap<String, String> {
+    pub(crate) fn unavailable(&self) -> &HashMap<String, BindError> {
         &self.unavailable
     }
 
@@ -425,9 +425,8 @@ impl Server {
                     }
                 }
                 ListenerSource::Unavailable(error) => {
-                    let error = error.to_string();
-                    if before.get(&*name) != Some(&error) {
-                        warn!(listener = name, reason = error, "listener is not available; the others serve");
+                    if before.get(&*name).is_none_or(|before| before.to_string() != error.to_string()) {
+                        warn!(listener = name, reason = %error, "listener is not available; the others serve");
                     }
                     self.unavailable.insert(name, error);
                 }

@@ -2,6 +2,7 @@
 
 mod container;
 mod debian;
+mod gateway;
 mod ha;
 mod kubernetes;
 mod marathon;

@@ -14,15 +14,14 @@ use crate::gateway::translate::{IngressOptions, Options, Publish};
 use crate::process::inputs::Inputs;
 use crate::process::systemd::{Notification, Notifier};
 use crate::process::unix_socket;
-use crate::server::{Readiness, Server};
+use crate::server::{Changes, Readiness, Server};
 use anyhow::Context as _;
-use serde_json::json;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::control::{self, Control};
 use super::signals::{SignalRequest, Signals};
-use super::{Confined, confine, stop, warn_of_includes};
+use super::{Confined, confine, reloaded, stop, warn_of_includes};
 use crate::cli::{Gateway, PublishAddress};
 use crate::commands::main::EXIT_CONFIG;
 use crate::commands::runtime;
@@ -158,7 +157,7 @@ async fn follow(
                 Action::Reload => {
                     let answer = reload(drive, server, base, logging).await;
                     // The operator may have left.
-                    let _ = order.answer.send(answer.map(|()| json!({})));
+                    let _ = order.answer.send(answer.map(reloaded));
                 }
                 Action::Drain(_) | Action::Resume(_) | Action::LogLevel(_) => control::carry_out(order, server, logging),
             },
@@ -177,21 +176,22 @@ async fn follow(
 }
 
 /// Reads the base configuration again.
-async fn reload(drive: &mut Drive, server: &mut Server, base: &Base, logging: &Logging) -> Result<(), String> {
+async fn reload(drive: &mut Drive, server: &mut Server, base: &Base, logging: &Logging) -> Result<Changes, String> {
     let started = Clock::now();
     let applied = async {
         let config = base.load().map_err(|reason| reason.to_string())?;
         let level = config.log.level;
         server.wait_for_closing_listeners().await;
-        drive.rebase(server, config).await.map_err(|reason| reason.to_string())?;
+        let changes = drive.rebase(server, config).await.map_err(|reason| reason.to_string())?;
         logging.set_level(level);
-        Ok::<(), String>(())
+        Ok::<_, String>(changes)
     };
     match applied.await {
-        Ok(()) => {
+        Ok(changes) => {
+            let Changes { added, changed, removed, unchanged } = changes;
             let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            info!(by = "SIGHUP", took_ms, "reloaded");
-            Ok(())
+            info!(by = "SIGHUP", added, changed, removed, unchanged, took_ms, "reloaded");
+            Ok(changes)
         }
         Err(reason) => {
             server.counters().reloads.fail(&reason);

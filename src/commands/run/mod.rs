@@ -463,9 +463,12 @@ fn removes_most(server: &Server, config: &Config) -> Option<String> {
 /// Tells the operator, who may have left, the result of the reload.
 fn tell(asked: Option<oneshot::Sender<Result<Value, String>>>, result: Result<Changes, &str>) {
     if let Some(asked) = asked {
-        let told = |Changes { added, changed, removed, unchanged }| json!({"added": added, "changed": changed, "removed": removed, "unchanged": unchanged});
-        let _ = asked.send(result.map(told).map_err(Into::into));
+        let _ = asked.send(result.map(reloaded).map_err(Into::into));
     }
+}
+
+fn reloaded(Changes { added, changed, removed, unchanged }: Changes) -> Value {
+    json!({"added": added, "changed": changed, "removed": removed, "unchanged": unchanged})
 }
 
 /// Applies a configuration. Returns whether to watch the file, and what has changed.

@@ -27,6 +27,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const CONCURRENT: usize = 8;
 /// How often one object is written again because others have changed it meanwhile.
 const MAX_CONFLICTS: usize = 5;
+/// In bytes, as the API server accepts it.
+const MAX_NOTE: usize = 1024;
 /// Between attempts after a failure, doubling.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
@@ -200,12 +202,12 @@ impl Reporter {
         let namespace = if object.key.namespace.is_empty() { "default" } else { &object.key.namespace };
         let now = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
         let event = json!({
-            "metadata": {"name": format!("{}.{:016x}", object.key.name, hasher.finish()), "namespace": namespace},
+            "metadata": {"name": event_name(&object.key.name, hasher.finish()), "namespace": namespace},
             "eventTime": now,
             "type": "Warning",
             "action": "Translate",
             "reason": reason,
-            "note": message.chars().take(1024).collect::<String>(),
+            "note": shortened(message, MAX_NOTE),
             "reportingController": self.controller,
             "reportingInstance": self.identity,
             "regarding": {
@@ -232,6 +234,18 @@ impl Reporter {
             Api::namespaced_with(self.link.client(), &key.namespace, &resource)
         }
     }
+}
+
+/// A DNS subdomain, of at most 253 bytes.
+fn event_name(object: &str, digest: u64) -> String {
+    format!("{}.{digest:016x}", shortened(object, 200).trim_end_matches(['.', '-']))
+}
+
+/// The beginning of a text, of at most so many bytes.
+fn shortened(text: &str, most: usize) -> &str {
+    let end =
+        text.char_indices().map(|(index, letter)| index + letter.len_utf8()).take_while(|end| *end <= most).last();
+    &text[..end.unwrap_or(0)]
 }
 
 fn event_resource() -> ApiResource {
@@ -267,5 +281,13 @@ mod tests {
         let to = json!({"a": 1, "b": {"c": [1]}, "f": {"g": 5}});
         assert_eq!(difference(&from, &to), json!({"b": {"c": [1], "d": null}, "e": null, "f": {"g": 5}}));
         assert_eq!(difference(&Value::Null, &to), to);
+    }
+
+    #[test]
+    fn names_and_notes_of_events_are_not_too_long() {
+        assert_eq!(event_name("a", 7), "a.0000000000000007");
+        let long = format!("{}-.x", "a".repeat(198));
+        assert_eq!(event_name(&long, 7), format!("{}.0000000000000007", "a".repeat(198)));
+        assert_eq!((shortened("aé", 2), shortened("aé", 3), shortened("", 3)), ("a", "aé", ""));
     }
 }

@@ -16,17 +16,17 @@ use crate::support::{Backend, Client, Hello, snigate};
 const PAGE: &str = "deploy/kubernetes/README.md";
 
 /// What this directory renders to, by kind.
-struct Rendered(Vec<Value>);
+pub(super) struct Rendered(Vec<Value>);
 
 impl Rendered {
-    fn of(directory: &Path) -> Self {
+    pub(super) fn of(directory: &Path) -> Self {
         let output = Command::new("kubectl").arg("kustomize").arg(directory).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout).unwrap();
         Self(serde_yaml::Deserializer::from_str(&text).map(|document| Value::deserialize(document).unwrap()).collect())
     }
 
-    fn get(&self, kind: &str) -> &Value {
+    pub(super) fn get(&self, kind: &str) -> &Value {
         let mut found = self.0.iter().filter(|object| object["kind"] == kind);
         let only = found.next().unwrap_or_else(|| panic!("no {kind}"));
         assert!(found.next().is_none(), "one {kind}");

@@ -10,11 +10,12 @@ use crate::support::pages::{Block, all, block, blocks, configurations};
 use crate::support::{Router, all_output, tls};
 
 /// Blocks of commands that no test types, and why.
-const NOT_TYPED: [(&str, &str, &str); 25] = [
+const NOT_TYPED: [(&str, &str, &str); 27] = [
     ("README.md", "demo", ".ci/run does, and other tests type `demo --once`"),
     ("README.md", "test", "it types this"),
     ("README.md", "run", "does not end; every test of a router starts it so"),
     ("CONTRIBUTING.md", "build", ".ci/run builds all of this"),
+    ("CONTRIBUTING.md", "gateway", ".ci/run does"),
     ("CONTRIBUTING.md", "test", ".ci/run does"),
     ("CONTRIBUTING.md", "write", "writes into the repository"),
     ("deploy/container/README.md", "image", "needs podman"),
@@ -43,6 +44,7 @@ const NOT_TYPED: [(&str, &str, &str); 25] = [
     ("docs/fuzzing.md", "merge", "writes among the seeds"),
     ("docs/fuzzing.md", "replay", "`cargo test` has it"),
     ("docs/fuzzing.md", "lock", ".ci/run does, with --locked"),
+    ("docs/kubernetes.md", "apply", "needs a cluster; the kustomization is rendered and its arguments are tried"),
     ("deploy/kubernetes/README.md", "apply", "needs a cluster; the names in it are compared with the manifests"),
 ];
 
