@@ -11,7 +11,7 @@ use tracing::{error, info};
 
 use super::cluster::{Cluster, Report};
 use super::configuration::{configuration, destination};
-use super::plan::{Applied, Endpoints, ListenFailure, Plan, Routing};
+use super::plan::{Applied, Endpoints, Plan, Routing};
 use super::translate::{Options, translate};
 use crate::config::Config;
 use crate::server::{Changes, ReloadError, Server};
@@ -129,11 +129,9 @@ impl Drive {
             None
         };
         self.retry = (!server.unavailable().is_empty()).then(|| Instant::now() + RETRY);
-        let failure = |address: &SocketAddr| {
-            let error = server.unavailable().get(&address.to_string())?;
-            Some((*address, ListenFailure { is_address: error.is_address(), reason: error.to_string() }))
-        };
-        let failed = routing.listeners.iter().filter_map(failure).collect();
+        let reason = |address: &SocketAddr| server.unavailable().get(&address.to_string()).map(ToString::to_string);
+        let failed = |address: &SocketAddr| Some((*address, reason(address)?));
+        let failed = routing.listeners.iter().filter_map(failed).collect();
         self.applied = Some(routing);
         server.set_ready();
         self.cluster.report(Report { statuses, notes, applied: Applied { failed, own_addresses: own_addresses() } });

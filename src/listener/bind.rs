@@ -20,14 +20,6 @@ pub(crate) struct BindError {
     pub(crate) error: io::Error,
 }
 
-impl BindError {
-    /// Whether it is for the IP address, which no interface has, not for the port.
-    #[cfg(feature = "gateway")]
-    pub(crate) fn is_address(&self) -> bool {
-        matches!(Errno::from_io_error(&self.error), Some(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT))
-    }
-}
-
 fn hint(address: &SocketAddr, error: &io::Error) -> String {
     let hint = match Errno::from_io_error(error) {
         Some(Errno::AFNOSUPPORT) if address.ip().is_unspecified() => {

@@ -67,7 +67,9 @@ fn targets(variable: OsString) -> Result<Targets, (String, String)> {
 }
 
 fn at(level: Level) -> Targets {
-    Targets::new().with_default(LevelFilter::WARN).with_target("snigate", level)
+    let quiet = ["kube_client", "kube_runtime"].map(|target| (target, LevelFilter::OFF));
+    // What those meet is logged by `gateway`, once.
+    Targets::new().with_targets(quiet).with_default(LevelFilter::WARN).with_target("snigate", level)
 }
 
 /// Writes the remaining lines. Later lines are lost.

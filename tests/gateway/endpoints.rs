@@ -45,7 +45,7 @@ fn endpoints_change_without_a_reload_and_streams_go_on() {
 }
 
 /// Connects and leaves: the endpoint may never answer.
-fn ask_shortly(edge: std::net::SocketAddr) -> Client {
+fn ask_shortly(edge: SocketAddr) -> Client {
     Client::send(edge, &Hello::to(NAME).record())
 }
 

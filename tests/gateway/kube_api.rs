@@ -70,7 +70,6 @@ pub struct Request {
     pub method: String,
     /// With the query.
     pub path: String,
-    pub body: Value,
     pub accept: String,
     pub status: u16,
 }
@@ -257,7 +256,7 @@ users: [{{name: test, user: {user}}}]
             let answer = self.change(|state| state.answer(method, &target, token.as_deref(), &body));
             let status = answer.0;
             self.change(|state| {
-                state.requests.push(Request { method: method.into(), path: path.clone(), body, accept, status })
+                state.requests.push(Request { method: method.into(), path: path.clone(), accept, status })
             });
             if is_watch && status == 200 {
                 self.watch(stream, &target);

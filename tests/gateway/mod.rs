@@ -7,7 +7,7 @@ mod replicas;
 mod serving;
 mod watching;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 
 use rustix::process::Signal;
@@ -97,8 +97,9 @@ fn ask(edge: SocketAddr, name: &str) -> (Vec<u8>, End) {
     client.rest()
 }
 
+/// Also while nobody listens.
 fn is_served(edge: SocketAddr, name: &str) -> bool {
-    ask(edge, name) == served()
+    TcpStream::connect(edge).is_ok() && ask(edge, name) == served()
 }
 
 /// A condition of the route's only parent.

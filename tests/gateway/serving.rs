@@ -125,9 +125,9 @@ fn listeners_come_and_go_and_streams_stay() {
     let mut second = route("second", NAME, &[("api", 1)]);
     second["spec"]["parentRefs"] = json!([{"name": "more"}]);
     api.apply(second);
-    eventually("the other Gateway", || std::net::TcpStream::connect(other).is_ok());
+    eventually("the other Gateway", || TcpStream::connect(other).is_ok());
     api.delete("gateways", "default", "more");
-    eventually("its end", || std::net::TcpStream::connect(other).is_err());
+    eventually("its end", || TcpStream::connect(other).is_err());
     stream.write_all(b"still here").unwrap();
     assert_eq!(client.read(10), b"still here");
 }

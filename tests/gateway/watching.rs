@@ -73,8 +73,10 @@ fn what_is_served_stays_while_the_api_server_is_away() {
     assert_eq!(client.read(6), b"served");
     assert!(replica.is_ready());
     api.apply(route("a", "b.example.com", &[("api", 1)]));
+    let reloads = replica.count("reloaded");
     api.come_back();
-    eventually("what has changed meanwhile", || ask(edge, NAME) == closed());
+    eventually("what has changed meanwhile", || replica.count("reloaded") > reloads);
+    assert_eq!(ask(edge, NAME), closed());
     replica.0.wait("that it is back", |line| line["message"] == "watching again" && line["kind"] == "TLSRoute");
     stream.write_all(b"still here").unwrap();
     assert_eq!(client.read(10), b"still here", "a route that changes keeps its streams");
