@@ -255,6 +255,12 @@ impl fmt::Display for ConfigError {
     }
 }
 
+/// The text of a YAML file that is safe to parse; an error says why it is not.
+#[cfg(feature = "gateway")]
+pub(crate) fn yaml_text(bytes: &[u8]) -> Result<&str, String> {
+    yaml::decode(bytes).and_then(|text| yaml::check_depth(text).map(|()| text)).map_err(|error| error.message)
+}
+
 impl Config {
     /// Reads a file, or standard input, and the files that it names.
     pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {

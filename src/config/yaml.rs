@@ -44,7 +44,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<&str, YamlError> {
     Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
-fn check_depth(text: &str) -> Result<(), YamlError> {
+pub(super) fn check_depth(text: &str) -> Result<(), YamlError> {
     let mut depth = 0usize;
     let mut before = b'\n';
     let mut in_comment = false;

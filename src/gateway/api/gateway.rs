@@ -9,9 +9,6 @@ use super::metadata::Metadata;
 pub(crate) struct GatewayClass {
     pub(crate) metadata: Metadata,
     pub(crate) spec: GatewayClassSpec,
-    /// As it was last seen.
-    #[serde(default)]
-    pub(crate) status: Value,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -26,9 +23,6 @@ pub(crate) struct GatewayClassSpec {
 pub(crate) struct Gateway {
     pub(crate) metadata: Metadata,
     pub(crate) spec: GatewaySpec,
-    /// As it was last seen.
-    #[serde(default)]
-    pub(crate) status: Value,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

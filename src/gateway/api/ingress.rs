@@ -1,5 +1,4 @@
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::metadata::Metadata;
 
@@ -8,9 +7,6 @@ pub(crate) struct Ingress {
     pub(crate) metadata: Metadata,
     #[serde(default)]
     pub(crate) spec: IngressSpec,
-    /// As it was last seen.
-    #[serde(default)]
-    pub(crate) status: Value,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

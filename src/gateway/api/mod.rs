@@ -3,6 +3,7 @@
 mod backend;
 mod gateway;
 mod ingress;
+pub(crate) mod manifests;
 mod metadata;
 mod route;
 
@@ -10,7 +11,7 @@ use std::fmt;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use strum::{Display, EnumIter};
+use strum::{Display, EnumIter, IntoEnumIterator as _};
 
 pub(crate) use self::backend::{EndpointSlice, Service, ServicePort, SliceEndpoint, SlicePort};
 pub(crate) use self::gateway::{
@@ -38,6 +39,18 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// The kind of an object, whatever its version.
+    pub(crate) fn of(object: &Value) -> Option<Self> {
+        let group = object["apiVersion"].as_str()?.rsplit_once('/').map_or("", |(group, _)| group);
+        let name = object["kind"].as_str()?;
+        Self::iter().find(|kind| kind.group() == group && kind.to_string() == name)
+    }
+
+    /// Whether its objects are in namespaces.
+    pub(crate) fn is_namespaced(self) -> bool {
+        !matches!(self, Self::GatewayClass | Self::Namespace)
+    }
+
     /// The API group; empty for the core group.
     pub(crate) fn group(self) -> &'static str {
         match self {
@@ -67,6 +80,18 @@ impl fmt::Display for Undecodable {
 fn decode<T: DeserializeOwned>(kind: Kind, object: Value) -> Result<T, Undecodable> {
     let key = key_of(&object);
     serde_json::from_value(object).map_err(|error| Undecodable { kind, key, reason: error.to_string() })
+}
+
+/// The API server writes empty lists and maps of some fields as null.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.into_iter().filter(|(_, value)| !value.is_null());
+            fields.map(|(key, value)| (key, without_nulls(value))).collect()
+        }
+        Value::Array(items) => items.into_iter().map(without_nulls).collect(),
+        value => value,
+    }
 }
 
 /// An object of any of the kinds.

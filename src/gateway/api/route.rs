@@ -1,5 +1,4 @@
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::metadata::Metadata;
 
@@ -7,9 +6,6 @@ use super::metadata::Metadata;
 pub(crate) struct TlsRoute {
     pub(crate) metadata: Metadata,
     pub(crate) spec: TlsRouteSpec,
-    /// As it was last seen.
-    #[serde(default)]
-    pub(crate) status: Value,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

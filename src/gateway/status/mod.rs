@@ -132,3 +132,167 @@ fn changed(existing: &Value, status: Map<String, Value>) -> Option<Value> {
     let status = Value::Object(status);
     (status != *existing).then_some(status)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::plan::Problem;
+
+    const BEFORE: &str = "2026-01-01T00:00:00Z";
+    const NOW: &str = "2026-02-03T04:05:06Z";
+    const OWN: &str = "snigate.dev/gateway";
+
+    fn condition(kind: &'static str, is_true: bool, message: &str) -> Condition {
+        Condition { kind, is_true, reason: kind, message: message.into() }
+    }
+
+    fn json_condition(kind: &str, status: &str, message: &str, generation: i64, since: &str) -> Value {
+        json!({
+            "type": kind,
+            "status": status,
+            "reason": kind,
+            "message": message,
+            "observedGeneration": generation,
+            "lastTransitionTime": since,
+        })
+    }
+
+    fn route_status(generation: i64, conditions: Vec<Condition>) -> RouteStatus {
+        let parent = ParentRef {
+            group: None,
+            kind: None,
+            namespace: None,
+            name: "gw".into(),
+            section_name: Some("tls".into()),
+            port: Some(443),
+        };
+        RouteStatus { generation, parents: vec![ParentStatus { parent, conditions }] }
+    }
+
+    fn entry(controller: &str, conditions: &[Value]) -> Value {
+        let parent =
+            json!({"group": GATEWAY_GROUP, "kind": "Gateway", "name": "gw", "sectionName": "tls", "port": 443});
+        json!({"parentRef": parent, "controllerName": controller, "conditions": conditions})
+    }
+
+    #[test]
+    fn the_time_moves_only_if_the_status_of_the_condition_does() {
+        let wanted = route_status(3, vec![condition("Accepted", true, "")]);
+        let first = route(&Value::Null, Some(&wanted), OWN, BEFORE).unwrap();
+        let expected = [json_condition("Accepted", "True", "", 3, BEFORE)];
+        assert_eq!(first, json!({"parents": [entry(OWN, &expected)]}));
+        assert_eq!(route(&first, Some(&wanted), OWN, NOW), None, "nothing to write");
+
+        let message = route_status(4, vec![condition("Accepted", true, "new")]);
+        let second = route(&first, Some(&message), OWN, NOW).unwrap();
+        let expected = [json_condition("Accepted", "True", "new", 4, BEFORE)];
+        assert_eq!(second, json!({"parents": [entry(OWN, &expected)]}));
+
+        let flipped = route_status(4, vec![condition("Accepted", false, "new")]);
+        let third = route(&second, Some(&flipped), OWN, NOW).unwrap();
+        let expected = [json_condition("Accepted", "False", "new", 4, NOW)];
+        assert_eq!(third, json!({"parents": [entry(OWN, &expected)]}));
+    }
+
+    #[test]
+    fn what_others_wrote_stays() {
+        let foreign = json_condition("example.com/Checked", "True", "x", 1, BEFORE);
+        let others = entry("example.com/other", &[json_condition("Accepted", "False", "x", 1, BEFORE)]);
+        let existing = json!({
+            "parents": [others, entry(OWN, &[foreign, json_condition("Accepted", "True", "", 3, BEFORE)])],
+            "unknown": 1,
+        });
+        let wanted = route_status(3, vec![condition("Accepted", true, ""), condition("ResolvedRefs", true, "")]);
+        let status = route(&existing, Some(&wanted), OWN, NOW).unwrap();
+        let own = [
+            foreign,
+            json_condition("Accepted", "True", "", 3, BEFORE),
+            json_condition("ResolvedRefs", "True", "", 3, NOW),
+        ];
+        assert_eq!(status, json!({"parents": [others, entry(OWN, &own)], "unknown": 1}));
+
+        let removed = route(&status, None, OWN, NOW).unwrap();
+        assert_eq!(removed, json!({"parents": [others], "unknown": 1}));
+        assert_eq!(route(&removed, None, OWN, NOW), None);
+        assert_eq!(route(&Value::Null, None, OWN, NOW), None);
+    }
+
+    #[test]
+    fn a_condition_of_a_later_generation_stays() {
+        let later = entry(OWN, &[json_condition("Accepted", "False", "later", 9, BEFORE)]);
+        let existing = json!({"parents": [later]});
+        assert_eq!(route(&existing, Some(&route_status(8, vec![condition("Accepted", true, "")])), OWN, NOW), None);
+        assert!(route(&existing, Some(&route_status(9, vec![condition("Accepted", true, "")])), OWN, NOW).is_some());
+    }
+
+    #[test]
+    fn the_condition_about_annotations_goes_when_they_are_right() {
+        let kind = crate::gateway::translate::INVALID_ANNOTATIONS;
+        let wrong = route_status(3, vec![condition("Accepted", true, ""), condition(kind, true, "wrong")]);
+        let right = route_status(3, vec![condition("Accepted", true, "")]);
+        let status = route(&Value::Null, Some(&wrong), OWN, BEFORE).unwrap();
+        assert_eq!(status["parents"][0]["conditions"].as_array().unwrap().len(), 2);
+        let status = route(&status, Some(&right), OWN, NOW).unwrap();
+        assert_eq!(status, json!({"parents": [entry(OWN, &[json_condition("Accepted", "True", "", 3, BEFORE)])]}));
+    }
+
+    #[test]
+    fn there_are_at_most_32_parents() {
+        let others = (0..40).map(|number| entry(&format!("example.com/{number}"), &[]));
+        let existing = json!({"parents": others.take(31).collect::<Vec<_>>()});
+        let one = route_status(1, vec![condition("Accepted", true, "")]);
+        let two = RouteStatus { parents: [&one.parents[..], &one.parents].concat(), ..one.clone() };
+        for wanted in [one, two] {
+            let status = route(&existing, Some(&wanted), OWN, NOW).unwrap();
+            assert_eq!(status["parents"].as_array().unwrap().len(), 32);
+        }
+    }
+
+    #[test]
+    fn the_status_that_the_api_server_fills_in_is_replaced() {
+        let pending = |kind| {
+            json!({
+                "type": kind, "status": "Unknown", "reason": "Pending", "message": "Waiting for controller",
+                "lastTransitionTime": "1970-01-01T00:00:00Z",
+            })
+        };
+        let existing = json!({
+            "conditions": [pending("Accepted"), pending("Programmed")],
+            "listeners": [{"name": "removed", "attachedRoutes": 1, "conditions": []}],
+            "attachedListenerSets": 0,
+        });
+        let problem = Problem { reason: "UnsupportedProtocol", message: "x".into() };
+        let listener = |name: &str, refused| ListenerStatus {
+            name: name.into(),
+            refused,
+            conflict: None,
+            invalid_kinds: Vec::new(),
+            supports_tls_routes: true,
+            attached_routes: 2,
+            sockets: ["[::]:443".parse().unwrap()].into(),
+        };
+        let wanted = GatewayStatus {
+            generation: 5,
+            refused: None,
+            requested: Vec::new(),
+            listeners: vec![listener("tls", None), listener("http", Some(problem))],
+        };
+        let applied = Applied { own_addresses: vec!["2001:db8::1".parse().unwrap()], ..Applied::default() };
+        let status = gateway(&existing, &wanted, &Published::Own, &applied, NOW).unwrap();
+        let conditions = status["conditions"].as_array().unwrap();
+        assert_eq!(conditions.len(), 2);
+        assert!(conditions.iter().all(|condition| condition["lastTransitionTime"] == NOW));
+        assert_eq!(
+            (conditions[0]["observedGeneration"].as_i64(), &conditions[1]["reason"]),
+            (Some(5), &json!("Programmed"))
+        );
+        let names: Vec<&Value> =
+            status["listeners"].as_array().unwrap().iter().map(|listener| &listener["name"]).collect();
+        assert_eq!(
+            (names, status["attachedListenerSets"].as_i64()),
+            (vec!["tls", "http"].iter().map(|name| json!(name)).collect::<Vec<_>>().iter().collect(), Some(0))
+        );
+        assert_eq!(status["addresses"], json!([{"type": "IPAddress", "value": "2001:db8::1"}]));
+        assert_eq!(gateway(&status, &wanted, &Published::Own, &applied, "later"), None);
+    }
+}

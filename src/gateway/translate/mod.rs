@@ -139,7 +139,7 @@ pub(crate) fn translate(snapshot: &Snapshot, options: &Options, base: &[SocketAd
 
     let mut decided = table.decide();
     for (loser, name, winner) in decided.lost {
-        let message = format!("{name}: routed by {}, which is older", routes[winner].object);
+        let message = format!("{name}: routed by {}, which comes first", routes[winner].object);
         notes.0.insert(Note { object: routes[loser].object.clone(), reason: "HostnameTaken", message });
     }
     let with_matches =
@@ -293,3 +293,6 @@ impl Notes {
         messages.iter().for_each(|message| self.add(kind, metadata, reason, message.clone()));
     }
 }
+
+#[cfg(test)]
+mod tests;
