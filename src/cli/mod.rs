@@ -189,6 +189,14 @@ pub(crate) struct Import {
     pub(crate) from: ImportFrom,
     /// Configuration file of that proxy; - for standard input
     pub(crate) file: PathBuf,
+    /// More files with objects of Kubernetes
+    #[cfg(feature = "gateway")]
+    #[arg(value_name = "FILE")]
+    pub(crate) more: Vec<PathBuf>,
+    /// Class of the Ingress objects to translate, of those with the annotation for TLS passthrough
+    #[cfg(feature = "gateway")]
+    #[arg(long, value_name = "CLASS", default_value = crate::gateway::offline::DEFAULT_INGRESS_CLASS)]
+    pub(crate) ingress_class: String,
     /// Print the result even if it admits, refuses or routes some clients differently; notes at the top list the
     /// differences
     #[arg(long)]
@@ -201,6 +209,9 @@ pub(crate) enum ImportFrom {
     Haproxy,
     /// nginx stream module, with `ssl_preread`
     Nginx,
+    /// Objects of Kubernetes: Gateway API, and Ingress with ingress-nginx's `ssl-passthrough`
+    #[cfg(feature = "gateway")]
+    Gateway,
 }
 
 #[derive(Debug, Args)]

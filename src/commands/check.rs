@@ -14,6 +14,7 @@ use crate::connection::reject::RejectWith;
 use crate::listener::Presence;
 use crate::proxy_protocol::Outgoing;
 use crate::relay::Engine;
+use crate::route::{Matchers, Names};
 use crate::text::input;
 use crate::text::units::{size, span};
 use crate::upstream::health::{CaFile, EXPECTED};
@@ -22,14 +23,51 @@ use crate::upstream::{
 };
 use anyhow::Context;
 
+#[cfg(feature = "gateway")]
+use super::main::EXIT_CONFIG;
+#[cfg(feature = "gateway")]
+use super::output::printable_lines;
 use super::routing::{conditions, limits, tlv_text};
 use crate::cli::Check;
+#[cfg(feature = "gateway")]
+use crate::gateway::offline::Offline;
 
 pub(super) fn run(options: &Check) -> anyhow::Result<ExitCode> {
     let file = options.file.as_ref().or(options.config.as_ref()).context("expected FILE or --config")?;
+    #[cfg(feature = "gateway")]
+    if let Some((objects, config)) = super::manifests::find(file)? {
+        return check_objects(file, &objects, &config);
+    }
     let config = Config::load(file)?;
     std::io::stdout().write_all(describe(file, &config)?.as_bytes())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Objects of Kubernetes: what they amount to, and what is wrong with them.
+#[cfg(feature = "gateway")]
+fn check_objects(file: &Path, objects: &Offline, config: &Config) -> anyhow::Result<ExitCode> {
+    let problems = objects.problems();
+    let mut text = format!(
+        "{}: {}.\n",
+        input::name_of(file),
+        match problems.len() {
+            0 => "the objects are valid".into(),
+            1 => "1 problem".into(),
+            count => format!("{count} problems"),
+        }
+    );
+    for problem in &problems {
+        writeln!(text, "problem    {problem}")?;
+    }
+    for object in &objects.assumed {
+        writeln!(text, "assumed    {object}")?;
+    }
+    for (kind, count) in &objects.ignored {
+        writeln!(text, "ignored    {kind}: {count}")?;
+    }
+    text.push_str(&describe_routing(config)?);
+    std::io::stdout().write_all(printable_lines(&text).as_bytes())?;
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CONFIG) })
 }
 
 fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
@@ -46,38 +84,7 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
     for pattern in &config.unmatched_includes {
         writeln!(text, "warning    include: {pattern} matches no file")?;
     }
-
-    writeln!(text, "\nlisteners")?;
-    for listener in &config.listeners {
-        let Listener { name, address, presence, is_optional, refuse, accept_proxy, ip_literal, sources } = listener;
-        let refuse = match refuse {
-            RejectWith::Alert => "TLS alert",
-            RejectWith::Close => "close",
-            RejectWith::Reset => "reset",
-        };
-        let name = if *name == address.to_string() { String::new() } else { format!("{name} on ") };
-        let proxy = accept_proxy.as_ref().map_or(String::new(), |accept| format!("; {accept}"));
-        let presence = match presence {
-            Presence::Required => "",
-            Presence::Expected => "; freebind",
-        };
-        let optional = if *is_optional { "; the others serve without it" } else { "" };
-        let literal = match ip_literal {
-            IpLiteral::NoName => "",
-            IpLiteral::Refused => "; IP addresses in SNI are refused",
-        };
-        writeln!(text, "  {name}{address}: {sources}; refuse with {refuse}{proxy}{literal}{presence}{optional}")?;
-    }
-
-    writeln!(text, "\nroutes")?;
-    for route in &config.routes {
-        writeln!(text, "  {}", route.name)?;
-        writeln!(text, "    matches    {}", matches(route, config))?;
-        let access = [route.sources.to_string()].into_iter().chain(limits(route)).collect::<Vec<_>>().join("; ");
-        writeln!(text, "    access     {access}")?;
-        write_upstream(&mut text, &route.upstream)?;
-    }
-
+    text.push_str(&describe_routing(config)?);
     let timeouts = &config.timeouts;
     writeln!(
         text,
@@ -118,6 +125,48 @@ fn describe(file: &Path, config: &Config) -> Result<String, std::fmt::Error> {
         log.format, log.refusals_per_second
     )?;
     write_process(&mut text, config)?;
+    Ok(text)
+}
+
+/// The listeners and routes.
+fn describe_routing(config: &Config) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
+    writeln!(text, "\nlisteners")?;
+    for listener in &config.listeners {
+        let Listener { name, address, presence, is_optional, refuse, accept_proxy, ip_literal, sources } = listener;
+        let refuse = match refuse {
+            RejectWith::Alert => "TLS alert",
+            RejectWith::Close => "close",
+            RejectWith::Reset => "reset",
+        };
+        let name = if *name == address.to_string() { String::new() } else { format!("{name} on ") };
+        let proxy = accept_proxy.as_ref().map_or(String::new(), |accept| format!("; {accept}"));
+        let presence = match presence {
+            Presence::Required => "",
+            Presence::Expected => "; freebind",
+        };
+        let optional = if *is_optional { "; the others serve without it" } else { "" };
+        let literal = match ip_literal {
+            IpLiteral::NoName => "",
+            IpLiteral::Refused => "; IP addresses in SNI are refused",
+        };
+        writeln!(text, "  {name}{address}: {sources}; refuse with {refuse}{proxy}{literal}{presence}{optional}")?;
+    }
+
+    writeln!(text, "\nroutes")?;
+    for route in &config.routes {
+        writeln!(text, "  {}", route.name)?;
+        writeln!(text, "    matches    {}", matches(route, config))?;
+        let access = [route.sources.to_string()].into_iter().chain(limits(route)).collect::<Vec<_>>().join("; ");
+        writeln!(text, "    access     {access}")?;
+        write_upstream(&mut text, &route.upstream)?;
+    }
+    if !config.excluded.is_empty() {
+        writeln!(text, "\nnot routed")?;
+    }
+    for excluded in &config.excluded {
+        writeln!(text, "  {}", names_at(excluded, config))?;
+    }
     Ok(text)
 }
 
@@ -248,7 +297,21 @@ fn statuses(expect: &[RangeInclusive<u16>]) -> String {
     expect.iter().map(range).collect::<Vec<_>>().join(" ")
 }
 
+/// Names, and the listeners at which they are meant.
+fn names_at((names, matchers): &(Names, Matchers), config: &Config) -> String {
+    let names = match names {
+        Names::Patterns(patterns) => patterns.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        Names::All => "any other name, or no SNI".into(),
+        Names::NoSni => "no SNI".into(),
+    };
+    let listeners = matchers.listeners.iter().flatten().map(|index| &*config.listeners[*index].name);
+    format!("{names} at {}", listeners.collect::<Vec<_>>().join(", "))
+}
+
 fn matches(route: &Route, config: &Config) -> String {
+    if !route.by_listener.is_empty() {
+        return route.by_listener.iter().map(|entry| names_at(entry, config)).collect::<Vec<_>>().join("; ");
+    }
     let names: String = if route.patterns.is_empty() {
         "catch-all (any other name, or no SNI)".into()
     } else {

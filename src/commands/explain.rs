@@ -18,6 +18,9 @@ use super::routing::{conditions, encode_tlvs, limits, route_table};
 use crate::cli::Explain;
 
 pub(super) fn run(options: &Explain) -> anyhow::Result<ExitCode> {
+    #[cfg(feature = "gateway")]
+    let config = super::manifests::load(&options.config)?;
+    #[cfg(not(feature = "gateway"))]
     let config = Config::load(&options.config)?;
     let listener = match &options.listener {
         None => 0,

@@ -13,6 +13,8 @@ mod import;
 mod kubeconfig;
 mod main;
 mod man;
+#[cfg(feature = "gateway")]
+mod manifests;
 mod named;
 mod output;
 mod plan;

@@ -1,10 +1,12 @@
-//! `snigate import`: translates configurations of HAProxy and nginx.
+//! `snigate import`: translates configurations of HAProxy and nginx, and objects of Kubernetes.
 
 mod addresses;
 mod client_class;
 mod draft;
 mod expression;
 mod files;
+#[cfg(feature = "gateway")]
+mod gateway;
 mod haproxy;
 mod name_match;
 mod name_set;
@@ -37,6 +39,12 @@ use crate::text::units::size;
 const MAX_NOTES: usize = 20;
 
 pub(super) fn run(options: &Import) -> anyhow::Result<ExitCode> {
+    #[cfg(feature = "gateway")]
+    if matches!(options.from, ImportFrom::Gateway) {
+        return gateway::run(options);
+    } else if let Some(more) = options.more.first() {
+        bail!("unexpected argument {}: the configuration of a proxy is one file", name_of(more));
+    }
     let path = &options.file;
     let (is_stdin, called) = (is_stdin(path), name_of(path));
     let source = read_source(path);
@@ -85,11 +93,15 @@ fn translate(from: ImportFrom, source: &str, name: &str, files: &SourceFiles) ->
     let (kind, routes) = match from {
         ImportFrom::Haproxy => ("haproxy", haproxy::translate(source, files, &mut draft, &mut notes)),
         ImportFrom::Nginx => ("nginx", nginx::translate(source, files, &mut draft, &mut notes)),
+        #[cfg(feature = "gateway")]
+        ImportFrom::Gateway => unreachable!("objects are no configuration of a proxy"),
     };
     if routes.is_empty() {
         let expected = match from {
             ImportFrom::Haproxy => "a `frontend` or `listen` that receives TLS, and a `backend` that it routes to",
             ImportFrom::Nginx => "a `stream` block that has a `server` with `proxy_pass`",
+            #[cfg(feature = "gateway")]
+            ImportFrom::Gateway => "a TLSRoute",
         };
         let notes = notes.first_notes(MAX_NOTES);
         bail!(

@@ -1,0 +1,164 @@
+//! What objects in files amount to, without a cluster.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use super::api::{BackendRef, Key, Kind, TlsRoute};
+use super::plan::{Applied, Plan, Published, PublishedAddress};
+use super::snapshot::Snapshot;
+use super::status;
+use super::translate::{CONTROLLER, IngressOptions, Options, Publish, translate};
+
+/// The class of Ingress objects that ingress-nginx has if it is not told otherwise.
+pub(crate) const DEFAULT_INGRESS_CLASS: &str = "nginx";
+
+/// The objects of files, and what they amount to.
+#[derive(Debug)]
+pub(crate) struct Offline {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) plan: Plan,
+    /// Objects that the files do not have, and that are taken for granted.
+    pub(crate) assumed: BTreeSet<String>,
+    /// How many objects are of other kinds.
+    pub(crate) ignored: BTreeMap<String, usize>,
+}
+
+/// Translates objects; Ingress objects are those of this class. GatewayClasses, Services and Namespaces that the objects
+/// refer to need not be among them, as long as none is at odds with that.
+pub(crate) fn translate_objects(objects: Vec<Value>, ingress_class: &str) -> Offline {
+    let mut snapshot = Snapshot::default();
+    let mut ignored: BTreeMap<String, usize> = BTreeMap::new();
+    for object in objects {
+        match Kind::of(&object) {
+            // What cannot be decoded is in the plan's notes.
+            Some(kind) => drop(snapshot.insert(kind, object)),
+            None => *ignored.entry(object["kind"].as_str().unwrap_or_default().to_owned()).or_default() += 1,
+        }
+    }
+    let assumed = complete(&mut snapshot);
+    let any = PublishedAddress::Hostname("localhost".into());
+    let options = Options {
+        publish: Publish::Addresses(vec![any]),
+        ingress: Some(IngressOptions { class: ingress_class.into(), port: 443 }),
+        ..Options::default()
+    };
+    let plan = translate(&snapshot, &options, &[]);
+    Offline { snapshot, plan, assumed, ignored }
+}
+
+/// Adds objects that are referred to but not there.
+fn complete(snapshot: &mut Snapshot) -> BTreeSet<String> {
+    let mut missing: Vec<(Kind, Value)> = Vec::new();
+    let classes: BTreeSet<&str> = snapshot.gateways.values().map(|gateway| &*gateway.spec.gateway_class_name).collect();
+    for class in classes.into_iter().filter(|class| !snapshot.classes.contains_key(&Key::new("", *class))) {
+        let spec = json!({"controllerName": CONTROLLER});
+        missing.push((Kind::GatewayClass, json!({"metadata": {"name": class}, "spec": spec})));
+    }
+    let mut ports: BTreeMap<Key, BTreeSet<u16>> = BTreeMap::new();
+    for route in snapshot.routes.values() {
+        let references = route.spec.rules.iter().flat_map(|rule| &rule.backend_refs);
+        ports_of(route, references, &mut ports);
+    }
+    for ingress in snapshot.ingresses.values() {
+        let paths = ingress.spec.rules.iter().filter_map(|rule| rule.http.as_ref()).flat_map(|http| &http.paths);
+        for service in paths.filter_map(|path| path.backend.service.as_ref()) {
+            if let Some(number) = service.port.number {
+                ports.entry(Key::new(&*ingress.metadata.namespace, &*service.name)).or_default().insert(number);
+            }
+        }
+    }
+    for (Key { namespace, name }, ports) in ports {
+        let ports: Vec<Value> = ports.iter().map(|port| json!({"name": port.to_string(), "port": port})).collect();
+        let metadata = json!({"namespace": namespace, "name": name});
+        missing.push((Kind::Service, json!({"metadata": metadata, "spec": {"ports": ports}})));
+    }
+    missing.retain(|(kind, object)| *kind != Kind::Service || !snapshot.has(Kind::Service, &key_of(object)));
+    for namespace in snapshot.routes.keys().map(|key| &key.namespace) {
+        let labels = json!({"kubernetes.io/metadata.name": namespace});
+        let object = json!({"metadata": {"name": namespace, "labels": labels}});
+        if !snapshot.has(Kind::Namespace, &key_of(&object)) {
+            missing.push((Kind::Namespace, object));
+        }
+    }
+    let mut assumed = BTreeSet::new();
+    for (kind, object) in missing {
+        // The labels of a Namespace matter to few, and all have the one that is assumed.
+        if kind != Kind::Namespace {
+            assumed.insert(format!("{kind} {}", key_of(&object)));
+        }
+        let _ = snapshot.insert(kind, object);
+    }
+    assumed
+}
+
+fn key_of(object: &Value) -> Key {
+    let field = |name: &str| object["metadata"][name].as_str().unwrap_or_default();
+    Key::new(field("namespace"), field("name"))
+}
+
+fn ports_of<'r>(
+    route: &TlsRoute,
+    references: impl Iterator<Item = &'r BackendRef>,
+    ports: &mut BTreeMap<Key, BTreeSet<u16>>,
+) {
+    for BackendRef { group, kind, namespace, name, port, weight: _ } in references {
+        let is_service =
+            group.as_deref().is_none_or(str::is_empty) && kind.as_deref().is_none_or(|kind| kind == "Service");
+        if let (true, Some(port)) = (is_service, port) {
+            let namespace = namespace.as_deref().unwrap_or(&route.metadata.namespace);
+            ports.entry(Key::new(namespace, &**name)).or_default().insert(*port);
+        }
+    }
+}
+
+impl Offline {
+    /// What is wrong, in words: conditions that are not as they should be, and notes.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let Plan { statuses, notes, .. } = &self.plan;
+        let mut problems = Vec::new();
+        let mut add = |about: String, conditions: &Value| {
+            for condition in conditions.as_array().into_iter().flatten() {
+                let text = |key: &str| condition[key].as_str().unwrap_or_default();
+                let is_wrong = match text("type") {
+                    // Nothing is listened on here.
+                    "Programmed" => false,
+                    "Accepted" | "ResolvedRefs" => text("status") != "True" || !text("message").is_empty(),
+                    _ => text("status") == "True",
+                };
+                if is_wrong {
+                    let value = format!("{} {} ({})", text("type"), text("status"), text("reason"));
+                    problems.push(format!("{about}: {value}: {}", text("message")));
+                }
+            }
+        };
+        for (key, wanted) in &statuses.classes {
+            let status = status::class(&Value::Null, wanted, "").unwrap_or_default();
+            add(format!("GatewayClass {key}"), &status["conditions"]);
+        }
+        for (key, wanted) in &statuses.gateways {
+            let published = Published::default();
+            let status = status::gateway(&Value::Null, wanted, &published, &Applied::default(), "").unwrap_or_default();
+            add(format!("Gateway {key}"), &status["conditions"]);
+            for listener in status["listeners"].as_array().into_iter().flatten() {
+                let name = listener["name"].as_str().unwrap_or_default();
+                add(format!("Gateway {key}, listener {name}"), &listener["conditions"]);
+            }
+        }
+        for (key, wanted) in &statuses.routes {
+            let status = status::route(&Value::Null, Some(wanted), CONTROLLER, "").unwrap_or_default();
+            for parent in status["parents"].as_array().into_iter().flatten() {
+                let gateway = parent["parentRef"]["name"].as_str().unwrap_or_default();
+                add(format!("TLSRoute {key}, at Gateway {gateway}"), &parent["conditions"]);
+            }
+        }
+        for key in self.snapshot.routes.keys().filter(|key| !statuses.routes.contains_key(key)) {
+            problems.push(format!("TLSRoute {key}: none of its parents is a Gateway in these files"));
+        }
+        let reported = |reason: &str| reason == "InvalidAnnotation" && !statuses.routes.is_empty();
+        for note in notes.iter().filter(|note| note.object.kind != Kind::TlsRoute || !reported(note.reason)) {
+            problems.push(format!("{}: {}: {}", note.object, note.reason, note.message));
+        }
+        problems
+    }
+}
