@@ -325,7 +325,7 @@ mod tests {
     const CLIENT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7);
 
     #[tokio::test]
-    async fn published_addresses_come_and_go_and_connections_stay() {
+    async fn i03_published_addresses_come_and_go_and_connections_stay() {
         let context = Arc::new(SharedContext::sample());
         let ((_one, one), (_two, two)) = (listener().await, listener().await);
         context.feeds.publish([(service("api"), vec![one])]);
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_split_is_by_weight_and_invalid_backends_refuse_their_share() {
+    async fn i04_a_split_is_by_weight_and_invalid_backends_refuse_their_share() {
         let context = Arc::new(SharedContext::sample());
         let ((_one, one), (_two, two)) = (listener().await, listener().await);
         context.feeds.publish([(service("one"), vec![one]), (service("two"), vec![two]), (service("none"), vec![])]);

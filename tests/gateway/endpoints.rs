@@ -5,7 +5,7 @@ use std::io::Write;
 use super::*;
 
 #[test]
-fn endpoints_change_without_a_reload_and_streams_go_on() {
+fn i03_endpoints_change_without_a_reload_and_streams_go_on() {
     let (first, streams) = Backend::held();
     let second = Backend::named("served");
     let (api, edge) = cluster(&first);
@@ -50,7 +50,7 @@ fn ask_shortly(edge: SocketAddr) -> Client {
 }
 
 #[test]
-fn connections_are_split_by_weight_and_a_missing_backend_refuses_its_share() {
+fn i04_connections_are_split_by_weight_and_a_missing_backend_refuses_its_share() {
     let (one, two) = (Backend::named("one"), Backend::named("two"));
     let (api, edge) = cluster(&one);
     api.apply(service("other"));

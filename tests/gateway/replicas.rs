@@ -18,7 +18,7 @@ fn is_holder(replica: &Replica) -> bool {
 }
 
 #[test]
-fn one_replica_writes_and_when_it_is_killed_the_other_one_does() {
+fn i13_one_replica_writes_and_when_it_is_killed_the_other_one_does() {
     let backend = Backend::named("served");
     let (api, edge) = cluster(&backend);
     let [(_, first), (_, second)] = two(&api);
@@ -34,7 +34,7 @@ fn one_replica_writes_and_when_it_is_killed_the_other_one_does() {
 }
 
 #[test]
-fn a_holder_that_stops_leaves_the_lease_to_the_other_one() {
+fn i13_a_holder_that_stops_leaves_the_lease_to_the_other_one() {
     let backend = Backend::named("served");
     let (api, _) = cluster(&backend);
     let [(_, mut first), (_, second)] = two(&api);
@@ -46,7 +46,7 @@ fn a_holder_that_stops_leaves_the_lease_to_the_other_one() {
 }
 
 #[test]
-fn a_holder_that_is_cut_off_serves_and_writes_no_more() {
+fn i13_a_holder_that_is_cut_off_serves_and_writes_no_more() {
     let backend = Backend::named("served");
     let (api, edge) = cluster(&backend);
     let [(way, first), (_, second)] = two(&api);

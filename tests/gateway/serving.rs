@@ -8,7 +8,7 @@ use serde_json::json;
 use super::*;
 
 #[test]
-fn what_the_cluster_says_is_served_and_reported_and_nothing_is_written_again() {
+fn i12_what_the_cluster_says_is_served_and_reported_and_nothing_is_written_again() {
     let backend = Backend::named("served");
     let (api, edge) = cluster(&backend);
     let mut replica = Replica::start(&api, &[]).ready();
@@ -48,7 +48,7 @@ fn what_the_cluster_says_is_served_and_reported_and_nothing_is_written_again() {
 }
 
 #[test]
-fn what_others_write_at_the_same_time_stays() {
+fn i11_what_others_write_at_the_same_time_stays() {
     let backend = Backend::named("served");
     let (api, _) = cluster(&backend);
     let mut foreign = route("a", NAME, &[("api", 1)]);
@@ -67,7 +67,7 @@ fn what_others_write_at_the_same_time_stays() {
 }
 
 #[test]
-fn a_bad_object_spoils_no_other() {
+fn i01_a_bad_object_spoils_no_other() {
     let backend = Backend::named("served");
     let (api, edge) = cluster(&backend);
     let mut bad = route("bad", "b.example.com", &[("api", 1)]);
@@ -84,7 +84,7 @@ fn a_bad_object_spoils_no_other() {
 }
 
 #[test]
-fn a_port_that_is_taken_costs_that_listener_only_and_is_tried_again() {
+fn i02_a_port_that_is_taken_costs_that_listener_only_and_is_tried_again() {
     let backend = Backend::named("served");
     let (api, edge) = cluster(&backend);
     let taken = TcpListener::bind((edge.ip(), 0)).unwrap();

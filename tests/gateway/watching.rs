@@ -5,7 +5,7 @@ use std::io::Write;
 use super::*;
 
 #[test]
-fn lists_come_in_pages() {
+fn i05_lists_come_in_pages() {
     let backend = Backend::named("served");
     let (api, edge) = cluster(&backend);
     api.apply_all((0..1200).map(|number| service(&format!("other-{number}"))));
@@ -19,7 +19,7 @@ fn lists_come_in_pages() {
 }
 
 #[test]
-fn watches_that_end_are_cut_or_too_old_are_begun_again() {
+fn i06_watches_that_end_are_cut_or_too_old_are_begun_again() {
     let backend = Backend::named("served");
     let (api, edge) = cluster(&backend);
     let replica = Replica::start(&api, &["--watch-seconds", "1"]).ready();
@@ -46,7 +46,7 @@ fn watches_that_end_are_cut_or_too_old_are_begun_again() {
 }
 
 #[test]
-fn watches_that_say_nothing_any_more_are_replaced() {
+fn i07_watches_that_say_nothing_any_more_are_replaced() {
     let backend = Backend::named("served");
     let (api, edge) = cluster(&backend);
     let _replica = Replica::start(&api, &["--watch-seconds", "1"]).ready();
@@ -58,7 +58,7 @@ fn watches_that_say_nothing_any_more_are_replaced() {
 }
 
 #[test]
-fn what_is_served_stays_while_the_api_server_is_away() {
+fn i08_what_is_served_stays_while_the_api_server_is_away() {
     let (backend, streams) = Backend::held();
     let (api, edge) = cluster(&backend);
     let replica = Replica::start(&api, &[]).ready();
@@ -83,7 +83,7 @@ fn what_is_served_stays_while_the_api_server_is_away() {
 }
 
 #[test]
-fn it_starts_without_the_api_server_and_is_ready_when_all_is_listed() {
+fn i08_it_starts_without_the_api_server_and_is_ready_when_all_is_listed() {
     let backend = Backend::named("served");
     let (api, edge) = cluster(&backend);
     api.go_away();
@@ -97,7 +97,7 @@ fn it_starts_without_the_api_server_and_is_ready_when_all_is_listed() {
 }
 
 #[test]
-fn kinds_that_the_cluster_does_not_have_are_reported_once_and_looked_for_again() {
+fn i09_kinds_that_the_cluster_does_not_have_are_reported_once_and_looked_for_again() {
     let backend = Backend::named("served");
     let (api, edge) = cluster(&backend);
     let v1 = "gateway.networking.k8s.io/v1";
@@ -116,7 +116,7 @@ fn kinds_that_the_cluster_does_not_have_are_reported_once_and_looked_for_again()
 }
 
 #[test]
-fn another_token_is_read_when_the_old_one_is_refused() {
+fn i10_another_token_is_read_when_the_old_one_is_refused() {
     let backend = Backend::named("served");
     let (api, edge) = cluster(&backend);
     let directory = TempDir::new().unwrap();

@@ -21,7 +21,7 @@ fn sources(directory: &Path) -> Vec<PathBuf> {
 
 fn is_scenario(word: &str) -> bool {
     let (group, number) = word.split_at(word.len().min(1));
-    matches!(group, "a" | "b" | "c" | "d" | "e" | "f" | "g" | "h" | "z")
+    matches!(group, "a" | "b" | "c" | "d" | "e" | "f" | "g" | "h" | "i" | "z")
         && (1..=2).contains(&number.len())
         && number.bytes().all(|byte| byte.is_ascii_digit())
 }

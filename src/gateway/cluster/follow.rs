@@ -15,16 +15,18 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event, watcher};
 use serde::Serialize;
 use serde_json::Value;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::link::{Link, describe, is_unauthorized};
 use super::store::Store;
-use crate::gateway::api::{Kind, key_of};
+use crate::gateway::api::{Key, Kind, key_of};
 
 /// Between attempts, doubling.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(10);
+/// Without an error for so long, a watch works. Longer than any attempt waits for the one before, and for a connection.
+const CALM: Duration = Duration::from_secs(30);
 /// Until kinds that the API server does not have are looked for again.
 const MISSING_RETRY: Duration = Duration::from_secs(10);
 /// Objects per page of a list.
@@ -67,7 +69,8 @@ pub(super) fn resource(kind: Kind, version: &str) -> ApiResource {
 
 /// Follows the objects for as long as the process runs. What is known stays known while the API server is away.
 pub(super) async fn follow(watched: Watched, link: Arc<Link>, store: Arc<Store>) {
-    let mut follower = Follower { watched, link, store, known: BTreeSet::new(), is_listed: false, trouble: None };
+    let known = BTreeSet::new();
+    let mut follower = Follower { watched, link, store, known, is_listed: false, retry: FIRST_RETRY, trouble: None };
     let mut version = 0;
     loop {
         let versions = versions(follower.watched.kind);
@@ -96,8 +99,10 @@ struct Follower {
     link: Arc<Link>,
     store: Arc<Store>,
     /// The objects that it has found.
-    known: BTreeSet<crate::gateway::api::Key>,
+    known: BTreeSet<Key>,
     is_listed: bool,
+    /// Until the next attempt, if this one fails.
+    retry: Duration,
     /// What was logged last.
     trouble: Option<Trouble>,
 }
@@ -112,22 +117,27 @@ impl Follower {
     async fn follow(&mut self, version: &str) -> Ended {
         let mut events = pin!(events(&self.watched, version, &self.link));
         let mut list = Vec::new();
-        let mut retry = FIRST_RETRY;
         let mut begun = Instant::now();
-        while let Some(event) = events.next().await {
+        loop {
+            let Ok(event) = timeout(CALM, events.next()).await else {
+                // A watch that goes on where it was says nothing until something changes.
+                if self.is_listed {
+                    self.has_recovered();
+                }
+                continue;
+            };
+            let Some(event) = event else { return Ended::Renewed };
             match event {
                 Ok(Event::Init) => list.clear(),
                 Ok(Event::InitApply(object)) => list.push(object),
                 Ok(Event::InitDone) => {
                     self.known = self.store.replace(self.watched.kind, &self.known, std::mem::take(&mut list));
                     self.has_listed();
-                    retry = FIRST_RETRY;
                 }
                 Ok(Event::Apply(object)) => {
                     self.known.insert(key_of(&object));
                     self.store.apply(self.watched.kind, object);
                     self.has_listed();
-                    retry = FIRST_RETRY;
                 }
                 Ok(Event::Delete(object)) => {
                     let key = key_of(&object);
@@ -140,6 +150,7 @@ impl Follower {
                     }
                     if has_expired(&error) {
                         debug!(kind = %self.watched.kind, "watch has expired; listing again");
+                        sleep(jittered(FIRST_RETRY)).await;
                         continue;
                     }
                     self.is_failing(&error);
@@ -147,8 +158,8 @@ impl Follower {
                     if is_unauthorized {
                         self.link.renew(begun).await;
                     }
-                    sleep(jittered(retry)).await;
-                    retry = (retry * 2).min(LAST_RETRY);
+                    sleep(jittered(self.retry)).await;
+                    self.retry = (self.retry * 2).min(LAST_RETRY);
                     if is_unauthorized {
                         return Ended::Renewed;
                     }
@@ -156,13 +167,17 @@ impl Follower {
             }
             begun = Instant::now();
         }
-        Ended::Renewed
     }
 
     fn has_listed(&mut self) {
         if !std::mem::replace(&mut self.is_listed, true) {
             self.store.listed_first();
         }
+        self.has_recovered();
+    }
+
+    fn has_recovered(&mut self) {
+        self.retry = FIRST_RETRY;
         if self.trouble.take().is_some() {
             info!(kind = %self.watched.kind, namespace = self.watched.namespace, "watching again");
         }

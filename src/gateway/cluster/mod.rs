@@ -55,10 +55,10 @@ impl Cluster {
     pub(crate) async fn watch(access: Access) -> Result<Self, ConnectError> {
         let silence = Duration::from_secs(u64::from(access.watch_seconds) + 10);
         let link = Link::open(access.kubeconfig.clone(), silence).await?;
-        let watched = watched(&access);
-        let store = Arc::new(Store::new(watched.len()));
+        let all = watched(&access);
+        let store = Arc::new(Store::new(all.len()));
         let follow = |watched| tokio::spawn(follow::follow(watched, Arc::clone(&link), Arc::clone(&store)));
-        let watches = watched.into_iter().map(follow).collect();
+        let watches = all.into_iter().map(follow).collect();
         let (wanted, reports) = watch::channel(None);
         let mut reporting = Vec::new();
         if access.writes_status {

@@ -58,7 +58,7 @@ fn only_objects_of_the_class_with_the_annotation_are_ours() {
             (usize::from(is_ours), usize::from(is_ours))
         );
     }
-    assert!(super::plan(&[service("ns/a"), ours]).routing.routes.is_empty(), "without --ingress-class");
+    assert!(plan(&[service("ns/a"), ours]).routing.routes.is_empty(), "without --ingress-class");
 }
 
 #[test]
