@@ -947,6 +947,31 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn h28_who_closes_a_connection_learns_that_another_process_may_have_it() {
+        let registry = Registry::new();
+        let mut connection = registry.register();
+        connection.connected_to(EndpointId::next(), None);
+        let id = registry.entries().open[0].id(0);
+        let closed = Some(Message::Close(CloseReason::Operator));
+
+        registry.ask_to_leave(0..1);
+        assert!(connection.begin_offer(), "that it is to leave is no reason against it");
+        assert!(!registry.close_one(id) && registry.is_open(id), "not reached, and not ended");
+        connection.end_offer();
+        assert_eq!(message_of(&mut connection), None);
+        assert!(registry.close_one(id));
+        assert!(!connection.begin_offer(), "it is to be closed here");
+        assert_eq!(message_of(&mut connection), closed);
+
+        let mut other = registry.register();
+        other.connected_to(EndpointId::next(), None);
+        assert!(other.begin_offer());
+        registry.close_all();
+        other.end_offer();
+        assert_eq!(message_of(&mut other), Some(Message::Close(CloseReason::Draining)));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn b34_aged_connections_take_turns_and_are_closed_if_they_are_never_quiet() {
         let registry = Registry::new();
