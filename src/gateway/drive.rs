@@ -16,9 +16,12 @@ use super::translate::{Options, translate};
 use crate::config::Config;
 use crate::server::{Changes, ReloadError, Server};
 
-/// How long the cluster must be quiet before a change is applied, and how long it may be unquiet.
-const QUIET: Duration = Duration::from_millis(50);
-const MAX_UNQUIET: Duration = Duration::from_millis(500);
+/// From a change until it is applied, with those that come meanwhile.
+const GATHER: Duration = Duration::from_millis(20);
+/// Between the end of one application and the next one, and as a multiple of how long that one took: a cluster that never
+/// rests takes a fifth of a core at most.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+const PAUSE_FACTOR: u32 = 4;
 /// Until listeners that cannot be opened are tried again, or a reload that has failed.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -30,8 +33,10 @@ pub(crate) struct Drive {
     changes: watch::Receiver<()>,
     /// Whether all objects have been listed.
     is_listed: bool,
-    /// When a change is to be applied, and when at the latest.
-    due: Option<(Instant, Instant)>,
+    /// When a change is to be applied.
+    due: Option<Instant>,
+    /// None is before this.
+    pause_until: Instant,
     retry: Option<Instant>,
     /// What the server has; `None`: not what is wanted.
     applied: Option<Routing>,
@@ -42,7 +47,8 @@ impl Drive {
     pub(crate) fn new(cluster: Cluster, options: Options, base: Config) -> Self {
         let changes = cluster.changes();
         let options = Arc::new(options);
-        Self { cluster, options, base, changes, is_listed: false, due: None, retry: None, applied: None }
+        let pause_until = Instant::now();
+        Self { cluster, options, base, changes, is_listed: false, due: None, pause_until, retry: None, applied: None }
     }
 
     /// Waits until something is to be applied. It may be dropped and called again.
@@ -54,7 +60,7 @@ impl Drive {
             return;
         }
         loop {
-            let at = self.due.map(|(at, _)| at).into_iter().chain(self.retry).min();
+            let at = self.due.into_iter().chain(self.retry).min();
             let wait = async {
                 match at {
                     Some(at) => sleep_until(at).await,
@@ -66,9 +72,7 @@ impl Drive {
                     if changed.is_err() {
                         return std::future::pending().await;
                     }
-                    let now = Instant::now();
-                    let latest = self.due.map_or(now + MAX_UNQUIET, |(_, latest)| latest);
-                    self.due = Some(((now + QUIET).min(latest), latest));
+                    self.due.get_or_insert_with(|| (Instant::now() + GATHER).max(self.pause_until));
                 }
                 () = wait => {
                     (self.due, self.retry) = (None, None);
@@ -110,6 +114,7 @@ impl Drive {
                 self.retry = Some(Instant::now() + RETRY);
             }
         }
+        self.pause_until = Instant::now() + MIN_PAUSE.max(started.elapsed() * PAUSE_FACTOR);
     }
 
     /// `None`: listeners and routes are as before.

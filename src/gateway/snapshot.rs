@@ -25,13 +25,10 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Adds an object, or replaces its earlier version.
-    pub(crate) fn insert(&mut self, kind: Kind, object: Value) -> Result<(), Undecodable> {
+    /// Adds an object, or replaces its earlier version. Whether the snapshot is another one.
+    pub(crate) fn insert(&mut self, kind: Kind, object: Value) -> Result<bool, Undecodable> {
         match Object::decode(kind, object) {
-            Ok(object) => {
-                self.insert_decoded(object);
-                Ok(())
-            }
+            Ok(object) => Ok(self.insert_decoded(object)),
             Err(undecodable) => {
                 self.remove(kind, &undecodable.key);
                 self.undecodable.insert((kind, undecodable.key.clone()), undecodable.reason.clone());
@@ -40,8 +37,8 @@ impl Snapshot {
         }
     }
 
-    pub(crate) fn insert_decoded(&mut self, object: Object) {
-        let (kind, key) = match object {
+    pub(crate) fn insert_decoded(&mut self, object: Object) -> bool {
+        let (kind, (key, is_new)) = match object {
             Object::GatewayClass(object) => {
                 (Kind::GatewayClass, insert(&mut self.classes, object.metadata.key(), object))
             }
@@ -57,21 +54,7 @@ impl Snapshot {
             Object::Namespace(object) => (Kind::Namespace, insert(&mut self.namespaces, object.metadata.key(), object)),
             Object::Ingress(object) => (Kind::Ingress, insert(&mut self.ingresses, object.metadata.key(), object)),
         };
-        self.undecodable.remove(&(kind, key));
-    }
-
-    pub(crate) fn has(&self, kind: Kind, key: &Key) -> bool {
-        let is_decoded = match kind {
-            Kind::GatewayClass => self.classes.contains_key(key),
-            Kind::Gateway => self.gateways.contains_key(key),
-            Kind::TlsRoute => self.routes.contains_key(key),
-            Kind::ReferenceGrant => self.grants.contains_key(key),
-            Kind::Service => self.services.contains_key(key),
-            Kind::EndpointSlice => self.slices.contains_key(key),
-            Kind::Namespace => self.namespaces.contains_key(key),
-            Kind::Ingress => self.ingresses.contains_key(key),
-        };
-        is_decoded || self.undecodable.contains_key(&(kind, key.clone()))
+        self.undecodable.remove(&(kind, key)).is_some() || is_new
     }
 
     pub(crate) fn remove(&mut self, kind: Kind, key: &Key) {
@@ -89,7 +72,9 @@ impl Snapshot {
     }
 }
 
-fn insert<T>(objects: &mut BTreeMap<Key, T>, key: Key, object: T) -> Key {
+/// Also returns whether it is another one than before.
+fn insert<T: PartialEq>(objects: &mut BTreeMap<Key, T>, key: Key, object: T) -> (Key, bool) {
+    let is_new = objects.get(&key) != Some(&object);
     objects.insert(key.clone(), object);
-    key
+    (key, is_new)
 }

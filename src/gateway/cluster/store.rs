@@ -106,32 +106,36 @@ impl Store {
 
     /// An object was added or has changed.
     pub(super) fn apply(&self, kind: Kind, object: Value) {
-        self.objects().apply(kind, object);
-        self.notify(kind);
+        let has_changed = self.objects().apply(kind, object);
+        self.notify(kind, has_changed);
     }
 
     pub(super) fn delete(&self, kind: Kind, key: &Key) {
         self.objects().delete(kind, key);
-        self.notify(kind);
+        self.notify(kind, true);
     }
 
     /// Replaces `known`, which a watch has found before, by a complete list. Returns the keys of the latter.
     pub(super) fn replace(&self, kind: Kind, known: &BTreeSet<Key>, list: Vec<Value>) -> BTreeSet<Key> {
         let keys: BTreeSet<Key> = list.iter().map(key_of).collect();
+        let mut has_changed = false;
         let mut objects = self.objects();
         for key in known.difference(&keys) {
             objects.delete(kind, key);
+            has_changed = true;
         }
         for object in list {
-            objects.apply(kind, object);
+            has_changed |= objects.apply(kind, object);
         }
         drop(objects);
-        self.notify(kind);
+        self.notify(kind, has_changed);
         keys
     }
 
-    fn notify(&self, kind: Kind) {
-        self.changed.send_replace(());
+    fn notify(&self, kind: Kind, has_changed: bool) {
+        if has_changed {
+            self.changed.send_replace(());
+        }
         if has_status(kind) {
             self.status_changed.send_replace(());
         }
@@ -143,18 +147,23 @@ impl Store {
 }
 
 impl Objects {
-    fn apply(&mut self, kind: Kind, mut object: Value) {
+    /// Whether the snapshot is another one, whatever the status.
+    fn apply(&mut self, kind: Kind, mut object: Value) -> bool {
         let key = key_of(&object);
         if has_status(kind) {
             self.statuses.insert((kind, key.clone()), ObjectStatus::take(&mut object));
         }
         let before = self.snapshot.undecodable.get(&(kind, key)).cloned();
-        if let Err(undecodable) = self.snapshot.insert(kind, object)
-            && before.as_ref() != Some(&undecodable.reason)
-        {
+        let undecodable = match self.snapshot.insert(kind, object) {
+            Ok(has_changed) => return has_changed,
+            Err(undecodable) => undecodable,
+        };
+        let is_new = before.as_ref() != Some(&undecodable.reason);
+        if is_new {
             let (object, reason) = (format!("{kind} {}", undecodable.key), undecodable.reason);
             warn!(object, reason, "object ignored: it does not have the fields of its kind");
         }
+        is_new
     }
 
     fn delete(&mut self, kind: Kind, key: &Key) {
