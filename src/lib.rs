@@ -78,6 +78,16 @@ pub mod internals {
         Ok((config.listeners.len(), config.routes.len()))
     }
 
+    /// Translates a file with objects of Kubernetes. Returns the number of routes.
+    #[cfg(feature = "gateway")]
+    pub fn objects(manifests: &[u8]) -> Result<usize, String> {
+        let objects = crate::gateway::api::manifests::objects(manifests)?;
+        let offline = crate::gateway::offline::translate_objects(objects, "nginx");
+        // Says all that there is to say.
+        let _ = offline.problems();
+        Ok(offline.plan.routing.routes.len())
+    }
+
     /// Parses a file with networks. Returns whether one of them contains an address.
     pub fn networks(content: &[u8]) -> Result<impl Fn(IpAddr) -> bool + use<>, String> {
         let networks = crate::config::parse_networks(content).map_err(|(_, message)| message)?;
