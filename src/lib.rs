@@ -38,7 +38,6 @@ mod config;
 #[cfg(feature = "router")]
 mod connection;
 #[cfg(feature = "gateway")]
-#[allow(dead_code, unused_imports, reason = "what drives it comes next")]
 mod gateway;
 #[cfg(feature = "router")]
 mod listener;

@@ -105,7 +105,9 @@ fn import_writes_a_configuration_that_routes_the_same() {
         let output = with(&written, &["explain", "-c", "objects.yaml", "--sni", name, "--client", client]);
         assert_eq!(output.status.success(), is_served, "{name} {client}\n{}\n{written}", all_output(&output));
     }
-    for expected in ["refuse: close", "weight: 3", "health_check: {}", "# not in the files, assumed to exist: Service apps/one"] {
+    for expected in
+        ["refuse: close", "weight: 3", "health_check: {}", "# not in the files, assumed to exist: Service apps/one"]
+    {
         assert!(written.contains(expected), "{expected}\n{written}");
     }
 }
@@ -118,7 +120,11 @@ fn import_says_what_would_be_different() {
     assert!(!output.status.success() && output.stdout.is_empty(), "{text}");
     assert!(text.contains("apps/one: in the cluster, 3 of 4 connections are refused"), "{text}");
     let output = with(&invalid, &["import", "gateway", "objects.yaml", "--lossy"]);
-    assert!(output.status.success() && all_output(&output).contains("# DIFFERENT: apps/one"), "{}", all_output(&output));
+    assert!(
+        output.status.success() && all_output(&output).contains("# DIFFERENT: apps/one"),
+        "{}",
+        all_output(&output)
+    );
 
     let output = with("apiVersion: v1\nkind: Service\nmetadata: {name: a}\n", &["import", "gateway", "objects.yaml"]);
     assert!(all_output(&output).contains("nothing to make a route of"), "{}", all_output(&output));
@@ -136,7 +142,8 @@ fn the_examples_are_valid() {
         let text = all_output(&output);
         let is_valid = text.contains("the objects are valid") && text.contains("routes to");
         // The Ingress and the TLSRoute that it becomes share their name.
-        let is_shared = path.ends_with("ingress-nginx.yaml") && text.contains(": 1 problem.") && text.contains("HostnameTaken");
+        let is_shared =
+            path.ends_with("ingress-nginx.yaml") && text.contains(": 1 problem.") && text.contains("HostnameTaken");
         assert!(is_valid || is_shared, "{}: {text}", path.display());
         count += 1;
     }
