@@ -38,7 +38,6 @@ mod config;
 #[cfg(feature = "router")]
 mod connection;
 #[cfg(feature = "gateway")]
-#[allow(dead_code, unused_imports, reason = "what drives it comes next")]
 mod gateway;
 #[cfg(feature = "router")]
 mod listener;
@@ -76,6 +75,16 @@ pub mod internals {
     pub fn config(yaml: &[u8]) -> Result<(usize, usize), String> {
         let config = crate::config::Config::from_yaml(yaml).map_err(|error| error.to_string())?;
         Ok((config.listeners.len(), config.routes.len()))
+    }
+
+    /// Translates a file with objects of Kubernetes. Returns the number of routes.
+    #[cfg(feature = "gateway")]
+    pub fn objects(manifests: &[u8]) -> Result<usize, String> {
+        let objects = crate::gateway::api::manifests::objects(manifests)?;
+        let offline = crate::gateway::offline::translate_objects(objects, "nginx");
+        // Says all that there is to say.
+        let _ = offline.problems();
+        Ok(offline.plan.routing.routes.len())
     }
 
     /// Parses a file with networks. Returns whether one of them contains an address.

@@ -31,6 +31,8 @@ pub(crate) struct RouteSettings {
     pub(crate) upstream: UpstreamSettings,
 }
 
+const KEYS: [&str; 7] = ["allow", "deny", "max-connections", "health-check", "proxy-protocol", "no-sni", "balance"];
+
 /// The settings of a route with these names, from keys and values of annotations. Also returns which keys are wrong, and
 /// why. They have no effect, except that access rules which are not understood admit no client.
 pub(crate) fn route_settings<'a>(
@@ -79,7 +81,7 @@ fn networks(value: &str) -> Result<Networks, String> {
 
 /// Annotations as keys of a document. It has one of them.
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+#[serde(deny_unknown_fields, default)]
 struct Annotation {
     max_connections: Option<Text<Count<1, 10_000_000>>>,
     no_sni: Option<bool>,
@@ -90,15 +92,17 @@ struct Annotation {
 
 impl Root for Annotation {
     const KEYS: &'static str = "a value";
-    const NO_OTHER_KEYS: Option<&'static str> =
-        Some("annotations are allow, deny, max-connections, health-check, proxy-protocol, no-sni and balance");
 }
 
 fn parse(key: &str, value: &str) -> Result<Annotation, String> {
+    if !KEYS.contains(&key) {
+        return Err(format!("unknown annotation; expected one of {}", KEYS.join(", ")));
+    }
+    let key = &key.replace('-', "_");
     // Indented, so that it is the value of this key, whatever it is.
     let value: String = value.lines().map(|line| format!("\n  {line}")).collect();
     let document = format!("{key}:{value}\n");
-    yaml::parse(document.as_bytes()).map_err(|error| match error.message.strip_prefix(key) {
+    yaml::parse(document.as_bytes()).map_err(|error| match error.message.strip_prefix(&**key) {
         Some(rest) if rest.starts_with([':', '.']) => rest.trim_start_matches([':', '.', ' ']).to_owned(),
         _ => error.message,
     })
@@ -220,7 +224,7 @@ mod tests {
                 "{tls: {verify: false}, http: {token_file: /run/token}}",
                 "health-check: http.token_file: annotations cannot name files",
             ),
-            ("alow", "10.0.0.0/8", "alow: unknown key `alow`; annotations are allow,"),
+            ("alow", "10.0.0.0/8", "alow: unknown annotation; expected one of allow,"),
         ] {
             let (settings, invalid) = settings(&[("allow", "10.0.0.0/8"), (key, value)]);
             assert_eq!(invalid.len(), 1, "{key} {value}: {invalid:?}");

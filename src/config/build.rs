@@ -66,7 +66,6 @@ pub(super) enum Scope {
     /// It has all that is served.
     Complete,
     /// Listeners and routes of a cluster come in addition.
-    #[cfg_attr(not(feature = "gateway"), expect(dead_code, reason = "only there"))]
     Base,
 }
 

@@ -48,6 +48,7 @@ fn build_route(route: &Route, own: usize) -> config::Route {
         Names::All | Names::NoSni => None,
     });
     let patterns: BTreeSet<NamePattern> = patterns.flatten().collect();
+    let (exact, wildcards): (Vec<_>, Vec<_>) = patterns.into_iter().partition(|pattern| pattern.as_exact().is_some());
     let keys: Vec<&BackendKey> = backends.iter().filter_map(|weighted| weighted.backend.as_ref()).collect();
     let services: BTreeSet<&BackendKey> = keys.iter().copied().collect();
     let services: Vec<&BackendKey> = services.into_iter().collect();
@@ -62,7 +63,7 @@ fn build_route(route: &Route, own: usize) -> config::Route {
     upstream.split = (!is_simple).then(|| Split(backends.iter().map(backend).collect()));
     config::Route {
         name: name.clone(),
-        patterns: patterns.into_iter().collect(),
+        patterns: [exact, wildcards].concat(),
         matchers: Matchers::default(),
         by_listener: matches.iter().map(|at| entry(at, own)).collect(),
         sources: sources.clone(),

@@ -55,7 +55,7 @@ fn complete(snapshot: &mut Snapshot) -> BTreeSet<String> {
         let spec = json!({"controllerName": CONTROLLER});
         missing.push((Kind::GatewayClass, json!({"metadata": {"name": class}, "spec": spec})));
     }
-    let mut ports: BTreeMap<Key, BTreeSet<u16>> = BTreeMap::new();
+    let mut ports: BTreeMap<Key, BTreeSet<(String, u16)>> = BTreeMap::new();
     for route in snapshot.routes.values() {
         let references = route.spec.rules.iter().flat_map(|rule| &rule.backend_refs);
         ports_of(route, references, &mut ports);
@@ -63,13 +63,17 @@ fn complete(snapshot: &mut Snapshot) -> BTreeSet<String> {
     for ingress in snapshot.ingresses.values() {
         let paths = ingress.spec.rules.iter().filter_map(|rule| rule.http.as_ref()).flat_map(|http| &http.paths);
         for service in paths.filter_map(|path| path.backend.service.as_ref()) {
-            if let Some(number) = service.port.number {
-                ports.entry(Key::new(&*ingress.metadata.namespace, &*service.name)).or_default().insert(number);
-            }
+            let port = match (service.port.number, &service.port.name) {
+                (Some(number), _) => (number.to_string(), number),
+                // Only the Service knows the number.
+                (None, Some(name)) => (name.clone(), 443),
+                (None, None) => continue,
+            };
+            ports.entry(Key::new(&*ingress.metadata.namespace, &*service.name)).or_default().insert(port);
         }
     }
     for (Key { namespace, name }, ports) in ports {
-        let ports: Vec<Value> = ports.iter().map(|port| json!({"name": port.to_string(), "port": port})).collect();
+        let ports: Vec<Value> = ports.iter().map(|(name, port)| json!({"name": name, "port": port})).collect();
         let metadata = json!({"namespace": namespace, "name": name});
         missing.push((Kind::Service, json!({"metadata": metadata, "spec": {"ports": ports}})));
     }
@@ -100,14 +104,14 @@ fn key_of(object: &Value) -> Key {
 fn ports_of<'r>(
     route: &TlsRoute,
     references: impl Iterator<Item = &'r BackendRef>,
-    ports: &mut BTreeMap<Key, BTreeSet<u16>>,
+    ports: &mut BTreeMap<Key, BTreeSet<(String, u16)>>,
 ) {
     for BackendRef { group, kind, namespace, name, port, weight: _ } in references {
         let is_service =
             group.as_deref().is_none_or(str::is_empty) && kind.as_deref().is_none_or(|kind| kind == "Service");
         if let (true, Some(port)) = (is_service, port) {
             let namespace = namespace.as_deref().unwrap_or(&route.metadata.namespace);
-            ports.entry(Key::new(namespace, &**name)).or_default().insert(*port);
+            ports.entry(Key::new(namespace, &**name)).or_default().insert((port.to_string(), *port));
         }
     }
 }

@@ -87,7 +87,6 @@ pub(crate) struct Server {
 pub(crate) enum Readiness {
     AtStart,
     /// Once [`Server::set_ready`] is called.
-    #[cfg_attr(not(feature = "gateway"), expect(dead_code, reason = "a cluster is listed first"))]
     Later,
 }
 

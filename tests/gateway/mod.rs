@@ -3,6 +3,7 @@
 mod endpoints;
 mod kube_api;
 mod objects;
+mod offline;
 mod replicas;
 mod serving;
 mod watching;

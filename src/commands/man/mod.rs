@@ -33,9 +33,8 @@ fn command_page() -> anyhow::Result<String> {
 
     let mut command = Arguments::command().disable_help_flag(true).disable_version_flag(true);
     command.build();
-    // Packages are built without these.
-    let left_out = ["demo", "gateway", "help"];
-    let documented = command.get_subcommands().filter(|command| !left_out.contains(&command.get_name()));
+    // Packages are built without the demo.
+    let documented = command.get_subcommands().filter(|command| !["demo", "help"].contains(&command.get_name()));
     for command in documented.flat_map(with_verbs) {
         Roff::new().control("SH", [command.get_bin_name().unwrap_or_default()]).to_writer(&mut page)?;
         let man = Man::new(command.clone());

@@ -34,11 +34,10 @@ fn present<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(deserializer: 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "The configuration of snigate")]
-#[schemars(extend("anyOf" = [{"required": ["routes"]}, {"required": ["include"]}]))]
+#[schemars(extend("required" = ["listen"], "anyOf" = [{"required": ["routes"]}, {"required": ["include"]}]))]
 pub(crate) struct Config {
     /// Addresses to listen on: one address, or a list of addresses and of maps with `address`.
     #[serde(default, deserialize_with = "present")]
-    #[schemars(required)]
     pub(crate) listen: Option<Listen>,
     /// How a client is rejected. Default: alert.
     #[serde(default, deserialize_with = "present")]

@@ -79,7 +79,7 @@ impl fmt::Display for Undecodable {
 
 fn decode<T: DeserializeOwned>(kind: Kind, object: Value) -> Result<T, Undecodable> {
     let key = key_of(&object);
-    serde_json::from_value(object).map_err(|error| Undecodable { kind, key, reason: error.to_string() })
+    serde_json::from_value(without_nulls(object)).map_err(|error| Undecodable { kind, key, reason: error.to_string() })
 }
 
 /// The API server writes empty lists and maps of some fields as null.

@@ -199,7 +199,7 @@ mod tests {
         let foreign = json_condition("example.com/Checked", "True", "x", 1, BEFORE);
         let others = entry("example.com/other", &[json_condition("Accepted", "False", "x", 1, BEFORE)]);
         let existing = json!({
-            "parents": [others, entry(OWN, &[foreign, json_condition("Accepted", "True", "", 3, BEFORE)])],
+            "parents": [others, entry(OWN, &[foreign.clone(), json_condition("Accepted", "True", "", 3, BEFORE)])],
             "unknown": 1,
         });
         let wanted = route_status(3, vec![condition("Accepted", true, ""), condition("ResolvedRefs", true, "")]);

@@ -10,7 +10,7 @@ use crate::support::pages::{Block, all, block, blocks, configurations};
 use crate::support::{Router, all_output, tls};
 
 /// Blocks of commands that no test types, and why.
-const NOT_TYPED: [(&str, &str, &str); 27] = [
+const NOT_TYPED: [(&str, &str, &str); 28] = [
     ("README.md", "demo", ".ci/run does, and other tests type `demo --once`"),
     ("README.md", "test", "it types this"),
     ("README.md", "run", "does not end; every test of a router starts it so"),
@@ -45,6 +45,7 @@ const NOT_TYPED: [(&str, &str, &str); 27] = [
     ("docs/fuzzing.md", "replay", "`cargo test` has it"),
     ("docs/fuzzing.md", "lock", ".ci/run does, with --locked"),
     ("docs/kubernetes.md", "apply", "needs a cluster; the kustomization is rendered and its arguments are tried"),
+    ("docs/kubernetes.md", "offline", "needs the feature; tests/gateway/offline.rs types it"),
     ("deploy/kubernetes/README.md", "apply", "needs a cluster; the names in it are compared with the manifests"),
 ];
 
