@@ -57,6 +57,20 @@ impl Snapshot {
         self.undecodable.remove(&(kind, key)).is_some() || is_new
     }
 
+    pub(crate) fn has(&self, kind: Kind, key: &Key) -> bool {
+        let is_decoded = match kind {
+            Kind::GatewayClass => self.classes.contains_key(key),
+            Kind::Gateway => self.gateways.contains_key(key),
+            Kind::TlsRoute => self.routes.contains_key(key),
+            Kind::ReferenceGrant => self.grants.contains_key(key),
+            Kind::Service => self.services.contains_key(key),
+            Kind::EndpointSlice => self.slices.contains_key(key),
+            Kind::Namespace => self.namespaces.contains_key(key),
+            Kind::Ingress => self.ingresses.contains_key(key),
+        };
+        is_decoded || self.undecodable.contains_key(&(kind, key.clone()))
+    }
+
     pub(crate) fn remove(&mut self, kind: Kind, key: &Key) {
         match kind {
             Kind::GatewayClass => drop(self.classes.remove(key)),
