@@ -1,0 +1,13 @@
+package conformance
+
+import (
+	"os"
+	"testing"
+
+	"snigate.dev/conformance/rig"
+)
+
+func TestMain(m *testing.M) {
+	rig.Main()
+	os.Exit(m.Run())
+}
