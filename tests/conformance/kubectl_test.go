@@ -298,7 +298,7 @@ func (e *two) restart(t *testing.T) {
 	}
 	require.NoError(t, e.router.Wait(`"message":"endpoint is unready"`, 1))
 	// What is open stays open.
-	e.admin.run(t, "annotate", "pod", e.pod, "round=unready")
+	e.admin.run(t, "annotate", "pod", e.pod, "--overwrite", "round=unready")
 	for _, watching := range watches {
 		require.NoError(t, watching.Wait(e.pod, 2))
 	}
