@@ -12,28 +12,26 @@ import (
 	"github.com/stretchr/testify/require"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"snigate.dev/conformance/rig"
 )
 
-const (
-	className  = "snigate"
-	controller = "snigate.dev/gateway"
-)
+const className = "snigate"
 
 // The controller's metrics are looked at; it listens where Gateways tell it to.
 const base = `
 admin: 127.0.0.1:9443
 `
 
-const gatewayClass = `
-apiVersion: gateway.networking.k8s.io/v1
-kind: GatewayClass
-metadata: {name: ` + className + `}
-spec: {controllerName: ` + controller + `}
-`
+// What is shipped: the class, and an account that may do what snigate needs and nothing else.
+const (
+	shipped   = "../../deploy/kubernetes/gateway/common"
+	namespace = "snigate"
+	account   = "snigate-gateway"
+)
 
 // implementation is a cluster with the Gateway API, and snigate as its implementation.
 type implementation struct {
@@ -61,15 +59,27 @@ func newImplementation(t *testing.T, name, address string) *implementation {
 	made := &implementation{cluster: cluster, admin: kubectl{file}}
 	made.admin.run(t, "apply", "--server-side", "-f", definitions(t))
 	made.admin.run(t, "wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-	made.admin.feed(t, gatewayClass, "apply", "-f", "-")
-	made.router = router(t, "gateway", "-c", write(t, "base.yaml", base), "--kubeconfig", file,
-		"--publish-address", rig.GatewayAddress, "--controller", controller)
+	made.router = router(t, "gateway", "-c", write(t, "base.yaml", base), "--kubeconfig", made.install(t),
+		"--publish-address", rig.GatewayAddress)
 
 	made.client, err = client.New(cluster.Config(), client.Options{})
 	require.NoError(t, err)
 	require.NoError(t, gatewayv1.Install(made.client.Scheme()))
 	made.awaitClass(t)
 	return made
+}
+
+// install applies what is shipped, and returns a kubeconfig for the account.
+func (i *implementation) install(t *testing.T) string {
+	t.Helper()
+	i.admin.run(t, "create", "namespace", namespace)
+	i.admin.run(t, "apply", "-n", namespace, "-k", shipped)
+	token := strings.TrimSpace(i.admin.run(t, "create", "token", "-n", namespace, account))
+	file, err := i.cluster.Kubeconfig(account, &api.AuthInfo{Token: token}, i.cluster.Direct())
+	require.NoError(t, err)
+	// Its Lease is in the namespace of the context.
+	kubectl{file}.run(t, "config", "set-context", "--current", "--namespace="+namespace)
+	return file
 }
 
 // definitions is the directory of the Gateway API's own, of the standard channel.
