@@ -78,7 +78,7 @@ func newTwo(t *testing.T) *two {
 	require.NoError(t, err)
 	t.Cleanup(edges.second.Stop)
 	require.NoError(t, edges.first.StartControllers())
-	node, err := rig.StartNode(t.Context(), edges.first)
+	node, err := rig.StartNode(t.Context(), edges.first, nil)
 	require.NoError(t, err)
 	t.Cleanup(node.Stop)
 

@@ -83,7 +83,7 @@ func TestLoad(t *testing.T) {
 	t.Run("ServedWithinASecond", func(t *testing.T) {
 		made.admin.feed(t, loadGateway, "apply", "-f", "-")
 		applied := time.Now()
-		require.NoError(t, follow(t.Context(), "first.load.example.com", "a"))
+		require.NoError(t, follow(t.Context(), rig.GatewayAddress, "first.load.example.com", "a"))
 		t.Logf("served %v after kubectl apply", time.Since(applied).Round(time.Millisecond))
 		require.Less(t, time.Since(applied), time.Second)
 	})
@@ -104,7 +104,7 @@ func (i *implementation) changes(t *testing.T) {
 	for n := range loadRoutes {
 		require.NoError(t, i.client.Create(t.Context(), route(n)))
 	}
-	require.NoError(t, follow(t.Context(), host(loadRoutes-1), "a"))
+	require.NoError(t, follow(t.Context(), rig.GatewayAddress, host(loadRoutes-1), "a"))
 	settled(t, i)
 
 	writes, cpu, began := i.writes(t), i.cpu(t), time.Now()
@@ -121,7 +121,7 @@ func (i *implementation) changes(t *testing.T) {
 				t.Errorf("%s: %v", host(n), err)
 				return
 			}
-			if err := follow(t.Context(), host(n), "b"); err != nil {
+			if err := follow(t.Context(), rig.GatewayAddress, host(n), "b"); err != nil {
 				t.Error(err)
 			}
 			took[n] = time.Since(sent)
@@ -159,7 +159,7 @@ func route(n int) *gatewayv1.TLSRoute {
 }
 
 // follow connects until the backend with this name answers.
-func follow(ctx context.Context, host, backend string) error {
+func follow(ctx context.Context, address, host, backend string) error {
 	ctx, cancel := context.WithTimeout(ctx, loadPatience)
 	defer cancel()
 	dialer := tls.Dialer{Config: &tls.Config{ServerName: host, InsecureSkipVerify: true}}
@@ -167,7 +167,7 @@ func follow(ctx context.Context, host, backend string) error {
 	defer ticker.Stop()
 	last := ""
 	for {
-		connection, err := dialer.DialContext(ctx, "tcp", rig.GatewayAddress+":443")
+		connection, err := dialer.DialContext(ctx, "tcp", address+":443")
 		if err == nil {
 			last = connection.(*tls.Conn).ConnectionState().PeerCertificates[0].Subject.CommonName
 			connection.Close()

@@ -161,7 +161,8 @@ func (c *Cluster) StartControllers() error {
 	c.controllers, err = start("kube-controller-manager", c.Name+"-controllers",
 		"--kubeconfig="+file,
 		"--controllers=deployment-controller,replicaset-controller,endpointslice-controller,namespace-controller,"+
-			"serviceaccount-controller,garbage-collector-controller",
+			"serviceaccount-controller,root-ca-certificate-publisher-controller,garbage-collector-controller",
+		"--root-ca-file="+c.CA.File(),
 		"--leader-elect=false",
 		"--kube-api-qps=500",
 		"--kube-api-burst=1000",

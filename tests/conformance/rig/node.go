@@ -3,7 +3,10 @@ package rig
 import (
 	"context"
 	"fmt"
+	"maps"
+	"net"
 	"net/http"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -32,15 +35,19 @@ type Node struct {
 	queue  workqueue.TypedRateLimitingInterface[types.NamespacedName]
 	server *http.Server
 	stop   context.CancelFunc
-	ended  sync.WaitGroup
+	// The programs that images are.
+	images  map[string]string
+	apiHost string
+	ended   sync.WaitGroup
 
 	lock    sync.Mutex
 	running map[types.NamespacedName]*pod
 	started int
 }
 
-// StartNode registers the node of a cluster, and runs its pods and its kubelet.
-func StartNode(ctx context.Context, cluster *Cluster) (*Node, error) {
+// StartNode registers the node of a cluster, and runs its pods and its kubelet. An image is the program of its name in
+// `images`, or else the conformance suite's echo server.
+func StartNode(ctx context.Context, cluster *Cluster, images map[string]string) (*Node, error) {
 	client, err := kubernetes.NewForConfig(cluster.Config())
 	if err != nil {
 		return nil, err
@@ -52,6 +59,14 @@ func StartNode(ctx context.Context, cluster *Cluster) (*Node, error) {
 		pods:    factory.Core().V1().Pods().Lister(),
 		queue:   workqueue.NewTypedRateLimitingQueue(limiter),
 		running: map[types.NamespacedName]*pod{},
+		images:  maps.Clone(images),
+	}
+	if node.images == nil {
+		node.images = map[string]string{}
+	}
+	node.images["echo-basic"] = filepath.Join(Directory(), "echo-basic")
+	if node.apiHost, _, err = net.SplitHostPort(cluster.Servers[0].Address); err != nil {
+		return nil, err
 	}
 	if err := node.register(ctx); err != nil {
 		return nil, fmt.Errorf("cannot register the node: %w", err)
@@ -166,8 +181,8 @@ func (n *Node) sync(ctx context.Context, key types.NamespacedName) error {
 		n.lock.Unlock()
 		return fmt.Errorf("%s has to become ready", key)
 	case object.Status.PodIP == "":
-		if !running.listens() {
-			return fmt.Errorf("%s does not listen yet", key)
+		if !running.probe(object) {
+			return fmt.Errorf("%s is not ready yet", key)
 		}
 		changed := object.DeepCopy()
 		changed.Status = running.status(object)

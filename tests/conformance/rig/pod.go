@@ -12,45 +12,41 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// pod is a process: the conformance suite's echo server, whatever the image, with the environment of the pod's first
-// container.
+// pod is a process: the first container.
 type pod struct {
-	uid       types.UID
-	address   string
-	directory string
-	log       *log
-	command   *exec.Cmd
-	ended     chan struct{}
+	uid     types.UID
+	address string
+	root    string
+	log     *log
+	command *exec.Cmd
+	ended   chan struct{}
 }
 
 // run starts what the object describes.
 func (n *Node) run(ctx context.Context, object *corev1.Pod) (*pod, error) {
-	container := object.Spec.Containers[0]
 	number := n.started
-	started := &pod{
-		uid:       object.UID,
-		address:   fmt.Sprintf("10.99.%d.%d", 16+number/250, 1+number%250),
-		directory: filepath.Join(Directory(), "pods", string(object.UID)),
-		log:       newLog(),
-		ended:     make(chan struct{}),
-	}
-	mounts, err := n.mount(ctx, object, started.directory)
-	if err != nil {
-		return nil, err
-	}
 	// Numbers are not used twice, so that no connection reaches another pod than it was meant for.
 	n.started++
-	command := exec.Command(filepath.Join(Directory(), "echo-basic"))
-	command.Env = environment(object, container, started.address, mounts)
+	started := &pod{
+		uid:     object.UID,
+		address: fmt.Sprintf("10.99.%d.%d", 16+number/250, 1+number%250),
+		root:    filepath.Join(Directory(), "pods", strconv.Itoa(number)),
+		log:     newLog(),
+		ended:   make(chan struct{}),
+	}
+	command, err := n.container(ctx, object, started.root, started.address)
+	if err != nil {
+		empty(started.root)
+		return nil, err
+	}
 	command.Stdout, command.Stderr = started.log, started.log
-	command.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
 	if err := command.Start(); err != nil {
+		empty(started.root)
 		return nil, err
 	}
 	started.command = command
@@ -59,74 +55,16 @@ func (n *Node) run(ctx context.Context, object *corev1.Pod) (*pod, error) {
 		started.log.close()
 		close(started.ended)
 	}()
-	if err := connect(command.Process.Pid, number, started.address); err != nil {
+	if err := started.connect(number, object.Spec.SecurityContext); err != nil {
 		started.end()
 		return nil, err
 	}
 	return started, nil
 }
 
-// mount writes the Secrets that a container mounts, and returns where each path is.
-func (n *Node) mount(ctx context.Context, object *corev1.Pod, directory string) (map[string]string, error) {
-	mounts := map[string]string{}
-	for _, mount := range object.Spec.Containers[0].VolumeMounts {
-		for _, volume := range object.Spec.Volumes {
-			if volume.Name != mount.Name || volume.Secret == nil {
-				continue
-			}
-			secret, err := n.client.CoreV1().Secrets(object.Namespace).Get(ctx, volume.Secret.SecretName, metav1.GetOptions{})
-			if err != nil {
-				return nil, err
-			}
-			there := filepath.Join(directory, mount.MountPath)
-			mounts[mount.MountPath] = there
-			if err := os.MkdirAll(there, 0o700); err != nil {
-				return nil, err
-			}
-			items := volume.Secret.Items
-			if len(items) == 0 {
-				for key := range secret.Data {
-					items = append(items, corev1.KeyToPath{Key: key, Path: key})
-				}
-			}
-			for _, item := range items {
-				if err := os.WriteFile(filepath.Join(there, item.Path), secret.Data[item.Key], 0o600); err != nil {
-					return nil, err
-				}
-			}
-		}
-	}
-	return mounts, nil
-}
-
-func environment(object *corev1.Pod, container corev1.Container, address string, mounts map[string]string) []string {
-	lines := []string{"PATH=" + os.Getenv("PATH")}
-	for _, variable := range container.Env {
-		value := variable.Value
-		for path, there := range mounts {
-			// There is no file system of its own.
-			if rest, ok := strings.CutPrefix(value, path); ok {
-				value = there + rest
-			}
-		}
-		if source := variable.ValueFrom; source != nil && source.FieldRef != nil {
-			switch source.FieldRef.FieldPath {
-			case "metadata.name":
-				value = object.Name
-			case "metadata.namespace":
-				value = object.Namespace
-			case "status.podIP":
-				value = address
-			}
-		}
-		lines = append(lines, variable.Name+"="+value)
-	}
-	return lines
-}
-
-// connect plugs the network of a process into the bridge.
-func connect(pid, number int, address string) error {
-	near, far, process := fmt.Sprintf("pod%d", number), fmt.Sprintf("eth%d", number), strconv.Itoa(pid)
+// connect plugs the network of the process into the bridge.
+func (p *pod) connect(number int, context *corev1.PodSecurityContext) error {
+	near, far, process := fmt.Sprintf("pod%d", number), fmt.Sprintf("eth%d", number), strconv.Itoa(p.command.Process.Pid)
 	for _, line := range []string{
 		"link add " + near + " type veth peer name " + far + " netns " + process,
 		"link set " + near + " master " + bridge + " up",
@@ -135,8 +73,16 @@ func connect(pid, number int, address string) error {
 			return err
 		}
 	}
-	script := fmt.Sprintf("ip link set lo up && ip address add %s/16 dev %s && ip link set %s up", address, far, far)
-	return run("nsenter", "--net=/proc/"+process+"/ns/net", "sh", "-c", script)
+	script := fmt.Sprintf("ip link set lo up && ip address add %s/16 dev %s && ip link set %s up", p.address, far, far)
+	if context != nil {
+		for _, setting := range context.Sysctls {
+			script += fmt.Sprintf(" && echo %s > /proc/sys/%s", setting.Value, strings.ReplaceAll(setting.Name, ".", "/"))
+		}
+	}
+	if output, err := p.inside("sh", "-c", script).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", script, err, output)
+	}
+	return nil
 }
 
 // inside is a command that runs in the network of the pod.
@@ -196,5 +142,5 @@ func (p *pod) end() {
 		_ = p.command.Process.Kill()
 		<-p.ended
 	}
-	_ = os.RemoveAll(p.directory)
+	empty(p.root)
 }
