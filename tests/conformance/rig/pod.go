@@ -7,11 +7,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -45,7 +47,7 @@ func (n *Node) run(ctx context.Context, object *corev1.Pod) (*pod, error) {
 		return nil, err
 	}
 	command.Stdout, command.Stderr = started.log, started.log
-	if err := command.Start(); err != nil {
+	if err := startNamed(command, object.Name); err != nil {
 		empty(started.root)
 		return nil, err
 	}
@@ -60,6 +62,25 @@ func (n *Node) run(ctx context.Context, object *corev1.Pod) (*pod, error) {
 		return nil, err
 	}
 	return started, nil
+}
+
+// startNamed starts a process whose host has this name.
+func startNamed(command *exec.Cmd, name string) error {
+	result := make(chan error)
+	go func() {
+		// The thread has the name as well, so it must end with the goroutine.
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWUTS); err != nil {
+			result <- err
+			return
+		}
+		if err := unix.Sethostname([]byte(name)); err != nil {
+			result <- err
+			return
+		}
+		result <- command.Start()
+	}()
+	return <-result
 }
 
 // connect plugs the network of the process into the bridge.
