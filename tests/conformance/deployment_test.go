@@ -27,6 +27,12 @@ func TestDeployment(t *testing.T) {
 	in := func(arguments ...string) string {
 		return made.admin.run(t, append([]string{"-n", namespace}, arguments...)...)
 	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(in("get", "pods", "-o", "wide"))
+			t.Log(in("logs", "-l", "app.kubernetes.io/name="+account, "--prefix", "--tail=-1"))
+		}
+	})
 	made.admin.run(t, "create", "namespace", namespace)
 	made.admin.run(t, "apply", "-k", shipped)
 	in("rollout", "status", "deployment/"+account, "--timeout=120s")
@@ -60,7 +66,7 @@ func TestDeployment(t *testing.T) {
 	replicas = addresses(in)
 	require.Len(t, replicas, 2)
 	for _, address := range replicas {
-		require.NoError(t, follow(t.Context(), address, "another.load.example.com", "a"))
+		require.NoError(t, follow(t.Context(), address, "another.load.example.com", "a"), "%v", replicas)
 	}
 }
 

@@ -53,7 +53,8 @@ func (n *Node) run(ctx context.Context, object *corev1.Pod) (*pod, error) {
 	}
 	started.command = command
 	go func() {
-		_ = command.Wait()
+		err := command.Wait()
+		_, _ = fmt.Fprintf(started.log, "rig: the container has ended: %v\n", err)
 		started.log.close()
 		close(started.ended)
 	}()
