@@ -2,7 +2,13 @@
 
 /// Segments, records, slow and malformed hellos.
 mod arrival;
+/// The hellos of real clients.
+mod clients;
+/// The open list of hellos, against the parser and the router.
+mod corpus;
 /// The seeds of the fuzzers, replayed.
 mod fuzz_seeds;
+/// Hellos that no client sends.
+mod generated;
 /// Real TLS clients and servers.
 mod interop;
