@@ -2,6 +2,8 @@
 
 /// Segments, records, slow and malformed hellos.
 mod arrival;
+/// Every input up to a bound.
+mod bounded;
 /// The hellos of real clients.
 mod clients;
 /// The open list of hellos, against the parser and the router.
