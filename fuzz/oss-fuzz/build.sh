@@ -19,24 +19,24 @@ for source in fuzz/fuzz_targets/*.rs; do
     target=$(basename "$source" .rs)
     cp "${CARGO_TARGET_DIR:-fuzz/target}/$host/release/$target" "$OUT/"
     printf '[libfuzzer]\nmax_len = 65536\ntimeout = 10\n' >"$OUT/$target.options"
+    seeds=()
     case $target in
-    config)
-        seeds=(fuzz/seeds/config)
-        # The keys and values of the configuration, from its schema.
-        grep -oE '"[a-z0-9_]{2,}"' deploy/snigate.schema.json | sort -u >"$OUT/$target.dict"
-        ;;
-    name)
-        seeds=(fuzz/seeds/name fuzz/seeds/name/found)
-        ;;
-    proxy_header)
-        seeds=(fuzz/seeds/proxy_header fuzz/seeds/proxy_header/found)
-        cp fuzz/oss-fuzz/proxy_header.dict "$OUT/$target.dict"
-        ;;
-    *)
+    client_hello | records | differential | openssl)
         seeds=(fuzz/seeds/client_hello fuzz/seeds/client_hello/found tests/hellos/bytes)
         cp fuzz/oss-fuzz/client_hello.dict "$OUT/$target.dict"
         ;;
+    *)
+        for directory in "fuzz/seeds/$target" "fuzz/seeds/$target/found"; do
+            [ ! -d "$directory" ] || seeds+=("$directory")
+        done
+        ;;
     esac
+    case $target in
+    # The keys and values of the configuration, from its schema.
+    config) grep -oE '"[a-z0-9_]{2,}"' deploy/snigate.schema.json | sort -u >"$OUT/$target.dict" ;;
+    proxy_header) cp fuzz/oss-fuzz/proxy_header.dict "$OUT/$target.dict" ;;
+    esac
+    [ ${#seeds[@]} -gt 0 ] || continue
     rm -f "$OUT/${target}_seed_corpus.zip"
     find "${seeds[@]}" -maxdepth 1 -type f -print0 | xargs -0 zip -qj "$OUT/${target}_seed_corpus.zip"
 done
