@@ -27,6 +27,7 @@ impl<'a> ServerName<'a> {
     ///
     /// The first rule that the name violates.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, NameError> {
+        // "[…] a byte string using ASCII encoding without a trailing dot" (RFC 6066, section 3): some clients send one.
         let bytes = bytes.strip_suffix(b".").unwrap_or(bytes);
         check(bytes)?;
         // It is ASCII after the check.
@@ -50,6 +51,7 @@ impl<'a> ServerName<'a> {
 
 impl PartialEq for ServerName<'_> {
     fn eq(&self, other: &Self) -> bool {
+        // "DNS hostnames are case-insensitive." (RFC 6066, section 3)
         self.0.eq_ignore_ascii_case(other.0)
     }
 }

@@ -1,4 +1,4 @@
-//! Finds the ClientHello in the received bytes.
+//! Finds the ClientHello in the received bytes. Quotations are of RFC 8446.
 
 use tls_parser::{TlsHandshakeType, TlsRecordType, parse_tls_record_header};
 
@@ -104,6 +104,7 @@ impl Framing {
             if payload.len() < record_length {
                 return Ok(Progress::Incomplete);
             }
+            // "Handshake messages MAY be […] fragmented across several records […]" (section 5.1)
             self.fragments.extend_from_slice(payload);
             self.record = end;
         }
@@ -135,14 +136,18 @@ impl Framing {
 /// The length of the record that starts here, once its header is complete.
 fn record_length(received: &[u8]) -> Result<Option<usize>, Reason> {
     let [content_type, rest @ ..] = received else { return Ok(None) };
+    // "[…] if a handshake message is split over two or more records, there MUST NOT be any other records between them"
+    // (section 5.1); before the first, nothing but a ClientHello is TLS to us.
     if TlsRecordType(*content_type) != TlsRecordType::Handshake {
         return Err(Reason::NotTls);
     }
+    // Section 5.1 has the version ignored; but its first byte is what tells TLS from other protocols.
     if rest.first().is_some_and(|major| *major != 3) {
         return Err(Reason::NotTls);
     }
     let Ok((_, header)) = parse_tls_record_header(received) else { return Ok(None) };
     match usize::from(header.len) {
+        // "Implementations MUST NOT send zero-length fragments of Handshake types […]" (section 5.1)
         0 => Err(Reason::EmptyRecord),
         length if length > MAX_RECORD_LENGTH => Err(Reason::RecordTooLong),
         length => Ok(Some(length)),
@@ -153,6 +158,7 @@ fn record_length(received: &[u8]) -> Result<Option<usize>, Reason> {
 fn message_length(fragments: &[u8], payload: &[u8]) -> Result<Option<usize>, Reason> {
     let mut bytes = fragments.iter().chain(payload).copied();
     let Some(message_type) = bytes.next() else { return Ok(None) };
+    // "[…] it is REQUIRED to send the ClientHello as its first TLS message." (section 4.1.2)
     if TlsHandshakeType(message_type) != TlsHandshakeType::ClientHello {
         return Err(Reason::NotClientHello);
     }

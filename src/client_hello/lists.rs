@@ -26,6 +26,7 @@ impl<'a> Alpn<'a> {
         }
         let mut rest = Cursor(list);
         while !rest.is_empty() {
+            // "Empty strings MUST NOT be included and byte strings MUST NOT be truncated." (RFC 7301, section 3.1)
             if rest.vector_u8(Field::Extensions).map_err(|_| Absent::Malformed)?.is_empty() {
                 return Err(Absent::Malformed);
             }

@@ -112,6 +112,8 @@ impl<'a> ClientHello<'a> {
         message.take(HANDSHAKE_HEADER_LENGTH, Field::Hello)?;
         let legacy_version = message.u16(Field::Hello)?;
         message.take(32, Field::Hello)?;
+        // `opaque legacy_session_id<0..32>; CipherSuite cipher_suites<2..2^16-2>; opaque legacy_compression_methods<1..2^8-1>;`
+        // (RFC 8446, section 4.1.2)
         if message.vector_u8(Field::SessionId)?.len() > MAX_SESSION_ID_LENGTH {
             return Err(Reason::Length(Field::SessionId).into());
         }
@@ -132,6 +134,8 @@ impl<'a> ClientHello<'a> {
             ech: false,
             ip_literal: None,
         };
+        // "[…] the message either contains no data after legacy_compression_methods or […] a valid extensions block with
+        // no data following." (RFC 8446, section 4.1.2)
         if message.is_empty() {
             return Ok(hello);
         }
@@ -147,6 +151,7 @@ impl<'a> ClientHello<'a> {
         let mut seen = SeenTypes::default();
         while !extensions.is_empty() {
             let Extension { extension_type, content } = Extension::read(&mut extensions)?;
+            // "There MUST NOT be more than one extension of the same type in a given extension block." (RFC 8446, section 4.2)
             if !seen.insert(extension_type) {
                 return Err(Reason::DuplicateExtension(extension_type).into());
             }
@@ -158,6 +163,7 @@ impl<'a> ClientHello<'a> {
                 }
                 TlsExtensionType::EarlyData => self.early_data = true,
                 ENCRYPTED_CLIENT_HELLO => self.ech = true,
+                // "Servers MUST ignore unrecognized extensions." (RFC 8446, section 4.1.2)
                 _ => {}
             }
         }
@@ -206,6 +212,7 @@ fn server_name(content: &[u8]) -> Result<ServerName<'_>, Invalid<'_>> {
     if name_type != SNIType::HostName {
         return Err(Reason::NameType(name_type.0).into());
     }
+    // "The ServerNameList MUST NOT contain more than one name of the same name_type." There is only one type.
     if !rest.is_empty() {
         return Err(Reason::SeveralNames.into());
     }

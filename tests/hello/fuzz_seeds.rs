@@ -8,7 +8,7 @@ use snigate::internals;
 use snigate::name::ServerName;
 
 #[path = "../../fuzz/properties.rs"]
-mod properties;
+pub mod properties;
 
 fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
     let seeds = files(target);
@@ -30,7 +30,7 @@ fn files(below: &str) -> Vec<(String, Vec<u8>)> {
 }
 
 /// What the fuzzers of hellos check, all of them.
-fn hello(bytes: &[u8]) {
+pub fn hello(bytes: &[u8]) {
     for property in [properties::client_hello, properties::records, properties::differential] {
         property(bytes);
     }

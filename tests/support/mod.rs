@@ -35,12 +35,13 @@ pub fn pattern(length: usize) -> Vec<u8> {
 }
 
 /// This is what the file has; with `SNIGATE_WRITE=1` it is from now on.
-pub fn is_written(path: &str, text: &str) {
+pub fn is_written(path: &str, content: impl AsRef<[u8]>) {
     let full = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let content = content.as_ref();
     if std::env::var_os("SNIGATE_WRITE").is_some() {
-        std::fs::write(full, text).unwrap();
+        std::fs::write(full, content).unwrap();
     } else {
-        let is_same = std::fs::read_to_string(full).is_ok_and(|written| written == text);
+        let is_same = std::fs::read(full).is_ok_and(|written| written == content);
         assert!(is_same, "{path} is not what it should be; SNIGATE_WRITE=1 writes it anew");
     }
 }

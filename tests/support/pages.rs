@@ -27,7 +27,8 @@ pub fn page(path: &str) -> String {
 /// All pages, from the root of the repository.
 pub fn all() -> Vec<String> {
     let mut pages = Vec::new();
-    let mut directories: Vec<PathBuf> = ["", "docs", "deploy", "fuzz", "tests"].map(|name| root().join(name)).into();
+    let mut directories: Vec<PathBuf> =
+        ["", "docs", "deploy", "fuzz", "tests", "tests/hellos"].map(|name| root().join(name)).into();
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(&directory).unwrap() {
             let path = entry.unwrap().path();

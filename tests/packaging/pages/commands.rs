@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::backend::free;
-use crate::support::pages::{Block, all, block, blocks, configurations};
+use crate::support::pages::{Block, all, block, blocks, code, configurations};
 use crate::support::{Router, all_output, tls};
 
 /// Blocks of commands that no test types, and why.
-const NOT_TYPED: [(&str, &str, &str); 28] = [
+const NOT_TYPED: [(&str, &str, &str); 32] = [
     ("README.md", "demo", ".ci/run does, and other tests type `demo --once`"),
     ("README.md", "test", "it types this"),
     ("README.md", "run", "does not end; every test of a router starts it so"),
@@ -40,12 +40,16 @@ const NOT_TYPED: [(&str, &str, &str); 28] = [
     ("docs/fuzzing.md", "toolchain", "installs; .ci/run does the like"),
     ("docs/fuzzing.md", "run", "does not end; .ci/run runs each target for seconds"),
     ("docs/fuzzing.md", "run-from-seeds", "as above"),
+    ("docs/fuzzing.md", "oss-fuzz", ".ci/run does"),
     ("docs/fuzzing.md", "reproduce", "needs a crash"),
     ("docs/fuzzing.md", "merge", "writes among the seeds"),
     ("docs/fuzzing.md", "replay", "`cargo test` has it"),
     ("docs/fuzzing.md", "lock", ".ci/run does, with --locked"),
     ("docs/kubernetes.md", "apply", "needs a cluster; the kustomization is rendered and its arguments are tried"),
     ("docs/kubernetes.md", "offline", "needs the feature; tests/gateway/offline.rs types it"),
+    ("tests/hellos/README.md", "configuration", "installs; tests/hello/corpus.rs types the like"),
+    ("tests/hellos/README.md", "try", "as above"),
+    ("tests/hellos/README.md", "write", "writes among the hellos"),
     ("deploy/kubernetes/README.md", "apply", "needs a cluster; the names in it are compared with the manifests"),
 ];
 
@@ -181,4 +185,26 @@ fn nginx_understands_its_configuration() {
         let output = Command::new("nginx").arg("-t").arg("-c").arg(&path).output().unwrap();
         assert!(output.status.success(), "{name}: {}", all_output(&output));
     }
+}
+
+/// Modules and tests that are named as `module::test`.
+#[test]
+fn tests_that_pages_name_exist() {
+    let mut count = 0;
+    let text: String = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests"))
+        .into_iter()
+        .filter_map(|path| std::fs::read(path).ok())
+        .map(|file| String::from_utf8_lossy(&file).into_owned())
+        .collect();
+    for path in ["SECURITY.md", "docs/assurance.md"] {
+        let spans = code(path).into_iter().flat_map(|span| span.split(' ').map(Into::into).collect::<Vec<String>>());
+        for name in spans.filter(|word| word.contains("::")) {
+            for part in name.split("::") {
+                let is_there = [format!("fn {part}("), format!("mod {part};")].iter().any(|item| text.contains(item));
+                assert!(is_there, "{path}: there is no {name}");
+            }
+            count += 1;
+        }
+    }
+    assert!(count > 20, "{count}");
 }
