@@ -20,7 +20,7 @@ use self::order::Age;
 use self::table::{Claim, Table};
 use super::api::{Key, Kind, Metadata};
 use super::plan::{
-    ClassStatus, Condition, GatewayStatus, ListenerStatus, Note, ObjectRef, ParentStatus, Plan, Problem, Published,
+    ClassStatus, Condition, GatewayStatus, ListenerStatus, Note, ObjectRef, ParentStatus, Plan, Published,
     PublishedAddress, Route, RouteStatus, Routing, Statuses, Weighted,
 };
 use super::snapshot::Snapshot;
