@@ -51,7 +51,7 @@ fn check_says_what_objects_amount_to() {
         "ignored    Deployment: 1\n",
         "  [::]:443: allow all; refuse with close",
         "  apps/one\n    matches    *.example.com at [::]:443\n    access     allow 192.0.2.0/24\n",
-        "1 to one.apps.svc.cluster.local:443, 3 to two.apps.svc.cluster.local:443",
+        "1 to apps/one:443, 3 to apps/two:443",
         "not routed\n  *.inner.example.com at [::]:443\n",
     ] {
         assert!(text.contains(expected), "{expected}\n{text}");
@@ -105,9 +105,13 @@ fn import_writes_a_configuration_that_routes_the_same() {
         let output = with(&written, &["explain", "-c", "objects.yaml", "--sni", name, "--client", client]);
         assert_eq!(output.status.success(), is_served, "{name} {client}\n{}\n{written}", all_output(&output));
     }
-    for expected in
-        ["refuse: close", "weight: 3", "health_check: {}", "# not in the files, assumed to exist: Service apps/one"]
-    {
+    for expected in [
+        "refuse: close",
+        "weight: 3",
+        "one.apps.svc.cluster.local:443",
+        "health_check: {}",
+        "# not in the files, assumed to exist: Service apps/one",
+    ] {
         assert!(written.contains(expected), "{expected}\n{written}");
     }
 }

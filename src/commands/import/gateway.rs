@@ -7,9 +7,8 @@ use std::process::ExitCode;
 
 use crate::config::Config;
 use crate::gateway::api::Kind;
-use crate::gateway::configuration::destination;
 use crate::gateway::offline::Offline;
-use crate::gateway::plan::{Match, Names, Plan, Route, Weighted};
+use crate::gateway::plan::{BackendKey, Match, Names, Plan, Route, Weighted};
 use crate::name::NamePattern;
 use anyhow::bail;
 use serde_yaml::{Mapping, Value};
@@ -194,8 +193,9 @@ fn backends(route: &Route, differences: &mut BTreeSet<String>) -> Vec<Value> {
         _ => (weight * u64::from(MAX_WEIGHT) / largest).max(1),
     };
     let has_shares = weights.len() > 1;
-    let endpoint = |(backend, weight)| {
-        let address = Value::from(destination(backend).to_string());
+    let endpoint = |(backend, weight): (&BackendKey, u64)| {
+        let BackendKey { service, port } = backend;
+        let address = Value::from(format!("{}.{}.svc.cluster.local:{port}", service.name, service.namespace));
         if has_shares { map([("address", address), ("weight", scaled(weight).into())]).into() } else { address }
     };
     weights.into_iter().map(endpoint).collect()
