@@ -237,10 +237,3 @@ pub fn config(file: &[u8]) {
         Err(error) => assert!(!error.is_empty()),
     }
 }
-
-/// Any file with objects of Kubernetes is translated or refused, and an error names what is wrong.
-pub fn objects(file: &[u8]) {
-    if let Err(error) = internals::objects(file) {
-        assert!(!error.is_empty());
-    }
-}

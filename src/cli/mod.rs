@@ -195,7 +195,7 @@ pub(crate) struct Import {
     pub(crate) more: Vec<PathBuf>,
     /// Class of the Ingress objects to translate, of those with the annotation for TLS passthrough
     #[cfg(feature = "gateway")]
-    #[arg(long, value_name = "CLASS", default_value = crate::gateway::offline::DEFAULT_INGRESS_CLASS)]
+    #[arg(long, value_name = "CLASS", default_value = "nginx")]
     pub(crate) ingress_class: String,
     /// Print the result even if it admits, refuses or routes some clients differently; notes at the top list the
     /// differences

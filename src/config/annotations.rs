@@ -100,7 +100,7 @@ fn parse(key: &str, value: &str) -> Result<Annotation, String> {
     }
     let key = &key.replace('-', "_");
     // Indented, so that it is the value of this key, whatever it is.
-    let value: String = value.lines().map(|line| format!("\n  {line}")).collect();
+    let value: String = value.lines().flat_map(|line| ["\n  ", line]).collect();
     let document = format!("{key}:{value}\n");
     yaml::parse(document.as_bytes()).map_err(|error| match error.message.strip_prefix(&**key) {
         Some(rest) if rest.starts_with([':', '.']) => rest.trim_start_matches([':', '.', ' ']).to_owned(),

@@ -78,8 +78,14 @@ fn complete(snapshot: &mut Snapshot) -> BTreeSet<String> {
         missing.push((Kind::Service, json!({"metadata": metadata, "spec": {"ports": ports}})));
     }
     missing.retain(|(kind, object)| *kind != Kind::Service || !snapshot.has(Kind::Service, &key_of(object)));
-    for namespace in snapshot.routes.keys().map(|key| &key.namespace) {
-        let labels = json!({"kubernetes.io/metadata.name": namespace});
+    let listeners = snapshot.gateways.values().flat_map(|gateway| &gateway.spec.listeners);
+    let allowed = listeners.filter_map(|listener| listener.allowed_routes.as_ref()?.namespaces.as_ref());
+    let selectors = allowed.filter_map(|namespaces| namespaces.selector.as_ref());
+    let selected: BTreeMap<&String, &String> = selectors.flat_map(|selector| &selector.match_labels).collect();
+    let namespaces: BTreeSet<&String> = snapshot.routes.keys().map(|key| &key.namespace).collect();
+    for namespace in namespaces {
+        let mut labels = json!(selected);
+        labels["kubernetes.io/metadata.name"] = json!(namespace);
         let object = json!({"metadata": {"name": namespace, "labels": labels}});
         if !snapshot.has(Kind::Namespace, &key_of(&object)) {
             missing.push((Kind::Namespace, object));
@@ -87,9 +93,15 @@ fn complete(snapshot: &mut Snapshot) -> BTreeSet<String> {
     }
     let mut assumed = BTreeSet::new();
     for (kind, object) in missing {
-        // The labels of a Namespace matter to few, and all have the one that is assumed.
-        if kind != Kind::Namespace {
-            assumed.insert(format!("{kind} {}", key_of(&object)));
+        let labels = object["metadata"]["labels"].as_object().map(|labels| labels.keys().map(|key| &**key).collect());
+        let labels: Vec<&str> = labels.unwrap_or_default();
+        match (kind, &labels[..]) {
+            // All have this one.
+            (Kind::Namespace, [_]) => {}
+            (Kind::Namespace, labels) => {
+                assumed.insert(format!("{kind} {}, with the labels {}", key_of(&object), labels.join(", ")));
+            }
+            _ => drop(assumed.insert(format!("{kind} {}", key_of(&object)))),
         }
         let _ = snapshot.insert(kind, object);
     }

@@ -9,7 +9,7 @@ use super::api::{
     Undecodable,
 };
 
-/// The objects of a cluster. Cheap to compare with another one only where it is equal.
+/// The objects of a cluster, by kind, namespace and name.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Snapshot {
     pub(crate) classes: BTreeMap<Key, GatewayClass>,

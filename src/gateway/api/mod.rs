@@ -15,12 +15,11 @@ use strum::{Display, EnumIter, IntoEnumIterator as _};
 
 pub(crate) use self::backend::{EndpointSlice, Service, ServicePort, SliceEndpoint, SlicePort};
 pub(crate) use self::gateway::{
-    Address, AllowedRoutes, FromNamespaces, Gateway, GatewayClass, Listener, Namespace, RouteGroupKind,
-    RouteNamespaces, Selector, SelectorRequirement,
+    FromNamespaces, Gateway, GatewayClass, Listener, Namespace, RouteGroupKind, Selector, SelectorRequirement,
 };
-pub(crate) use self::ingress::{Ingress, IngressBackend, IngressPath, IngressRule};
+pub(crate) use self::ingress::{Ingress, IngressBackend, IngressPath};
 pub(crate) use self::metadata::{Key, Metadata, key_of};
-pub(crate) use self::route::{BackendRef, Grant, GrantFrom, GrantTo, ParentRef, ReferenceGrant, TlsRoute, TlsRule};
+pub(crate) use self::route::{BackendRef, GrantTo, ParentRef, ReferenceGrant, TlsRoute};
 
 pub(crate) const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 

@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 use super::follow::resource;
 use super::link::{Link, describe, is_unauthorized};
 use super::store::{ObjectStatus, Store};
-use crate::gateway::api::{GATEWAY_GROUP, Key, Kind};
+use crate::gateway::api::{Key, Kind};
 use crate::gateway::plan::{Applied, Note, Statuses};
 use crate::gateway::status;
 

@@ -32,7 +32,7 @@ pub(super) fn merge(existing: &Value, wanted: &[Condition], generation: i64, now
             "type": kind,
             "status": status,
             "reason": reason,
-            "message": message.get(..message.floor_char_boundary(MAX_MESSAGE)),
+            "message": shortened(message, MAX_MESSAGE),
             "observedGeneration": generation,
             "lastTransitionTime": since,
         });
@@ -166,4 +166,10 @@ fn refusal(listener: &ListenerStatus, applied: &Applied) -> Option<Problem> {
 /// Whether clients can connect at one of its addresses.
 fn is_served(listener: &ListenerStatus, applied: &Applied) -> bool {
     listener.sockets.iter().any(|address| !applied.failed.contains_key(address))
+}
+
+/// The beginning of a text, of at most so many bytes.
+fn shortened(text: &str, most: usize) -> &str {
+    let ends = text.char_indices().map(|(index, letter)| index + letter.len_utf8());
+    &text[..ends.take_while(|end| *end <= most).last().unwrap_or(0)]
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::Options;
 use crate::gateway::api::{
-    BackendRef, EndpointSlice, GATEWAY_GROUP, Key, Kind, Service, ServicePort, SliceEndpoint, SlicePort,
+    BackendRef, EndpointSlice, GATEWAY_GROUP, GrantTo, Key, Kind, Service, ServicePort, SliceEndpoint, SlicePort,
 };
 use crate::gateway::plan::{BackendKey, Condition, Endpoints, Problem, Weighted};
 use crate::gateway::snapshot::Snapshot;
@@ -80,7 +80,7 @@ impl<'s> Backends<'s> {
             let is_from = grant.spec.from.iter().any(|from| {
                 from.group == GATEWAY_GROUP && from.kind == Kind::TlsRoute.to_string() && from.namespace == namespace
             });
-            let is_to = |to: &crate::gateway::api::GrantTo| {
+            let is_to = |to: &GrantTo| {
                 let is_named = to.name.as_deref().is_none_or(|name| name.is_empty() || name == service.name);
                 to.group.is_empty() && to.kind == "Service" && is_named
             };

@@ -7,7 +7,7 @@ use super::Options;
 use super::backends::Backends;
 use super::hostnames::Hostname;
 use crate::gateway::api::{Ingress, IngressBackend, IngressPath, Key};
-use crate::gateway::plan::Weighted;
+use crate::gateway::plan::{BackendKey, Weighted};
 use crate::gateway::snapshot::Snapshot;
 use crate::name::NamePattern;
 
@@ -86,11 +86,7 @@ pub(super) fn hosts<'s>(
     (hosts, remarks)
 }
 
-fn find_backend(
-    namespace: &str,
-    backend: &IngressBackend,
-    backends: &mut Backends<'_>,
-) -> Result<crate::gateway::plan::BackendKey, String> {
+fn find_backend(namespace: &str, backend: &IngressBackend, backends: &mut Backends<'_>) -> Result<BackendKey, String> {
     let service = backend.service.as_ref().ok_or("the backend is not a Service")?;
     let key = Key::new(namespace, &*service.name);
     let found = match (service.port.number, &service.port.name) {

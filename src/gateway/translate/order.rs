@@ -1,6 +1,6 @@
 //! Which of two objects comes first where only one can win.
 
-use crate::gateway::api::{Key, Metadata};
+use crate::gateway::api::Metadata;
 
 /// Older objects come first, then those with the lesser namespace and name. Without a time, an object is the youngest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,9 +15,5 @@ impl<'o> Age<'o> {
     pub(super) fn of(metadata: &'o Metadata) -> Self {
         let created = metadata.creation_timestamp.as_deref();
         Self { is_unknown: created.is_none(), created, namespace: &metadata.namespace, name: &metadata.name }
-    }
-
-    pub(super) fn key(self) -> Key {
-        Key::new(self.namespace, self.name)
     }
 }
