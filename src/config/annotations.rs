@@ -100,8 +100,8 @@ fn parse(key: &str, value: &str) -> Result<Annotation, String> {
     }
     let key = &key.replace('-', "_");
     // Indented, so that it is the value of this key, whatever it is.
-    let value: String = value.lines().map(|line| format!("\n  {line}")).collect();
-    let document = format!("{key}:{value}\n");
+    let value = value.lines().collect::<Vec<_>>().join("\n  ");
+    let document = format!("{key}:\n  {value}\n");
     yaml::parse(document.as_bytes()).map_err(|error| match error.message.strip_prefix(&**key) {
         Some(rest) if rest.starts_with([':', '.']) => rest.trim_start_matches([':', '.', ' ']).to_owned(),
         _ => error.message,

@@ -11,7 +11,7 @@ use crate::gateway::translate::INVALID_ANNOTATIONS;
 /// Our conditions that are absent where they do not hold.
 const ONLY_IF_TRUE: [&str; 1] = [INVALID_ANNOTATIONS];
 
-/// Maximum length of a message, in bytes.
+/// Maximum length of a message, in characters.
 const MAX_MESSAGE: usize = 32_768;
 
 /// Existing conditions with those that are wanted. Those of types that are not ours are kept, as are those that are already
@@ -32,7 +32,7 @@ pub(super) fn merge(existing: &Value, wanted: &[Condition], generation: i64, now
             "type": kind,
             "status": status,
             "reason": reason,
-            "message": message.get(..message.floor_char_boundary(MAX_MESSAGE)),
+            "message": message.chars().take(MAX_MESSAGE).collect::<String>(),
             "observedGeneration": generation,
             "lastTransitionTime": since,
         });

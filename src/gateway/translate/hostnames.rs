@@ -21,9 +21,9 @@ impl Hostname {
     pub(super) fn covers(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Any, _) => true,
-            (Self::Pattern(_), Self::Any) => false,
             (Self::Pattern(NamePattern::Exact(own)), Self::Pattern(NamePattern::Exact(other))) => own == other,
-            (Self::Pattern(NamePattern::Exact(_)), Self::Pattern(NamePattern::Suffix(_))) => false,
+            (Self::Pattern(_), Self::Any)
+            | (Self::Pattern(NamePattern::Exact(_)), Self::Pattern(NamePattern::Suffix(_))) => false,
             (Self::Pattern(NamePattern::Suffix(own)), Self::Pattern(NamePattern::Exact(other))) => is_below(other, own),
             (Self::Pattern(NamePattern::Suffix(own)), Self::Pattern(NamePattern::Suffix(other))) => {
                 own == other || is_below(other, own)

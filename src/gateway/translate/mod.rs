@@ -110,7 +110,7 @@ pub(crate) fn translate(snapshot: &Snapshot, options: &Options, base: &[SocketAd
     let mut statuses = Statuses { classes, ..Statuses::default() };
     for attached in &attached {
         let metadata = &attached.route.metadata;
-        let (settings, invalid) = settings(metadata, patterns(&attached.hostnames));
+        let (settings, invalid) = settings(metadata, &patterns(&attached.hostnames));
         notes.add_all(Kind::TlsRoute, metadata, "InvalidAnnotation", &invalid);
         let references = attached.route.spec.rules.first().map(|rule| &rule.backend_refs[..]).unwrap_or_default();
         let (shares, resolved) = backends.of_route(&metadata.namespace, references);
@@ -120,7 +120,7 @@ pub(crate) fn translate(snapshot: &Snapshot, options: &Options, base: &[SocketAd
     }
     for host in hosts {
         let metadata = &host.ingress.metadata;
-        let (settings, invalid) = settings(metadata, patterns([&host.hostname]));
+        let (settings, invalid) = settings(metadata, &patterns([&host.hostname]));
         notes.add_all(Kind::Ingress, metadata, "InvalidAnnotation", &invalid);
         let Some(address) = served_at else {
             let message = "not served: a listener of the configuration uses the port for Ingress objects".into();
@@ -194,10 +194,10 @@ fn classes(snapshot: &Snapshot, options: &Options) -> BTreeMap<Key, ClassStatus>
 }
 
 /// The settings that annotations have, and what is wrong with them.
-fn settings(metadata: &Metadata, names: Vec<NamePattern>) -> (RouteSettings, Vec<String>) {
+fn settings(metadata: &Metadata, names: &[NamePattern]) -> (RouteSettings, Vec<String>) {
     let own = |(key, value)| Some((str::strip_prefix(key, ANNOTATION_PREFIX)?, value));
     let annotations = metadata.annotations.iter().map(|(key, value)| (&**key, &**value)).filter_map(own);
-    let (settings, invalid) = route_settings(annotations, &names);
+    let (settings, invalid) = route_settings(annotations, names);
     (settings, invalid.into_iter().map(|(key, message)| format!("{ANNOTATION_PREFIX}{key}: {message}")).collect())
 }
 
@@ -290,7 +290,9 @@ impl Notes {
     }
 
     fn add_all(&mut self, kind: Kind, metadata: &Metadata, reason: &'static str, messages: &[String]) {
-        messages.iter().for_each(|message| self.add(kind, metadata, reason, message.clone()));
+        for message in messages {
+            self.add(kind, metadata, reason, message.clone());
+        }
     }
 }
 
