@@ -136,7 +136,7 @@ pub fn schema() -> Value {
 
 #[test]
 fn the_shipped_schema_is_the_one_that_is_printed() {
-    crate::support::is_written("deploy/snigate.schema.json", &printed());
+    crate::support::is_written("deploy/snigate.schema.json", printed());
     assert_eq!(schema()["$schema"], "http://json-schema.org/draft-07/schema#");
 }
 

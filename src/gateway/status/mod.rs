@@ -290,7 +290,7 @@ mod tests {
             status["listeners"].as_array().unwrap().iter().map(|listener| &listener["name"]).collect();
         assert_eq!(
             (names, status["attachedListenerSets"].as_i64()),
-            (vec!["tls", "http"].iter().map(|name| json!(name)).collect::<Vec<_>>().iter().collect(), Some(0))
+            (["tls", "http"].map(|name| json!(name)).iter().collect(), Some(0))
         );
         assert_eq!(status["addresses"], json!([{"type": "IPAddress", "value": "2001:db8::1"}]));
         assert_eq!(gateway(&status, &wanted, &Published::Own, &applied, "later"), None);

@@ -297,4 +297,5 @@ impl Notes {
 }
 
 #[cfg(test)]
+#[expect(clippy::needless_pass_by_value, reason = "what objects are made of is written in place")]
 mod tests;

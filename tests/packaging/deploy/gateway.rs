@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::kubernetes::Rendered;
 use super::{deployed, seconds};
 use crate::support::pages::block;
+#[cfg(feature = "gateway")]
 use crate::support::snigate;
 
 const PAGE: &str = "docs/kubernetes.md";
