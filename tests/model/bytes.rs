@@ -23,7 +23,12 @@ pub fn source(arrival: &Arrival) -> Ipv4Addr {
 
 /// The client that the PROXY header names.
 pub fn proxied(arrival: &Arrival) -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, last_byte(arrival)], 4000 + u16::from(last_byte(arrival))))
+    SocketAddr::new(named(arrival.number).into(), 4000 + u16::from(last_byte(arrival)))
+}
+
+/// Its address.
+pub fn named(number: usize) -> Ipv4Addr {
+    Ipv4Addr::new(192, 0, 2, u8::try_from(number + 1).expect("a script has fewer clients"))
 }
 
 fn last_byte(arrival: &Arrival) -> u8 {

@@ -65,6 +65,8 @@ pub struct Open {
     pub stalled: Option<usize>,
     /// Its route or endpoint has been removed, and it is kept.
     pub is_kept: bool,
+    /// Its route has been removed. One that is added later under the same name is another one.
+    pub is_orphan: bool,
     /// It has stayed in the old process because it is stalled.
     pub is_straggler: bool,
 }
@@ -260,10 +262,25 @@ impl Model {
             closed_first: None,
             stalled: None,
             is_kept: false,
+            is_orphan: false,
             is_straggler: false,
         });
-        self.relayed(name, [sent[0]..=sent[0], sent[1]..=sent[1]]);
+        let hello = sent[0] - connection.arrival.early;
+        let process = connection.process.replace(connection.process.unwrap_or(self.process));
+        let is_counted = process == Some(self.process);
+        if is_counted && self.is_configured_of(number) {
+            self.relayed(name, [sent[0]..=sent[0], sent[1]..=sent[1]]);
+        } else if is_counted {
+            // It may be closed before that.
+            self.relayed(name, [hello..=sent[0], 0..=sent[1]]);
+        } else if process.is_none() {
+            // It may have come by the process before.
+            self.relayed(name, [0..=sent[0], 0..=sent[1]]);
+        }
         self.remove_if_gone(number, &self.config.clone());
+        if let State::Ended(ended) = &mut self.connections.get_mut(&number).unwrap().state {
+            ended.is_cut_short([hello, 0]);
+        }
     }
 
     /// Other bytes of a route have been counted.
@@ -278,8 +295,8 @@ impl Model {
     pub fn transferred(&mut self, number: usize, more: [usize; 2], is_certain: bool) {
         let open = self.open_mut(number).unwrap();
         open.sent = [open.sent[0] + more[0], open.sent[1] + more[1]];
-        let (name, is_straggler) = (open.route.kind.name(), open.is_straggler);
-        if !is_straggler {
+        let name = open.route.kind.name();
+        if self.connections[&number].process == Some(self.process) {
             let counted = more.map(|more| if is_certain { more..=more } else { 0..=more });
             self.relayed(name, counted);
         }
@@ -299,8 +316,11 @@ impl Model {
         let (name, was_straggler) = (open.route.kind.name(), std::mem::take(&mut open.is_straggler));
         if was_straggler {
             self.connections.get_mut(&number).unwrap().process = Some(process);
-        } else {
-            let counted = self.relayed.get_mut(name).unwrap();
+            // It follows at a moment when no bytes are held for it, and the rest is relayed there.
+            self.relayed(name, [0..=0, 0..=bytes]);
+        } else if self.connections[&number].process == Some(process)
+            && let Some(counted) = self.relayed.get_mut(name)
+        {
             counted[1] = counted[1].start() + bytes..=*counted[1].end();
         }
         self.end_if_finished(number);
@@ -415,14 +435,21 @@ impl Model {
         if let Some(before) = before.route(kind).filter(|route| route.has(endpoint)) {
             policy = before.on_remove;
         }
-        let is_configured = self.is_configured(kind, endpoint);
+        let (is_configured, has_route) = (self.is_configured(kind, endpoint), self.config.route(kind).is_some());
         let open = self.open_mut(number).unwrap();
+        open.is_orphan |= !has_route;
         match policy {
+            _ if open.is_orphan && open.is_kept => {}
             _ if is_configured => open.is_kept = false,
             _ if open.is_kept => {}
             OnRemove::Keep => open.is_kept = true,
             OnRemove::Cut | OnRemove::Drain => self.drained(number, REMOVED),
         }
+    }
+
+    fn is_configured_of(&mut self, number: usize) -> bool {
+        let of = self.open_mut(number).map(|open| (open.route.kind, open.endpoint));
+        of.is_some_and(|(kind, endpoint)| self.is_configured(kind, endpoint))
     }
 
     fn is_configured(&self, kind: Kind, endpoint: usize) -> bool {
@@ -431,13 +458,15 @@ impl Model {
 
     /// At an upgrade from `before` to `self.config`.
     fn hand_over(&mut self, number: usize, before: &Config) {
-        let has_route = |config: &Config, kind| config.route(kind).is_some();
         self.remove_if_gone(number, before);
         let next = self.process + 1;
         let Some(open) = self.open_mut(number) else { return };
         let (kind, is_stalled) = (open.route.kind, open.stalled.is_some());
         open.is_straggler = is_stalled;
-        if !is_stalled && has_route(&self.config, kind) {
+        let follows = !is_stalled && self.config.route(kind).is_some();
+        if let Some(open) = self.open_mut(number).filter(|_| follows) {
+            open.is_orphan = false;
+            self.remove_if_gone(number, before);
             self.connections.get_mut(&number).unwrap().process = Some(next);
         }
     }

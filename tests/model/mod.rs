@@ -25,12 +25,14 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use self::script::Script;
-use crate::support::watchdog;
+use crate::support::{PATIENCE, watchdog};
 
 const SEEDS: &str = "SNIGATE_SEEDS";
 const DEFAULT: std::ops::RangeInclusive<u64> = 1..=20;
 /// Scripts at a time: they wait more than they compute.
 const AT_A_TIME: usize = 8;
+/// While one is made shorter, again and again.
+const SHORT_PATIENCE: Duration = Duration::from_secs(6);
 
 #[test]
 fn the_router_does_what_the_model_says() {
@@ -49,7 +51,7 @@ fn the_router_does_what_the_model_says() {
     // The shortest way to see it.
     let shortest = failures.into_iter().min_by_key(|failure| failure.script.steps.len());
     if let Some(Failure { script, error }) = shortest {
-        let (script, error) = shrink::shrink(script, error, run);
+        let (script, error) = shrink::shrink(script, error, |script| run(script, SHORT_PATIENCE));
         panic!("{script}\n{error}\n{SEEDS}={} runs the whole script again", script.seed);
     }
 }
@@ -67,7 +69,7 @@ fn first_failure(next: &AtomicU64, last: u64) -> Option<Failure> {
             return None;
         }
         let script = Script::generate(seed);
-        if let Err(error) = run(&script) {
+        if let Err(error) = run(&script, PATIENCE) {
             next.store(last + 1, Relaxed);
             return Some(Failure { script, error });
         }
@@ -75,8 +77,8 @@ fn first_failure(next: &AtomicU64, last: u64) -> Option<Failure> {
 }
 
 /// A panic of the harness is a failure like any other.
-fn run(script: &Script) -> Result<(), String> {
-    catch_unwind(AssertUnwindSafe(|| run::play(script))).unwrap_or_else(|panic| {
+fn run(script: &Script, patience: Duration) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(|| run::play(script, patience))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         Err(text.or_else(|| Some((*panic.downcast_ref::<&str>()?).into())).unwrap_or_else(|| "a panic".into()))
     })

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -18,12 +18,11 @@ use super::bytes;
 use super::endpoints::Endpoint;
 use super::peer::Peer;
 use super::script::{Arrival, CLUSTER, Config, ENDPOINTS, Filter, From, Kind, Operation, Route};
-use crate::support::{Router, snigate};
-
-/// What takes longer has failed.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+use crate::support::{PATIENCE, Router, snigate};
 
 pub struct World {
+    /// What takes longer has failed.
+    pub patience: Duration,
     pub router: Router,
     control: PathBuf,
     listeners: [SocketAddr; 2],
@@ -41,7 +40,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn start(config: &Config) -> Self {
+    pub fn start(config: &Config, patience: Duration) -> Self {
         let directory = TempDir::new().unwrap();
         let (path, control) = (directory.path().join("snigate.yaml"), directory.path().join("control.sock"));
         let endpoints: [Endpoint; ENDPOINTS] = std::array::from_fn(|_| Endpoint::new());
@@ -53,6 +52,7 @@ impl World {
         let listeners = ["plain", "proxied"].map(|name| router.address_of(|listener| listener == name));
         let serving = router.pid();
         let mut world = Self {
+            patience,
             router,
             control,
             listeners,
@@ -134,13 +134,13 @@ impl World {
 
     /// Moves bytes until there is something.
     pub fn until<T>(&mut self, what: &str, mut find: impl FnMut(&mut Self) -> Option<T>) -> Result<T, String> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         loop {
             if let Some(found) = find(self) {
                 return Ok(found);
             }
             if Instant::now() > deadline {
-                return Err(format!("{what}: not within {PATIENCE:?}"));
+                return Err(format!("{what}: not within {:?}", self.patience));
             }
             self.advance();
         }
@@ -176,10 +176,13 @@ impl World {
                     Filter::All => "all=true".into(),
                     Filter::Route(kind) => format!("route={}", kind.name()),
                     Filter::Endpoint(endpoint) => format!("endpoint={}", self.endpoints[*endpoint].address),
+                    // Its own address, or the one in its PROXY header.
                     Filter::Client(number) => {
-                        let client = self.clients.get(number).map(|client| client.addresses[0].ip());
-                        // Whoever is gone has an address that nobody has.
-                        let address = client.map_or("203.0.113.1".into(), |address| address.to_string());
+                        let own = self.clients.get(number).map(|client| client.addresses[0].ip());
+                        let address = match own {
+                            Some(IpAddr::V4(own)) if own.octets()[1] != 2 => own,
+                            _ => bytes::named(*number),
+                        };
                         format!("client={address}")
                     }
                 };
@@ -223,10 +226,9 @@ impl World {
 
     /// What this returns when it returns something, meanwhile bytes move.
     fn while_moving<T: Send>(&mut self, mut find: impl FnMut(&PathBuf) -> Option<T> + Send) -> Option<T> {
-        let control = self.control.clone();
+        let (control, deadline) = (self.control.clone(), Instant::now() + self.patience);
         std::thread::scope(|scope| {
             let finding = scope.spawn(move || {
-                let deadline = Instant::now() + PATIENCE;
                 loop {
                     let found = find(&control);
                     if found.is_some() || Instant::now() > deadline {
@@ -330,7 +332,7 @@ fn text(config: &Config, endpoints: &[Endpoint; ENDPOINTS], control: &std::path:
         let comma = if matches.is_empty() { "" } else { ", " };
         text += &format!(
             "  - {{name: {}{comma}{matches}, upstream: {{endpoints: [{}], on_remove: {}, balance: {balance}, \
-             slow_start: 0s, connect: {{timeout: 3s, per_try: 200ms}}{header}{check}}}}}\n",
+             slow_start: 0s, connect: {{timeout: 5s, per_try: 500ms}}{header}{check}}}}}\n",
             kind.name(),
             reached.join(", "),
             on_remove.name()
