@@ -74,7 +74,8 @@ impl Peer {
         has_advanced
     }
 
-    fn write(&mut self) -> bool {
+    /// Sends the next part, as far as is possible. Whether something was sent.
+    pub fn write(&mut self) -> bool {
         let Some(part) = self.to_send.front_mut() else {
             self.is_to_finish = false;
             // A peer that has reset is known when it is read.

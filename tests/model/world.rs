@@ -82,6 +82,8 @@ impl World {
         for segment in first.chunks(arrival.segments.unwrap_or(first.len().max(1))) {
             client.send(segment.to_vec());
         }
+        // At once: the deadline of the hello runs.
+        while client.is_to_write() && client.write() {}
         self.clients.insert(arrival.number, client);
         Ok(())
     }
@@ -310,7 +312,7 @@ fn text(config: &Config, endpoints: &[Endpoint; ENDPOINTS], control: &std::path:
     let mut text = format!(
         "listen:\n  - {{name: plain, address: \"127.0.0.1:0\"}}\n  \
          - {{name: proxied, address: \"127.0.0.1:0\", accept_proxy: {{from: 127.2.0.0/16}}}}\n\
-         admin: 127.0.0.1:0\ncontrol: {}\nlimits: {{park_after: 100ms}}\ntimeouts: {{hello: 3s, drain: 100ms}}\n\
+         admin: 127.0.0.1:0\ncontrol: {}\nlimits: {{park_after: 100ms}}\ntimeouts: {{hello: 5s, drain: 100ms}}\n\
          log: {{refusals_per_second: 0}}\nroutes:\n",
         control.display()
     );
