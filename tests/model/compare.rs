@@ -30,14 +30,7 @@ impl Looks {
 }
 
 /// What one end of a connection has received from the other one, which began with `first`.
-pub fn look(
-    who: &str,
-    peer: &Peer,
-    expected: &Seen,
-    number: usize,
-    from: Side,
-    first: &[u8],
-) -> Result<Looks, String> {
+pub fn look(who: &str, peer: &Peer, expected: &Seen, number: usize, from: Side, first: &[u8]) -> Result<Looks, String> {
     let received = &peer.received;
     if received.len() > *expected.bytes.end() {
         return Err(format!("{who} got {} bytes, expected {:?}", received.len(), expected.bytes));
@@ -52,11 +45,17 @@ pub fn look(
     };
     if !is_the_same {
         let begin = &received[..received.len().min(40)];
-        return Err(format!("{who} got other bytes than were sent: {} of them, {}", received.len(), begin.escape_ascii()));
+        return Err(format!(
+            "{who} got other bytes than were sent: {} of them, {}",
+            received.len(),
+            begin.escape_ascii()
+        ));
     }
     let has_all = expected.bytes.contains(&received.len());
     let has_ended = match (expected.end, peer.end) {
-        (How::Open, None) | (How::Fin, Some(End::Fin)) | (How::Reset, Some(End::Reset)) | (How::Either, Some(_)) => true,
+        (How::Open, None) | (How::Fin, Some(End::Fin)) | (How::Reset, Some(End::Reset)) | (How::Either, Some(_)) => {
+            true
+        }
         (How::Fin | How::Reset | How::Either, None) => false,
         (How::Open | How::Fin | How::Reset, Some(_)) => {
             return Err(format!("{who} saw {:?} after {} bytes, expected {expected:?}", peer.end, received.len()));
@@ -68,7 +67,11 @@ pub fn look(
     if has_all && has_ended && (peer.has_sent_all() || peer.end.is_some()) {
         Ok(Looks::Right)
     } else {
-        Ok(Looks::Incomplete(format!("{who} has {} bytes and end {:?}, expected {expected:?}", received.len(), peer.end)))
+        Ok(Looks::Incomplete(format!(
+            "{who} has {} bytes and end {:?}, expected {expected:?}",
+            received.len(),
+            peer.end
+        )))
     }
 }
 

@@ -48,7 +48,10 @@ pub enum State {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
     /// It reaches one of these endpoints.
-    Served { route: Route, by: Vec<usize> },
+    Served {
+        route: Route,
+        by: Vec<usize>,
+    },
     Ends(Ended),
 }
 
@@ -159,7 +162,12 @@ impl Model {
     pub fn verdict(&self, arrival: &Arrival) -> Verdict {
         let sent = bytes::first(arrival).len() - bytes::header(arrival).len().min(bytes::first(arrival).len());
         let refused = |outcome, route, alert, is_partly_read: bool| {
-            Verdict::Ends(Ended::refused(outcome, route, alert, if is_partly_read { 0..=sent + 120 } else { sent..=sent }))
+            Verdict::Ends(Ended::refused(
+                outcome,
+                route,
+                alert,
+                if is_partly_read { 0..=sent + 120 } else { sent..=sent },
+            ))
         };
         match arrival.from {
             From::Unlisted => return refused("proxy_header", NO_ROUTE, None, true),
@@ -566,7 +574,7 @@ impl Ended {
 
     /// It may have ended when so much was sent, or any time later.
     pub fn is_cut_short(&mut self, [up, down]: [usize; 2]) {
-        let lower = |range: &mut Range, least| *range = least..=*range.end();
+        let lower = |range: &mut Range, least: usize| *range = least.min(*range.start())..=*range.end();
         for (seen, least) in [(&mut self.client, down), (&mut self.endpoint, up)] {
             if let Some(seen) = seen {
                 lower(&mut seen.bytes, least);

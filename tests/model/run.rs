@@ -16,9 +16,12 @@ const HEADER_OF_CHECKS: &[u8] = b"PROXY UNKNOWN\r\n";
 
 /// What differs from the model, if anything does; what takes longer than `patience` is missing.
 pub fn play(script: &Script, patience: Duration) -> Result<(), String> {
-    let mut run = Run { world: World::start(&script.config, patience), model: Model::new(&script.config), is_last: false };
+    let mut run =
+        Run { world: World::start(&script.config, patience), model: Model::new(&script.config), is_last: false };
     for (number, step) in script.steps.iter().enumerate() {
-        run.step(step).and_then(|()| run.settle()).map_err(|error| run.failed(&format!("step {}", number + 1), &error))?;
+        run.step(step)
+            .and_then(|()| run.settle())
+            .map_err(|error| run.failed(&format!("step {}", number + 1), &error))?;
     }
     run.finish().map_err(|error| run.failed("the end", &error))?;
     run.world.stop()
@@ -191,7 +194,8 @@ impl Run {
         if is_change && self.model.has_straggler() {
             return Ok(());
         }
-        let before: BTreeMap<usize, [usize; 2]> = self.model.open().map(|(number, _, open)| (number, open.sent)).collect();
+        let before: BTreeMap<usize, [usize; 2]> =
+            self.model.open().map(|(number, _, open)| (number, open.sent)).collect();
         transfers.iter().for_each(|transfer| self.transfer(*transfer, false));
         let expected_count = match operation {
             Operation::Close(filter) => Some(self.model.matching(*filter).len() as u64),
@@ -210,13 +214,19 @@ impl Run {
             self.arrive(&arrival, vec![verdict], process)?;
         }
         for Transfer { connection, .. } in transfers {
-            if let (Some(before), Some(connection)) = (before.get(connection), self.model.connections.get_mut(connection))
+            if let (Some(before), Some(connection)) =
+                (before.get(connection), self.model.connections.get_mut(connection))
                 && let State::Ended(ended) = &mut connection.state
             {
                 ended.is_cut_short(*before);
             }
         }
-        let ended: Vec<usize> = self.model.connections.iter().filter_map(|(number, connection)| matches!(connection.state, State::Ended(_)).then_some(*number)).collect();
+        let ended: Vec<usize> = self
+            .model
+            .connections
+            .iter()
+            .filter_map(|(number, connection)| matches!(connection.state, State::Ended(_)).then_some(*number))
+            .collect();
         let (succeeded, count) = self.world.operate(operation)?;
         ended.into_iter().for_each(|number| self.listen(number));
         if succeeded != expected {
@@ -307,8 +317,11 @@ impl Run {
                     ([], IsLogged::Yes) => return Ok(looks.and(Looks::Incomplete("its line".into()))),
                     ([], IsLogged::No | IsLogged::Perhaps) => {}
                     ([line], IsLogged::Yes | IsLogged::Perhaps) => {
-                        let endpoints: Vec<String> =
-                            ended.endpoints.iter().map(|index| self.world.endpoints[*index].address.to_string()).collect();
+                        let endpoints: Vec<String> = ended
+                            .endpoints
+                            .iter()
+                            .map(|index| self.world.endpoints[*index].address.to_string())
+                            .collect();
                         account(line, arrival, ended, &endpoints, client, upstream)?;
                     }
                     _ => return Err(format!("{} lines: {lines:?}", lines.len())),
@@ -445,7 +458,8 @@ impl Run {
             for (index, endpoint) in self.world.endpoints.iter().enumerate() {
                 let at_it = open.iter().filter(|(_, open)| open.endpoint == index);
                 let (count, orphans) = (at_it.clone().count(), at_it.filter(|(_, open)| open.is_orphan).count());
-                let series = format!("snigate_endpoint_connections{{route=\"{name}\",endpoint=\"{}\"", endpoint.address);
+                let series =
+                    format!("snigate_endpoint_connections{{route=\"{name}\",endpoint=\"{}\"", endpoint.address);
                 // Series of endpoints go with their route.
                 let least = count - orphans;
                 expected.insert(series, least..=count);
@@ -453,10 +467,8 @@ impl Run {
             let none = [0..=0, 0..=0];
             let bytes = model.relayed.get(name).unwrap_or(&none);
             for (direction, range) in ["received", "sent"].into_iter().zip(bytes) {
-                expected.insert(
-                    format!("snigate_bytes_total{{route=\"{name}\",direction=\"{direction}\""),
-                    range.clone(),
-                );
+                expected
+                    .insert(format!("snigate_bytes_total{{route=\"{name}\",direction=\"{direction}\""), range.clone());
             }
         }
         expected
@@ -523,13 +535,10 @@ fn decided(
 }
 
 fn seen(client: Option<&Peer>) -> String {
-    client.map_or_else(
-        || "nothing".into(),
-        |client| format!("{} bytes and end {:?}", client.received.len(), client.end),
-    )
+    client
+        .map_or_else(|| "nothing".into(), |client| format!("{} bytes and end {:?}", client.received.len(), client.end))
 }
 
 fn reset(peer: Peer) {
     crate::support::backend::reset(peer.stream);
 }
-

@@ -177,10 +177,18 @@ pub enum Step {
     /// It reads again.
     Read(usize),
     /// From now on, and with the reset of all its connections if it dies.
-    Behave { endpoint: usize, behaviour: Behaviour, dies: bool },
+    Behave {
+        endpoint: usize,
+        behaviour: Behaviour,
+        dies: bool,
+    },
     Operate(Operation),
     /// While an operation is carried out, data is on the way and clients arrive.
-    Together { operation: Operation, transfers: Vec<Transfer>, arrivals: Vec<Arrival> },
+    Together {
+        operation: Operation,
+        transfers: Vec<Transfer>,
+        arrivals: Vec<Arrival>,
+    },
     /// Until all that are silent are parked.
     Park,
 }
@@ -213,8 +221,13 @@ impl Generator {
             17 => Step::Stall(self.connection()),
             18 => Step::Read(self.connection()),
             19 | 20 => {
-                let behaviour =
-                    self.one_of(&[Behaviour::Serves, Behaviour::Refuses, Behaviour::Refuses, Behaviour::Hangs, Behaviour::Resets]);
+                let behaviour = self.one_of(&[
+                    Behaviour::Serves,
+                    Behaviour::Refuses,
+                    Behaviour::Refuses,
+                    Behaviour::Hangs,
+                    Behaviour::Resets,
+                ]);
                 let dies = behaviour != Behaviour::Serves && self.random.u8(..3) == 0;
                 Step::Behave { endpoint: self.random.usize(..ENDPOINTS), behaviour, dies }
             }
@@ -233,7 +246,12 @@ impl Generator {
     fn operation(&mut self) -> Operation {
         match self.random.u8(..12) {
             0..4 => Operation::Reload(self.config()),
-            4 => Operation::BadReload(self.one_of(&["routes: [", "routez: []\n", "routes: []\n", "timeouts: {drain: 10}\n"])),
+            4 => Operation::BadReload(self.one_of(&[
+                "routes: [",
+                "routez: []\n",
+                "routes: []\n",
+                "timeouts: {drain: 10}\n",
+            ])),
             5 | 6 => Operation::Drain(self.kind(), self.endpoint()),
             7 => Operation::Resume(self.kind(), self.endpoint()),
             8 => Operation::Close(match self.random.u8(..4) {
