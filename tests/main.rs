@@ -10,6 +10,7 @@ mod harness;
 mod hello;
 mod hostile;
 mod lifecycle;
+mod model;
 mod packaging;
 mod pool;
 mod relay;

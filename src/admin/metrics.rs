@@ -93,7 +93,8 @@ enum GroupKind {
 struct EndpointGroup<'s> {
     route: &'s str,
     address: String,
-    state: &'static str,
+    /// `None`: it is no longer configured, but has connections.
+    state: Option<&'static str>,
     connections: usize,
     certificate: Option<CertificateNumbers>,
 }
@@ -218,15 +219,16 @@ impl MetricsSnapshot {
         out.family("snigate_endpoint_state", Kind::Gauge, "1 for the current state of the endpoint, 0 for the others");
         if self.per_route == PerRoute::Off {
             for state in states() {
-                let count = endpoints.iter().filter(|endpoint| endpoint.state == state).count();
+                let count = endpoints.iter().filter(|endpoint| endpoint.state == Some(state)).count();
                 out.sample(&[("state", state)], count);
             }
         } else {
             for endpoint in &endpoints {
+                let Some(current) = endpoint.state else { continue };
                 // A series of its own only while it is drained.
-                for state in states().filter(|state| *state != DRAINED || endpoint.state == DRAINED) {
+                for state in states().filter(|state| *state != DRAINED || current == DRAINED) {
                     let [route, address] = endpoint.labels();
-                    out.sample(&[route, address, ("state", state)], u8::from(endpoint.state == state));
+                    out.sample(&[route, address, ("state", state)], u8::from(current == state));
                 }
             }
         }
@@ -274,12 +276,19 @@ impl MetricsSnapshot {
             groups.extend(route.upstream.endpoints().iter().map(|endpoint| EndpointGroup {
                 route: route.counters.name(),
                 address: endpoint.address.to_string(),
-                state: route.upstream.state_label(endpoint),
+                state: Some(route.upstream.state_label(endpoint)),
                 connections: endpoint.connections(),
                 certificate: endpoint.certificate().map(|certificate| CertificateNumbers {
                     expires: certificate.expires,
                     uncovered: certificate.not_covered(names).len(),
                 }),
+            }));
+            groups.extend(route.upstream.former_endpoints().iter().map(|endpoint| EndpointGroup {
+                route: route.counters.name(),
+                address: endpoint.address.to_string(),
+                state: None,
+                connections: endpoint.connections(),
+                certificate: None,
             }));
         }
         groups

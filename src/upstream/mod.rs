@@ -180,6 +180,11 @@ impl Upstream {
         self.pool.endpoints_ever()
     }
 
+    /// Endpoints that are no longer configured.
+    pub(crate) fn former_endpoints(&self) -> Vec<Arc<Endpoint>> {
+        self.pool.former_endpoints()
+    }
+
     /// Counts a connection that another process has made to this address. `None`: the upstream cannot have it. It can have
     /// any whose endpoint was removed but that stay open (`is_kept`).
     pub(crate) fn adopt(&self, address: SocketAddr, is_kept: bool) -> Option<EndpointSlot> {

@@ -351,6 +351,10 @@ impl Pool {
         self.endpoints().iter().chain(&members.former).cloned().collect()
     }
 
+    pub(super) fn former_endpoints(&self) -> Vec<Arc<Endpoint>> {
+        self.members().former.clone()
+    }
+
     /// Checks for loops again, after our own listeners have changed.
     pub(super) fn check_for_loops(self: &Arc<Self>) {
         let mut members = self.members();

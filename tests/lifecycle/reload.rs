@@ -437,6 +437,29 @@ fn endpoints_that_stay_keep_health_and_connections_and_those_that_go_are_drained
 }
 
 #[test]
+fn connections_of_a_removed_endpoint_are_in_the_metrics_until_they_end() {
+    let (backend, held) = Backend::held();
+    let text = |endpoint: SocketAddr| {
+        format!(
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n  - {{sni: {NAME}, upstream: {{endpoints: \"{endpoint}\", on_remove: keep}}}}\n"
+        )
+    };
+    let router = Router::start(&text(backend.address()));
+    let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+    let upstream = held.recv_timeout(PATIENCE).unwrap();
+    let labels = format!("route=\"{NAME}\",endpoint=\"{}\"", backend.address());
+    let open = || router.metric(&format!("snigate_endpoint_connections{{{labels}}}"));
+    eventually("it is counted", || open() == 1.0);
+    router.reload(&text(closed()));
+    assert_eq!(open(), 1.0, "it is kept");
+    assert!(!router.get("/metrics").1.contains(&format!("snigate_endpoint_state{{{labels}")), "it has no state");
+    drop(upstream);
+    client.finish();
+    client.rest();
+    eventually("it has ended", || open() == 0.0);
+}
+
+#[test]
 fn g12_what_is_read_at_the_start_only_is_refused_by_name() {
     let backend = Backend::echo();
     let routes = [(NAME, backend.address())];

@@ -36,7 +36,12 @@ impl Lines {
 
     /// All so far.
     pub fn so_far(&self) -> Vec<String> {
-        self.lock().0.clone()
+        self.since(0)
+    }
+
+    /// All so far without the first so many.
+    pub fn since(&self, first: usize) -> Vec<String> {
+        self.lock().0[first..].to_vec()
     }
 
     /// What is taken from the first so many lines from which something is, now or later.

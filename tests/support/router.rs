@@ -69,7 +69,12 @@ impl Router {
 
     /// All log lines so far. Each must be one JSON object.
     pub fn log(&self) -> Vec<Value> {
-        let lines = self.lines.so_far();
+        self.log_since(0)
+    }
+
+    /// The same without the first so many lines.
+    pub fn log_since(&self, first: usize) -> Vec<Value> {
+        let lines = self.lines.since(first);
         let json = |line: &String| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
         lines.iter().map(json).collect()
     }

@@ -10,13 +10,14 @@ use crate::support::pages::{Block, all, block, blocks, code, configurations};
 use crate::support::{Router, all_output, tls};
 
 /// Blocks of commands that no test types, and why.
-const NOT_TYPED: [(&str, &str, &str); 32] = [
+const NOT_TYPED: [(&str, &str, &str); 33] = [
     ("README.md", "demo", ".ci/run does, and other tests type `demo --once`"),
     ("README.md", "test", "it types this"),
     ("README.md", "run", "does not end; every test of a router starts it so"),
     ("CONTRIBUTING.md", "build", ".ci/run builds all of this"),
     ("CONTRIBUTING.md", "gateway", ".ci/run does"),
     ("CONTRIBUTING.md", "test", ".ci/run does"),
+    ("CONTRIBUTING.md", "model", ".ci/run does"),
     ("CONTRIBUTING.md", "write", "writes into the repository"),
     ("deploy/container/README.md", "image", "needs podman"),
     ("deploy/container/README.md", "run", "needs podman"),

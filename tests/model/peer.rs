@@ -1,0 +1,101 @@
+//! One end of a connection: what it is to send, and what it has received.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+
+use crate::support::client::End;
+
+pub struct Peer {
+    pub stream: TcpStream,
+    /// Its own address, and that of the router's socket.
+    pub addresses: [SocketAddr; 2],
+    /// Each part is sent by one call, and so in segments of its own.
+    to_send: VecDeque<Vec<u8>>,
+    is_to_finish: bool,
+    pub is_reading: bool,
+    pub received: Vec<u8>,
+    pub end: Option<End>,
+}
+
+/// Of a socket that has been reset.
+const UNKNOWN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+impl Peer {
+    pub fn new(stream: TcpStream) -> Self {
+        stream.set_nonblocking(true).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let addresses = [stream.local_addr(), stream.peer_addr()].map(|address| address.unwrap_or(UNKNOWN));
+        let to_send = VecDeque::new();
+        Self { stream, addresses, to_send, is_to_finish: false, is_reading: true, received: Vec::new(), end: None }
+    }
+
+    pub fn send(&mut self, bytes: Vec<u8>) {
+        if !bytes.is_empty() {
+            self.to_send.push_back(bytes);
+        }
+    }
+
+    /// After all that is to be sent.
+    pub fn finish(&mut self) {
+        self.is_to_finish = true;
+    }
+
+    pub fn has_sent_all(&self) -> bool {
+        self.to_send.is_empty() && !self.is_to_finish
+    }
+
+    pub fn is_to_write(&self) -> bool {
+        !self.has_sent_all() && self.end != Some(End::Reset)
+    }
+
+    pub fn is_to_read(&self) -> bool {
+        self.is_reading && self.end.is_none()
+    }
+
+    /// Gives up what was not sent yet. Returns how many bytes.
+    pub fn send_no_more(&mut self) -> usize {
+        self.to_send.drain(..).map(|part| part.len()).sum()
+    }
+
+    /// Writes and reads as much as is possible now. Whether something was.
+    pub fn advance(&mut self) -> bool {
+        let mut has_advanced = self.is_to_write() && self.write();
+        let mut block = [0; 65536];
+        while self.is_to_read() {
+            match self.stream.read(&mut block) {
+                Ok(0) => self.end = Some(End::Fin),
+                Ok(length) => self.received.extend_from_slice(&block[..length]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => self.end = Some(End::Reset),
+            }
+            has_advanced = true;
+        }
+        has_advanced
+    }
+
+    /// Sends the next part, as far as is possible. Whether something was sent.
+    pub fn write(&mut self) -> bool {
+        let Some(part) = self.to_send.front_mut() else {
+            self.is_to_finish = false;
+            // A peer that has reset is known when it is read.
+            let _ = self.stream.shutdown(Shutdown::Write);
+            return true;
+        };
+        match self.stream.write(part) {
+            Ok(length) => {
+                part.drain(..length);
+                if part.is_empty() {
+                    self.to_send.pop_front();
+                }
+                true
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+            Err(_) => {
+                // The kernel says so once.
+                self.end.get_or_insert(End::Reset);
+                true
+            }
+        }
+    }
+}

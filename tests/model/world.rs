@@ -1,0 +1,356 @@
+//! The router, and all that is around it: one thread moves every byte, so that nothing depends on how threads take turns.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::Value;
+use socket2::{Domain, Socket, Type};
+use tempfile::TempDir;
+
+use super::bytes;
+use super::endpoints::Endpoint;
+use super::peer::Peer;
+use super::script::{Arrival, CLUSTER, Config, ENDPOINTS, Filter, From, Kind, Operation, Route};
+use crate::support::{PATIENCE, Router, snigate};
+
+pub struct World {
+    /// What takes longer has failed.
+    pub patience: Duration,
+    pub router: Router,
+    control: PathBuf,
+    listeners: [SocketAddr; 2],
+    pub endpoints: [Endpoint; ENDPOINTS],
+    pub clients: BTreeMap<usize, Peer>,
+    /// The other ends, by the number of their client.
+    pub upstreams: BTreeMap<usize, Peer>,
+    /// Those of which it is not known yet whose they are, with the endpoint.
+    pub strangers: Vec<(usize, Peer)>,
+    /// Lines of ended connections, by the number of their client.
+    pub lines: BTreeMap<usize, Vec<Value>>,
+    lines_read: usize,
+    pub serving: Pid,
+    descriptors: Vec<String>,
+}
+
+impl World {
+    pub fn start(config: &Config, patience: Duration) -> Self {
+        let directory = TempDir::new().unwrap();
+        let (path, control) = (directory.path().join("snigate.yaml"), directory.path().join("control.sock"));
+        let endpoints: [Endpoint; ENDPOINTS] = std::array::from_fn(|_| Endpoint::new());
+        std::fs::write(&path, text(config, &endpoints, &control)).unwrap();
+        let mut command = snigate();
+        command.arg("run").arg("-c").arg(&path);
+        let router = Router::spawn(command, path, directory);
+        router.wait_many("that it listens", 3, |line| line["message"] == "listening");
+        let listeners = ["plain", "proxied"].map(|name| router.address_of(|listener| listener == name));
+        let serving = router.pid();
+        let mut world = Self {
+            patience,
+            router,
+            control,
+            listeners,
+            endpoints,
+            clients: BTreeMap::new(),
+            upstreams: BTreeMap::new(),
+            strangers: Vec::new(),
+            lines: BTreeMap::new(),
+            lines_read: 0,
+            serving,
+            descriptors: Vec::new(),
+        };
+        world.until("the control socket", |world| world.ask("GET", "/api/status").is_some().then_some(())).unwrap();
+        world.descriptors = world.sockets();
+        world
+    }
+
+    /// A client connects, and begins to send.
+    pub fn arrive(&mut self, arrival: &Arrival) -> Result<(), String> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(64 * 1024).unwrap();
+        socket.bind(&SocketAddr::from((bytes::source(arrival), 0)).into()).unwrap();
+        let connected = socket.connect(&self.listener(arrival).into());
+        connected.map_err(|error| format!("client {} cannot connect: {error}", arrival.number))?;
+        let mut client = Peer::new(socket.into());
+        let first = bytes::first(arrival);
+        for segment in first.chunks(arrival.segments.unwrap_or(first.len().max(1))) {
+            client.send(segment.to_vec());
+        }
+        // At once: the deadline of the hello runs.
+        while client.is_to_write() && client.write() {}
+        self.clients.insert(arrival.number, client);
+        Ok(())
+    }
+
+    pub fn listener(&self, arrival: &Arrival) -> SocketAddr {
+        self.listeners[usize::from(listener(arrival) == "proxied")]
+    }
+
+    /// Moves what can be moved; if there is nothing, waits a little for more.
+    pub fn advance(&mut self) -> bool {
+        let mut has_advanced = false;
+        for (number, endpoint) in self.endpoints.iter().enumerate() {
+            while let Some(peer) = endpoint.accept() {
+                self.strangers.push((number, peer));
+                has_advanced = true;
+            }
+        }
+        for peer in self.peers_mut() {
+            has_advanced |= peer.advance();
+        }
+        if !has_advanced {
+            self.wait_for_sockets();
+        }
+        has_advanced
+    }
+
+    fn peers_mut(&mut self) -> impl Iterator<Item = &mut Peer> {
+        let strangers = self.strangers.iter_mut().map(|(_, peer)| peer);
+        self.clients.values_mut().chain(self.upstreams.values_mut()).chain(strangers)
+    }
+
+    fn wait_for_sockets(&self) {
+        let mut watched: Vec<PollFd<'_>> = Vec::new();
+        let strangers = self.strangers.iter().map(|(_, peer)| peer);
+        for peer in self.clients.values().chain(self.upstreams.values()).chain(strangers) {
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::IN, peer.is_to_read());
+            flags.set(PollFlags::OUT, peer.is_to_write());
+            if !flags.is_empty() {
+                watched.push(PollFd::from_borrowed_fd(peer.stream.as_fd(), flags));
+            }
+        }
+        for endpoint in &self.endpoints {
+            watched.extend(endpoint.listening().map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)));
+        }
+        // Log lines and processes are no descriptors here.
+        let little = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+        let _ = poll(&mut watched, Some(&little));
+    }
+
+    /// Moves bytes until there is something.
+    pub fn until<T>(&mut self, what: &str, mut find: impl FnMut(&mut Self) -> Option<T>) -> Result<T, String> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            if let Some(found) = find(self) {
+                return Ok(found);
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{what}: not within {:?}", self.patience));
+            }
+            self.advance();
+        }
+    }
+
+    /// Reads what has been logged since.
+    pub fn read_lines(&mut self) {
+        for line in self.router.log_since(self.lines_read) {
+            self.lines_read += 1;
+            if line["outcome"].is_string() {
+                let address = line["client.address"].as_str().unwrap_or_default();
+                let number: usize = address.rsplit('.').next().unwrap().parse().unwrap();
+                self.lines.entry(number - 1).or_default().push(line);
+            }
+        }
+    }
+
+    /// Carries an operation out while bytes move. Whether it succeeds, and how many connections it closes.
+    pub fn operate(&mut self, operation: &Operation) -> Result<(bool, Option<u64>), String> {
+        match operation {
+            Operation::Reload(config) => {
+                self.write(config);
+                self.order("/reload")
+            }
+            Operation::BadReload(text) => {
+                std::fs::write(&self.router.config, text).unwrap();
+                self.order("/reload")
+            }
+            Operation::Drain(kind, endpoint) => self.order(&format!("/drain?{}", self.named(*kind, *endpoint))),
+            Operation::Resume(kind, endpoint) => self.order(&format!("/resume?{}", self.named(*kind, *endpoint))),
+            Operation::Close(filter) => {
+                let filter = match filter {
+                    Filter::All => "all=true".into(),
+                    Filter::Route(kind) => format!("route={}", kind.name()),
+                    Filter::Endpoint(endpoint) => format!("endpoint={}", self.endpoints[*endpoint].address),
+                    // Its own address, or the one in its PROXY header.
+                    Filter::Client(number) => {
+                        let own = self.clients.get(number).map(|client| client.addresses[0].ip());
+                        let address = match own {
+                            Some(IpAddr::V4(own)) if own.octets()[1] != 2 => own,
+                            _ => bytes::named(*number),
+                        };
+                        format!("client={address}")
+                    }
+                };
+                self.order(&format!("/close?rate=100000&{filter}"))
+            }
+            Operation::Upgrade => self.upgrade(),
+            Operation::UpgradeTo(config) => {
+                self.write(config);
+                self.upgrade()
+            }
+        }
+    }
+
+    fn write(&self, config: &Config) {
+        std::fs::write(&self.router.config, text(config, &self.endpoints, &self.control)).unwrap();
+    }
+
+    fn named(&self, kind: Kind, endpoint: Option<usize>) -> String {
+        let endpoint = endpoint.map(|endpoint| format!("&endpoint={}", self.endpoints[endpoint].address));
+        format!("route={}{}", kind.name(), endpoint.unwrap_or_default())
+    }
+
+    fn order(&mut self, path: &str) -> Result<(bool, Option<u64>), String> {
+        let answer = self.while_moving(|control| {
+            let answer = request(control, "POST", path)?;
+            // Just after an upgrade.
+            (!answer.1.contains("no longer serves")).then_some(answer)
+        });
+        let (status, body) = answer.ok_or_else(|| format!("{path}: no answer"))?;
+        if !matches!(status, 200 | 409) {
+            return Err(format!("{path}: {status} {body}"));
+        }
+        let matched = body.split("\"matched\":").nth(1).and_then(|rest| rest.split([',', '}']).next());
+        Ok((status == 200 && !body.contains("\"error\""), matched.map(|count| count.parse().unwrap())))
+    }
+
+    /// Answers of the process that serves, or of the one before it.
+    pub fn ask(&self, method: &str, path: &str) -> Option<String> {
+        request(&self.control, method, path).map(|(_, body)| body)
+    }
+
+    /// What this returns when it returns something, meanwhile bytes move.
+    fn while_moving<T: Send>(&mut self, mut find: impl FnMut(&PathBuf) -> Option<T> + Send) -> Option<T> {
+        let (control, deadline) = (self.control.clone(), Instant::now() + self.patience);
+        std::thread::scope(|scope| {
+            let finding = scope.spawn(move || {
+                loop {
+                    let found = find(&control);
+                    if found.is_some() || Instant::now() > deadline {
+                        return found;
+                    }
+                }
+            });
+            while !finding.is_finished() {
+                self.advance();
+            }
+            finding.join().unwrap()
+        })
+    }
+
+    fn upgrade(&mut self) -> Result<(bool, Option<u64>), String> {
+        let before = self.router.log_since(0).len();
+        kill_process(self.serving, Signal::USR2).unwrap();
+        let done = self.until("the upgrade", |world| {
+            let is_done = |line: &Value| {
+                let message = line["message"].as_str().unwrap_or_default();
+                message.starts_with("upgraded;") || message.starts_with("upgrade failed;")
+            };
+            world.router.log_since(before).into_iter().find(is_done)
+        })?;
+        let Some(process) = done["process"].as_i64() else { return Ok((false, None)) };
+        self.serving = Pid::from_raw(i32::try_from(process).unwrap()).unwrap();
+        self.until("the new process has the control socket", |world| {
+            let status: Value = serde_json::from_str(&world.ask("GET", "/api/status")?).ok()?;
+            (status["process"] == process).then_some(())
+        })?;
+        Ok((true, None))
+    }
+
+    /// The values of all series, now.
+    pub fn metrics(&self) -> Option<BTreeMap<String, f64>> {
+        let text = self.ask("GET", "/metrics")?;
+        let series = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
+        Some(series.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect())
+    }
+
+    /// What the process that serves has open, beside regular files.
+    fn sockets(&self) -> Vec<String> {
+        let links = std::fs::read_dir(format!("/proc/{}/fd", self.serving.as_raw_nonzero())).into_iter().flatten();
+        let targets = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
+        let kinds = targets.filter_map(|target| Some(target.to_str()?.split(':').next()?.to_owned()));
+        let mut kinds: Vec<String> = kinds.filter(|kind| kind == "socket").collect();
+        kinds.sort();
+        kinds
+    }
+
+    /// The processes end, with nothing left behind.
+    pub fn stop(mut self) -> Result<(), String> {
+        let descriptors = self.descriptors.len();
+        self.until("descriptors are closed", |world| (world.sockets().len() <= descriptors).then_some(()))
+            .map_err(|error| format!("{error}: {} sockets, {descriptors} at the start", self.sockets().len()))?;
+        let first = self.router.pid();
+        let is_first = first == self.serving;
+        kill_process(self.serving, Signal::TERM).unwrap();
+        if self.router.exit().code() != Some(0) {
+            return Err("the first process has failed".into());
+        }
+        let later = self.router.successors();
+        self.until("all processes end", |_| {
+            (is_first || later.iter().all(|process| test_kill_process(*process).is_err())).then_some(())
+        })
+    }
+}
+
+/// The name of the listener where a client arrives.
+pub fn listener(arrival: &Arrival) -> &'static str {
+    match arrival.from {
+        From::Plain | From::Denied | From::PlainWithHeader => "plain",
+        From::HeaderV1 | From::HeaderV2 | From::HeaderV2WithTlv | From::WithoutHeader | From::Unlisted => "proxied",
+    }
+}
+
+/// The configuration, as a file.
+fn text(config: &Config, endpoints: &[Endpoint; ENDPOINTS], control: &std::path::Path) -> String {
+    let mut text = format!(
+        "listen:\n  - {{name: plain, address: \"127.0.0.1:0\"}}\n  \
+         - {{name: proxied, address: \"127.0.0.1:0\", accept_proxy: {{from: 127.2.0.0/16}}}}\n\
+         admin: 127.0.0.1:0\ncontrol: {}\nlimits: {{park_after: 100ms}}\ntimeouts: {{hello: 5s, drain: 100ms}}\n\
+         log: {{refusals_per_second: 0}}\nroutes:\n",
+        control.display()
+    );
+    for Route { kind, endpoints: reached, on_remove, balance, sends_header, is_checked } in &config.routes {
+        let matches = match kind {
+            Kind::Exact => "sni: a.example".into(),
+            Kind::Alpn => "sni: a.example, alpn: h2".into(),
+            Kind::Tlv => format!("sni: a.example, proxy_tlv: {{0xe0: {CLUSTER}}}"),
+            Kind::Wildcard => "sni: \"*.b.example\"".into(),
+            Kind::Guarded => "sni: d.example, deny: 127.3.0.0/16".into(),
+            Kind::Any => String::new(),
+        };
+        let reached: Vec<String> = reached
+            .iter()
+            .map(|(index, is_backup)| format!("{{address: \"{}\", backup: {is_backup}}}", endpoints[*index].address))
+            .collect();
+        let header = if *sends_header { ", proxy_protocol: v1" } else { "" };
+        let check = if *is_checked { ", health_check: {interval: 1s, timeout: 1s}" } else { "" };
+        let comma = if matches.is_empty() { "" } else { ", " };
+        text += &format!(
+            "  - {{name: {}{comma}{matches}, upstream: {{endpoints: [{}], on_remove: {}, balance: {balance}, \
+             slow_start: 0s, connect: {{timeout: 5s, per_try: 500ms}}{header}{check}}}}}\n",
+            kind.name(),
+            reached.join(", "),
+            on_remove.name()
+        );
+    }
+    text
+}
+
+/// The answer's status and body. `None`: there is none.
+fn request(control: &PathBuf, method: &str, path: &str) -> Option<(u16, String)> {
+    let mut stream = UnixStream::connect(control).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let headers = "host: localhost\r\ncache-control: no-cache\r\n";
+    write!(stream, "{method} {path} HTTP/1.0\r\n{headers}\r\n").ok()?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response).ok()?;
+    let (head, body) = response.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
