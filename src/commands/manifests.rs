@@ -19,9 +19,9 @@ pub(super) fn translate(files: &[&PathBuf], ingress_class: &str) -> anyhow::Resu
     Ok(translate_objects(all, ingress_class))
 }
 
-/// What the objects of a file amount to, if it has any. Standard input has none, as it can be read only once.
+/// What the objects of a file amount to, if it has any. Standard input and pipes have none, as they can be read only once.
 pub(super) fn find(file: &Path) -> anyhow::Result<Option<(Offline, Config)>> {
-    if is_stdin(file) || !read(file).is_ok_and(|content| is_manifest(&content)) {
+    if is_stdin(file) || !file.is_file() || !read(file).is_ok_and(|content| is_manifest(&content)) {
         return Ok(None);
     }
     let offline = translate(&[&file.to_owned()], DEFAULT_INGRESS_CLASS)?;

@@ -77,6 +77,7 @@ impl Replica {
     #[track_caller]
     fn ready(self) -> Self {
         eventually("readiness", || self.is_ready());
+        self.0.wait("the first state of the cluster", |line| line["message"] == "reloaded");
         self
     }
 

@@ -445,7 +445,7 @@ fn connections_of_a_removed_endpoint_are_in_the_metrics_until_they_end() {
         )
     };
     let router = Router::start(&text(backend.address()));
-    let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+    let client = Client::send(router.address(), &Hello::to(NAME).record());
     let upstream = held.recv_timeout(PATIENCE).unwrap();
     let labels = format!("route=\"{NAME}\",endpoint=\"{}\"", backend.address());
     let open = || router.metric(&format!("snigate_endpoint_connections{{{labels}}}"));
@@ -453,9 +453,7 @@ fn connections_of_a_removed_endpoint_are_in_the_metrics_until_they_end() {
     router.reload(&text(closed()));
     assert_eq!(open(), 1.0, "it is kept");
     assert!(!router.get("/metrics").1.contains(&format!("snigate_endpoint_state{{{labels}")), "it has no state");
-    drop(upstream);
-    client.finish();
-    client.rest();
+    drop((client, upstream));
     eventually("it has ended", || open() == 0.0);
 }
 

@@ -367,15 +367,6 @@ impl Generator {
     }
 }
 
-impl Side {
-    pub fn other(self) -> Self {
-        match self {
-            Self::Client => Self::Endpoint,
-            Self::Endpoint => Self::Client,
-        }
-    }
-}
-
 impl Kind {
     pub fn name(self) -> &'static str {
         match self {
