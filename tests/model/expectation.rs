@@ -321,6 +321,9 @@ impl Model {
         let process = self.process;
         let open = self.open_mut(number).unwrap();
         let bytes = open.stalled.take().unwrap_or(0);
+        if open.finished[Side::Endpoint as usize] {
+            open.closed_first.get_or_insert(Side::Endpoint);
+        }
         let (name, was_straggler) = (open.route.kind.name(), std::mem::take(&mut open.is_straggler));
         if was_straggler {
             self.connections.get_mut(&number).unwrap().process = Some(process);
@@ -350,7 +353,10 @@ impl Model {
     pub fn finish(&mut self, number: usize, side: Side) {
         let open = self.open_mut(number).unwrap();
         open.finished[side as usize] = true;
-        open.closed_first.get_or_insert(side);
+        // The FIN of an endpoint is behind what a stalled client has not read.
+        if side == Side::Client || open.stalled.is_none() {
+            open.closed_first.get_or_insert(side);
+        }
         self.end_if_finished(number);
     }
 
