@@ -451,7 +451,12 @@ impl Model {
         }
         let (is_configured, has_route) = (self.is_configured(kind, endpoint), self.config.route(kind).is_some());
         let open = self.open_mut(number).unwrap();
+        let was_orphan = open.is_orphan;
         open.is_orphan |= !has_route;
+        // A route that goes takes all of its connections along, also those of endpoints that it had before.
+        if let Some(route) = before.route(kind).filter(|_| !has_route && !was_orphan) {
+            (policy, open.is_kept) = (route.on_remove, false);
+        }
         match policy {
             _ if open.is_orphan && open.is_kept => {}
             _ if is_configured => open.is_kept = false,
