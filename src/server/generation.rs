@@ -166,13 +166,12 @@ impl Builder<'_> {
         self.changes.removed = self.running.len();
         for (name, route) in self.running {
             route.upstream.remove();
-            let policy = route.upstream.setup().settings.on_remove;
+            let removed = Removed::new(route.upstream.endpoints_ever(), &route.upstream, Some(Arc::clone(route)));
             if self.removed.len() < MAX_NAMED {
                 let connections = route.counters.active.load(Relaxed);
-                info!(route = name, connections, on_remove = policy.label(), "route removed");
+                info!(route = name, connections, on_remove = removed.policy.label(), "route removed");
             }
-            let endpoints = route.upstream.endpoints_ever();
-            self.removed.push(Removed::new(endpoints, &route.upstream, Some(Arc::clone(route))));
+            self.removed.push(removed);
             self.draining.insert(name, Arc::clone(route));
         }
         let draining = self.draining.into_iter().map(|(name, route)| (name.into(), Arc::downgrade(&route))).collect();

@@ -1,8 +1,9 @@
 //! `snigate gateway`
 
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant as Clock;
+use std::time::{Duration, Instant as Clock};
 
 use crate::admin::control::Action;
 use crate::config::{Config, ConfigError, LogFormat};
@@ -28,7 +29,7 @@ use crate::commands::runtime;
 use crate::logging::{self, Logging};
 
 /// For the API server, to release the Lease.
-const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(in crate::commands) fn run(arguments: Gateway) -> anyhow::Result<ExitCode> {
     let signals = Signals::catch()?;
@@ -109,7 +110,7 @@ async fn serve(
     base: Base,
     access: Access,
     options: Options,
-    control: Option<std::os::unix::net::UnixListener>,
+    control: Option<UnixListener>,
     logging: Logging,
     mut signals: Signals,
 ) -> anyhow::Result<ExitCode> {

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
+use super::follow::jittered;
 use super::link::{Link, describe, is_unauthorized};
 
 /// How long a Lease lasts that is not renewed.
@@ -90,7 +91,7 @@ impl Candidate {
                 }
             }
             tokio::select! {
-                () = sleep(INTERVAL.mul_f64(0.75 + 0.5 * fastrand::f64())) => {}
+                () = sleep(jittered(INTERVAL)) => {}
                 () = is_held.closed() => {}
             }
         }

@@ -19,7 +19,7 @@ use super::link::{Link, describe, is_unauthorized};
 use super::store::{ObjectStatus, Store};
 use crate::gateway::api::{Key, Kind};
 use crate::gateway::plan::{Applied, Note, Statuses};
-use crate::gateway::status;
+use crate::gateway::status::{self, shortened};
 
 /// For one request.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -239,13 +239,6 @@ impl Reporter {
 /// A DNS subdomain, of at most 253 bytes.
 fn event_name(object: &str, digest: u64) -> String {
     format!("{}.{digest:016x}", shortened(object, 200).trim_end_matches(['.', '-']))
-}
-
-/// The beginning of a text, of at most so many bytes.
-fn shortened(text: &str, most: usize) -> &str {
-    let end =
-        text.char_indices().map(|(index, letter)| index + letter.len_utf8()).take_while(|end| *end <= most).last();
-    &text[..end.unwrap_or(0)]
 }
 
 fn event_resource() -> ApiResource {

@@ -169,7 +169,7 @@ fn is_served(listener: &ListenerStatus, applied: &Applied) -> bool {
 }
 
 /// The beginning of a text, of at most so many bytes.
-fn shortened(text: &str, most: usize) -> &str {
+pub(crate) fn shortened(text: &str, most: usize) -> &str {
     let ends = text.char_indices().map(|(index, letter)| index + letter.len_utf8());
     &text[..ends.take_while(|end| *end <= most).last().unwrap_or(0)]
 }

@@ -6,6 +6,7 @@ mod conditions;
 use serde_json::{Map, Value, json};
 
 use self::conditions::merge;
+pub(crate) use self::conditions::shortened;
 use super::api::{GATEWAY_GROUP, ParentRef};
 use super::plan::{
     Applied, ClassStatus, Condition, GatewayStatus, ListenerStatus, ParentStatus, Published, PublishedAddress,
