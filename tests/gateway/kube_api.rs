@@ -253,16 +253,17 @@ users: [{{name: test, user: {user}}}]
             }
             let (method, target) = (method.as_str(), Target::parse(&path));
             let is_watch = method == "GET" && path.contains("watch=true");
-            let answer = self.change(|state| state.answer(method, &target, token.as_deref(), &body));
-            let status = answer.0;
-            self.change(|state| {
-                state.requests.push(Request { method: method.into(), path: path.clone(), accept, status })
+            // At once: who sees what a request has changed can count the request.
+            let (status, answer) = self.change(|state| {
+                let (status, answer) = state.answer(method, &target, token.as_deref(), &body);
+                state.requests.push(Request { method: method.into(), path: path.clone(), accept, status });
+                (status, answer)
             });
             if is_watch && status == 200 {
                 self.watch(stream, &target);
                 return;
             }
-            let text = answer.1.to_string();
+            let text = answer.to_string();
             let response = format!(
                 "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{text}",
                 text.len()
