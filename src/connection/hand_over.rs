@@ -201,7 +201,7 @@ impl Departing {
             listener: established.record.listener().into(),
             route: established.record.route().into(),
             endpoint: endpoint.address,
-            is_kept: endpoint.on_remove() == OnRemove::Keep,
+            is_kept: endpoint.is_kept(),
             time_left: handle.time_left(),
             record: established.record.to_portable(),
             rest: rest.to_portable(),

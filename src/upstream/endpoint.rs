@@ -132,10 +132,23 @@ impl Endpoint {
         self.on_remove.store(policy as u8, Relaxed);
     }
 
-    /// What becomes of its connections when it is no longer configured, or since then.
+    /// Whether its connections stay open when it is no longer configured, or have since then.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.removed_by_policy().or_else(|| self.policy_of_route()) == Some(OnRemove::Keep)
+    }
+
+    /// What becomes of its connections if the process that takes over has no place for them: the running configuration of
+    /// its route decides, also for what an earlier one has kept.
     pub(crate) fn on_remove(&self) -> OnRemove {
-        let configured = || self.pool().map_or(OnRemove::Drain, |pool| pool.setup.settings.on_remove);
-        OnRemove::from_repr(self.on_remove.load(Relaxed)).unwrap_or_else(configured)
+        self.policy_of_route().or_else(|| self.removed_by_policy()).unwrap_or(OnRemove::Drain)
+    }
+
+    fn policy_of_route(&self) -> Option<OnRemove> {
+        Some(self.pool()?.setup.settings.on_remove)
+    }
+
+    fn removed_by_policy(&self) -> Option<OnRemove> {
+        OnRemove::from_repr(self.on_remove.load(Relaxed))
     }
 
     fn pool(&self) -> Option<Arc<Pool>> {

@@ -343,7 +343,7 @@ mod tests {
         context.feeds.publish([(service("api"), vec![two])]);
         assert_eq!(upstream.connect(CLIENT).await.unwrap().slot.endpoint().address, two);
         let former = connected.slot.endpoint();
-        assert!(!former.is_present() && former.connections() == 1 && former.on_remove() == OnRemove::Keep);
+        assert!(!former.is_present() && former.connections() == 1 && former.is_kept());
 
         context.feeds.publish([(service("api"), vec![])]);
         let refused = upstream.connect(CLIENT).await.unwrap_err();

@@ -228,6 +228,28 @@ fn h23_connections_to_endpoints_that_are_removed_but_kept_continue_in_the_new_pr
     assert_eq!(router.account_of(address)["outcome"], "completed");
 }
 
+#[test]
+fn h23_a_route_that_the_new_process_lacks_decides_for_endpoints_that_were_kept_before_too() {
+    let (backend, held) = Backend::held();
+    let (other, _other_held) = Backend::held();
+    let text = |name: &str, endpoint: &Backend, policy: &str| {
+        let endpoint = endpoint.address();
+        format!(
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n  - sni: {name}\n    upstream: {{endpoints: \"{endpoint}\", \
+             on_remove: {policy}}}\n"
+        )
+    };
+    let (mut router, _) = linked(&text(NAME, &backend, "keep"));
+    let (mut client, mut upstream) = connect(&router, &held);
+    router.reload(&text(NAME, &other, "cut"));
+    works(&mut client, &mut upstream);
+    fs::write(&router.config, text("other.example", &other, "cut")).unwrap();
+    upgrade(&router);
+    assert_eq!(client.rest(), (Vec::new(), End::Fin));
+    assert_eq!(router.account_of(client.address())["outcome"], "drained");
+    assert_eq!(router.exit().code(), Some(0));
+}
+
 /// What a new process does that is not this program.
 const ROLE: &str = "TEST_SUCCESSOR";
 
