@@ -15,7 +15,7 @@ use crate::connection::RouteTarget;
 use crate::connection::registry::{CloseReason, Registry};
 use crate::route::{Matchers, Names, RouteTable};
 use crate::telemetry::Counters;
-use crate::upstream::{Endpoint, EndpointId, OnRemove, Setup, SharedContext, Upstream};
+use crate::upstream::{Endpoint, EndpointId, OnRemove, Removal, Setup, SharedContext, Upstream};
 
 /// The routes of one configuration.
 #[derive(Debug, Default)]
@@ -39,7 +39,7 @@ pub(crate) struct Changes {
 /// Endpoints that are no longer configured.
 #[derive(Debug)]
 pub(super) struct Removed {
-    endpoints: Vec<Arc<Endpoint>>,
+    endpoints: Vec<(Arc<Endpoint>, Removal)>,
     policy: OnRemove,
     /// The route, if all of it was removed: kept alive so that it is recognised if it is added again.
     _route: Option<Arc<RouteTarget>>,
@@ -266,14 +266,17 @@ impl Removed {
     /// The policy is that of the configuration that had them.
     fn new(endpoints: Vec<Arc<Endpoint>>, upstream: &Upstream, route: Option<Arc<RouteTarget>>) -> Self {
         let policy = upstream.setup().settings.on_remove;
-        for endpoint in &endpoints {
-            endpoint.removed_by(policy);
-        }
-        Self { endpoints, policy, _route: route }
+        let remove = |endpoint: Arc<Endpoint>| {
+            let removal = endpoint.removed_by(policy);
+            (endpoint, removal)
+        };
+        Self { endpoints: endpoints.into_iter().map(remove).collect(), policy, _route: route }
     }
 
-    /// The endpoints that still have connections and were not added again.
+    /// The endpoints that still have connections and were neither added again nor removed anew.
     fn remaining(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        self.endpoints.iter().filter(|endpoint| !endpoint.is_present() && endpoint.connections() > 0)
+        let is_removed = |(endpoint, removal): &&(Arc<Endpoint>, Removal)| endpoint.is_removed_by(*removal);
+        let endpoints = self.endpoints.iter().filter(is_removed).map(|(endpoint, _)| endpoint);
+        endpoints.filter(|endpoint| endpoint.connections() > 0)
     }
 }

@@ -43,6 +43,8 @@ pub(crate) struct Endpoint {
     is_present: AtomicBool,
     /// What becomes of its connections since the configuration has lost it; [`UNDECIDED`] until then.
     on_remove: AtomicU8,
+    /// Changes whenever it is added or removed.
+    membership: AtomicU32,
     /// When it became ready again, in milliseconds since `created`.
     recovered: AtomicU64,
     created: Instant,
@@ -56,6 +58,10 @@ pub(crate) struct Endpoint {
     /// Wakes its health monitor when the state has changed.
     pub(super) changed: Notify,
 }
+
+/// One removal of an endpoint from the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Removal(u32);
 
 const NEVER: u64 = u64::MAX;
 const UNDECIDED: u8 = u8::MAX;
@@ -82,6 +88,7 @@ impl Endpoint {
             suspect: AtomicBool::new(false),
             is_present: AtomicBool::new(true),
             on_remove: AtomicU8::new(UNDECIDED),
+            membership: AtomicU32::new(0),
             recovered: AtomicU64::new(NEVER),
             created: Instant::now(),
             health: Mutex::default(),
@@ -97,6 +104,7 @@ impl Endpoint {
     pub(super) fn join(&self, pool: &Arc<Pool>) {
         self.belong_to(pool);
         self.on_remove.store(UNDECIDED, Relaxed);
+        self.membership.fetch_add(1, Relaxed);
         self.is_present.store(true, Relaxed);
     }
 
@@ -127,9 +135,16 @@ impl Endpoint {
         self.pool()?.setup.settings.max_age.map(MaxAge::of_one)
     }
 
-    /// The configuration that has lost it, or its route, decides what becomes of its connections.
-    pub(crate) fn removed_by(&self, policy: OnRemove) {
+    /// The configuration that has lost it, or its route, decides what becomes of its connections, until it is added or
+    /// removed again.
+    pub(crate) fn removed_by(&self, policy: OnRemove) -> Removal {
         self.on_remove.store(policy as u8, Relaxed);
+        Removal(self.membership.fetch_add(1, Relaxed).wrapping_add(1))
+    }
+
+    /// Whether this removal is the last that has happened to it.
+    pub(crate) fn is_removed_by(&self, removal: Removal) -> bool {
+        self.membership.load(Relaxed) == removal.0
     }
 
     /// Whether its connections stay open when it is no longer configured, or have since then.

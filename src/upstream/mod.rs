@@ -33,7 +33,7 @@ pub(crate) use self::balance::Balance;
 use self::balance::Policy;
 pub(crate) use self::certificate::{EXPIRES_SOON_SECONDS, EndpointCertificate};
 pub(crate) use self::drains::{Drained, Drains, WholeRoute};
-pub(crate) use self::endpoint::{Endpoint, EndpointId, EndpointSlot, LastCheck};
+pub(crate) use self::endpoint::{Endpoint, EndpointId, EndpointSlot, LastCheck, Removal};
 pub(crate) use self::failure::{ConnectError, Failure, error_message};
 pub(crate) use self::feed::Feeds;
 pub(crate) use self::health::{Checks, HealthCheck, HttpCheck, TlsCheck};

@@ -378,6 +378,34 @@ fn g11_connections_of_a_removed_endpoint_follow_the_configuration_that_had_it() 
     }
 }
 
+#[test]
+fn g11_an_endpoint_that_returns_and_goes_again_follows_its_last_removal_only() {
+    let (backend, held) = Backend::held();
+    let (other, other_held) = Backend::held();
+    let text = |routes: &str| format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n{routes}");
+    let route = |name: &str, endpoint: &Backend, policy: &str| {
+        format!("  - {{sni: {name}, upstream: {{endpoints: \"{}\", on_remove: {policy}}}}}\n", endpoint.address())
+    };
+    let router = Router::start(&text(&(route(NAME, &backend, "cut") + &route(OTHER, &other, "cut"))));
+    // While its hello arrives, what the next reload removes is not done with.
+    let hello = Hello::to(OTHER).record();
+    let mut late = Client::send(router.address(), &hello[..10]);
+    eventually("accepted", || connections(&router, "_none") == 1.0);
+    router.reload(&text(&route(NAME, &other, "keep")));
+    router.reload(&text(&route(NAME, &backend, "keep")));
+    let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+    let mut upstream = held.recv_timeout(PATIENCE).unwrap();
+    router.reload(&text(&route(NAME, &other, "keep")));
+    late.write(&hello[10..]);
+    let _late_upstream = other_held.recv_timeout(PATIENCE).unwrap();
+    late.rest();
+    let done =
+        router.wait("it is done with", |line| line["message"] == "closed connections of removed routes and endpoints");
+    assert_eq!(done["closed"], 1, "only what the first reload has removed");
+    std::io::Write::write_all(&mut upstream, b"still here").unwrap();
+    assert_eq!(client.read(10), b"still here");
+}
+
 /// A route to these, with a check that sees nothing wrong in a listener.
 fn pool(endpoints: &[SocketAddr], more: &str) -> String {
     let endpoints: Vec<String> = endpoints.iter().map(|address| format!("\"{address}\"")).collect();
