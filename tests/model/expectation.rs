@@ -64,6 +64,8 @@ pub struct Open {
     pub sent: [usize; 2],
     pub finished: [bool; 2],
     pub closed_first: Option<Side>,
+    /// That side was sent more since then.
+    pub is_sent_more: bool,
     /// The client does not read, and so many bytes are on their way to it.
     pub stalled: Option<usize>,
     /// Its route or endpoint has been removed, and it is kept.
@@ -268,6 +270,7 @@ impl Model {
             sent,
             finished: [false; 2],
             closed_first: None,
+            is_sent_more: false,
             stalled: None,
             is_kept: false,
             is_orphan: false,
@@ -303,6 +306,8 @@ impl Model {
     pub fn transferred(&mut self, number: usize, more: [usize; 2], is_certain: bool) {
         let open = self.open_mut(number).unwrap();
         open.sent = [open.sent[0] + more[0], open.sent[1] + more[1]];
+        // The sides are in the order of what they send.
+        open.is_sent_more |= open.closed_first.is_some_and(|side| more[1 - side as usize] > 0);
         let name = open.route.kind.name();
         if self.connections[&number].process == Some(self.process) {
             let counted = more.map(|more| if is_certain { more..=more } else { 0..=more });
@@ -386,7 +391,11 @@ impl Model {
             Side::Client => [None, Some(other)],
             Side::Endpoint => [Some(other), None],
         };
-        let ended = Ended::relayed(open, seen, outcome, closed_by, None);
+        let mut ended = Ended::relayed(open, seen, outcome, closed_by, None);
+        if open.closed_first == Some(side) && open.is_sent_more {
+            // What it had not acknowledged yet when it reset, it may as well have sent to a socket that it had closed.
+            ended.outcomes.push("completed");
+        }
         self.end(number, ended);
     }
 
