@@ -211,8 +211,18 @@ pub(super) async fn retire(before: Arc<Generation>, removed: Vec<Removed>, regis
             now + drain,
             "draining connections of removed routes and endpoints"
         ),
+        hold(&table, kept),
         free,
     );
+}
+
+/// Holds what was removed while it has connections, so that a route that returns has them again.
+async fn hold(table: &Weak<RouteTable<Arc<RouteTarget>>>, mut removed: Vec<Removed>) {
+    while !removed.is_empty() {
+        sleep(RECOUNT_INTERVAL).await;
+        let may_grow = table.strong_count() > 0;
+        removed.retain(|removed| may_grow || removed.remaining().next().is_some());
+    }
 }
 
 /// `table` is alive while a connection is being set up with it.

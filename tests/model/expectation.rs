@@ -70,7 +70,7 @@ pub struct Open {
     pub stalled: Option<usize>,
     /// Its route or endpoint has been removed, and it is kept.
     pub is_kept: bool,
-    /// Its route has been removed. One that is added later under the same name is another one.
+    /// Its route is not configured now.
     pub is_orphan: bool,
     /// It has stayed in the old process because it is stalled.
     pub is_straggler: bool,
@@ -460,10 +460,9 @@ impl Model {
         }
         let (is_configured, has_route) = (self.is_configured(kind, endpoint), self.config.route(kind).is_some());
         let open = self.open_mut(number).unwrap();
-        let was_orphan = open.is_orphan;
-        open.is_orphan |= !has_route;
+        open.is_orphan = !has_route;
         // A route that goes takes all of its connections along, also those of endpoints that it had before.
-        if let Some(route) = before.route(kind).filter(|_| !has_route && !was_orphan) {
+        if let Some(route) = before.route(kind).filter(|_| !has_route) {
             (policy, open.is_kept) = (route.on_remove, false);
         }
         match policy {

@@ -39,12 +39,13 @@ fn the_router_does_what_the_model_says() {
     let seeds = std::env::var(SEEDS).map_or(DEFAULT, |text| parse(&text));
     watchdog::may_take(Duration::from_secs(300 + 2 * (seeds.end() - seeds.start())));
     let (next, begun) = (AtomicU64::new(*seeds.start()), Instant::now());
+    let tried = AtomicU64::new(0);
     let failures: Vec<Failure> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(|| first_failure(&next, *seeds.end()))).collect();
+        let workers: Vec<_> =
+            (0..AT_A_TIME).map(|_| scope.spawn(|| first_failure(&next, *seeds.end(), &tried))).collect();
         workers.into_iter().filter_map(|worker| worker.join().unwrap()).collect()
     });
-    let tried = next.load(Relaxed).min(seeds.end() + 1) - seeds.start();
-    eprintln!("{tried} seeds in {:.1?}, {} failed", begun.elapsed(), failures.len());
+    eprintln!("{} seeds in {:.1?}, {} failed", tried.load(Relaxed), begun.elapsed(), failures.len());
     for Failure { script, error } in &failures {
         eprintln!("seed {}: {}", script.seed, error.lines().next().unwrap_or_default());
     }
@@ -62,13 +63,14 @@ struct Failure {
 }
 
 /// Takes seeds until one fails, for which the others stop, too.
-fn first_failure(next: &AtomicU64, last: u64) -> Option<Failure> {
+fn first_failure(next: &AtomicU64, last: u64, tried: &AtomicU64) -> Option<Failure> {
     loop {
         let seed = next.fetch_add(1, Relaxed);
         if seed > last {
             return None;
         }
         let script = Script::generate(seed);
+        tried.fetch_add(1, Relaxed);
         if let Err(error) = run(&script, PATIENCE) {
             next.store(last + 1, Relaxed);
             return Some(Failure { script, error });

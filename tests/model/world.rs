@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use super::bytes;
 use super::endpoints::Endpoint;
 use super::peer::Peer;
-use super::script::{Arrival, CLUSTER, Config, ENDPOINTS, Filter, From, Kind, Operation, Route};
+use super::script::{Arrival, Behaviour, CLUSTER, Config, ENDPOINTS, Filter, From, Kind, Operation, Route};
 use crate::support::{PATIENCE, Router, snigate};
 
 pub struct World {
@@ -283,6 +283,8 @@ impl World {
 
     /// The processes end, with nothing left behind.
     pub fn stop(mut self) -> Result<(), String> {
+        // Otherwise checks of those that hang wait, each with a socket.
+        self.endpoints.iter_mut().for_each(|endpoint| endpoint.behave(Behaviour::Serves));
         let descriptors = self.descriptors.len();
         self.until("descriptors are closed", |world| (world.sockets().len() <= descriptors).then_some(()))
             .map_err(|error| format!("{error}: {} sockets, {descriptors} at the start", self.sockets().len()))?;
