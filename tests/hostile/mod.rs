@@ -4,5 +4,7 @@
 mod abuse;
 /// System calls that fail.
 mod faults;
+/// Samples of a process.
+mod record;
 /// Everything at once.
 mod soak;

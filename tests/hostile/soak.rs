@@ -1,5 +1,6 @@
 //! Everything at once, for as long as `SNIGATE_SOAK` says in seconds (3 otherwise): nothing is lost, nothing grows.
-//! `SNIGATE_SOAK=3600 cargo test --release --test main z11 -- --nocapture`
+//! `SNIGATE_SOAK=3600 cargo test --release --test main z11 -- --nocapture`; with `SNIGATE_SOAK_RECORD=DIRECTORY`, its samples
+//! of each second are written there.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::Scope;
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::record::{self, Sample, descriptors};
 use crate::support::backend::closed;
 use crate::support::client::alert;
 use crate::support::router::config;
@@ -17,6 +19,10 @@ const FAULTY: &str = "faulty.example";
 const DEAD: &str = "dead.example";
 const IDLE: &str = "idle.example";
 const IDLE_STREAMS: usize = 100;
+/// Clients per second.
+const RATE: u32 = 500;
+const WORKERS: u32 = 4;
+const RELOAD_INTERVAL: u64 = 2;
 
 #[derive(Default)]
 struct Made {
@@ -62,19 +68,21 @@ fn one(router: &Router, number: u64, made: &Made) -> bool {
     }
 }
 
-/// Clients of all kinds, four at a time, until they are to stop.
+/// Clients of all kinds, until they are to stop.
 fn keep_coming<'scope>(
     scope: &'scope Scope<'scope, '_>,
     router: &'scope Router,
     made: &'scope Made,
     stop: &'scope AtomicBool,
 ) {
-    for worker in 0..4 {
+    for worker in 0..WORKERS {
         scope.spawn(move || {
-            let mut number = worker;
+            let (mut number, mut next) = (u64::from(worker), Instant::now());
             while !stop.load(Relaxed) {
                 assert!(one(router, number, made), "client {number}");
                 number += 5;
+                next += Duration::from_secs(1) * WORKERS / RATE;
+                std::thread::sleep(next.saturating_duration_since(Instant::now()));
             }
         });
     }
@@ -87,12 +95,21 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
     let (backend, faulty) = (Backend::echo(), Backend::echo());
     let patient = Backend::patient();
     let routes = [(NAME, backend.address()), (FAULTY, faulty.address()), (DEAD, closed()), (IDLE, patient.address())];
+    // Every other one has a route with an endpoint that answers its checks and one that refuses them.
+    let text = |number: u64| {
+        let checked = format!(
+            "  - {{sni: checked.example, upstream: {{endpoints: [\"{}\", \"{}\"], health_check: {{interval: 500ms}}}}}}\n",
+            backend.address(),
+            routes[2].1
+        );
+        config(&routes, if number.is_multiple_of(2) { "" } else { &checked })
+    };
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("snigate.yaml");
-    std::fs::write(&path, config(&routes, "")).unwrap();
+    std::fs::write(&path, text(0)).unwrap();
     let mut command = snigate();
     // A line for each of them would fill the memory of the test.
-    command.args(["run", "-c"]).arg(&path).env("RUST_LOG", "warn,snigate::server=info");
+    command.args(["run", "-c"]).arg(&path).env("RUST_LOG", "warn,snigate::server=info,snigate::commands=info");
     let router = Router::spawn(command, path, directory);
     router.wait_many("that it listens", 2, |line| line["message"] == "listening");
     let made = Made::default();
@@ -101,16 +118,18 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
     for client in &mut idle {
         assert_eq!(client.read(hello.len()), hello);
     }
-    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", router.pid().as_raw_nonzero())).unwrap().count();
     let mut samples = Vec::new();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         keep_coming(scope, &router, &made, &stop);
         let _stop = Stop(&stop);
         let begun = Instant::now();
-        while begun.elapsed() < duration {
-            std::thread::sleep(Duration::from_secs(1));
-            samples.push((router.metric("process_resident_memory_bytes"), descriptors()));
+        for second in 1..=duration.as_secs() {
+            std::thread::sleep((begun + Duration::from_secs(second)).saturating_duration_since(Instant::now()));
+            samples.push(Sample::take(&router, second));
+            if second.is_multiple_of(RELOAD_INTERVAL) {
+                assert_eq!(router.reload(&text(second / RELOAD_INTERVAL))["message"], "reloaded");
+            }
         }
     });
     let made_connections = made.connections.load(Relaxed) + IDLE_STREAMS as u64;
@@ -138,11 +157,14 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
         client.write(b"still");
         assert_eq!(client.read(5), b"still", "it has been idle all the time");
     }
-    let (first, last) = (samples[samples.len() / 4], samples[samples.len() - 1]);
-    eprintln!("{made_connections} connections; memory {first:?}, later {last:?} (bytes, descriptors)");
-    assert!(last.0 < first.0 + 8e6, "memory: {first:?}, later {last:?}");
+    if let Some(directory) = std::env::var_os("SNIGATE_SOAK_RECORD") {
+        record::write(&samples, directory.as_ref());
+    }
+    let (first, last) = (samples[samples.len() / 4].memory(), samples[samples.len() - 1].memory());
+    eprintln!("{made_connections} connections; {first} bytes of memory after a quarter of the time, {last} at the end");
+    assert!(last < first + 8e6, "memory: {first}, later {last}");
     drop(idle);
-    eventually("descriptors are given back", || descriptors() < 40);
+    eventually("descriptors are given back", || descriptors(&router) < 40);
 }
 
 /// Reloads, upgrades, drains and endpoints that come and go, so many of them as `SNIGATE_STORM` says (12 otherwise), while

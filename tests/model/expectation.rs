@@ -392,7 +392,7 @@ impl Model {
             Side::Endpoint => [Some(other), None],
         };
         let mut ended = Ended::relayed(open, seen, outcome, closed_by, None);
-        if open.closed_first == Some(side) && open.is_sent_more {
+        if open.closed_first == Some(side) && (open.is_sent_more || open.stalled.is_some()) {
             // What it had not acknowledged yet when it reset, it may as well have sent to a socket that it had closed.
             ended.outcomes.push("completed");
         }
