@@ -489,9 +489,10 @@ impl Model {
         let next = self.process + 1;
         let Some(open) = self.open_mut(number) else { return };
         let (kind, is_stalled) = (open.route.kind, open.stalled.is_some());
-        open.is_straggler = is_stalled;
-        let follows = !is_stalled && self.config.route(kind).is_some();
-        if let Some(open) = self.open_mut(number).filter(|_| follows) {
+        let follows = self.config.route(kind).is_some();
+        let open = self.open_mut(number).unwrap();
+        open.is_straggler = follows && is_stalled;
+        if follows && !is_stalled {
             open.is_orphan = false;
             self.remove_if_gone(number, before);
             self.connections.get_mut(&number).unwrap().process = Some(next);

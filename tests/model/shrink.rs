@@ -7,8 +7,13 @@ use super::script::{Script, Step};
 /// How long a script is made shorter.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// The shortest script found that fails, and how it does.
+/// The shortest script found that fails in the same way, and how it does.
 pub fn shrink(script: Script, error: String, run: impl Fn(&Script) -> Result<(), String>) -> (Script, String) {
+    let expected = kind(&error);
+    let run = |script: &Script| match run(script) {
+        Err(other) if kind(&other) == expected => Err(other),
+        _ => Ok(()),
+    };
     let (mut shortest, mut shortest_error) = (script, error);
     let begun = Instant::now();
     let mut length = shortest.steps.len().div_ceil(2);
@@ -38,6 +43,12 @@ pub fn shrink(script: Script, error: String, run: impl Fn(&Script) -> Result<(),
         }
     }
     (shortest, shortest_error)
+}
+
+/// What differs of two errors is the step and whatever has a number: this is the begin of the rest.
+fn kind(error: &str) -> String {
+    let (_, rest) = error.split_once(": ").unwrap_or(("", error));
+    rest.chars().filter(|char| !char.is_ascii_digit()).take(24).collect()
 }
 
 /// An operation during which one thing less happens, the last of them first.
