@@ -592,6 +592,17 @@ impl Ended {
         }
     }
 
+    /// A connection that a reload cuts before its endpoint gets anything.
+    pub fn cut_at_once(arrival: &Arrival, route: &Route, endpoints: Vec<usize>) -> Self {
+        let sent = bytes::hello(arrival).len() + arrival.early;
+        Self {
+            client: Some(Seen { bytes: 0..=0, is_alert: None, end: How::Either }),
+            endpoints,
+            reason: Some(REMOVED),
+            ..Self::refused("drained", route.kind.name(), None, 0..=sent)
+        }
+    }
+
     /// It may have ended when so much was sent, or any time later.
     pub fn is_cut_short(&mut self, [up, down]: [usize; 2]) {
         let lower = |range: &mut Range, least: usize| *range = least.min(*range.start())..=*range.end();

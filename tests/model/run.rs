@@ -1,6 +1,6 @@
 //! Plays a script to the world and to the model, and compares them after each step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::bytes::{self, payload};
@@ -288,7 +288,9 @@ impl Run {
         let hello = bytes::hello(arrival);
         match state {
             State::Undecided(verdicts) => {
-                let Some(decided) = decided(arrival, verdicts, client, lines, &self.model.behaviours)? else {
+                let Some(decided) =
+                    decided(arrival, verdicts, client, lines, &self.model.behaviours, &self.world.nameless)?
+                else {
                     let is_awaited = self.is_last || arrival.sends != Sends::Part(super::script::After::Silence);
                     let what = format!("expected one of {verdicts:?}, seen {}", seen(client));
                     return Ok(if is_awaited { Looks::Incomplete(what) } else { Looks::Right });
@@ -339,9 +341,11 @@ impl Run {
     fn recognise(&mut self) -> Result<(), String> {
         for (endpoint, mut peer) in std::mem::take(&mut self.world.strangers) {
             let Some((number, routes, length)) = self.whose(endpoint, &peer)? else {
-                // A health check ends without a hello.
+                // A health check ends without a hello, and so may a connection that is cut at once.
                 if peer.end.is_none() {
                     self.world.strangers.push((endpoint, peer));
+                } else {
+                    self.world.nameless.insert(peer.addresses[1].to_string());
                 }
                 continue;
             };
@@ -502,6 +506,7 @@ fn decided(
     client: Option<&Peer>,
     lines: &[serde_json::Value],
     behaviours: &[Behaviour],
+    nameless: &BTreeSet<String>,
 ) -> Result<Option<Ended>, String> {
     for verdict in verdicts {
         match verdict {
@@ -521,6 +526,13 @@ fn decided(
                 let is_reset = client.is_some_and(|client| client.end == Some(End::Reset));
                 if is_reset && !resetting.is_empty() && lines.iter().any(|line| line["outcome"] == "upstream_reset") {
                     return Ok(Some(Ended::reset_at_once(arrival, route, resetting)));
+                }
+                let is_cut = |line: &&serde_json::Value| {
+                    let reached = line["upstream.local.address"].as_str();
+                    line["outcome"] == "drained" && reached.is_some_and(|reached| nameless.contains(reached))
+                };
+                if lines.iter().find(is_cut).is_some_and(|line| line["route"] == route.kind.name()) {
+                    return Ok(Some(Ended::cut_at_once(arrival, route, by.clone())));
                 }
             }
         }

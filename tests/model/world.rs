@@ -1,6 +1,6 @@
 //! The router, and all that is around it: one thread moves every byte, so that nothing depends on how threads take turns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -32,6 +32,8 @@ pub struct World {
     pub upstreams: BTreeMap<usize, Peer>,
     /// Those of which it is not known yet whose they are, with the endpoint.
     pub strangers: Vec<(usize, Peer)>,
+    /// The router's ends of those that have ended before anything told whose they are.
+    pub nameless: BTreeSet<String>,
     /// Lines of ended connections, by the number of their client.
     pub lines: BTreeMap<usize, Vec<Value>>,
     lines_read: usize,
@@ -60,6 +62,7 @@ impl World {
             clients: BTreeMap::new(),
             upstreams: BTreeMap::new(),
             strangers: Vec::new(),
+            nameless: BTreeSet::new(),
             lines: BTreeMap::new(),
             lines_read: 0,
             serving,
