@@ -418,9 +418,16 @@ impl Run {
         } else {
             bytes::source(arrival).to_string()
         };
-        let listed = self.world.ask("GET", &format!("/connections?client={address}"))?;
-        let listed: serde_json::Value = serde_json::from_str(&listed).ok()?;
-        let name = listed["connections"][0]["route"].as_str()?;
+        // It may have ended since.
+        let line = self.world.lines.get(&number).and_then(|lines| lines.first());
+        let name = match line {
+            Some(line) => line["route"].as_str()?.to_owned(),
+            None => {
+                let listed = self.world.ask("GET", &format!("/connections?client={address}"))?;
+                let listed: serde_json::Value = serde_json::from_str(&listed).ok()?;
+                listed["connections"][0]["route"].as_str()?.to_owned()
+            }
+        };
         routes.iter().find(|route| route.kind.name() == name).cloned()
     }
 
