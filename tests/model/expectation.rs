@@ -329,8 +329,11 @@ impl Model {
         if open.finished[Side::Endpoint as usize] {
             open.closed_first.get_or_insert(Side::Endpoint);
         }
-        let (name, was_straggler) = (open.route.kind.name(), std::mem::take(&mut open.is_straggler));
-        if was_straggler {
+        let (kind, was_straggler) = (open.route.kind, std::mem::take(&mut open.is_straggler));
+        let name = kind.name();
+        // Otherwise it stays in the old process.
+        let follows = was_straggler && self.config.route(kind).is_some();
+        if follows {
             self.connections.get_mut(&number).unwrap().process = Some(process);
             // It follows at a moment when no bytes are held for it, and the rest is relayed there.
             self.relayed(name, [0..=0, 0..=bytes]);
@@ -491,7 +494,7 @@ impl Model {
         let (kind, is_stalled) = (open.route.kind, open.stalled.is_some());
         let follows = self.config.route(kind).is_some();
         let open = self.open_mut(number).unwrap();
-        open.is_straggler = follows && is_stalled;
+        open.is_straggler = is_stalled;
         if follows && !is_stalled {
             open.is_orphan = false;
             self.remove_if_gone(number, before);
