@@ -1,6 +1,6 @@
 //! API servers that behave as the script says, at addresses that stay theirs.
 
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 
 use socket2::{Domain, SockFilter, Socket, Type};
 
@@ -10,49 +10,46 @@ use crate::support::backend::reset;
 
 pub struct Endpoint {
     pub address: SocketAddr,
-    /// Bound and never listening, so that the address is nobody else's while the endpoint refuses.
-    _reserved: Socket,
-    listening: Option<Socket>,
+    /// Always bound, so that the address is nobody else's while the endpoint refuses.
+    socket: Socket,
     behaviour: Behaviour,
 }
 
 impl Endpoint {
     pub fn new() -> Self {
-        let reserved = bound(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let address = reserved.local_addr().unwrap().as_socket().unwrap();
-        let mut endpoint = Self { address, _reserved: reserved, listening: None, behaviour: Behaviour::Refuses };
+        let port_of = bound(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let address = port_of.local_addr().unwrap().as_socket().unwrap();
+        // A port that was asked for stays with a socket that listens no more.
+        let mut endpoint = Self { address, socket: bound(address), behaviour: Behaviour::Refuses };
         endpoint.behave(Behaviour::Serves);
         endpoint
     }
 
     pub fn behave(&mut self, behaviour: Behaviour) {
-        self.behaviour = behaviour;
-        if behaviour == Behaviour::Refuses {
-            self.listening = None;
-            return;
+        let before = std::mem::replace(&mut self.behaviour, behaviour);
+        match (before, behaviour) {
+            (Behaviour::Refuses, Behaviour::Refuses) => return,
+            (_, Behaviour::Refuses) => return self.socket.shutdown(Shutdown::Read).unwrap(),
+            (Behaviour::Refuses, _) => self.socket.listen(128).unwrap(),
+            _ => {}
         }
-        let listening = self.listening.get_or_insert_with(|| {
-            let socket = bound(self.address);
-            socket.listen(128).unwrap();
-            socket
-        });
         if behaviour == Behaviour::Hangs {
             // `ret 0`: accept no byte of any packet.
-            listening.attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).unwrap();
+            self.socket.attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).unwrap();
         } else {
             // There may be none.
-            let _ = listening.detach_filter();
+            let _ = self.socket.detach_filter();
         }
     }
 
     pub fn listening(&self) -> Option<&Socket> {
-        self.listening.as_ref()
+        (self.behaviour != Behaviour::Refuses).then_some(&self.socket)
     }
 
     /// Accepts one that is not reset at once.
     pub fn accept(&self) -> Option<Peer> {
         loop {
-            let (socket, _) = self.listening.as_ref()?.accept().ok()?;
+            let (socket, _) = self.listening()?.accept().ok()?;
             if self.behaviour == Behaviour::Resets {
                 reset(socket.into());
             } else {
