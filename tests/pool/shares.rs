@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use serde_json::Value;
 
 use crate::support::backend::closed;
 use crate::support::client::{End, client_from};
-use crate::support::{Backend, Client, Hello, Router, eventually, snigate};
+use crate::support::{Backend, Client, Hello, Router, Stop, eventually, snigate};
 
 const NAME: &str = "a.example";
 
@@ -63,6 +64,57 @@ fn b30_connections_follow_weights_and_a_reload_changes_them() {
     for client in &mut clients {
         client.write(b"ping");
         client.read(Hello::to(NAME).record().len() + 4);
+    }
+}
+
+#[test]
+fn b21_endpoints_added_and_removed_under_load_get_their_share_and_no_client_fails() {
+    let backends = [Backend::echo(), Backend::echo(), Backend::echo()];
+    let text = |some: &[&Backend]| {
+        let some: Vec<String> = some.iter().map(|backend| format!("\"{}\"", backend.address())).collect();
+        config(&format!("{{endpoints: [{}], balance: round_robin, slow_start: 0s, on_remove: keep}}", some.join(", ")))
+    };
+    let [one, two, three] = &backends;
+    let router = Router::start(&text(&[one, two]));
+    let hello = Hello::to(NAME).record();
+    let mut lasting: Vec<Client> = (0..20).map(|_| open(&router, "127.0.0.1")).collect();
+    // The first belong to connections from before the change.
+    let shares = || {
+        let accepted = || backends.each_ref().map(Backend::accepted);
+        let before = accepted();
+        let since = || std::array::from_fn::<usize, 3, _>(|index| accepted()[index] - before[index]);
+        eventually("300 connections", || since().iter().sum::<usize>() >= 300);
+        let since = since();
+        let all: usize = since.iter().sum();
+        since.map(|one| one as f64 / all as f64)
+    };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !stop.load(Relaxed) {
+                    let mut client = open(&router, "127.0.0.1");
+                    client.finish();
+                    assert_eq!(client.rest(), (hello.clone(), End::Fin));
+                }
+            });
+        }
+        let is_about = |shares: [f64; 3], expected: [f64; 3]| {
+            let differences = shares.iter().zip(expected).map(|(share, expected)| (share - expected).abs());
+            assert!(differences.clone().all(|difference| difference < 0.03), "{shares:?}, expected {expected:?}");
+        };
+        is_about(shares(), [0.5, 0.5, 0.0]);
+        router.reload(&text(&[one, two, three]));
+        is_about(shares(), [1.0 / 3.0; 3]);
+        router.reload(&text(&[two, three]));
+        is_about(shares(), [0.0, 0.5, 0.5]);
+        router.reload(&text(&[one, two]));
+        is_about(shares(), [0.5, 0.5, 0.0]);
+    });
+    for client in &mut lasting {
+        client.write(b"ping");
+        assert_eq!(client.read(hello.len() + 4), [&hello[..], b"ping"].concat());
     }
 }
 
