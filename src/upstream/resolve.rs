@@ -107,6 +107,8 @@ struct Known {
     subscribers: Vec<LookupSubscriber>,
     /// The last good answer, or why there has been none.
     answer: Option<Answer>,
+    /// How many answers there have been.
+    answers: u64,
     is_failing: bool,
     /// Somebody could connect to none of the addresses.
     refresh_requested: bool,
@@ -190,12 +192,17 @@ impl Lookups {
         };
         let mut known = name.known();
         known.subscribers.push(LookupSubscriber { id, every, on_answer: Arc::clone(&on_answer) });
-        let answer = known.answer.clone();
+        let (mut told, mut answer) = (known.answers, known.answer.clone());
         drop(known);
         drop(names);
         name.changed.notify_one();
-        if let Some(answer) = answer {
-            on_answer(&answer);
+        while let Some(known_answer) = answer.take() {
+            on_answer(&known_answer);
+            // Another one that came meanwhile may have been told before this one.
+            let known = name.known();
+            if known.answers != told {
+                (told, answer) = (known.answers, known.answer.clone());
+            }
         }
         LookupSubscription { name, id }
     }
@@ -338,6 +345,7 @@ impl Name {
     /// Tells the subscribers, and logs what has changed.
     fn publish(&self, answer: &Answer) {
         let mut known = self.known();
+        known.answers += 1;
         let before = known.answer.take();
         known.answer = match (&before, answer) {
             // A subscriber that comes now can still use these.
@@ -498,6 +506,25 @@ mod tests {
             }
         };
         timeout(Duration::from_secs(30), gone).await.expect("the lookup ends");
+    }
+
+    #[tokio::test]
+    async fn c01_an_answer_that_comes_while_a_pool_subscribes_is_the_last_it_gets() {
+        let lookups = lookups();
+        let _first = lookups.subscribe("a.invalid", 7, Duration::from_secs(1000), |_| 0);
+        let name = Arc::clone(lookups.names().values().next().unwrap());
+        name.publish(&Ok(numbered(1)));
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let (note, overtaking) = (Arc::clone(&told), Arc::clone(&name));
+        let _second = lookups.subscribe("a.invalid", 7, Duration::from_secs(1000), move |answer| {
+            // The next answer is there before this one is taken.
+            if *answer == Ok(numbered(1)) {
+                overtaking.publish(&Ok(numbered(2)));
+            }
+            note.lock().unwrap().push(answer.clone());
+            0
+        });
+        assert_eq!(told.lock().unwrap().last(), Some(&Ok(numbered(2))));
     }
 
     #[tokio::test]
