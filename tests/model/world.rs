@@ -259,6 +259,11 @@ impl World {
             world.router.log_since(before).into_iter().find(is_done)
         })?;
         let Some(process) = done["process"].as_i64() else { return Ok((false, None)) };
+        self.until("the old process accepts no more", |world| {
+            let is_done =
+                |line: &Value| line["message"] == "draining" || line["message"] == "the old process has exited";
+            world.router.log_since(before).iter().any(is_done).then_some(())
+        })?;
         self.serving = Pid::from_raw(i32::try_from(process).unwrap()).unwrap();
         self.until("the new process has the control socket", |world| {
             let status: Value = serde_json::from_str(&world.ask("GET", "/api/status")?).ok()?;
