@@ -55,6 +55,8 @@ pub mod route;
 mod server;
 pub mod server_hello;
 #[cfg(feature = "router")]
+mod sync;
+#[cfg(feature = "router")]
 mod telemetry;
 #[cfg(feature = "router")]
 mod text;

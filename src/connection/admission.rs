@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use tokio::time::Instant;
 
 use crate::client_hello::Ja4;
 use crate::connection::networks::{FoundNetwork, MAX_SHOWN, Networks};
+use crate::sync::{Mutex, MutexGuard};
 use crate::text::units::{Rate, first_of};
 
 /// A set of JA4 fingerprints.
@@ -282,6 +283,15 @@ impl Drop for SourcePermit {
                 shard.sources.remove(&self.source);
             }
         }
+    }
+}
+
+#[cfg(all(test, shuttle))]
+impl SourceTable {
+    /// The number of permits.
+    pub(super) fn open(&self) -> u32 {
+        let shards = self.shards.iter().map(|shard| shard.lock().unwrap());
+        shards.map(|shard| shard.sources.values().map(|usage| usage.open).sum::<u32>()).sum()
     }
 }
 

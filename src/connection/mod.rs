@@ -4,6 +4,8 @@ pub(crate) mod accept_proxy;
 pub(crate) mod admission;
 pub(crate) mod established;
 pub(crate) mod hand_over;
+#[cfg(all(test, shuttle))]
+mod interleavings;
 pub(crate) mod live;
 pub(crate) mod networks;
 pub(crate) mod parking;

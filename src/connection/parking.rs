@@ -73,6 +73,12 @@ impl ParkingLot {
         Ok(())
     }
 
+    /// Nobody continues what is sent there, and no event is looked at.
+    #[cfg(all(test, shuttle))]
+    pub(super) fn sending_to(resume: UnboundedSender<Unparked>, parked: Arc<AtomicU64>) -> io::Result<Self> {
+        Ok(Self { epoll: Arc::new(epoll::create(CreateFlags::CLOEXEC)?), resume, parked })
+    }
+
     pub(super) fn resume(&self, unparked: Unparked) -> Result<(), Unparked> {
         self.resume.send(unparked).map_err(|failed| failed.0)
     }

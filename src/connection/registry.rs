@@ -7,7 +7,7 @@ use std::io;
 use std::mem;
 use std::ops::Range;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::connection::live::{ConnectionId, LiveConnection, States};
 use crate::connection::parking::{Parked, ParkingLot, Unparked};
+use crate::sync::{Mutex, MutexGuard};
 use crate::upstream::{EndpointId, OpenConnections};
 
 /// Why a connection is closed.
@@ -731,6 +732,19 @@ impl Handle {
         if let Some(entry) = registry.entries().open.get_mut(self.index as usize) {
             entry.stays = true;
         }
+    }
+}
+
+#[cfg(all(test, shuttle))]
+impl Registry {
+    pub(super) fn id_at(&self, index: usize) -> ConnectionId {
+        self.entries().open[index].id(index)
+    }
+
+    /// How many connections wait.
+    pub(super) fn waiting(&self) -> [usize; 2] {
+        let entries = self.entries();
+        [&entries.awaiting_hello, &entries.awaiting_close].map(|queue| queue.waiting)
     }
 }
 

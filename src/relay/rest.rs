@@ -26,7 +26,7 @@ pub(crate) struct Rest {
 
 impl Rest {
     /// The state of a relay that has not begun.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             last_activity: Instant::now(),
             liveness: Liveness::default(),

@@ -277,10 +277,10 @@ impl Removed {
     fn new(endpoints: Vec<Arc<Endpoint>>, upstream: &Upstream, route: Option<Arc<RouteTarget>>) -> Self {
         let policy = upstream.setup().settings.on_remove;
         let remove = |endpoint: Arc<Endpoint>| {
-            let removal = endpoint.removed_by(policy);
-            (endpoint, removal)
+            let removal = endpoint.removed_by(policy)?;
+            Some((endpoint, removal))
         };
-        Self { endpoints: endpoints.into_iter().map(remove).collect(), policy, _route: route }
+        Self { endpoints: endpoints.into_iter().filter_map(remove).collect(), policy, _route: route }
     }
 
     /// The endpoints that still have connections and were neither added again nor removed anew.

@@ -1,8 +1,7 @@
 //! One address of an API server, with its state and connections.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
@@ -12,6 +11,8 @@ use super::certificate::{Certificates, EndpointCertificate};
 use super::health::{EndpointState, HealthState, ProbeResult, Thresholds};
 use super::pool::Pool;
 use super::settings::{MaxAge, OnRemove, Share};
+use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Identifies an endpoint; unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,7 +20,7 @@ pub(crate) struct EndpointId(u64);
 
 impl EndpointId {
     pub(crate) fn next() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
         Self(NEXT.fetch_add(1, Relaxed))
     }
 }
@@ -102,7 +103,8 @@ impl Endpoint {
 
     /// Makes it a member of this pool.
     pub(super) fn join(&self, pool: &Arc<Pool>) {
-        self.belong_to(pool);
+        let mut of = self.pool_lock();
+        *of = Arc::downgrade(pool);
         self.on_remove.store(UNDECIDED, Relaxed);
         self.membership.fetch_add(1, Relaxed);
         self.is_present.store(true, Relaxed);
@@ -110,7 +112,7 @@ impl Endpoint {
 
     /// The settings of this pool apply to it, whether it is a member or was one.
     pub(super) fn belong_to(&self, pool: &Arc<Pool>) {
-        *self.pool.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(pool);
+        *self.pool_lock() = Arc::downgrade(pool);
     }
 
     /// Removes it from the pool.
@@ -136,10 +138,14 @@ impl Endpoint {
     }
 
     /// The configuration that has lost it, or its route, decides what becomes of its connections, until it is added or
-    /// removed again.
-    pub(crate) fn removed_by(&self, policy: OnRemove) -> Removal {
+    /// removed again. `None`: it has just been added again, by a lookup.
+    pub(crate) fn removed_by(&self, policy: OnRemove) -> Option<Removal> {
+        let _members = self.pool_lock();
+        if self.is_present() {
+            return None;
+        }
         self.on_remove.store(policy as u8, Relaxed);
-        Removal(self.membership.fetch_add(1, Relaxed).wrapping_add(1))
+        Some(Removal(self.membership.fetch_add(1, Relaxed).wrapping_add(1)))
     }
 
     /// Whether this removal is the last that has happened to it.
@@ -167,7 +173,11 @@ impl Endpoint {
     }
 
     fn pool(&self) -> Option<Arc<Pool>> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+        self.pool_lock().upgrade()
+    }
+
+    fn pool_lock(&self) -> MutexGuard<'_, Weak<Pool>> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its part in new connections.

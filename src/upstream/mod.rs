@@ -10,6 +10,8 @@ mod endpoint;
 mod failure;
 mod feed;
 pub(crate) mod health;
+#[cfg(all(test, shuttle))]
+mod interleavings;
 mod loop_check;
 mod places;
 mod pool;
