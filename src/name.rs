@@ -307,7 +307,9 @@ mod tests {
     #[test]
     fn patterns_print_as_they_are_read() {
         for text in ["a.example.com", "*.example.com", "*.com"] {
-            assert_eq!(NamePattern::parse(text).unwrap().to_string(), text);
+            let pattern = NamePattern::parse(text).unwrap();
+            assert_eq!(pattern.to_string(), text);
+            assert_eq!(pattern.as_exact(), Some(text).filter(|text| !text.starts_with('*')));
         }
     }
 }

@@ -146,8 +146,8 @@ fn parse_binary(received: &[u8]) -> Result<Option<Header<'_>>, InvalidHeader> {
         // The rest must be ignored, including the family (section 2.2).
         return Ok(Some(Header { addresses: None, tlvs: Tlvs::default(), length }));
     }
-    let without_tlvs = ParseConfig { include_tlvs: false, ..ParseConfig::default() };
-    let (header, _) = ProxyHeader::parse(header_bytes, without_tlvs).map_err(|_| InvalidHeader::Malformed)?;
+    let parsed = ProxyHeader::parse(header_bytes, ParseConfig::default());
+    let (header, _) = parsed.map_err(|_| InvalidHeader::Malformed)?;
     let tlvs = header_bytes.get(BINARY_START + addresses_length(start)..).and_then(Tlvs::parse);
     let tlvs = tlvs.ok_or(InvalidHeader::Malformed)?;
     if tlvs.iter().nth(MAX_TLVS).is_some() {
@@ -421,6 +421,7 @@ mod tests {
     #[test]
     fn e08_encoded_headers_parse_to_the_same_addresses() {
         for version in [Version::V1, Version::V2] {
+            assert_eq!(local_header(version).starts_with(b"PROXY "), version.label() == "v1");
             for addresses in [addresses("192.0.2.1:1", "192.0.2.2:2"), addresses("[2001:db8::1]:1", "[2001:db8::2]:2")]
             {
                 let client = ProxiedClient {
@@ -449,6 +450,20 @@ mod tests {
     }
 
     #[test]
+    fn e08_a_header_of_our_own_names_us_only_if_it_has_tlvs() {
+        let addresses = addresses("192.0.2.1:4660", "198.51.100.2:443");
+        let own = |version, tlvs: &[(u8, &[u8])]| {
+            let tlvs = tlvs.iter().map(|(number, value)| (*number, (*value).into())).collect();
+            own_header(&Outgoing { version, tlvs, pass: [5].into() }, addresses.source, addresses.destination)
+        };
+        assert_eq!(own(Version::V1, &[]), b"PROXY UNKNOWN\r\n");
+        assert_eq!(own(Version::V2, &[]), local_header(Version::V2));
+        let with_tlvs = binary(0x21, 0x11, &[&V4[..], b"\xe0\0\x02eu\xe1\0\0"].concat());
+        assert_eq!(own(Version::V2, &[(0xe0, b"eu"), (0xe1, b"")]), with_tlvs);
+        assert_eq!(own(Version::V2, &[(0xe0, &vec![0; 65_535])]), local_header(Version::V2), "they do not fit");
+    }
+
+    #[test]
     fn e07_tlvs_of_any_number_and_length_are_read_and_written() {
         let client =
             ProxiedClient { addresses: addresses("192.0.2.1:1", "192.0.2.2:2"), server_name: None, alpn: None };
@@ -459,6 +474,7 @@ mod tests {
         assert_eq!(bytes.len(), MAX_LENGTH);
         let parsed = parse(&bytes).unwrap().unwrap();
         assert_eq!(parsed.tlvs.iter().collect::<Vec<_>>(), tlvs);
+        assert_eq!(parsed.tlvs.as_encoded(), &bytes[BINARY_START + 12..]);
         assert_eq!(parsed.tlvs.of(0x20).collect::<Vec<_>>(), [&b""[..], b"id"]);
         assert_eq!(length_of(&bytes[..16]), Some(MAX_LENGTH));
         assert_eq!(header(Version::V2, &client, tlvs.into_iter().chain([(1, &b""[..])])), Err(TooLong));

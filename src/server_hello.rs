@@ -133,6 +133,15 @@ mod tests {
         let alert = Answer::parse(&[21, 3, 3, 0, 2, 2, 40]);
         assert_eq!(alert, Some(Answer::Alert(40)));
         assert_eq!((alert_name(40), alert_name(255)), (Some("handshake_failure"), None));
+        // Those that TLS 1.3 has no more, and that of ECH, which servers do not send in the clear.
+        let others = [21, 30, 41, 60, 100, 111, 114, 121];
+        for description in 0..=u8::MAX {
+            let letters = alert_name(description).map(|name| name.replace('_', ""));
+            let expected =
+                rustls::AlertDescription::from(description).as_str().filter(|_| !others.contains(&description));
+            let expected = expected.map(|name| name.to_lowercase().replace("unrecognised", "unrecognized"));
+            assert_eq!(letters, expected, "{description}");
+        }
     }
 
     #[test]
@@ -143,6 +152,9 @@ mod tests {
             let answer = Answer::parse(&whole[..length]);
             assert!(answer.is_none() || answer == Some(Answer::Hello(0x0303)), "{length}");
         }
+        let mut certificate = whole.clone();
+        certificate[RECORD_HEADER_LENGTH] = 11;
+        assert_eq!(Answer::parse(&certificate), None);
         for bytes in
             [&b"HTTP/1.1 400 Bad Request"[..], &[22, 3, 3, 0, 4, 11, 0, 0, 0], &[23, 3, 3, 0, 1, 0], &[21, 3, 3, 0, 2]]
         {

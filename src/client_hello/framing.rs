@@ -174,6 +174,7 @@ fn message_length(fragments: &[u8], payload: &[u8]) -> Result<Option<usize>, Rea
 mod tests {
     use super::super::sample::{Hello, handshake, record};
     use super::*;
+    use crate::name::NameError;
 
     fn reason(received: &[u8]) -> Option<Reason> {
         match Framing::default().parse(received) {
@@ -213,6 +214,9 @@ mod tests {
             assert_eq!(framing.advance(&raw), Ok(Progress::Complete));
             assert_eq!(framing.message(&raw), Hello::to("a.example").message());
             assert_eq!(framing.length(), Some(raw.len()));
+            let is_split = raw != Hello::to("a.example").record();
+            let copied = if is_split { framing.message(&raw).len() } else { 0 };
+            assert!(framing.copied() >= copied && (framing.copied() > 0) == is_split);
             assert_eq!(framing.advance(&raw), Ok(Progress::Complete), "asking again changes nothing");
             assert_eq!(framing.message(&raw), Hello::to("a.example").message());
         }
@@ -244,6 +248,11 @@ mod tests {
         let raw = Hello::to("a.example").records(1);
         let refused = (0..=raw.len()).find(|length| framing.advance(&raw[..*length]).is_err());
         assert!(refused.is_some_and(|length| length <= 700), "record headers count");
+
+        let raw = record(22, &[&Hello::to("a.example").message()[..], b"garbage"].concat());
+        let mut framing = Framing::new(raw.len() - 1);
+        assert_eq!(framing.advance(&raw[..raw.len() - 2]), Ok(Progress::Incomplete));
+        assert_eq!(framing.advance(&raw), Err(Reason::TooLarge), "so does what is behind the hello in its record");
     }
 
     #[test]
@@ -252,8 +261,20 @@ mod tests {
         assert_eq!(reason(&[22, 3, 1, 0x40, 0x01]), Some(Reason::RecordTooLong));
         assert_eq!(reason(&[22, 3, 1, 0xff, 0xff]), Some(Reason::RecordTooLong));
         assert_eq!(reason(&[22, 3, 1, 0x40, 0x00, 1, 0xff, 0xff, 0xff]), Some(Reason::TooLarge));
+        assert_eq!(reason(&[22, 3, 1, 0x40, 0x00, 1, 0x01, 0x00, 0x00]), Some(Reason::TooLarge));
         assert_eq!(reason(&record(22, &handshake(1, &[]))), Some(Reason::TooShort));
         assert_eq!(reason(&record(22, &handshake(1, &[0; MIN_BODY_LENGTH - 1]))), Some(Reason::TooShort));
+        let smallest =
+            Hello { session_id: vec![], cipher_suites: vec![0x13, 0x01], ..Hello::new().without_extensions() };
+        assert_eq!(smallest.message().len(), HANDSHAKE_HEADER_LENGTH + MIN_BODY_LENGTH);
+        assert_eq!(name(&smallest.record()), None);
+    }
+
+    #[test]
+    fn a10_a_complete_message_with_a_bad_name_is_invalid() {
+        let raw = Hello::to("a..example").record();
+        assert_eq!(reason(&raw[..raw.len() - 1]), None);
+        assert_eq!(reason(&raw), Some(Reason::Name(NameError::EmptyLabel)));
     }
 
     #[test]

@@ -324,7 +324,9 @@ mod tests {
     #[test]
     fn nothing_to_hash_is_zeroes_and_counts_end_at_99() {
         let only_grease = Hello { cipher_suites: bytes("0a0a,1a1a"), ..Hello::new().without_extensions() };
-        assert_eq!(ja4(&only_grease), "t12i000000_000000000000_000000000000");
+        let text = "t12i000000_000000000000_000000000000";
+        assert_eq!(ja4(&only_grease), text);
+        assert_eq!(text.parse::<Ja4>(), Ok(ClientHello::parse(&only_grease.message()).unwrap().ja4()));
         let only_sni = Hello { extensions: None, ..only_grease }.server_name(b"a.example").alpn(&["h2"]);
         assert_eq!(ja4(&only_sni), "t12d0002h2_000000000000_000000000000");
         let many = (0..150).fold(Hello::new(), |hello, number| hello.extension(0x1000 + number, []));

@@ -246,6 +246,9 @@ mod tests {
         let mut extensions = hello.extensions.iter();
         assert_eq!(extensions.by_ref().last().unwrap().extension_type, sample::ALPN);
         assert_eq!(extensions.next(), None);
+        for (extension, extension_type) in (&hello.extensions).into_iter().zip(hello.extensions.types()) {
+            assert_eq!(extension.extension_type, extension_type);
+        }
     }
 
     #[test]

@@ -474,6 +474,25 @@ mod tests {
     }
 
     #[test]
+    fn a08_the_field_with_the_wrong_length_is_named() {
+        let message = Hello::to("a.example").message();
+        let reason = |message: &[u8]| ClientHello::parse(message).unwrap_err().reason.to_string();
+        let list = message.windows(9).position(|window| window == b"a.example").unwrap() - 5;
+        for (at, width, field) in [
+            (38, 1, "legacy_session_id"),
+            (71, 2, "cipher_suites"),
+            (81, 1, "legacy_compression_methods"),
+            (83, 2, "an extension"),
+            (list, 2, "server_name_list"),
+        ] {
+            let mut wrong = message.clone();
+            wrong[at..at + width].fill(0xff);
+            assert_eq!(reason(&wrong), format!("wrong length of {field}"));
+        }
+        assert_eq!(reason(&message[..37]), "wrong length of the ClientHello");
+    }
+
+    #[test]
     fn a09_one_host_name_and_nothing_else() {
         let with = |content: Vec<u8>| parse(&Hello::new().extension(sample::SERVER_NAME, content));
         assert_eq!(
@@ -499,6 +518,22 @@ mod tests {
         let invalid = ClientHello::parse(&message).unwrap_err();
         assert_eq!(invalid.reason, Reason::Name(NameError::Character));
         assert_eq!(invalid.server_name, Some(&b"a.example\0"[..]));
+    }
+
+    #[test]
+    fn a12_an_address_as_name_is_no_name_if_that_was_chosen() {
+        for (name, literal) in [("192.0.2.1", "192.0.2.1"), ("[2001:db8::1]", "2001:db8::1")] {
+            let message = Hello::to(name).message();
+            let invalid = ClientHello::parse_with(&message, IpLiteral::Refused).unwrap_err();
+            assert_eq!(invalid.reason, Reason::Name(NameError::IpAddress));
+            let hello = ClientHello::parse_with(&message, IpLiteral::NoName).unwrap();
+            assert_eq!((hello.server_name, hello.ip_literal), (None, literal.parse().ok()));
+        }
+        for (name, error) in [("127.1", NameError::IpAddress), ("a..example", NameError::EmptyLabel)] {
+            let message = Hello::to(name).message();
+            let invalid = ClientHello::parse_with(&message, IpLiteral::NoName).unwrap_err();
+            assert_eq!(invalid.reason, Reason::Name(error), "{name}");
+        }
     }
 
     #[test]

@@ -36,11 +36,6 @@ impl Shape {
     fn rank(&self) -> (Reverse<Specificity>, &[Step]) {
         (Reverse(self.specificity), &self.steps)
     }
-
-    /// Its networks: those of another family or length are other networks.
-    fn networks(&self) -> impl Iterator<Item = &Step> {
-        self.steps.iter().filter(|step| !matches!(step, Step::Tlv(_)))
-    }
 }
 
 /// Compared before listeners and ALPN: the number of TLVs, then the length of the destination's prefix, then that of the
@@ -113,6 +108,13 @@ impl<T> Leaf<T> {
     }
 }
 
+impl<T: Clone> Leaf<T> {
+    /// Fails with the target of one of these that conflicts with it.
+    fn compare(&self, others: &[Self]) -> Result<(), T> {
+        others.iter().find(|other| other.conflicts_with(self)).map_or(Ok(()), |other| Err(other.target.clone()))
+    }
+}
+
 impl<T: Clone> Candidates<T> {
     /// Inserts a route with these matchers; an error is the target of a route that conflicts with it.
     pub(super) fn insert(&mut self, matchers: &Arc<Matchers>, target: &T) -> Result<(), T> {
@@ -133,8 +135,7 @@ impl<T: Clone> Candidates<T> {
     fn insert_leaf(&mut self, leaf: Leaf<T>) -> Result<(), T> {
         let shape = leaf.shape();
         // In another trie, TLVs with other numbers do not tell clients apart.
-        let can_meet = |other: &Shape| other.specificity == shape.specificity && other.networks().eq(shape.networks());
-        let others = self.shapes.iter().filter(|(other, _)| can_meet(other) && *other != shape);
+        let others = self.shapes.iter().filter(|(other, _)| other.specificity == shape.specificity && *other != shape);
         for (_, other) in others {
             other.compare(&leaf)?;
         }
@@ -174,19 +175,19 @@ impl<T> Candidates<T> {
 
 impl<T: Clone> Node<T> {
     fn insert(&mut self, keys: &[Box<[u8]>], leaf: Leaf<T>) -> Result<(), T> {
-        match (self, keys) {
-            (Self::Inner(nodes), [key, rest @ ..]) => {
+        match self {
+            Self::Inner(nodes) => {
+                // There are as many keys as levels.
+                let Some((key, rest)) = keys.split_first() else { return Ok(()) };
                 let is_last = rest.is_empty();
                 let empty = || if is_last { Self::Leaves(Vec::new()) } else { Self::Inner(HashMap::new()) };
                 nodes.entry(key.clone()).or_insert_with(empty).insert(rest, leaf)
             }
-            (node, _) => {
-                node.compare(&leaf)?;
-                if let Self::Leaves(leaves) = node {
-                    let index = leaves.partition_point(|other| other.rank() >= leaf.rank());
-                    leaves.reserve_exact(1);
-                    leaves.insert(index, leaf);
-                }
+            Self::Leaves(leaves) => {
+                leaf.compare(leaves)?;
+                let index = leaves.partition_point(|other| other.rank() >= leaf.rank());
+                leaves.reserve_exact(1);
+                leaves.insert(index, leaf);
                 Ok(())
             }
         }
@@ -196,9 +197,7 @@ impl<T: Clone> Node<T> {
     fn compare(&self, leaf: &Leaf<T>) -> Result<(), T> {
         match self {
             Self::Inner(nodes) => nodes.values().try_for_each(|node| node.compare(leaf)),
-            Self::Leaves(leaves) => {
-                leaves.iter().find(|other| other.conflicts_with(leaf)).map_or(Ok(()), |other| Err(other.target.clone()))
-            }
+            Self::Leaves(leaves) => leaf.compare(leaves),
         }
     }
 }
@@ -206,8 +205,9 @@ impl<T: Clone> Node<T> {
 impl<T> Node<T> {
     /// Replaces `best` by a better leaf below this node. Of several TLVs with one number, the first is preferred.
     fn find<'n>(&'n self, steps: &[Step], client: &Client<'_>, best: &mut Option<&'n Leaf<T>>) {
-        match (self, steps) {
-            (Self::Inner(nodes), [step, rest @ ..]) => {
+        match self {
+            Self::Inner(nodes) => {
+                let Some((step, rest)) = steps.split_first() else { return };
                 let mut descend = |key: &[u8]| {
                     if let Some(node) = nodes.get(key) {
                         node.find(rest, client, best);
@@ -233,8 +233,7 @@ impl<T> Node<T> {
                     }
                 }
             }
-            (Self::Inner(_), []) => {}
-            (Self::Leaves(leaves), _) => {
+            Self::Leaves(leaves) => {
                 let holds = |leaf: &&Leaf<T>| {
                     leaf.matchers.listener_holds(client.arrival.listener) && leaf.matchers.alpn_holds(client.alpn)
                 };

@@ -318,9 +318,13 @@ mod tests {
 
     #[test]
     fn without_a_catch_all_the_rest_is_refused() {
-        let table = table(&[(&["a.example"], any())]).unwrap();
+        let mut table = table(&[(&["a.example"], any())]).unwrap();
         assert_eq!(find(&table, Some("b.example")), None);
         assert_eq!(find(&table, None), None);
+        assert!(!table.has_catch_all());
+        table.add(&Names::All, &any(), &7).unwrap();
+        assert_eq!(find(&table, Some("b.example")), Some(7));
+        assert!(table.has_catch_all());
     }
 
     #[test]
@@ -447,9 +451,36 @@ mod tests {
     #[test]
     fn e17_of_several_tlvs_with_one_number_the_first_that_leads_to_a_route_decides() {
         let table = table(&[(&[], tlvs(&[(0x20, "one")])), (&[], tlvs(&[(0x20, "two")])), (&[], any())]).unwrap();
+        assert!(!table.matches_destinations());
         let header = [(0x20, "zero"), (0x20, "two"), (0x20, "one")];
         assert_eq!(found(&table, Arrival::default(), &header), Some(1));
         assert_eq!(found(&table, Arrival::default(), &[(0x20, "zero")]), Some(2));
+    }
+
+    #[test]
+    fn e17_tlvs_are_read_as_they_were_written() {
+        let written = [(0x20, &b"one"[..]), (0xe0, b""), (0x20, b"two")];
+        let mut encoded = Vec::new();
+        for (number, value) in written {
+            Tlvs::append(&mut encoded, number, value).unwrap();
+        }
+        let tlvs = Tlvs::parse(&encoded).unwrap();
+        assert!(tlvs.iter().eq(written));
+        assert_eq!(tlvs.as_encoded(), encoded);
+        assert!(!tlvs.is_empty() && Tlvs::default().is_empty());
+        let whole = (0..=encoded.len()).filter(|length| Tlvs::parse(&encoded[..*length]).is_some());
+        assert_eq!(whole.collect::<Vec<_>>(), [0, 6, 9, 15]);
+        assert_eq!(Tlvs::append(&mut encoded, 0x20, &vec![0; 65_536]), None);
+    }
+
+    #[test]
+    fn e17_of_as_many_tlvs_with_other_numbers_the_listener_decides() {
+        let here = |matchers| Matchers { listeners: Some([0].into()), ..matchers };
+        for (with_listener, without) in [(0x20, 0x21), (0x21, 0x20)] {
+            let routes = [(&[][..], here(tlvs(&[(with_listener, "one")]))), (&[][..], tlvs(&[(without, "one")]))];
+            let table = table(&routes).unwrap();
+            assert_eq!(found(&table, Arrival::default(), &[(0x20, "one"), (0x21, "one")]), Some(0));
+        }
     }
 
     #[test]

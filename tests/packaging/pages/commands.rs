@@ -10,7 +10,7 @@ use crate::support::pages::{Block, all, block, blocks, code, configurations};
 use crate::support::{Router, all_output, tls};
 
 /// Blocks of commands that no test types, and why.
-const NOT_TYPED: [(&str, &str, &str); 33] = [
+const NOT_TYPED: [(&str, &str, &str); 36] = [
     ("README.md", "demo", ".ci/run does, and other tests type `demo --once`"),
     ("README.md", "test", "it types this"),
     ("README.md", "run", "does not end; every test of a router starts it so"),
@@ -18,6 +18,8 @@ const NOT_TYPED: [(&str, &str, &str); 33] = [
     ("CONTRIBUTING.md", "gateway", ".ci/run does"),
     ("CONTRIBUTING.md", "test", ".ci/run does"),
     ("CONTRIBUTING.md", "model", ".ci/run does"),
+    ("CONTRIBUTING.md", "coverage", "needs tools of LLVM; .ci/run does"),
+    ("CONTRIBUTING.md", "mutants", "takes an hour; .ci/run does the second"),
     ("CONTRIBUTING.md", "write", "writes into the repository"),
     ("deploy/container/README.md", "image", "needs podman"),
     ("deploy/container/README.md", "run", "needs podman"),
@@ -48,6 +50,7 @@ const NOT_TYPED: [(&str, &str, &str); 33] = [
     ("docs/fuzzing.md", "lock", ".ci/run does, with --locked"),
     ("docs/kubernetes.md", "apply", "needs a cluster; the kustomization is rendered and its arguments are tried"),
     ("docs/kubernetes.md", "offline", "needs the feature; tests/gateway/offline.rs types it"),
+    ("tests/mutants.md", "again", "installs, and takes an hour"),
     ("tests/hellos/README.md", "configuration", "installs; tests/hello/corpus.rs types the like"),
     ("tests/hellos/README.md", "try", "as above"),
     ("tests/hellos/README.md", "write", "writes among the hellos"),
