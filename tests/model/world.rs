@@ -38,7 +38,7 @@ pub struct World {
     pub lines: BTreeMap<usize, Vec<Value>>,
     lines_read: usize,
     pub serving: Pid,
-    descriptors: Vec<String>,
+    sockets_at_start: usize,
 }
 
 impl World {
@@ -66,10 +66,10 @@ impl World {
             lines: BTreeMap::new(),
             lines_read: 0,
             serving,
-            descriptors: Vec::new(),
+            sockets_at_start: 0,
         };
         world.until("the control socket", |world| world.ask("GET", "/api/status").is_some().then_some(())).unwrap();
-        world.descriptors = world.sockets();
+        world.sockets_at_start = sockets_of(world.serving).len();
         world
     }
 
@@ -259,12 +259,10 @@ impl World {
             world.router.log_since(before).into_iter().find(is_done)
         })?;
         let Some(process) = done["process"].as_i64() else { return Ok((false, None)) };
+        let old = std::mem::replace(&mut self.serving, Pid::from_raw(i32::try_from(process).unwrap()).unwrap());
         self.until("the old process accepts no more", |world| {
-            let is_done =
-                |line: &Value| line["message"] == "draining" || line["message"] == "the old process has exited";
-            world.router.log_since(before).iter().any(is_done).then_some(())
+            sockets_of(old).is_disjoint(&sockets_of(world.serving)).then_some(())
         })?;
-        self.serving = Pid::from_raw(i32::try_from(process).unwrap()).unwrap();
         self.until("the new process has the control socket", |world| {
             let status: Value = serde_json::from_str(&world.ask("GET", "/api/status")?).ok()?;
             (status["process"] == process).then_some(())
@@ -279,23 +277,15 @@ impl World {
         Some(series.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect())
     }
 
-    /// What the process that serves has open, beside regular files.
-    fn sockets(&self) -> Vec<String> {
-        let links = std::fs::read_dir(format!("/proc/{}/fd", self.serving.as_raw_nonzero())).into_iter().flatten();
-        let targets = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
-        let kinds = targets.filter_map(|target| Some(target.to_str()?.split(':').next()?.to_owned()));
-        let mut kinds: Vec<String> = kinds.filter(|kind| kind == "socket").collect();
-        kinds.sort();
-        kinds
-    }
-
     /// The processes end, with nothing left behind.
     pub fn stop(mut self) -> Result<(), String> {
         // Otherwise checks of those that hang wait, each with a socket.
         self.endpoints.iter_mut().for_each(|endpoint| endpoint.behave(Behaviour::Serves));
-        let descriptors = self.descriptors.len();
-        self.until("descriptors are closed", |world| (world.sockets().len() <= descriptors).then_some(()))
-            .map_err(|error| format!("{error}: {} sockets, {descriptors} at the start", self.sockets().len()))?;
+        let descriptors = self.sockets_at_start;
+        self.until("descriptors are closed", |world| (sockets_of(world.serving).len() <= descriptors).then_some(()))
+            .map_err(|error| {
+                format!("{error}: {} sockets, {descriptors} at the start", sockets_of(self.serving).len())
+            })?;
         let first = self.router.pid();
         let is_first = first == self.serving;
         kill_process(self.serving, Signal::TERM).unwrap();
@@ -363,4 +353,11 @@ fn request(control: &PathBuf, method: &str, path: &str) -> Option<(u16, String)>
     stream.read_to_string(&mut response).ok()?;
     let (head, body) = response.split_once("\r\n\r\n")?;
     Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
+
+/// The sockets that a process has open, by inode.
+fn sockets_of(process: Pid) -> BTreeSet<PathBuf> {
+    let links = std::fs::read_dir(format!("/proc/{}/fd", process.as_raw_nonzero())).into_iter().flatten();
+    let targets = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
+    targets.filter(|target| target.to_string_lossy().starts_with("socket:")).collect()
 }
