@@ -20,7 +20,10 @@ pub(crate) struct EndpointId(u64);
 
 impl EndpointId {
     pub(crate) fn next() -> Self {
-        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        // A static outlives the schedules of a test.
+        use std::sync::atomic::AtomicU64 as Unscheduled;
+
+        static NEXT: Unscheduled = Unscheduled::new(1);
         Self(NEXT.fetch_add(1, Relaxed))
     }
 }

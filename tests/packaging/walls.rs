@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// Each room may use the rooms above it that it lists, and no other. `commands` may use all.
-const ROOMS: [(&str, &[&str]); 18] = [
+const ROOMS: [(&str, &[&str]); 19] = [
     // Pure: no I/O, no clock, no configuration.
     ("name", &[]),
     ("client_hello", &["name"]),
@@ -11,14 +11,15 @@ const ROOMS: [(&str, &[&str]); 18] = [
     ("route", &["client_hello", "name"]),
     ("proxy_protocol", &["name", "route"]),
     ("text", &["name"]),
+    ("sync", &[]),
     // The data path.
     ("relay", &[]),
     ("listener", &["relay"]),
     ("telemetry", &["client_hello", "server_hello"]),
-    ("upstream", &["name", "proxy_protocol", "relay", "server_hello", "telemetry", "text"]),
+    ("upstream", &["name", "proxy_protocol", "relay", "server_hello", "sync", "telemetry", "text"]),
     (
         "connection",
-        &["client_hello", "proxy_protocol", "relay", "route", "server_hello", "telemetry", "text", "upstream"],
+        &["client_hello", "proxy_protocol", "relay", "route", "server_hello", "sync", "telemetry", "text", "upstream"],
     ),
     // Around it.
     ("process", &["listener", "relay", "text"]),

@@ -10,7 +10,7 @@ use crate::support::pages::{Block, all, block, blocks, code, configurations};
 use crate::support::{Router, all_output, tls};
 
 /// Blocks of commands that no test types, and why.
-const NOT_TYPED: [(&str, &str, &str); 36] = [
+const NOT_TYPED: [(&str, &str, &str); 37] = [
     ("README.md", "demo", ".ci/run does, and other tests type `demo --once`"),
     ("README.md", "test", "it types this"),
     ("README.md", "run", "does not end; every test of a router starts it so"),
@@ -18,6 +18,7 @@ const NOT_TYPED: [(&str, &str, &str); 36] = [
     ("CONTRIBUTING.md", "gateway", ".ci/run does"),
     ("CONTRIBUTING.md", "test", ".ci/run does"),
     ("CONTRIBUTING.md", "model", ".ci/run does"),
+    ("CONTRIBUTING.md", "interleavings", ".ci/run does"),
     ("CONTRIBUTING.md", "coverage", "needs tools of LLVM; .ci/run does"),
     ("CONTRIBUTING.md", "mutants", "takes an hour; .ci/run does the second"),
     ("CONTRIBUTING.md", "write", "writes into the repository"),
