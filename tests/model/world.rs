@@ -133,7 +133,7 @@ impl World {
             watched.extend(endpoint.listening().map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)));
         }
         // Log lines and processes are no descriptors here.
-        let little = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+        let little = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
         let _ = poll(&mut watched, Some(&little));
     }
 
