@@ -134,19 +134,10 @@ impl Offline {
         let Plan { statuses, notes, .. } = &self.plan;
         let mut problems = Vec::new();
         let mut add = |about: String, conditions: &Value| {
-            for condition in conditions.as_array().into_iter().flatten() {
-                let text = |key: &str| condition[key].as_str().unwrap_or_default();
-                let is_wrong = match text("type") {
-                    // Nothing is listened on here.
-                    "Programmed" => false,
-                    "Accepted" | "ResolvedRefs" => text("status") != "True" || !text("message").is_empty(),
-                    _ => text("status") == "True",
-                };
-                if is_wrong {
-                    let value = format!("{} {} ({})", text("type"), text("status"), text("reason"));
-                    problems.push(format!("{about}: {value}: {}", text("message")));
-                }
-            }
+            let conditions = conditions.as_array().into_iter().flatten();
+            // Nothing is listened on here.
+            let of_objects = conditions.filter(|condition| condition["type"] != "Programmed");
+            problems.extend(of_objects.filter_map(status::problem).map(|problem| format!("{about}: {problem}")));
         };
         for (key, wanted) in &statuses.classes {
             let status = status::class(&Value::Null, wanted, "").unwrap_or_default();

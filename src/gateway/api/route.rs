@@ -1,6 +1,7 @@
 use serde::Deserialize;
 
-use super::metadata::Metadata;
+use super::metadata::{Key, Metadata};
+use super::{GATEWAY_GROUP, Kind};
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub(crate) struct TlsRoute {
@@ -38,6 +39,18 @@ pub(crate) struct ParentRef {
     pub(crate) section_name: Option<String>,
     #[serde(default)]
     pub(crate) port: Option<u16>,
+}
+
+impl ParentRef {
+    pub(crate) fn is_gateway(&self) -> bool {
+        self.group.as_deref().unwrap_or(GATEWAY_GROUP) == GATEWAY_GROUP
+            && self.kind.as_deref().is_none_or(|kind| kind == Kind::Gateway.to_string())
+    }
+
+    /// Of the parent of a route in this namespace.
+    pub(crate) fn key(&self, namespace: &str) -> Key {
+        Key::new(self.namespace.as_deref().unwrap_or(namespace), &*self.name)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -2,11 +2,13 @@
 //! `None` where nothing changes. What others wrote is kept.
 
 mod conditions;
+mod words;
 
 use serde_json::{Map, Value, json};
 
 use self::conditions::merge;
 pub(crate) use self::conditions::shortened;
+pub(crate) use self::words::problem;
 use super::api::{GATEWAY_GROUP, ParentRef};
 use super::plan::{
     Applied, ClassStatus, Condition, GatewayStatus, ListenerStatus, ParentStatus, Published, PublishedAddress,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::hostnames::Hostname;
 use super::listeners::{OurGateway, OurListener};
 use super::selector::selects;
-use crate::gateway::api::{FromNamespaces, GATEWAY_GROUP, Key, Kind, ParentRef, TlsRoute};
+use crate::gateway::api::{FromNamespaces, Key, ParentRef, TlsRoute};
 use crate::gateway::plan::{Condition, Problem};
 use crate::gateway::snapshot::Snapshot;
 
@@ -80,10 +80,8 @@ fn find_parent<'g, 's>(
     route: &TlsRoute,
     gateways: &'g BTreeMap<Key, OurGateway<'s>>,
 ) -> Option<(&'g Key, &'g OurGateway<'s>)> {
-    let is_gateway = parent.group.as_deref().unwrap_or(GATEWAY_GROUP) == GATEWAY_GROUP
-        && parent.kind.as_deref().is_none_or(|kind| kind == Kind::Gateway.to_string());
-    let namespace = parent.namespace.as_deref().unwrap_or(&route.metadata.namespace);
-    is_gateway.then(|| gateways.get_key_value(&Key::new(namespace, &*parent.name))).flatten()
+    let key = parent.key(&route.metadata.namespace);
+    parent.is_gateway().then(|| gateways.get_key_value(&key)).flatten()
 }
 
 /// The listeners of a parent that accept the route, at least one; each step leaves fewer of them.
