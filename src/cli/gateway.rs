@@ -14,6 +14,26 @@ pub(crate) struct Gateway {
     /// Configuration file for everything but what the cluster says; it need not have `listen` and `routes`
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) served: Served,
+    /// Write nothing to the cluster: no status, no Events, no Lease
+    #[arg(long)]
+    pub(crate) no_status: bool,
+    /// How to reach the API server [default: as a Pod]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// How long one watch lasts, in seconds; a connection to the API server that is silent for longer is replaced
+    #[arg(long, value_name = "SECONDS", default_value_t = 240, hide = true, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) watch_seconds: u32,
+    /// Log format; overrides the configuration
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+/// What of a cluster is served, and where clients reach it.
+#[derive(Clone, Debug, Args)]
+#[group(id = "served")]
+pub(crate) struct Served {
     /// GatewayClasses with this controller are served
     #[arg(long, value_name = "NAME", default_value = "snigate.dev/gateway", value_parser = controller)]
     pub(crate) controller: String,
@@ -32,18 +52,20 @@ pub(crate) struct Gateway {
     /// Port for Ingress objects
     #[arg(long, value_name = "PORT", default_value_t = 443, requires = "ingress_class")]
     pub(crate) ingress_port: u16,
-    /// Write nothing to the cluster: no status, no Events, no Lease
-    #[arg(long)]
-    pub(crate) no_status: bool,
-    /// How to reach the API server [default: as a Pod]
+}
+
+/// The cluster that `snigate doctor` asks.
+#[derive(Debug, Args)]
+pub(crate) struct Asked {
+    /// Check a Kubernetes cluster with this kubeconfig in place of a configuration file; the options below are those of
+    /// `snigate gateway` there
     #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
-    /// How long one watch lasts, in seconds; a connection to the API server that is silent for longer is replaced
-    #[arg(long, value_name = "SECONDS", default_value_t = 240, hide = true, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) watch_seconds: u32,
-    /// Log format; overrides the configuration
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    pub(crate) log_format: Option<LogFormat>,
+    /// Context of the kubeconfig [default: its current one]
+    #[arg(long, value_name = "NAME", requires = "kubeconfig", conflicts_with = "config")]
+    pub(crate) context: Option<String>,
+    #[command(flatten)]
+    pub(crate) served: Served,
 }
 
 /// Where clients reach the router.

@@ -19,7 +19,7 @@ use clap_complete::Shell;
 pub(crate) use self::ctl::Top;
 pub(crate) use self::ctl::{Close, Connections, Ctl, Filter as ConnectionFilter, Listed, RouteOrEndpoint, Verb};
 #[cfg(feature = "gateway")]
-pub(crate) use self::gateway::{Gateway, PublishAddress};
+pub(crate) use self::gateway::{Asked, Gateway, PublishAddress, Served};
 pub(crate) use self::server_url::ServerUrl;
 
 /// One address for the Kubernetes APIs of many clusters: routes TLS connections by server name (SNI), without terminating
@@ -144,10 +144,16 @@ pub(crate) struct Explain {
 }
 
 #[derive(Debug, Args)]
+#[cfg_attr(
+    feature = "gateway",
+    command(group = clap::ArgGroup::new("what").required(true).args(["config", "kubeconfig"]))
+)]
 pub(crate) struct Doctor {
     /// Configuration file
     #[arg(short, long, value_name = "FILE")]
-    pub(crate) config: PathBuf,
+    #[cfg_attr(feature = "gateway", arg(conflicts_with = "served"))]
+    #[cfg_attr(not(feature = "gateway"), arg(required = true))]
+    pub(crate) config: Option<PathBuf>,
     /// Check only routes with this name or that match this hostname; a hostname below a wildcard is sent as SNI
     #[arg(value_name = "NAME")]
     pub(crate) names: Vec<String>,
@@ -160,6 +166,9 @@ pub(crate) struct Doctor {
     /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,
+    #[cfg(feature = "gateway")]
+    #[command(flatten)]
+    pub(crate) asked: Asked,
 }
 
 #[derive(Debug, Args)]

@@ -22,6 +22,8 @@ mod routing;
 mod run;
 mod runtime;
 mod schema;
+#[cfg(feature = "gateway")]
+mod served;
 mod suggest;
 mod yaml;
 

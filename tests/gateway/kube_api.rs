@@ -51,6 +51,8 @@ struct State {
     compacted: u64,
     /// API versions and plurals that it does not have.
     missing: BTreeSet<(String, String)>,
+    /// Plurals that nobody may list.
+    forbidden: BTreeSet<String>,
     /// `None`: everybody may.
     token: Option<String>,
     requests: Vec<Request>,
@@ -173,6 +175,11 @@ users: [{{name: test, user: {user}}}]
     pub fn lack(&self, resources: &[(&str, &str)]) {
         let missing = resources.iter().map(|(version, plural)| ((*version).into(), (*plural).into())).collect();
         self.change(|state| state.missing = missing);
+    }
+
+    /// Nobody may list these plurals from now on.
+    pub fn forbid(&self, plurals: &[&str]) {
+        self.change(|state| state.forbidden = plurals.iter().map(|plural| (*plural).into()).collect());
     }
 
     /// Wants this token from now on, and ends all watches.
@@ -377,6 +384,9 @@ impl State {
     fn answer(&mut self, method: &str, target: &Target, token: Option<&str>, body: &Value) -> (u16, Value) {
         if self.token.is_some() && self.token.as_deref() != token {
             return (401, status(401, "Unauthorized", "Unauthorized"));
+        }
+        if self.forbidden.contains(&target.plural) {
+            return (403, status(403, "Forbidden", "forbidden"));
         }
         let is_known =
             RESOURCES.iter().any(|(version, plural, _)| *version == target.version && *plural == target.plural);

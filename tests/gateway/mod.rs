@@ -1,5 +1,6 @@
 //! `snigate gateway` and a cluster: what it watches, serves and reports.
 
+mod doctor;
 mod endpoints;
 mod kube_api;
 mod objects;

@@ -27,9 +27,37 @@ const DEFAULT_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// IP addresses in a message.
 const MAX_LISTED: usize = 8;
 
+/// Where the routes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    File,
+    #[cfg(feature = "gateway")]
+    Cluster,
+}
+
+impl Source {
+    pub(super) fn option(self) -> &'static str {
+        match self {
+            Self::File => "-c",
+            #[cfg(feature = "gateway")]
+            Self::Cluster => "--kubeconfig",
+        }
+    }
+
+    /// What has the hostnames of a route.
+    pub(super) fn hostnames(self) -> &'static str {
+        match self {
+            Self::File => "`sni`",
+            #[cfg(feature = "gateway")]
+            Self::Cluster => "`hostnames`",
+        }
+    }
+}
+
 /// The same for all routes.
 #[derive(Debug)]
 pub(super) struct Context {
+    pub(super) source: Source,
     pub(super) config: Config,
     table: RouteTable<usize>,
     /// The addresses of `--through`, which are checked instead of the listeners; empty without it.
@@ -38,8 +66,9 @@ pub(super) struct Context {
 }
 
 impl Context {
-    pub(super) fn new(config: &Config, through: Vec<SocketAddr>) -> Self {
-        Self { config: config.clone(), table: route_table(config), through, local_addresses: LocalAddresses::read() }
+    pub(super) fn new(source: Source, config: &Config, through: Vec<SocketAddr>) -> Self {
+        let (table, local_addresses) = (route_table(config), LocalAddresses::read());
+        Self { source, config: config.clone(), table, through, local_addresses }
     }
 
     pub(super) fn is_local(&self, address: IpAddr) -> bool {
@@ -62,6 +91,8 @@ pub(super) struct RouteContext {
     pub(super) shared: Arc<Context>,
     /// Only this hostname is checked, which a wildcard of the route matches.
     pub(super) hostname: Option<String>,
+    /// The addresses at which a cluster says that clients reach the route; `None`: of a configuration.
+    pub(super) published: Option<Vec<SocketAddr>>,
     /// The SNI that selects the route; `None`: none.
     pub(super) sni: Option<ServerName<'static>>,
     pub(super) tls: TlsCheck,
@@ -97,12 +128,18 @@ impl RouteContext {
             route: route.clone(),
             shared: Arc::clone(shared),
             hostname,
+            published: None,
             sni,
             tls,
             http,
             has_http_check,
             check_timeout,
         }
+    }
+
+    #[cfg(feature = "gateway")]
+    pub(super) fn published_at(self, addresses: Vec<SocketAddr>) -> Self {
+        Self { published: Some(addresses), ..self }
     }
 
     /// The names that the certificate should be valid for.

@@ -18,18 +18,21 @@ use crate::commands::unresolved;
 pub(super) async fn check_hostnames(context: &RouteContext) -> Result<Vec<CheckResult>, JoinError> {
     let names = context.names();
     let exact = names.iter().filter_map(NamePattern::as_exact);
-    let mut results = run_all(exact.map(|name| check_hostname(Arc::clone(&context.shared), name.to_owned()))).await?;
+    let published: Arc<[SocketAddr]> = context.published.as_deref().unwrap_or_default().into();
+    let check = |name: &str| check_hostname(Arc::clone(&context.shared), Arc::clone(&published), name.to_owned());
+    let mut results = run_all(exact.map(check)).await?;
     if let (true, Some(NamePattern::Suffix(suffix))) = (results.is_empty(), names.first()) {
         let says = format!(
             "the hostnames that clients use below this wildcard are unknown, so their DNS records and the certificate's \
-             names are not checked; to check one, run `snigate doctor -c FILE NAME`, where NAME is such as api.{suffix}"
+             names are not checked; to check one, run `snigate doctor {} FILE NAME`, where NAME is such as api.{suffix}",
+            context.shared.source.option()
         );
         results.push(CheckResult::new(Verdict::Note, "dns", &names[0], says));
     }
     Ok(results)
 }
 
-async fn check_hostname(context: Arc<Context>, name: String) -> CheckResult {
+async fn check_hostname(context: Arc<Context>, published: Arc<[SocketAddr]>, name: String) -> CheckResult {
     let begun = Instant::now();
     let (verdict, says) = match lookup(&name, 0).await {
         Err(error) => (
@@ -38,17 +41,24 @@ async fn check_hostname(context: Arc<Context>, name: String) -> CheckResult {
         ),
         Ok(addresses) => {
             let ips: Vec<IpAddr> = addresses.iter().map(SocketAddr::ip).collect();
-            let remote: Vec<IpAddr> = ips.iter().copied().filter(|ip| !context.is_local(*ip)).collect();
+            let is_published = |ip: IpAddr| published.iter().any(|address| address.ip().to_canonical() == ip);
+            let is_expected = |ip: IpAddr| if published.is_empty() { context.is_local(ip) } else { is_published(ip) };
+            let remote: Vec<IpAddr> = ips.iter().copied().filter(|ip| !is_expected(*ip)).collect();
             let is_through = |ip: &IpAddr| context.through.iter().any(|through| through.ip().to_canonical() == *ip);
             let resolves = format!("resolves to {}", list(&ips));
+            let (here, place) = if published.is_empty() {
+                ("this machine", "of this machine")
+            } else {
+                ("published", "that the cluster publishes")
+            };
             if remote.is_empty() {
-                (Verdict::Ok, format!("{resolves}: this machine"))
+                (Verdict::Ok, format!("{resolves}: {here}"))
             } else if remote.iter().all(is_through) {
                 (Verdict::Ok, format!("{resolves}: the address of --through"))
             } else {
                 let what = if remote.len() == 1 { "is not an address" } else { "are not addresses" };
                 let remote = list(&remote);
-                (Verdict::Note, format!("{resolves}; {remote} {what} of this machine (normal behind a load balancer)"))
+                (Verdict::Note, format!("{resolves}; {remote} {what} {place} (normal behind a load balancer)"))
             }
         }
     };

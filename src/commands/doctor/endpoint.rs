@@ -146,12 +146,14 @@ fn alternative(context: &RouteContext, certificate: &EndpointCertificate) -> Str
         return format!(", or set `tls-server-name: {alias}` in kubeconfigs");
     }
     if let Some(alias) = aliases().find(|alias| context.other_route_with(alias).is_none()) {
-        return format!(", or set `tls-server-name: {alias}` in kubeconfigs and add {alias} to `sni`");
+        let hostnames = context.shared.source.hostnames();
+        return format!(", or set `tls-server-name: {alias}` in kubeconfigs and add {alias} to {hostnames}");
     }
     match aliases().next().and_then(|alias| Some((alias, context.other_route_with(alias)?))) {
         Some((alias, other)) => format!(
-            " (`tls-server-name: {alias}` in kubeconfigs would not help: the route {} has {alias} in `sni`)",
-            other.name
+            " (`tls-server-name: {alias}` in kubeconfigs would not help: the route {} has {alias} in {})",
+            other.name,
+            context.shared.source.hostnames()
         ),
         None => String::new(),
     }

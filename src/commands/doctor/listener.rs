@@ -18,13 +18,30 @@ pub(super) struct ListenerCheck {
     pub(super) reachable: Option<SocketAddr>,
 }
 
-/// Checks the addresses of `--through`, or else the route's listeners on this machine.
+/// Checks the addresses of `--through`, or else those that a cluster publishes, or the route's listeners on this machine.
 pub(super) async fn check(context: &Arc<RouteContext>) -> Result<Vec<ListenerCheck>, JoinError> {
     let through = &context.shared.through;
+    let all = |addresses: &[SocketAddr]| {
+        run_all(addresses.iter().map(|address| check_through(Arc::clone(context), *address)).collect::<Vec<_>>())
+    };
     if !through.is_empty() {
-        return run_all(through.iter().map(|address| check_through(Arc::clone(context), *address))).await;
+        return all(through).await;
+    }
+    if let Some(published) = &context.published {
+        let mut checks = all(published).await?;
+        // Some may be for clients elsewhere.
+        if checks.iter().any(|check| check.reachable.is_some()) {
+            checks = checks.into_iter().map(ListenerCheck::excused).collect();
+        }
+        return Ok(checks);
     }
     run_all(context.listeners().map(|index| check_local(Arc::clone(context), index))).await
+}
+
+impl ListenerCheck {
+    fn excused(self) -> Self {
+        Self { result: self.result.excused(), ..self }
+    }
 }
 
 async fn check_through(context: Arc<RouteContext>, address: SocketAddr) -> ListenerCheck {

@@ -1,5 +1,7 @@
 //! `snigate doctor`: checks every step from a client to its API servers.
 
+#[cfg(feature = "gateway")]
+mod cluster;
 mod context;
 mod dns;
 mod end_to_end;
@@ -13,6 +15,7 @@ mod tls_error;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -20,29 +23,35 @@ use crate::config::{Config, Route};
 use crate::upstream::health::{Authorities, CaFile};
 use anyhow::Context as _;
 
-use self::context::{Context, RouteContext};
+use self::context::{Context, RouteContext, Source};
 use self::report::{Report, Style, Summary};
 use super::named::{Named, named};
 use super::{addresses, runtime};
 use crate::cli::Doctor;
 
 pub(super) fn run(options: &Doctor) -> anyhow::Result<ExitCode> {
-    let config = Config::load(&options.config)?;
     if let Some(ca) = &options.ca {
         Authorities::read(&CaFile::File(ca.clone())).map_err(anyhow::Error::msg).context("--ca")?;
     }
+    #[cfg(feature = "gateway")]
+    if let Some(kubeconfig) = &options.asked.kubeconfig {
+        return runtime::run(cluster::run(kubeconfig, options))?;
+    }
+    let config = Config::load(options.config.as_deref().context("--config is missing")?)?;
     let selected = select(&config, &options.names)?;
     runtime::run(async {
-        let through = match &options.through {
-            Some(through) => addresses(through).await.with_context(|| format!("--through {through}"))?,
-            None => Vec::new(),
-        };
-        let context = Arc::new(Context::new(&config, through));
+        let context = Arc::new(Context::new(Source::File, &config, through(options).await?));
         let route = |(route, hostname): (&Route, Option<String>)| {
             RouteContext::new(route, hostname, &context, options.ca.as_deref())
         };
-        check(&context, selected.into_iter().map(route).collect(), options).await
+        check(&context, Vec::new(), selected.into_iter().map(route).collect(), options).await
     })?
+}
+
+/// The addresses of `--through`.
+async fn through(options: &Doctor) -> anyhow::Result<Vec<SocketAddr>> {
+    let Some(through) = &options.through else { return Ok(Vec::new()) };
+    addresses(through).await.with_context(|| format!("--through {through}"))
 }
 
 /// The routes with these names, in the order of the file; all of them without names. A route appears once per name that
@@ -64,15 +73,20 @@ fn select<'c>(config: &'c Config, names: &[String]) -> anyhow::Result<Vec<(&'c R
     Ok(config.routes.iter().flat_map(hostnames).collect())
 }
 
-/// Prints the report of each route as soon as those before it are printed.
-async fn check(context: &Context, routes: Vec<RouteContext>, options: &Doctor) -> anyhow::Result<ExitCode> {
+/// Prints the report of each route as soon as those before it are printed, after those on objects of a cluster.
+async fn check(
+    context: &Context,
+    objects: Vec<Report>,
+    routes: Vec<RouteContext>,
+    options: &Doctor,
+) -> anyhow::Result<ExitCode> {
     let style = Style::of_stdout();
     let mut stdout = std::io::stdout();
     let checks: Vec<_> = routes.into_iter().map(|route| tokio::spawn(route::check(Arc::new(route)))).collect();
     let mut summary = Summary::default();
     let results = loaded_config::check(context).await;
     let running = (!results.is_empty()).then(|| Report { name: "snigate".into(), hostname: None, results });
-    if let Some(report) = &running {
+    for report in running.iter().chain(&objects) {
         summary.add(report);
         if !options.json {
             stdout.write_all(report.text(style).as_bytes())?;
@@ -91,7 +105,11 @@ async fn check(context: &Context, routes: Vec<RouteContext>, options: &Doctor) -
     }
     if options.json {
         let running = running.map(|report| report.json()["checks"].take());
-        writeln!(stdout, "{}", serde_json::json!({"running": running, "routes": json, "ok": summary.is_ok()}))?;
+        let mut document = serde_json::json!({"running": running, "routes": json, "ok": summary.is_ok()});
+        if !objects.is_empty() {
+            document["cluster"] = objects.iter().map(Report::json).collect();
+        }
+        writeln!(stdout, "{document}")?;
     } else {
         writeln!(stdout, "{summary}")?;
     }

@@ -7,11 +7,9 @@ use std::time::{Duration, Instant as Clock};
 
 use crate::admin::control::Action;
 use crate::config::{Config, ConfigError, LogFormat};
-use crate::gateway::api::Key;
 use crate::gateway::cluster::{Access, Cluster};
 use crate::gateway::drive::Drive;
-use crate::gateway::plan::PublishedAddress;
-use crate::gateway::translate::{IngressOptions, Options, Publish};
+use crate::gateway::translate::Options;
 use crate::process::inputs::Inputs;
 use crate::process::systemd::{Notification, Notifier};
 use crate::process::unix_socket;
@@ -23,9 +21,9 @@ use tracing::{error, info, warn};
 use super::control::{self, Control};
 use super::signals::{SignalRequest, Signals};
 use super::{Confined, confine, reloaded, stop, warn_of_includes};
-use crate::cli::{Gateway, PublishAddress};
+use crate::cli::Gateway;
 use crate::commands::main::EXIT_CONFIG;
-use crate::commands::runtime;
+use crate::commands::{runtime, served};
 use crate::logging::{self, Logging};
 
 /// For the API server, to release the Lease.
@@ -69,40 +67,10 @@ impl Base {
 }
 
 fn split(arguments: Gateway) -> (Base, Access, Options) {
-    let Gateway {
-        config,
-        controller,
-        namespaces,
-        publish_service,
-        publish_addresses,
-        ingress_class,
-        ingress_port,
-        no_status,
-        kubeconfig,
-        watch_seconds,
-        log_format,
-    } = arguments;
-    let access = Access {
-        kubeconfig,
-        controller: controller.clone(),
-        namespaces: namespaces.clone(),
-        publish_namespace: publish_service.as_ref().map(|(namespace, _)| namespace.clone()),
-        watches_ingresses: ingress_class.is_some(),
-        writes_status: !no_status,
-        watch_seconds,
-    };
-    let address = |address| match address {
-        PublishAddress::Ip(address) => PublishedAddress::Ip(address),
-        PublishAddress::Hostname(name) => PublishedAddress::Hostname(name),
-    };
-    let publish = match publish_service {
-        Some((namespace, name)) => Publish::Service(Key::new(namespace, name)),
-        None if publish_addresses.is_empty() => Publish::Own,
-        None => Publish::Addresses(publish_addresses.into_iter().map(address).collect()),
-    };
-    let ingress = ingress_class.map(|class| IngressOptions { class, port: ingress_port });
+    let Gateway { config, served, no_status, kubeconfig, watch_seconds, log_format } = arguments;
+    let (access, options) = served::read_only(served, kubeconfig);
     let base = Base { path: config, log_format: log_format.map(Into::into) };
-    (base, access, Options { controller, namespaces, publish, ingress })
+    (base, Access { writes_status: !no_status, watch_seconds, ..access }, options)
 }
 
 async fn serve(

@@ -85,6 +85,31 @@ pub(super) async fn follow(watched: Watched, link: Arc<Link>, store: Arc<Store>)
     }
 }
 
+/// The objects, read once; `None`: the API server does not have this kind.
+pub(super) async fn list(watched: &Watched, link: &Link) -> watcher::Result<Option<Vec<Value>>> {
+    for version in versions(watched.kind) {
+        match first_list(watched, version, link).await {
+            Err(error) if is_missing(&error) => {}
+            listed => return listed.map(Some),
+        }
+    }
+    Ok(None)
+}
+
+/// All pages of the list that a watch begins with.
+async fn first_list(watched: &Watched, version: &str, link: &Link) -> watcher::Result<Vec<Value>> {
+    let mut events = pin!(events(watched, version, link));
+    let mut list = Vec::new();
+    while let Some(event) = events.next().await {
+        match event? {
+            Event::Init => list.clear(),
+            Event::InitApply(object) => list.push(object),
+            Event::InitDone | Event::Apply(_) | Event::Delete(_) => break,
+        }
+    }
+    Ok(list)
+}
+
 /// Why a watch is begun anew.
 #[derive(PartialEq, Eq)]
 enum Ended {
@@ -244,7 +269,7 @@ fn values<K: Serialize + Debug>(
     })
 }
 
-fn cause(error: &watcher::Error) -> Option<&kube::Error> {
+pub(super) fn cause(error: &watcher::Error) -> Option<&kube::Error> {
     match error {
         watcher::Error::InitialListFailed(error)
         | watcher::Error::WatchStartFailed(error)

@@ -25,20 +25,36 @@ pub(crate) enum ConnectError {
     Client(#[from] kube::Error),
 }
 
+/// How to reach the API server.
+pub(super) struct Way {
+    /// `None`: as a Pod.
+    pub(super) kubeconfig: Option<PathBuf>,
+    /// Of the kubeconfig; `None`: its current one.
+    pub(super) context: Option<String>,
+    /// How long the API server may be silent.
+    pub(super) silence: Duration,
+}
+
 /// A client of the API server that can be replaced by one with new credentials.
 pub(super) struct Link {
     client: ArcSwap<Client>,
-    kubeconfig: Option<PathBuf>,
-    /// How long the API server may be silent.
-    silence: Duration,
+    /// The URL of the API server.
+    server: String,
+    way: Way,
     /// When credentials were read last.
     renewed: Mutex<Instant>,
 }
 
 impl Link {
-    pub(super) async fn open(kubeconfig: Option<PathBuf>, silence: Duration) -> Result<Arc<Self>, ConnectError> {
-        let client = ArcSwap::from_pointee(connect(kubeconfig.as_ref(), silence).await?);
-        Ok(Arc::new(Self { client, kubeconfig, silence, renewed: Mutex::new(Instant::now()) }))
+    pub(super) async fn open(way: Way) -> Result<Arc<Self>, ConnectError> {
+        let config = way.config().await?;
+        let server = config.cluster_url.to_string();
+        let client = ArcSwap::from_pointee(Client::try_from(config)?);
+        Ok(Arc::new(Self { client, server, way, renewed: Mutex::new(Instant::now()) }))
+    }
+
+    pub(super) fn server(&self) -> &str {
+        &self.server
     }
 
     pub(super) fn client(&self) -> Client {
@@ -52,12 +68,13 @@ impl Link {
 
     /// The API server has refused the credentials at `since`: reads them again, unless somebody has done so meanwhile.
     pub(super) async fn renew(&self, since: Instant) {
-        let mut renewed = self.renewed.lock().await;
-        if *renewed > since || renewed.elapsed() < MIN_PAUSE {
+        let mut last = self.renewed.lock().await;
+        if *last > since || last.elapsed() < MIN_PAUSE {
             return;
         }
-        *renewed = Instant::now();
-        match connect(self.kubeconfig.as_ref(), self.silence).await {
+        *last = Instant::now();
+        let renewed = self.way.config().await.and_then(|config| Ok(Client::try_from(config)?));
+        match renewed {
             Ok(client) => {
                 self.client.store(Arc::new(client));
                 info!("the API server refused the credentials; they were read again");
@@ -67,18 +84,21 @@ impl Link {
     }
 }
 
-async fn connect(kubeconfig: Option<&PathBuf>, silence: Duration) -> Result<Client, ConnectError> {
-    let mut config = match kubeconfig {
-        Some(path) => {
-            let invalid = |error| ConnectError::Kubeconfig { path: path.clone(), error };
-            let file = Kubeconfig::read_from(path).map_err(invalid)?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(invalid)?
-        }
-        None => Config::incluster()?,
-    };
-    config.connect_timeout = Some(Duration::from_secs(10));
-    config.read_timeout = Some(silence);
-    Ok(Client::try_from(config)?)
+impl Way {
+    async fn config(&self) -> Result<Config, ConnectError> {
+        let mut config = match &self.kubeconfig {
+            Some(path) => {
+                let invalid = |error| ConnectError::Kubeconfig { path: path.clone(), error };
+                let file = Kubeconfig::read_from(path).map_err(invalid)?;
+                let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+                Config::from_custom_kubeconfig(file, &options).await.map_err(invalid)?
+            }
+            None => Config::incluster()?,
+        };
+        config.connect_timeout = Some(Duration::from_secs(10));
+        config.read_timeout = Some(self.silence);
+        Ok(config)
+    }
 }
 
 /// Whether the API server does not accept the credentials.

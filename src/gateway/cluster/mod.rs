@@ -1,8 +1,10 @@
-//! The cluster: watches objects, and writes status and Events. The only room that knows the client of Kubernetes.
+//! The cluster: watches objects, or reads them once, and writes status and Events. The only room that knows the client of
+//! Kubernetes.
 
 mod follow;
 mod lease;
 mod link;
+mod read;
 mod report;
 mod store;
 
@@ -17,7 +19,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use self::follow::Watched;
 use self::lease::Candidate;
 pub(crate) use self::link::ConnectError;
-use self::link::Link;
+use self::link::{Link, Way};
+pub(crate) use self::read::{Reading, read};
 pub(crate) use self::report::Report;
 use self::report::Reporter;
 use self::store::Store;
@@ -29,6 +32,8 @@ use super::snapshot::Snapshot;
 pub(crate) struct Access {
     /// `None`: that of the Pod.
     pub(crate) kubeconfig: Option<PathBuf>,
+    /// Of the kubeconfig; `None`: its current one.
+    pub(crate) context: Option<String>,
     pub(crate) controller: String,
     /// Only these; empty: all.
     pub(crate) namespaces: Vec<String>,
@@ -38,6 +43,12 @@ pub(crate) struct Access {
     pub(crate) writes_status: bool,
     /// How long one watch lasts. A connection that is silent for longer counts as broken.
     pub(crate) watch_seconds: u32,
+}
+
+impl Access {
+    fn way(&self, silence: Duration) -> Way {
+        Way { kubeconfig: self.kubeconfig.clone(), context: self.context.clone(), silence }
+    }
 }
 
 /// A cluster that is watched.
@@ -54,7 +65,7 @@ impl Cluster {
     /// tokio runtime.
     pub(crate) async fn watch(access: Access) -> Result<Self, ConnectError> {
         let silence = Duration::from_secs(u64::from(access.watch_seconds) + 10);
-        let link = Link::open(access.kubeconfig.clone(), silence).await?;
+        let link = Link::open(access.way(silence)).await?;
         let all = watched(&access);
         let store = Arc::new(Store::new(all.len()));
         let follow = |watched| tokio::spawn(follow::follow(watched, Arc::clone(&link), Arc::clone(&store)));

@@ -85,6 +85,12 @@ impl Store {
         read(&self.objects().snapshot)
     }
 
+    /// All that was found, at the end.
+    pub(super) fn into_objects(self) -> (Snapshot, BTreeMap<(Kind, Key), Value>) {
+        let Objects { snapshot, statuses } = self.objects.into_inner().unwrap_or_else(PoisonError::into_inner);
+        (snapshot, statuses.into_iter().map(|(object, ObjectStatus { status, .. })| (object, status)).collect())
+    }
+
     /// The objects of this kind with a status.
     pub(super) fn keys(&self, kind: Kind) -> Vec<Key> {
         let objects = self.objects();

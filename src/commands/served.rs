@@ -1,0 +1,38 @@
+//! The options that say what of a cluster is served.
+
+use std::path::PathBuf;
+
+use crate::cli::{PublishAddress, Served};
+use crate::gateway::api::Key;
+use crate::gateway::cluster::Access;
+use crate::gateway::plan::PublishedAddress;
+use crate::gateway::translate::{IngressOptions, Options, Publish};
+
+/// How long one watch lasts.
+const WATCH_SECONDS: u32 = 240;
+
+/// To read what they say, without writing.
+pub(super) fn read_only(served: Served, kubeconfig: Option<PathBuf>) -> (Access, Options) {
+    let Served { controller, namespaces, publish_service, publish_addresses, ingress_class, ingress_port } = served;
+    let access = Access {
+        kubeconfig,
+        context: None,
+        controller: controller.clone(),
+        namespaces: namespaces.clone(),
+        publish_namespace: publish_service.as_ref().map(|(namespace, _)| namespace.clone()),
+        watches_ingresses: ingress_class.is_some(),
+        writes_status: false,
+        watch_seconds: WATCH_SECONDS,
+    };
+    let address = |address| match address {
+        PublishAddress::Ip(address) => PublishedAddress::Ip(address),
+        PublishAddress::Hostname(name) => PublishedAddress::Hostname(name),
+    };
+    let publish = match publish_service {
+        Some((namespace, name)) => Publish::Service(Key::new(namespace, name)),
+        None if publish_addresses.is_empty() => Publish::Own,
+        None => Publish::Addresses(publish_addresses.into_iter().map(address).collect()),
+    };
+    let ingress = ingress_class.map(|class| IngressOptions { class, port: ingress_port });
+    (access, Options { controller, namespaces, publish, ingress })
+}
