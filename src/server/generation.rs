@@ -190,10 +190,6 @@ pub(super) async fn retire(before: Arc<Generation>, removed: Vec<Removed>, regis
     let registry = &*registry;
     let (cut, rest): (Vec<_>, Vec<_>) = removed.into_iter().partition(|removed| removed.policy == OnRemove::Cut);
     let (drained, kept): (Vec<_>, Vec<_>) = rest.into_iter().partition(|removed| removed.policy == OnRemove::Drain);
-    let connections: usize = kept.iter().flat_map(Removed::remaining).map(|endpoint| endpoint.connections()).sum();
-    if connections > 0 {
-        info!(connections, "connections of removed routes and endpoints stay open (on_remove: keep)");
-    }
     let (now, table) = (Instant::now(), Arc::downgrade(&before.table));
     let free = async {
         while Arc::strong_count(&before.table) > 1 {
@@ -203,39 +199,37 @@ pub(super) async fn retire(before: Arc<Generation>, removed: Vec<Removed>, regis
         let _ = tokio::task::spawn_blocking(move || drop(before)).await;
     };
     tokio::join!(
-        drain_connections(&table, cut, registry, now, "closing connections of removed routes and endpoints"),
-        drain_connections(
+        close_and_hold(&table, cut, registry, Some(now), "closing connections of removed routes and endpoints"),
+        close_and_hold(
             &table,
             drained,
             registry,
-            now + drain,
+            Some(now + drain),
             "draining connections of removed routes and endpoints"
         ),
-        hold(&table, kept),
+        close_and_hold(
+            &table,
+            kept,
+            registry,
+            None,
+            "connections of removed routes and endpoints stay open (on_remove: keep)"
+        ),
         free,
     );
 }
 
-/// Holds what was removed while it has connections, so that a route that returns has them again.
-async fn hold(table: &Weak<RouteTable<Arc<RouteTarget>>>, mut removed: Vec<Removed>) {
-    while !removed.is_empty() {
-        sleep(RECOUNT_INTERVAL).await;
-        let may_grow = table.strong_count() > 0;
-        removed.retain(|removed| may_grow || removed.remaining().next().is_some());
-    }
-}
-
-/// `table` is alive while a connection is being set up with it.
-async fn drain_connections(
+/// Closes connections once the deadline has passed, if there is one. What was removed is held while it has connections, so
+/// that a route that returns has them again. `table` is alive while a connection is being set up with it.
+async fn close_and_hold(
     table: &Weak<RouteTable<Arc<RouteTarget>>>,
     mut removed: Vec<Removed>,
     registry: &Registry,
-    deadline: Instant,
+    deadline: Option<Instant>,
     message: &'static str,
 ) {
     let connections: usize = removed.iter().flat_map(Removed::remaining).map(|endpoint| endpoint.connections()).sum();
     if connections > 0 {
-        let within_s = deadline.saturating_duration_since(Instant::now()).as_secs_f64().round();
+        let within_s = deadline.map(|at| at.saturating_duration_since(Instant::now()).as_secs_f64().round());
         info!(connections, within_s, "{message}");
     }
     let mut closed = 0;
@@ -243,7 +237,7 @@ async fn drain_connections(
         // A connection that is being set up is counted in the next round.
         let may_grow = table.strong_count() > 0;
         let now = Instant::now();
-        if now >= deadline {
+        if deadline.is_some_and(|deadline| now >= deadline) {
             closed += close_connections_at(&removed, registry).await;
         }
         removed.retain(|removed| may_grow || removed.remaining().next().is_some());
@@ -252,7 +246,7 @@ async fn drain_connections(
         }
         // Exactly at the deadline, if that is next.
         let next = now + RECOUNT_INTERVAL;
-        sleep_until(if now < deadline { next.min(deadline) } else { next }).await;
+        sleep_until(deadline.filter(|deadline| now < *deadline).map_or(next, |deadline| next.min(deadline))).await;
     }
     if closed > 0 {
         info!(closed, "closed connections of removed routes and endpoints");
