@@ -135,7 +135,7 @@ impl Departures {
             Verdict::Unknown => unparked.stay_for_good(),
             Verdict::NotConfigured => {
                 let endpoint = unparked.connection.established.slot.endpoint();
-                let (policy, connection) = (endpoint.on_remove(), (unparked.handle.index() as usize, endpoint.id));
+                let (policy, connection) = (endpoint.on_left_behind(), (unparked.handle.index() as usize, endpoint.id));
                 unparked.stay_for_good();
                 let after = match policy {
                     OnRemove::Cut => Duration::ZERO,

@@ -163,7 +163,7 @@ impl Endpoint {
 
     /// What becomes of its connections if the process that takes over has no place for them: the running configuration of
     /// its route decides, also for what an earlier one has kept.
-    pub(crate) fn on_remove(&self) -> OnRemove {
+    pub(crate) fn on_left_behind(&self) -> OnRemove {
         self.policy_of_route().or_else(|| self.removed_by_policy()).unwrap_or(OnRemove::Drain)
     }
 
