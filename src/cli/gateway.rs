@@ -9,6 +9,9 @@ use clap::Args;
 use super::LogFormat;
 use crate::name::ServerName;
 
+/// How long one watch lasts, unless it is said.
+pub(crate) const WATCH_SECONDS: u32 = 240;
+
 #[derive(Debug, Args)]
 pub(crate) struct Gateway {
     /// Configuration file for everything but what the cluster says; it need not have `listen` and `routes`
@@ -23,7 +26,7 @@ pub(crate) struct Gateway {
     #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
     /// How long one watch lasts, in seconds; a connection to the API server that is silent for longer is replaced
-    #[arg(long, value_name = "SECONDS", default_value_t = 240, hide = true, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = WATCH_SECONDS, hide = true, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) watch_seconds: u32,
     /// Log format; overrides the configuration
     #[arg(long, value_enum, value_name = "FORMAT")]

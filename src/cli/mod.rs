@@ -19,7 +19,7 @@ use clap_complete::Shell;
 pub(crate) use self::ctl::Top;
 pub(crate) use self::ctl::{Close, Connections, Ctl, Filter as ConnectionFilter, Listed, RouteOrEndpoint, Verb};
 #[cfg(feature = "gateway")]
-pub(crate) use self::gateway::{Asked, Gateway, PublishAddress, Served};
+pub(crate) use self::gateway::{Asked, Gateway, PublishAddress, Served, WATCH_SECONDS};
 pub(crate) use self::server_url::ServerUrl;
 
 /// One address for the Kubernetes APIs of many clusters: routes TLS connections by server name (SNI), without terminating

@@ -2,14 +2,11 @@
 
 use std::path::PathBuf;
 
-use crate::cli::{PublishAddress, Served};
+use crate::cli::{PublishAddress, Served, WATCH_SECONDS};
 use crate::gateway::api::Key;
 use crate::gateway::cluster::Access;
 use crate::gateway::plan::PublishedAddress;
 use crate::gateway::translate::{IngressOptions, Options, Publish};
-
-/// How long one watch lasts.
-const WATCH_SECONDS: u32 = 240;
 
 /// To read what they say, without writing.
 pub(super) fn read_only(served: Served, kubeconfig: Option<PathBuf>) -> (Access, Options) {
