@@ -15,7 +15,8 @@ use super::admission::{SourceLimits, SourceTable};
 use super::established::Established;
 use super::parking::{Parked, ParkingLot, Unparked};
 use super::registry::{CloseReason, Handle, Message, ParkError, Registry, Wait};
-use crate::relay::{Engine, RelaySettings, Rest};
+use super::tests::settings;
+use crate::relay::Rest;
 use crate::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use crate::sync::check;
 use crate::telemetry::{ConnectionRecord, Counters};
@@ -28,15 +29,6 @@ fn connection(registry: &Arc<Registry>) -> Unparked {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         Socket::connect(listener.local_addr().unwrap()).unwrap()
     });
-    let settings = RelaySettings {
-        engine: Engine::Auto,
-        idle: Duration::from_secs(3600),
-        half_close: Duration::from_secs(3600),
-        stalled: Duration::from_secs(3600),
-        keepalive: crate::relay::tcp::TcpOptions::default(),
-        park_after: None,
-        progress: None,
-    };
     let peer = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 7);
     let slot = EndpointSlot::sample();
     let handle = registry.register();
@@ -44,7 +36,7 @@ fn connection(registry: &Arc<Registry>) -> Unparked {
     let established = Established {
         record: ConnectionRecord::open(&Arc::new(Counters::new(0)).listener("api"), peer),
         slot,
-        settings: settings.into(),
+        settings: settings().into(),
         source_permit: None,
         permit: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
     };
@@ -243,7 +235,7 @@ fn a16_what_is_shed_was_waiting_and_is_counted_once() {
         let registry = Registry::new();
         let waiting: Vec<_> = [true, false, false]
             .into_iter()
-            .map(|is_first| {
+            .map(|drops_handle_first| {
                 let registry = Arc::clone(&registry);
                 spawn(move || {
                     let mut handle = registry.register();
@@ -251,7 +243,7 @@ fn a16_what_is_shed_was_waiting_and_is_counted_once() {
                     yield_now();
                     let was_shed = matches!(message_of(&mut handle), Some(Message::Close(CloseReason::Shed)));
                     // A task that panics drops them in this order.
-                    if is_first {
+                    if drops_handle_first {
                         drop(handle);
                         return was_shed;
                     }

@@ -356,13 +356,9 @@ mod tests {
     use crate::relay::tcp::TcpOptions;
     use crate::telemetry::Counters;
 
-    /// A task adds 112 bytes and is rounded up to 128: one byte more here can cost 128 for every idle connection.
-    #[tokio::test]
-    async fn an_idle_connection_is_small() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-        let relay = RelaySettings {
+    /// Without deadlines.
+    pub(super) fn settings() -> RelaySettings {
+        RelaySettings {
             engine: Engine::Auto,
             idle: Duration::MAX,
             half_close: Duration::MAX,
@@ -370,7 +366,15 @@ mod tests {
             keepalive: TcpOptions::default(),
             park_after: None,
             progress: None,
-        };
+        }
+    }
+
+    /// A task adds 112 bytes and is rounded up to 128: one byte more here can cost 128 for every idle connection.
+    #[tokio::test]
+    async fn an_idle_connection_is_small() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
         let snapshot = Snapshot {
             listener: Arc::new(Counters::new(0)).listener("api"),
             listener_index: 0,
@@ -383,7 +387,7 @@ mod tests {
             routes: Arc::default(),
             hello_timeout: Duration::MAX,
             hello_limit: 0,
-            relay: Arc::new(relay),
+            relay: Arc::new(settings()),
         };
         let permit = Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap();
         let handle = Registry::new().register();

@@ -10,17 +10,20 @@ use super::health::{ProbeResult, Thresholds};
 use super::settings::Share;
 use crate::sync::check;
 
+fn endpoint() -> Arc<Endpoint> {
+    Arc::new(Endpoint::new(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 7), Share::DEFAULT))
+}
+
 impl EndpointSlot {
     pub(crate) fn sample() -> Self {
-        let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 7);
-        Self::take(&Arc::new(Endpoint::new(address, Share::DEFAULT)))
+        Self::take(&endpoint())
     }
 }
 
 #[test]
 fn b09_one_connection_tries_a_dead_endpoint_and_all_are_counted() {
     check(|| {
-        let endpoint = Arc::new(Endpoint::new(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 7), Share::DEFAULT));
+        let endpoint = endpoint();
         let thresholds = Thresholds { rise: 1, fall: 1, unready: 1 };
         endpoint.apply_check_result(&ProbeResult::Unreachable("refused".into()), thresholds).unwrap();
         endpoint.allow_trial();
