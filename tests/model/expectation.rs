@@ -70,8 +70,6 @@ pub struct Open {
     pub stalled: Option<usize>,
     /// Its route or endpoint has been removed, and it is kept.
     pub is_kept: bool,
-    /// Its route is not configured now.
-    pub is_orphan: bool,
     /// It has stayed in the old process because it is stalled.
     pub is_straggler: bool,
 }
@@ -273,7 +271,6 @@ impl Model {
             is_sent_more: false,
             stalled: None,
             is_kept: false,
-            is_orphan: false,
             is_straggler: false,
         });
         let hello = sent[0] - connection.arrival.early;
@@ -463,13 +460,11 @@ impl Model {
         }
         let (is_configured, has_route) = (self.is_configured(kind, endpoint), self.config.route(kind).is_some());
         let open = self.open_mut(number).unwrap();
-        open.is_orphan = !has_route;
         // A route that goes takes all of its connections along, also those of endpoints that it had before.
         if let Some(route) = before.route(kind).filter(|_| !has_route) {
             (policy, open.is_kept) = (route.on_remove, false);
         }
         match policy {
-            _ if open.is_orphan && open.is_kept => {}
             _ if is_configured => open.is_kept = false,
             _ if open.is_kept => {}
             OnRemove::Keep => open.is_kept = true,
@@ -492,12 +487,8 @@ impl Model {
         let next = self.process + 1;
         let Some(open) = self.open_mut(number) else { return };
         let (kind, is_stalled) = (open.route.kind, open.stalled.is_some());
-        let follows = self.config.route(kind).is_some();
-        let open = self.open_mut(number).unwrap();
         open.is_straggler = is_stalled;
-        if follows && !is_stalled {
-            open.is_orphan = false;
-            self.remove_if_gone(number, before);
+        if !is_stalled && self.config.route(kind).is_some() {
             self.connections.get_mut(&number).unwrap().process = Some(next);
         }
     }

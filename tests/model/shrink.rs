@@ -45,7 +45,7 @@ pub fn shrink(script: Script, error: String, run: impl Fn(&Script) -> Result<(),
     (shortest, shortest_error)
 }
 
-/// What differs of two errors is the step and whatever has a number: this is the begin of the rest.
+/// What differs of two errors is the step and whatever has a number: this is the beginning of the rest.
 fn kind(error: &str) -> String {
     let (_, rest) = error.split_once(": ").unwrap_or(("", error));
     rest.chars().filter(|char| !char.is_ascii_digit()).take(24).collect()
