@@ -180,8 +180,7 @@ fn z4_f03_descriptors_that_run_out_and_come_back() {
     let router = Router::routing(&[(NAME, backend.address())]);
     assert!(serves(router.address()));
     let set = |limit| limit_descriptors(&router, limit);
-    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", router.pid().as_raw_nonzero())).unwrap().count();
-    let before = descriptors();
+    let before = router.descriptors();
     let mut recoveries = Vec::new();
     for _ in 0..10 {
         set(4);
@@ -206,7 +205,7 @@ fn z4_f03_descriptors_that_run_out_and_come_back() {
     }
     recoveries.sort();
     eprintln!("served again after {:?} (median), {:?} (most)", recoveries[5], recoveries[9]);
-    eventually("no descriptor is lost", || descriptors() <= before + 2);
+    eventually("no descriptor is lost", || router.descriptors() <= before + 2);
     assert!(router.metric("snigate_accept_errors_total{error=\"EMFILE\"}") >= 10.0);
     let told = router.log().iter().filter(|line| line["message"] == "accept failed; retrying").count();
     assert!(told <= 20, "once a second at most: {told}");

@@ -23,17 +23,13 @@ const FIGURES: [(&str, &str); 5] = [
 impl Sample {
     pub fn take(router: &Router, second: u64) -> Self {
         let (_, metrics) = router.get("/metrics");
-        let series = || metrics.lines().filter(|line| !line.starts_with('#'));
-        let sum = |name: &str| -> f64 {
-            let of_it = series().filter(|line| line.starts_with(name));
-            of_it.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
-        };
+        let series = metrics.lines().filter(|line| !line.starts_with('#'));
         let values = [
-            sum("process_resident_memory_bytes"),
-            descriptors(router) as f64,
-            series().count() as f64,
-            sum("snigate_runtime_tasks"),
-            sum("snigate_connections_total{"),
+            sum(&metrics, "process_resident_memory_bytes"),
+            router.descriptors() as f64,
+            series.count() as f64,
+            sum(&metrics, "snigate_runtime_tasks"),
+            sum(&metrics, "snigate_connections_total{"),
         ];
         Self { second, values }
     }
@@ -43,8 +39,10 @@ impl Sample {
     }
 }
 
-pub fn descriptors(router: &Router) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", router.pid().as_raw_nonzero())).unwrap().count()
+/// Of all series that begin so.
+pub fn sum(metrics: &str, prefix: &str) -> f64 {
+    let of_it = metrics.lines().filter(|line| line.starts_with(prefix));
+    of_it.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
 }
 
 /// Writes `soak.csv` and `soak.svg`.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::record::{self, Sample, descriptors};
+use super::record::{self, Sample};
 use crate::support::backend::closed;
 use crate::support::client::alert;
 use crate::support::router::config;
@@ -94,13 +94,14 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
     watchdog::may_take(2 * duration + Duration::from_secs(300));
     let (backend, faulty) = (Backend::echo(), Backend::echo());
     let patient = Backend::patient();
-    let routes = [(NAME, backend.address()), (FAULTY, faulty.address()), (DEAD, closed()), (IDLE, patient.address())];
+    let dead = closed();
+    let routes = [(NAME, backend.address()), (FAULTY, faulty.address()), (DEAD, dead), (IDLE, patient.address())];
     // Every other one has a route with an endpoint that answers its checks and one that refuses them.
     let text = |number: u64| {
         let checked = format!(
             "  - {{sni: checked.example, upstream: {{endpoints: [\"{}\", \"{}\"], health_check: {{interval: 500ms}}}}}}\n",
             backend.address(),
-            routes[2].1
+            dead
         );
         config(&routes, if number.is_multiple_of(2) { "" } else { &checked })
     };
@@ -133,11 +134,7 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
         }
     });
     let made_connections = made.connections.load(Relaxed) + IDLE_STREAMS as u64;
-    let sum = |name: &str| -> f64 {
-        let (_, text) = router.get("/metrics");
-        let values = text.lines().filter(|line| line.starts_with(&format!("{name}{{")));
-        values.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
-    };
+    let sum = |prefix: &str| record::sum(&router.get("/metrics").1, prefix);
     let counted = || {
         let (_, text) = router.get("/metrics");
         let lines = text.lines().filter(|line| line.starts_with("snigate_connections") && !line.ends_with(" 0"));
@@ -145,9 +142,9 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
     };
     // Some may still be in the kernel's queue.
     eventually("all are accepted, and what is left is idle", || {
-        let ended = sum("snigate_connections_total") as u64;
+        let ended = sum("snigate_connections_total{") as u64;
         assert!(ended + IDLE_STREAMS as u64 <= made_connections, "{made_connections} made:\n{}", counted());
-        ended + IDLE_STREAMS as u64 == made_connections && sum("snigate_connections_active") as usize == IDLE_STREAMS
+        ended + IDLE_STREAMS as u64 == made_connections && sum("snigate_connections_active{") as usize == IDLE_STREAMS
     });
     for direction in ["received", "sent"] {
         let bytes = router.metric(&format!("snigate_bytes_total{{route=\"{NAME}\",direction=\"{direction}\"}}"));
@@ -164,7 +161,7 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
     eprintln!("{made_connections} connections; {first} bytes of memory after a quarter of the time, {last} at the end");
     assert!(last < first + 8e6, "memory: {first}, later {last}");
     drop(idle);
-    eventually("descriptors are given back", || descriptors(&router) < 40);
+    eventually("descriptors are given back", || router.descriptors() < 40);
 }
 
 /// Reloads, upgrades, drains and endpoints that come and go, so many of them as `SNIGATE_STORM` says (12 otherwise), while

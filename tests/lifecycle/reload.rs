@@ -643,13 +643,12 @@ fn g08_a_thousand_routes_a_hundred_times_leave_memory_and_descriptors_flat() {
         config(&routes, "timeouts: {drain: 0s}\n")
     };
     let router = Router::start(&text(1000));
-    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", router.pid())).unwrap().count();
     let mut memory = Vec::new();
     for round in 0..100 {
         assert_eq!(router.reload(&text(round))["message"], "reloaded");
         memory.push(router.metric("process_resident_memory_bytes"));
     }
-    let before = descriptors();
+    let before = router.descriptors();
     assert!(before < 40, "{before} descriptors");
     let (early, late) = (memory[20], memory[99]);
     assert!(late < early * 1.3, "{early} B after 20 reloads, {late} B after 100");
