@@ -147,8 +147,12 @@ impl Upstream {
         if let Some(predecessor) = predecessor {
             predecessor.retire();
         }
-        let pool = Arc::new(Pool::new(setup, Arc::clone(context), predecessor.map(|predecessor| &*predecessor.pool)));
+        let predecessor = predecessor.map(|predecessor| &*predecessor.pool);
+        let pool = Arc::new(Pool::new(setup, Arc::clone(context), predecessor));
         pool.start();
+        if let Some(predecessor) = predecessor {
+            predecessor.succeeded_by(&pool);
+        }
         Self { pool, turn: AtomicUsize::new(0) }
     }
 
@@ -161,8 +165,7 @@ impl Upstream {
         self.pool.check_for_loops();
     }
 
-    /// Stops resolving and checking. Connections that are already being set up can still be established, including those
-    /// that wait for the first DNS lookup.
+    /// Stops resolving and checking. Connections that are already being set up can still be established.
     pub(crate) fn retire(&self) {
         self.pool.close();
     }
@@ -225,16 +228,17 @@ impl Upstream {
 
     /// Connects this client to an endpoint; if that fails, tries the next one, within the budget. Nothing is sent to any of them.
     pub(crate) async fn connect(&self, client: SocketAddr) -> Result<Connected, ConnectError> {
-        let UpstreamSettings { balance, budget, slow_start, source, .. } = self.pool.setup.settings;
-        let deadline = Instant::now() + budget.timeout;
-        let endpoints = self.pool.endpoints_by(deadline).await;
+        let deadline = Instant::now() + self.pool.setup.settings.budget.timeout;
+        let pool = self.pool.resolved_by(deadline).await;
+        let endpoints = pool.in_service();
+        let UpstreamSettings { balance, budget, slow_start, source, .. } = pool.setup.settings;
         let policy = Policy { balance, slow_start, turn: self.turn.fetch_add(1, Relaxed), client: client.ip() };
         let mut failure = ConnectError::none();
-        let offered = self.pool.offer(&endpoints).inspect_err(|reason| failure.add_reason(reason));
+        let offered = pool.offer(&endpoints).inspect_err(|reason| failure.add_reason(reason));
         let mut untried = offered.unwrap_or_default();
         let mut failed = Vec::new();
         let mut failed_is_ipv4 = None;
-        let mut trial = self.pool.trial(&endpoints, &untried);
+        let mut trial = pool.trial(&endpoints, &untried);
         while let Some(index) = trial.take().or_else(|| balance::pick(&endpoints, &untried, failed_is_ipv4, &policy)) {
             let endpoint = &endpoints[index];
             let slot = EndpointSlot::take(endpoint);
@@ -265,15 +269,15 @@ impl Upstream {
                 break;
             }
         }
-        self.pool.refresh_names_of(&endpoints, &failed);
+        pool.refresh_names_of(&endpoints, &failed);
         if endpoints.is_empty() && failure.tries == 0 {
-            for endpoint in self.pool.endpoints().iter().filter(|endpoint| self.is_drained(endpoint)) {
+            for endpoint in pool.endpoints().iter().filter(|endpoint| pool.is_drained(endpoint)) {
                 failure.add(Failure::NoEndpoint, &endpoint.address, &"drained by an operator");
             }
-            for address in self.pool.loops() {
+            for address in pool.loops() {
                 failure.add(Failure::Loop, &address, &"one of snigate's own listeners");
             }
-            for (destination, reason) in self.pool.lookup_failures() {
+            for (destination, reason) in pool.lookup_failures() {
                 failure.add(Failure::NoEndpoint, &destination, &reason);
             }
         }
@@ -284,7 +288,6 @@ impl Upstream {
 impl Drop for Upstream {
     fn drop(&mut self) {
         self.retire();
-        self.pool.stop_lookups();
     }
 }
 

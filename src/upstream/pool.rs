@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -34,8 +34,10 @@ pub(super) struct Pool {
     /// In the order of the configuration.
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
     members: Mutex<Members>,
-    /// Number of hostnames whose first lookup has not finished.
+    /// Number of hostnames whose first lookup has not finished, and is awaited.
     unanswered: watch::Sender<usize>,
+    /// The pool of the same route in the next configuration.
+    successor: OnceLock<Arc<Self>>,
     tier: AtomicU8,
     /// Notified when an endpoint has returned, was added or resumed.
     pub(super) returned: Notify,
@@ -146,6 +148,7 @@ impl Pool {
             endpoints: ArcSwap::new(endpoints),
             members: Mutex::new(Members { answers, former, ..Members::default() }),
             unanswered: watch::Sender::new(unanswered),
+            successor: OnceLock::new(),
             tier: AtomicU8::new(predecessor.map_or(Tier::Primary, Self::tier) as u8),
             returned: Notify::new(),
         }
@@ -199,18 +202,27 @@ impl Pool {
         self.context.drains.in_service(self.route(), self.endpoints())
     }
 
-    /// The endpoints that may get new connections; waits for the first lookups if there are none but backups.
-    pub(super) async fn endpoints_by(&self, deadline: Instant) -> Arc<Vec<Arc<Endpoint>>> {
-        let endpoints = self.in_service();
-        let has_primary = |endpoints: &[Arc<Endpoint>]| endpoints.iter().any(|endpoint| !endpoint.share().is_backup);
-        if !has_primary(&endpoints) {
-            let mut unanswered = self.unanswered.subscribe();
-            let first = unanswered.wait_for(|unanswered| *unanswered == 0 || has_primary(&self.endpoints.load()));
-            // After the deadline, the list may be empty.
+    /// The pool that a new connection takes its endpoint from; waits for the first lookups if there are no endpoints but
+    /// backups. If the configuration changes meanwhile, it is the successor.
+    pub(super) async fn resolved_by(self: &Arc<Self>, deadline: Instant) -> Arc<Self> {
+        let mut pool = Arc::clone(self);
+        loop {
+            if pool.has_primary() {
+                return pool;
+            }
+            let mut unanswered = pool.unanswered.subscribe();
+            let first = unanswered.wait_for(|unanswered| *unanswered == 0 || pool.has_primary());
+            // After the deadline, there may be no endpoints.
             let _ = timeout_at(deadline, first).await;
-            return self.in_service();
+            let Some(successor) = pool.successor.get().filter(|_| !pool.has_primary()).map(Arc::clone) else {
+                return pool;
+            };
+            pool = successor;
         }
-        endpoints
+    }
+
+    fn has_primary(&self) -> bool {
+        self.in_service().iter().any(|endpoint| !endpoint.share().is_backup)
     }
 
     /// Addresses of our own listeners.
@@ -249,11 +261,11 @@ impl Pool {
     pub(super) fn lookup_failures(&self) -> Vec<(String, String)> {
         let members = self.members();
         let answers = self.setup.settings.endpoints.iter().zip(&members.answers);
-        let pending = || "hostname not resolved yet".to_owned();
+        let pending = if members.is_closed { "the route was removed" } else { "hostname not resolved yet" };
         answers
             .filter(|(_, answer)| answer.addresses.is_empty())
             .map(|(endpoint, answer)| {
-                (endpoint.destination.to_string(), answer.failure.clone().unwrap_or_else(pending))
+                (endpoint.destination.to_string(), answer.failure.clone().unwrap_or_else(|| pending.to_owned()))
             })
             .collect()
     }
@@ -319,11 +331,6 @@ impl Pool {
         }
     }
 
-    pub(super) fn stop_lookups(&self) {
-        let lookups = std::mem::take(&mut self.members().lookups);
-        drop(lookups);
-    }
-
     /// The endpoint with this address, present or former. A hostname may have had any address, and a configuration before
     /// this one may have kept the connections of an endpoint that it removed (`is_kept`).
     pub(super) fn adopt(self: &Arc<Self>, address: SocketAddr, is_kept: bool) -> Option<Arc<Endpoint>> {
@@ -367,11 +374,14 @@ impl Pool {
         self.returned.notify_one();
     }
 
-    /// A name has been looked up. Returns the number of connections to endpoints that it has removed. A closed pool needs
-    /// only the first answer, for the connections that wait for it.
+    /// A name has been looked up. Returns the number of connections to endpoints that it has removed.
     fn answered(self: &Arc<Self>, number: usize, answer: &resolve::Answer) -> usize {
         let before = self.endpoints();
         let mut members = self.members();
+        // What it would add, nothing would remove.
+        if members.is_closed {
+            return 0;
+        }
         let known = &mut members.answers[number];
         let is_first = !known.is_known();
         match answer {
@@ -385,19 +395,14 @@ impl Pool {
             Err(reason) => known.failure = Some(reason.clone()),
         }
         self.update_tier(&members);
-        let ended = if members.is_closed { members.lookups.remove(&number) } else { None };
-        drop(members);
-        drop(ended);
         self.unanswered.send_modify(|unanswered| *unanswered -= usize::from(is_first));
+        drop(members);
         before.iter().filter(|endpoint| !endpoint.is_present()).map(|endpoint| endpoint.connections()).sum()
     }
 
     /// Builds the list of endpoints. Those that remain keep their state; those that are removed get no new connections.
     fn assemble(self: &Arc<Self>, members: &mut Members) {
         let before = self.endpoints();
-        if members.is_closed && !before.is_empty() {
-            return;
-        }
         let listeners = self.context.listeners.load();
         let mut after: Vec<Arc<Endpoint>> = Vec::new();
         let mut loops = Vec::new();
@@ -472,9 +477,6 @@ impl Pool {
     }
 
     fn spawn_monitor(self: &Arc<Self>, endpoint: &Arc<Endpoint>, members: &mut Members) {
-        if members.is_closed {
-            return;
-        }
         endpoint.join(self);
         if let Some(check) = self.check() {
             let dial = self.setup.settings.dial(endpoint.address);
@@ -494,7 +496,7 @@ impl Pool {
         }
     }
 
-    /// Stops all health monitors.
+    /// Stops all lookups and health monitors.
     pub(super) fn close(&self) {
         let mut members = self.members();
         members.is_closed = true;
@@ -503,18 +505,25 @@ impl Pool {
         for watcher in members.dead_watchers.drain().map(|(_, watcher)| watcher).chain(rebalancer) {
             watcher.abort();
         }
-        let Members { lookups, answers, .. } = &mut *members;
-        let ended: Vec<_> = lookups.extract_if(|number, _| answers[*number].is_known()).collect();
+        let lookups = std::mem::take(&mut members.lookups);
         drop(members);
-        drop(ended);
+        drop(lookups);
     }
 
-    /// Stops all health monitors and removes the endpoints.
+    /// Connections that wait for a lookup turn to this pool.
+    pub(super) fn succeeded_by(&self, successor: &Arc<Self>) {
+        let is_first = self.successor.set(Arc::clone(successor)).is_ok();
+        debug_assert!(is_first, "a pool has one successor");
+        self.unanswered.send_replace(0);
+    }
+
+    /// Stops all lookups and health monitors, and removes the endpoints. No connection waits any longer.
     pub(super) fn remove(&self) {
         self.close();
         for endpoint in &*self.endpoints() {
             endpoint.leave();
         }
+        self.unanswered.send_replace(0);
     }
 
     /// A check has found this.
@@ -670,12 +679,12 @@ mod tests {
         let begun = Instant::now();
         let waiting = tokio::spawn({
             let pool = Arc::clone(&pool);
-            async move { pool.endpoints_by(begun + Duration::from_secs(10)).await }
+            async move { pool.resolved_by(begun + Duration::from_secs(10)).await }
         });
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert!(!waiting.is_finished());
         pool.answered(0, &Ok(vec!["192.0.2.1:1".parse().unwrap()]));
-        assert_eq!(addresses(&waiting.await.unwrap()), ["192.0.2.1:1", "192.0.2.9:1"]);
+        assert_eq!(addresses(&waiting.await.unwrap().in_service()), ["192.0.2.1:1", "192.0.2.9:1"]);
         assert_eq!(begun.elapsed(), Duration::from_secs(5));
     }
 
@@ -683,7 +692,7 @@ mod tests {
     async fn b31_a_backup_serves_once_the_lookup_of_the_others_has_failed() {
         let pool = pool(&[("api.test:1", Share::DEFAULT), ("192.0.2.9:1", BACKUP)]);
         pool.answered(0, &Err("no such name".into()));
-        assert_eq!(addresses(&pool.endpoints_by(Instant::now()).await), ["192.0.2.9:1"]);
+        assert_eq!(addresses(&pool.resolved_by(Instant::now()).await.in_service()), ["192.0.2.9:1"]);
         assert_eq!(pool.tier(), Tier::Backup);
     }
 

@@ -276,3 +276,41 @@ fn c10_connections_to_addresses_that_a_name_had_long_ago_are_closed_with_their_r
         }
     });
 }
+
+/// A client that waits for the first answer of a name server that cannot be reached, and a reload meanwhile.
+fn reload_while_waiting(routes_after: &str, then: impl FnOnce(&Router, Client) + Send) {
+    let text = config("127.0.0.9:6443", &format!("endpoints: \"api.test:{PORT}\", connect: {{timeout: 1m}}"));
+    // What is sent to 192.0.2.1 comes back, and is not for this machine.
+    let silence = "ip route add 192.0.2.1 dev lo && echo 'nameserver 192.0.2.1\noptions timeout:30' > resolv.conf";
+    alone(&text, silence, |router| {
+        let _server = serve("127.0.0.2");
+        let client = Client::send(router.address(), &Hello::to(NAME).record());
+        let active = format!("snigate_connections_active{{route=\"{NAME}\"}}");
+        eventually("it waits", || router.metric(&active) == 1.0);
+        let head = text.split("routes:").next().unwrap();
+        router.reload(&format!("{head}routes:\n{routes_after}"));
+        then(router, client);
+    });
+}
+
+#[test]
+#[ignore = "needs root, unshare and ip"]
+fn g11_a_client_that_waits_for_a_lookup_is_refused_when_its_route_is_removed() {
+    reload_while_waiting("  - {sni: other.example, upstream: \"127.0.0.1:9\"}\n", |router, mut client| {
+        assert_eq!(client.rest(), (alert(80), End::Fin));
+        let account = router.account_of(client.address());
+        assert_eq!(account["outcome"], "no_endpoint", "{account}");
+        assert_eq!(account["reason"], "1 failed; api.test:6443: the route was removed");
+    });
+}
+
+#[test]
+#[ignore = "needs root, unshare and ip"]
+fn g11_a_client_that_waits_for_a_lookup_turns_to_the_endpoints_of_the_next_configuration() {
+    let changed = format!("  - {{sni: {NAME}, upstream: {{endpoints: \"127.0.0.2:{PORT}\", on_remove: cut}}}}\n");
+    reload_while_waiting(&changed, |router, mut client| {
+        assert_eq!(client.read(4), b"here");
+        let open = format!("snigate_endpoint_connections{{route=\"{NAME}\",endpoint=\"127.0.0.2:{PORT}\"}}");
+        assert_eq!(router.metric(&open), 1.0, "it is counted at an endpoint that a removal knows");
+    });
+}
