@@ -30,7 +30,7 @@ use crate::support::{PATIENCE, watchdog};
 const SEEDS: &str = "SNIGATE_SEEDS";
 const DEFAULT: std::ops::RangeInclusive<u64> = 1..=20;
 /// Scripts at a time: they wait more than they compute.
-const AT_A_TIME: usize = 8;
+const AT_A_TIME: usize = 24;
 /// While one is made shorter, again and again.
 const SHORT_PATIENCE: Duration = Duration::from_secs(6);
 

@@ -223,6 +223,63 @@ fn b17_without_a_free_port_the_next_endpoint_serves_until_there_is_one() {
     });
 }
 
+/// Connections from these ports to 127.0.0.2 that only the endpoint still has: the kernel forgets a socket in repair mode
+/// without a word to the peer.
+const FORGET: &str = "
+import socket
+TCP_REPAIR = 19
+for port in range(40000, 40004):
+    gone = socket.socket()
+    gone.bind(('127.0.0.1', port))
+    gone.connect(('127.0.0.2', 6443))
+    gone.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+    gone.close()
+";
+
+/// Two clients of a router of which each port has such a connection to the first of its two endpoints. The second one is
+/// sent to the endpoint that has no connection yet, so one of them meets what is stale. Returns the accounts of both.
+fn with_stale_connections(setup: &str, per_try: &str) -> [Value; 2] {
+    let setup = format!("echo 40000 40003 > /proc/sys/net/ipv4/ip_local_port_range && {setup}");
+    let upstream = format!(
+        "endpoints: [\"127.0.0.2:{PORT}\", \"127.0.0.3:{PORT}\"], connect: {{per_try: {per_try}, timeout: 20s}}"
+    );
+    let mut accounts = None;
+    alone(&config("127.0.0.1:443", &upstream), &setup, |router| {
+        let _servers = [serve("127.0.0.2"), serve("127.0.0.3")];
+        assert!(std::process::Command::new("python3").args(["-c", FORGET]).status().unwrap().success());
+        let clients = [50_000, 50_001].map(|port| client_from(port, router.address()));
+        accounts = Some(clients.map(|mut client| {
+            assert_eq!(client.read(4), b"here");
+            let address = client.address();
+            take_back(client);
+            router.account_of(address)
+        }));
+    });
+    accounts.unwrap()
+}
+
+#[test]
+#[ignore = "needs root, unshare, ip, nft and python3"]
+fn b18_an_endpoint_that_takes_a_connection_for_one_long_gone_is_passed_over() {
+    // As behind a firewall to which the reset, which would end it, belongs to no connection.
+    let no_reset = "nft 'table ip firewall { chain out { type filter hook output priority 0;
+        ip daddr 127.0.0.2 tcp flags & rst == rst drop; }; }'";
+    let accounts = with_stale_connections(no_reset, "300ms");
+    assert!(accounts.iter().all(|account| account["upstream.address"] == "127.0.0.3:6443"), "{accounts:?}");
+    let reasons: Vec<&str> = accounts.iter().filter_map(|account| account["reason"].as_str()).collect();
+    assert!(matches!(reasons[..], [reason] if reason.contains("127.0.0.2:6443")), "{accounts:?}");
+}
+
+#[test]
+#[ignore = "needs root, unshare, ip and python3"]
+fn b18_the_reset_of_a_connection_long_gone_makes_room_for_the_new_one() {
+    let accounts = with_stale_connections("true", "10s");
+    let mut endpoints = accounts.each_ref().map(|account| account["upstream.address"].as_str().unwrap());
+    endpoints.sort_unstable();
+    assert_eq!(endpoints, ["127.0.0.2:6443", "127.0.0.3:6443"]);
+    assert!(accounts.iter().all(|account| account["reason"].is_null()), "{accounts:?}");
+}
+
 #[test]
 #[ignore = "needs root, unshare and ip"]
 fn b19_a_connection_to_itself_is_a_refusal() {
