@@ -70,7 +70,8 @@ pub struct Open {
     pub stalled: Option<usize>,
     /// Its route or endpoint has been removed, and it is kept.
     pub is_kept: bool,
-    /// It has stayed in the old process because it is stalled.
+    /// It has stayed in the old process because it is stalled. It follows at any moment at which no bytes are held for it:
+    /// the kernel may make some room yet.
     pub is_straggler: bool,
 }
 
@@ -376,6 +377,11 @@ impl Model {
 
     /// This side resets.
     pub fn reset(&mut self, number: usize, side: Side) {
+        let straggler = self.stragglers().find(|(straggler, ..)| *straggler == number);
+        if let Some((name, bytes)) = straggler.map(|(_, open, bytes)| (open.route.kind.name(), bytes)) {
+            self.connections.get_mut(&number).unwrap().process = None;
+            self.relayed(name, [0..=0, 0..=bytes]);
+        }
         let open = self.open_mut(number).unwrap();
         let (outcome, closed_by) = match side {
             Side::Client => ("client_reset", "client"),
@@ -448,6 +454,13 @@ impl Model {
     pub fn open_here(&self) -> impl Iterator<Item = (usize, &Open)> {
         let here = self.open().filter(|(_, connection, _)| connection.process == Some(self.process));
         here.map(|(number, _, open)| (number, open))
+    }
+
+    /// Those that it may have, with the bytes on their way.
+    pub fn stragglers(&self) -> impl Iterator<Item = (usize, &Open, usize)> {
+        let stragglers = self.open().filter(|(_, _, open)| open.is_straggler);
+        let may_follow = stragglers.filter(|(_, _, open)| self.config.route(open.route.kind).is_some());
+        may_follow.map(|(number, _, open)| (number, open, open.stalled.unwrap_or(0)))
     }
 
     /// `before` is in force no more: what had the route or endpoint then follows its `on_remove`.
