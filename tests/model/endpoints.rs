@@ -49,11 +49,14 @@ impl Endpoint {
     /// Accepts one that is not reset at once.
     pub fn accept(&self) -> Option<Peer> {
         loop {
-            let (socket, _) = self.listening()?.accept().ok()?;
+            let (socket, from) = self.listening()?.accept().ok()?;
             if self.behaviour == Behaviour::Resets {
                 reset(socket.into());
             } else {
-                return Some(Peer::new(socket.into()));
+                let mut peer = Peer::new(socket.into());
+                // A socket that has been reset before it is accepted no longer tells.
+                peer.addresses[1] = from.as_socket().unwrap();
+                return Some(peer);
             }
         }
     }
