@@ -92,8 +92,10 @@ impl Peer {
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => false,
             Err(_) => {
-                // The kernel says so once.
+                // The kernel says so once; a FIN may have been read before.
                 self.end.get_or_insert(End::Reset);
+                self.to_send.clear();
+                self.is_to_finish = false;
                 true
             }
         }
