@@ -149,9 +149,10 @@ async fn sweep(registry: Arc<Registry>, parked: Arc<AtomicU64>) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let mut start = 0;
-        while parked.load(Relaxed) > 0 && registry.resume_due(start..start + SWEEP_CHUNK) {
-            start += SWEEP_CHUNK;
+        for start in (0..).step_by(SWEEP_CHUNK) {
+            if parked.load(Relaxed) == 0 || !registry.resume_due(start..start + SWEEP_CHUNK) {
+                break;
+            }
             yield_now().await;
         }
     }
