@@ -192,3 +192,33 @@ fn local_address(stream: &TcpStream, address: SocketAddr) -> io::Result<SocketAd
     let is_itself = local.port() == address.port() && (ip == wanted || wanted.is_unspecified());
     if is_itself { Err(io::ErrorKind::ConnectionRefused.into()) } else { Ok(local) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_connect_says_what_its_source_has_to_do_with_it() {
+        let v4 = Source::Addresses { v4: Some("198.51.100.1".parse().unwrap()), v6: None };
+        let v6 = Source::Addresses { v4: None, v6: Some("2001:db8::1".parse().unwrap()) };
+        for (source, errno, hint) in [
+            (Source::Client, Errno::PERM, ": `source: client` requires CAP_NET_ADMIN"),
+            (Source::Client, Errno::INVAL, ": the endpoint cannot be reached from the client's address"),
+            (Source::Client, Errno::ADDRNOTAVAIL, ": all local ports to this endpoint are in use"),
+            (v4, Errno::INVAL, ": the endpoint cannot be reached from the address in `source`"),
+            (
+                v4,
+                Errno::ADDRNOTAVAIL,
+                ": no interface has the address in `source`, or all of its ports to this endpoint are in use",
+            ),
+            (v6, Errno::ADDRNOTAVAIL, ""),
+            (v4, Errno::CONNREFUSED, ""),
+            (Source::Any, Errno::INVAL, ""),
+            (Source::Any, Errno::ADDRNOTAVAIL, ": all local ports to this endpoint are in use"),
+        ] {
+            let error = io::Error::from(errno);
+            let described = source.describe(&error, "192.0.2.1:443".parse().unwrap());
+            assert_eq!(described, error_message(&error) + hint, "{source:?}, {errno:?}");
+        }
+    }
+}

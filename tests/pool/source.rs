@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 use std::sync::mpsc::channel;
 
+use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
@@ -161,14 +162,36 @@ routes:
     });
 }
 
+/// A route to this endpoint from the client's address.
+fn transparent(backend: &Backend) -> String {
+    config(&[(NAME, backend.address())], "sandbox: off\n").replace(
+        &format!("upstream: \"{}\"", backend.address()),
+        &format!("upstream: {{endpoints: \"{}\", source: client}}", backend.address()),
+    )
+}
+
+#[test]
+fn a_start_without_the_capability_warns() {
+    let backend = Backend::named("served");
+    let router = Router::start(&transparent(&backend));
+    // What is logged of this is logged after the warning.
+    let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+    client.finish_if_open();
+    client.rest();
+    router.account_of(client.address());
+    let is_warning =
+        |line: &Value| line["message"].as_str().is_some_and(|text| text.contains("requires CAP_NET_ADMIN"));
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+    let net_admin = u64::from_str_radix(effective.trim(), 16).unwrap() >> 12 & 1;
+    assert_eq!(router.log().iter().any(is_warning), net_admin == 0, "{effective}");
+}
+
 #[test]
 #[ignore = "needs root, and setpriv"]
 fn without_the_capability_the_log_says_which_one_is_missing() {
     let backend = Backend::named("served");
-    let text = config(&[(NAME, backend.address())], "sandbox: off\n").replace(
-        &format!("upstream: \"{}\"", backend.address()),
-        &format!("upstream: {{endpoints: \"{}\", source: client}}", backend.address()),
-    );
+    let text = transparent(&backend);
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("snigate.yaml");
     std::fs::write(&path, text).unwrap();
