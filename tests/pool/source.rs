@@ -183,7 +183,7 @@ fn a_start_without_the_capability_warns() {
         |line: &Value| line["message"].as_str().is_some_and(|text| text.contains("requires CAP_NET_ADMIN"));
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
-    let net_admin = u64::from_str_radix(effective.trim(), 16).unwrap() >> 12 & 1;
+    let net_admin = (u64::from_str_radix(effective.trim(), 16).unwrap() >> 12) & 1;
     assert_eq!(router.log().iter().any(is_warning), net_admin == 0, "{effective}");
 }
 
