@@ -83,7 +83,7 @@ pub mod internals {
     #[cfg(feature = "gateway")]
     pub fn objects(manifests: &[u8]) -> Result<usize, String> {
         let objects = crate::gateway::api::manifests::objects(manifests)?;
-        let offline = crate::gateway::offline::translate_objects(objects, "nginx");
+        let offline = crate::gateway::offline::translate_objects(objects, Default::default());
         // Says all that there is to say.
         let _ = offline.problems();
         Ok(offline.plan.routing.routes.len())

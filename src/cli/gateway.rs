@@ -57,6 +57,28 @@ pub(crate) struct Served {
     pub(crate) ingress_port: u16,
 }
 
+/// Which of the objects in files are served, and where.
+#[derive(Debug, Args)]
+#[group(id = "in_files")]
+pub(crate) struct InFiles {
+    /// Of Ingress objects of Kubernetes, those of this class are served that have the annotation
+    /// nginx.ingress.kubernetes.io/ssl-passthrough [default: nginx]
+    #[arg(long, value_name = "CLASS")]
+    pub(crate) ingress_class: Option<String>,
+    /// Port for Ingress objects of Kubernetes [default: 443]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) ingress_port: Option<u16>,
+}
+
+impl InFiles {
+    /// An option that only objects can have.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let Self { ingress_class, ingress_port } = self;
+        let class = ingress_class.as_ref().map(|_| "--ingress-class");
+        class.or_else(|| ingress_port.map(|_| "--ingress-port"))
+    }
+}
+
 /// The cluster that `snigate doctor` asks.
 #[derive(Debug, Args)]
 pub(crate) struct Asked {

@@ -19,7 +19,7 @@ use clap_complete::Shell;
 pub(crate) use self::ctl::Top;
 pub(crate) use self::ctl::{Close, Connections, Ctl, Filter as ConnectionFilter, Listed, RouteOrEndpoint, Verb};
 #[cfg(feature = "gateway")]
-pub(crate) use self::gateway::{Asked, Gateway, PublishAddress, Served, WATCH_SECONDS};
+pub(crate) use self::gateway::{Asked, Gateway, InFiles, PublishAddress, Served, WATCH_SECONDS};
 pub(crate) use self::server_url::ServerUrl;
 
 /// One address for the Kubernetes APIs of many clusters: routes TLS connections by server name (SNI), without terminating
@@ -106,6 +106,9 @@ pub(crate) struct Check {
     /// Configuration file, as an option like that of other commands
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    #[cfg(feature = "gateway")]
+    #[command(flatten)]
+    pub(crate) in_files: InFiles,
 }
 
 #[derive(Debug, Args)]
@@ -141,6 +144,9 @@ pub(crate) struct Explain {
     /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,
+    #[cfg(feature = "gateway")]
+    #[command(flatten)]
+    pub(crate) in_files: InFiles,
 }
 
 #[derive(Debug, Args)]
@@ -202,10 +208,9 @@ pub(crate) struct Import {
     #[cfg(feature = "gateway")]
     #[arg(value_name = "FILE")]
     pub(crate) more: Vec<PathBuf>,
-    /// Class of the Ingress objects to translate, of those with the annotation for TLS passthrough
     #[cfg(feature = "gateway")]
-    #[arg(long, value_name = "CLASS", default_value = "nginx")]
-    pub(crate) ingress_class: String,
+    #[command(flatten)]
+    pub(crate) in_files: InFiles,
     /// Print the result even if it admits, refuses or routes some clients differently; notes at the top list the
     /// differences
     #[arg(long)]

@@ -35,7 +35,7 @@ use crate::gateway::offline::Offline;
 pub(super) fn run(options: &Check) -> anyhow::Result<ExitCode> {
     let file = options.file.as_ref().or(options.config.as_ref()).context("expected FILE or --config")?;
     #[cfg(feature = "gateway")]
-    if let Some((objects, config)) = super::manifests::find(file)? {
+    if let Some((objects, config)) = super::manifests::find(file, &options.in_files)? {
         return check_objects(file, &objects, &config);
     }
     let config = Config::load(file)?;

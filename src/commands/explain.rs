@@ -19,7 +19,7 @@ use crate::cli::Explain;
 
 pub(super) fn run(options: &Explain) -> anyhow::Result<ExitCode> {
     #[cfg(feature = "gateway")]
-    let config = super::manifests::load(&options.config)?;
+    let config = super::manifests::load(&options.config, &options.in_files)?;
     #[cfg(not(feature = "gateway"))]
     let config = Config::load(&options.config)?;
     let listener = match &options.listener {

@@ -10,9 +10,6 @@ use super::snapshot::Snapshot;
 use super::status;
 use super::translate::{CONTROLLER, IngressOptions, Options, Publish, translate};
 
-/// The class of Ingress objects that ingress-nginx has if it is not told otherwise.
-pub(crate) const DEFAULT_INGRESS_CLASS: &str = "nginx";
-
 /// The objects of files, and what they amount to.
 #[derive(Debug)]
 pub(crate) struct Offline {
@@ -24,9 +21,9 @@ pub(crate) struct Offline {
     pub(crate) ignored: BTreeMap<String, usize>,
 }
 
-/// Translates objects; Ingress objects are those of this class. GatewayClasses, Services and Namespaces that the objects
+/// Translates objects. GatewayClasses, Services and Namespaces that the objects
 /// refer to need not be among them, as long as none is at odds with that.
-pub(crate) fn translate_objects(objects: Vec<Value>, ingress_class: &str) -> Offline {
+pub(crate) fn translate_objects(objects: Vec<Value>, ingress: IngressOptions) -> Offline {
     let mut snapshot = Snapshot::default();
     let mut ignored: BTreeMap<String, usize> = BTreeMap::new();
     for object in objects {
@@ -38,11 +35,7 @@ pub(crate) fn translate_objects(objects: Vec<Value>, ingress_class: &str) -> Off
     }
     let assumed = complete(&mut snapshot);
     let any = PublishedAddress::Hostname("localhost".into());
-    let options = Options {
-        publish: Publish::Addresses(vec![any]),
-        ingress: Some(IngressOptions { class: ingress_class.into(), port: 443 }),
-        ..Options::default()
-    };
+    let options = Options { publish: Publish::Addresses(vec![any]), ingress: Some(ingress), ..Options::default() };
     let plan = translate(&snapshot, &options, &[]);
     Offline { snapshot, plan, assumed, ignored }
 }

@@ -91,6 +91,62 @@ fn explain_finds_the_route_that_objects_have() {
     }
 }
 
+const INGRESSES: &str = r#"
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: own, annotations: {nginx.ingress.kubernetes.io/ssl-passthrough: "true"}}
+spec:
+  ingressClassName: passthrough
+  rules: [{host: a.example.com, http: {paths: [{path: /, backend: {service: {name: own, port: {number: 443}}}}]}}]
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: default, annotations: {nginx.ingress.kubernetes.io/ssl-passthrough: "true"}}
+spec:
+  ingressClassName: nginx
+  rules: [{host: b.example.com, http: {paths: [{path: /, backend: {service: {name: default, port: {number: 443}}}}]}}]
+"#;
+
+#[test]
+fn ingress_objects_of_another_class_are_served_at_another_port() {
+    for (options, name, others, port) in [
+        (&[][..], "b.example.com", "a.example.com", 443),
+        (&["--ingress-class", "passthrough"], "a.example.com", "b.example.com", 443),
+        (&["--ingress-class", "passthrough", "--ingress-port", "6443"], "a.example.com", "b.example.com", 6443),
+        (&["--ingress-port", "6443"], "b.example.com", "a.example.com", 6443),
+    ] {
+        let on = |arguments: &[&str]| with(INGRESSES, &[arguments, options].concat());
+        let checked = all_output(&on(&["check", "objects.yaml"]));
+        assert!(checked.contains(&format!("{name} at [::]:{port}\n")) && !checked.contains(others), "{checked}");
+        let explain = |name| on(&["explain", "-c", "objects.yaml", "--sni", name]);
+        assert!(explain(name).status.success() && !explain(others).status.success(), "{options:?}");
+        let imported = all_output(&on(&["import", "gateway", "objects.yaml"]));
+        assert!(imported.contains(&format!("[::]:{port}")) && imported.contains(name), "{imported}");
+        assert!(!imported.contains(others), "{imported}");
+    }
+    let checked = all_output(&with(INGRESSES, &["check", "objects.yaml", "--ingress-class", "other"]));
+    assert!(!checked.contains("example.com"), "{checked}");
+}
+
+#[test]
+fn options_for_ingress_objects_are_refused_without_objects() {
+    let config = "listen: 127.0.0.1:6443\nroutes: [{sni: a.example.com, upstream: 127.0.0.1:1}]\n";
+    for (option, value) in [("--ingress-class", "nginx"), ("--ingress-port", "443")] {
+        for command in [&["check", "objects.yaml"][..], &["explain", "-c", "objects.yaml", "--sni", "a.example.com"]] {
+            assert!(with(config, command).status.success());
+            let output = with(config, &[command, &[option, value]].concat());
+            let expected = format!(
+                "snigate: {option} is for files with objects of Kubernetes; objects.yaml is read as a configuration\n"
+            );
+            assert!(!output.status.success() && output.stdout.is_empty());
+            assert_eq!(all_output(&output), expected);
+        }
+        let output = with("stream {}\n", &["import", "nginx", "objects.yaml", option, value]);
+        let expected = format!("snigate: {option} is for objects of Kubernetes: `snigate import gateway`\n");
+        assert_eq!((output.status.code(), all_output(&output)), (Some(1), expected));
+    }
+}
+
 #[test]
 fn import_writes_a_configuration_that_routes_the_same() {
     let output = with(OBJECTS, &["import", "gateway", "objects.yaml"]);
@@ -143,14 +199,9 @@ fn the_examples_are_valid() {
     for entry in std::fs::read_dir(examples).unwrap() {
         let path = entry.unwrap().path();
         count += 1;
-        if path.ends_with("k0smotron.yaml") {
-            // Of another class than ingress-nginx has.
-            let output =
-                snigate().args(["import", "gateway", "--ingress-class", "snigate"]).arg(&path).output().unwrap();
-            assert!(output.status.success(), "{}", all_output(&output));
-            continue;
-        }
-        let output = snigate().arg("check").arg(&path).output().unwrap();
+        // Of another class than that of ingress-nginx.
+        let class = if path.ends_with("k0smotron.yaml") { "snigate" } else { "nginx" };
+        let output = snigate().args(["check", "--ingress-class", class]).arg(&path).output().unwrap();
         let text = all_output(&output);
         let is_valid = text.contains("the objects are valid") && text.contains("routes to");
         // The Ingress and the TLSRoute that it becomes share their name.

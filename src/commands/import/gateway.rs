@@ -31,7 +31,7 @@ fn below(lines: impl Iterator<Item = String>) -> String {
 pub(super) fn run(options: &Import) -> anyhow::Result<ExitCode> {
     let files: Vec<_> = [&options.file].into_iter().chain(&options.more).collect();
     let names = printable(&files.iter().map(|file| name_of(file)).collect::<Vec<_>>().join(", "));
-    let objects = manifests::translate(&files, &options.ingress_class)?;
+    let objects = manifests::translate(&files, &options.in_files)?;
     let problems = objects.problems();
     if objects.plan.routing.routes.is_empty() {
         let problems = below(problems.iter().map(|problem| printable(problem)));

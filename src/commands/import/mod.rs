@@ -44,6 +44,8 @@ pub(super) fn run(options: &Import) -> anyhow::Result<ExitCode> {
         return gateway::run(options);
     } else if let Some(more) = options.more.first() {
         bail!("unexpected argument {}: the configuration of a proxy is one file", name_of(more));
+    } else if let Some(option) = options.in_files.given() {
+        bail!("{option} is for objects of Kubernetes: `snigate import gateway`");
     }
     let path = &options.file;
     let (is_stdin, called) = (is_stdin(path), name_of(path));

@@ -70,6 +70,13 @@ pub(crate) struct IngressOptions {
     pub(crate) port: u16,
 }
 
+impl Default for IngressOptions {
+    /// As ingress-nginx has it, if it is not told otherwise.
+    fn default() -> Self {
+        Self { class: "nginx".into(), port: 443 }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self { controller: CONTROLLER.into(), namespaces: Vec::new(), publish: Publish::default(), ingress: None }

@@ -252,7 +252,7 @@ fn is_built(command: &str) -> bool {
 }
 
 /// Flags of other commands that are part of that feature.
-const OF_CLUSTERS: [(&str, &[&str]); 2] = [
+const OF_CLUSTERS: [(&str, &[&str]); 4] = [
     (
         "doctor",
         &[
@@ -266,8 +266,13 @@ const OF_CLUSTERS: [(&str, &[&str]); 2] = [
             "--ingress-port",
         ],
     ),
-    ("import", &["--ingress-class"]),
+    ("check", IN_FILES),
+    ("explain", IN_FILES),
+    ("import", IN_FILES),
 ];
+
+/// For objects in files.
+const IN_FILES: &[&str] = &["--ingress-class", "--ingress-port"];
 
 fn is_flag_built(command: &str, flag: &str) -> bool {
     let is_it = |(name, flags): &(&str, &[&str])| *name == command && flags.contains(&flag);
