@@ -17,7 +17,7 @@ pub(super) fn read_only(served: Served, kubeconfig: Option<PathBuf>) -> (Access,
         controller: controller.clone(),
         namespaces: namespaces.clone(),
         publish_namespace: publish_service.as_ref().map(|(namespace, _)| namespace.clone()),
-        watches_ingresses: ingress_class.is_some(),
+        ingress_class: ingress_class.clone(),
         writes_status: false,
         watch_seconds: WATCH_SECONDS,
     };

@@ -221,7 +221,7 @@ fn i14_a_certificate_for_another_name_is_found() {
 #[test]
 fn i14_a_cluster_in_which_no_replica_reports_is_found_and_nothing_is_written() {
     let case = Case::new();
-    case.api.apply(ingress("*.old.example.com"));
+    case.api.apply(ingress("old", "*.old.example.com", "kubernetes01-apiserver"));
     let unreported = "no replica has reported on this";
     let report = case.doctor(&["--ingress-class", "nginx"]);
     report.has_failed(&[
@@ -237,27 +237,12 @@ fn i14_a_cluster_in_which_no_replica_reports_is_found_and_nothing_is_written() {
     assert_eq!(case.api.reads("gateways"), (1, 0), "no watch");
 }
 
-fn ingress(host: &str) -> Value {
-    let backend = json!({"service": {"name": "kubernetes01-apiserver", "port": {"number": 6443}}});
-    json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
-        "metadata": {
-            "namespace": "default", "name": "old",
-            "annotations": {"nginx.ingress.kubernetes.io/ssl-passthrough": "true"},
-        },
-        "spec": {
-            "ingressClassName": "nginx",
-            "rules": [{"host": host, "http": {"paths": [{"path": "/", "backend": backend}]}}],
-        },
-    })
-}
-
 #[test]
 fn i14_an_ingress_is_checked_through_its_published_address() {
     let case = Case::new();
     case.api.delete("gateways", "default", "edge");
     case.api.delete("tlsroutes", "default", "kubernetes01");
-    case.api.apply(ingress(HOST));
+    case.api.apply(ingress("old", HOST, "kubernetes01-apiserver"));
     let (_port, number) = free_everywhere();
     let port = number.to_string();
     let options = ["--ingress-class", "nginx", "--ingress-port", &port, "--publish-address", "127.0.0.1"];

@@ -364,10 +364,12 @@ impl State {
             if object.get("status").is_none() && before.get("status").is_some() {
                 object["status"] = before["status"].clone();
             }
+            note_manager(&mut object, before, "kubectl");
         } else {
             object["metadata"]["uid"] = format!("uid-{}", self.version + 1).into();
             let time = format!("2026-01-01T00:{:02}:{:02}Z", self.version / 60 % 60, self.version % 60);
             object["metadata"]["creationTimestamp"] = time.into();
+            note_manager(&mut object, &Value::Null, "kubectl");
         }
         self.put(key, object);
     }
@@ -418,9 +420,14 @@ impl State {
                     self.put(key, object);
                     return conflict;
                 }
-                let mut object = object;
-                merge(&mut object["status"], &body["status"]);
-                (200, self.put(key, object))
+                let mut changed = object.clone();
+                merge(&mut changed["status"], &body["status"]);
+                note_manager(
+                    &mut changed,
+                    &object,
+                    &target.query("fieldManager").unwrap_or("unknown").replace("%2F", "/"),
+                );
+                (200, self.put(key, changed))
             }
             _ => (405, status(405, "MethodNotAllowed", method)),
         }
@@ -512,6 +519,19 @@ impl Target {
 
 fn status(code: u16, reason: &str, message: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure", "code": code, "reason": reason, "message": message})
+}
+
+/// Notes who has set the addresses of an Ingress, which are one field.
+fn note_manager(object: &mut Value, before: &Value, manager: &str) {
+    let addresses = "/status/loadBalancer/ingress";
+    object["metadata"]["managedFields"] = match object.pointer(addresses) {
+        None => json!([]),
+        same if same == before.pointer(addresses) => before["metadata"]["managedFields"].clone(),
+        Some(_) => json!([{
+            "manager": manager, "operation": "Update", "apiVersion": "networking.k8s.io/v1", "subresource": "status",
+            "fieldsType": "FieldsV1", "fieldsV1": {"f:status": {"f:loadBalancer": {"f:ingress": {}}}},
+        }]),
+    };
 }
 
 /// RFC 7386.

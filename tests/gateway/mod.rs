@@ -5,6 +5,7 @@ mod endpoints;
 mod kube_api;
 mod objects;
 mod offline;
+mod ownership;
 mod replicas;
 mod serving;
 mod watching;
@@ -17,7 +18,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use self::kube_api::KubeApi;
-use self::objects::{Pod, class, condition, gateway, namespace, route, service, slice};
+use self::objects::{Pod, class, condition, gateway, ingress, namespace, route, service, slice};
 use crate::support::backend::free;
 use crate::support::client::{End, served};
 use crate::support::{Backend, Client, Hello, Router, eventually, snigate};

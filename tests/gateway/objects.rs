@@ -50,6 +50,22 @@ pub fn service(name: &str) -> Value {
     })
 }
 
+/// Of the class `nginx`, with the annotation for TLS passthrough.
+pub fn ingress(name: &str, host: &str, service: &str) -> Value {
+    let backend = json!({"service": {"name": service, "port": {"number": 6443}}});
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
+        "metadata": {
+            "namespace": "default", "name": name,
+            "annotations": {"nginx.ingress.kubernetes.io/ssl-passthrough": "true"},
+        },
+        "spec": {
+            "ingressClassName": "nginx",
+            "rules": [{"host": host, "http": {"paths": [{"path": "/", "backend": backend}]}}],
+        },
+    })
+}
+
 /// The state of a Pod behind a Service.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Pod {

@@ -9,6 +9,21 @@ pub(crate) struct Ingress {
     pub(crate) spec: IngressSpec,
 }
 
+const PASSTHROUGH: &str = "nginx.ingress.kubernetes.io/ssl-passthrough";
+
+/// The class of an Ingress, before the field existed.
+const CLASS: &str = "kubernetes.io/ingress.class";
+
+impl Ingress {
+    /// The class, if it has ingress-nginx's annotation for TLS passthrough.
+    pub(crate) fn passthrough_class(&self) -> Option<&String> {
+        let annotations = &self.metadata.annotations;
+        let passes_through = annotations.get(PASSTHROUGH).is_some_and(|value| value == "true");
+        let class = self.spec.ingress_class_name.as_ref().or_else(|| annotations.get(CLASS));
+        class.filter(|_| passes_through)
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct IngressSpec {

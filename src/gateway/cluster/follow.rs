@@ -238,22 +238,26 @@ fn events<'s>(watched: &Watched, version: &str, link: &Link) -> BoxStream<'s, wa
     if watched.kind == Kind::Namespace {
         // Only metadata is asked for.
         let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client, &resource);
-        return values(watcher(api, config)).boxed();
+        return values(watched.kind, watcher(api, config)).boxed();
     }
     let api: Api<DynamicObject> = match &watched.namespace {
         Some(namespace) => Api::namespaced_with(client, namespace, &resource),
         None => Api::all_with(client, &resource),
     };
-    values(watcher(api, config)).boxed()
+    values(watched.kind, watcher(api, config)).boxed()
 }
 
 fn values<K: Serialize + Debug>(
+    kind: Kind,
     events: impl stream::Stream<Item = watcher::Result<Event<K>>>,
 ) -> impl stream::Stream<Item = watcher::Result<Event<Value>>> {
     // Objects were JSON before.
-    let value = |object: K| {
+    let value = move |object: K| {
         let mut value = serde_json::to_value(object).unwrap_or_default();
-        if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+        // Only of an Ingress is it of interest who has set what.
+        if kind != Kind::Ingress
+            && let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut)
+        {
             metadata.remove("managedFields");
         }
         value

@@ -39,7 +39,8 @@ pub(crate) struct Access {
     pub(crate) namespaces: Vec<String>,
     /// Services there are watched, too.
     pub(crate) publish_namespace: Option<String>,
-    pub(crate) watches_ingresses: bool,
+    /// `None`: Ingress objects are not watched.
+    pub(crate) ingress_class: Option<String>,
     pub(crate) writes_status: bool,
     /// How long one watch lasts. A connection that is silent for longer counts as broken.
     pub(crate) watch_seconds: u32,
@@ -81,9 +82,10 @@ impl Cluster {
                 name: access.controller.replace(|c: char| !(c.is_ascii_alphanumeric() || c == '.'), "-"),
                 identity: identity.clone(),
             };
-            let (store, controller) = (Arc::clone(&store), access.controller);
+            let Access { controller, ingress_class, .. } = access;
+            let reporter = Reporter { link, store: Arc::clone(&store), controller, ingress_class, identity };
             reporting.push(tokio::spawn(Arc::new(candidate).run(held)));
-            reporting.push(tokio::spawn(Reporter { link, store, controller, identity }.run(reports, is_held)));
+            reporting.push(tokio::spawn(reporter.run(reports, is_held)));
         }
         Ok(Self { store, wanted, watches, reporting })
     }
@@ -131,7 +133,7 @@ impl Cluster {
 
 fn watched(access: &Access) -> Vec<Watched> {
     let mut watched = Vec::new();
-    for kind in Kind::iter().filter(|kind| *kind != Kind::Ingress || access.watches_ingresses) {
+    for kind in Kind::iter().filter(|kind| *kind != Kind::Ingress || access.ingress_class.is_some()) {
         let mut namespaces: Vec<Option<String>> = match kind {
             Kind::GatewayClass | Kind::Namespace => vec![None],
             _ if access.namespaces.is_empty() => vec![None],

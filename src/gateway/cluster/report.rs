@@ -29,6 +29,7 @@ const CONCURRENT: usize = 8;
 const MAX_CONFLICTS: usize = 5;
 /// In bytes, as the API server accepts it.
 const MAX_NOTE: usize = 1024;
+const MAX_FIELD_MANAGER: usize = 128;
 /// Between attempts after a failure, doubling.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
@@ -46,6 +47,8 @@ pub(super) struct Reporter {
     pub(super) link: Arc<Link>,
     pub(super) store: Arc<Store>,
     pub(super) controller: String,
+    /// Of the Ingress objects that are served.
+    pub(super) ingress_class: Option<String>,
     /// Of this replica, in Events.
     pub(super) identity: String,
 }
@@ -95,7 +98,7 @@ impl Reporter {
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         // Most need no request.
         let changed = objects.filter(|(kind, key)| {
-            let existing = self.store.status(*kind, key).map(|existing| existing.status);
+            let existing = self.store.status(*kind, key);
             existing.is_some_and(|existing| self.next(*kind, key, &existing, report, &now).is_some())
         });
         let changed: Vec<_> = changed.collect();
@@ -112,17 +115,27 @@ impl Reporter {
     }
 
     /// The status that an object is to have; `None`: it has it.
-    fn next(&self, kind: Kind, key: &Key, existing: &Value, report: &Report, now: &str) -> Option<Value> {
+    fn next(&self, kind: Kind, key: &Key, existing: &ObjectStatus, report: &Report, now: &str) -> Option<Value> {
         let Report { statuses, notes: _, applied } = report;
+        let ObjectStatus { version: _, status: existing, ingress } = existing;
         match kind {
             Kind::GatewayClass => status::class(existing, statuses.classes.get(key)?, now),
             Kind::Gateway => status::gateway(existing, statuses.gateways.get(key)?, &statuses.published, applied, now),
             Kind::TlsRoute => status::route(existing, statuses.routes.get(key), &self.controller, now),
-            Kind::Ingress if statuses.ingresses.contains(key) => {
+            // What is wanted may be of an earlier version, in which it was ours.
+            Kind::Ingress if statuses.ingresses.contains(key) && ingress.class == self.ingress_class => {
                 status::ingress(existing, &statuses.published, applied)
+            }
+            Kind::Ingress if ingress.publisher.as_deref() == Some(self.field_manager()) => {
+                status::without_addresses(existing)
             }
             Kind::Ingress | Kind::ReferenceGrant | Kind::Service | Kind::EndpointSlice | Kind::Namespace => None,
         }
+    }
+
+    /// What the API server notes beside the fields that this controller has set.
+    fn field_manager(&self) -> &str {
+        shortened(&self.controller, MAX_FIELD_MANAGER)
     }
 
     /// Writes the status of one object, from its newest version on. Whether that is done.
@@ -130,23 +143,25 @@ impl Reporter {
         let api = self.api(kind, key);
         let Some(mut existing) = self.store.status(kind, key) else { return true };
         for _ in 0..MAX_CONFLICTS {
-            let Some(wanted) = self.next(kind, key, &existing.status, report, now) else { return true };
+            let Some(wanted) = self.next(kind, key, &existing, report, now) else { return true };
             let patch = json!({
                 "metadata": {"resourceVersion": existing.version},
                 "status": difference(&existing.status, &wanted),
             });
             let begun = Instant::now();
-            let (parameters, patch) = (PatchParams::default(), Patch::Merge(&patch));
+            let manager = Some(self.field_manager().to_owned());
+            let parameters = PatchParams { field_manager: manager, ..PatchParams::default() };
+            let patch = Patch::Merge(&patch);
             let error = match timeout(TIMEOUT, api.patch_status(&key.name, &parameters, &patch)).await {
                 Ok(Ok(object)) => {
                     debug!(%kind, %key, "status written");
-                    self.store.set_status(kind, key, status_of(object));
+                    self.store.set_status(kind, key, status_of(kind, object));
                     return true;
                 }
                 Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
                     match timeout(TIMEOUT, api.get_opt(&key.name)).await {
                         Ok(Ok(Some(object))) => {
-                            existing = status_of(object);
+                            existing = status_of(kind, object);
                             continue;
                         }
                         // It was deleted.
@@ -251,8 +266,8 @@ fn event_resource() -> ApiResource {
     }
 }
 
-fn status_of(object: DynamicObject) -> ObjectStatus {
-    ObjectStatus::take(&mut serde_json::to_value(object).unwrap_or_default())
+fn status_of(kind: Kind, object: DynamicObject) -> ObjectStatus {
+    ObjectStatus::take(kind, &mut serde_json::to_value(object).unwrap_or_default())
 }
 
 /// The merge patch (RFC 7386) from one value to another: without what is equal, and with null for what is to go.

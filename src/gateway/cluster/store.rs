@@ -7,8 +7,9 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::gateway::api::{Key, Kind, key_of};
+use crate::gateway::api::{Key, Kind, Object, key_of};
 use crate::gateway::snapshot::Snapshot;
+use crate::gateway::status::publisher;
 
 /// All objects, as last seen.
 pub(super) struct Store {
@@ -32,14 +33,36 @@ struct Objects {
 pub(super) struct ObjectStatus {
     pub(super) version: String,
     pub(super) status: Value,
+    /// Only of an Ingress.
+    pub(super) ingress: IngressOwners,
+}
+
+/// Whose an Ingress is, in the version that its status is of.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct IngressOwners {
+    /// If it has the annotation for TLS passthrough.
+    pub(super) class: Option<String>,
+    /// The field manager that has set its addresses.
+    pub(super) publisher: Option<String>,
 }
 
 impl ObjectStatus {
     /// Takes it out of an object.
-    pub(super) fn take(object: &mut Value) -> Self {
+    pub(super) fn take(kind: Kind, object: &mut Value) -> Self {
         let version = object["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
+        let ingress = if kind == Kind::Ingress { IngressOwners::of(object) } else { IngressOwners::default() };
         let status = object.as_object_mut().and_then(|object| object.remove("status"));
-        Self { version, status: status.unwrap_or_default() }
+        Self { version, status: status.unwrap_or_default(), ingress }
+    }
+}
+
+impl IngressOwners {
+    fn of(object: &Value) -> Self {
+        let class = match Object::decode(Kind::Ingress, object.clone()) {
+            Ok(Object::Ingress(ingress)) => ingress.passthrough_class().cloned(),
+            _ => None,
+        };
+        Self { class, publisher: publisher(object).map(str::to_owned) }
     }
 }
 
@@ -157,7 +180,7 @@ impl Objects {
     fn apply(&mut self, kind: Kind, mut object: Value) -> bool {
         let key = key_of(&object);
         if has_status(kind) {
-            self.statuses.insert((kind, key.clone()), ObjectStatus::take(&mut object));
+            self.statuses.insert((kind, key.clone()), ObjectStatus::take(kind, &mut object));
         }
         let before = self.snapshot.undecodable.get(&(kind, key)).cloned();
         let undecodable = match self.snapshot.insert(kind, object) {

@@ -116,15 +116,39 @@ fn parent_ref(parent: &ParentRef) -> Value {
 
 /// For Ingress objects that are served.
 pub(crate) fn ingress(existing: &Value, published: &Published, applied: &Applied) -> Option<Value> {
-    let mut status = object(existing);
     let addresses = conditions::addresses(published, applied).into_iter().map(|address| match address {
         PublishedAddress::Ip(ip) => json!({"ip": ip.to_string()}),
         PublishedAddress::Hostname(name) => json!({"hostname": name}),
     });
+    with_addresses(existing, addresses.collect())
+}
+
+/// For Ingress objects that are not served any more, and whose addresses are our own.
+pub(crate) fn without_addresses(existing: &Value) -> Option<Value> {
+    with_addresses(existing, Vec::new())
+}
+
+fn with_addresses(existing: &Value, addresses: Vec<Value>) -> Option<Value> {
+    let mut status = object(existing);
     let mut balancer = object(&existing["loadBalancer"]);
-    balancer.insert("ingress".into(), addresses.collect());
+    if addresses.is_empty() {
+        // As the API server writes an empty list.
+        balancer.remove("ingress");
+    } else {
+        balancer.insert("ingress".into(), addresses.into());
+    }
     status.insert("loadBalancer".into(), balancer.into());
     changed(existing, status)
+}
+
+/// The only field manager that has set the addresses of an Ingress, as they are. They are one field, so that who sets other
+/// ones replaces it.
+pub(crate) fn publisher(ingress: &Value) -> Option<&str> {
+    let entries = ingress["metadata"]["managedFields"].as_array()?;
+    let has_set = |entry: &&Value| entry["fieldsV1"].pointer("/f:status/f:loadBalancer/f:ingress").is_some();
+    let mut entries = entries.iter().filter(has_set);
+    let manager = entries.next()?["manager"].as_str();
+    manager.filter(|_| entries.next().is_none())
 }
 
 fn object(value: &Value) -> Map<String, Value> {
@@ -237,6 +261,41 @@ mod tests {
         assert_eq!(status["parents"][0]["conditions"].as_array().unwrap().len(), 2);
         let status = route(&status, Some(&right), OWN, NOW).unwrap();
         assert_eq!(status, json!({"parents": [entry(OWN, &[json_condition("Accepted", "True", "", 3, BEFORE)])]}));
+    }
+
+    #[test]
+    fn addresses_of_an_ingress_come_and_go_and_what_others_wrote_stays() {
+        let empty = json!({"loadBalancer": {"unknown": 1}, "other": 2});
+        let published = Published::Addresses(vec![
+            PublishedAddress::Ip("192.0.2.1".parse().unwrap()),
+            PublishedAddress::Hostname("lb.example.com".into()),
+        ]);
+        let applied = Applied::default();
+        let written = ingress(&empty, &published, &applied).unwrap();
+        let addresses = json!([{"ip": "192.0.2.1"}, {"hostname": "lb.example.com"}]);
+        assert_eq!(written, json!({"loadBalancer": {"unknown": 1, "ingress": addresses}, "other": 2}));
+        assert_eq!(ingress(&written, &published, &applied), None);
+        let none = Published::Addresses(Vec::new());
+        assert_eq!(ingress(&written, &none, &applied), Some(empty.clone()));
+        assert_eq!(without_addresses(&written), Some(empty.clone()));
+        assert_eq!((without_addresses(&empty), ingress(&empty, &none, &applied)), (None, None));
+    }
+
+    #[test]
+    fn the_publisher_is_who_alone_has_set_the_addresses() {
+        let entry = |manager: &str, fields: Value| json!({"manager": manager, "fieldsV1": {"f:status": fields}});
+        let set = || json!({"f:loadBalancer": {"f:ingress": {}}});
+        let other = || json!({"f:loadBalancer": {}});
+        for (entries, expected) in [
+            (json!(null), None),
+            (json!([]), None),
+            (json!([entry(OWN, other())]), None),
+            (json!([entry(OWN, set()), entry("example.com/other", other())]), Some(OWN)),
+            (json!([entry("example.com/other", set()), entry(OWN, other())]), Some("example.com/other")),
+            (json!([entry(OWN, set()), entry("example.com/other", set())]), None),
+        ] {
+            assert_eq!(publisher(&json!({"metadata": {"managedFields": entries}})), expected);
+        }
     }
 
     #[test]

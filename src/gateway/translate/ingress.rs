@@ -11,11 +11,6 @@ use crate::gateway::plan::{BackendKey, Weighted};
 use crate::gateway::snapshot::Snapshot;
 use crate::name::NamePattern;
 
-const PASSTHROUGH: &str = "nginx.ingress.kubernetes.io/ssl-passthrough";
-
-/// The class of an Ingress, before the field existed.
-const CLASS: &str = "kubernetes.io/ingress.class";
-
 /// A host of an Ingress.
 #[derive(Debug)]
 pub(super) struct IngressHost<'s> {
@@ -34,9 +29,7 @@ pub(super) fn hosts<'s>(
     let (mut hosts, mut remarks) = (Vec::new(), Vec::new());
     let Some(own) = &options.ingress else { return (hosts, remarks) };
     let ours = |ingress: &&Ingress| {
-        let class = ingress.spec.ingress_class_name.as_ref().or_else(|| ingress.metadata.annotations.get(CLASS));
-        let passes_through = ingress.metadata.annotations.get(PASSTHROUGH).is_some_and(|value| value == "true");
-        class == Some(&own.class) && passes_through && options.watches(&ingress.metadata.namespace)
+        ingress.passthrough_class() == Some(&own.class) && options.watches(&ingress.metadata.namespace)
     };
     for ingress in snapshot.ingresses.values().filter(ours) {
         let mut remark = |message| remarks.push((ingress, message));
