@@ -148,9 +148,7 @@ fn in_the_gateway_only_cluster_knows_the_client_and_only_it_and_drive_do_anythin
             assert!(!is_named || part == "cluster", "{}: `{name}`", file.display());
         }
         if !matches!(part, "cluster" | "drive") {
-            for name in IMPURE {
-                assert!(!code.contains(name), "{}: `{name}` in a pure part", file.display());
-            }
+            is_pure(&file, &code);
         }
     }
 }
@@ -163,11 +161,15 @@ fn crates_are_named_only_where_they_belong() {
             assert!(!is_named || rooms.contains(&room.as_str()), "{}: `{name}`", file.display());
         }
         if matches!(room.as_str(), "name" | "client_hello" | "server_hello" | "route" | "proxy_protocol") {
-            // Shares what does not change.
-            let code = code.replace("std::sync::Arc", "");
-            for name in IMPURE {
-                assert!(!code.contains(name), "{}: `{name}` in a pure room", file.display());
-            }
+            is_pure(&file, &code);
         }
+    }
+}
+
+fn is_pure(file: &Path, code: &str) {
+    // Shares what does not change.
+    let code = code.replace("std::sync::Arc", "");
+    for name in IMPURE {
+        assert!(!code.contains(name), "{}: `{name}` in a pure part", file.display());
     }
 }

@@ -102,8 +102,8 @@ impl Cluster {
 
     /// What `read` makes of the snapshot, which may take a while.
     pub(crate) async fn read<T: Send + 'static>(&self, read: impl FnOnce(&Snapshot) -> T + Send + 'static) -> T {
-        let store = Arc::clone(&self.store);
-        match spawn_blocking(move || store.read(read)).await {
+        let snapshot = self.store.snapshot();
+        match spawn_blocking(move || read(&snapshot)).await {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }

@@ -103,9 +103,8 @@ impl Store {
         self.status_changed.subscribe()
     }
 
-    /// What `read` makes of the snapshot. Watches wait meanwhile.
-    pub(super) fn read<T>(&self, read: impl FnOnce(&Snapshot) -> T) -> T {
-        read(&self.objects().snapshot)
+    pub(super) fn snapshot(&self) -> Snapshot {
+        self.objects().snapshot.clone()
     }
 
     /// All that was found, at the end.

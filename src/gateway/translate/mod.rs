@@ -158,7 +158,7 @@ pub(crate) fn translate(snapshot: &Snapshot, options: &Options, base: &[SocketAd
     statuses.gateways =
         gateways.iter().map(|(key, gateway)| (key.clone(), gateway_status(key, gateway, &counts))).collect();
     statuses.published = published;
-    for ((kind, key), reason) in &snapshot.undecodable {
+    for ((kind, key), reason) in snapshot.undecodable.iter() {
         let object = ObjectRef { kind: *kind, key: key.clone(), uid: String::new() };
         notes.0.insert(Note { object, reason: "NotDecodable", message: reason.clone() });
     }

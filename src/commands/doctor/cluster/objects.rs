@@ -67,7 +67,7 @@ impl Objects<'_> {
             let says = "no GatewayClass names this controller, so Gateways are not served";
             results.push(CheckResult::new(verdict, "class", &self.options.controller, says));
         }
-        for (key, gateway) in &snapshot.gateways {
+        for (key, gateway) in snapshot.gateways.iter() {
             let class = Key::new("", &*gateway.spec.gateway_class_name);
             if !snapshot.has(Kind::GatewayClass, &class) {
                 let says = format!("its GatewayClass {class} does not exist, so that nobody serves it");

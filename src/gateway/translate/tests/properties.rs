@@ -76,7 +76,7 @@ fn expected(plan: &Plan, objects: &[Value], port: u16, name: &str) -> Option<Str
     let snapshot = snapshot(objects);
     let matches = |hostname: &Hostname| Hostname::parse(name).is_ok_and(|name| hostname.covers(&name));
     let mut listeners = Vec::new();
-    for (key, gateway) in &snapshot.gateways {
+    for (key, gateway) in snapshot.gateways.iter() {
         let statuses = &plan.statuses.gateways[key].listeners;
         for (listener, status) in gateway.spec.listeners.iter().zip(statuses) {
             let hostname = Hostname::parse(listener.hostname.as_deref().unwrap_or_default()).unwrap();
