@@ -123,6 +123,13 @@ impl<K: Ord + Clone, V: PartialEq> Shared<K, V> {
     }
 }
 
+impl<T> Objects<T> {
+    pub(crate) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &T> {
+        let from = self.0.range(Key::new(namespace, "")..);
+        from.take_while(move |(key, _)| key.namespace == namespace).map(|(_, object)| &**object)
+    }
+}
+
 impl<K, V> Clone for Shared<K, V> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
@@ -178,5 +185,18 @@ mod tests {
         assert_eq!(["changed", "removed", "other"].map(|name| ports(&snapshot, name)), [Some(2), None, Some(1)]);
         assert_eq!(["changed", "removed", "other"].map(|name| ports(&copy, name)), [Some(1); 3]);
         assert!(Arc::ptr_eq(&snapshot.services.0[&key("other")], &copy.services.0[&key("other")]));
+    }
+
+    #[test]
+    fn objects_of_a_namespace_are_those_with_exactly_its_name() {
+        let mut snapshot = Snapshot::default();
+        for (namespace, name) in [("a", "1"), ("a", "2"), ("a-b", "3"), ("b", "4"), ("", "5")] {
+            let object = json!({"metadata": {"namespace": namespace, "name": name}});
+            snapshot.insert(Kind::Service, object).unwrap();
+        }
+        let names = |namespace| -> Vec<&str> {
+            snapshot.services.in_namespace(namespace).map(|service| &*service.metadata.name).collect()
+        };
+        assert_eq!((names("a"), names("a-b"), names("c")), (vec!["1", "2"], vec!["3"], Vec::new()));
     }
 }

@@ -17,17 +17,17 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(super) struct Backends<'s> {
     snapshot: &'s Snapshot,
     options: &'s Options,
-    /// By Service.
-    slices: BTreeMap<Key, Vec<&'s EndpointSlice>>,
+    /// By namespace and name of the Service.
+    slices: BTreeMap<(&'s str, &'s str), Vec<&'s EndpointSlice>>,
     found: BTreeMap<BackendKey, &'s ServicePort>,
 }
 
 impl<'s> Backends<'s> {
     pub(super) fn new(snapshot: &'s Snapshot, options: &'s Options) -> Self {
-        let mut slices: BTreeMap<Key, Vec<&EndpointSlice>> = BTreeMap::new();
+        let mut slices: BTreeMap<_, Vec<&EndpointSlice>> = BTreeMap::new();
         for slice in snapshot.slices.values() {
             if let Some(service) = slice.metadata.labels.get(SERVICE_NAME) {
-                slices.entry(Key::new(&*slice.metadata.namespace, &**service)).or_default().push(slice);
+                slices.entry((&*slice.metadata.namespace, &**service)).or_default().push(slice);
             }
         }
         Self { snapshot, options, slices, found: BTreeMap::new() }
@@ -75,8 +75,7 @@ impl<'s> Backends<'s> {
     }
 
     fn is_granted(&self, namespace: &str, service: &Key) -> bool {
-        let mut grants = self.snapshot.grants.values().filter(|grant| grant.metadata.namespace == service.namespace);
-        grants.any(|grant| {
+        self.snapshot.grants.in_namespace(&service.namespace).any(|grant| {
             let is_from = grant.spec.from.iter().any(|from| {
                 from.group == GATEWAY_GROUP && from.kind == Kind::TlsRoute.to_string() && from.namespace == namespace
             });
@@ -123,7 +122,8 @@ impl<'s> Backends<'s> {
     /// The endpoints of all backends that were found.
     pub(super) fn into_endpoints(self) -> BTreeMap<BackendKey, Endpoints> {
         let endpoints = |(key, port): (BackendKey, &ServicePort)| {
-            let slices = self.slices.get(&key.service).map(Vec::as_slice).unwrap_or_default();
+            let slices =
+                self.slices.get(&(&*key.service.namespace, &*key.service.name)).map(Vec::as_slice).unwrap_or_default();
             let endpoints = endpoints(slices, port.name.as_deref().unwrap_or_default());
             (key, endpoints)
         };
