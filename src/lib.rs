@@ -89,6 +89,31 @@ pub mod internals {
         Ok(offline.plan.routing.routes.len())
     }
 
+    /// The objects of a cluster.
+    #[cfg(feature = "gateway")]
+    #[derive(Clone)]
+    pub struct Cluster(crate::gateway::snapshot::Snapshot);
+
+    #[cfg(feature = "gateway")]
+    impl Cluster {
+        pub fn of(objects: Vec<serde_json::Value>) -> Self {
+            let options = crate::gateway::translate::IngressOptions::default();
+            Self(crate::gateway::offline::translate_objects(objects, options).snapshot)
+        }
+
+        /// As a watch does.
+        pub fn apply(&mut self, object: serde_json::Value) {
+            let kind = crate::gateway::api::Kind::of(&object).expect("an object that is read");
+            assert_eq!(self.0.insert(kind, object), Ok(true), "a change");
+        }
+
+        /// Returns the number of routes.
+        pub fn translate(&self) -> usize {
+            let options = crate::gateway::translate::Options::default();
+            crate::gateway::translate::translate(&self.0, &options, &[]).routing.routes.len()
+        }
+    }
+
     /// Parses a file with networks. Returns whether one of them contains an address.
     pub fn networks(content: &[u8]) -> Result<impl Fn(IpAddr) -> bool + use<>, String> {
         let networks = crate::config::parse_networks(content).map_err(|(_, message)| message)?;
