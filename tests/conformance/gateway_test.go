@@ -42,11 +42,12 @@ type implementation struct {
 }
 
 // newImplementation runs `snigate gateway` beside the cluster, with the account that is shipped.
-func newImplementation(t *testing.T, name, address string) *implementation {
+func newImplementation(t *testing.T, name, address string, options ...string) *implementation {
 	t.Helper()
 	made := newCluster(t, name, address)
-	made.router = router(t, "gateway", "-c", write(t, "base.yaml", base), "--kubeconfig", made.install(t),
-		"--publish-address", rig.GatewayAddress)
+	arguments := []string{"gateway", "-c", write(t, "base.yaml", base), "--kubeconfig", made.install(t),
+		"--publish-address", rig.GatewayAddress}
+	made.router = router(t, append(arguments, options...)...)
 	made.awaitClass(t)
 	return made
 }

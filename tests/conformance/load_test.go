@@ -201,6 +201,17 @@ func settled(t *testing.T, i *implementation) {
 // writes is how often a status of the Gateway API has been written, and an event, by the count of the API server.
 func (i *implementation) writes(t *testing.T) int {
 	t.Helper()
+	return i.requests(t, func(line string) bool {
+		status := strings.Contains(line, `group="gateway.networking.k8s.io"`) && strings.Contains(line, `subresource="status"`)
+		event := strings.Contains(line, `resource="events"`)
+		reads := strings.Contains(line, `verb="GET"`) || strings.Contains(line, `verb="LIST"`) || strings.Contains(line, `verb="WATCH"`)
+		return !reads && (status || event)
+	})
+}
+
+// requests is how many of a kind there were, by the count of the API server.
+func (i *implementation) requests(t *testing.T, accept func(line string) bool) int {
+	t.Helper()
 	clients, err := kubernetes.NewForConfig(i.cluster.Config())
 	require.NoError(t, err)
 	metrics, err := clients.RESTClient().Get().AbsPath("/metrics").DoRaw(t.Context())
@@ -210,10 +221,7 @@ func (i *implementation) writes(t *testing.T) int {
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		line := lines.Text()
-		status := strings.Contains(line, `group="gateway.networking.k8s.io"`) && strings.Contains(line, `subresource="status"`)
-		event := strings.Contains(line, `resource="events"`)
-		reads := strings.Contains(line, `verb="GET"`) || strings.Contains(line, `verb="LIST"`) || strings.Contains(line, `verb="WATCH"`)
-		if !strings.HasPrefix(line, "apiserver_request_total{") || reads || !status && !event {
+		if !strings.HasPrefix(line, "apiserver_request_total{") || !accept(line) {
 			continue
 		}
 		number, err := strconv.ParseFloat(line[strings.LastIndex(line, " ")+1:], 64)
