@@ -148,11 +148,29 @@ pub(crate) struct Condition {
     pub(crate) message: String,
 }
 
+impl Condition {
+    /// Whether the references of an object resolve.
+    pub(crate) fn resolved_refs(problem: Option<&Problem>) -> Self {
+        const RESOLVED_REFS: &str = "ResolvedRefs";
+        let (reason, message) =
+            problem.map_or((RESOLVED_REFS, String::new()), |problem| (problem.reason, problem.message.clone()));
+        Self { kind: RESOLVED_REFS, is_true: problem.is_none(), reason, message }
+    }
+}
+
 /// Why something is not served, with the reason that the API names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
     pub(crate) reason: &'static str,
     pub(crate) message: String,
+}
+
+impl Problem {
+    /// With the reason of the first, and what all say.
+    pub(crate) fn all(problems: &[Self]) -> Option<Self> {
+        let messages: Vec<&str> = problems.iter().map(|problem| &*problem.message).collect();
+        problems.first().map(|first| Self { reason: first.reason, message: messages.join("; ") })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,8 +200,8 @@ pub(crate) struct ListenerStatus {
     pub(crate) refused: Option<Problem>,
     /// The listener that it conflicts with; then it is not accepted, either.
     pub(crate) conflict: Option<Problem>,
-    /// Kinds of routes that it allows, but that are not supported.
-    pub(crate) invalid_kinds: Vec<String>,
+    /// What it refers to that is not there, or not supported.
+    pub(crate) unresolved: Option<Problem>,
     /// Whether TLSRoute is among the kinds that are supported and allowed.
     pub(crate) supports_tls_routes: bool,
     pub(crate) attached_routes: usize,

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -20,6 +21,7 @@ import (
 var twins = []suite.ConformanceTest{
 	twin("TLSListenerUnsupportedProtocol", "unsupported-protocol", unsupportedProtocol),
 	twin("TLSListenerInvalidRouteKind", "invalid-route-kind", invalidRouteKind),
+	twin("TLSListenerInvalidConfiguration", "invalid-tls-configuration", invalidTLSConfiguration),
 	twin("TLSListenersModified", "modify-listeners", modifyListeners),
 	twin("TLSGatewayObservedGenerationBump", "observed-generation-bump", observedGenerationBump),
 	twin("TLSRouteReferenceGrant", "reference-grant", referenceGrant),
@@ -64,6 +66,47 @@ func invalidRouteKind(t *testing.T, s *suite.ConformanceTestSuite) {
 		[]gatewayv1.ListenerStatus{listener("tls", nil, invalid)})
 	kubernetes.GatewayStatusMustHaveListeners(t, s.Client, s.TimeoutConfig, infrastructure("twin-supported-and-invalid-kind"),
 		[]gatewayv1.ListenerStatus{listener("tls", tlsRoutes(), invalid)})
+}
+
+// invalidTLSConfiguration: where certificates are needed, a reference to any is invalid, as nothing here could read it; the
+// listener is not accepted, either. In mode Passthrough they are ignored.
+func invalidTLSConfiguration(t *testing.T, s *suite.ConformanceTestSuite) {
+	unsupported := condition(gatewayv1.ListenerConditionAccepted, metav1.ConditionFalse, gatewayv1.ListenerReasonUnsupportedValue)
+	programmed := condition(gatewayv1.ListenerConditionProgrammed, metav1.ConditionFalse, gatewayv1.ListenerReasonInvalid)
+	terminates := func(name gatewayv1.SectionName, status metav1.ConditionStatus, reason gatewayv1.ListenerConditionReason) gatewayv1.ListenerStatus {
+		return listener(name, nil, unsupported, condition(gatewayv1.ListenerConditionResolvedRefs, status, reason), programmed)
+	}
+	none := infrastructure("twin-only-terminate")
+	kubernetes.GatewayMustHaveLatestConditions(t, s.Client, s.TimeoutConfig, none)
+	kubernetes.GatewayMustHaveCondition(t, s.Client, s.TimeoutConfig, none,
+		condition(gatewayv1.GatewayConditionAccepted, metav1.ConditionFalse, gatewayv1.GatewayReasonListenersNotValid))
+	kubernetes.GatewayStatusMustHaveListeners(t, s.Client, s.TimeoutConfig, none, []gatewayv1.ListenerStatus{
+		terminates("existing", metav1.ConditionFalse, gatewayv1.ListenerReasonInvalidCertificateRef),
+		terminates("nonexistent", metav1.ConditionFalse, gatewayv1.ListenerReasonInvalidCertificateRef),
+		terminates("kind", metav1.ConditionFalse, gatewayv1.ListenerReasonInvalidCertificateRef),
+		terminates("not-granted", metav1.ConditionFalse, gatewayv1.ListenerReasonRefNotPermitted),
+		terminates("options", metav1.ConditionTrue, gatewayv1.ListenerReasonResolvedRefs),
+	})
+
+	ignored := infrastructure("twin-passthrough-with-certificates")
+	kubernetes.GatewayMustHaveLatestConditions(t, s.Client, s.TimeoutConfig, ignored)
+	kubernetes.GatewayMustHaveCondition(t, s.Client, s.TimeoutConfig, ignored,
+		condition(gatewayv1.GatewayConditionAccepted, metav1.ConditionTrue, gatewayv1.GatewayReasonAccepted))
+	kubernetes.GatewayStatusMustHaveListeners(t, s.Client, s.TimeoutConfig, ignored,
+		[]gatewayv1.ListenerStatus{accepted("ignored", 0)})
+
+	// The API server itself does not let these in, so that no implementation sees them.
+	for name, settings := range map[string]*gatewayv1.ListenerTLSConfig{"without-tls": nil, "without-mode": {}} {
+		gateway := &gatewayv1.Gateway{
+			ObjectMeta: metav1.ObjectMeta{Namespace: suite.InfrastructureNamespace, Name: "twin-" + name},
+			Spec: gatewayv1.GatewaySpec{
+				GatewayClassName: gatewayv1.ObjectName(s.GatewayClassName),
+				Listeners:        []gatewayv1.Listener{{Name: "tls", Port: 443, Protocol: gatewayv1.TLSProtocolType, TLS: settings}},
+			},
+		}
+		err := s.Client.Create(t.Context(), gateway)
+		require.True(t, apierrors.IsInvalid(err), "%s: %v", name, err)
+	}
 }
 
 func modifyListeners(t *testing.T, s *suite.ConformanceTestSuite) {

@@ -70,11 +70,27 @@ pub(crate) struct Listener {
     pub(crate) allowed_routes: Option<AllowedRoutes>,
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub(crate) struct ListenerTls {
     /// Absent: `Terminate`.
-    #[serde(default)]
     pub(crate) mode: Option<String>,
+    /// Ignored in mode `Passthrough`.
+    pub(crate) certificate_refs: Vec<CertificateRef>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub(crate) struct CertificateRef {
+    /// Absent: the core group.
+    #[serde(default)]
+    pub(crate) group: Option<String>,
+    /// Absent: `Secret`.
+    #[serde(default)]
+    pub(crate) kind: Option<String>,
+    /// Absent: that of the Gateway.
+    #[serde(default)]
+    pub(crate) namespace: Option<String>,
+    pub(crate) name: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

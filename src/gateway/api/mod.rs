@@ -15,7 +15,8 @@ use strum::{Display, EnumIter, IntoEnumIterator as _};
 
 pub(crate) use self::backend::{EndpointSlice, Service, ServicePort, SliceEndpoint, SlicePort};
 pub(crate) use self::gateway::{
-    FromNamespaces, Gateway, GatewayClass, Listener, Namespace, RouteGroupKind, Selector, SelectorRequirement,
+    CertificateRef, FromNamespaces, Gateway, GatewayClass, Listener, Namespace, RouteGroupKind, Selector,
+    SelectorRequirement,
 };
 pub(crate) use self::ingress::{Ingress, IngressBackend, IngressPath};
 pub(crate) use self::metadata::{Key, Metadata, key_of};

@@ -119,15 +119,7 @@ pub(super) fn listener(wanted: &ListenerStatus, applied: &Applied) -> Vec<Condit
         None => condition("Conflicted", false, "NoConflicts", String::new()),
         Some(Problem { reason, message }) => condition("Conflicted", true, reason, message.clone()),
     };
-    let resolved = if wanted.invalid_kinds.is_empty() {
-        condition("ResolvedRefs", true, "ResolvedRefs", String::new())
-    } else {
-        let message = format!(
-            "{}: not supported; expected TLSRoute at a listener with protocol TLS",
-            wanted.invalid_kinds.join(", ")
-        );
-        condition("ResolvedRefs", false, "InvalidRouteKinds", message)
-    };
+    let resolved = Condition::resolved_refs(wanted.unresolved.as_ref());
     let programmed = if is_served(wanted, applied) {
         condition("Programmed", true, "Programmed", String::new())
     } else if !is_accepted {

@@ -328,7 +328,7 @@ mod tests {
             name: name.into(),
             refused,
             conflict: None,
-            invalid_kinds: Vec::new(),
+            unresolved: None,
             supports_tls_routes: true,
             attached_routes: 2,
             sockets: ["[::]:443".parse().unwrap()].into(),

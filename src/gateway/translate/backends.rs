@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use super::Options;
-use crate::gateway::api::{
-    BackendRef, EndpointSlice, GATEWAY_GROUP, GrantTo, Key, Kind, Service, ServicePort, SliceEndpoint, SlicePort,
-};
+use super::grants::{self, Target};
+use crate::gateway::api::{BackendRef, EndpointSlice, Key, Kind, Service, ServicePort, SliceEndpoint, SlicePort};
 use crate::gateway::plan::{BackendKey, Condition, Endpoints, Problem, Weighted};
 use crate::gateway::snapshot::Snapshot;
 
@@ -43,14 +42,7 @@ impl<'s> Backends<'s> {
                 shares.push(Weighted { weight, backend });
             }
         }
-        let condition = match problems.first() {
-            None => Condition { kind: RESOLVED_REFS, is_true: true, reason: RESOLVED_REFS, message: String::new() },
-            Some(Problem { reason, .. }) => {
-                let messages: Vec<&str> = problems.iter().map(|problem| &*problem.message).collect();
-                Condition { kind: RESOLVED_REFS, is_true: false, reason, message: messages.join("; ") }
-            }
-        };
-        (shares, condition)
+        (shares, Condition::resolved_refs(Problem::all(&problems).as_ref()))
     }
 
     fn resolve(&mut self, namespace: &str, reference: &BackendRef) -> Result<BackendKey, Problem> {
@@ -62,29 +54,11 @@ impl<'s> Backends<'s> {
             return refuse("InvalidKind", format!("{kind}{group} `{name}`: expected a Service"));
         }
         let service = Key::new(other.as_deref().unwrap_or(namespace), &**name);
-        if service.namespace != namespace && !self.is_granted(namespace, &service) {
-            let message = format!(
-                "Service {service} is in another namespace, which has no ReferenceGrant for TLSRoute objects of {namespace}"
-            );
-            return refuse("RefNotPermitted", message);
-        }
+        grants::check(self.snapshot, Kind::TlsRoute, namespace, &Target { group, kind, key: &service })?;
         let Some(port) = *port else {
             return refuse(BACKEND_NOT_FOUND, format!("Service {service}: the reference has no port"));
         };
         self.find(service, |candidate| candidate.port == port, || port.to_string())
-    }
-
-    fn is_granted(&self, namespace: &str, service: &Key) -> bool {
-        self.snapshot.grants.in_namespace(&service.namespace).any(|grant| {
-            let is_from = grant.spec.from.iter().any(|from| {
-                from.group == GATEWAY_GROUP && from.kind == Kind::TlsRoute.to_string() && from.namespace == namespace
-            });
-            let is_to = |to: &GrantTo| {
-                let is_named = to.name.as_deref().is_none_or(|name| name.is_empty() || name == service.name);
-                to.group.is_empty() && to.kind == "Service" && is_named
-            };
-            is_from && grant.spec.to.iter().any(is_to)
-        })
     }
 
     /// The backend of a Service's port.
@@ -131,7 +105,6 @@ impl<'s> Backends<'s> {
     }
 }
 
-const RESOLVED_REFS: &str = "ResolvedRefs";
 const BACKEND_NOT_FOUND: &str = "BackendNotFound";
 
 /// The endpoints of a port, by the name that it has in the Service.

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::Options;
+use super::grants::{self, Target};
 use super::hostnames::Hostname;
 use super::order::Age;
-use crate::gateway::api::{GATEWAY_GROUP, Gateway, Key, Kind, Listener, RouteGroupKind};
+use crate::gateway::api::{CertificateRef, GATEWAY_GROUP, Gateway, Key, Kind, Listener, RouteGroupKind};
 use crate::gateway::plan::{Problem, Published, PublishedAddress};
 use crate::gateway::snapshot::Snapshot;
 use crate::listener::overlap;
@@ -30,7 +31,7 @@ pub(super) struct OurListener<'s> {
     pub(super) refused: Option<Problem>,
     pub(super) conflict: Option<Problem>,
     pub(super) supports_tls_routes: bool,
-    pub(super) invalid_kinds: Vec<String>,
+    pub(super) unresolved: Option<Problem>,
     /// Where it is to be served; empty if it is not.
     pub(super) sockets: BTreeSet<SocketAddr>,
 }
@@ -61,14 +62,14 @@ pub(super) fn our_gateways<'s>(
         classes.contains(&*gateway.spec.gateway_class_name) && options.watches(&gateway.metadata.namespace)
     };
     let gateways = snapshot.gateways.values().filter(ours);
-    let mut gateways: Vec<OurGateway<'_>> = gateways.map(|gateway| examine(gateway, published)).collect();
+    let mut gateways: Vec<OurGateway<'_>> = gateways.map(|gateway| examine(snapshot, gateway, published)).collect();
     gateways.sort_by_key(|gateway| Age::of(&gateway.gateway.metadata));
     place(&mut gateways, base, shared);
     gateways.into_iter().map(|gateway| (gateway.gateway.metadata.key(), gateway)).collect()
 }
 
 /// What can be said of a Gateway without knowing the others.
-fn examine<'s>(gateway: &'s Gateway, published: &Published) -> OurGateway<'s> {
+fn examine<'s>(snapshot: &Snapshot, gateway: &'s Gateway, published: &Published) -> OurGateway<'s> {
     let mut refused = None;
     let parameters =
         gateway.spec.infrastructure.as_ref().and_then(|infrastructure| infrastructure.parameters_ref.as_ref());
@@ -90,7 +91,9 @@ fn examine<'s>(gateway: &'s Gateway, published: &Published) -> OurGateway<'s> {
             }
         }
     }
-    let mut listeners: Vec<OurListener<'_>> = gateway.spec.listeners.iter().map(examine_listener).collect();
+    let namespace = &gateway.metadata.namespace;
+    let listeners = gateway.spec.listeners.iter().map(|listener| examine_listener(snapshot, namespace, listener));
+    let mut listeners: Vec<OurListener<'_>> = listeners.collect();
     find_conflicts(&mut listeners);
     if refused.is_none() {
         for listener in listeners.iter_mut().filter(|listener| listener.is_valid() && listener.supports_tls_routes) {
@@ -112,7 +115,7 @@ fn sockets(port: u16, requested: &[IpAddr], published: &Published) -> BTreeSet<S
     }
 }
 
-fn examine_listener(spec: &Listener) -> OurListener<'_> {
+fn examine_listener<'s>(snapshot: &Snapshot, namespace: &str, spec: &'s Listener) -> OurListener<'s> {
     let unsupported = |message: String| Some(Problem { reason: "UnsupportedValue", message });
     let mode = spec.tls.as_ref().and_then(|tls| tls.mode.as_deref()).unwrap_or("Terminate");
     let hostname = Hostname::parse(spec.hostname.as_deref().unwrap_or_default());
@@ -136,15 +139,38 @@ fn examine_listener(spec: &Listener) -> OurListener<'_> {
     let has_protocol = spec.protocol == "TLS" && mode == "Passthrough";
     let supports_tls_routes = has_protocol && (kinds.is_empty() || kinds.iter().any(|kind| is_tls_route(&kind)));
     let invalid = kinds.iter().filter(|kind| !has_protocol || !is_tls_route(kind));
+    let invalid: Vec<&str> = invalid.map(|kind| &*kind.kind).collect();
+    let mut unresolved = Vec::new();
+    if !invalid.is_empty() {
+        let message =
+            format!("{}: not supported; expected TLSRoute at a listener with protocol TLS", invalid.join(", "));
+        unresolved.push(Problem { reason: "InvalidRouteKinds", message });
+    }
+    if mode != "Passthrough" {
+        let certificates = spec.tls.iter().flat_map(|tls| &tls.certificate_refs);
+        unresolved.extend(certificates.map(|reference| unreadable(snapshot, namespace, reference)));
+    }
     OurListener {
         spec,
         hostname: hostname.unwrap_or(Hostname::Any),
         refused,
         conflict: None,
         supports_tls_routes,
-        invalid_kinds: invalid.map(|kind| kind.kind.clone()).collect(),
+        unresolved: Problem::all(&unresolved),
         sockets: BTreeSet::new(),
     }
+}
+
+/// Why a certificate cannot be had. Secrets are not read, so none can.
+fn unreadable(snapshot: &Snapshot, namespace: &str, reference: &CertificateRef) -> Problem {
+    let CertificateRef { group, kind, namespace: other, name } = reference;
+    let (group, kind) = (group.as_deref().unwrap_or_default(), kind.as_deref().unwrap_or("Secret"));
+    let key = &Key::new(other.as_deref().unwrap_or(namespace), &**name);
+    let refused = grants::check(snapshot, Kind::Gateway, namespace, &Target { group, kind, key }).err();
+    refused.unwrap_or_else(|| Problem {
+        reason: "InvalidCertificateRef",
+        message: format!("{kind} {key} is not read: snigate terminates nothing"),
+    })
 }
 
 /// Within a Gateway, all listeners that cannot be told apart are refused. TLS settings do not tell them apart.

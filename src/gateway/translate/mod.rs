@@ -2,6 +2,7 @@
 
 mod attachment;
 mod backends;
+mod grants;
 mod hostnames;
 mod ingress;
 mod listeners;
@@ -273,7 +274,7 @@ fn gateway_status(key: &Key, gateway: &OurGateway<'_>, attached: &BTreeMap<&List
             name: listener.spec.name.clone(),
             refused: listener.refused.clone(),
             conflict: listener.conflict.clone(),
-            invalid_kinds: listener.invalid_kinds.clone(),
+            unresolved: listener.unresolved.clone(),
             supports_tls_routes: listener.supports_tls_routes,
             attached_routes: attached.get(&id).copied().unwrap_or_default(),
             sockets: listener.sockets.clone(),

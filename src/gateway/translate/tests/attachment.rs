@@ -116,6 +116,39 @@ fn other_protocols_and_modes_are_not_supported() {
     }
 }
 
+/// As the API says, they are ignored in mode Passthrough.
+#[test]
+fn certificates_that_nothing_could_read_are_not_resolved() {
+    let from = json!({"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": "ns"});
+    let to = json!({"group": "", "kind": "Secret"});
+    let grant =
+        object("gateway.networking.k8s.io/v1", "ReferenceGrant", "granting/g", json!({"from": [from], "to": [to]}));
+    let (own, other) = (json!({"name": "a"}), json!({"name": "a", "namespace": "other"}));
+    let granted = json!({"name": "a", "namespace": "granting"});
+    let custom = json!({"name": "a", "kind": "Certificate", "group": "example.com"});
+    let custom_elsewhere = json!({"name": "a", "kind": "Certificate", "group": "example.com", "namespace": "granting"});
+    for (protocol, mode, certificates, reason) in [
+        ("TLS", json!("Terminate"), json!([own]), Some("InvalidCertificateRef")),
+        ("TLS", json!("Terminate"), json!([custom]), Some("InvalidCertificateRef")),
+        ("TLS", json!("Terminate"), json!([granted]), Some("InvalidCertificateRef")),
+        ("TLS", json!("Terminate"), json!([custom_elsewhere]), Some("RefNotPermitted")),
+        ("TLS", json!("Terminate"), json!([other, own]), Some("RefNotPermitted")),
+        ("HTTPS", Value::Null, json!([own]), Some("InvalidCertificateRef")),
+        ("TLS", json!("Passthrough"), json!([own, other]), None),
+    ] {
+        let mut gateway = gateway("ns/gw", &["tls 443"]);
+        let listener = &mut gateway["spec"]["listeners"][0];
+        listener["protocol"] = json!(protocol);
+        listener["tls"] = json!({"mode": mode, "certificateRefs": certificates});
+        let plan = plan(&[class(), grant.clone(), gateway]);
+        let found = listener_reasons(&plan, "ns/gw", "tls");
+        let expected =
+            reason.map_or("ResolvedRefs True ResolvedRefs".into(), |reason| format!("ResolvedRefs False {reason}"));
+        assert_eq!(found[2], expected, "{protocol} {mode} {certificates}");
+        assert_eq!(found[0] == ACCEPTED, reason.is_none(), "{protocol} {mode} {certificates}");
+    }
+}
+
 #[test]
 fn kinds_of_routes_that_are_not_supported_are_named() {
     let tls = json!([{"group": "gateway.networking.k8s.io", "kind": "TLSRoute"}]);
