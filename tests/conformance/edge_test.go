@@ -13,6 +13,9 @@ import (
 	"snigate.dev/conformance/rig"
 )
 
+// patience is an option of kubectl: how long to wait for what takes seconds, on a machine that is not busy.
+const patience = "--timeout=2m"
+
 // snigate is the binary that is tested.
 func snigate(t *testing.T) string {
 	t.Helper()

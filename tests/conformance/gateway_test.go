@@ -70,7 +70,7 @@ func newCluster(t *testing.T, name, address string) *implementation {
 	require.NoError(t, err)
 	made := &implementation{cluster: cluster, admin: kubectl{file}}
 	made.admin.run(t, "apply", "--server-side", "-f", definitions(t))
-	made.admin.run(t, "wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+	made.admin.run(t, "wait", "--for=condition=Established", "crd", "--all", patience)
 
 	made.client, err = client.New(cluster.Config(), client.Options{})
 	require.NoError(t, err)

@@ -88,7 +88,7 @@ func newTwo(t *testing.T) *two {
 
 	edges.admin = through(t, edges.first, first, "admin", edges.first.Admin())
 	edges.admin.feed(t, echoDeployment, "apply", "-f", "-")
-	edges.admin.run(t, "rollout", "status", "deployment/echo", "--timeout=60s")
+	edges.admin.run(t, "rollout", "status", "deployment/echo", patience)
 	edges.pod = edges.admin.run(t, "get", "pods", "-l", "app=echo", "-o", "jsonpath={.items[0].metadata.name}")
 	return &edges
 }

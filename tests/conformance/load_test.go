@@ -97,7 +97,7 @@ func (i *implementation) backend(t *testing.T, name string) {
 	require.NoError(t, err)
 	i.admin.run(t, "create", "secret", "tls", name, "--cert="+pair.Certificate, "--key="+pair.Key)
 	i.admin.feed(t, fmt.Sprintf(loadBackend, name), "apply", "-f", "-")
-	i.admin.run(t, "rollout", "status", "deployment/"+name, "--timeout=60s")
+	i.admin.run(t, "rollout", "status", "deployment/"+name, patience)
 }
 
 func (i *implementation) changes(t *testing.T) {

@@ -144,7 +144,8 @@ func (n *Node) work(ctx context.Context) {
 func (n *Node) sync(ctx context.Context, key types.NamespacedName) error {
 	object, err := n.pods.Pods(key.Namespace).Get(key.Name)
 	if apierrors.IsNotFound(err) {
-		n.end(key)
+		// By force: others have ended before.
+		n.end(key, (*pod).kill)
 		return nil
 	}
 	if err != nil {
@@ -154,10 +155,10 @@ func (n *Node) sync(ctx context.Context, key types.NamespacedName) error {
 	running := n.find(key.Namespace, key.Name)
 	switch {
 	case running != nil && running.uid != object.UID:
-		n.end(key)
+		n.end(key, (*pod).kill)
 		return fmt.Errorf("%s is another pod of the same name", key)
 	case object.DeletionTimestamp != nil:
-		n.end(key)
+		n.end(key, (*pod).end)
 		err := pods.Delete(ctx, key.Name, metav1.DeleteOptions{
 			GracePeriodSeconds: ptr.To[int64](0),
 			Preconditions:      &metav1.Preconditions{UID: &object.UID},
@@ -199,12 +200,12 @@ func (n *Node) find(namespace, name string) *pod {
 	return n.running[types.NamespacedName{Namespace: namespace, Name: name}]
 }
 
-func (n *Node) end(key types.NamespacedName) {
+func (n *Node) end(key types.NamespacedName, how func(*pod)) {
 	n.lock.Lock()
 	running := n.running[key]
 	delete(n.running, key)
 	n.lock.Unlock()
 	if running != nil {
-		running.end()
+		how(running)
 	}
 }

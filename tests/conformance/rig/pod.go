@@ -156,13 +156,18 @@ func (p *pod) status(object *corev1.Pod) corev1.PodStatus {
 	return status
 }
 
+// end asks the process to end, and gives it a second for that.
 func (p *pod) end() {
 	_ = p.command.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.ended:
 	case <-time.After(time.Second):
-		_ = p.command.Process.Kill()
-		<-p.ended
 	}
+	p.kill()
+}
+
+func (p *pod) kill() {
+	_ = p.command.Process.Kill()
+	<-p.ended
 	empty(p.root)
 }
