@@ -114,7 +114,7 @@ fn shape(output: &str) -> Vec<String> {
         match words[..] {
             // What localhost resolves to depends on the machine, and the server is not that of a real cluster.
             [_, "dns", ..] => "dns".into(),
-            [mark, step @ ("tls" | "chain"), ..] => format!("{mark} {step}"),
+            [mark, step @ ("tls" | "chain" | "names"), ..] => format!("{mark} {step}"),
             _ => words.join(" ").replace("notes", "note"),
         }
     };
@@ -149,6 +149,7 @@ fn i14_nothing_is_wrong_with_a_cluster_that_is_well_and_the_page_shows_it() {
     let (code, output) = case.run(&arguments);
     assert_eq!(code, 0, "{output}");
     let shown = block(PAGE, "doctor-output").replace("kubernetes01.example.com", HOST);
+    let shown = shown.replace("listener  api ", &format!("listener  {listener} "));
     assert_eq!(shape(&shown), shape(&output), "{output}");
 }
 
@@ -292,6 +293,25 @@ fn i14_one_of_several_published_addresses_may_be_out_of_reach() {
     let report = case.doctor(&[]);
     let failed: Vec<_> = report.with("failed").into_iter().filter(|(_, _, says)| says.contains("refused")).collect();
     assert_eq!(failed.len(), 2, "{failed:#?}");
+}
+
+/// As on a node that is the endpoint itself: listeners are those of Pods.
+#[test]
+fn i14_an_endpoint_on_this_machine_is_a_loop_only_at_a_published_address() {
+    let case = Case::new();
+    let endpoint = case.server.address();
+    let mut edge = gateway("edge", endpoint.ip(), &[endpoint.port()]);
+    edge["spec"].as_object_mut().unwrap().remove("addresses");
+    case.api.apply(edge.clone());
+    let subject = endpoint.to_string();
+    let report = case.doctor(&[]);
+    assert!(report.with("ok").contains(&("connect", &subject, "accepts connections")), "{:#}", report.document);
+
+    edge["status"] = json!({"addresses": [{"value": endpoint.ip().to_string()}]});
+    case.api.apply(edge);
+    let report = case.doctor(&[]);
+    let says = "this is snigate's own listener: forwarding loop";
+    assert!(report.with("failed").contains(&("connect", &subject, says)), "{:#}", report.document);
 }
 
 #[test]

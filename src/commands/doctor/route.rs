@@ -39,7 +39,11 @@ async fn check_endpoints(
     }
     addresses.sort_unstable();
     addresses.dedup();
-    let listeners: Vec<SocketAddr> = context.shared.config.listeners.iter().map(|listener| listener.address).collect();
+    // Those of a cluster are not on this machine.
+    let listeners = context
+        .published
+        .clone()
+        .unwrap_or_else(|| context.shared.config.listeners.iter().map(|listener| listener.address).collect());
     let own = OwnListeners::new(&listeners);
     let (loops, addresses): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|address| own.contains(*address));
     drop(own);
