@@ -44,7 +44,7 @@ func TestDeployment(t *testing.T) {
 	made.admin.feed(t, loadGateway, "apply", "-f", "-")
 	made.awaitGateway(t, "load", balancer)
 	for _, address := range replicas {
-		require.NoError(t, follow(t.Context(), address, "first.load.example.com", "a"))
+		require.NoError(t, follow(t.Context(), address+":443", "first.load.example.com", "a"))
 	}
 
 	holder := made.holder(t)
@@ -53,7 +53,7 @@ func TestDeployment(t *testing.T) {
 	made.admin.feed(t, another, "apply", "-f", "-")
 	for name, address := range replicas {
 		if name != holder {
-			require.NoError(t, follow(t.Context(), address, "another.load.example.com", "a"), "the other replica serves")
+			require.NoError(t, follow(t.Context(), address+":443", "another.load.example.com", "a"), "the other replica serves")
 		}
 	}
 	made.admin.run(t, "wait", "tlsroute/another", patience,
@@ -62,7 +62,7 @@ func TestDeployment(t *testing.T) {
 	replicas = made.replicas(t)
 	require.NotContains(t, replicas, holder)
 	for _, address := range replicas {
-		require.NoError(t, follow(t.Context(), address, "another.load.example.com", "a"), "%v", replicas)
+		require.NoError(t, follow(t.Context(), address+":443", "another.load.example.com", "a"), "%v", replicas)
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 const (
 	loadRoutes    = 1000
 	loadPerSecond = 20
+	loadEdge      = rig.GatewayAddress + ":443"
 	// How long a change may take to be followed, before it counts as lost.
 	loadPatience = 20 * time.Second
 )
@@ -83,7 +84,7 @@ func TestLoad(t *testing.T) {
 	t.Run("ServedWithinASecond", func(t *testing.T) {
 		made.admin.feed(t, loadGateway, "apply", "-f", "-")
 		applied := time.Now()
-		require.NoError(t, follow(t.Context(), rig.GatewayAddress, "first.load.example.com", "a"))
+		require.NoError(t, follow(t.Context(), loadEdge, "first.load.example.com", "a"))
 		t.Logf("served %v after kubectl apply", time.Since(applied).Round(time.Millisecond))
 		require.Less(t, time.Since(applied), time.Second)
 	})
@@ -104,7 +105,7 @@ func (i *implementation) changes(t *testing.T) {
 	for n := range loadRoutes {
 		require.NoError(t, i.client.Create(t.Context(), route(n)))
 	}
-	require.NoError(t, follow(t.Context(), rig.GatewayAddress, host(loadRoutes-1), "a"))
+	require.NoError(t, follow(t.Context(), loadEdge, host(loadRoutes-1), "a"))
 	settled(t, i)
 
 	writes, cpu, began := i.writes(t), i.cpu(t), time.Now()
@@ -121,7 +122,7 @@ func (i *implementation) changes(t *testing.T) {
 				t.Errorf("%s: %v", host(n), err)
 				return
 			}
-			if err := follow(t.Context(), rig.GatewayAddress, host(n), "b"); err != nil {
+			if err := follow(t.Context(), loadEdge, host(n), "b"); err != nil {
 				t.Error(err)
 			}
 			took[n] = time.Since(sent)
@@ -167,7 +168,7 @@ func follow(ctx context.Context, address, host, backend string) error {
 	defer ticker.Stop()
 	last := ""
 	for {
-		connection, err := dialer.DialContext(ctx, "tcp", address+":443")
+		connection, err := dialer.DialContext(ctx, "tcp", address)
 		if err == nil {
 			last = connection.(*tls.Conn).ConnectionState().PeerCertificates[0].Subject.CommonName
 			connection.Close()

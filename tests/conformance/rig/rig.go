@@ -104,6 +104,20 @@ func AddAddress(address string) error {
 	return ip("address add " + address + "/16 dev " + bridge)
 }
 
+// AddHost makes a name resolve to an address.
+func AddHost(address, name string) error {
+	const hosts = "/etc/hosts"
+	content, err := os.ReadFile(hosts)
+	if err != nil {
+		return err
+	}
+	changed := filepath.Join(Directory(), name+".hosts")
+	if err := os.WriteFile(changed, fmt.Appendf(content, "\n%s %s\n", address, name), 0o644); err != nil {
+		return err
+	}
+	return unix.Mount(changed, hosts, "", unix.MS_BIND, "")
+}
+
 func ip(line string) error {
 	return run("ip", strings.Fields(line)...)
 }

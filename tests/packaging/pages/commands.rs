@@ -49,13 +49,13 @@ const NOT_TYPED: [(&str, &str, &str); 37] = [
     ("docs/fuzzing.md", "merge", "writes among the seeds"),
     ("docs/fuzzing.md", "replay", "`cargo test` has it"),
     ("docs/fuzzing.md", "lock", ".ci/run does, with --locked"),
-    ("docs/kubernetes.md", "apply", "needs a cluster; the kustomization is rendered and its arguments are tried"),
+    ("docs/kubernetes.md", "apply", "needs a cluster; tests/conformance types it"),
     ("docs/kubernetes.md", "offline", "needs the feature; tests/gateway/offline.rs types it"),
     ("tests/mutants.md", "again", "installs, and takes an hour"),
     ("tests/hellos/README.md", "configuration", "installs; tests/hello/corpus.rs types the like"),
     ("tests/hellos/README.md", "try", "as above"),
     ("tests/hellos/README.md", "write", "writes among the hellos"),
-    ("deploy/kubernetes/README.md", "apply", "needs a cluster; the names in it are compared with the manifests"),
+    ("deploy/kubernetes/README.md", "apply", "needs a cluster; tests/conformance types it"),
 ];
 
 fn sources(directory: &Path) -> Vec<PathBuf> {
