@@ -69,6 +69,9 @@ mod upstream;
 pub mod internals {
     use std::net::IpAddr;
 
+    #[cfg(feature = "gateway")]
+    use crate::gateway::translate::IngressOptions;
+
     pub use crate::proxy_protocol::{
         Header, InvalidHeader, MAX_LENGTH, ProxiedAddresses, ProxiedClient, Version, header, local_header, parse,
     };
@@ -83,7 +86,7 @@ pub mod internals {
     #[cfg(feature = "gateway")]
     pub fn objects(manifests: &[u8]) -> Result<usize, String> {
         let objects = crate::gateway::api::manifests::objects(manifests)?;
-        let offline = crate::gateway::offline::translate_objects(objects, Default::default());
+        let offline = crate::gateway::offline::translate_objects(objects, IngressOptions::default());
         // Says all that there is to say.
         let _ = offline.problems();
         Ok(offline.plan.routing.routes.len())
@@ -96,9 +99,9 @@ pub mod internals {
 
     #[cfg(feature = "gateway")]
     impl Cluster {
+        #[must_use]
         pub fn of(objects: Vec<serde_json::Value>) -> Self {
-            let options = crate::gateway::translate::IngressOptions::default();
-            Self(crate::gateway::offline::translate_objects(objects, options).snapshot)
+            Self(crate::gateway::offline::translate_objects(objects, IngressOptions::default()).snapshot)
         }
 
         /// As a watch does.
@@ -108,6 +111,7 @@ pub mod internals {
         }
 
         /// Returns the number of routes.
+        #[must_use]
         pub fn translate(&self) -> usize {
             let options = crate::gateway::translate::Options::default();
             crate::gateway::translate::translate(&self.0, &options, &[]).routing.routes.len()
