@@ -27,7 +27,7 @@ spec:
 
 // TestIngress looks at whether the API server notes who has set addresses as snigate expects it.
 func TestIngress(t *testing.T) {
-	made := newImplementation(t, "ingress", "10.99.1.14", "--ingress-class", "nginx")
+	made := newImplementation(t, "ingress", "10.99.1.16", "--ingress-class", "nginx")
 	apply := func(name, class string) { made.admin.feed(t, fmt.Sprintf(ingress, name, class), "apply", "-f", "-") }
 	addresses := func(name string) string {
 		return made.admin.run(t, "get", "ingress", name, "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}")
