@@ -229,8 +229,7 @@ impl Upstream {
     /// Connects this client to an endpoint; if that fails, tries the next one, within the budget. Nothing is sent to any of them.
     pub(crate) async fn connect(&self, client: SocketAddr) -> Result<Connected, ConnectError> {
         let deadline = Instant::now() + self.pool.setup.settings.budget.timeout;
-        let pool = self.pool.resolved_by(deadline).await;
-        let endpoints = pool.in_service();
+        let (pool, endpoints) = self.pool.resolved_by(deadline).await;
         let UpstreamSettings { balance, budget, slow_start, source, .. } = pool.setup.settings;
         let policy = Policy { balance, slow_start, turn: self.turn.fetch_add(1, Relaxed), client: client.ip() };
         let mut failure = ConnectError::none();

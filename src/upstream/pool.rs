@@ -202,27 +202,26 @@ impl Pool {
         self.context.drains.in_service(self.route(), self.endpoints())
     }
 
-    /// The pool that a new connection takes its endpoint from; waits for the first lookups if there are no endpoints but
-    /// backups. If the configuration changes meanwhile, it is the successor.
-    pub(super) async fn resolved_by(self: &Arc<Self>, deadline: Instant) -> Arc<Self> {
+    /// The pool that a new connection takes its endpoint from, and those that may get it; waits for the first lookups if
+    /// there are none but backups. If the configuration changes meanwhile, the pool is the successor.
+    pub(super) async fn resolved_by(self: &Arc<Self>, deadline: Instant) -> (Arc<Self>, Arc<Vec<Arc<Endpoint>>>) {
+        let has_primary = |endpoints: &[Arc<Endpoint>]| endpoints.iter().any(|endpoint| !endpoint.share().is_backup);
         let mut pool = Arc::clone(self);
         loop {
-            if pool.has_primary() {
-                return pool;
+            let endpoints = pool.in_service();
+            if has_primary(&endpoints) {
+                return (pool, endpoints);
             }
             let mut unanswered = pool.unanswered.subscribe();
-            let first = unanswered.wait_for(|unanswered| *unanswered == 0 || pool.has_primary());
-            // After the deadline, there may be no endpoints.
+            let first = unanswered.wait_for(|unanswered| *unanswered == 0 || has_primary(&pool.in_service()));
             let _ = timeout_at(deadline, first).await;
-            let Some(successor) = pool.successor.get().filter(|_| !pool.has_primary()).map(Arc::clone) else {
-                return pool;
+            // After the deadline, the list may be empty.
+            let endpoints = pool.in_service();
+            let Some(successor) = pool.successor.get().filter(|_| !has_primary(&endpoints)).map(Arc::clone) else {
+                return (pool, endpoints);
             };
             pool = successor;
         }
-    }
-
-    fn has_primary(&self) -> bool {
-        self.in_service().iter().any(|endpoint| !endpoint.share().is_backup)
     }
 
     /// Addresses of our own listeners.
@@ -684,7 +683,7 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert!(!waiting.is_finished());
         pool.answered(0, &Ok(vec!["192.0.2.1:1".parse().unwrap()]));
-        assert_eq!(addresses(&waiting.await.unwrap().in_service()), ["192.0.2.1:1", "192.0.2.9:1"]);
+        assert_eq!(addresses(&waiting.await.unwrap().1), ["192.0.2.1:1", "192.0.2.9:1"]);
         assert_eq!(begun.elapsed(), Duration::from_secs(5));
     }
 
@@ -692,7 +691,7 @@ mod tests {
     async fn b31_a_backup_serves_once_the_lookup_of_the_others_has_failed() {
         let pool = pool(&[("api.test:1", Share::DEFAULT), ("192.0.2.9:1", BACKUP)]);
         pool.answered(0, &Err("no such name".into()));
-        assert_eq!(addresses(&pool.resolved_by(Instant::now()).await.in_service()), ["192.0.2.9:1"]);
+        assert_eq!(addresses(&pool.resolved_by(Instant::now()).await.1), ["192.0.2.9:1"]);
         assert_eq!(pool.tier(), Tier::Backup);
     }
 
