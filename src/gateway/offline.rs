@@ -21,8 +21,8 @@ pub(crate) struct Offline {
     pub(crate) ignored: BTreeMap<String, usize>,
 }
 
-/// Translates objects. GatewayClasses, Services and Namespaces that the objects
-/// refer to need not be among them, as long as none is at odds with that.
+/// Translates objects. GatewayClasses, Services and Namespaces that they refer to need not be among them, as long as none
+/// is at odds with that.
 pub(crate) fn translate_objects(objects: Vec<Value>, ingress: IngressOptions) -> Offline {
     let mut snapshot = Snapshot::default();
     let mut ignored: BTreeMap<String, usize> = BTreeMap::new();

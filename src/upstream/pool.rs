@@ -34,7 +34,7 @@ pub(super) struct Pool {
     /// In the order of the configuration.
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
     members: Mutex<Members>,
-    /// Number of hostnames whose first lookup has not finished, and is awaited.
+    /// Number of hostnames whose first lookup connections wait for; 0 once the pool is removed or has a successor.
     unanswered: watch::Sender<usize>,
     /// The pool of the same route in the next configuration.
     successor: OnceLock<Arc<Self>>,
