@@ -15,7 +15,7 @@ use crate::connection::RouteTarget;
 use crate::connection::registry::{CloseReason, Registry};
 use crate::route::{Matchers, Names, RouteTable};
 use crate::telemetry::Counters;
-use crate::upstream::{Endpoint, EndpointId, OnRemove, Removal, Setup, SharedContext, Upstream};
+use crate::upstream::{Endpoint, EndpointId, FirstAnswers, OnRemove, Removal, Setup, SharedContext, Upstream};
 
 /// The routes of one configuration.
 #[derive(Debug, Default)]
@@ -45,11 +45,20 @@ pub(super) struct Removed {
     _route: Option<Arc<RouteTarget>>,
 }
 
+/// Endpoints that are no longer configured, unless a name has them whose first answer is not here yet.
+#[derive(Debug)]
+pub(super) struct Undecided {
+    endpoints: Vec<Arc<Endpoint>>,
+    policy: OnRemove,
+    answers: FirstAnswers,
+}
+
 /// The next generation, and how it differs.
 pub(super) struct Next {
     pub(super) generation: Generation,
     pub(super) changes: Changes,
     pub(super) removed: Vec<Removed>,
+    pub(super) undecided: Vec<Undecided>,
 }
 
 /// Maximum number of routes logged per reload.
@@ -78,6 +87,7 @@ pub(super) fn build_next(
         draining: draining.collect(),
         changes: Changes::default(),
         removed: Vec::new(),
+        undecided: Vec::new(),
     };
     let mut table = RouteTable::default();
     let mut built = Vec::with_capacity(routes.len());
@@ -94,10 +104,11 @@ pub(super) fn build_next(
         let excluded = table.exclude(names, matchers);
         debug_assert!(excluded.is_ok(), "only names that no route has are excluded");
     }
+    let undecided = std::mem::take(&mut builder.undecided);
     let (draining, changes, removed) = builder.remove_the_rest();
     let table = Arc::new(table);
     let view = Arc::new(View { routes: built, table: Arc::downgrade(&table), listeners });
-    Next { generation: Generation { table, view, draining }, changes, removed }
+    Next { generation: Generation { table, view, draining }, changes, removed, undecided }
 }
 
 struct Builder<'b> {
@@ -110,6 +121,7 @@ struct Builder<'b> {
     draining: HashMap<&'b str, Arc<RouteTarget>>,
     changes: Changes,
     removed: Vec<Removed>,
+    undecided: Vec<Undecided>,
 }
 
 impl Builder<'_> {
@@ -140,10 +152,12 @@ impl Builder<'_> {
         let rate_usage = predecessor.map(|route| Arc::clone(&route.rate_usage)).unwrap_or_default();
         let predecessor = predecessor.map(|route| &route.upstream);
         let before = predecessor.map(Upstream::endpoints).unwrap_or_default();
+        if let Some(drained) = &drained {
+            drained.upstream.endpoints_ever().iter().for_each(|endpoint| endpoint.returned_with_route());
+        }
         let upstream = Upstream::start(setup, self.context, predecessor);
-        let endpoints: Vec<_> = before.iter().filter(|endpoint| !endpoint.is_present()).cloned().collect();
-        if let Some(predecessor) = predecessor.filter(|_| !endpoints.is_empty()) {
-            self.removed.push(Removed::new(endpoints, predecessor, None));
+        if let Some(predecessor) = predecessor {
+            self.remove_endpoints(&before, predecessor, &upstream);
         }
         let counters = self.counters.route(&name);
         if running.is_some() {
@@ -161,12 +175,28 @@ impl Builder<'_> {
         Arc::new(RouteTarget { sources, max_connections, new_connections, rate_usage, upstream, counters, digest })
     }
 
+    /// Removes what the predecessor had, present (`before`) or former, and the route no longer has.
+    fn remove_endpoints(&mut self, before: &[Arc<Endpoint>], predecessor: &Upstream, upstream: &Upstream) {
+        // A name may have had any of them.
+        let former = if upstream.has_names() { Vec::new() } else { predecessor.former_endpoints() };
+        let endpoints = before.iter().chain(&former).filter(|endpoint| endpoint.is_undecided());
+        let endpoints: Vec<_> = endpoints.cloned().collect();
+        if endpoints.is_empty() {
+            return;
+        }
+        let policy = predecessor.setup().settings.on_remove;
+        match upstream.first_answers() {
+            Some(answers) => self.undecided.push(Undecided { endpoints, policy, answers }),
+            None => self.removed.push(Removed::new(endpoints, policy)),
+        }
+    }
+
     /// Removes the running routes that are no longer configured.
     fn remove_the_rest(mut self) -> (HashMap<Box<str>, Weak<RouteTarget>>, Changes, Vec<Removed>) {
         self.changes.removed = self.running.len();
         for (name, route) in self.running {
             route.upstream.remove();
-            let removed = Removed::new(route.upstream.endpoints_ever(), &route.upstream, Some(Arc::clone(route)));
+            let removed = Removed::with_route(route);
             if self.removed.len() < MAX_NAMED {
                 let connections = route.counters.active.load(Relaxed);
                 info!(route = name, connections, on_remove = removed.policy.label(), "route removed");
@@ -186,10 +216,14 @@ const BATCH_PAUSE: Duration = Duration::from_millis(10);
 const RECOUNT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Closes the connections of removed routes and endpoints, and frees the old generation when no connection uses it.
-pub(super) async fn retire(before: Arc<Generation>, removed: Vec<Removed>, registry: Arc<Registry>, drain: Duration) {
+pub(super) async fn retire(
+    before: Arc<Generation>,
+    removed: Vec<Removed>,
+    undecided: Vec<Undecided>,
+    registry: Arc<Registry>,
+    drain: Duration,
+) {
     let registry = &*registry;
-    let (cut, rest): (Vec<_>, Vec<_>) = removed.into_iter().partition(|removed| removed.policy == OnRemove::Cut);
-    let (drained, kept): (Vec<_>, Vec<_>) = rest.into_iter().partition(|removed| removed.policy == OnRemove::Drain);
     let (now, table) = (Instant::now(), Arc::downgrade(&before.table));
     let free = async {
         while Arc::strong_count(&before.table) > 1 {
@@ -198,23 +232,44 @@ pub(super) async fn retire(before: Arc<Generation>, removed: Vec<Removed>, regis
         // Takes a while for many routes.
         let _ = tokio::task::spawn_blocking(move || drop(before)).await;
     };
+    let decided = async {
+        let mut removed = Vec::new();
+        for Undecided { endpoints, policy, answers } in undecided {
+            answers.wait(now).await;
+            let endpoints = endpoints.into_iter().filter(|endpoint| endpoint.is_undecided()).collect();
+            removed.push(Removed::new(endpoints, policy));
+        }
+        close_by_policy(&table, removed, registry, now, drain).await;
+    };
+    tokio::join!(close_by_policy(&table, removed, registry, now, drain), decided, free);
+}
+
+/// Closes connections as each policy says; what drains has until `drain` after `since`.
+async fn close_by_policy(
+    table: &Weak<RouteTable<Arc<RouteTarget>>>,
+    removed: Vec<Removed>,
+    registry: &Registry,
+    since: Instant,
+    drain: Duration,
+) {
+    let (cut, rest): (Vec<_>, Vec<_>) = removed.into_iter().partition(|removed| removed.policy == OnRemove::Cut);
+    let (drained, kept): (Vec<_>, Vec<_>) = rest.into_iter().partition(|removed| removed.policy == OnRemove::Drain);
     tokio::join!(
-        close_and_hold(&table, cut, registry, Some(now), "closing connections of removed routes and endpoints"),
+        close_and_hold(table, cut, registry, Some(since), "closing connections of removed routes and endpoints"),
         close_and_hold(
-            &table,
+            table,
             drained,
             registry,
-            Some(now + drain),
+            Some(since + drain),
             "draining connections of removed routes and endpoints"
         ),
         close_and_hold(
-            &table,
+            table,
             kept,
             registry,
             None,
             "connections of removed routes and endpoints stay open (on_remove: keep)"
         ),
-        free,
     );
 }
 
@@ -268,13 +323,23 @@ async fn close_connections_at(removed: &[Removed], registry: &Registry) -> usize
 
 impl Removed {
     /// The policy is that of the configuration that had them.
-    fn new(endpoints: Vec<Arc<Endpoint>>, upstream: &Upstream, route: Option<Arc<RouteTarget>>) -> Self {
-        let policy = upstream.setup().settings.on_remove;
+    fn new(endpoints: Vec<Arc<Endpoint>>, policy: OnRemove) -> Self {
         let remove = |endpoint: Arc<Endpoint>| {
             let removal = endpoint.removed_by(policy)?;
             Some((endpoint, removal))
         };
-        Self { endpoints: endpoints.into_iter().filter_map(remove).collect(), policy, _route: route }
+        Self { endpoints: endpoints.into_iter().filter_map(remove).collect(), policy, _route: None }
+    }
+
+    /// All that the route has and had.
+    fn with_route(route: &Arc<RouteTarget>) -> Self {
+        let policy = route.upstream.setup().settings.on_remove;
+        let remove = |endpoint: Arc<Endpoint>| {
+            let removal = endpoint.removed_with_route(policy)?;
+            Some((endpoint, removal))
+        };
+        let endpoints = route.upstream.endpoints_ever().into_iter().filter_map(remove).collect();
+        Self { endpoints, policy, _route: Some(Arc::clone(route)) }
     }
 
     /// The endpoints that still have connections and were neither added again nor removed anew.

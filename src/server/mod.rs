@@ -243,7 +243,7 @@ impl Server {
         // For 100,000 routes this takes long enough to delay connections.
         let work = move || generation::build_next(&old, routes, &excluded, addresses, &counters, &context);
         let built = tokio::task::spawn_blocking(work).await;
-        let Next { generation, changes, removed } = match built {
+        let Next { generation, changes, removed, undecided } = match built {
             Ok(built) => built,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
@@ -252,7 +252,7 @@ impl Server {
             info!(address = %listener.address, "no longer listening");
             self.closing.spawn(listener.close());
         }
-        tokio::spawn(generation::retire(before, removed, Arc::clone(&self.registry), self.timeouts.drain));
+        tokio::spawn(generation::retire(before, removed, undecided, Arc::clone(&self.registry), self.timeouts.drain));
         self.counters.reloads.succeed();
         Ok(changes)
     }

@@ -47,6 +47,8 @@ pub(crate) struct Endpoint {
     is_present: AtomicBool,
     /// What becomes of its connections since the configuration has lost it; [`UNDECIDED`] until then.
     on_remove: AtomicU8,
+    /// What that was before all of its route was removed; [`NOT_REMOVED`] while the route is configured.
+    on_remove_before: AtomicU8,
     /// Changes whenever it is added or removed.
     membership: AtomicU32,
     /// When it became ready again, in milliseconds since `created`.
@@ -69,6 +71,7 @@ pub(crate) struct Removal(u32);
 
 const NEVER: u64 = u64::MAX;
 const UNDECIDED: u8 = u8::MAX;
+const NOT_REMOVED: u8 = u8::MAX - 1;
 
 /// One number, so that both are read at once.
 fn pack(share: Share) -> u32 {
@@ -92,6 +95,7 @@ impl Endpoint {
             suspect: AtomicBool::new(false),
             is_present: AtomicBool::new(true),
             on_remove: AtomicU8::new(UNDECIDED),
+            on_remove_before: AtomicU8::new(NOT_REMOVED),
             membership: AtomicU32::new(0),
             recovered: AtomicU64::new(NEVER),
             created: Instant::now(),
@@ -149,6 +153,28 @@ impl Endpoint {
         }
         self.on_remove.store(policy as u8, Relaxed);
         Some(Removal(self.membership.fetch_add(1, Relaxed).wrapping_add(1)))
+    }
+
+    /// The same with all of its route.
+    pub(crate) fn removed_with_route(&self, policy: OnRemove) -> Option<Removal> {
+        self.on_remove_before.store(self.on_remove.load(Relaxed), Relaxed);
+        self.removed_by(policy)
+    }
+
+    /// Its route is configured again, before its connections were closed. What had decided about them before decides again.
+    pub(crate) fn returned_with_route(&self) {
+        let _members = self.pool_lock();
+        let before = self.on_remove_before.swap(NOT_REMOVED, Relaxed);
+        if before != NOT_REMOVED {
+            self.on_remove.store(before, Relaxed);
+            self.membership.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Whether it has left, and nothing has decided what becomes of its connections: it is no longer in DNS, or a reload is
+    /// going to remove it.
+    pub(crate) fn is_undecided(&self) -> bool {
+        !self.is_present() && self.removed_by_policy().is_none()
     }
 
     /// Whether this removal is the last that has happened to it.

@@ -43,6 +43,7 @@ pub(crate) use self::health::{EndpointState, ProbeResult, Thresholds};
 pub(crate) use self::loop_check::{LocalAddresses, OwnListeners, arrives_at};
 use self::pool::Pool;
 pub(crate) use self::pool::Tier;
+use self::resolve::LOOKUP_TIMEOUT;
 pub(crate) use self::resolve::{Lookups, MAX_LOOKUPS, lookup};
 pub(crate) use self::settings::{
     Backend, ConnectBudget, EndpointSettings, MaxAge, OnRemove, Share, Source, Split, UpstreamSettings,
@@ -123,6 +124,18 @@ impl SharedContext {
     }
 }
 
+/// The first answers to the lookups of an upstream.
+#[derive(Debug)]
+pub(crate) struct FirstAnswers(Arc<Pool>);
+
+impl FirstAnswers {
+    /// Until all lookups, which began at this time, have an answer or have failed; also those of configurations that follow.
+    pub(crate) async fn wait(self, begun: Instant) {
+        // A lookup may have to wait for its turn, and a Service may never have an address.
+        let _ = timeout_at(begun + 2 * LOOKUP_TIMEOUT, self.0.first_answers()).await;
+    }
+}
+
 /// The endpoints of one route, for as long as the route is in use.
 #[derive(Debug)]
 pub(crate) struct Upstream {
@@ -163,6 +176,16 @@ impl Upstream {
     /// Checks again for loops, after our own listeners have changed.
     pub(crate) fn check_for_loops(&self) {
         self.pool.check_for_loops();
+    }
+
+    /// Whether it has hostnames or Services, whose addresses change.
+    pub(crate) fn has_names(&self) -> bool {
+        self.pool.has_names()
+    }
+
+    /// For names without an answer yet, if there are any.
+    pub(crate) fn first_answers(&self) -> Option<FirstAnswers> {
+        (!self.pool.has_answers()).then(|| FirstAnswers(Arc::clone(&self.pool)))
     }
 
     /// Stops resolving and checking. Connections that are already being set up can still be established.

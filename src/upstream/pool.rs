@@ -509,6 +509,26 @@ impl Pool {
         drop(lookups);
     }
 
+    /// Whether it has hostnames or Services, whose addresses change.
+    pub(super) fn has_names(&self) -> bool {
+        self.setup.settings.endpoints.iter().any(|endpoint| endpoint.destination.address().is_none())
+    }
+
+    /// Whether each name has been answered once, or has failed.
+    pub(super) fn has_answers(&self) -> bool {
+        *self.unanswered.borrow() == 0
+    }
+
+    /// Until this is so, also of the pools that succeed it.
+    pub(super) async fn first_answers(self: Arc<Self>) {
+        let mut pool = self;
+        loop {
+            let _ = pool.unanswered.subscribe().wait_for(|unanswered| *unanswered == 0).await;
+            let Some(successor) = pool.successor.get().cloned() else { return };
+            pool = successor;
+        }
+    }
+
     /// Connections that wait for a lookup turn to this pool.
     pub(super) fn succeeded_by(&self, successor: &Arc<Self>) {
         let is_first = self.successor.set(Arc::clone(successor)).is_ok();

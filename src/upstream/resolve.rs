@@ -25,7 +25,7 @@ use crate::text::units::first_of;
 const MAX_ADDRESSES: usize = 64;
 
 /// A lookup that takes longer counts as failed; it is still awaited, since getaddrinfo(3) cannot be cancelled.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A failed lookup is repeated after this time, which doubles until it is `resolve_every`.
 const FIRST_RETRY: Duration = Duration::from_secs(1);

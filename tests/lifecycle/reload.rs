@@ -693,6 +693,35 @@ fn g11_what_comes_back_before_it_is_drained_keeps_its_connections() {
 }
 
 #[test]
+fn g11_a_route_that_comes_back_has_what_it_had_kept() {
+    let (first, held) = Backend::held();
+    let (second, also_held) = Backend::held();
+    let text = |routes: &[(&str, &str)]| {
+        let routes: String =
+            routes.iter().map(|(name, upstream)| format!("  - {{sni: {name}, upstream: {upstream}}}\n")).collect();
+        format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\ntimeouts: {{drain: 1s}}\nroutes:\n{routes}")
+    };
+    let (one, other) = (first.address(), second.address());
+    let keeps = format!("{{endpoints: [\"{one}\"], on_remove: keep}}");
+    let drains = format!("{{endpoints: [\"{other}\"], on_remove: drain}}");
+    let router = Router::start(&text(&[(NAME, &keeps), (OTHER, &drains)]));
+    let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+    let mut last = Client::send(router.address(), &Hello::to(OTHER).record());
+    let (mut upstream, _other) = (held.recv_timeout(PATIENCE).unwrap(), also_held.recv_timeout(PATIENCE).unwrap());
+
+    // The endpoint goes, and its connection stays; then the route goes, and comes back while it drains. The end of another
+    // route tells that the time is over.
+    router.reload(&text(&[(NAME, &drains), (OTHER, &drains)]));
+    router.reload(&text(&[(OTHER, &drains)]));
+    assert_eq!(router.reload(&text(&[(NAME, &drains), (OTHER, &drains)]))["added"], 1);
+    router.reload(&text(&[(NAME, &drains)]));
+    last.rest();
+    router.wait("the end", |line| line["message"] == "closed connections of removed routes and endpoints");
+    std::io::Write::write_all(&mut upstream, b"x").unwrap();
+    assert_eq!(client.read(1), b"x");
+}
+
+#[test]
 fn g05_a_pipe_in_place_of_the_file_holds_nothing_up() {
     let backend = Backend::named("served");
     let mut router = Router::start(&config(&[(NAME, backend.address())], "workers: 1\n"));

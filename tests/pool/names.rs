@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 
+use rustix::process::Signal;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
@@ -331,6 +332,81 @@ fn c10_connections_to_addresses_that_a_name_had_long_ago_are_closed_with_their_r
             client.rest();
             assert_eq!(router.account_of(client.address())["outcome"], "drained");
         }
+    });
+}
+
+/// A connection to 127.0.0.2, and a router whose route has these endpoints.
+fn held(endpoints: &str, on_remove: &str, then: impl FnOnce(&Router, &NameServer, Client, &dyn Fn(&str, &str)) + Send) {
+    let text = |endpoints: &str, on_remove: &str| {
+        let upstream = format!("endpoints: \"{endpoints}:{PORT}\", resolve_every: 50ms, on_remove: {on_remove}");
+        config("127.0.0.9:6443", &upstream)
+    };
+    alone(&text(endpoints, on_remove), "true", |router| {
+        let _servers = [serve("127.0.0.2"), serve("127.0.0.3")];
+        let names = NameServer::start(ips(&["127.0.0.2"]));
+        if endpoints == "api.test" {
+            told(router, "addresses changed", "added", "127.0.0.2:6443");
+        }
+        let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+        assert_eq!(client.read(4), b"here");
+        then(router, &names, client, &|endpoints, on_remove| _ = router.reload(&text(endpoints, on_remove)));
+    });
+}
+
+/// It has not been closed.
+fn completes(router: &Router, mut client: Client) {
+    client.finish();
+    assert_eq!(client.rest(), (Vec::new(), End::Fin));
+    assert_eq!(router.account_of(client.address())["outcome"], "completed");
+}
+
+#[test]
+#[ignore = "needs root, unshare and ip"]
+fn g11_a_name_in_place_of_its_addresses_closes_no_connection() {
+    held("127.0.0.2", "cut", |router, names, client, reload| {
+        names.say(ips(&["127.0.0.3", "127.0.0.2"]));
+        reload("api.test", "cut");
+        told(router, "addresses changed", "name", "api.test:6443");
+        // What this reload removes is closed before the next one is reported.
+        reload("api.test", "keep");
+        completes(router, client);
+    });
+}
+
+#[test]
+#[ignore = "needs root, unshare and ip"]
+fn g11_a_name_that_lacks_the_addresses_in_whose_place_it_is_removes_them() {
+    held("127.0.0.2", "cut", |router, names, mut client, reload| {
+        names.say(ips(&["127.0.0.3"]));
+        reload("api.test", "cut");
+        client.rest();
+        assert_eq!(router.account_of(client.address())["outcome"], "drained");
+    });
+}
+
+#[test]
+#[ignore = "needs root, unshare and ip"]
+fn c10_connections_to_addresses_that_a_name_had_long_ago_are_closed_with_their_name() {
+    held("api.test", "cut", |router, names, mut client, reload| {
+        names.say(ips(&["127.0.0.3"]));
+        told(router, "addresses changed", "removed", "127.0.0.2:6443");
+        reload("127.0.0.3", "cut");
+        client.rest();
+        assert_eq!(router.account_of(client.address())["outcome"], "drained");
+    });
+}
+
+#[test]
+#[ignore = "needs root, unshare and ip"]
+fn h23_what_a_reload_has_kept_of_a_name_an_upgrade_keeps_too() {
+    held("api.test", "keep", |router, names, client, reload| {
+        names.say(ips(&["127.0.0.3"]));
+        told(router, "addresses changed", "removed", "127.0.0.2:6443");
+        reload("127.0.0.3", "cut");
+        router.signal(Signal::USR2);
+        router.wait("the upgrade", |line| line["message"] == "upgraded; the new process serves");
+        router.wait("that it moves", |line| line["message"] == "the old process has exited");
+        completes(router, client);
     });
 }
 
