@@ -13,6 +13,8 @@ pub struct Model {
     pub config: Config,
     /// What the file has, if that is valid.
     pub on_disk: Option<Config>,
+    /// The endpoints that the name has.
+    named: Vec<usize>,
     pub behaviours: [Behaviour; ENDPOINTS],
     /// Endpoints that the router may believe to be dead.
     suspects: [bool; ENDPOINTS],
@@ -32,6 +34,7 @@ enum Drain {
 
 pub struct Connection {
     pub arrival: Arrival,
+    pub hello: Vec<u8>,
     /// Which process counts and logs it, if that is certain.
     pub process: Option<usize>,
     pub state: State,
@@ -75,6 +78,15 @@ pub struct Open {
     pub is_straggler: bool,
 }
 
+/// At what a route or endpoint may be gone, with the configuration before it.
+#[derive(Clone, Copy)]
+enum Change<'c> {
+    Reload(&'c Config),
+    Upgrade(&'c Config),
+    /// A connection that was being set up meanwhile.
+    Arrival,
+}
+
 /// How it ends for both sides, and in the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ended {
@@ -89,6 +101,8 @@ pub struct Ended {
     /// In the log, from the client and to it.
     pub bytes: [Range; 2],
     pub is_logged: IsLogged,
+    /// Or it is completed, as nothing but a client that reads was missing.
+    pub is_perhaps_completed: bool,
 }
 
 pub type Range = RangeInclusive<usize>;
@@ -121,10 +135,12 @@ const BY_OPERATOR: &str = "closed by an operator";
 pub const NO_ROUTE: &str = "_none";
 
 impl Model {
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &Config, named: &[usize]) -> Self {
+        let config = resolved(config, named);
         Self {
             config: config.clone(),
-            on_disk: Some(config.clone()),
+            on_disk: Some(config),
+            named: named.to_vec(),
             behaviours: [Behaviour::Serves; ENDPOINTS],
             suspects: [false; ENDPOINTS],
             drains: BTreeMap::new(),
@@ -277,7 +293,14 @@ impl Model {
         let hello = sent[0] - connection.arrival.early;
         let process = connection.process.replace(connection.process.unwrap_or(self.process));
         let is_counted = process == Some(self.process);
-        if is_counted && self.is_configured_of(number) {
+        self.remove_if_gone(number, Change::Arrival);
+        let is_cut = if let State::Ended(ended) = &mut self.connections.get_mut(&number).unwrap().state {
+            ended.is_cut_short([hello, 0]);
+            true
+        } else {
+            false
+        };
+        if is_counted && !is_cut {
             self.relayed(name, [sent[0]..=sent[0], sent[1]..=sent[1]]);
         } else if is_counted {
             // It may be closed before that.
@@ -285,10 +308,6 @@ impl Model {
         } else if process.is_none() {
             // It may have come by the process before.
             self.relayed(name, [0..=sent[0], 0..=sent[1]]);
-        }
-        self.remove_if_gone(number, &self.config.clone());
-        if let State::Ended(ended) = &mut self.connections.get_mut(&number).unwrap().state {
-            ended.is_cut_short([hello, 0]);
         }
     }
 
@@ -328,11 +347,12 @@ impl Model {
             open.closed_first.get_or_insert(Side::Endpoint);
         }
         let (kind, was_straggler) = (open.route.kind, std::mem::take(&mut open.is_straggler));
-        let name = kind.name();
+        let (name, has_both_ends) = (kind.name(), open.finished == [true; 2]);
         // Otherwise it stays in the old process.
         let follows = was_straggler && self.config.route(kind).is_some();
         if follows {
-            self.connections.get_mut(&number).unwrap().process = Some(process);
+            // The old process may read the end first, and then nothing is left that could follow.
+            self.connections.get_mut(&number).unwrap().process = (!has_both_ends).then_some(process);
             // It follows at a moment when no bytes are held for it, and the rest is relayed there.
             self.relayed(name, [0..=0, 0..=bytes]);
         } else if self.connections[&number].process == Some(process)
@@ -387,11 +407,12 @@ impl Model {
             Side::Client => ("client_reset", "client"),
             Side::Endpoint => ("upstream_reset", "upstream"),
         };
-        // Who has seen a FIN of this side sees no more.
-        let other = if open.finished[side as usize] && !(side == Side::Endpoint && open.stalled.is_some()) {
-            How::Fin
-        } else {
-            How::Reset
+        // Who has seen a FIN of this side sees no more. A FIN behind what a stalled client has not read may be lost.
+        let is_behind = side == Side::Endpoint && open.stalled.is_some();
+        let other = match (open.finished[side as usize], is_behind) {
+            (false, _) => How::Reset,
+            (true, false) => How::Fin,
+            (true, true) => How::Either,
         };
         let seen = match side {
             Side::Client => [None, Some(other)],
@@ -402,6 +423,7 @@ impl Model {
             // What it had not acknowledged yet when it reset, it may as well have sent to a socket that it had closed.
             ended.outcomes.push("completed");
         }
+        ended.is_perhaps_completed = is_behind && open.finished == [true; 2];
         self.end(number, ended);
     }
 
@@ -413,9 +435,10 @@ impl Model {
     pub fn operate(&mut self, operation: &Operation) -> bool {
         match operation {
             Operation::Reload(config) => {
+                let config = resolved(config, &self.named);
                 self.on_disk = Some(config.clone());
-                let before = std::mem::replace(&mut self.config, config.clone());
-                self.each_open_here(|model, number| model.remove_if_gone(number, &before));
+                let before = std::mem::replace(&mut self.config, config);
+                self.each_open_here(|model, number| model.remove_if_gone(number, Change::Reload(&before)));
                 true
             }
             Operation::BadReload(_) => {
@@ -432,17 +455,38 @@ impl Model {
             }
             Operation::Upgrade | Operation::UpgradeTo(_) => {
                 if let Operation::UpgradeTo(config) = operation {
-                    self.on_disk = Some(config.clone());
+                    self.on_disk = Some(resolved(config, &self.named));
                 }
                 let Some(config) = self.on_disk.clone() else { return false };
                 self.relayed.clear();
                 let before = std::mem::replace(&mut self.config, config);
                 let process = self.process;
+                for connection in self.connections.values_mut() {
+                    if matches!(connection.state, State::Undecided(_)) {
+                        // It may not be accepted yet.
+                        connection.process = None;
+                    }
+                }
                 self.each_open_here(|model, number| model.hand_over(number, &before));
                 self.process = process + 1;
                 true
             }
+            Operation::Name(endpoints) => {
+                self.named.clone_from(endpoints);
+                self.config = resolved(&self.config, &self.named);
+                self.on_disk = self.on_disk.as_ref().map(|config| resolved(config, &self.named));
+                self.each_open_here(Self::keep_no_longer_if_back);
+                true
+            }
+            Operation::NameServerFails => true,
         }
+    }
+
+    fn keep_no_longer_if_back(&mut self, number: usize) {
+        let Some(open) = self.open_mut(number) else { return };
+        let (kind, endpoint) = (open.route.kind, open.endpoint);
+        let is_back = self.config.route(kind).is_some_and(|route| route.has(endpoint));
+        self.open_mut(number).unwrap().is_kept &= !is_back;
     }
 
     fn each_open_here(&mut self, mut change: impl FnMut(&mut Self, usize)) {
@@ -463,18 +507,30 @@ impl Model {
         may_follow.map(|(number, _, open)| (number, open, open.stalled.unwrap_or(0)))
     }
 
-    /// `before` is in force no more: what had the route or endpoint then follows its `on_remove`.
-    fn remove_if_gone(&mut self, number: usize, before: &Config) {
+    /// What had a route or endpoint that is gone follows its `on_remove`.
+    fn remove_if_gone(&mut self, number: usize, change: Change<'_>) {
         let Some(open) = self.open_mut(number) else { return };
-        let (kind, endpoint) = (open.route.kind, open.endpoint);
-        let mut policy = open.route.on_remove;
-        if let Some(before) = before.route(kind).filter(|route| route.has(endpoint)) {
-            policy = before.on_remove;
-        }
-        let (is_configured, has_route) = (self.is_configured(kind, endpoint), self.config.route(kind).is_some());
+        let (kind, endpoint, arrived_by) = (open.route.kind, open.endpoint, open.route.clone());
+        let before = match change {
+            Change::Reload(before) | Change::Upgrade(before) => before.route(kind),
+            Change::Arrival => Some(&arrived_by),
+        };
+        let policy =
+            before.filter(|route| route.may_have(endpoint)).map_or(arrived_by.on_remove, |route| route.on_remove);
+        let after = self.config.route(kind);
+        let is_configured = after.is_some_and(|after| {
+            // What is no longer listed is not what a name had before; an upgrade cannot tell.
+            let was_named = match change {
+                Change::Arrival => arrived_by.is_named,
+                _ => before.is_some_and(|before| before.is_named && !before.has(endpoint)),
+            };
+            after.has(endpoint) || after.is_named && (was_named || matches!(change, Change::Upgrade(_)))
+        });
+        let (has_route, was_there) = (after.is_some(), before.cloned());
         let open = self.open_mut(number).unwrap();
+        let mut policy = policy;
         // A route that goes takes all of its connections along, also those of endpoints that it had before.
-        if let Some(route) = before.route(kind).filter(|_| !has_route) {
+        if let Some(route) = was_there.filter(|_| !has_route && !matches!(change, Change::Arrival)) {
             (policy, open.is_kept) = (route.on_remove, false);
         }
         match policy {
@@ -485,18 +541,9 @@ impl Model {
         }
     }
 
-    fn is_configured_of(&mut self, number: usize) -> bool {
-        let of = self.open_mut(number).map(|open| (open.route.kind, open.endpoint));
-        of.is_some_and(|(kind, endpoint)| self.is_configured(kind, endpoint))
-    }
-
-    fn is_configured(&self, kind: Kind, endpoint: usize) -> bool {
-        self.config.route(kind).is_some_and(|route| route.has(endpoint))
-    }
-
     /// At an upgrade from `before` to `self.config`.
     fn hand_over(&mut self, number: usize, before: &Config) {
-        self.remove_if_gone(number, before);
+        self.remove_if_gone(number, Change::Upgrade(before));
         let next = self.process + 1;
         let Some(open) = self.open_mut(number) else { return };
         let (kind, is_stalled) = (open.route.kind, open.stalled.is_some());
@@ -510,7 +557,9 @@ impl Model {
     fn drained(&mut self, number: usize, reason: &'static str) {
         let Some(open) = self.open_mut(number) else { return };
         let how = if open.stalled.is_some() { How::Either } else { How::Fin };
-        let ended = Ended::relayed(open, [Some(how); 2], "drained", "us", Some(reason));
+        let mut ended = Ended::relayed(open, [Some(how); 2], "drained", "us", Some(reason));
+        // What is removed has time to drain, and after an upgrade until it moves.
+        ended.is_perhaps_completed = reason == REMOVED && open.stalled.is_some() && open.finished == [true; 2];
         self.end(number, ended);
     }
 
@@ -560,6 +609,15 @@ impl Model {
     }
 }
 
+/// The configuration, with the endpoints that the name has.
+fn resolved(config: &Config, named: &[usize]) -> Config {
+    let mut config = config.clone();
+    for route in config.routes.iter_mut().filter(|route| route.is_named) {
+        route.endpoints = named.iter().map(|endpoint| (*endpoint, false)).collect();
+    }
+    config
+}
+
 impl Ended {
     fn refused(outcome: &'static str, route: &'static str, alert: Option<u8>, received: Range) -> Self {
         // Who sent no header may be one that speaks no TLS, and is not waited for.
@@ -575,6 +633,7 @@ impl Ended {
             reason: None,
             bytes: [received, 0..=0],
             is_logged: IsLogged::Yes,
+            is_perhaps_completed: false,
         }
     }
 
@@ -642,6 +701,7 @@ impl Ended {
             reason,
             bytes: [up..=up, to_client],
             is_logged: IsLogged::Yes,
+            is_perhaps_completed: false,
         }
     }
 }

@@ -2,7 +2,8 @@
 //! be as the model says: which endpoint a client may reach, which bytes arrive, how each side sees the end, what is logged and
 //! counted. A seed that fails is shrunk to a short script, and printed.
 //!
-//! `SNIGATE_SEEDS=1..1000 cargo test --test main model -- --nocapture` runs these seeds; `SNIGATE_SEEDS=17` runs one.
+//! `SNIGATE_SEEDS=1..1000 cargo test --test main model -- --nocapture` runs these seeds; `SNIGATE_SEEDS=17` runs one. With
+//! `--ignored`, there are names, too, and a name server.
 
 /// What is on the wire.
 mod bytes;
@@ -11,6 +12,8 @@ mod compare;
 mod endpoints;
 /// The model.
 mod expectation;
+/// A name that endpoints have, in a network of its own.
+mod names;
 mod peer;
 /// One script, step by step.
 mod run;
@@ -24,6 +27,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use self::names::Names;
 use self::script::Script;
 use crate::support::{PATIENCE, watchdog};
 
@@ -36,13 +40,23 @@ const SHORT_PATIENCE: Duration = Duration::from_secs(6);
 
 #[test]
 fn the_router_does_what_the_model_says() {
+    try_scripts(false);
+}
+
+#[test]
+#[ignore = "needs root, unshare, nsenter and ip"]
+fn the_router_follows_names_as_the_model_says() {
+    try_scripts(true);
+}
+
+fn try_scripts(has_names: bool) {
     let seeds = std::env::var(SEEDS).map_or(DEFAULT, |text| parse(&text));
     watchdog::may_take(Duration::from_secs(300 + 2 * (seeds.end() - seeds.start())));
     let (next, begun) = (AtomicU64::new(*seeds.start()), Instant::now());
     let tried = AtomicU64::new(0);
     let failures: Vec<Failure> = std::thread::scope(|scope| {
         let workers: Vec<_> =
-            (0..AT_A_TIME).map(|_| scope.spawn(|| first_failure(&next, *seeds.end(), &tried))).collect();
+            (0..AT_A_TIME).map(|_| scope.spawn(|| first_failure(&next, *seeds.end(), &tried, has_names))).collect();
         workers.into_iter().filter_map(|worker| worker.join().unwrap()).collect()
     });
     eprintln!("{} seeds in {:.1?}, {} failed", tried.load(Relaxed), begun.elapsed(), failures.len());
@@ -52,7 +66,8 @@ fn the_router_does_what_the_model_says() {
     // The shortest way to see it.
     let shortest = failures.into_iter().min_by_key(|failure| failure.script.steps.len());
     if let Some(Failure { script, error }) = shortest {
-        let (script, error) = shrink::shrink(script, error, |script| run(script, SHORT_PATIENCE));
+        let shrink = |names: Option<&Names>| shrink::shrink(script, error, |script| run(script, SHORT_PATIENCE, names));
+        let (script, error) = with_names(has_names, shrink);
         panic!("{script}\n{error}\n{SEEDS}={} runs the whole script again", script.seed);
     }
 }
@@ -63,24 +78,30 @@ struct Failure {
 }
 
 /// Takes seeds until one fails, for which the others stop, too.
-fn first_failure(next: &AtomicU64, last: u64, tried: &AtomicU64) -> Option<Failure> {
-    loop {
-        let seed = next.fetch_add(1, Relaxed);
-        if seed > last {
-            return None;
+fn first_failure(next: &AtomicU64, last: u64, tried: &AtomicU64, has_names: bool) -> Option<Failure> {
+    with_names(has_names, |names| {
+        loop {
+            let seed = next.fetch_add(1, Relaxed);
+            if seed > last {
+                return None;
+            }
+            let script = Script::generate(seed, has_names);
+            tried.fetch_add(1, Relaxed);
+            if let Err(error) = run(&script, PATIENCE, names) {
+                next.store(last + 1, Relaxed);
+                return Some(Failure { script, error });
+            }
         }
-        let script = Script::generate(seed);
-        tried.fetch_add(1, Relaxed);
-        if let Err(error) = run(&script, PATIENCE) {
-            next.store(last + 1, Relaxed);
-            return Some(Failure { script, error });
-        }
-    }
+    })
+}
+
+fn with_names<T: Send>(has_names: bool, run: impl FnOnce(Option<&Names>) -> T + Send) -> T {
+    if has_names { Names::with(|names| run(Some(names))) } else { run(None) }
 }
 
 /// A panic of the harness is a failure like any other.
-fn run(script: &Script, patience: Duration) -> Result<(), String> {
-    catch_unwind(AssertUnwindSafe(|| run::play(script, patience))).unwrap_or_else(|panic| {
+fn run(script: &Script, patience: Duration, names: Option<&Names>) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(|| run::play(script, patience, names))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         Err(text.or_else(|| Some((*panic.downcast_ref::<&str>()?).into())).unwrap_or_else(|| "a panic".into()))
     })

@@ -37,6 +37,8 @@ pub struct Route {
     /// Whether endpoints get a PROXY header.
     pub sends_header: bool,
     pub is_checked: bool,
+    /// The endpoints are those that the name has, whichever are listed.
+    pub is_named: bool,
 }
 
 /// What a route matches, which is its name, too.
@@ -164,6 +166,10 @@ pub enum Operation {
     Upgrade,
     /// With another one.
     UpgradeTo(Config),
+    /// The name has these endpoints now.
+    Name(Vec<usize>),
+    /// For a while, the name server fails.
+    NameServerFails,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -194,8 +200,9 @@ pub enum Step {
 }
 
 impl Script {
-    pub fn generate(seed: u64) -> Self {
-        let mut generator = Generator { random: Rng::with_seed(seed), arrived: 0 };
+    /// `has_names`: whether there are routes to a name.
+    pub fn generate(seed: u64, has_names: bool) -> Self {
+        let mut generator = Generator { random: Rng::with_seed(seed), arrived: 0, has_names };
         let config = generator.config();
         let count = generator.random.usize(8..32);
         let steps = (0..count).map(|_| generator.step()).collect();
@@ -206,6 +213,7 @@ impl Script {
 struct Generator {
     random: Rng,
     arrived: usize,
+    has_names: bool,
 }
 
 impl Generator {
@@ -244,6 +252,12 @@ impl Generator {
     }
 
     fn operation(&mut self) -> Operation {
+        if self.has_names && self.random.u8(..4) == 0 {
+            return match self.random.u8(..5) {
+                0 => Operation::NameServerFails,
+                _ => Operation::Name(self.endpoints()),
+            };
+        }
         match self.random.u8(..12) {
             0..4 => Operation::Reload(self.config()),
             4 => Operation::BadReload(self.one_of(&[
@@ -276,9 +290,7 @@ impl Generator {
     }
 
     fn route(&mut self, kind: Kind) -> Route {
-        let mut endpoints: Vec<usize> = (0..ENDPOINTS).collect();
-        self.random.shuffle(&mut endpoints);
-        endpoints.truncate(self.random.usize(1..4));
+        let endpoints = self.endpoints();
         let backups = self.random.u8(..4) == 0;
         Route {
             kind,
@@ -287,7 +299,16 @@ impl Generator {
             balance: self.one_of(&["least_connections", "round_robin", "random", "source_hash"]),
             sends_header: self.random.u8(..4) == 0,
             is_checked: self.random.u8(..4) == 0,
+            is_named: self.has_names && self.random.bool(),
         }
+    }
+
+    /// Some of them.
+    fn endpoints(&mut self) -> Vec<usize> {
+        let mut endpoints: Vec<usize> = (0..ENDPOINTS).collect();
+        self.random.shuffle(&mut endpoints);
+        endpoints.truncate(self.random.usize(1..4));
+        endpoints
     }
 
     fn arrival(&mut self) -> Arrival {
@@ -400,6 +421,11 @@ impl Route {
     pub fn has(&self, endpoint: usize) -> bool {
         self.endpoints.iter().any(|(index, _)| *index == endpoint)
     }
+
+    /// Whether it may lead there: a name may have had any endpoint.
+    pub fn may_have(&self, endpoint: usize) -> bool {
+        self.is_named || self.has(endpoint)
+    }
 }
 
 impl Display for Script {
@@ -414,9 +440,9 @@ impl Display for Script {
 
 impl Display for Config {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
-        for Route { kind, endpoints, on_remove, balance, sends_header, is_checked } in &self.routes {
-            write!(out, "\n       {} ->", kind.name())?;
-            for (endpoint, is_backup) in endpoints {
+        for Route { kind, endpoints, on_remove, balance, sends_header, is_checked, is_named } in &self.routes {
+            write!(out, "\n       {} ->{}", kind.name(), if *is_named { " the name" } else { "" })?;
+            for (endpoint, is_backup) in endpoints.iter().filter(|_| !is_named) {
                 write!(out, " e{endpoint}{}", if *is_backup { " (backup)" } else { "" })?;
             }
             write!(out, ", on_remove {}, {balance}", on_remove.name())?;
@@ -466,6 +492,11 @@ impl Display for Operation {
             Self::Close(filter) => write!(out, "close {filter:?}"),
             Self::Upgrade => write!(out, "upgrade"),
             Self::UpgradeTo(config) => write!(out, "upgrade to:{config}"),
+            Self::Name(endpoints) => {
+                write!(out, "the name has")?;
+                endpoints.iter().try_for_each(|endpoint| write!(out, " e{endpoint}"))
+            }
+            Self::NameServerFails => write!(out, "the name server fails for a while"),
         }
     }
 }

@@ -16,11 +16,12 @@ use tempfile::TempDir;
 
 use super::bytes;
 use super::endpoints::Endpoint;
+use super::names::Names;
 use super::peer::Peer;
 use super::script::{Arrival, Behaviour, CLUSTER, Config, ENDPOINTS, Filter, From, Kind, Operation, Route};
 use crate::support::{PATIENCE, Router, snigate};
 
-pub struct World {
+pub struct World<'n> {
     /// What takes longer has failed.
     pub patience: Duration,
     pub router: Router,
@@ -39,15 +40,22 @@ pub struct World {
     lines_read: usize,
     pub serving: Pid,
     sockets_at_start: usize,
+    names: Option<&'n Names>,
+    /// Which endpoints the name has.
+    named: Vec<usize>,
 }
 
-impl World {
-    pub fn start(config: &Config, patience: Duration) -> Self {
+impl<'n> World<'n> {
+    pub fn start(config: &Config, patience: Duration, names: Option<&'n Names>, named: &[usize]) -> Self {
         let directory = TempDir::new().unwrap();
         let (path, control) = (directory.path().join("snigate.yaml"), directory.path().join("control.sock"));
-        let endpoints: [Endpoint; ENDPOINTS] = std::array::from_fn(|_| Endpoint::new());
+        let endpoints: [Endpoint; ENDPOINTS] =
+            std::array::from_fn(|number| Endpoint::new(names.map(|_| Names::address(number))));
         std::fs::write(&path, text(config, &endpoints, &control)).unwrap();
-        let mut command = snigate();
+        if let Some(names) = names {
+            names.say(named);
+        }
+        let mut command = names.map_or_else(snigate, Names::snigate);
         command.arg("run").arg("-c").arg(&path);
         let router = Router::spawn(command, path, directory);
         router.wait_many("that it listens", 3, |line| line["message"] == "listening");
@@ -67,8 +75,11 @@ impl World {
             lines_read: 0,
             serving,
             sockets_at_start: 0,
+            names,
+            named: named.to_vec(),
         };
         world.until("the control socket", |world| world.ask("GET", "/api/status").is_some().then_some(())).unwrap();
+        world.has_resolved(config).unwrap();
         world.sockets_at_start = sockets_of(world.serving).len();
         world
     }
@@ -95,20 +106,19 @@ impl World {
         self.listeners[usize::from(listener(arrival) == "proxied")]
     }
 
-    /// Moves what can be moved; if there is nothing, waits a little for more.
+    /// Moves what can be moved, for which it waits a little. Whether there was something.
     pub fn advance(&mut self) -> bool {
+        let ready = self.ready();
+        let (of_peers, of_endpoints) = ready.split_at(ready.len() - ENDPOINTS);
         let mut has_advanced = false;
-        for (number, endpoint) in self.endpoints.iter().enumerate() {
-            while let Some(peer) = endpoint.accept() {
+        for (peer, _) in self.peers_mut().zip(of_peers).filter(|(_, is_ready)| **is_ready) {
+            has_advanced |= peer.advance();
+        }
+        for (number, _) in of_endpoints.iter().enumerate().filter(|(_, is_ready)| **is_ready) {
+            while let Some(peer) = self.endpoints[number].accept(&mut self.nameless) {
                 self.strangers.push((number, peer));
                 has_advanced = true;
             }
-        }
-        for peer in self.peers_mut() {
-            has_advanced |= peer.advance();
-        }
-        if !has_advanced {
-            self.wait_for_sockets();
         }
         has_advanced
     }
@@ -118,23 +128,24 @@ impl World {
         self.clients.values_mut().chain(self.upstreams.values_mut()).chain(strangers)
     }
 
-    fn wait_for_sockets(&self) {
-        let mut watched: Vec<PollFd<'_>> = Vec::new();
+    /// Which peers, in their order, and then which endpoints have something to do.
+    fn ready(&self) -> Vec<bool> {
         let strangers = self.strangers.iter().map(|(_, peer)| peer);
-        for peer in self.clients.values().chain(self.upstreams.values()).chain(strangers) {
-            let mut flags = PollFlags::empty();
-            flags.set(PollFlags::IN, peer.is_to_read());
-            flags.set(PollFlags::OUT, peer.is_to_write());
-            if !flags.is_empty() {
-                watched.push(PollFd::from_borrowed_fd(peer.stream.as_fd(), flags));
-            }
-        }
-        for endpoint in &self.endpoints {
-            watched.extend(endpoint.listening().map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)));
-        }
+        let peers = self.clients.values().chain(self.upstreams.values()).chain(strangers);
+        let awaited = peers.map(|peer| (peer.stream.as_fd(), peer.awaited()));
+        let endpoints = self.endpoints.iter().map(|endpoint| (endpoint.socket.as_fd(), endpoint.awaited()));
+        let awaited: Vec<_> = awaited.chain(endpoints).collect();
+        let is_watched = |(_, flags): &&(_, PollFlags)| !flags.is_empty();
+        // An error is told also of those that are not asked for anything.
+        let watched =
+            awaited.iter().filter(is_watched).map(|(socket, flags)| PollFd::from_borrowed_fd(*socket, *flags));
+        let mut watched: Vec<_> = watched.collect();
         // Log lines and processes are no descriptors here.
         let little = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
         let _ = poll(&mut watched, Some(&little));
+        let mut watched = watched.iter();
+        let is_ready = |one: &(_, PollFlags)| is_watched(&one) && !watched.next().unwrap().revents().is_empty();
+        awaited.iter().map(is_ready).collect()
     }
 
     /// Moves bytes until there is something.
@@ -170,6 +181,14 @@ impl World {
                 self.write(config);
                 self.order("/reload")
             }
+            Operation::Name(endpoints) => {
+                self.named.clone_from(endpoints);
+                if let Some(names) = self.names {
+                    names.say(endpoints);
+                }
+                Ok((true, None))
+            }
+            Operation::NameServerFails => self.without_names(),
             Operation::BadReload(text) => {
                 std::fs::write(&self.router.config, text).unwrap();
                 self.order("/reload")
@@ -199,6 +218,47 @@ impl World {
                 self.upgrade()
             }
         }
+    }
+
+    /// The router knows which endpoints the name has.
+    pub fn has_resolved(&mut self, config: &Config) -> Result<(), String> {
+        let mut routes = config.routes.iter().filter(|route| route.is_named).map(|route| route.kind.name()).peekable();
+        if routes.peek().is_none() {
+            return Ok(());
+        }
+        let routes: BTreeSet<&str> = routes.collect();
+        let expected: BTreeSet<String> =
+            self.named.iter().map(|endpoint| self.endpoints[*endpoint].address.to_string()).collect();
+        self.until("the name is resolved", |world| {
+            let status: Value = serde_json::from_str(&world.ask("GET", "/api/status")?).ok()?;
+            let is_named = |route: &&Value| route["name"].as_str().is_some_and(|name| routes.contains(name));
+            let has_all = |route: &Value| {
+                let endpoints = route["upstream"][0]["endpoints"].as_array()?;
+                let addresses = endpoints.iter().map(|endpoint| Some(endpoint["address"].as_str()?.to_owned()));
+                Some(addresses.collect::<Option<BTreeSet<String>>>()? == expected)
+            };
+            let named: Vec<&Value> = status["routes"].as_array()?.iter().filter(is_named).collect();
+            let are_all = named.len() == routes.len() && named.iter().all(|route| has_all(route) == Some(true));
+            are_all.then_some(())
+        })
+    }
+
+    /// The name server fails, until the router has seen it.
+    fn without_names(&mut self) -> Result<(bool, Option<u64>), String> {
+        let Some(names) = self.names else { return Ok((true, None)) };
+        let status = self.ask("GET", "/api/status").unwrap_or_default();
+        if status.contains(Names::NAME) {
+            let before = self.router.log_since(0).len();
+            names.fail();
+            self.until("failed lookups", |world| {
+                let has_failed = |line: &Value| {
+                    line["message"].as_str().is_some_and(|message| message.starts_with("cannot resolve hostname"))
+                };
+                world.router.log_since(before).iter().any(has_failed).then_some(())
+            })?;
+            names.say(&self.named);
+        }
+        Ok((true, None))
     }
 
     fn write(&self, config: &Config) {
@@ -316,7 +376,7 @@ fn text(config: &Config, endpoints: &[Endpoint; ENDPOINTS], control: &std::path:
          log: {{refusals_per_second: 0}}\nroutes:\n",
         control.display()
     );
-    for Route { kind, endpoints: reached, on_remove, balance, sends_header, is_checked } in &config.routes {
+    for Route { kind, endpoints: reached, on_remove, balance, sends_header, is_checked, is_named } in &config.routes {
         let matches = match kind {
             Kind::Exact => "sni: a.example".into(),
             Kind::Alpn => "sni: a.example, alpn: h2".into(),
@@ -329,14 +389,15 @@ fn text(config: &Config, endpoints: &[Endpoint; ENDPOINTS], control: &std::path:
             .iter()
             .map(|(index, is_backup)| format!("{{address: \"{}\", backup: {is_backup}}}", endpoints[*index].address))
             .collect();
+        let reached = if *is_named { format!("\"{}\"", Names::NAME) } else { reached.join(", ") };
         let header = if *sends_header { ", proxy_protocol: v1" } else { "" };
         let check = if *is_checked { ", health_check: {interval: 1s, timeout: 1s}" } else { "" };
         let comma = if matches.is_empty() { "" } else { ", " };
         text += &format!(
             "  - {{name: {}{comma}{matches}, upstream: {{endpoints: [{}], on_remove: {}, balance: {balance}, \
-             slow_start: 0s, connect: {{timeout: 5s, per_try: 500ms}}{header}{check}}}}}\n",
+             slow_start: 0s, resolve_every: 50ms, connect: {{timeout: 5s, per_try: 500ms}}{header}{check}}}}}\n",
             kind.name(),
-            reached.join(", "),
+            reached,
             on_remove.name()
         );
     }

@@ -21,18 +21,24 @@ pub fn alone(config: &str, setup: &str, test: impl FnOnce(&Router) + Send) {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("snigate.yaml");
     std::fs::write(&path, config).unwrap();
+    let mut command = apart(&directory, &format!("{setup} && exec \"$0\" run -c snigate.yaml"));
+    command.arg(env!("CARGO_BIN_EXE_snigate")).env_remove("RUST_LOG");
+    let router = Router::spawn(command, path, directory);
+    router.wait("that it listens", |line| line["message"] == "listening" && line["listener"] == "_admin");
+    inside(router.pid(), || test(&router));
+}
+
+/// A shell command in a network of its own, where names come from [`NameServer`].
+pub fn apart(directory: &TempDir, then: &str) -> Command {
     std::fs::write(directory.path().join("nsswitch.conf"), "hosts: dns\n").unwrap();
     let resolver = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
     std::fs::write(directory.path().join("resolv.conf"), resolver).unwrap();
     let mut command = Command::new("unshare");
-    command.args(["--net", "--mount", "sh", "-c"]).arg(format!(
+    command.current_dir(directory.path()).args(["--net", "--mount", "sh", "-c"]).arg(format!(
         "for file in nsswitch resolv; do mount --bind $file.conf /etc/$file.conf || exit; done
-         ip link set lo up && {setup} && exec \"$0\" run -c snigate.yaml"
+         ip link set lo up && {then}"
     ));
-    command.arg(env!("CARGO_BIN_EXE_snigate")).current_dir(directory.path()).env_remove("RUST_LOG");
-    let router = Router::spawn(command, path, directory);
-    router.wait("that it listens", |line| line["message"] == "listening" && line["listener"] == "_admin");
-    inside(router.pid(), || test(&router));
+    command
 }
 
 /// Runs this in the network of this process.
