@@ -170,6 +170,12 @@ impl Model {
         self.open().any(|(_, _, open)| open.is_straggler)
     }
 
+    /// Whether connections have stayed in the old process because the new one lacks their route.
+    pub fn has_left_behind(&self) -> bool {
+        let old = self.process.checked_sub(1);
+        self.open().any(|(_, connection, open)| connection.process == old && !open.is_straggler)
+    }
+
     pub fn behave(&mut self, endpoint: usize, behaviour: Behaviour) {
         self.behaviours[endpoint] = behaviour;
         self.suspects[endpoint] |= behaviour != Behaviour::Serves;
@@ -462,7 +468,12 @@ impl Model {
                 let before = std::mem::replace(&mut self.config, config);
                 let process = self.process;
                 for connection in self.connections.values_mut() {
-                    if matches!(connection.state, State::Undecided(_)) {
+                    let may_wait = match &connection.state {
+                        State::Undecided(_) => true,
+                        State::Open(_) => false,
+                        State::Ended(ended) => ended.is_logged != IsLogged::Yes,
+                    };
+                    if may_wait {
                         // It may not be accepted yet.
                         connection.process = None;
                     }

@@ -242,8 +242,13 @@ impl Run<'_> {
             .iter()
             .filter_map(|(number, connection)| matches!(connection.state, State::Ended(_)).then_some(*number))
             .collect();
+        let lines = self.world.router.log_since(0).len();
         let (succeeded, count) = self.world.operate(operation)?;
         self.world.has_resolved(&self.model.config)?;
+        if is_upgrade && succeeded && self.model.has_left_behind() {
+            // Until then, a route that comes back may have its connections again.
+            self.world.has_moved(lines)?;
+        }
         ended.into_iter().for_each(|number| self.listen(number));
         if succeeded != expected {
             return Err(format!("{operation}: succeeded {succeeded}, expected {expected}"));

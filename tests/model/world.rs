@@ -248,15 +248,10 @@ impl<'n> World<'n> {
         let Some(names) = self.names else { return Ok((true, None)) };
         let status = self.ask("GET", "/api/status").unwrap_or_default();
         if status.contains(Names::NAME) {
-            let before = self.router.log_since(0).len();
             names.fail();
-            self.until("failed lookups", |world| {
-                let has_failed = |line: &Value| {
-                    line["message"].as_str().is_some_and(|message| message.starts_with("cannot resolve hostname"))
-                };
-                world.router.log_since(before).iter().any(has_failed).then_some(())
-            })?;
+            self.until_logged("cannot resolve hostname")?;
             names.say(&self.named);
+            self.until_logged("hostname resolves again")?;
         }
         Ok((true, None))
     }
@@ -328,6 +323,24 @@ impl<'n> World<'n> {
             (status["process"] == process).then_some(())
         })?;
         Ok((true, None))
+    }
+
+    /// What can move to the new process has, since so many lines were logged.
+    pub fn has_moved(&mut self, lines: usize) -> Result<(), String> {
+        self.until_one_is_logged(lines, &["connections continue in the old process", "the old process has exited"])
+    }
+
+    /// A message that begins so.
+    fn until_logged(&mut self, message: &str) -> Result<(), String> {
+        self.until_one_is_logged(self.router.log_since(0).len(), &[message])
+    }
+
+    fn until_one_is_logged(&mut self, lines: usize, messages: &[&str]) -> Result<(), String> {
+        let is_one = |line: &Value| {
+            let logged = line["message"].as_str().unwrap_or_default();
+            messages.iter().any(|message| logged.starts_with(message))
+        };
+        self.until(messages[0], |world| world.router.log_since(lines).iter().any(is_one).then_some(()))
     }
 
     /// The values of all series, now.
