@@ -489,6 +489,11 @@ impl Server {
         self.admin.as_ref().map(|listening| listening.address)
     }
 
+    /// The number of open listeners.
+    pub(crate) fn count_listeners(&self) -> usize {
+        self.listeners.len()
+    }
+
     /// The number of open connections.
     pub(crate) fn connections(&self) -> usize {
         self.registry.len()

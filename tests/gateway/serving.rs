@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use serde_json::json;
 
 use super::*;
+use crate::support::all_output;
 
 #[test]
 fn i12_what_the_cluster_says_is_served_and_reported_and_nothing_is_written_again() {
@@ -149,4 +150,33 @@ fn the_base_configuration_serves_beside_the_cluster() {
     replica.0.signal(Signal::HUP);
     eventually("the reload", || replica.count("reloaded") > reloads);
     assert_eq!((ask(own, NAME).0, ask(edge, NAME).0), (b"third".to_vec(), b"served".to_vec()));
+}
+
+#[test]
+fn a_reload_says_who_asked_for_it() {
+    let backend = Backend::named("served");
+    let (api, _) = cluster(&backend);
+    let directory = TempDir::new().unwrap();
+    let socket = directory.path().join("control.sock");
+    let base = format!("admin: 127.0.0.1:0\ncontrol: {}\n", socket.display());
+    let replica = Replica::with_base(&api, None, &base, &[]).ready();
+    let reload = || snigate().arg("ctl").arg("--socket").arg(&socket).arg("reload").output().unwrap();
+    let is_by_operator = |line: &Value| {
+        assert_eq!(line["by"], "control");
+        line["operator.user"].is_u64() && line["operator.process"].is_u64()
+    };
+
+    assert_eq!(all_output(&reload()), "reloaded: 0 routes added, 0 changed, 0 removed, 1 unchanged\n");
+    let line = replica.0.wait("the reload", |line| line["message"] == "reloaded" && line["by"] != "cluster");
+    assert!(is_by_operator(&line) && line["listeners"] == 1 && line["routes"] == 1, "{line}");
+
+    std::fs::write(&replica.0.config, base.replace("admin", "amdin")).unwrap();
+    assert_eq!(reload().status.code(), Some(1));
+    let line = replica.0.wait("its failure", |line| line["level"] == "ERROR");
+    assert!(is_by_operator(&line), "{line}");
+
+    std::fs::write(&replica.0.config, &base).unwrap();
+    replica.0.signal(Signal::HUP);
+    let line = replica.0.wait("another reload", |line| line["by"] == "SIGHUP");
+    assert!(line["message"] == "reloaded" && line["operator.user"].is_null(), "{line}");
 }

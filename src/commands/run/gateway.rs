@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 
 use super::control::{self, Control};
 use super::signals::{SignalRequest, Signals};
-use super::{Confined, confine, reloaded, stop, warn_of_includes};
+use super::{Confined, Trigger, confine, log_failed, log_reloaded, reloaded, stop, warn_of_includes};
 use crate::cli::Gateway;
 use crate::commands::main::EXIT_CONFIG;
 use crate::commands::{runtime, served};
@@ -124,7 +124,7 @@ async fn follow(
             }
             order = control.next() => match order.action {
                 Action::Reload => {
-                    let answer = reload(drive, server, base, logging).await;
+                    let answer = reload(drive, server, base, logging, Trigger::Operator(order.by)).await;
                     // The operator may have left.
                     let _ = order.answer.send(answer.map(reloaded));
                 }
@@ -134,7 +134,7 @@ async fn follow(
                 SignalRequest::Stop(signal) => return signal,
                 SignalRequest::Reload => {
                     // The failure was logged.
-                    let _ = reload(drive, server, base, logging).await;
+                    let _ = reload(drive, server, base, logging, Trigger::Signal).await;
                 }
                 SignalRequest::Upgrade => {
                     warn!("SIGUSR2 ignored: in a cluster, replace the Pod");
@@ -145,7 +145,13 @@ async fn follow(
 }
 
 /// Reads the base configuration again.
-async fn reload(drive: &mut Drive, server: &mut Server, base: &Base, logging: &Logging) -> Result<Changes, String> {
+async fn reload(
+    drive: &mut Drive,
+    server: &mut Server,
+    base: &Base,
+    logging: &Logging,
+    trigger: Trigger,
+) -> Result<Changes, String> {
     let started = Clock::now();
     let applied = async {
         let config = base.load().map_err(|reason| reason.to_string())?;
@@ -157,14 +163,12 @@ async fn reload(drive: &mut Drive, server: &mut Server, base: &Base, logging: &L
     };
     match applied.await {
         Ok(changes) => {
-            let Changes { added, changed, removed, unchanged } = changes;
-            let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            info!(by = "SIGHUP", added, changed, removed, unchanged, took_ms, "reloaded");
+            log_reloaded(trigger, base.path.as_deref(), server, changes, started);
             Ok(changes)
         }
         Err(reason) => {
             server.counters().reloads.fail(&reason);
-            error!(by = "SIGHUP", reason, "reload failed; keeping the running configuration");
+            log_failed(trigger, &reason);
             Err(reason)
         }
     }

@@ -8,7 +8,7 @@ mod signals;
 mod upgrades;
 
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
@@ -416,14 +416,7 @@ async fn reload_until_stopped(
                         tell(asked, Err(&reason));
                         server.counters().reloads.fail(&reason);
                         if trigger != Trigger::Retry || failure.as_ref() != Some(&reason) {
-                            let (by, (user, process)) = (trigger.label(), trigger.operator());
-                            error!(
-                                by,
-                                operator.user = user,
-                                operator.process = process,
-                                reason,
-                                "reload failed; keeping the running configuration"
-                            );
+                            log_failed(trigger, &reason);
                         }
                         failure = Some(reason);
                     }
@@ -481,31 +474,44 @@ async fn apply(
 ) -> anyhow::Result<(bool, Changes)> {
     let Loadable { path, mut config } = loaded;
     let unmatched_includes = std::mem::take(&mut config.unmatched_includes);
-    let file = path.display().to_string();
-    let (listeners, routes, watches) = (config.listeners.len(), config.routes.len(), config.watch);
-    let level = config.log.level;
+    let (watches, level) = (config.watch, config.log.level);
     let reloaded = server.reload(config).await;
-    let changes = reloaded.with_context(|| file.clone())?;
-    let Changes { added, changed, removed, unchanged } = changes;
+    let changes = reloaded.with_context(|| path.display().to_string())?;
     logging.set_level(level);
-    let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    log_reloaded(trigger, Some(&path), server, changes, started);
+    warn_of_includes(&unmatched_includes);
+    Ok((watches, changes))
+}
+
+/// Logs a reload that has succeeded, of this configuration file if there is one.
+fn log_reloaded(trigger: Trigger, file: Option<&Path>, server: &Server, changes: Changes, started: Clock) {
+    let Changes { added, changed, removed, unchanged } = changes;
     let (by, (user, process)) = (trigger.label(), trigger.operator());
     info!(
-        file,
+        file = file.map(|file| tracing::field::display(file.display())),
         by,
         operator.user = user,
         operator.process = process,
-        listeners,
-        routes,
+        listeners = server.count_listeners(),
+        routes = added + changed + unchanged,
         added,
         changed,
         removed,
         unchanged,
-        took_ms,
+        took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
         "reloaded"
     );
-    warn_of_includes(&unmatched_includes);
-    Ok((watches, changes))
+}
+
+fn log_failed(trigger: Trigger, reason: &str) {
+    let (by, (user, process)) = (trigger.label(), trigger.operator());
+    error!(
+        by,
+        operator.user = user,
+        operator.process = process,
+        reason,
+        "reload failed; keeping the running configuration"
+    );
 }
 
 fn warn_of_includes(unmatched: &[String]) {
