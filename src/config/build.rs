@@ -94,6 +94,9 @@ pub(super) fn config(
         sandbox,
         log,
     } = raw;
+    if scope == Scope::Base {
+        check_base(watch, &upgrade)?;
+    }
     let raw::Tcp { keepalive, user_timeout } = tcp;
     let mut files = Files::new(documents.directory(0), inputs);
     let listeners = match listen {
@@ -139,6 +142,19 @@ pub(super) fn config(
         log: build_log(log),
         listeners,
     })
+}
+
+/// Rejects what has no effect beside a cluster.
+fn check_base(watch: bool, upgrade: &raw::Upgrade) -> Result<(), InvalidValue> {
+    let raw::Upgrade { socket } = upgrade;
+    let invalid = |key, instead| InvalidValue::at(key, format!("has no effect in `snigate gateway`; {instead}"));
+    if watch {
+        return Err(invalid("watch", "use SIGHUP or `snigate ctl reload`"));
+    }
+    if socket.is_some() {
+        return Err(invalid("upgrade.socket", "to upgrade, replace the Pod"));
+    }
+    Ok(())
 }
 
 fn build_listeners(

@@ -180,3 +180,25 @@ fn a_reload_says_who_asked_for_it() {
     let line = replica.0.wait("another reload", |line| line["by"] == "SIGHUP");
     assert!(line["message"] == "reloaded" && line["operator.user"].is_null(), "{line}");
 }
+
+#[test]
+fn a_base_configuration_has_no_keys_without_effect() {
+    let directory = TempDir::new().unwrap();
+    let config = directory.path().join("base.yaml");
+    for (base, error) in [
+        (
+            "log: {}\nwatch: true\n",
+            "2:8: watch: has no effect in `snigate gateway`; use SIGHUP or `snigate ctl reload`",
+        ),
+        (
+            "upgrade: {socket: /run/snigate/upgrade.sock}\n",
+            "1:19: upgrade.socket: has no effect in `snigate gateway`; to upgrade, replace the Pod",
+        ),
+    ] {
+        std::fs::write(&config, base).unwrap();
+        let output = snigate().arg("gateway").arg("-c").arg(&config).output().unwrap();
+        let said = all_output(&output);
+        assert_eq!(output.status.code(), Some(78), "{said}");
+        assert!(said.contains(&format!("{}:{error}", config.display())), "{said}");
+    }
+}
