@@ -19,8 +19,9 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::control::{self, Control};
+use super::reload::{Trigger, log_failed, log_reloaded, reloaded};
 use super::signals::{SignalRequest, Signals};
-use super::{Confined, Trigger, confine, log_failed, log_reloaded, reloaded, stop, warn_of_includes};
+use super::{Confined, confine, stop, warn_of_includes};
 use crate::cli::Gateway;
 use crate::commands::main::EXIT_CONFIG;
 use crate::commands::{runtime, served};

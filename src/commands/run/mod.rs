@@ -4,36 +4,31 @@ mod control;
 #[cfg(feature = "gateway")]
 mod gateway;
 mod hand_over;
+mod reload;
 mod signals;
 mod upgrades;
 
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant as Clock};
 
 use crate::admin::control::Action;
 use crate::config::{Config, ConfigError, Log, LogFormat};
 use crate::process::inputs::Inputs;
 use crate::process::sandbox::{self, Entered, Sandbox, Transparent};
 use crate::process::systemd::{self, Notification, Notifier};
-use crate::process::unix_socket::{self, Found, Peer};
+use crate::process::unix_socket::{self, Found};
 use crate::process::upgrade::{self, Predecessor, Successor};
 use crate::process::watch::FileWatch;
-use crate::server::{Changes, Readiness, Server};
+use crate::server::{Readiness, Server};
 use crate::upstream::Drained;
-use anyhow::{Context as _, anyhow};
-use rustix::process::{Pid, kill_process};
-use serde_json::{Value, json};
+use anyhow::Context as _;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{error, info, warn};
 
 use self::control::Control;
 #[cfg(feature = "gateway")]
 pub(super) use self::gateway::run as run_gateway;
+use self::reload::{ConfigSource, Loaded, Reloader, Trigger};
 use self::signals::{Busy, SignalRequest, Signals};
 use self::upgrades::UpgradeListener;
 use super::runtime;
@@ -123,7 +118,7 @@ fn confine(
 fn start_thread_of_allocator() -> anyhow::Result<()> {
     let started = tikv_jemalloc_ctl::max_background_threads::write(1)
         .and_then(|()| tikv_jemalloc_ctl::background_thread::write(true));
-    started.map_err(|reason| anyhow!("cannot create threads: the allocator's: {reason}"))
+    started.map_err(|reason| anyhow::anyhow!("cannot create threads: the allocator's: {reason}"))
 }
 
 /// What was found at the paths of the configuration.
@@ -163,20 +158,6 @@ fn start(
     result
 }
 
-/// The configuration file, with the options that override it.
-#[derive(Clone)]
-struct ConfigSource {
-    path: PathBuf,
-    watch: bool,
-    log_format: Option<LogFormat>,
-}
-
-/// A loaded configuration, and the files that were read.
-struct Loaded {
-    inputs: Inputs,
-    config: Result<Config, ConfigError>,
-}
-
 impl Signals {
     /// Loads the file on a temporary thread; `None` if a signal to stop arrived first.
     fn unless_stopped(&mut self, source: &ConfigSource) -> anyhow::Result<Option<Loaded>> {
@@ -199,22 +180,9 @@ impl Signals {
     }
 }
 
-impl ConfigSource {
-    fn load(&self) -> Loaded {
-        let with_options = |mut config: Config| {
-            config.watch |= self.watch;
-            config.log.format = self.log_format.unwrap_or(config.log.format);
-            config
-        };
-        let mut inputs = Inputs::default();
-        let config = Config::read(&self.path, &mut inputs).map(with_options);
-        Loaded { inputs, config }
-    }
-}
-
 async fn serve(
     config: Config,
-    mut file: Option<(FileWatch, ConfigSource)>,
+    file: Option<(FileWatch, ConfigSource)>,
     logging: Logging,
     mut signals: Signals,
     predecessor: Option<Predecessor>,
@@ -228,7 +196,7 @@ async fn serve(
         "starting"
     );
     warn_of_includes(&config.unmatched_includes);
-    let watches = config.watch;
+    let reloader = Reloader::new(file, config.watch);
     let upgrades = UpgradeListener::new(config.upgrade_socket.as_deref(), sockets.upgrade)?;
     let drained = sockets.drained.into_iter().map(|(route, endpoint)| Drained { route, endpoint });
     let drained: Vec<Drained> = drained.collect();
@@ -258,7 +226,7 @@ async fn serve(
         }
     };
     let entrances = Entrances { signals: &mut signals, control: &mut control, upgrades: &upgrades };
-    let ended = reload_until_stopped(&mut server, entrances, file.as_mut(), watches, &notifier, &logging).await;
+    let ended = reload_until_stopped(&mut server, entrances, reloader, &notifier, &logging).await;
     // What operators ask for now is refused.
     drop(control);
     Ok(match ended {
@@ -276,7 +244,7 @@ async fn serve(
             }
             // The new process has a duplicate.
             drop(upgrades);
-            step_back(&mut server, successor, arrivals, signals).await
+            upgrades::step_back(&mut server, successor, arrivals, signals).await
         }
     })
 }
@@ -286,37 +254,6 @@ enum RunEnd {
     Stop(&'static str),
     /// A new process serves.
     Upgraded(Successor),
-}
-
-/// When to retry a failed reload of a watched file: files that it refers to may exist by then.
-const RETRY_INTERVAL: Duration = Duration::from_secs(30);
-
-/// What triggers a reload.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Trigger {
-    Signal,
-    Watch,
-    /// A retry after a failure.
-    Retry,
-    Operator(Peer),
-}
-
-impl Trigger {
-    fn label(self) -> &'static str {
-        match self {
-            Self::Signal => "SIGHUP",
-            Self::Watch | Self::Retry => "watch",
-            Self::Operator(_) => "control",
-        }
-    }
-
-    /// Who asked for it.
-    fn operator(self) -> (Option<u32>, Option<u32>) {
-        match self {
-            Self::Operator(Peer { user, process }) => (Some(user), process),
-            Self::Signal | Self::Watch | Self::Retry => (None, None),
-        }
-    }
 }
 
 /// Where requests come from.
@@ -331,33 +268,17 @@ struct Entrances<'e> {
 async fn reload_until_stopped(
     server: &mut Server,
     entrances: Entrances<'_>,
-    mut file: Option<&mut (FileWatch, ConfigSource)>,
-    mut watches: bool,
+    mut reloader: Reloader,
     notifier: &Notifier,
     logging: &Logging,
 ) -> RunEnd {
     let Entrances { signals, control, upgrades } = entrances;
-    let mut failure: Option<String> = None;
-    let mut is_held_back = false;
     loop {
         // Who waits for the result.
         let mut asked = None;
-        // A change that is held back is not retried.
-        let has_failed = failure.is_some() && !is_held_back;
-        let changed = async {
-            match &mut file {
-                Some((watch, _)) if watches => {
-                    tokio::select! {
-                        () = watch.changed() => Trigger::Watch,
-                        () = sleep(RETRY_INTERVAL), if has_failed => Trigger::Retry,
-                    }
-                }
-                _ => std::future::pending().await,
-            }
-        };
         let (request, trigger) = tokio::select! {
             request = signals.next() => (request, Trigger::Signal),
-            trigger = changed => (SignalRequest::Reload, trigger),
+            trigger = reloader.due() => (SignalRequest::Reload, trigger),
             order = control.next() => match order.action {
                 Action::Reload => {
                     asked = Some(order.answer);
@@ -369,7 +290,7 @@ async fn reload_until_stopped(
                 }
             },
             process = upgrades.accept() => {
-                if let Some(ending) = upgrade(server, signals, control, upgrades, Some(process)).await {
+                if let Some(ending) = upgrades::upgrade(server, signals, control, upgrades, Some(process)).await {
                     return ending;
                 }
                 continue;
@@ -378,140 +299,19 @@ async fn reload_until_stopped(
         match request {
             SignalRequest::Stop(signal) => return RunEnd::Stop(signal),
             SignalRequest::Upgrade => {
-                if let Some(ending) = upgrade(server, signals, control, upgrades, None).await {
+                if let Some(ending) = upgrades::upgrade(server, signals, control, upgrades, None).await {
                     return ending;
                 }
             }
             SignalRequest::Reload => {
                 notifier.notify(Notification::Reloading);
-                let started = Clock::now();
-                // Loading can be interrupted, because a file system may hang. What follows must not be: it would be half applied.
-                let loaded = tokio::select! {
-                    loaded = load(server, file.as_deref_mut()) => loaded,
-                    never = control.meanwhile(server, logging) => match never {},
-                    signal = signals.stop(Busy::Reloading) => return RunEnd::Stop(signal),
-                };
-                let was_held_back = std::mem::take(&mut is_held_back);
-                let may_remove_most = !matches!(trigger, Trigger::Watch | Trigger::Retry) || was_held_back;
-                let reloaded = match loaded {
-                    Ok(loaded) => match removes_most(server, &loaded.config).filter(|_| !may_remove_most) {
-                        Some(reason) => {
-                            is_held_back = true;
-                            if let Some((watch, _)) = &mut file {
-                                watch.set_held_back();
-                            }
-                            Err(anyhow!(reason))
-                        }
-                        None => apply(server, loaded, trigger, started, logging).await,
-                    },
-                    Err(reason) => Err(reason),
-                };
-                match reloaded {
-                    Ok((watches_now, differences)) => {
-                        (watches, failure) = (watches_now, None);
-                        tell(asked, Ok(differences));
-                    }
-                    Err(reason) => {
-                        let reason = format!("{reason:#}");
-                        tell(asked, Err(&reason));
-                        server.counters().reloads.fail(&reason);
-                        if trigger != Trigger::Retry || failure.as_ref() != Some(&reason) {
-                            log_failed(trigger, &reason);
-                        }
-                        failure = Some(reason);
-                    }
+                if let Some(signal) = reloader.reload(trigger, asked, server, signals, control, logging).await {
+                    return RunEnd::Stop(signal);
                 }
                 notifier.notify(Notification::Serving);
             }
         }
     }
-}
-
-/// A valid configuration that can be applied.
-struct Loadable {
-    path: PathBuf,
-    config: Config,
-}
-
-/// Loads the files, once the listeners that the last reload removed are closed.
-async fn load(server: &Server, file: Option<&mut (FileWatch, ConfigSource)>) -> anyhow::Result<Loadable> {
-    let (watch, source) = file.context("no configuration file: snigate was started without one")?;
-    server.wait_for_closing_listeners().await;
-    let from = source.clone();
-    // For 100,000 routes this takes a while.
-    let loaded = tokio::task::spawn_blocking(move || from.load()).await?;
-    watch.set_loaded(loaded.inputs);
-    Ok(Loadable { path: source.path.clone(), config: loaded.config? })
-}
-
-/// Why a change of the watched files is held back: one that removes most routes may be a mistake.
-fn removes_most(server: &Server, config: &Config) -> Option<String> {
-    let (removed, of) = server.removed_by(config);
-    let is_most = removed > 1 && removed > of / 2;
-    is_most.then(|| {
-        format!("the change removes {removed} of {of} routes; to apply it, write the file again or send SIGHUP")
-    })
-}
-
-/// Tells the operator, who may have left, the result of the reload.
-fn tell(asked: Option<oneshot::Sender<Result<Value, String>>>, result: Result<Changes, &str>) {
-    if let Some(asked) = asked {
-        let _ = asked.send(result.map(reloaded).map_err(Into::into));
-    }
-}
-
-fn reloaded(Changes { added, changed, removed, unchanged }: Changes) -> Value {
-    json!({"added": added, "changed": changed, "removed": removed, "unchanged": unchanged})
-}
-
-/// Applies a configuration. Returns whether to watch the file, and what has changed.
-async fn apply(
-    server: &mut Server,
-    loaded: Loadable,
-    trigger: Trigger,
-    started: Clock,
-    logging: &Logging,
-) -> anyhow::Result<(bool, Changes)> {
-    let Loadable { path, mut config } = loaded;
-    let unmatched_includes = std::mem::take(&mut config.unmatched_includes);
-    let (watches, level) = (config.watch, config.log.level);
-    let reloaded = server.reload(config).await;
-    let changes = reloaded.with_context(|| path.display().to_string())?;
-    logging.set_level(level);
-    log_reloaded(trigger, Some(&path), server, changes, started);
-    warn_of_includes(&unmatched_includes);
-    Ok((watches, changes))
-}
-
-/// Logs a reload that has succeeded, of this configuration file if there is one.
-fn log_reloaded(trigger: Trigger, file: Option<&Path>, server: &Server, changes: Changes, started: Clock) {
-    let Changes { added, changed, removed, unchanged } = changes;
-    let (by, (user, process)) = (trigger.label(), trigger.operator());
-    info!(
-        file = file.map(|file| tracing::field::display(file.display())),
-        by,
-        operator.user = user,
-        operator.process = process,
-        listeners = server.count_listeners(),
-        routes = added + changed + unchanged,
-        added,
-        changed,
-        removed,
-        unchanged,
-        took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-        "reloaded"
-    );
-}
-
-fn log_failed(trigger: Trigger, reason: &str) {
-    let (by, (user, process)) = (trigger.label(), trigger.operator());
-    error!(
-        by,
-        operator.user = user,
-        operator.process = process,
-        reason,
-        "reload failed; keeping the running configuration"
-    );
 }
 
 fn warn_of_includes(unmatched: &[String]) {
@@ -520,108 +320,9 @@ fn warn_of_includes(unmatched: &[String]) {
     }
 }
 
-/// Starts a new process, or serves the one that has connected. `None`: that failed, and this one continues to serve.
-async fn upgrade(
-    server: &mut Server,
-    signals: &mut Signals,
-    control: &Control,
-    upgrades: &UpgradeListener,
-    connected: Option<UnixStream>,
-) -> Option<RunEnd> {
-    info!("upgrading");
-    let starting = async {
-        let sockets = upgrade::Sockets {
-            listeners: server.sockets()?,
-            upgrade: upgrades.try_clone()?,
-            control: control.try_clone()?,
-            drained: server.drained().into_iter().map(|Drained { route, endpoint }| (route, endpoint)).collect(),
-        };
-        match connected {
-            Some(process) => upgrade::accept(process, sockets).await,
-            None => upgrade::start(sockets).await,
-        }
-    };
-    let started = tokio::select! {
-        started = starting => started,
-        signal = signals.stop(Busy::Upgrading) => {
-            info!("upgrade aborted");
-            return Some(RunEnd::Stop(signal));
-        }
-    };
-    match started {
-        Ok(successor) => {
-            let process = successor.process;
-            info!(process, "upgraded; the new process serves");
-            if signals.take_reload()
-                && let Some(process) = process
-            {
-                // It may have read the file before the change.
-                send_reload(process);
-            }
-            Some(RunEnd::Upgraded(successor))
-        }
-        Err(reason) => {
-            error!(%reason, "upgrade failed; this process continues to serve");
-            None
-        }
-    }
-}
-
-fn send_reload(process: u32) {
-    let process = i32::try_from(process).ok().and_then(Pid::from_raw);
-    if let Some(Err(reason)) = process.map(|process| kill_process(process, rustix::process::Signal::HUP)) {
-        warn!(%reason, "cannot send SIGHUP to the new process");
-    }
-}
-
 async fn stop(server: &mut Server, mut signals: Signals) -> ExitCode {
     tokio::select! {
         _ = server.drain() => ExitCode::SUCCESS,
-        signal = signals.stop(Busy::Draining) => exit_immediately(signal, server.connections()),
-    }
-}
-
-/// Hands connections over to the successor, those that still arrive from a predecessor too, and drains what stays for
-/// `timeouts.upgrade_drain`, or for `timeouts.drain` after a signal to stop.
-async fn step_back(
-    server: &mut Server,
-    successor: Successor,
-    arrivals: Option<JoinHandle<()>>,
-    mut signals: Signals,
-) -> ExitCode {
-    let drain = server.timeouts().drain;
-    let taken_over = successor.taken_over.clone();
-    // Before the listeners are closed, which may have to wait for room.
-    match successor.into_channel() {
-        Ok(channel) => {
-            tokio::spawn(hand_over::send(channel, server.departures(), server.count_connections(), drain));
-        }
-        Err(reason) => warn!(%reason, "cannot hand connections over to the new process"),
-    }
-    server.step_back(&taken_over).await;
-    let deadline = Instant::now() + server.timeouts().upgrade_drain;
-    let finished = async {
-        if let Some(arrivals) = arrivals {
-            let _ = timeout_at(deadline, arrivals).await;
-        }
-        server.finish(deadline).await
-    };
-    let sooner = tokio::select! {
-        _ = finished => {
-            if std::process::id() == 1 {
-                // If it exited, the container would be started again, and take over in its turn.
-                info!("handed over; waiting to be stopped, because the container ends with this process");
-                signals.stop(Busy::Draining).await;
-            }
-            return ExitCode::SUCCESS;
-        }
-        signal = signals.stop(Busy::Draining) => {
-            info!(signal, "shutting down; repeat the signal to exit immediately");
-            deadline.min(Instant::now() + drain)
-        }
-    };
-    tokio::select! {
-        _ = server.finish(sooner) => ExitCode::SUCCESS,
         signal = signals.stop(Busy::Draining) => exit_immediately(signal, server.connections()),
     }
 }

@@ -1,15 +1,24 @@
-//! Processes that connect to the socket of `upgrade.socket` to take over.
+//! Another process takes over: one that this one starts, or one that connects to the socket of `upgrade.socket`.
 
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Duration;
 
-use tokio::time::sleep;
-use tracing::warn;
+use rustix::process::{Pid, kill_process};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{error, info, warn};
 
+use super::control::Control;
+use super::signals::{Busy, Signals};
+use super::{RunEnd, exit_immediately, hand_over};
 use crate::process::unix_socket::{self, Found, Peer};
+use crate::process::upgrade::{self, Successor};
+use crate::server::Server;
+use crate::upstream::Drained;
 
 pub(super) const KEY: &str = "upgrade.socket";
 
@@ -58,5 +67,104 @@ impl UpgradeListener {
                 }
             }
         }
+    }
+}
+
+/// Starts a new process, or serves the one that has connected. `None`: that failed, and this one continues to serve.
+pub(super) async fn upgrade(
+    server: &mut Server,
+    signals: &mut Signals,
+    control: &Control,
+    upgrades: &UpgradeListener,
+    connected: Option<UnixStream>,
+) -> Option<RunEnd> {
+    info!("upgrading");
+    let starting = async {
+        let sockets = upgrade::Sockets {
+            listeners: server.sockets()?,
+            upgrade: upgrades.try_clone()?,
+            control: control.try_clone()?,
+            drained: server.drained().into_iter().map(|Drained { route, endpoint }| (route, endpoint)).collect(),
+        };
+        match connected {
+            Some(process) => upgrade::accept(process, sockets).await,
+            None => upgrade::start(sockets).await,
+        }
+    };
+    let started = tokio::select! {
+        started = starting => started,
+        signal = signals.stop(Busy::Upgrading) => {
+            info!("upgrade aborted");
+            return Some(RunEnd::Stop(signal));
+        }
+    };
+    match started {
+        Ok(successor) => {
+            let process = successor.process;
+            info!(process, "upgraded; the new process serves");
+            if signals.take_reload()
+                && let Some(process) = process
+            {
+                // It may have read the file before the change.
+                send_reload(process);
+            }
+            Some(RunEnd::Upgraded(successor))
+        }
+        Err(reason) => {
+            error!(%reason, "upgrade failed; this process continues to serve");
+            None
+        }
+    }
+}
+
+fn send_reload(process: u32) {
+    let process = i32::try_from(process).ok().and_then(Pid::from_raw);
+    if let Some(Err(reason)) = process.map(|process| kill_process(process, rustix::process::Signal::HUP)) {
+        warn!(%reason, "cannot send SIGHUP to the new process");
+    }
+}
+
+/// Hands connections over to the successor, those that still arrive from a predecessor too, and drains what stays for
+/// `timeouts.upgrade_drain`, or for `timeouts.drain` after a signal to stop.
+pub(super) async fn step_back(
+    server: &mut Server,
+    successor: Successor,
+    arrivals: Option<JoinHandle<()>>,
+    mut signals: Signals,
+) -> ExitCode {
+    let drain = server.timeouts().drain;
+    let taken_over = successor.taken_over.clone();
+    // Before the listeners are closed, which may have to wait for room.
+    match successor.into_channel() {
+        Ok(channel) => {
+            tokio::spawn(hand_over::send(channel, server.departures(), server.count_connections(), drain));
+        }
+        Err(reason) => warn!(%reason, "cannot hand connections over to the new process"),
+    }
+    server.step_back(&taken_over).await;
+    let deadline = Instant::now() + server.timeouts().upgrade_drain;
+    let finished = async {
+        if let Some(arrivals) = arrivals {
+            let _ = timeout_at(deadline, arrivals).await;
+        }
+        server.finish(deadline).await
+    };
+    let sooner = tokio::select! {
+        _ = finished => {
+            if std::process::id() == 1 {
+                // If it exited, the container would be started again, and take over in its turn.
+                info!("handed over; waiting to be stopped, because the container ends with this process");
+                signals.stop(Busy::Draining).await;
+            }
+            return ExitCode::SUCCESS;
+        }
+        signal = signals.stop(Busy::Draining) => {
+            info!(signal, "shutting down; repeat the signal to exit immediately");
+            deadline.min(Instant::now() + drain)
+        }
+    };
+    tokio::select! {
+        _ = server.finish(sooner) => ExitCode::SUCCESS,
+        signal = signals.stop(Busy::Draining) => exit_immediately(signal, server.connections()),
     }
 }
