@@ -529,7 +529,7 @@ impl Server {
 
     /// Closes all listeners, because a successor serves. The accept queues of sockets that it has taken over, in the order
     /// of [`Server::sockets`], are left to it.
-    pub(crate) async fn step_back(&mut self, taken_over: &[bool]) {
+    pub(crate) async fn yield_to_successor(&mut self, taken_over: &[bool]) {
         self.draining.cancel();
         self.hand_over_control();
         self.context.hand_over();

@@ -192,16 +192,16 @@ impl Lookups {
         };
         let mut known = name.known();
         known.subscribers.push(LookupSubscriber { id, every, on_answer: Arc::clone(&on_answer) });
-        let (mut told, mut answer) = (known.answers, known.answer.clone());
+        let (mut delivered, mut answer) = (known.answers, known.answer.clone());
         drop(known);
         drop(names);
         name.changed.notify_one();
         while let Some(known_answer) = answer.take() {
             on_answer(&known_answer);
-            // Another one that came meanwhile may have been told before this one.
+            // Another one that came meanwhile may have been delivered before this one.
             let known = name.known();
-            if known.answers != told {
-                (told, answer) = (known.answers, known.answer.clone());
+            if known.answers != delivered {
+                (delivered, answer) = (known.answers, known.answer.clone());
             }
         }
         LookupSubscription { name, id }

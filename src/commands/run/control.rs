@@ -101,12 +101,12 @@ pub(super) fn carry_out(order: Order, server: &Server, logging: &Logging) {
         Action::Drain(drained) => {
             let result = server.drain_endpoints(&drained);
             log("drain", &drained, &result, by);
-            told(&drained, true, result)
+            drain_answer(&drained, true, result)
         }
         Action::Resume(resumed) => {
             let result = server.resume_endpoints(&resumed);
             log("resume", &resumed, &result, by);
-            told(&resumed, false, result)
+            drain_answer(&resumed, false, result)
         }
         Action::LogLevel(level) if logging.is_configurable() => {
             let name = level.as_str().to_lowercase();
@@ -156,7 +156,7 @@ fn log(verb: &'static str, what: &Drained, result: &Result<DrainResult, DrainErr
     }
 }
 
-fn told(what: &Drained, is_drained: bool, result: Result<DrainResult, DrainError>) -> Result<Value, String> {
+fn drain_answer(what: &Drained, is_drained: bool, result: Result<DrainResult, DrainError>) -> Result<Value, String> {
     let Drained { route, endpoint } = what;
     let DrainResult { is_new, connections, in_service } = result.map_err(|error| error.to_string())?;
     Ok(json!({

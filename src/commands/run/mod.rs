@@ -225,8 +225,8 @@ async fn serve(
             None
         }
     };
-    let entrances = Entrances { signals: &mut signals, control: &mut control, upgrades: &upgrades };
-    let ended = reload_until_stopped(&mut server, entrances, reloader, &notifier, &logging).await;
+    let sources = RequestSources { signals: &mut signals, control: &mut control, upgrades: &upgrades };
+    let ended = reload_until_stopped(&mut server, sources, reloader, &notifier, &logging).await;
     // What operators ask for now is refused.
     drop(control);
     Ok(match ended {
@@ -244,7 +244,7 @@ async fn serve(
             }
             // The new process has a duplicate.
             drop(upgrades);
-            upgrades::step_back(&mut server, successor, arrivals, signals).await
+            upgrades::yield_to_successor(&mut server, successor, arrivals, signals).await
         }
     })
 }
@@ -257,7 +257,7 @@ enum RunEnd {
 }
 
 /// Where requests come from.
-struct Entrances<'e> {
+struct RequestSources<'e> {
     signals: &'e mut Signals,
     control: &'e mut Control,
     /// Processes that want to take over.
@@ -267,21 +267,21 @@ struct Entrances<'e> {
 /// Reloads on signals, file changes and orders, until the process is to stop serving.
 async fn reload_until_stopped(
     server: &mut Server,
-    entrances: Entrances<'_>,
+    sources: RequestSources<'_>,
     mut reloader: Reloader,
     notifier: &Notifier,
     logging: &Logging,
 ) -> RunEnd {
-    let Entrances { signals, control, upgrades } = entrances;
+    let RequestSources { signals, control, upgrades } = sources;
     loop {
         // Who waits for the result.
-        let mut asked = None;
+        let mut answer = None;
         let (request, trigger) = tokio::select! {
             request = signals.next() => (request, Trigger::Signal),
             trigger = reloader.due() => (SignalRequest::Reload, trigger),
             order = control.next() => match order.action {
                 Action::Reload => {
-                    asked = Some(order.answer);
+                    answer = Some(order.answer);
                     (SignalRequest::Reload, Trigger::Operator(order.by))
                 }
                 Action::Drain(_) | Action::Resume(_) | Action::LogLevel(_) => {
@@ -305,7 +305,7 @@ async fn reload_until_stopped(
             }
             SignalRequest::Reload => {
                 notifier.notify(Notification::Reloading);
-                if let Some(signal) = reloader.reload(trigger, asked, server, signals, control, logging).await {
+                if let Some(signal) = reloader.reload(trigger, answer, server, signals, control, logging).await {
                     return RunEnd::Stop(signal);
                 }
                 notifier.notify(Notification::Serving);

@@ -109,12 +109,12 @@ impl Reloader {
         }
     }
 
-    /// Reloads, and tells the operator who has asked for it. Returns a signal to stop that arrived before the files were
+    /// Reloads, and answers the operator who has asked for it. Returns a signal to stop that arrived before the files were
     /// loaded; nothing has changed then.
     pub(super) async fn reload(
         &mut self,
         trigger: Trigger,
-        asked: Option<oneshot::Sender<Result<Value, String>>>,
+        answer: Option<oneshot::Sender<Result<Value, String>>>,
         server: &mut Server,
         signals: &mut Signals,
         control: &mut Control,
@@ -139,11 +139,11 @@ impl Reloader {
         match reloaded.await {
             Ok(changes) => {
                 self.failure = None;
-                tell(asked, Ok(changes));
+                answer_operator(answer, Ok(changes));
             }
             Err(reason) => {
                 let reason = format!("{reason:#}");
-                tell(asked, Err(&reason));
+                answer_operator(answer, Err(&reason));
                 server.counters().reloads.fail(&reason);
                 if trigger != Trigger::Retry || self.failure.as_ref() != Some(&reason) {
                     log_failed(trigger, &reason);
@@ -206,10 +206,10 @@ struct Loadable {
     config: Config,
 }
 
-/// Tells the operator, who may have left, the result of the reload.
-fn tell(asked: Option<oneshot::Sender<Result<Value, String>>>, result: Result<Changes, &str>) {
-    if let Some(asked) = asked {
-        let _ = asked.send(result.map(reloaded).map_err(Into::into));
+/// Sends the result of the reload to the operator, who may have left.
+fn answer_operator(answer: Option<oneshot::Sender<Result<Value, String>>>, result: Result<Changes, &str>) {
+    if let Some(answer) = answer {
+        let _ = answer.send(result.map(reloaded).map_err(Into::into));
     }
 }
 

@@ -126,7 +126,7 @@ fn send_reload(process: u32) {
 
 /// Hands connections over to the successor, those that still arrive from a predecessor too, and drains what stays for
 /// `timeouts.upgrade_drain`, or for `timeouts.drain` after a signal to stop.
-pub(super) async fn step_back(
+pub(super) async fn yield_to_successor(
     server: &mut Server,
     successor: Successor,
     arrivals: Option<JoinHandle<()>>,
@@ -141,7 +141,7 @@ pub(super) async fn step_back(
         }
         Err(reason) => warn!(%reason, "cannot hand connections over to the new process"),
     }
-    server.step_back(&taken_over).await;
+    server.yield_to_successor(&taken_over).await;
     let deadline = Instant::now() + server.timeouts().upgrade_drain;
     let finished = async {
         if let Some(arrivals) = arrivals {

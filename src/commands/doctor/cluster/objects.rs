@@ -28,8 +28,8 @@ impl Objects<'_> {
         let mut reports = vec![report("cluster".into(), self.cluster())];
         reports.extend(statuses.classes.iter().map(|(key, wanted)| {
             let wanted = status::class(&Value::Null, wanted, "").unwrap_or_default();
-            let told = &self.status(Kind::GatewayClass, key)["conditions"];
-            of_object(Kind::GatewayClass, key, conditions("class", &key.name, told, &wanted["conditions"]))
+            let reported = &self.status(Kind::GatewayClass, key)["conditions"];
+            of_object(Kind::GatewayClass, key, conditions("class", &key.name, reported, &wanted["conditions"]))
         }));
         for (key, wanted) in &statuses.gateways {
             reports.push(of_object(Kind::Gateway, key, self.gateway(key, wanted)));
@@ -84,16 +84,19 @@ impl Objects<'_> {
     }
 
     fn gateway(&self, key: &Key, wanted: &GatewayStatus) -> Vec<CheckResult> {
-        let told = self.status(Kind::Gateway, key);
+        let reported = self.status(Kind::Gateway, key);
         let published = &self.plan.statuses.published;
         let wanted = status::gateway(&Value::Null, wanted, published, &Applied::default(), "").unwrap_or_default();
-        let mut results = conditions("gateway", &key.name, &told["conditions"], &wanted["conditions"]);
+        let mut results = conditions("gateway", &key.name, &reported["conditions"], &wanted["conditions"]);
         results.extend(self.addresses(Kind::Gateway, key));
         let of_listeners = |status: &Value| status["listeners"].as_array().cloned().unwrap_or_default();
         for listener in of_listeners(&wanted) {
             let name = listener["name"].as_str().unwrap_or_default();
-            let told = of_listeners(told).into_iter().find(|told| told["name"] == listener["name"]).unwrap_or_default();
-            let problems = problems(&told["conditions"], &listener["conditions"]);
+            let reported = of_listeners(reported)
+                .into_iter()
+                .find(|reported| reported["name"] == listener["name"])
+                .unwrap_or_default();
+            let problems = problems(&reported["conditions"], &listener["conditions"]);
             if problems.is_empty() {
                 let gateway = self.reading.snapshot.gateways.get(key);
                 let says = gateway.map_or_else(String::new, |gateway| describe_listener(gateway, name, &listener));
@@ -143,20 +146,20 @@ impl Objects<'_> {
 
     fn parents(&self, key: &Key, wanted: &RouteStatus) -> Vec<CheckResult> {
         let controller = &*self.options.controller;
-        let told = &self.status(Kind::TlsRoute, key)["parents"];
+        let reported = &self.status(Kind::TlsRoute, key)["parents"];
         let wanted_status = status::route(&Value::Null, Some(wanted), controller, "").unwrap_or_default();
         let entries = wanted_status["parents"].as_array().into_iter().flatten().zip(&wanted.parents);
         let of_entry = |(entry, status): (&Value, &ParentStatus)| {
-            let is_it = |told: &&Value| {
-                told["parentRef"] == entry["parentRef"] && told["controllerName"] == entry["controllerName"]
+            let is_it = |reported: &&Value| {
+                reported["parentRef"] == entry["parentRef"] && reported["controllerName"] == entry["controllerName"]
             };
-            let told = told.as_array().into_iter().flatten().find(is_it).unwrap_or(&Value::Null);
+            let reported = reported.as_array().into_iter().flatten().find(is_it).unwrap_or(&Value::Null);
             let ParentRef { section_name, port, .. } = &status.parent;
             let section = section_name.as_ref().map_or_else(String::new, |name| format!(", listener {name}"));
             let port = port.map_or_else(String::new, |port| format!(", port {port}"));
             let subject = format!("{}{section}{port}", status.parent.key(&key.namespace));
-            let mut results = conditions("parent", &subject, &told["conditions"], &entry["conditions"]);
-            if is_outdated(&told["conditions"], &entry["conditions"]) {
+            let mut results = conditions("parent", &subject, &reported["conditions"], &entry["conditions"]);
+            if is_outdated(&reported["conditions"], &entry["conditions"]) {
                 results.push(CheckResult::new(Verdict::Failed, "parent", &subject, OUTDATED));
             }
             results
@@ -216,10 +219,10 @@ const UNREPORTED: &str = "no replica has reported on this: is `snigate gateway` 
 const OUTDATED: &str = "what was reported is out of date, as the objects do not call for it any more: is `snigate gateway` \
     running with the same options?";
 
-fn conditions(step: &'static str, subject: &str, told: &Value, wanted: &Value) -> Vec<CheckResult> {
-    let problems = problems(told, wanted);
+fn conditions(step: &'static str, subject: &str, reported: &Value, wanted: &Value) -> Vec<CheckResult> {
+    let problems = problems(reported, wanted);
     if problems.is_empty() {
-        let all = told.as_array().into_iter().flatten().filter(|condition| condition["status"] == "True");
+        let all = reported.as_array().into_iter().flatten().filter(|condition| condition["status"] == "True");
         let names: Vec<&str> = all.filter_map(|condition| condition["type"].as_str()).collect();
         return vec![CheckResult::new(Verdict::Ok, step, subject, names.join(", "))];
     }
@@ -227,12 +230,12 @@ fn conditions(step: &'static str, subject: &str, told: &Value, wanted: &Value) -
 }
 
 /// What is wrong by the conditions of a status, or by those that the objects call for.
-fn problems(told: &Value, wanted: &Value) -> Vec<String> {
-    let told: Vec<&Value> = told.as_array().into_iter().flatten().collect();
+fn problems(reported: &Value, wanted: &Value) -> Vec<String> {
+    let reported: Vec<&Value> = reported.as_array().into_iter().flatten().collect();
     // That is decided by what was opened.
     let wanted = wanted.as_array().into_iter().flatten().filter(|wanted| wanted["type"] != "Programmed");
     let wanted: Vec<&Value> = wanted.collect();
-    let mut problems: Vec<String> = told.iter().filter_map(|condition| problem(condition)).collect();
+    let mut problems: Vec<String> = reported.iter().filter_map(|condition| problem(condition)).collect();
     for says in wanted.iter().filter_map(|condition| problem(condition)) {
         if !problems.contains(&says) {
             problems.push(says);
@@ -240,7 +243,7 @@ fn problems(told: &Value, wanted: &Value) -> Vec<String> {
     }
     let generation = |condition: &Value| condition["observedGeneration"].as_i64();
     let is_reported = |wanted: &&Value| {
-        told.iter().any(|told| told["type"] == wanted["type"] && generation(told) >= generation(wanted))
+        reported.iter().any(|reported| reported["type"] == wanted["type"] && generation(reported) >= generation(wanted))
     };
     if !wanted.iter().all(is_reported) {
         problems.push(UNREPORTED.into());
@@ -249,10 +252,10 @@ fn problems(told: &Value, wanted: &Value) -> Vec<String> {
 }
 
 /// Whether a condition is false that the objects do not make so.
-fn is_outdated(told: &Value, wanted: &Value) -> bool {
+fn is_outdated(reported: &Value, wanted: &Value) -> bool {
     let mut wanted = wanted.as_array().into_iter().flatten().filter(|wanted| wanted["status"] == "True");
-    let is_false = |told: &Value, kind: &Value| told["type"] == *kind && told["status"] == "False";
-    wanted.any(|wanted| told.as_array().into_iter().flatten().any(|told| is_false(told, &wanted["type"])))
+    let is_false = |reported: &Value, kind: &Value| reported["type"] == *kind && reported["status"] == "False";
+    wanted.any(|wanted| reported.as_array().into_iter().flatten().any(|reported| is_false(reported, &wanted["type"])))
 }
 
 fn describe_listener(gateway: &Gateway, name: &str, status: &Value) -> String {
