@@ -1,0 +1,118 @@
+//! Connections that leave: another process may continue them.
+
+use std::mem;
+use std::ops::Range;
+
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
+
+use super::{Handle, Message, Phase, Registry, TaskState};
+use crate::connection::parking::Unparked;
+
+impl Registry {
+    /// From now on connections leave when they come to rest. Those that are open have to be asked for it.
+    pub(crate) fn leave_to(&self, leaving: UnboundedSender<Unparked>) {
+        self.entries().leaving = Some(leaving);
+    }
+
+    /// No more connections leave.
+    pub(crate) fn stop_leaving(&self) {
+        self.entries().leaving = None;
+    }
+
+    /// Asks the connections with these indices to leave, and returns those that are parked. Whether there are higher indices.
+    pub(in crate::connection) fn ask_to_leave(&self, indices: Range<usize>) -> (Vec<Unparked>, bool) {
+        let mut parked = Vec::new();
+        let mut entries = self.entries();
+        let has_more = entries.open.capacity() > indices.end;
+        for index in indices {
+            let Some(entry) = entries.open.get_mut(index) else { continue };
+            if entry.stays || !matches!(entry.phase, Phase::ConnectedTo(_)) {
+                continue;
+            }
+            match self.unpark(index, entry) {
+                Some(unparked) => parked.push(unparked),
+                None => {
+                    self.send(index, entry, Message::HandOver);
+                }
+            }
+        }
+        (parked, has_more)
+    }
+}
+
+impl Handle {
+    /// Where the connection goes, if it leaves.
+    pub(in crate::connection) fn leaving(&self) -> Option<UnboundedSender<Unparked>> {
+        let entries = self.registry.as_ref()?.entries();
+        let stays = entries.open.get(self.index as usize)?.stays;
+        entries.leaving.clone().filter(|_| !stays)
+    }
+
+    /// No message reaches the connection from here on, because another process may continue it: who sends one learns that.
+    /// `false` if there is a message that it must receive first.
+    pub(in crate::connection) fn begin_offer(&mut self) -> bool {
+        let Some(registry) = &self.registry else { return false };
+        let mut entries = registry.entries();
+        let Some(entry) = entries.open.get_mut(self.index as usize) else { return false };
+        match mem::replace(&mut entry.state, TaskState::Notified) {
+            TaskState::Running(_) => true,
+            TaskState::Notified | TaskState::Parked { .. } => match self.messages.try_recv() {
+                Ok(Message::HandOver | Message::Report) => true,
+                Ok(message @ (Message::Close(_) | Message::CloseIfQuiet | Message::Probe(_))) => {
+                    let (sender, messages) = oneshot::channel();
+                    self.messages = messages;
+                    let _ = sender.send(message);
+                    false
+                }
+                Err(_) => false,
+            },
+        }
+    }
+
+    /// It continues in this process, and receives messages again.
+    pub(in crate::connection) fn end_offer(&mut self) {
+        self.receive_again(false);
+    }
+
+    /// The connection stays when others leave.
+    pub(in crate::connection) fn set_stays(&self) {
+        let Some(registry) = &self.registry else { return };
+        if let Some(entry) = registry.entries().open.get_mut(self.index as usize) {
+            entry.stays = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::registry::CloseReason;
+    use crate::connection::registry::tests::message_of;
+    use crate::upstream::EndpointId;
+
+    #[tokio::test]
+    async fn h28_who_closes_a_connection_learns_that_another_process_may_have_it() {
+        let registry = Registry::new();
+        let mut connection = registry.register();
+        connection.connected_to(EndpointId::next(), None);
+        let id = registry.entries().open[0].id(0);
+        let closed = Some(Message::Close(CloseReason::Operator));
+
+        registry.ask_to_leave(0..1);
+        assert!(connection.begin_offer(), "that it is to leave is no reason against it");
+        assert!(!registry.close_one(id) && registry.is_open(id), "not reached, and not ended");
+        connection.end_offer();
+        assert_eq!(message_of(&mut connection), None);
+        assert!(registry.close_one(id));
+        assert!(!connection.begin_offer(), "it is to be closed here");
+        assert_eq!(message_of(&mut connection), closed);
+
+        let mut other = registry.register();
+        other.connected_to(EndpointId::next(), None);
+        assert!(other.begin_offer());
+        registry.close_all();
+        other.end_offer();
+        assert_eq!(message_of(&mut other), Some(Message::Close(CloseReason::Draining)));
+    }
+}
