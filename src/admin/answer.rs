@@ -15,9 +15,9 @@ use tokio::time::{Instant, interval};
 
 use super::body::{self, Body};
 use super::exposition::{Format, PIECE, Rendering};
-use super::places::{MAX_ANSWERS, MAX_ANSWERS_OF_PEER, Place};
 use super::query::Query;
 use super::shared::{Freshness, Revocable, Shared};
+use super::slots::{ConnectionSlot, MAX_ANSWERS, MAX_ANSWERS_OF_PEER};
 use super::status::Selection;
 use super::status_pages::Snapshot;
 use super::{AdminHandles, EVENT_INTERVAL, MAX_AGE, explain, metrics, negotiate, status};
@@ -56,26 +56,30 @@ pub(super) type Refusal = (StatusCode, String);
 pub(super) async fn answer(
     request: Request<Incoming>,
     handles: Arc<AdminHandles>,
-    place: Arc<Place>,
+    slot: Arc<ConnectionSlot>,
 ) -> Response<Body> {
     match refusal(&request, &handles) {
-        Some(refusal) => in_turn(Err(refusal), &place),
-        None => read(&request, &handles, &place).await,
+        Some(refusal) => in_turn(Err(refusal), &slot),
+        None => read(&request, &handles, &slot).await,
     }
 }
 
 /// Answers a request that is to be admitted.
-pub(super) async fn read(request: &Request<Incoming>, handles: &Arc<AdminHandles>, place: &Place) -> Response<Body> {
+pub(super) async fn read(
+    request: &Request<Incoming>,
+    handles: &Arc<AdminHandles>,
+    slot: &ConnectionSlot,
+) -> Response<Body> {
     match probe(request.uri().path(), handles) {
         Some(response) => response,
-        None => in_turn(long(request, handles).await, place),
+        None => in_turn(long(request, handles).await, slot),
     }
 }
 
-fn in_turn(answer: Result<Response<Body>, Refusal>, place: &Place) -> Response<Body> {
+fn in_turn(answer: Result<Response<Body>, Refusal>, slot: &ConnectionSlot) -> Response<Body> {
     let response = answer.unwrap_or_else(|(status, says)| respond(status, TEXT, says));
     // Checked only now: requests that wait for the same response are not refused for that.
-    if place.has_room_for_answer() {
+    if slot.has_room_for_answer() {
         return response;
     }
     let says = format!(

@@ -9,8 +9,8 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
 
-use super::places::Answer;
 use super::shared::Revocable;
+use super::slots::Answer;
 
 pub(super) type Body = UnsyncBoxBody<Bytes, Revoked>;
 

@@ -10,10 +10,10 @@ mod history;
 mod hosts;
 mod metrics;
 mod negotiate;
-mod places;
 mod query;
 mod runtime;
 mod shared;
+mod slots;
 mod status;
 mod status_pages;
 
@@ -50,9 +50,9 @@ pub(crate) use self::history::History;
 use self::history::Totals;
 pub(crate) use self::hosts::Hosts;
 pub(crate) use self::metrics::PerRoute;
-pub(crate) use self::places::MAX_CONNECTIONS;
-use self::places::{Answer, Place, Places};
 pub(crate) use self::runtime::Runtime;
+pub(crate) use self::slots::MAX_CONNECTIONS;
+use self::slots::{Answer, ConnectionSlot, ConnectionSlots};
 
 use crate::connection::RouteTarget;
 use crate::listener::accept::{self, Callbacks, Stop};
@@ -132,7 +132,7 @@ async fn answer_the_last(connections: TaskTracker) {
 /// Serves until `stop`: as a rule for as long as the process runs, because probes want an answer while connections drain.
 pub(crate) async fn run(socket: TcpListener, handles: AdminHandles, stop: Stop) {
     let handles = Arc::new(handles);
-    let places = Arc::new(Places::new());
+    let slots = Arc::new(ConnectionSlots::new());
     let recorder = tokio::spawn(record_history(Arc::clone(&handles)));
     let counters = Arc::clone(&handles.counters);
     let failed = move |error: &io::Error| {
@@ -141,15 +141,15 @@ pub(crate) async fn run(socket: TcpListener, handles: AdminHandles, stop: Stop) 
             warn!(error = label, reason = %error, "accept failed on the admin listener; retrying");
         }
     };
-    let (stopped, entrance) = (stop.clone(), Arc::clone(&places));
+    let (stopped, free) = (stop.clone(), Arc::clone(&slots));
     let connections = TaskTracker::new();
     let accepted = connections.clone();
     let serve = move |client, peer: SocketAddr, permit| {
-        let place = Arc::new(entrance.enter(peer.ip(), permit));
-        accepted.spawn(serve(client, place, Arc::clone(&handles), stopped.clone()));
+        let slot = Arc::new(free.take(peer.ip(), permit));
+        accepted.spawn(serve(client, slot, Arc::clone(&handles), stopped.clone()));
     };
-    let callbacks = Callbacks { failed, full: || places.make_room() };
-    accept::run(socket, Arc::clone(&places.permits), stop, callbacks, std::future::pending, serve).await;
+    let callbacks = Callbacks { failed, full: || slots.make_room() };
+    accept::run(socket, Arc::clone(&slots.permits), stop, callbacks, std::future::pending, serve).await;
     recorder.abort();
     answer_the_last(connections).await;
 }
@@ -170,26 +170,26 @@ async fn record_history(handles: Arc<AdminHandles>) {
     }
 }
 
-async fn serve(client: TcpStream, place: Arc<Place>, handles: Arc<AdminHandles>, stop: Stop) {
+async fn serve(client: TcpStream, slot: Arc<ConnectionSlot>, handles: Arc<AdminHandles>, stop: Stop) {
     if let Err(error) = SockRef::from(&client).set_send_buffer_size(SEND_BUFFER) {
         debug!(reason = %error, "admin connection");
     }
-    serve_http(client, |request| answer::answer(request, Arc::clone(&handles), Arc::clone(&place)), &place, stop).await;
+    serve_http(client, |request| answer::answer(request, Arc::clone(&handles), Arc::clone(&slot)), &slot, stop).await;
 }
 
 /// Answers until the client has left, has stayed for long enough, reads no more, or makes room for another.
 async fn serve_http<I: AsyncRead + AsyncWrite + Unpin, F: Future<Output = Response<Body>>>(
     client: I,
     answer: impl Fn(Request<Incoming>) -> F,
-    place: &Arc<Place>,
+    slot: &Arc<ConnectionSlot>,
     stop: Stop,
 ) {
     let has_answered = AtomicBool::new(false);
     let service = service_fn(|request| {
-        place.begin();
+        slot.begin();
         let answered = answer(request);
         async {
-            let mut response = answered.await.map(|body| counted(body, Answer(Arc::clone(place))));
+            let mut response = answered.await.map(|body| counted(body, Answer(Arc::clone(slot))));
             has_answered.store(true, Relaxed);
             if stop.is_stopped() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -202,7 +202,7 @@ async fn serve_http<I: AsyncRead + AsyncWrite + Unpin, F: Future<Output = Respon
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MAX_BUFFERED)
-        .serve_connection(TokioIo::new(CountingIo { client, written: &written, place }), service);
+        .serve_connection(TokioIo::new(CountingIo { client, written: &written, slot }), service);
     let mut connection = pin!(connection);
     let now = Instant::now();
     let (mut end, mut look) = (pin!(sleep_until(now + MAX_AGE)), interval_at(now + STALL_TIMEOUT, STALL_TIMEOUT));
@@ -217,7 +217,7 @@ async fn serve_http<I: AsyncRead + AsyncWrite + Unpin, F: Future<Output = Respon
                 }
                 return;
             }
-            () = place.to_leave() => {
+            () = slot.to_leave() => {
                 debug!("admin connection: idle for longest, makes room");
                 return;
             }
@@ -248,7 +248,7 @@ async fn serve_http<I: AsyncRead + AsyncWrite + Unpin, F: Future<Output = Respon
 struct CountingIo<'c, I> {
     client: I,
     written: &'c AtomicU64,
-    place: &'c Place,
+    slot: &'c ConnectionSlot,
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for CountingIo<'_, I> {
@@ -274,7 +274,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for CountingIo<'_, I> {
         // Called when everything that was buffered has been written.
         let result = Pin::new(&mut self.client).poll_flush(context);
         if let Poll::Ready(Ok(())) = result {
-            self.place.flushed();
+            self.slot.flushed();
         }
         result
     }
@@ -297,17 +297,17 @@ mod tests {
 
     const LENGTH: usize = 4 * 1024 * 1024;
 
-    fn place() -> Arc<Place> {
-        let places = Arc::new(Places::new());
-        let permit = Arc::clone(&places.permits).try_acquire_owned().unwrap();
-        Arc::new(places.enter("192.0.2.1".parse().unwrap(), permit))
+    fn slot() -> Arc<ConnectionSlot> {
+        let slots = Arc::new(ConnectionSlots::new());
+        let permit = Arc::clone(&slots.permits).try_acquire_owned().unwrap();
+        Arc::new(slots.take("192.0.2.1".parse().unwrap(), permit))
     }
 
     /// Requests a large response and reads it at this pace. Returns how much of the body was received.
     async fn read_by(chunk: usize, every: Duration, most: usize) -> usize {
         let (mut client, server) = tokio::io::duplex(64 * 1024);
         let respond = async |_: Request<Incoming>| respond(StatusCode::OK, TEXT, vec![b'x'; LENGTH]);
-        let serving = tokio::spawn(async move { serve_http(server, respond, &place(), Stop::default()).await });
+        let serving = tokio::spawn(async move { serve_http(server, respond, &slot(), Stop::default()).await });
         client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         let mut received = Vec::new();
         while received.len() < most {
@@ -341,7 +341,7 @@ mod tests {
     async fn a_persistent_connection_ends_at_its_maximum_age() {
         let (mut client, server) = tokio::io::duplex(64 * 1024);
         let respond = async |_: Request<Incoming>| respond(StatusCode::OK, TEXT, "ok");
-        let serving = tokio::spawn(async move { serve_http(server, respond, &place(), Stop::default()).await });
+        let serving = tokio::spawn(async move { serve_http(server, respond, &slot(), Stop::default()).await });
         let started = Instant::now();
         while client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.is_ok() {
             if client.read(&mut [0; 4096]).await.unwrap() == 0 {

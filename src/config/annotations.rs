@@ -43,7 +43,7 @@ pub(crate) fn route_settings<'a>(
     let mut files = Files::new(Path::new(""), &mut inputs);
     let mut build = |raw| {
         let built = upstream::build_settings(raw, Vec::new(), "", names, &mut files);
-        built.map_err(|invalid| below(invalid.place.path.trim_start_matches('.'), &invalid.message))
+        built.map_err(|invalid| below(invalid.location.path.trim_start_matches('.'), &invalid.message))
     };
     let upstream =
         build(raw::Upstream::default()).unwrap_or_else(|reason| unreachable!("the defaults are valid: {reason}"));

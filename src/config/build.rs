@@ -25,21 +25,21 @@ use crate::telemetry::UNROUTED;
 
 /// An invalid value in a well-formed document.
 pub(super) struct InvalidValue {
-    pub(super) place: Place,
+    pub(super) location: Location,
     pub(super) message: String,
     /// The earlier value that it conflicts with.
-    pub(super) conflicts_with: Option<Place>,
+    pub(super) conflicts_with: Option<Location>,
 }
 
 /// A value of a document.
 #[derive(Clone)]
-pub(super) struct Place {
+pub(super) struct Location {
     /// The main file is 0.
     pub(super) document: usize,
     pub(super) path: String,
 }
 
-impl Place {
+impl Location {
     fn in_main_file(path: impl Into<String>) -> Self {
         Self { document: 0, path: path.into() }
     }
@@ -47,15 +47,15 @@ impl Place {
 
 impl InvalidValue {
     pub(super) fn at(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { place: Place::in_main_file(path), message: message.into(), conflicts_with: None }
+        Self { location: Location::in_main_file(path), message: message.into(), conflicts_with: None }
     }
 
-    fn conflict(path: impl Into<String>, message: impl Into<String>, earlier: Place) -> Self {
+    fn conflict(path: impl Into<String>, message: impl Into<String>, earlier: Location) -> Self {
         Self { conflicts_with: Some(earlier), ..Self::at(path, message) }
     }
 
     pub(super) fn in_document(mut self, document: usize) -> Self {
-        self.place.document = document;
+        self.location.document = document;
         self
     }
 }
@@ -185,11 +185,11 @@ fn build_listeners(
             return Err(InvalidValue::conflict(
                 path,
                 format!("{address} is already used by listen[{other}]"),
-                Place::in_main_file(format!("listen[{other}]")),
+                Location::in_main_file(format!("listen[{other}]")),
             ));
         }
         if let Some(other) = listeners.iter().position(|other| other.name == name) {
-            let other = Place::in_main_file(format!("listen[{other}]"));
+            let other = Location::in_main_file(format!("listen[{other}]"));
             let message = duplicate_name(&name, is_named, "from its address", &other.path);
             return Err(InvalidValue::conflict(path, message, other));
         }
@@ -243,35 +243,35 @@ fn build_routes<'d>(
     documents: &'d Documents,
     files: &mut Files<'d>,
 ) -> Result<Vec<Route>, InvalidValue> {
-    let places: Vec<Place> = written.iter().map(|written| written.place.clone()).collect();
+    let locations: Vec<Location> = written.iter().map(|written| written.location.clone()).collect();
     let mut names: HashMap<String, usize> = HashMap::new();
     let mut table = RouteTable::default();
     let mut routes = Vec::new();
-    for (index, WrittenRoute { place, route: raw }) in written.into_iter().enumerate() {
-        files.directory = documents.directory(place.document);
-        let in_document = |invalid: InvalidValue| invalid.in_document(place.document);
+    for (index, WrittenRoute { location, route: raw }) in written.into_iter().enumerate() {
+        files.directory = documents.directory(location.document);
+        let in_document = |invalid: InvalidValue| invalid.in_document(location.document);
         let is_named = raw.name.is_some();
-        let route = build_route(raw, &place.path, listeners, files).map_err(in_document)?;
+        let route = build_route(raw, &location.path, listeners, files).map_err(in_document)?;
         table.insert(&route.patterns, &route.matchers, &index).map_err(|conflict| {
-            let earlier = &places[conflict.earlier];
-            let other = documents.name_of(earlier, &place);
+            let earlier = &locations[conflict.earlier];
+            let other = documents.name_of(earlier, &location);
             let matched = match conflict.pattern {
                 Some(name) if conflict.earlier == index => {
-                    let path = format!("{}.sni", place.path);
+                    let path = format!("{}.sni", location.path);
                     return in_document(InvalidValue::at(path, format!("duplicate name `{name}`")));
                 }
                 Some(name) => format!("`{name}` is already matched by {other}"),
                 None => format!("{other} is already a catch-all route"),
             };
             let message = format!("{matched}, and neither route is more specific");
-            in_document(InvalidValue::conflict(&place.path, message, earlier.clone()))
+            in_document(InvalidValue::conflict(&location.path, message, earlier.clone()))
         })?;
         if let Some(other) = names.insert(route.name.clone(), index) {
             let origin =
                 if route.patterns.is_empty() { "the default of a catch-all route" } else { "from its first `sni`" };
-            let other = &places[other];
-            let message = duplicate_name(&route.name, is_named, origin, &documents.name_of(other, &place));
-            return Err(in_document(InvalidValue::conflict(&place.path, message, other.clone())));
+            let other = &locations[other];
+            let message = duplicate_name(&route.name, is_named, origin, &documents.name_of(other, &location));
+            return Err(in_document(InvalidValue::conflict(&location.path, message, other.clone())));
         }
         routes.push(route);
     }

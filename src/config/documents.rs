@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use super::build::{InvalidValue, Place};
+use super::build::{InvalidValue, Location};
 use super::text::{OneOrMany, Text};
 use super::values::FilePattern;
 use super::yaml::{self, Root, YamlPath};
@@ -31,7 +31,7 @@ pub(super) struct Included {
 
 /// A route as written, and where.
 pub(super) struct WrittenRoute {
-    pub(super) place: Place,
+    pub(super) location: Location,
     pub(super) route: raw::Route,
 }
 
@@ -86,8 +86,8 @@ impl Documents {
         self.0[document].path.as_deref().and_then(Path::parent).unwrap_or(Path::new(""))
     }
 
-    /// An earlier place as it is called in messages about another one.
-    pub(super) fn name_of(&self, earlier: &Place, from: &Place) -> String {
+    /// An earlier value as it is called in messages about another one.
+    pub(super) fn name_of(&self, earlier: &Location, from: &Location) -> String {
         let document = &self.0[earlier.document];
         match &document.path {
             Some(file) if earlier.document != from.document => {
@@ -100,10 +100,10 @@ impl Documents {
 
     /// The error with its position.
     pub(super) fn error(&self, invalid: InvalidValue) -> ConfigError {
-        let InvalidValue { place: Place { document, path }, message, conflicts_with } = invalid;
-        let earlier = conflicts_with.filter(|place| place.document == document);
+        let InvalidValue { location: Location { document, path }, message, conflicts_with } = invalid;
+        let earlier = conflicts_with.filter(|location| location.document == document);
         let document = &self.0[document];
-        let earlier = earlier.and_then(|place| document.locate(&place.path));
+        let earlier = earlier.and_then(|location| document.locate(&location.path));
         let earlier = earlier.map_or_else(String::new, |earlier| format!(" (line {})", earlier.line));
         let prefix = if path.is_empty() { String::new() } else { format!("{path}: ") };
         document.error(YamlError { position: document.locate(&path), message: format!("{prefix}{message}{earlier}") })
@@ -131,7 +131,7 @@ impl WrittenRoute {
             let message = "empty list; expected at least one route with `sni` and `upstream`";
             return Err(InvalidValue::at("routes", message).in_document(document));
         }
-        let at = |(index, route)| Self { place: Place { document, path: format!("routes[{index}]") }, route };
+        let at = |(index, route)| Self { location: Location { document, path: format!("routes[{index}]") }, route };
         Ok(routes.into_iter().enumerate().map(at).collect())
     }
 }

@@ -13,11 +13,11 @@ pub(crate) mod health;
 #[cfg(all(test, shuttle))]
 mod interleavings;
 mod loop_check;
-mod places;
 mod pool;
 mod rebalance;
 mod resolve;
 mod settings;
+mod slots;
 mod source;
 
 use std::fmt::Debug;

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
-use super::places::{FairPlaces, Standing};
+use super::slots::{LastResult, SlotPools};
 use super::{failure, jittered};
 use crate::telemetry::Histogram;
 use crate::text::units::first_of;
@@ -40,10 +40,10 @@ const MAX_FAILING: usize = 24;
 /// Lookups at a time, each with a thread and a descriptor.
 pub(crate) const MAX_LOOKUPS: usize = MAX_NEW + MAX_ANSWERING + MAX_FAILING;
 
-static PLACES: LazyLock<FairPlaces> = LazyLock::new(|| FairPlaces::new(MAX_NEW, MAX_ANSWERING, MAX_FAILING));
+static SLOTS: LazyLock<SlotPools> = LazyLock::new(|| SlotPools::new(MAX_NEW, MAX_ANSWERING, MAX_FAILING));
 
 /// Lookups at a time of names with the same parent domain, so that a zone whose servers are silent takes only part of the
-/// places of new names.
+/// slots of new names.
 const MAX_OF_A_ZONE: usize = 16;
 
 /// How many addresses a log line has.
@@ -219,7 +219,7 @@ impl Lookups {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The places of the names with the same parent domain.
+    /// The slots of the names with the same parent domain.
     fn zone(&self, host: &str) -> Arc<Semaphore> {
         let parent = host.trim_end_matches('.').split_once('.').map_or("", |(_, parent)| parent);
         let mut zones = self.zones.lock().unwrap_or_else(PoisonError::into_inner);
@@ -243,11 +243,11 @@ impl Lookups {
     }
 
     async fn run(self: Arc<Self>, name: Arc<Name>) {
-        let lookup = |place: LookupPlace| {
+        let lookup = |slot: LookupSlot| {
             let (host, port) = (name.host.clone(), name.port);
             let lookup = tokio::task::spawn_blocking(move || {
                 // Taken until the resolver is done, not until nobody waits any more.
-                let _place = place;
+                let _slot = slot;
                 getaddrinfo(&host, port)
             });
             async move { lookup.await.map_err(io::Error::other)? }
@@ -258,20 +258,20 @@ impl Lookups {
     async fn run_with<F: Future<Output = io::Result<Vec<SocketAddr>>>>(
         &self,
         name: &Name,
-        lookup: impl Fn(LookupPlace) -> F,
+        lookup: impl Fn(LookupSlot) -> F,
     ) {
-        let mut standing = Standing::New;
+        let mut last_result = LastResult::None;
         let mut retry = FIRST_RETRY;
         let mut due = Instant::now();
         loop {
             if self.forget_if_unused(name) {
                 return;
             }
-            let place = LookupPlace::enter(name, standing).await;
+            let slot = LookupSlot::acquire(name, last_result).await;
             let begun = Instant::now();
             self.note_lateness(name, begun - due);
             name.known().refresh_requested = false;
-            let mut lookup = pin!(lookup(place));
+            let mut lookup = pin!(lookup(slot));
             let answer = loop {
                 match timeout(LOOKUP_TIMEOUT, &mut lookup).await {
                     Ok(answer) => break answer,
@@ -281,7 +281,7 @@ impl Lookups {
             let is_answer = answer.is_ok();
             name.publish(&answer.map_err(|error| failure::error_message(&error)));
             let every = name.every();
-            standing = if is_answer { Standing::Answers } else { Standing::Fails };
+            last_result = if is_answer { LastResult::Answer } else { LastResult::Failure };
             let pause = if is_answer { every } else { retry.min(every) };
             retry = if is_answer { FIRST_RETRY } else { (retry * 2).min(every) };
             due = name.wait(begun, begun + jittered(pause)).await;
@@ -297,16 +297,16 @@ impl Lookups {
     }
 }
 
-/// A place of its zone and one of all.
-struct LookupPlace {
+/// A slot of its zone and one of all.
+struct LookupSlot {
     _of_zone: OwnedSemaphorePermit,
     _of_all: OwnedSemaphorePermit,
 }
 
-impl LookupPlace {
-    async fn enter(name: &Name, standing: Standing) -> Self {
+impl LookupSlot {
+    async fn acquire(name: &Name, last_result: LastResult) -> Self {
         let of_zone = Arc::clone(&name.zone).acquire_owned().await;
-        Self { _of_zone: of_zone.expect("never closed"), _of_all: PLACES.enter(standing).await }
+        Self { _of_zone: of_zone.expect("never closed"), _of_all: SLOTS.acquire(last_result).await }
     }
 }
 
@@ -417,10 +417,10 @@ mod tests {
             0
         });
         let lookups = lookups();
-        let run = lookups.run_with(&name, |place| {
+        let run = lookups.run_with(&name, |slot| {
             let lookup = lookup();
             async {
-                let _place = place;
+                let _slot = slot;
                 lookup.await
             }
         });

@@ -23,8 +23,8 @@ use tracing::{Level, warn};
 use self::connections::Filter;
 use super::answer::{self, JSON, Refusal, TEXT, respond, respond_with};
 use super::body::{self, Body};
-use super::places::{Place, Places};
 use super::query::Query;
+use super::slots::{ConnectionSlot, ConnectionSlots};
 use super::{AdminHandles, answer_the_last, serve_http};
 use crate::connection::registry::Registry;
 use crate::listener::accept::Stop;
@@ -69,20 +69,20 @@ pub(crate) enum Action {
     Resume(Drained),
 }
 
-/// Until the next attempt when all places are taken, or accept has failed.
+/// Until the next attempt when all slots are taken, or accept has failed.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// All operators are on this machine, and share its places.
+/// All operators are on this machine, and share its slots.
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// Serves until `stop`, and until what was asked by then is answered.
 pub(crate) async fn run(socket: UnixListener, handles: ControlHandles, stop: Stop) {
     let handles = Arc::new(handles);
-    let places = Arc::new(Places::for_peers(MAX_CONNECTIONS, MAX_CONNECTIONS));
+    let slots = Arc::new(ConnectionSlots::for_peers(MAX_CONNECTIONS, MAX_CONNECTIONS));
     let connections = TaskTracker::new();
     while !stop.is_stopped() {
-        let Ok(permit) = Arc::clone(&places.permits).try_acquire_owned() else {
-            places.make_room();
+        let Ok(permit) = Arc::clone(&slots.permits).try_acquire_owned() else {
+            slots.make_room();
             tokio::select! {
                 () = sleep(RETRY_INTERVAL) => continue,
                 () = stop.stopped() => break,
@@ -94,11 +94,11 @@ pub(crate) async fn run(socket: UnixListener, handles: ControlHandles, stop: Sto
         };
         match accepted {
             Ok((operator, stream)) if operator.is_trusted() => {
-                let (place, handles, stop) = (Arc::new(places.enter(PEER, permit)), Arc::clone(&handles), stop.clone());
+                let (slot, handles, stop) = (Arc::new(slots.take(PEER, permit)), Arc::clone(&handles), stop.clone());
                 connections.spawn(async move {
-                    let answered = Arc::clone(&place);
+                    let answered = Arc::clone(&slot);
                     let answer = |request| answer(request, operator, Arc::clone(&handles), Arc::clone(&answered));
-                    serve_http(stream, answer, &place, stop).await;
+                    serve_http(stream, answer, &slot, stop).await;
                 });
             }
             Ok(_) => warn!("another user has connected to the control socket; closed"),
@@ -116,7 +116,7 @@ async fn answer(
     request: Request<Incoming>,
     operator: Peer,
     handles: Arc<ControlHandles>,
-    place: Arc<Place>,
+    slot: Arc<ConnectionSlot>,
 ) -> Response<Body> {
     let answered = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/connections") => list(&request, &handles).await,
@@ -127,7 +127,7 @@ async fn answer(
         (&Method::POST, "/resume") => change(&request, Action::Resume, operator, &handles).await,
         (&Method::POST, "/log-level") => log_level(&request, operator, &handles).await,
         (_, "/close" | "/reload" | "/drain" | "/resume" | "/log-level") => Err(only("POST")),
-        (&Method::GET | &Method::HEAD, _) => return answer::read(&request, &handles.admin, &place).await,
+        (&Method::GET | &Method::HEAD, _) => return answer::read(&request, &handles.admin, &slot).await,
         _ => Err((StatusCode::NOT_FOUND, PATHS.into())),
     };
     answered.unwrap_or_else(|(status, says)| respond(status, TEXT, says))

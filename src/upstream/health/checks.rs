@@ -13,8 +13,8 @@ use tracing::warn;
 
 use super::super::endpoint::Endpoint;
 use super::super::jittered;
-use super::super::places::{FairPlaces, Standing};
 use super::super::pool::Pool;
+use super::super::slots::{LastResult, SlotPools};
 use super::super::source::Dial;
 use super::HealthCheck;
 use super::probe::{CheckReport, Credentials, probe};
@@ -29,9 +29,9 @@ const MAX_FAILING: usize = 32;
 /// Checks at a time, in the whole process: each has a descriptor, which the process reserves.
 pub(crate) const MAX_CHECKS: usize = MAX_NEW + MAX_ANSWERING + MAX_FAILING;
 
-pub(super) static PLACES: LazyLock<FairPlaces> = LazyLock::new(|| FairPlaces::new(MAX_NEW, MAX_ANSWERING, MAX_FAILING));
+pub(super) static SLOTS: LazyLock<SlotPools> = LazyLock::new(|| SlotPools::new(MAX_NEW, MAX_ANSWERING, MAX_FAILING));
 
-/// The first check of an endpoint that takes longer does not count, and waits for a place among those that fail: hundreds of
+/// The first check of an endpoint that takes longer does not count, and waits for a slot among those that fail: hundreds of
 /// endpoints that are down must not delay the first check of the others by a timeout each.
 const FIRST_CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -144,7 +144,7 @@ impl Checks {
 /// Checks at every interval, as long as anything subscribes to it.
 async fn run(checks: Arc<Checks>, check: Arc<SharedCheck>) {
     let Key { address, settings, dial } = &check.key;
-    let mut standing = Standing::New;
+    let mut last_result = LastResult::None;
     let mut files = CheckFiles::default();
     let mut notes = CheckNotes::default();
     let mut due = Instant::now() + settings.interval.min(Duration::from_secs(1)).mul_f64(fastrand::f64());
@@ -161,21 +161,21 @@ async fn run(checks: Arc<Checks>, check: Arc<SharedCheck>) {
         let woken = Instant::now();
         let credentials = Box::pin(files.credentials(settings)).await;
         let queued = Instant::now();
-        let place = PLACES.enter(standing).await;
+        let slot = SLOTS.acquire(last_result).await;
         let begun = Instant::now();
         // Waiting for files is reported by itself.
         let late = (woken - due) + (begun - queued);
         checks.lateness.observe(late);
-        notes.late(&check, late, standing);
+        notes.late(&check, late, last_result);
         let answer = match credentials {
             Err(reason) => CheckReport::not_made(reason),
             Ok(credentials) => {
                 let mut probe = Box::pin(probe(*address, settings, dial, credentials.as_deref()));
-                if standing == Standing::New && settings.timeout > FIRST_CHECK_TIMEOUT {
+                if last_result == LastResult::None && settings.timeout > FIRST_CHECK_TIMEOUT {
                     if let Ok(answer) = timeout(FIRST_CHECK_TIMEOUT, &mut probe).await {
                         answer
                     } else {
-                        standing = Standing::Fails;
+                        last_result = LastResult::Failure;
                         continue;
                     }
                 } else {
@@ -183,9 +183,9 @@ async fn run(checks: Arc<Checks>, check: Arc<SharedCheck>) {
                 }
             }
         };
-        drop(place);
+        drop(slot);
         let has_failed = !matches!(answer.result, Ok(ProbeResult::Ready | ProbeResult::Unready(_)));
-        standing = if has_failed { Standing::Fails } else { Standing::Answers };
+        last_result = if has_failed { LastResult::Failure } else { LastResult::Answer };
         notes.say(&check, &answer);
         check.publish(&answer, begun.elapsed());
         let interval =
@@ -293,9 +293,9 @@ impl CheckNotes {
     }
 
     /// Checks of endpoints that fail may wait for each other; others should not.
-    fn late(&mut self, check: &SharedCheck, late: Duration, standing: Standing) {
+    fn late(&mut self, check: &SharedCheck, late: Duration, last_result: LastResult) {
         let is_news = self.late.is_none_or(|last| last.elapsed() >= LATE_WARNING_INTERVAL);
-        if standing != Standing::Fails && late > check.key.settings.interval && is_news {
+        if last_result != LastResult::Failure && late > check.key.settings.interval && is_news {
             self.late = Some(Instant::now());
             let (route, routes) = check.routes();
             let late_s = late.as_secs_f64().round();

@@ -9,9 +9,9 @@ use tracing::warn;
 
 use super::super::endpoint::Endpoint;
 use super::super::jittered;
-use super::super::places::Standing;
 use super::super::pool::Pool;
-use super::checks::{PLACES, connect_only};
+use super::super::slots::LastResult;
+use super::checks::{SLOTS, connect_only};
 use super::probe::probe;
 use super::state::{EndpointState, ProbeResult};
 use crate::relay::PROBE_TIME;
@@ -66,7 +66,7 @@ pub(in crate::upstream) async fn watch_dead(pool: Arc<Pool>, endpoint: Arc<Endpo
 /// No client has to wait for an endpoint that is still unreachable. If it accepts again, and that was all that was wrong, it
 /// is ready; where it had accepted and not answered, the next client finds out whether it answers.
 async fn try_to_connect(pool: &Arc<Pool>, endpoint: &Endpoint) {
-    let _place = PLACES.enter(Standing::Fails).await;
+    let _slot = SLOTS.acquire(LastResult::Failure).await;
     let check = connect_only(TRIAL_EVERY, pool.setup.settings.budget.per_try);
     let answer = probe(endpoint.address, &check, &pool.setup.settings.dial(endpoint.address), None).await;
     if answer.result != Ok(ProbeResult::Ready) {

@@ -1,7 +1,7 @@
 //! Limits on admin connections that always leave room for probes.
 //!
 //! A connection without a request under way may be closed to make room. Long responses are limited in total and per client
-//! address, so that there always is such a connection, or a free place.
+//! address, so that there always is such a connection, or a free slot.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -23,7 +23,7 @@ pub(super) const MAX_ANSWERS_OF_PEER: usize = 24;
 const GRACE: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct ConnectionSlots {
     pub(super) permits: Arc<Semaphore>,
     /// Per client address: beyond that, its own longest idle connection makes room.
     max_of_peer: usize,
@@ -46,7 +46,7 @@ struct EntryState {
     is_leaving: bool,
 }
 
-impl Places {
+impl ConnectionSlots {
     pub(super) fn new() -> Self {
         Self::for_peers(MAX_CONNECTIONS, MAX_OF_PEER)
     }
@@ -57,7 +57,7 @@ impl Places {
     }
 
     /// Registers a new connection.
-    pub(super) fn enter(self: &Arc<Self>, peer: IpAddr, permit: OwnedSemaphorePermit) -> Place {
+    pub(super) fn take(self: &Arc<Self>, peer: IpAddr, permit: OwnedSemaphorePermit) -> ConnectionSlot {
         let peer = network(peer);
         let state = Mutex::new(EntryState { idle_since: Some(Instant::now()), is_answered: false, is_leaving: false });
         let entry = Arc::new(Entry { peer, state, to_leave: Notify::new() });
@@ -68,10 +68,10 @@ impl Places {
             close_longest_idle(entries.iter().filter(|other| other.peer == peer));
         }
         drop(entries);
-        Place { places: Arc::clone(self), entry, is_answer_written: AtomicBool::new(false), _permit: permit }
+        ConnectionSlot { slots: Arc::clone(self), entry, is_answer_written: AtomicBool::new(false), _permit: permit }
     }
 
-    /// Called while all places are taken and clients may wait in the kernel's queue.
+    /// Called while all slots are taken and clients may wait in the kernel's queue.
     pub(super) fn make_room(&self) {
         let entries = self.entries();
         if entries.iter().any(|entry| entry.state().is_leaving) {
@@ -122,17 +122,17 @@ impl Entry {
     }
 }
 
-/// The place of one connection.
+/// The slot of one connection.
 #[derive(Debug)]
-pub(super) struct Place {
-    places: Arc<Places>,
+pub(super) struct ConnectionSlot {
+    slots: Arc<ConnectionSlots>,
     entry: Arc<Entry>,
     /// Whether the rest of the response is in the connection's buffer.
     is_answer_written: AtomicBool,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Place {
+impl ConnectionSlot {
     /// Completes when the connection must make room. If a request has arrived in the meantime, it stays.
     pub(super) async fn to_leave(&self) {
         loop {
@@ -166,7 +166,7 @@ impl Place {
 
     /// Whether there is room for another response that the client may read slowly.
     pub(super) fn has_room_for_answer(&self) -> bool {
-        let entries = self.places.entries();
+        let entries = self.slots.entries();
         let answered: Vec<_> = entries.iter().filter(|entry| entry.state().is_answered).collect();
         let of_peer = answered.iter().filter(|entry| entry.peer == self.entry.peer).count();
         let has_room = answered.len() < MAX_ANSWERS && of_peer < MAX_ANSWERS_OF_PEER;
@@ -175,15 +175,15 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.places.entries().retain(|entry| !Arc::ptr_eq(entry, &self.entry));
+        self.slots.entries().retain(|entry| !Arc::ptr_eq(entry, &self.entry));
     }
 }
 
 /// A response under way, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Answer(pub(super) Arc<Place>);
+pub(super) struct Answer(pub(super) Arc<ConnectionSlot>);
 
 impl Drop for Answer {
     fn drop(&mut self) {
@@ -200,84 +200,84 @@ mod tests {
     const PEER: &str = "192.0.2.1";
     const OTHER: &str = "192.0.2.2";
 
-    fn enter(places: &Arc<Places>, peer: &str) -> Option<Arc<Place>> {
-        let permit = Arc::clone(&places.permits).try_acquire_owned().ok()?;
-        Some(Arc::new(places.enter(peer.parse().unwrap(), permit)))
+    fn take(slots: &Arc<ConnectionSlots>, peer: &str) -> Option<Arc<ConnectionSlot>> {
+        let permit = Arc::clone(&slots.permits).try_acquire_owned().ok()?;
+        Some(Arc::new(slots.take(peer.parse().unwrap(), permit)))
     }
 
-    fn leaving(places: &[Arc<Place>]) -> Vec<usize> {
-        (0..places.len()).filter(|index| places[*index].entry.state().is_leaving).collect()
+    fn leaving(slots: &[Arc<ConnectionSlot>]) -> Vec<usize> {
+        (0..slots.len()).filter(|index| slots[*index].entry.state().is_leaving).collect()
     }
 
     #[tokio::test(start_paused = true)]
     async fn e13_the_longest_idle_connection_makes_room_once_it_had_time_to_ask() {
-        let all = Arc::new(Places::new());
-        let mut places = Vec::new();
+        let all = Arc::new(ConnectionSlots::new());
+        let mut slots = Vec::new();
         for number in 0..MAX_CONNECTIONS {
-            places.push(enter(&all, &format!("192.0.2.{number}")).unwrap());
+            slots.push(take(&all, &format!("192.0.2.{number}")).unwrap());
         }
-        assert!(enter(&all, PEER).is_none());
+        assert!(take(&all, PEER).is_none());
         all.make_room();
-        assert_eq!(leaving(&places), [] as [usize; 0]);
+        assert_eq!(leaving(&slots), [] as [usize; 0]);
         advance(GRACE).await;
-        places[0].begin();
+        slots[0].begin();
         all.make_room();
         all.make_room();
-        assert_eq!(leaving(&places), [1], "one at a time, and none that has asked");
-        places[1].to_leave().await;
-        drop(places.remove(1));
-        assert!(enter(&all, PEER).is_some());
+        assert_eq!(leaving(&slots), [1], "one at a time, and none that has asked");
+        slots[1].to_leave().await;
+        drop(slots.remove(1));
+        assert!(take(&all, PEER).is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn e13_a_connection_whose_request_arrives_in_time_stays() {
-        let all = Arc::new(Places::new());
-        let place = enter(&all, PEER).unwrap();
+        let all = Arc::new(ConnectionSlots::new());
+        let slot = take(&all, PEER).unwrap();
         advance(GRACE).await;
         all.make_room();
-        place.begin();
-        assert!(tokio::time::timeout(Duration::from_secs(1), place.to_leave()).await.is_err());
-        assert!(!place.entry.state().is_leaving);
-        drop(Answer(Arc::clone(&place)));
+        slot.begin();
+        assert!(tokio::time::timeout(Duration::from_secs(1), slot.to_leave()).await.is_err());
+        assert!(!slot.entry.state().is_leaving);
+        drop(Answer(Arc::clone(&slot)));
         advance(GRACE).await;
         all.make_room();
-        assert!(!place.entry.state().is_leaving, "a part of its answer has not been sent yet");
-        place.flushed();
+        assert!(!slot.entry.state().is_leaving, "a part of its answer has not been sent yet");
+        slot.flushed();
         advance(GRACE).await;
         all.make_room();
-        place.to_leave().await;
+        slot.to_leave().await;
     }
 
     #[tokio::test(start_paused = true)]
     async fn e13_an_address_has_half_of_the_places_and_takes_none_of_others() {
-        let all = Arc::new(Places::new());
-        let other = enter(&all, OTHER).unwrap();
+        let all = Arc::new(ConnectionSlots::new());
+        let other = take(&all, OTHER).unwrap();
         advance(GRACE).await;
-        let mut places: Vec<_> = (0..MAX_OF_PEER).map(|_| enter(&all, PEER).unwrap()).collect();
+        let mut slots: Vec<_> = (0..MAX_OF_PEER).map(|_| take(&all, PEER).unwrap()).collect();
         advance(GRACE).await;
-        places.push(enter(&all, PEER).unwrap());
-        assert_eq!((leaving(&places), other.entry.state().is_leaving), (vec![0], false));
-        drop(places.remove(0));
+        slots.push(take(&all, PEER).unwrap());
+        assert_eq!((leaving(&slots), other.entry.state().is_leaving), (vec![0], false));
+        drop(slots.remove(0));
         // More at once than can have been idle for long enough.
-        while let Some(place) = enter(&all, PEER) {
-            places.push(place);
+        while let Some(slot) = take(&all, PEER) {
+            slots.push(slot);
         }
         advance(GRACE).await;
-        while let Some(index) = leaving(&places).pop() {
-            drop(places.remove(index));
+        while let Some(index) = leaving(&slots).pop() {
+            drop(slots.remove(index));
         }
-        places.push(enter(&all, PEER).unwrap());
+        slots.push(take(&all, PEER).unwrap());
         all.make_room();
-        assert!(!leaving(&places).is_empty() && !other.entry.state().is_leaving);
+        assert!(!leaving(&slots).is_empty() && !other.entry.state().is_leaving);
     }
 
     #[tokio::test]
     async fn e13_answers_leave_places_for_probes() {
-        let all = Arc::new(Places::new());
+        let all = Arc::new(ConnectionSlots::new());
         let answering = |peer: &str| {
-            let place = enter(&all, peer).unwrap();
-            place.begin();
-            place.has_room_for_answer().then(|| Answer(place))
+            let slot = take(&all, peer).unwrap();
+            slot.begin();
+            slot.has_room_for_answer().then(|| Answer(slot))
         };
         let mut answers: Vec<_> = (0..MAX_ANSWERS_OF_PEER).map(|_| answering(PEER).unwrap()).collect();
         assert!(answering(PEER).is_none());
