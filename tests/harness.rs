@@ -12,7 +12,7 @@ use crate::support::watchdog::LIMIT_VARIABLE;
 use crate::support::{Backend, Client, Process, Router, eventually};
 
 const HANGING: &str = "harness::hangs_where_it_is_asked_to";
-/// Asks it to.
+/// Environment variable that makes the test below hang.
 const HANG: &str = "SNIGATE_TEST_HANGS";
 /// Seconds: enough to get to where it hangs, on a busy machine too.
 const LIMIT: &str = "8";

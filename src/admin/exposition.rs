@@ -104,7 +104,7 @@ impl std::io::Write for Pieces {
 pub(super) struct Exposition {
     pieces: Vec<Piece>,
     samples: String,
-    /// Of the current family, with the suffix of its kind.
+    /// Name of the current family, with the suffix of its kind.
     name: String,
 }
 

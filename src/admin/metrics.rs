@@ -44,7 +44,7 @@ pub(super) fn render(handles: &AdminHandles) -> Rendering {
 struct MetricsSnapshot {
     counters: Arc<Counters>,
     view: Arc<View>,
-    /// Those of the configuration, and recently removed ones.
+    /// Routes of the configuration, and recently removed ones.
     routes: Vec<Arc<RouteCounters>>,
     /// Names; likewise.
     listeners: Vec<Box<str>>,

@@ -19,7 +19,7 @@ impl Query {
         Some(self.0.remove(index).1)
     }
 
-    /// The same, parsed; the error says what is expected.
+    /// The value of a key, parsed; the error says what is expected.
     pub(super) fn parse<T: FromStr>(&mut self, name: &str, expected: &str) -> Result<Option<T>, String> {
         self.parse_with(name, expected, |value| value.parse().ok())
     }

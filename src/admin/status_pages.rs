@@ -25,7 +25,7 @@ pub(super) struct Snapshot {
 const SEPARATOR: &str = ",\n";
 
 impl Snapshot {
-    /// Of all routes, which takes long if there are many.
+    /// A snapshot of all routes, which takes long if there are many.
     pub(super) fn of(handles: &AdminHandles) -> Self {
         let view = handles.view.load_full();
         let all = 0..view.routes.len();

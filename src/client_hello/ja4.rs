@@ -19,7 +19,7 @@ pub struct Ja4 {
     /// At most 99, like the number of extensions.
     cipher_suites: u8,
     extensions: u8,
-    /// Of the first ALPN protocol.
+    /// First and last character of the first ALPN protocol.
     protocol: [u8; 2],
     cipher_hash: Hash,
     extension_hash: Hash,

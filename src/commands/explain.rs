@@ -76,7 +76,7 @@ struct Explanation {
     is_admitted: Option<bool>,
     /// The access rules that decided, or that apply.
     access: Option<String>,
-    /// The same for fingerprints.
+    /// The fingerprint rules that decided, or that apply.
     ja4_access: Option<String>,
 }
 

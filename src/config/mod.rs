@@ -54,9 +54,10 @@ pub(crate) struct Config {
     pub(crate) files: FileCounts,
     /// Patterns of `include` that match no file.
     pub(crate) unmatched_includes: Vec<String>,
-    /// At least one; no two with the same name or address.
+    /// At least one, except beside a cluster; no two with the same name or address.
     pub(crate) listeners: Vec<Listener>,
-    /// At least one; no two with the same name, and no two of equal rank that the same client could match.
+    /// At least one, except beside a cluster; no two with the same name, and no two of equal rank that the same client
+    /// could match.
     pub(crate) routes: Vec<Route>,
     /// Names that less specific routes do not get.
     pub(crate) excluded: Vec<(Names, Matchers)>,
@@ -267,7 +268,7 @@ impl Config {
         Self::read(path, &mut Inputs::default())
     }
 
-    /// The same, and records which files were read, also if one of them is invalid.
+    /// Like [`Self::load`], and records which files were read, also if one of them is invalid.
     pub(crate) fn read(path: &Path, inputs: &mut Inputs) -> Result<Self, ConfigError> {
         Self::read_as(path, Scope::Complete, inputs)
     }

@@ -25,7 +25,7 @@ use crate::relay::{PortableRest, RelaySettings};
 use crate::telemetry::{ConnectionRecord, Counters, ListenerTelemetry, PortableRecord};
 use crate::upstream::{EndpointId, OnRemove};
 
-/// Of [`PortableConnection`]. A process continues no connection with another version.
+/// Version of the serialized [`PortableConnection`]; a process adopts only its own version.
 const VERSION: u32 = 1;
 
 /// A connection without its sockets.

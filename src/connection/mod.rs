@@ -101,7 +101,7 @@ pub(crate) struct RouteTarget {
     pub(crate) sources: AccessRules,
     pub(crate) max_connections: Option<u32>,
     pub(crate) new_connections: Option<Rate>,
-    /// Of `new_connections`. It outlives a configuration.
+    /// How much of `new_connections` is used up; survives reloads.
     pub(crate) rate_usage: Arc<RateUsage>,
     pub(crate) upstream: Upstream,
     pub(crate) counters: Arc<RouteCounters>,

@@ -18,7 +18,7 @@ pub(crate) struct NetworkSet {
     /// First and last addresses, sorted; no two ranges overlap.
     v4: Box<[(u32, u32)]>,
     v6: Box<[(u128, u128)]>,
-    /// Of the ranges. Many routes may have this set, and all of them are compared at a reload.
+    /// Digest of the ranges. Many routes may have this set, and all of them are compared at a reload.
     digest: u64,
     /// Where they were read from, and how many.
     file: Option<(PathBuf, usize)>,

@@ -60,7 +60,7 @@ impl Default for Names {
 /// A route, and where it is matched.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Route {
-    /// Namespace and name of the object; `ingress:` before those of an Ingress.
+    /// `NAMESPACE/NAME` of the TLSRoute; for a host of an Ingress, `ingress/NAMESPACE/NAME/HOST`.
     pub(crate) name: String,
     pub(crate) object: ObjectRef,
     /// At least one.
@@ -132,9 +132,9 @@ pub(crate) struct Note {
 pub(crate) struct Statuses {
     pub(crate) classes: BTreeMap<Key, ClassStatus>,
     pub(crate) gateways: BTreeMap<Key, GatewayStatus>,
-    /// Of routes with a parent that is ours. From all others, entries of this controller are removed.
+    /// Routes with a parent that is ours. From all others, entries of this controller are removed.
     pub(crate) routes: BTreeMap<Key, RouteStatus>,
-    /// Of Ingress objects that are served. The addresses are those of `published`.
+    /// Ingress objects that are served. Their addresses are those of `published`.
     pub(crate) ingresses: BTreeSet<Key>,
     pub(crate) published: Published,
 }
@@ -226,7 +226,7 @@ pub(crate) struct ParentStatus {
 /// The addresses at which clients reach the listeners.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Published {
-    /// Those of this machine.
+    /// The addresses of this machine.
     #[default]
     Own,
     /// These; empty: not assigned yet.

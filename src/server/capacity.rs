@@ -16,7 +16,7 @@ use crate::upstream::health::{MAX_CHECKS, MAX_READERS};
 /// Descriptors for everything but connections: the admin's, health checks, lookups, files, and the rest of the process.
 const RESERVED_DESCRIPTORS: u64 =
     29 + (admin::MAX_CONNECTIONS + control::MAX_CONNECTIONS + MAX_CHECKS + MAX_LOOKUPS + MAX_READERS) as u64;
-/// Those without which nothing works: runtimes, listeners, the log.
+/// Descriptors without which nothing works: runtimes, listeners, the log.
 const MIN_RESERVED_DESCRIPTORS: u64 = 24;
 /// Its own, the one that a successor would get, and those of a connection that it has accepted beyond the limit.
 const DESCRIPTORS_PER_LISTENER: u64 = 4;

@@ -73,7 +73,7 @@ const NEVER: u64 = u64::MAX;
 const UNDECIDED: u8 = u8::MAX;
 const NOT_REMOVED: u8 = u8::MAX - 1;
 
-/// One number, so that both are read at once.
+/// A share as one number, so that both parts are read at once.
 fn pack(share: Share) -> u32 {
     u32::from(share.weight) << 1 | u32::from(share.is_backup)
 }

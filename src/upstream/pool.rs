@@ -96,7 +96,7 @@ impl Members {
 #[strum(serialize_all = "snake_case")]
 #[repr(u8)]
 pub(crate) enum Tier {
-    /// Those that are ready and no backups.
+    /// Endpoints that are ready and no backups.
     Primary,
     /// Backups that are ready.
     Backup,
@@ -117,9 +117,9 @@ const MAX_LISTED: usize = 20;
 /// The state of a destination's DNS lookups.
 #[derive(Clone, Debug, Default)]
 struct LookupResult {
-    /// Of the last successful lookup.
+    /// Result of the last successful lookup.
     addresses: Vec<SocketAddr>,
-    /// Of the last lookup, if it failed.
+    /// Why the last lookup failed, if it did.
     failure: Option<String>,
 }
 

@@ -79,7 +79,7 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    /// That of endpoints that are written as text.
+    /// The share of endpoints that are written as text.
     pub(crate) const DEFAULT: Self = Self { weight: 1, is_backup: false };
 }
 
@@ -130,7 +130,7 @@ pub(crate) enum Source {
     Any,
     /// One of these, by the family of the endpoint; `None`: chosen by the kernel.
     Addresses { v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr> },
-    /// That of the client.
+    /// The address of the client.
     Client,
 }
 

@@ -9,7 +9,7 @@ use super::{PATIENCE, watchdog};
 /// Read by a thread of its own, so that no test waits for a line that never comes.
 #[derive(Default)]
 pub struct Lines {
-    /// And whether there are no more to come.
+    /// All lines, and whether the stream has ended.
     all: Mutex<(Vec<String>, bool)>,
     changed: Condvar,
 }

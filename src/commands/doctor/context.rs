@@ -54,7 +54,7 @@ impl Source {
     }
 }
 
-/// The same for all routes.
+/// What the checks of all routes share.
 #[derive(Debug)]
 pub(super) struct Context {
     pub(super) source: Source,

@@ -66,7 +66,7 @@ impl TlvClass<'_> {
 #[derive(Clone, Debug)]
 pub(super) struct Coverage {
     pub(super) certain: AddressSet,
-    /// Those for which the translation lets it hold.
+    /// Addresses for which the translation lets it hold.
     pub(super) assumed: AddressSet,
     pub(super) possible: AddressSet,
 }

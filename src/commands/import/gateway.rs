@@ -17,10 +17,10 @@ use crate::cli::Import;
 use crate::commands::{manifests, printable, yaml};
 use crate::text::input::name_of;
 
-/// Of an endpoint in a configuration.
+/// Maximum weight of an endpoint in a configuration.
 const MAX_WEIGHT: u32 = 256;
 
-/// Of a route that rejects all clients; from a network reserved for documentation.
+/// Endpoint of a route that rejects all clients; from a network reserved for documentation.
 const UNUSED_ENDPOINT: &str = "192.0.2.1:9";
 
 /// Each on a line of its own.

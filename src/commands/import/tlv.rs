@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-/// That a configuration accepts, in bytes.
+/// Maximum length of a value that a configuration accepts, in bytes.
 const MAX_VALUE: usize = 4096;
 
 /// As a number, or by the name that HAProxy has for it.

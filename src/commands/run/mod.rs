@@ -113,7 +113,7 @@ fn confine(
     Ok(Confined::Running(Box::new(config), logging))
 }
 
-/// One, which gives memory back that has not been used for a while.
+/// Starts jemalloc's background thread, which returns unused memory to the system.
 #[cfg(feature = "jemalloc")]
 fn start_thread_of_allocator() -> anyhow::Result<()> {
     let started = tikv_jemalloc_ctl::max_background_threads::write(1)

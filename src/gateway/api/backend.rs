@@ -67,7 +67,7 @@ pub(crate) struct EndpointSlice {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct SliceEndpoint {
-    /// Of one Pod. IP addresses, or names if that is the slice's type.
+    /// IP addresses of one Pod, or names if that is the slice's type.
     pub(crate) addresses: Vec<String>,
     pub(crate) conditions: EndpointConditions,
 }
@@ -91,7 +91,7 @@ pub(crate) struct EndpointConditions {
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub(crate) struct SlicePort {
-    /// That of the Service's port; absent or empty for the only one.
+    /// Name of the Service's port; absent or empty for the only one.
     #[serde(default)]
     pub(crate) name: Option<String>,
     /// Absent: `TCP`.

@@ -47,7 +47,7 @@ impl ParentRef {
             && self.kind.as_deref().is_none_or(|kind| kind == Kind::Gateway.to_string())
     }
 
-    /// Of the parent of a route in this namespace.
+    /// Key of the parent of a route in this namespace.
     pub(crate) fn key(&self, namespace: &str) -> Key {
         Key::new(self.namespace.as_deref().unwrap_or(namespace), &*self.name)
     }

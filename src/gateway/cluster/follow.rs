@@ -294,7 +294,7 @@ fn has_expired(error: &watcher::Error) -> bool {
     }
 }
 
-/// So that replicas do not ask at the same moment.
+/// Varies a pause, so that replicas do not ask at the same moment.
 pub(super) fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.75 + 0.5 * fastrand::f64())
 }

@@ -29,7 +29,7 @@ pub(super) struct Candidate {
     pub(super) link: Arc<Link>,
     pub(super) namespace: String,
     pub(super) name: String,
-    /// Of this replica.
+    /// Name of this replica.
     pub(super) identity: String,
 }
 

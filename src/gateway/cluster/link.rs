@@ -29,7 +29,7 @@ pub(crate) enum ConnectError {
 pub(super) struct Way {
     /// `None`: as a Pod.
     pub(super) kubeconfig: Option<PathBuf>,
-    /// Of the kubeconfig; `None`: its current one.
+    /// Context of the kubeconfig; `None`: its current one.
     pub(super) context: Option<String>,
     /// How long the API server may be silent.
     pub(super) silence: Duration,

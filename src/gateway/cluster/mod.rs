@@ -32,7 +32,7 @@ use super::snapshot::Snapshot;
 pub(crate) struct Access {
     /// `None`: that of the Pod.
     pub(crate) kubeconfig: Option<PathBuf>,
-    /// Of the kubeconfig; `None`: its current one.
+    /// Context of the kubeconfig; `None`: its current one.
     pub(crate) context: Option<String>,
     pub(crate) controller: String,
     /// Only these; empty: all.

@@ -27,7 +27,7 @@ pub(crate) struct Reading {
     /// The URL of the API server.
     pub(crate) server: String,
     pub(crate) snapshot: Snapshot,
-    /// Of the objects that snigate reports on.
+    /// Statuses of the objects that snigate reports on.
     pub(crate) statuses: BTreeMap<(Kind, Key), Value>,
     /// Kinds that the API server does not have.
     pub(crate) missing: BTreeSet<Kind>,

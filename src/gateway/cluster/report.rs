@@ -47,9 +47,9 @@ pub(super) struct Reporter {
     pub(super) link: Arc<Link>,
     pub(super) store: Arc<Store>,
     pub(super) controller: String,
-    /// Of the Ingress objects that are served.
+    /// Class of the Ingress objects that are served.
     pub(super) ingress_class: Option<String>,
-    /// Of this replica, in Events.
+    /// Name of this replica, in Events.
     pub(super) identity: String,
 }
 

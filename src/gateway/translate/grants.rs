@@ -11,7 +11,7 @@ pub(super) struct Target<'t> {
     pub(super) key: &'t Key,
 }
 
-/// Of an object of Gateway API in this namespace.
+/// Whether an object of Gateway API in this namespace may refer to the target.
 pub(super) fn check(snapshot: &Snapshot, kind: Kind, namespace: &str, target: &Target<'_>) -> Result<(), Problem> {
     if target.key.namespace == namespace || is_granted(snapshot, kind, namespace, target) {
         return Ok(());

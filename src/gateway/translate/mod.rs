@@ -38,7 +38,7 @@ pub(crate) const ANNOTATION_PREFIX: &str = "snigate.dev/";
 /// The type of the condition about annotations. It is there only if one is wrong.
 pub(crate) const INVALID_ANNOTATIONS: &str = "snigate.dev/InvalidAnnotations";
 
-/// Those that the project tests; in alphabetical order.
+/// Features of Gateway API whose conformance tests pass; in alphabetical order.
 const SUPPORTED_FEATURES: &[&str] = &["Gateway", "ReferenceGrant", "TLSRoute"];
 
 /// What the operator chose.

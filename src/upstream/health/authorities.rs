@@ -33,7 +33,7 @@ impl fmt::Display for CaFile {
 #[derive(Debug)]
 pub(crate) struct Authorities {
     pub(crate) certificates: Vec<CertificateDer<'static>>,
-    /// The same as trust anchors.
+    /// The certificates as trust anchors.
     pub(super) roots: Arc<RootCertStore>,
 }
 

@@ -21,7 +21,7 @@ const FRESH: Duration = Duration::from_millis(900);
 /// A file that takes longer is reported, and its last content is used.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The same where a configuration is loaded: the file is refused then.
+/// How long reading may take while a configuration is loaded: the file is refused then.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Threads that read; when all hang, nothing more is read.

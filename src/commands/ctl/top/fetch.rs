@@ -29,7 +29,7 @@ pub(super) enum Answer {
 
 /// All connections are looked at, if only to be counted.
 const CONNECTIONS_INTERVAL: Duration = Duration::from_secs(2);
-/// Of the connections of a route.
+/// How many connections of a route are listed.
 const MAX_LISTED: usize = 500;
 const TIMEOUT: Duration = Duration::from_secs(10);
 

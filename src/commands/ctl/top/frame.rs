@@ -176,7 +176,7 @@ fn states(connections: Option<&Connections>) -> String {
     if open == 0 { "0 open".into() } else { format!("{open} open: {states}") }
 }
 
-/// Of the route that is looked into, or of all.
+/// Rates of the route that is looked into, or of all.
 fn rates_line(page: &Page) -> String {
     let timeline = &page.timeline;
     let Some(name) = page.route() else { return rates(timeline.totals()) };

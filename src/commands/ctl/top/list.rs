@@ -69,7 +69,7 @@ pub(super) struct List {
     pub(super) columns: &'static [Column],
     /// The column that would say the same in each row.
     hidden: Option<usize>,
-    /// Those that match the filter, in order.
+    /// Rows that match the filter, in order.
     pub(super) rows: Vec<Row>,
     /// The width of the longest text of each column, with its title.
     longest: Vec<usize>,

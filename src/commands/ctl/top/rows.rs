@@ -21,7 +21,7 @@ const fn ascending(column: Column) -> Column {
     Column { descends: false, ..column }
 }
 
-/// Of an IPv4 address with its port.
+/// Width of an IPv4 address with its port.
 const ADDRESS: usize = 21;
 
 const ROUTES: [Column; 9] = [
@@ -164,7 +164,7 @@ fn numbers(timeline: &Timeline, name: &str, counters: &Counters) -> [Cell; 6] {
     ]
 }
 
-/// Of this route, or of all.
+/// Endpoints of this route, or of all.
 pub(super) fn endpoints(timeline: &Timeline, of: Option<&str>) -> Vec<Row> {
     let routes = timeline.now.routes.iter().filter(|route| of.is_none_or(|of| of == route.name));
     let each = |route: &Route| -> Vec<Row> {
@@ -207,7 +207,7 @@ fn endpoint_row(route: &Route, index: usize, endpoint: &Endpoint) -> Row {
     }
 }
 
-/// Of this route, or of all.
+/// Refusals of this route, or of all.
 pub(super) fn refusals(refusals: &[Refusal], of: Option<&str>, now: SystemTime) -> Vec<Row> {
     let wanted = refusals.iter().filter(|refusal| of.is_none_or(|of| of == refusal.route));
     wanted.map(|refusal| refusal_row(refusal, now)).collect()

@@ -17,7 +17,7 @@ pub(super) struct Sample {
     pub(super) routes: Vec<Route>,
     /// The newest first.
     pub(super) refusals: Vec<Refusal>,
-    /// Of the buckets; in seconds, ascending.
+    /// Upper bounds of the buckets; in seconds, ascending.
     pub(super) answer_bounds: Vec<f64>,
 }
 
@@ -98,7 +98,7 @@ pub(super) struct Connections {
     pub(super) relaying: u64,
     pub(super) parked: u64,
     pub(super) rejected: u64,
-    /// Those of the route that is looked into.
+    /// How many connections the route has that is looked into.
     pub(super) matched: usize,
     /// The first of them.
     pub(super) listed: Vec<Connection>,
@@ -185,7 +185,7 @@ impl Counters {
 }
 
 impl Endpoint {
-    /// Those of a destination.
+    /// All endpoints of a destination.
     fn all(destination: &Value) -> Vec<Self> {
         let is_backup = destination["backup"] == true;
         let endpoint = |endpoint: &Value| Self {

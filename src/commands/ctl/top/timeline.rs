@@ -13,7 +13,7 @@ const LATENCY_WINDOW: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Timeline {
     pub(super) now: Sample,
-    /// Of the same process, the newest at the end.
+    /// Earlier samples of the same process, the newest at the end.
     before: VecDeque<Moment>,
 }
 
@@ -76,7 +76,7 @@ impl Timeline {
         })
     }
 
-    /// Of the answers in the last seconds; `None` if there were none.
+    /// Latency of the answers in the last seconds; `None` if there were none.
     pub(super) fn latency(&self, name: &str, now: &Counters) -> Option<Latency> {
         let before = &self.before.front()?.routes.get(name)?.answers;
         let before = before.iter().chain(std::iter::repeat(&0));
@@ -86,7 +86,7 @@ impl Timeline {
         Some(Latency { p50: quantile(0.5)?, p99: quantile(0.99)? })
     }
 
-    /// Of all connections, with a route or not.
+    /// Rates of all connections, with a route or not.
     pub(super) fn totals(&self) -> Option<Rates> {
         let routes = self.now.routes.iter().filter_map(|route| self.rates(&route.name, &route.counters));
         let sum = |sum: Rates, more: Rates| Rates {

@@ -14,7 +14,7 @@ pub(super) fn terminates_tls(line: &SectionLine) -> bool {
     line.words[0] == "bind" && line.words.iter().any(|word| word == "ssl")
 }
 
-/// Those that snigate could listen at; none if the line is not a `bind`.
+/// Addresses that snigate could listen at; none if the line is not a `bind`.
 pub(super) fn addresses(line: &SectionLine) -> Vec<SocketAddr> {
     if line.words[0] != "bind" {
         return Vec::new();

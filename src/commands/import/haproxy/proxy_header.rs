@@ -16,7 +16,7 @@ pub(super) struct HeaderParameters {
 /// The value of a TLV.
 enum TlvFormat {
     Constant(Vec<u8>),
-    /// That of the client's own header.
+    /// The value of the client's own header.
     Passed,
 }
 

@@ -19,7 +19,7 @@ impl SourceParameters {
         Self { location: location.clone(), address: address.into(), transparent: None }
     }
 
-    /// Of a line of a backend.
+    /// Reads the `source` line of a backend.
     pub(super) fn read(words: &[&str], location: &Location, notes: &mut Notes) -> Self {
         let (address, rest) = words.split_first().map_or(("", words), |(address, rest)| (*address, rest));
         let mut source = Self::new(address, location);

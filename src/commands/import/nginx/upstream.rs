@@ -14,7 +14,7 @@ use crate::commands::import::upstream_draft::{
 };
 use crate::commands::import::values::duration;
 
-/// Of an endpoint.
+/// Maximum weight of an endpoint.
 const MAX_WEIGHT: u32 = 256;
 
 /// Adds the upstream to the draft, and returns its key there.
@@ -89,7 +89,7 @@ fn apply_settings(settings: &StreamSettings<'_>, upstream: &mut UpstreamDraft, n
     }
 }
 
-/// Of `proxy_bind`.
+/// The source address of `proxy_bind`.
 fn source(directive: &Directive, notes: &mut Notes) -> SourceDraft {
     let location = directive.location();
     match directive.words()[1..] {

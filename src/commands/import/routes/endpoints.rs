@@ -56,7 +56,7 @@ fn replace_primaries(upstream: &mut UpstreamDraft, notes: &mut Notes) {
     }
 }
 
-/// Those of a family that no endpoint has.
+/// Leaves out source addresses of a family that no endpoint has.
 fn leave_out_unused_sources(upstream: &mut UpstreamDraft, notes: &mut Notes) {
     let SourceDraft::Addresses(all) = &mut upstream.source else { return };
     let endpoints = &upstream.endpoints;

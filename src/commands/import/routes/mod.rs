@@ -99,7 +99,7 @@ pub(super) fn make(draft: &mut Draft, notes: &mut Notes) -> Vec<RouteDraft> {
 }
 
 struct FrontendRoutes {
-    /// Of its listeners.
+    /// Access list of its listeners.
     access: AccessList,
     routes: Vec<RouteDraft>,
 }

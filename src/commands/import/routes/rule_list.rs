@@ -123,7 +123,7 @@ impl<'a> RuleList<'a> {
         Evaluation { clients_by_action, uncertainties, deciding_rules }
     }
 
-    /// Those that may match clients with these names.
+    /// Rules that may match clients with these names.
     pub(super) fn rules_for(&self, name: NameClass<'_>) -> impl Iterator<Item = &'a Rule> {
         let all = self.all;
         self.numbers_for(name).into_iter().map(move |number| &all[number])

@@ -77,7 +77,7 @@ fn rate(count: u64, period: Option<u64>) -> String {
     format!("{}/{unit}", per_unit.clamp(1, 1_000_000))
 }
 
-/// Of a route that rejects all clients; from a network reserved for documentation.
+/// Endpoint of a route that rejects all clients; from a network reserved for documentation.
 const UNUSED_ENDPOINT: &str = "192.0.2.1:9";
 
 struct ListenerEntry<'a> {
