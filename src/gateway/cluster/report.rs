@@ -73,7 +73,9 @@ impl Reporter {
                 let is_noted = self.publish(&report.notes, &mut published).await;
                 has_failed = !(is_written && is_noted);
             }
-            retry = if has_failed { (retry * 2).min(LAST_RETRY) } else { FIRST_RETRY };
+            if !has_failed {
+                retry = FIRST_RETRY;
+            }
             tokio::select! {
                 changed = wanted.changed() => {
                     if changed.is_err() {
@@ -86,7 +88,7 @@ impl Reporter {
                     }
                 }
                 _ = statuses.changed() => {}
-                () = sleep(retry), if has_failed => {}
+                () = sleep(retry), if has_failed => retry = (retry * 2).min(LAST_RETRY),
             }
         }
     }
