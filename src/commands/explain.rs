@@ -8,6 +8,7 @@ use crate::client_hello::{Alpn, ClientHello, Framing, IpLiteral, Ja4, Parsed, Su
 use crate::config::{Config, Listener, Route};
 use crate::connection::accept_proxy::{AcceptProxy, Others};
 use crate::connection::admission::{AccessRules, Fingerprints, NotAdmitted};
+use crate::connection::unrouted;
 use crate::name::{NamePattern, ServerName, ip_literal};
 use crate::route::{Arrival, Client, Match, MatchedBy, Matchers, Tlvs};
 use crate::text::{input, pasted};
@@ -177,11 +178,11 @@ impl Explanation {
         let found = table.find(client);
         let near_misses = near_misses(config, client, found.as_ref());
         let Some(found) = found else {
-            self.reason = Some(match client.server_name {
-                _ if !near_misses.is_empty() => near_misses.join("; "),
-                Some(_) => "no route matches this name, and there is no catch-all route".into(),
-                None => "the client sent no SNI, and there is no catch-all route".into(),
-            });
+            self.reason = if near_misses.is_empty() {
+                unrouted(client, &table).reason.map(Into::into)
+            } else {
+                Some(near_misses.join("; "))
+            };
             return;
         };
         let route = &config.routes[*found.target];

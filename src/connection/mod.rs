@@ -309,7 +309,7 @@ fn record_fingerprint(hello: &Hello, ip_literal: IpLiteral, fields: &mut LogFiel
 }
 
 /// Why no route matches.
-pub(crate) fn unrouted(client: &Client<'_>, routes: &RouteTable<Arc<RouteTarget>>) -> Rejection {
+pub(crate) fn unrouted<T>(client: &Client<'_>, routes: &RouteTable<T>) -> Rejection {
     let (outcome, reason) = match client.server_name {
         Some(name) if routes.knows(name) => {
             (Outcome::UnknownName, "no other matcher of the routes with this name matches the client")
@@ -317,7 +317,7 @@ pub(crate) fn unrouted(client: &Client<'_>, routes: &RouteTable<Arc<RouteTarget>
         Some(_) if routes.has_catch_all() => {
             (Outcome::UnknownName, "no route has this name, and no catch-all route matches the client")
         }
-        Some(_) => (Outcome::UnknownName, "no route matches this name"),
+        Some(_) => (Outcome::UnknownName, "no route matches this name, and there is no catch-all route"),
         None if routes.has_catch_all() => {
             (Outcome::NoName, "the client sent no SNI, and no catch-all route matches it")
         }

@@ -225,7 +225,7 @@ fn clients_that_no_route_takes_are_told_apart() {
         backend.address()
     ));
     for (hello, outcome, reason) in [
-        (Hello::to("b.example"), "unknown_name", "no route matches this name"),
+        (Hello::to("b.example"), "unknown_name", "no route matches this name, and there is no catch-all route"),
         (Hello::to(NAME), "unknown_name", "no other matcher of the routes with this name matches the client"),
         (Hello::new(), "no_name", "the client sent no SNI, and there is no catch-all route"),
     ] {

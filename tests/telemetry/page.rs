@@ -235,7 +235,10 @@ fn a_route_opens_beside_the_list_and_says_where_a_name_goes() {
     for (name, says) in [
         (OTHER, "Route prod.example.com, by prod.example.com."),
         (NAME, "Route dev.example.com, by dev.example.com – not this one."),
-        ("unknown.example.com", "Refused with unknown_name: no route matches this name."),
+        (
+            "unknown.example.com",
+            "Refused with unknown_name: no route matches this name, and there is no catch-all route.",
+        ),
         ("https://dev.example.com", "name: `https://dev.example.com`: this is a URL; write `dev.example.com`"),
         ("<img>", "name: `<img>`: the name has a character other than letters, digits, '-', '_' and '.'"),
     ] {
