@@ -2,14 +2,19 @@
 
 use std::path::PathBuf;
 
-use crate::cli::{PublishAddress, Served, WATCH_SECONDS};
+use crate::cli::{PublishAddress, Served};
 use crate::gateway::api::Key;
 use crate::gateway::cluster::Access;
 use crate::gateway::plan::PublishedAddress;
 use crate::gateway::translate::{IngressOptions, Options, Publish};
 
-/// To read what they say, without writing.
-pub(super) fn read_only(served: Served, kubeconfig: Option<PathBuf>) -> (Access, Options) {
+/// How to reach the cluster, and what of it is served.
+pub(super) fn access_and_options(
+    served: Served,
+    kubeconfig: Option<PathBuf>,
+    writes_status: bool,
+    watch_seconds: u32,
+) -> (Access, Options) {
     let Served { controller, namespaces, publish_service, publish_addresses, ingress_class, ingress_port } = served;
     let access = Access {
         kubeconfig,
@@ -18,8 +23,8 @@ pub(super) fn read_only(served: Served, kubeconfig: Option<PathBuf>) -> (Access,
         namespaces: namespaces.clone(),
         publish_namespace: publish_service.as_ref().map(|(namespace, _)| namespace.clone()),
         ingress_class: ingress_class.clone(),
-        writes_status: false,
-        watch_seconds: WATCH_SECONDS,
+        writes_status,
+        watch_seconds,
     };
     let address = |address| match address {
         PublishAddress::Ip(address) => PublishedAddress::Ip(address),

@@ -212,24 +212,20 @@ impl SourceTable {
         if *limits == SourceLimits::default() {
             return Ok(None);
         }
-        let source = SourceKey::of(client);
-        let now = Instant::now();
-        let mut shard = self.shard(source);
-        shard.make_room(now);
-        let entry = shard.sources.entry(source).or_insert(SourceUsage { open: 0, replenished: now });
-        if let Some(limit) = limits.concurrent
-            && entry.open >= limit
-        {
-            return Err(Excess::Concurrent(limit));
-        }
-        if let Some(rate) = limits.new
-            && !admits(rate, &mut entry.replenished, now)
-        {
-            return Err(Excess::New(rate));
-        }
-        entry.open += 1;
-        drop(shard);
-        Ok(Some(SourcePermit { table: Arc::clone(self), source }))
+        let within_limits = |usage: &mut SourceUsage, now| {
+            if let Some(limit) = limits.concurrent
+                && usage.open >= limit
+            {
+                return Err(Excess::Concurrent(limit));
+            }
+            if let Some(rate) = limits.new
+                && !admits(rate, &mut usage.replenished, now)
+            {
+                return Err(Excess::New(rate));
+            }
+            Ok(())
+        };
+        self.permit(client, within_limits).map(Some)
     }
 
     /// A permit for a connection that another process has admitted.
@@ -237,13 +233,24 @@ impl SourceTable {
         if *limits == SourceLimits::default() {
             return None;
         }
+        self.permit(client, |_, _| Ok(())).ok()
+    }
+
+    /// Counts a connection from this client, unless `check` fails.
+    fn permit(
+        self: &Arc<Self>,
+        client: IpAddr,
+        check: impl FnOnce(&mut SourceUsage, Instant) -> Result<(), Excess>,
+    ) -> Result<SourcePermit, Excess> {
         let source = SourceKey::of(client);
         let now = Instant::now();
         let mut shard = self.shard(source);
         shard.make_room(now);
-        shard.sources.entry(source).or_insert(SourceUsage { open: 0, replenished: now }).open += 1;
+        let usage = shard.sources.entry(source).or_insert(SourceUsage { open: 0, replenished: now });
+        check(usage, now)?;
+        usage.open += 1;
         drop(shard);
-        Some(SourcePermit { table: Arc::clone(self), source })
+        Ok(SourcePermit { table: Arc::clone(self), source })
     }
 
     fn shard(&self, source: SourceKey) -> MutexGuard<'_, Shard> {

@@ -69,9 +69,9 @@ impl Base {
 
 fn split(arguments: Gateway) -> (Base, Access, Options) {
     let Gateway { config, served, no_status, kubeconfig, watch_seconds, log_format } = arguments;
-    let (access, options) = served::read_only(served, kubeconfig);
+    let (access, options) = served::access_and_options(served, kubeconfig, !no_status, watch_seconds);
     let base = Base { path: config, log_format: log_format.map(Into::into) };
-    (base, Access { writes_status: !no_status, watch_seconds, ..access }, options)
+    (base, access, options)
 }
 
 async fn serve(

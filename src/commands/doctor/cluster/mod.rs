@@ -22,12 +22,13 @@ use self::objects::Objects;
 use self::published::Published;
 use super::context::{Context, RouteContext, Source};
 use super::{check, select, through};
-use crate::cli::Doctor;
+use crate::cli::{Doctor, WATCH_SECONDS};
 use crate::commands::served;
 
 pub(super) async fn run(kubeconfig: &Path, options: &Doctor) -> anyhow::Result<ExitCode> {
     let asked = &options.asked;
-    let (access, chosen) = served::read_only(asked.served.clone(), Some(kubeconfig.to_owned()));
+    let (access, chosen) =
+        served::access_and_options(asked.served.clone(), Some(kubeconfig.to_owned()), false, WATCH_SECONDS);
     let access = Access { context: asked.context.clone(), ..access };
     let reading = read(&access).await.context("Kubernetes")?;
     let plan = translate(&reading.snapshot, &chosen, &[]);
