@@ -20,11 +20,15 @@ const NAME: &str = "a.example";
 
 /// A router with one route to these, and more of its `upstream` map.
 fn router(endpoints: &[SocketAddr], more: &str) -> Router {
+    Router::start(&text(endpoints, more))
+}
+
+fn text(endpoints: &[SocketAddr], more: &str) -> String {
     let endpoints: Vec<String> = endpoints.iter().map(|address| format!("\"{address}\"")).collect();
-    Router::start(&format!(
+    format!(
         "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n  - sni: {NAME}\n    upstream:\n      endpoints: [{}]\n      slow_start: 0s\n      {more}\n",
         endpoints.join(", ")
-    ))
+    )
 }
 
 /// A check of what HTTP and TLS say, fast.
@@ -262,17 +266,20 @@ struct Going {
     /// `None` once nobody listens there any more.
     listener: Option<TcpListener>,
     address: SocketAddr,
-    staying: Backend,
+    staying: SocketAddr,
 }
 
 impl Going {
     /// With such a `dead` key.
     fn start(dead: &str) -> Self {
+        Self::beside(Backend::named("there").address(), dead)
+    }
+
+    fn beside(staying: SocketAddr, dead: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let staying = Backend::named("there");
         let router = router(
-            &[address, staying.address()],
+            &[address, staying],
             &format!("balance: round_robin\n      dead: {dead}\n      health_check: {{interval: 100ms, fall: 2}}"),
         );
         let hello = Hello::to(NAME).record();
@@ -302,7 +309,7 @@ impl Going {
     fn is_dead(&self, cause: &str) {
         let change = state(&self.router, self.address, "dead");
         assert_eq!((change["cause"].as_str(), change["connections"].as_u64()), (Some(cause), Some(1)));
-        assert_eq!(reached(&self.router), self.staying.address().to_string());
+        assert_eq!(reached(&self.router), self.staying.to_string());
     }
 
     fn wait_for_probe(&self) {
@@ -358,6 +365,28 @@ fn b08_silent_streams_of_an_endpoint_that_is_gone_are_probed_and_closed_after_th
     assert_eq!(going.ended_as(), ("cut_endpoint".into(), "us".into()));
     let account = going.router.account_of(going.client.address());
     assert_eq!(account["reason"], "the endpoint is dead and does not acknowledge this connection");
+}
+
+/// It accepts and says nothing; then its machine is gone.
+#[test]
+fn b08_an_endpoint_that_hangs_before_it_is_gone_loses_its_streams_after_the_grace() {
+    let authority = Authority::new();
+    let staying = ApiServer::start(&authority, NAME);
+    let mut going = Going::beside(staying.address(), "{grace: 300ms}");
+    let check = "health_check: {interval: 100ms, fall: 2, tls: {verify: false}}";
+    let more = format!("balance: round_robin\n      dead: {{grace: 300ms}}\n      {check}");
+    assert_eq!(going.router.reload(&text(&[going.address, going.staying], &more))["message"], "reloaded");
+    going.is_dead("connected, but no response within 100ms");
+    black_out(going.listener.as_ref().unwrap().try_clone().unwrap());
+    black_out(going.stream.try_clone().unwrap());
+    eventually("it is unreachable", || {
+        let status: Value = serde_json::from_str(&going.router.get("/api/status").1).unwrap();
+        let endpoints = status["routes"][0]["upstream"][0]["endpoints"].as_array().unwrap();
+        endpoints.iter().any(|endpoint| endpoint["cause"] == "connect: no response within 100ms")
+    });
+    going.wait_for_probe();
+    going.client.rest();
+    assert_eq!(going.ended_as(), ("cut_endpoint".into(), "us".into()));
 }
 
 /// What was sent and not acknowledged is the probe then: no keepalive is sent beside it.

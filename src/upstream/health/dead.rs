@@ -16,7 +16,8 @@ use super::probe::probe;
 use super::state::{EndpointState, ProbeResult};
 use crate::relay::PROBE_TIME;
 
-/// How soon it is seen that a pool no longer fails open.
+/// How soon it is seen that the endpoint has become unreachable, which is no change of its state, or that the pool no
+/// longer fails open.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How often a dead endpoint is connected to where no check is configured.
 const TRIAL_EVERY: Duration = Duration::from_secs(10);
@@ -30,13 +31,12 @@ pub(in crate::upstream) async fn watch_dead(pool: Arc<Pool>, endpoint: Arc<Endpo
     let mut next_trial = Instant::now() + if pool.check().is_none() { jittered(TRIAL_EVERY) } else { NEVER };
     while endpoint.state() == EndpointState::Dead {
         let now = Instant::now();
-        let is_unreachable = endpoint.health().is_unreachable();
         // As long as the pool fails open, the grace does not run.
-        let is_doomed = is_unreachable && !pool.fails_open();
+        let is_doomed = endpoint.health().is_unreachable() && !pool.fails_open();
         grace_began = is_doomed.then(|| grace_began.unwrap_or(now));
         is_announced &= is_doomed;
         let probe_at = |begun: Instant| Some(begun + pool.dead_grace()?.saturating_sub(PROBE_TIME));
-        let look_again = if is_unreachable && !is_doomed { LOOK_AGAIN } else { NEVER };
+        let look_again = if is_doomed { NEVER } else { LOOK_AGAIN };
         tokio::select! {
             () = endpoint.changed.notified() => {}
             () = sleep(look_again) => {}
