@@ -110,6 +110,26 @@ fn h25_a_process_that_cannot_serve_changes_nothing() {
 }
 
 #[test]
+fn h25_a_process_that_drains_is_not_taken_over_from() {
+    let (backend, held) = Backend::held();
+    let directory = TempDir::new().unwrap();
+    let text = with_socket(&backend, &directory) + "timeouts: {drain: 60s}\n";
+    let running = start(&text);
+    serves(&running);
+    let mut stream = connect(&running, &held);
+    running.signal(Signal::TERM);
+    running.wait("that it drains", |line| line["message"] == "draining");
+    let mut next = start(&text);
+    serves(&next);
+    works(&mut stream);
+    // The socket is that of the new process now.
+    let last = start(&text);
+    serves(&last);
+    assert_eq!(next.exit().code(), Some(0));
+    works(&mut stream);
+}
+
+#[test]
 fn h25_a_wrong_path_is_an_error_at_the_start_and_a_reload_cannot_change_it() {
     let (backend, _held) = Backend::held();
     let directory = TempDir::new().unwrap();

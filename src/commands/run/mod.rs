@@ -227,8 +227,8 @@ async fn serve(
     };
     let sources = RequestSources { signals: &mut signals, control: &mut control, upgrades: &upgrades };
     let ended = reload_until_stopped(&mut server, sources, reloader, &notifier, &logging).await;
-    // What operators ask for now is refused.
-    drop(control);
+    // What operators ask for now is refused, and no process takes over from this one. A successor has duplicates.
+    drop((control, upgrades));
     Ok(match ended {
         RunEnd::Stop(signal) => {
             info!(signal, "shutting down; repeat the signal to exit immediately");
@@ -242,8 +242,6 @@ async fn serve(
             if let Some(watchdog) = watchdog {
                 watchdog.abort();
             }
-            // The new process has a duplicate.
-            drop(upgrades);
             upgrades::yield_to_successor(&mut server, successor, arrivals, signals).await
         }
     })
