@@ -37,7 +37,16 @@ pub(crate) enum Found {
 
 /// Connects to the process that serves at this path, or else listens there.
 pub(crate) fn open(key: &'static str, path: &Path) -> Result<Found, SocketError> {
-    find(path).map_err(|reason| SocketError { key, path: path.into(), reason })
+    open_unless(key, path, |_| false)
+}
+
+/// The same, but replaces the socket of a process that says that it needs it no longer.
+pub(crate) fn open_unless(
+    key: &'static str,
+    path: &Path,
+    is_left: impl FnOnce(&UnixStream) -> bool,
+) -> Result<Found, SocketError> {
+    find(path, is_left).map_err(|reason| SocketError { key, path: path.into(), reason })
 }
 
 /// Whether this socket is bound to the path.
@@ -45,9 +54,10 @@ pub(crate) fn is_at(socket: &UnixListener, path: &Path) -> bool {
     socket.local_addr().is_ok_and(|address| address.as_pathname().is_none_or(|bound| bound == path))
 }
 
-fn find(path: &Path) -> Result<Found, String> {
+fn find(path: &Path, is_left: impl FnOnce(&UnixStream) -> bool) -> Result<Found, String> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let in_directory = |error: io::Error| format!("{}: {error}", directory.display());
+    let remove = || fs::remove_file(path).map_err(|error| error.to_string());
     let locked = File::open(directory).map_err(in_directory)?;
     let mode = locked.metadata().map_err(in_directory)?.mode();
     if mode & 0o022 != 0 && mode & 0o1000 == 0 {
@@ -73,13 +83,14 @@ fn find(path: &Path) -> Result<Found, String> {
         }
         Ok(_) => match UnixStream::connect(path) {
             Ok(stream) if Peer::of(&stream).map_err(|error| error.to_string())?.is_trusted() => {
-                return Ok(Found::Running(stream));
+                if !is_left(&stream) {
+                    return Ok(Found::Running(stream));
+                }
+                remove()?;
             }
             Ok(_) => return Err("another user listens there".into()),
             // Its process has ended.
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                fs::remove_file(path).map_err(|error| error.to_string())?;
-            }
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => remove()?,
             Err(error) => return Err(error.to_string()),
         },
     }

@@ -113,7 +113,9 @@ fn h25_a_process_that_cannot_serve_changes_nothing() {
 fn h25_a_process_that_drains_is_not_taken_over_from() {
     let (backend, held) = Backend::held();
     let directory = TempDir::new().unwrap();
-    let text = with_socket(&backend, &directory) + "timeouts: {drain: 60s}\n";
+    let control = directory.path().join("control.sock");
+    let more = format!("timeouts: {{drain: 60s}}\ncontrol: {}\n", control.display());
+    let text = with_socket(&backend, &directory) + &more;
     let running = start(&text);
     serves(&running);
     let mut stream = connect(&running, &held);
@@ -122,7 +124,9 @@ fn h25_a_process_that_drains_is_not_taken_over_from() {
     let mut next = start(&text);
     serves(&next);
     works(&mut stream);
-    // The socket is that of the new process now.
+    // The sockets are those of the new process now.
+    let socket = control.to_str().unwrap();
+    assert!(snigate().args(["ctl", "--socket", socket, "reload"]).status().unwrap().success());
     let last = start(&text);
     serves(&last);
     assert_eq!(next.exit().code(), Some(0));

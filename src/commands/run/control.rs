@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::io;
-use std::os::unix::net::UnixListener;
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::admin::control::{Action, Order};
 use crate::logging::Logging;
-use crate::process::unix_socket::{self, Found, Peer};
+use crate::process::unix_socket::{self, Found, Peer, SocketError};
 use crate::server::{DrainError, DrainResult, Server};
 use crate::upstream::Drained;
 use anyhow::bail;
@@ -16,7 +17,25 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-pub(super) const KEY: &str = "control";
+const KEY: &str = "control";
+
+/// Of another process that is asked whether it drains.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_ANSWER: u64 = 4096;
+
+/// Connects to the process that has the socket of `control`, or else listens there. One that drains leaves it to this one,
+/// unless a predecessor hands it over.
+pub(super) fn find(path: &Path, has_predecessor: bool) -> Result<Found, SocketError> {
+    unix_socket::open_unless(KEY, path, |process| !has_predecessor && drains(process).unwrap_or(false))
+}
+
+fn drains(mut process: &UnixStream) -> io::Result<bool> {
+    process.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    process.write_all(b"GET /readyz HTTP/1.1\r\nhost: snigate\r\nconnection: close\r\n\r\n")?;
+    let mut response = String::new();
+    process.take(MAX_ANSWER).read_to_string(&mut response)?;
+    Ok(response.ends_with("\r\n\r\ndraining\n"))
+}
 
 /// The socket of `control`, if there is one.
 pub(super) fn socket(

@@ -12,7 +12,6 @@ use crate::gateway::drive::Drive;
 use crate::gateway::translate::Options;
 use crate::process::inputs::Inputs;
 use crate::process::systemd::{Notification, Notifier};
-use crate::process::unix_socket;
 use crate::server::{Changes, Readiness, Server};
 use anyhow::Context as _;
 use tokio::time::timeout;
@@ -34,7 +33,7 @@ pub(in crate::commands) fn run(arguments: Gateway) -> anyhow::Result<ExitCode> {
     let signals = Signals::catch()?;
     let (base, access, options) = split(arguments);
     let config = base.load()?;
-    let control = config.control.as_ref().map(|path| unix_socket::open(control::KEY, path)).transpose()?;
+    let control = config.control.as_ref().map(|path| control::find(path, false)).transpose()?;
     let control = control::socket(config.control.as_deref(), None, control, false)?;
     let (config, logging) = match confine(config, || Some(base.load()))? {
         Confined::Running(config, logging) => (*config, logging),

@@ -64,7 +64,8 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
         Some(path) if !Predecessor::exists() => Some(unix_socket::open(upgrades::KEY, path)?),
         _ => None,
     };
-    let control = config.control.as_ref().map(|path| unix_socket::open(control::KEY, path)).transpose()?;
+    let has_predecessor = Predecessor::exists() || matches!(running, Some(Found::Running(_)));
+    let control = config.control.as_ref().map(|path| control::find(path, has_predecessor)).transpose()?;
     let found = FoundSockets { running, control };
     let (config, logging) = match confine(config, || source.as_ref().map(|source| source.load().config))? {
         Confined::Running(config, logging) => (*config, logging),
