@@ -77,6 +77,11 @@ impl Adopter {
         (verdicts, arrived)
     }
 
+    /// Forgets what is kept from one offer to the next. A generation that is replaced is in use until then.
+    pub(crate) fn pause(&mut self) {
+        self.routes = None;
+    }
+
     /// The verdicts on so many connections for which there is no room.
     pub(crate) fn no_room(connections: usize) -> Vec<u8> {
         vec![Verdict::NoRoom as u8; connections]

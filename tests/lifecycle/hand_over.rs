@@ -250,6 +250,30 @@ fn h23_a_route_that_the_new_process_lacks_decides_for_endpoints_that_were_kept_b
     assert_eq!(router.exit().code(), Some(0));
 }
 
+#[test]
+fn h23_a_reload_after_an_upgrade_is_over_although_the_old_process_lives() {
+    let (backend, held) = Backend::held();
+    let (stalled_backend, stalled) = Backend::held();
+    let more = "timeouts: {drain: 0s}\n";
+    let remaining = ("b.example", stalled_backend.address());
+    let (router, _) = linked(&config(&[(NAME, backend.address()), remaining], more));
+    let (mut client, _upstream) = connect(&router, &held);
+    let _stalled_client = Client::send(router.address(), &Hello::to("b.example").record());
+    let mut stalled = stalled.recv_timeout(PATIENCE).unwrap();
+    fill(&mut stalled);
+    let new = upgrade(&router);
+    router.wait("one has moved", is_in_new);
+    router.wait("one has not", |line| line["message"] == "connections continue in the old process");
+
+    fs::write(&router.config, config(&[remaining], more)).unwrap();
+    kill_process(new, Signal::HUP).unwrap();
+    let closed =
+        router.wait("it is over", |line| line["message"] == "closed connections of removed routes and endpoints");
+    assert_eq!(closed["closed"], 1);
+    assert_eq!(client.rest(), (Vec::new(), End::Fin));
+    assert!(!router.log().iter().any(|line| line["message"] == "the old process has exited"));
+}
+
 /// What a new process does that is not this program.
 const ROLE: &str = "TEST_SUCCESSOR";
 

@@ -135,6 +135,7 @@ pub(super) async fn receive(mut channel: Channel, mut adopter: Adopter, counters
     let reason = loop {
         let answered = match channel.receive().await {
             Ok(FromPredecessor::Connections(connections)) => {
+                adopter.pause();
                 counters.predecessor_connections.store(connections, Relaxed);
                 if connections > 0 && !mem::replace(&mut remained, true) {
                     info!(connections, "connections continue in the old process");
