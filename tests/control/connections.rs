@@ -164,6 +164,28 @@ fn h28_closing_stops_when_the_operator_leaves() {
 }
 
 #[test]
+fn h28_closing_does_not_catch_up() {
+    let backend = Backend::echo();
+    let operated = Operated::start(&config(&[(NAME, backend.address())], ""));
+    let streams: Vec<Client> = (0..30).map(|_| open(&operated, "127.0.0.1", NAME)).collect();
+    std::thread::scope(|scope| {
+        let closing = scope.spawn(|| {
+            let begun = Instant::now();
+            assert!(operated.says(&["close", "--all", "--rate", "10"]).ends_with("30 closed\n"));
+            begun.elapsed()
+        });
+        operated.router.wait("the first", |line| line["outcome"] == "drained");
+        operated.router.signal(Signal::STOP);
+        // As long as this, it can close nothing, and it must not make up for that.
+        std::thread::sleep(Duration::from_secs(2));
+        operated.router.signal(Signal::CONT);
+        let took = closing.join().unwrap();
+        assert!(took >= Duration::from_millis(4500), "{took:?}: 2.9 s without the stop of 2 s");
+    });
+    drop(streams);
+}
+
+#[test]
 fn h28_connections_of_the_old_process_are_listed_and_closed_after_an_upgrade() {
     let (backend, held) = Backend::held();
     let (operated, _) = Operated::starting(&config(&[(NAME, backend.address())], ""), linked);

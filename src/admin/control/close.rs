@@ -9,7 +9,7 @@ use hyper::Response;
 use hyper::body::Bytes;
 use serde_json::{Value, json};
 use tokio::task::consume_budget;
-use tokio::time::{Instant, interval_at, sleep, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until};
 use tracing::info;
 
 use super::connections::{Filter, matching};
@@ -29,6 +29,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// A connection that has another message pending is tried again after this, and so often.
 const RETRY_AFTER: Duration = Duration::from_millis(20);
 const RETRIES: usize = 5;
+/// Timers are late by so much at most times. At high rates, several connections are closed at a time.
+const TIMER_LATENESS: Duration = Duration::from_millis(10);
 
 /// What is to be closed.
 #[derive(Debug)]
@@ -83,21 +85,23 @@ async fn close(handles: Arc<ControlHandles>, closing: Closing, mut sender: Sende
     }
     let ids: Vec<ConnectionId> = connections.into_iter().map(|connection| connection.id).collect();
     let mut progress = Progress::default();
-    let begun = Instant::now();
-    let mut report = interval_at(begun + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
+    let mut pace = Pace::new(rate);
+    let mut report = interval_at(pace.next + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
+    report.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut is_heard = true;
-    let interval = Duration::from_secs(1) / rate;
-    for (id, number) in ids.into_iter().zip(0..) {
-        let at = begun + interval * number;
-        while is_heard && at > Instant::now() {
+    for id in ids {
+        while is_heard {
             tokio::select! {
-                () = sleep_until(at) => {}
+                // First, also where closing takes longer than the rate allows for.
+                biased;
                 _ = report.tick() => is_heard = say(&mut sender, &progress.json(false)).await,
+                () = pace.wait() => break,
             }
         }
         if !is_heard {
             break;
         }
+        pace.advance();
         close_one(registry, id, &mut progress).await;
         consume_budget().await;
     }
@@ -118,6 +122,29 @@ async fn close(handles: Arc<ControlHandles>, closing: Closing, mut sender: Sende
         "operator: close"
     );
     say(&mut sender, &progress.json(true)).await;
+}
+
+/// When the next connection is closed.
+struct Pace {
+    interval: Duration,
+    next: Instant,
+}
+
+impl Pace {
+    fn new(rate: u32) -> Self {
+        Self { interval: Duration::from_secs(1) / rate, next: Instant::now() }
+    }
+
+    async fn wait(&self) {
+        if self.next > Instant::now() {
+            sleep_until(self.next).await;
+        }
+    }
+
+    /// A longer delay is not made up for.
+    fn advance(&mut self) {
+        self.next = self.next.max(Instant::now() - TIMER_LATENESS) + self.interval;
+    }
 }
 
 async fn close_one(registry: &Registry, id: ConnectionId, progress: &mut Progress) {
@@ -153,4 +180,35 @@ impl Progress {
 /// Whether the operator is still there.
 async fn say(sender: &mut Sender<Bytes>, line: &Value) -> bool {
     sender.send_data(Bytes::from(format!("{line}\n"))).await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many are closed within this time.
+    async fn closed_within(pace: &mut Pace, time: Duration) -> u32 {
+        let end = Instant::now() + time;
+        let mut closed = 0;
+        while pace.next < end {
+            pace.wait().await;
+            pace.advance();
+            closed += 1;
+        }
+        sleep_until(end).await;
+        closed
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn h28_a_rate_is_kept_and_no_delay_is_made_up_for() {
+        for (rate, delay) in [(1, 10), (10, 2), (100, 1), (MAX_RATE, 1)] {
+            let mut pace = Pace::new(rate);
+            let second = Duration::from_secs(1);
+            assert_eq!(closed_within(&mut pace, second).await, rate);
+            sleep(Duration::from_secs(delay)).await;
+            let burst = rate / 100 + 1;
+            let closed = closed_within(&mut pace, second).await;
+            assert!((rate..=rate + burst).contains(&closed), "{rate}: {closed}");
+        }
+    }
 }
