@@ -47,6 +47,11 @@ impl Channel {
         Ok(Self(UnixStream::from_std(stream)?))
     }
 
+    /// The answer of the old process to the report that this one serves.
+    pub(super) async fn receive_byte(&mut self) -> io::Result<u8> {
+        self.0.read_u8().await
+    }
+
     /// Reports the number of open connections.
     pub(crate) async fn report_connections(&mut self, connections: u64) -> io::Result<()> {
         self.send(COUNT, connections, &[]).await

@@ -2,8 +2,8 @@
 //!
 //! The new process is started by the old one, with one end of a Unix socket pair as its standard input, or by anyone, and
 //! connects to the [socket](super::unix_socket) of the old one. It sends a greeting, receives the listening sockets with
-//! their configured addresses, and reports when it is serving. If it ends or sends nothing, the old process continues: both
-//! have the same open file descriptions.
+//! their configured addresses, and reports when it is serving, which the old one confirms. If it ends, or is too late, the old
+//! process continues: both have the same open file descriptions.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -46,9 +46,13 @@ const CONTROL_SOCKET: &str = "control";
 /// In place of an address, without a socket: an endpoint, or all (`*`), and a route that they have drained.
 const DRAINED: &str = "drained ";
 
-/// Without it, the old process sends no sockets.
-const GREETING: &[u8] = b"hello";
+/// Without it, the old process sends no sockets. Has the version of all that follows.
+const GREETING: &[u8] = b"hi v2";
 const READY: &[u8] = b"ready";
+/// The answer of the old process: it stops serving.
+const CONFIRMED: u8 = b'c';
+/// The answer of the old process: it has not waited any longer, and continues to serve.
+const REFUSED: u8 = b'r';
 
 /// How long the new process must run after it has reported that it serves.
 const PROBATION: Duration = Duration::from_millis(500);
@@ -218,32 +222,41 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// Sends the listeners. Returns which of them the new process serves, once it has reported that it does.
+/// Sends the listeners. Returns which of them the new process serves, once it has reported that it does. If not, that
+/// process is told, in case it still runs.
 fn hand_over(mut channel: UnixStream, sockets: &Sockets) -> io::Result<Option<(Vec<bool>, UnixStream)>> {
-    if !receive_exactly(&mut channel, GREETING)? {
+    let taken_over = offer(&mut channel, sockets);
+    let answer = if matches!(taken_over, Ok(Some(_))) { CONFIRMED } else { REFUSED };
+    // Fails if the new process has ended.
+    let is_told = channel.write_all(&[answer]).is_ok();
+    Ok(taken_over?.filter(|_| is_told).map(|taken_over| (taken_over, channel)))
+}
+
+fn offer(channel: &mut UnixStream, sockets: &Sockets) -> io::Result<Option<Vec<bool>>> {
+    if !receive_exactly(channel, GREETING)? {
         return Ok(None);
     }
     let Sockets { listeners, upgrade, control, drained } = sockets;
     for InheritedSocket { address, name, socket } in listeners {
-        send(&channel, &format!("{address} {}", name.as_deref().unwrap_or_default()), &[socket.as_fd()])?;
+        send(channel, &format!("{address} {}", name.as_deref().unwrap_or_default()), &[socket.as_fd()])?;
     }
     if let Some(upgrade) = upgrade {
-        send(&channel, UPGRADE_SOCKET, &[upgrade.as_fd()])?;
+        send(channel, UPGRADE_SOCKET, &[upgrade.as_fd()])?;
     }
     if let Some(control) = control {
-        send(&channel, CONTROL_SOCKET, &[control.as_fd()])?;
+        send(channel, CONTROL_SOCKET, &[control.as_fd()])?;
     }
     for (route, endpoint) in drained {
         let endpoint = endpoint.map_or("*".into(), |endpoint| endpoint.to_string());
-        send(&channel, &format!("{DRAINED}{endpoint} {route}"), &[])?;
+        send(channel, &format!("{DRAINED}{endpoint} {route}"), &[])?;
     }
-    send(&channel, "", &[])?;
-    if !receive_exactly(&mut channel, READY)? {
+    send(channel, "", &[])?;
+    if !receive_exactly(channel, READY)? {
         return Ok(None);
     }
     let mut taken_over = vec![0; listeners.len()];
     channel.read_exact(&mut taken_over)?;
-    Ok(Some((taken_over.into_iter().map(|taken_over| taken_over != 0).collect(), channel)))
+    Ok(Some(taken_over.into_iter().map(|taken_over| taken_over != 0).collect()))
 }
 
 fn receive_exactly(channel: &mut UnixStream, expected: &[u8]) -> io::Result<bool> {
@@ -267,6 +280,16 @@ fn send(channel: &UnixStream, listener: &str, sockets: &[BorrowedFd<'_>]) -> io:
     }
     sendmsg(channel, &[IoSlice::new(&message)], &mut ancillary, SendFlags::NOSIGNAL)?;
     Ok(())
+}
+
+/// Why a process that serves has not taken over.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotTakenOver {
+    #[error("the running process did not wait for this one, and continues to serve")]
+    Refused,
+    /// The old process has ended.
+    #[error(transparent)]
+    Lost(#[from] io::Error),
 }
 
 /// The old process of an upgrade.
@@ -310,12 +333,18 @@ impl Predecessor {
     }
 
     /// Reports that this process serves, and which of the listeners, so that the predecessor stops accepting. Returns the
-    /// channel for its connections.
-    pub(crate) fn take_over(mut self, taken_over: &[bool]) -> io::Result<Channel> {
-        self.0.write_all(READY)?;
-        let taken_over: Vec<u8> = taken_over.iter().map(|taken_over| u8::from(*taken_over)).collect();
-        self.0.write_all(&taken_over)?;
-        Channel::new(self.0)
+    /// channel for its connections once it has confirmed that. Must be called within a tokio runtime.
+    pub(crate) async fn take_over(mut self, taken_over: &[bool]) -> Result<Channel, NotTakenOver> {
+        let taken_over = taken_over.iter().map(|taken_over| u8::from(*taken_over));
+        let report: Vec<u8> = READY.iter().copied().chain(taken_over).collect();
+        // If this fails, a refusal can still be received.
+        let reported = self.0.write_all(&report);
+        let mut channel = Channel::new(self.0)?;
+        match channel.receive_byte().await {
+            Ok(CONFIRMED) => Ok(channel),
+            Ok(_) => Err(NotTakenOver::Refused),
+            Err(error) => Err(NotTakenOver::Lost(reported.err().unwrap_or(error))),
+        }
     }
 }
 

@@ -283,7 +283,7 @@ const ROLE: &str = "TEST_SUCCESSOR";
 fn successor() {
     let Ok(role) = std::env::var(ROLE) else { return };
     let mut channel = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
-    channel.write_all(b"hello").unwrap();
+    channel.write_all(b"hi v2").unwrap();
     let receive = |bytes: &mut [u8]| {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(128))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -301,6 +301,9 @@ fn successor() {
     }
     (&channel).write_all(b"ready").unwrap();
     (&channel).write_all(&vec![1; listeners]).unwrap();
+    let mut confirmed = [0];
+    receive(&mut confirmed);
+    assert_eq!(confirmed, *b"c");
     receive(&mut [0; 16]);
     match &*role {
         // While it has the connection, without an answer.

@@ -250,7 +250,7 @@ fn h09_a_new_binary_that_does_not_serve_changes_nothing() {
     is_not_upgraded(&router, "it closed its standard input");
     replace(Some("#!/bin/sh\necho garbage >&0; exec sleep 60 <&-\n"), 0o755);
     is_not_upgraded(&router, "ended before it served");
-    replace(Some("#!/bin/sh\nprintf helloready >&0; exit 3\n"), 0o755);
+    replace(Some("#!/bin/sh\nprintf 'hi v2ready' >&0; exit 3\n"), 0o755);
     is_not_upgraded(&router, "the new process ended before it served: exit status: 3");
     replace(Some("\x7fELF, but no more"), 0o755);
     is_not_upgraded(&router, "cannot start");

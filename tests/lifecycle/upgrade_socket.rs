@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
@@ -95,7 +96,7 @@ fn h25_a_process_that_cannot_serve_changes_nothing() {
     running.wait("told", failed);
     // Something else connects.
     let socket = directory.path().join("upgrade.sock");
-    for bytes in [&b"garbage"[..], b"", b"hel", b"hello"] {
+    for bytes in [&b"garbage"[..], b"", b"hello", b"hi v2"] {
         let mut other = UnixStream::connect(&socket).unwrap();
         other.write_all(bytes).unwrap();
         drop(other);
@@ -131,6 +132,64 @@ fn h25_a_process_that_drains_is_not_taken_over_from() {
     serves(&last);
     assert_eq!(next.exit().code(), Some(0));
     works(&mut stream);
+}
+
+/// Stopped by a debugger or the freezer of its container between the greeting and its report.
+#[test]
+fn h25_a_process_that_is_too_late_does_not_serve_beside_the_running_one() {
+    let (backend, held) = Backend::held();
+    let directory = TempDir::new().unwrap();
+    // So many that there is time to stop it.
+    let names: Vec<String> = (0..10_000).map(|number| format!("n{number}.example")).collect();
+    let routes = [NAME].into_iter().chain(names.iter().map(String::as_str));
+    let routes: Vec<_> = routes.map(|name| (name, backend.address())).collect();
+    let socket = directory.path().join("upgrade.sock");
+    let text = config(&routes, &format!("upgrade: {{socket: {}}}\n", socket.display()));
+    let mut running = start(&text);
+    serves(&running);
+    let mut stream = connect(&running, &held);
+    // With each, its successors end.
+    let mut ended = Vec::new();
+    let mut late = loop {
+        let next = start(&text);
+        next.wait("that it has the sockets", |line| line["message"] == "starting");
+        next.signal(Signal::STOP);
+        if !is_upgraded(&running) {
+            break next;
+        }
+        // It had reported before it was stopped.
+        next.signal(Signal::CONT);
+        ended.push(std::mem::replace(&mut running, next));
+    };
+    late.signal(Signal::CONT);
+    assert_eq!(late.exit().code(), Some(1));
+    late.wait("why", |line| {
+        line["message"] == "cannot start"
+            && line["reason"].as_str().is_some_and(|reason| reason.contains("did not wait for this one"))
+    });
+    let status: Value = serde_json::from_str(&running.get("/api/status").1).unwrap();
+    assert_eq!(status["process"], running.pid().as_raw_nonzero().get());
+    works(&mut stream);
+    let next = start(&text);
+    serves(&next);
+    works(&mut stream);
+}
+
+/// What comes of the upgrade that is under way. A process may take half a minute to serve.
+fn is_upgraded(running: &Router) -> bool {
+    let begun = Instant::now();
+    loop {
+        let log = running.log();
+        let is_told = |message: &str| log.iter().any(|line| line["message"] == message);
+        if is_told("upgrade failed; this process continues to serve") {
+            return false;
+        }
+        if is_told("upgraded; the new process serves") {
+            return true;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 #[test]

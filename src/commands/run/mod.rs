@@ -17,7 +17,7 @@ use crate::process::inputs::Inputs;
 use crate::process::sandbox::{self, Entered, Sandbox, Transparent};
 use crate::process::systemd::{self, Notification, Notifier};
 use crate::process::unix_socket::{self, Found};
-use crate::process::upgrade::{self, Predecessor, Successor};
+use crate::process::upgrade::{self, NotTakenOver, Predecessor, Successor};
 use crate::process::watch::FileWatch;
 use crate::server::{Readiness, Server};
 use crate::upstream::Drained;
@@ -216,18 +216,29 @@ async fn serve(
         // Otherwise the predecessor notifies systemd.
         notifier.notify(Notification::Serving);
     }
-    let arrivals = match predecessor.map(|predecessor| predecessor.take_over(&adopted)) {
-        None => None,
-        Some(Ok(channel)) => {
-            Some(tokio::spawn(hand_over::receive(channel, server.adopter(), Arc::clone(server.counters()))))
+    let (mut arrivals, mut stopped) = (None, None);
+    if let Some(predecessor) = predecessor {
+        tokio::select! {
+            taken_over = predecessor.take_over(&adopted) => match taken_over {
+                Ok(channel) => {
+                    let counters = Arc::clone(server.counters());
+                    arrivals = Some(tokio::spawn(hand_over::receive(channel, server.adopter(), counters)));
+                }
+                Err(reason @ NotTakenOver::Refused) => {
+                    error!(%reason, "cannot start");
+                    return Ok(upgrades::yield_to_running(&mut server, &adopted, signals).await);
+                }
+                Err(NotTakenOver::Lost(reason)) => warn!(%reason, "lost the connection to the old process"),
+            },
+            signal = signals.stop(Busy::Starting) => stopped = Some(RunEnd::Stop(signal)),
         }
-        Some(Err(reason)) => {
-            warn!(%reason, "lost the connection to the old process");
-            None
-        }
+    }
+    let ended = if let Some(stopped) = stopped {
+        stopped
+    } else {
+        let sources = RequestSources { signals: &mut signals, control: &mut control, upgrades: &upgrades };
+        reload_until_stopped(&mut server, sources, reloader, &notifier, &logging).await
     };
-    let sources = RequestSources { signals: &mut signals, control: &mut control, upgrades: &upgrades };
-    let ended = reload_until_stopped(&mut server, sources, reloader, &notifier, &logging).await;
     // What operators ask for now is refused, and no process takes over from this one. A successor has duplicates.
     drop((control, upgrades));
     Ok(match ended {

@@ -124,6 +124,16 @@ fn send_reload(process: u32) {
     }
 }
 
+/// Leaves these listeners to the running process, and serves the connections that were accepted meanwhile.
+pub(super) async fn yield_to_running(server: &mut Server, adopted: &[bool], mut signals: Signals) -> ExitCode {
+    server.yield_to_successor(adopted).await;
+    let deadline = Instant::now() + server.timeouts().drain;
+    tokio::select! {
+        _ = server.finish(deadline) => ExitCode::FAILURE,
+        signal = signals.stop(Busy::Draining) => exit_immediately(signal, server.connections()),
+    }
+}
+
 /// Hands connections over to the successor, those that still arrive from a predecessor too, and drains what stays for
 /// `timeouts.upgrade_drain`, or for `timeouts.drain` after a signal to stop.
 pub(super) async fn yield_to_successor(
