@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use super::inputs::{Inputs, Stamps, Unreadable};
@@ -25,12 +25,22 @@ pub(crate) struct FileWatch {
     /// Any write counts as a change, even one of the same content.
     is_held_back: bool,
     is_unreadable: bool,
+    next_look: Instant,
+    /// Another content, which must be the same at the next look.
+    unsettled: Option<Inputs>,
 }
 
 impl FileWatch {
     /// Watches what was loaded.
     pub(crate) fn new(loaded: Inputs) -> Self {
-        Self { loaded: Arc::new(loaded), unchanged: None, is_held_back: false, is_unreadable: false }
+        Self {
+            loaded: Arc::new(loaded),
+            unchanged: None,
+            is_held_back: false,
+            is_unreadable: false,
+            next_look: Instant::now() + POLL_INTERVAL,
+            unsettled: None,
+        }
     }
 
     /// Something else was loaded.
@@ -44,10 +54,10 @@ impl FileWatch {
         self.is_held_back = true;
     }
 
-    /// Completes when the content differs from what was loaded last.
+    /// Completes when the content differs from what was loaded last. Can be dropped and called again at any time.
     pub(crate) async fn changed(&mut self) {
         loop {
-            sleep(POLL_INTERVAL).await;
+            sleep_until(self.next_look).await;
             match self.has_changed().await {
                 Ok(true) => return,
                 Ok(false) => self.is_unreadable = false,
@@ -62,18 +72,31 @@ impl FileWatch {
     }
 
     async fn has_changed(&mut self) -> Result<bool, Unreadable> {
+        let changed = self.changed_content().await;
+        let unsettled = self.unsettled.take();
+        self.next_look = Instant::now() + POLL_INTERVAL;
+        let Some(content) = changed? else { return Ok(false) };
+        if let Some(unsettled) = unsettled
+            && !content.differ_from(&unsettled)?
+        {
+            return Ok(true);
+        }
+        self.unsettled = Some(content);
+        self.next_look = Instant::now() + SETTLE_TIME;
+        Ok(false)
+    }
+
+    async fn changed_content(&mut self) -> Result<Option<Inputs>, Unreadable> {
         let now = self.look(Inputs::stamps_now).await;
         if self.unchanged == now {
-            return Ok(false);
+            return Ok(None);
         }
-        let Some(content) = self.look(Inputs::read_again).await else { return Ok(false) };
+        let Some(content) = self.look(Inputs::read_again).await else { return Ok(None) };
         if !content.differ_from(&self.loaded)? && !self.is_held_back {
             self.unchanged = now;
-            return Ok(false);
+            return Ok(None);
         }
-        sleep(SETTLE_TIME).await;
-        let Some(settled) = self.look(Inputs::read_again).await else { return Ok(false) };
-        Ok(!settled.differ_from(&content)?)
+        Ok(Some(content))
     }
 
     /// On a blocking thread: the file system may hang.
@@ -90,7 +113,7 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     use tempfile::TempDir;
-    use tokio::time::{Instant, timeout};
+    use tokio::time::{Instant, sleep, timeout};
 
     use super::*;
 
@@ -127,6 +150,18 @@ mod tests {
                 self.watch.set_loaded((self.load)(self.directory.path()));
             }
             has_changed
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn g07_a_change_is_noticed_although_other_requests_interrupt_the_watch() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("c.yaml"), "one").unwrap();
+        let mut watched = Watched::new(directory, one_file);
+        watched.write("c.yaml", "two");
+        let begun = Instant::now();
+        while timeout(SETTLE_TIME / 2, watched.watch.changed()).await.is_err() {
+            assert!(begun.elapsed() < POLL_INTERVAL * 3);
         }
     }
 

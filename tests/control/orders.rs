@@ -1,8 +1,11 @@
 //! Reloads and log levels by order of an operator.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
 use super::Operated;
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, snigate};
+use crate::support::{Backend, Client, Hello, Stop, snigate};
 
 const NAME: &str = "a.example";
 
@@ -55,6 +58,27 @@ fn the_log_level_changes_until_the_next_reload() {
     let after = bare();
     assert!(!is_logged(after));
     assert_eq!(snigate().args(["ctl", "log-level", "loud"]).output().unwrap().status.code(), Some(2));
+}
+
+#[test]
+fn g07_a_watched_file_is_applied_while_operators_give_orders() {
+    let backend = Backend::echo();
+    let operated = Operated::start(&config(&[(NAME, backend.address())], "watch: true\n"));
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Relaxed) {
+                operated.says(&["log-level", "info"]);
+                // More often than the file is looked at.
+                std::thread::sleep(Duration::from_millis(300));
+            }
+        });
+        let _stop = Stop(&is_over);
+        let changed = config(&[(NAME, backend.address()), ("b.example", backend.address())], "watch: true\n");
+        std::fs::write(&operated.router.config, operated.with_socket(&changed)).unwrap();
+        let reloaded = operated.router.wait("the reload", |line| line["message"] == "reloaded");
+        assert_eq!((&reloaded["by"], &reloaded["added"]), (&"watch".into(), &1.into()));
+    });
 }
 
 #[test]

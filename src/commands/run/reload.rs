@@ -12,7 +12,7 @@ use crate::server::{Changes, Server};
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 use tracing::{error, info};
 
 use super::control::Control;
@@ -85,16 +85,17 @@ pub(super) struct Reloader {
     watches: bool,
     /// Why the last reload failed.
     failure: Option<String>,
+    retry_at: Instant,
     /// Whether that was because it would have removed most routes.
     is_held_back: bool,
 }
 
 impl Reloader {
     pub(super) fn new(file: Option<(FileWatch, ConfigSource)>, watches: bool) -> Self {
-        Self { file, watches, failure: None, is_held_back: false }
+        Self { file, watches, failure: None, retry_at: Instant::now(), is_held_back: false }
     }
 
-    /// Waits until the watched files are to be loaded again.
+    /// Waits until the watched files are to be loaded again. Can be dropped and called again at any time.
     pub(super) async fn due(&mut self) -> Trigger {
         // A change that is held back is not retried.
         let has_failed = self.failure.is_some() && !self.is_held_back;
@@ -102,7 +103,7 @@ impl Reloader {
             Some((watch, _)) if self.watches => {
                 tokio::select! {
                     () = watch.changed() => Trigger::Watch,
-                    () = sleep(RETRY_INTERVAL), if has_failed => Trigger::Retry,
+                    () = sleep_until(self.retry_at), if has_failed => Trigger::Retry,
                 }
             }
             _ => std::future::pending().await,
@@ -149,6 +150,7 @@ impl Reloader {
                     log_failed(trigger, &reason);
                 }
                 self.failure = Some(reason);
+                self.retry_at = Instant::now() + RETRY_INTERVAL;
             }
         }
         None
