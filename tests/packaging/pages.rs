@@ -9,9 +9,11 @@ mod links;
 /// Keys, flags, metrics, log fields, outcomes.
 mod names;
 
+use std::collections::BTreeSet;
+
 use tempfile::TempDir;
 
-use crate::support::pages::{block, page};
+use crate::support::pages::{block, page, table};
 use crate::support::{Backend, Client, Hello, Router, all_output, snigate, tls};
 
 #[test]
@@ -26,6 +28,22 @@ fn the_parser_is_embedded_as_the_page_shows() {
 fn the_readme_is_one_page() {
     let lines = page("README.md").lines().count();
     assert!(lines <= 150, "{lines}");
+}
+
+#[test]
+fn the_figures_of_the_readme_are_those_of_the_benchmarks() {
+    let benchmarks = page("docs/benchmarks.md");
+    let measured: Vec<BTreeSet<&str>> = benchmarks.lines().map(numbers).collect();
+    for row in table("README.md", "| | snigate | HAProxy 2.6 | nginx 1.22 |") {
+        let row = row.join(" ");
+        let is_there = measured.iter().any(|line| line.is_superset(&numbers(&row)));
+        assert!(is_there, "docs/benchmarks.md has no row with these numbers: {row}");
+    }
+}
+
+fn numbers(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|letter: char| !letter.is_ascii_digit() && !matches!(letter, '.' | ','));
+    words.map(|word| word.trim_matches(['.', ','])).filter(|word| !word.is_empty()).collect()
 }
 
 /// What `check` says of the configuration in this block.
