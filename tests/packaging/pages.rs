@@ -4,6 +4,8 @@
 mod commands;
 /// The code of docs/fuzzing.md.
 mod embedded;
+/// Tables and the length of lines.
+mod layout;
 /// Files and headings.
 mod links;
 /// Keys, flags, metrics, log fields, outcomes.

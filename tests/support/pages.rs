@@ -82,20 +82,21 @@ pub fn configurations() -> Vec<Block> {
     found
 }
 
+/// The lines of a text outside its blocks, with their numbers.
+pub fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut is_block = false;
+    (1..).zip(text.lines()).filter(move |(_, line)| {
+        let is_fence = line.trim_start().starts_with("```");
+        is_block ^= is_fence;
+        !is_block && !is_fence
+    })
+}
+
 /// What is in `backticks` on a page, outside its blocks.
 pub fn code(path: &str) -> Vec<String> {
     let text = page(path);
-    let mut is_block = false;
-    let mut prose = String::new();
-    for line in text.lines() {
-        if line.trim_start().starts_with("```") {
-            is_block = !is_block;
-        } else if !is_block {
-            prose.push_str(line);
-            prose.push('\n');
-        }
-    }
-    prose.split('`').skip(1).step_by(2).map(|code| code.replace("\\|", "|").replace('\n', " ")).collect()
+    let lines: Vec<&str> = prose(&text).map(|(_, line)| line).collect();
+    lines.join("\n").split('`').skip(1).step_by(2).map(|code| code.replace("\\|", "|").replace('\n', " ")).collect()
 }
 
 /// The rows of the table with this header, each as its cells.

@@ -2,15 +2,13 @@
 
 use std::path::Path;
 
-use crate::support::pages::{all, page};
+use crate::support::pages::{all, page, prose};
 
 /// Where the headings of a page can be linked to.
 fn anchors(text: &str) -> Vec<String> {
     let mut anchors: Vec<String> = Vec::new();
-    let mut is_block = false;
-    for line in text.lines() {
-        is_block ^= line.trim_start().starts_with("```");
-        let Some(title) = line.strip_prefix('#').filter(|_| !is_block) else { continue };
+    for (_, line) in prose(text) {
+        let Some(title) = line.strip_prefix('#') else { continue };
         let title = title.trim_start_matches('#').trim().to_lowercase();
         let kept = title.chars().filter(|letter| letter.is_alphanumeric() || matches!(letter, ' ' | '-' | '_'));
         let anchor: String = kept.map(|letter| if letter == ' ' { '-' } else { letter }).collect();
@@ -22,17 +20,8 @@ fn anchors(text: &str) -> Vec<String> {
 
 /// What is linked to, without what is in code.
 fn links(text: &str) -> Vec<String> {
-    let mut is_block = false;
-    let mut links = Vec::new();
-    for line in text.lines() {
-        is_block ^= line.trim_start().starts_with("```");
-        if !is_block {
-            links.extend(
-                line.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link.to_owned()),
-            );
-        }
-    }
-    links
+    let targets = prose(text).flat_map(|(_, line)| line.split("](").skip(1));
+    targets.filter_map(|rest| rest.split_once(')')).map(|(link, _)| link.to_owned()).collect()
 }
 
 #[test]
