@@ -1,4 +1,4 @@
-//! The server: starts, reloads and drains. The only room that sees the whole configuration.
+//! The server: starts, reloads and drains.
 
 mod capacity;
 mod control;
