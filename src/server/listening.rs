@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn g05_listeners_keep_their_sockets_by_name_then_by_address() {
+    fn g09_listeners_keep_their_sockets_by_name_then_by_address() {
         let chosen: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let fixed: SocketAddr = "127.0.0.1:6443".parse().unwrap();
         let existing = [(Some("one"), chosen), (Some("two"), chosen), (Some("three"), fixed)];

@@ -167,7 +167,7 @@ fn z11_z12_h16_nothing_is_lost_and_nothing_grows() {
 /// Reloads, upgrades, drains and endpoints that come and go, so many of them as `SNIGATE_STORM` says (12 otherwise), while
 /// clients of all kinds come: every connection is logged once, and no stream is closed that nothing has removed.
 #[test]
-fn g13_h08_storm_of_changes_loses_no_connection() {
+fn g08_h08_storm_of_changes_loses_no_connection() {
     let changes: u16 = std::env::var("SNIGATE_STORM").map_or(12, |text| text.parse().unwrap());
     watchdog::may_take(Duration::from_secs(300) + Duration::from_secs(2) * changes.into());
     let [first, second, faulty, patient] = [Backend::echo(), Backend::echo(), Backend::echo(), Backend::patient()];

@@ -213,7 +213,7 @@ fn two_chosen(order: [&str; 2], route: &str, backend: SocketAddr) -> String {
 }
 
 #[test]
-fn g05_listeners_of_one_address_are_known_by_their_names() {
+fn g09_listeners_of_one_address_are_known_by_their_names() {
     let backend = Backend::named("served");
     let router = Router::start(&two_chosen(["one", "two"], "one", backend.address()));
     let [one, two] = ["one", "two"].map(|name| router.address_of(|listener| listener == name));

@@ -4,10 +4,11 @@ use std::io::Write;
 use std::net::SocketAddr;
 
 use serde_json::Value;
+use socket2::Socket;
 
 use crate::support::backend::{black_hole, closed, reset};
 use crate::support::client::{End, alert};
-use crate::support::{Backend, Client, Hello, Router};
+use crate::support::{Backend, Client, Hello, Router, eventually};
 
 const NAME: &str = "a.example";
 
@@ -72,6 +73,43 @@ fn b02_an_endpoint_that_does_not_answer_is_passed_over() {
     let lasted = account["duration_ms"].as_f64().unwrap();
     assert!((300.0..3000.0).contains(&lasted), "the budget is kept: {lasted} ms");
 }
+
+#[test]
+fn b22_an_endpoint_that_answers_within_the_timeout_is_waited_for() {
+    let (listener, address) = black_hole();
+    let router = routing(&[address.to_string()], "per_try: 4s");
+    let hello = Hello::to(NAME).record();
+    let mut clients: Vec<Client> = (0..100).map(|_| Client::send(router.address(), &hello)).collect();
+    eventually("every SYN has been sent again", || {
+        let sent_again = sent_syns(address).into_iter().filter(|retransmits| *retransmits > 0);
+        sent_again.count() == clients.len()
+    });
+    Socket::from(listener.try_clone().unwrap()).detach_filter().unwrap();
+    let _slow = Backend::start_on(listener, |mut stream| {
+        let _ = std::io::copy(&mut stream.try_clone().unwrap(), &mut stream);
+    });
+    for client in &mut clients {
+        assert_eq!(client.read(hello.len()), hello);
+        client.finish();
+        let account = router.account_of(client.address());
+        assert_eq!((&account["outcome"], &account["reason"]), (&"completed".into(), &Value::Null), "{account}");
+        let connect = account["connect_ms"].as_f64().unwrap();
+        assert!((1000.0..4000.0).contains(&connect), "{account}");
+    }
+}
+
+/// How often the SYN of each connection to this address that has no answer yet was sent again.
+fn sent_syns(to: SocketAddr) -> Vec<u8> {
+    let SocketAddr::V4(to) = to else { unreachable!() };
+    let remote = format!("{:08X}:{:04X}", u32::from_ne_bytes(to.ip().octets()), to.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let unanswered = lines.filter(|columns| columns[2] == remote && columns[3] == SYN_SENT);
+    unanswered.map(|columns| u8::from_str_radix(columns[6], 16).unwrap()).collect()
+}
+
+/// As `/proc/net/tcp` has it.
+const SYN_SENT: &str = "02";
 
 #[test]
 fn b03_an_endpoint_that_cannot_be_reached_is_passed_over() {

@@ -55,7 +55,7 @@ fn e02_a_route_lets_in_whom_it_may_whatever_the_family_of_the_listener() {
 }
 
 #[test]
-fn b22_a_route_has_no_more_connections_than_it_may() {
+fn f16_a_route_has_no_more_connections_than_it_may() {
     let backend = Backend::echo();
     let text = |limit: u32| {
         format!(

@@ -314,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn g13_a_check_that_waits_is_small() {
+    fn a_check_that_waits_is_small() {
         fn size<F>(_: impl Fn(Arc<Checks>, Arc<SharedCheck>) -> F) -> usize {
             size_of::<F>()
         }
