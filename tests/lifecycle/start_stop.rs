@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::support::backend::free;
 use crate::support::router::config;
 use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually, pattern, snigate};
 
@@ -153,8 +154,7 @@ fn h04_clients_in_the_queue_at_a_stop_are_served() {
 #[test]
 fn h05_listens_again_at_once_after_a_kill() {
     let backend = Backend::echo();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let text = format!("listen: 127.0.0.1:{port}\nroutes:\n  - {{sni: {NAME}, upstream: \"{}\"}}\n", backend.address());
+    let text = format!("listen: {}\nroutes:\n  - {{sni: {NAME}, upstream: \"{}\"}}\n", free(), backend.address());
     let hello = Hello::to(NAME).record();
     for _ in 0..10 {
         let mut router = Router::start(&text);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::backend::closed;
+use crate::support::backend::{closed, free};
 use crate::support::client::{End, client_from};
 use crate::support::{Backend, Client, Hello, Router, Stop, eventually, snigate};
 
@@ -120,10 +120,7 @@ fn b21_endpoints_added_and_removed_under_load_get_their_share_and_no_client_fail
 
 #[test]
 fn b31_a_backup_serves_while_no_other_endpoint_does() {
-    let backup = Backend::echo();
-    let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = reserved.local_addr().unwrap();
-    drop(reserved);
+    let (backup, address) = (Backend::echo(), free());
     let router = Router::start(&config(&format!(
         "{{endpoints: [\"{address}\", {{address: \"{}\", backup: true}}], slow_start: 0s,
       health_check: {{interval: 1s, timeout: 1s, rise: 1, fall: 1}}}}",
@@ -275,10 +272,7 @@ impl Informers {
 
 #[test]
 fn b35_parked_connections_move_to_an_endpoint_that_has_returned_until_shares_are_even() {
-    let (one, two) = (Backend::echo(), Backend::echo());
-    let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
-    let third = reserved.local_addr().unwrap();
-    drop(reserved);
+    let (one, two, third) = (Backend::echo(), Backend::echo(), free());
     let text = config(&format!(
         "{{endpoints: [\"{}\", \"{}\", \"{third}\"], slow_start: 0s, rebalance: 300/s,
       health_check: {{interval: 1s, timeout: 1s, rise: 1, fall: 1}}}}",
