@@ -2,22 +2,8 @@
 //! it anew.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
-/// All source files below a directory.
-fn sources(directory: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files.extend(sources(&path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-    files.sort();
-    files
-}
+use crate::support::pages::{page, sources};
 
 fn is_scenario(word: &str) -> bool {
     let (group, number) = word.split_at(word.len().min(1));
@@ -30,7 +16,7 @@ fn is_scenario(word: &str) -> bool {
 fn tests() -> BTreeMap<String, Vec<String>> {
     let mut tests: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for directory in ["src", "tests"] {
-        for file in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join(directory)) {
+        for file in sources(directory) {
             let text = std::fs::read_to_string(file).unwrap();
             for name in text.split("fn ").skip(1).filter_map(|rest| rest.split('(').next()) {
                 for scenario in name.split('_').take_while(|word| is_scenario(word)) {
@@ -44,8 +30,7 @@ fn tests() -> BTreeMap<String, Vec<String>> {
 
 #[test]
 fn every_scenario_is_covered_or_says_why_not() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios.md");
-    let written = std::fs::read_to_string(&path).unwrap();
+    let written = page("tests/scenarios.md");
     let mut tests = tests();
     let mut anew = String::new();
     for line in written.lines() {

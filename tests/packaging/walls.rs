@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::support::pages::sources;
+
 /// Each room may use the rooms above it that it lists, and no other. `commands` may use all.
 const ROOMS: [(&str, &[&str]); 19] = [
     // Pure: no I/O, no clock, no configuration.
@@ -75,19 +77,11 @@ const CRATES: [(&str, &[&str]); 6] = [
 /// The pure rooms name none of these.
 const IMPURE: [&str; 6] = ["tokio", "tracing", "std::time", "std::fs", "std::thread", "std::sync"];
 
-fn sources(directory: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
-}
-
 /// Room, file, and the code of the file without comments and tests.
 fn files() -> Vec<(String, PathBuf, String)> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
-    for path in sources(&src) {
-        if path.extension().is_none_or(|extension| extension != "rs") || path.ends_with("relay/tests.rs") {
-            continue;
-        }
+    for path in sources("src").into_iter().filter(|path| !path.ends_with("relay/tests.rs")) {
         let inside = path.strip_prefix(&src).unwrap().to_path_buf();
         let room = inside.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
         let text = std::fs::read_to_string(&path).unwrap();

@@ -44,6 +44,24 @@ pub fn all() -> Vec<String> {
     pages
 }
 
+/// All Rust files below a directory of the repository.
+pub fn sources(directory: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut directories = vec![root().join(directory)];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
 /// The blocks of a page, in order.
 pub fn blocks(path: &str) -> Vec<Block> {
     let text = page(path);

@@ -2,11 +2,11 @@
 //! a running router. A comment at its end says which status it exits with, if that is not 0.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use crate::support::backend::free;
-use crate::support::pages::{Block, all, block, blocks, code, configurations};
+use crate::support::pages::{Block, all, block, blocks, code, configurations, sources};
 use crate::support::{Router, all_output, tls};
 
 /// Blocks of commands that no test types, and why.
@@ -58,18 +58,10 @@ const NOT_TYPED: [(&str, &str, &str); 37] = [
     ("deploy/kubernetes/README.md", "apply", "needs a cluster; tests/conformance types it"),
 ];
 
-fn sources(directory: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
-}
-
 /// Page and name of the blocks that tests take by their names.
 fn taken() -> BTreeSet<(String, String)> {
     let mut taken = BTreeSet::new();
-    for path in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")) {
-        if path.extension().is_none_or(|extension| extension != "rs") {
-            continue;
-        }
+    for path in sources("tests") {
         let code: String = std::fs::read_to_string(&path).unwrap().split_whitespace().collect();
         for call in code.split("block(").skip(1) {
             let Some((page, rest)) = call.split_once(",\"") else { continue };
@@ -196,11 +188,7 @@ fn nginx_understands_its_configuration() {
 #[test]
 fn tests_that_pages_name_exist() {
     let mut count = 0;
-    let text: String = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests"))
-        .into_iter()
-        .filter_map(|path| std::fs::read(path).ok())
-        .map(|file| String::from_utf8_lossy(&file).into_owned())
-        .collect();
+    let text: String = sources("tests").iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
     for path in ["SECURITY.md", "docs/assurance.md"] {
         let spans = code(path).into_iter().flat_map(|span| span.split(' ').map(Into::into).collect::<Vec<String>>());
         for name in spans.filter(|word| word.contains("::")) {

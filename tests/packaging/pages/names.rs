@@ -9,7 +9,7 @@ use crate::cli::schema::{keys, schema};
 use crate::support::api_server::ApiServer;
 use crate::support::backend::closed;
 use crate::support::hello::ENCRYPTED_CLIENT_HELLO;
-use crate::support::pages::{all, blocks, code, page, table};
+use crate::support::pages::{all, blocks, code, page, sources, table};
 use crate::support::{Backend, Client, Hello, Router, eventually, snigate, tls};
 
 /// Names of other programs, of answers of the admin listener, and of this program's code, as they are on the pages.
@@ -400,18 +400,13 @@ fn names_on_pages_are_keys_values_fields_metrics_or_outcomes() {
     assert!(count > 150, "{count}");
 }
 
-/// Entries of a directory of the repository.
-fn entries(directory: &str) -> Vec<std::path::PathBuf> {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
-    std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect()
-}
-
 #[test]
 fn the_map_of_the_code_has_every_room() {
     let listed = listed("docs/architecture.md", "| room | what it holds |");
-    let rooms: BTreeSet<String> = entries("src")
-        .into_iter()
-        .map(|path| {
+    let entries = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).unwrap();
+    let rooms: BTreeSet<String> = entries
+        .map(|entry| {
+            let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap();
             match (path.is_dir(), name) {
                 (true, name) => format!("{name}/"),
@@ -432,11 +427,8 @@ fn variables(text: &str) -> BTreeSet<String> {
 #[test]
 fn every_variable_of_the_tests_is_explained() {
     let mut read = BTreeSet::new();
-    let mut directories = ["src", "tests"].map(entries).concat();
-    while let Some(path) = directories.pop() {
-        if path.is_dir() {
-            directories.extend(entries(path.to_str().unwrap()));
-        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("pages/names.rs") {
+    for path in ["src", "tests"].map(sources).concat() {
+        if !path.ends_with("pages/names.rs") {
             read.extend(variables(&std::fs::read_to_string(path).unwrap()));
         }
     }
