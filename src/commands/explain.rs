@@ -11,6 +11,7 @@ use crate::connection::admission::{AccessRules, Fingerprints, NotAdmitted};
 use crate::connection::unrouted;
 use crate::name::{NamePattern, ServerName, ip_literal};
 use crate::route::{Arrival, Client, Match, MatchedBy, Matchers, Tlvs};
+use crate::text::units::counted;
 use crate::text::{input, pasted};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
@@ -377,7 +378,7 @@ fn near_misses(config: &Config, client: &Client<'_>, found: Option<&Match<'_, us
     if near_misses.len() > MAX_NEAR_MISSES {
         let more = near_misses.len() - MAX_NEAR_MISSES;
         near_misses.truncate(MAX_NEAR_MISSES);
-        near_misses.push(format!("{more} more routes match the name but require something else"));
+        near_misses.push(format!("{} with a matching name and other conditions", counted(more, "more route")));
     }
     near_misses
 }

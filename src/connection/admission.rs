@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::client_hello::Ja4;
 use crate::connection::networks::{FoundNetwork, MAX_SHOWN, Networks};
 use crate::sync::{Mutex, MutexGuard};
-use crate::text::units::{Rate, first_of};
+use crate::text::units::{Rate, counted, first_of};
 
 /// A set of JA4 fingerprints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -146,7 +146,8 @@ impl fmt::Display for Excess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Concurrent(limit) => {
-                write!(f, "the client's source has reached limits.per_source: {limit} connections")
+                let connections = counted(*limit, "connection");
+                write!(f, "the client's source has reached limits.per_source: {connections}")
             }
             Self::New(rate) => write!(f, "the client's source exceeds limits.new_per_source: {rate}"),
         }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::text::units::counted;
+
 /// Networks, those of files among them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Networks(Box<[Arc<NetworkSet>]>);
@@ -141,7 +143,7 @@ pub(super) const MAX_SHOWN: usize = 16;
 impl fmt::Display for NetworkSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some((path, count)) = &self.file {
-            return write!(f, "{} ({count} network{})", path.display(), if *count == 1 { "" } else { "s" });
+            return write!(f, "{} ({})", path.display(), counted(*count, "network"));
         }
         let v4 = self.v4.iter().copied().map(network_v4);
         let all = v4.chain(self.v6.iter().copied().map(network_v6));

@@ -61,6 +61,11 @@ pub(crate) fn first_of(items: impl ExactSizeIterator<Item: Display>, most: usize
     if more == 0 { listed } else { format!("{listed} and {more} more") }
 }
 
+/// How many of these there are, whose plural ends with an s.
+pub(crate) fn counted<N: Copy + Display + PartialEq + From<u8>>(number: N, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == N::from(1) { "" } else { "s" })
+}
+
 fn in_unit(number: u128, units: &[(u128, &str)], smallest: &str) -> String {
     let fits = units.iter().copied().find(|(count, _)| number.is_multiple_of(*count));
     let (count, unit) = fits.unwrap_or((1, smallest));

@@ -47,7 +47,7 @@ fn h27_a_drained_endpoint_gets_no_new_connections_until_it_is_resumed() {
     let (drained, name) = (one.address().to_string(), NAME);
     assert_eq!(
         operated.says(&["drain", name, &drained]),
-        format!("{drained} of route {name}: drained; 1 open connections stay; 1 endpoint of the route is in service\n")
+        format!("{drained} of route {name}: drained; 1 open connection stays; 1 endpoint of the route is in service\n")
     );
     let _more: Vec<Client> = (0..4).map(|_| open(address)).collect();
     assert_eq!((one.accepted(), two.accepted()), (1, 5));

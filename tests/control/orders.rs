@@ -16,7 +16,7 @@ fn a_reload_answers_with_what_has_changed_or_why_it_failed() {
     let operated = Operated::start(&one);
     let two = operated.with_socket(&config(&[(NAME, backend.address()), ("b.example", backend.address())], ""));
     std::fs::write(&operated.router.config, &two).unwrap();
-    assert_eq!(operated.says(&["reload"]), "reloaded: 1 routes added, 0 changed, 0 removed, 1 unchanged\n");
+    assert_eq!(operated.says(&["reload"]), "reloaded: 1 route added, 0 changed, 0 removed, 1 unchanged\n");
     let line = operated.router.wait("it is told", |line| line["message"] == "reloaded");
     assert_eq!(line["by"], "control");
     assert!(line["operator.user"].is_u64() && line["operator.process"].is_u64(), "{line}");

@@ -17,7 +17,7 @@ use super::print;
 use super::table::{bytes, duration, table};
 use crate::cli::{Close, ConnectionFilter, Connections};
 use crate::commands::admin::array;
-use crate::text::units::span;
+use crate::text::units::{counted, span};
 
 /// Clears the terminal and what was scrolled (ECMA-48).
 const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
@@ -135,7 +135,8 @@ fn progress(line: &Value, is_dry_run: bool) -> String {
         let by_route: Vec<String> = routes.iter().map(|(route, count)| format!("{route} {count}")).collect();
         let by_route = if by_route.is_empty() { String::new() } else { format!(" ({})", by_route.join(", ")) };
         let verb = if is_dry_run { "would be closed" } else { "to close" };
-        return format!("{}{} connections {verb}{by_route}\n", elsewhere(line), number("matched"));
+        let matched = counted(number("matched"), "connection");
+        return format!("{}{matched} {verb}{by_route}\n", elsewhere(line));
     }
     let ended = match number("ended") {
         0 => String::new(),

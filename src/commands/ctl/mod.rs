@@ -18,6 +18,7 @@ use serde_json::Value;
 use self::client::{Target, json};
 use super::{printable_lines, runtime};
 use crate::cli::{Ctl, RouteOrEndpoint, Verb};
+use crate::text::units::counted;
 
 pub(super) fn run(options: &Ctl) -> anyhow::Result<ExitCode> {
     runtime::run(carry_out(&options.socket, &options.verb))?
@@ -33,8 +34,8 @@ async fn carry_out(socket: &Path, verb: &Verb) -> anyhow::Result<ExitCode> {
             let changes = json(socket, Method::POST, Target::new("/reload")).await?;
             let number = |key: &str| changes[key].as_u64().unwrap_or_default();
             print(&format!(
-                "reloaded: {} routes added, {} changed, {} removed, {} unchanged\n",
-                number("added"),
+                "reloaded: {} added, {} changed, {} removed, {} unchanged\n",
+                counted(number("added"), "route"),
                 number("changed"),
                 number("removed"),
                 number("unchanged")
@@ -80,7 +81,11 @@ fn told(answer: &Value, route: &str, endpoint: Option<String>) -> String {
         (false, false) => "was not drained",
     };
     let (open, in_service) = (number("connections"), number("in_service"));
-    let stay = if is_drained { format!("; {open} open connections stay") } else { String::new() };
+    let stay = match open {
+        _ if !is_drained => String::new(),
+        1 => "; 1 open connection stays".into(),
+        more => format!("; {more} open connections stay"),
+    };
     let left = match in_service {
         0 => "; NO endpoint of the route is in service: new clients are refused".into(),
         1 => "; 1 endpoint of the route is in service".into(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::name::NamePattern;
-use crate::text::units::{first_of, time};
+use crate::text::units::{counted, first_of, time};
 use crate::upstream::health::{Handshake, check_once, tls_error_message};
 use crate::upstream::{EXPIRES_SOON_SECONDS, EndpointCertificate, HealthCheck, ProbeResult, Thresholds};
 use rustls::ProtocolVersion;
@@ -169,9 +169,8 @@ fn check_validity(address: SocketAddr, certificate: &EndpointCertificate, now: i
             format!("the certificate is not valid before {}: is a clock wrong?", day(certificate.begins)),
         ),
         Ok(left) if certificate.expires - now < EXPIRES_SOON_SECONDS => {
-            let days = left.as_secs() / (24 * 3600);
-            let plural = if days == 1 { "" } else { "s" };
-            (Verdict::Note, format!("the certificate expires on {}, in {days} day{plural}", day(certificate.expires)))
+            let days = counted(left.as_secs() / (24 * 3600), "day");
+            (Verdict::Note, format!("the certificate expires on {}, in {days}", day(certificate.expires)))
         }
         Ok(_) => (Verdict::Ok, format!("the certificate is valid until {}", day(certificate.expires))),
     };

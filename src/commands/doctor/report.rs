@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::commands::printable;
 use crate::logging::supports_color;
+use crate::text::units::counted;
 
 /// The result of one step, for one hostname or address.
 #[derive(Debug)]
@@ -138,9 +139,8 @@ impl Summary {
 
 impl Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = |number: usize, noun: &str| format!("{number} {noun}{}", if number == 1 { "" } else { "s" });
         let Self { routes, checks, failed, notes } = self;
-        let (routes, checks, notes) = (count(*routes, "route"), count(*checks, "check"), count(*notes, "note"));
+        let (routes, checks, notes) = (counted(*routes, "route"), counted(*checks, "check"), counted(*notes, "note"));
         write!(f, "{routes}, {checks}: {failed} failed, {notes}")
     }
 }

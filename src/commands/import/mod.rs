@@ -33,7 +33,7 @@ use self::yaml::CaFiles;
 use super::printable;
 use crate::cli::{Import, ImportFrom};
 use crate::text::input::{MAX_SIZE, is_stdin, name_of};
-use crate::text::units::size;
+use crate::text::units::{counted, size};
 
 /// In an error message, unless more of them are serious.
 const MAX_NOTES: usize = 20;
@@ -68,20 +68,19 @@ pub(super) fn run(options: &Import) -> anyhow::Result<ExitCode> {
     let hint = match (serious, others) {
         (0, 0) => return Ok(ExitCode::SUCCESS),
         (0, _) => {
-            format!("snigate: not everything was translated: read the {} at the end of the output\n", count(others))
+            format!(
+                "snigate: not everything was translated: read the {} at the end of the output\n",
+                counted(others, "note")
+            )
         }
         (_, _) => format!(
             "snigate: some clients are admitted, rejected or routed differently than by {name}: read the {} at the top \
             of the output, and {others} more at its end\n",
-            count(serious)
+            counted(serious, "note")
         ),
     };
     stderr().write_all(hint.as_bytes())?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn count(notes: usize) -> String {
-    format!("{notes} note{}", if notes == 1 { "" } else { "s" })
 }
 
 struct Translation {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::config::{Config, Route};
 use crate::listener::BindError;
-use crate::text::units::span;
+use crate::text::units::{counted, span};
 use crate::upstream::{EndpointSettings, OnRemove, Share, error_message};
 use serde_json::{Value, json};
 
@@ -309,8 +309,7 @@ impl Closing {
     fn text(&self, drain: Duration) -> String {
         let open = match self.connections {
             None => "open connections".into(),
-            Some(1) => "1 open connection".into(),
-            Some(connections) => format!("{connections} open connections"),
+            Some(connections) => counted(connections, "open connection"),
         };
         if self.keeps() {
             return format!("{open}: not closed");

@@ -13,6 +13,7 @@ use super::timeline::Rates;
 use crate::commands::ctl::table::{duration, rate};
 use crate::commands::printable;
 use crate::telemetry::UNROUTED;
+use crate::text::units::counted;
 
 /// How long it is shown that another process answers.
 const REPLACED_SHOWN: Duration = Duration::from_secs(60);
@@ -154,7 +155,10 @@ fn banners(page: &Page) -> Vec<(String, Tone)> {
     }
     match instance.predecessor_connections {
         0 => {}
-        more => banners.push((format!("upgraded: old processes still have {more} connections"), Tone::Doubtful)),
+        more => {
+            banners
+                .push((format!("upgraded: old processes still have {}", counted(more, "connection")), Tone::Doubtful));
+        }
     }
     banners.into_iter().map(|(text, tone)| (printable(&text), tone)).collect()
 }

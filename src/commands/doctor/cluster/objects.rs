@@ -7,6 +7,7 @@ use crate::gateway::cluster::Reading;
 use crate::gateway::plan::{Applied, GatewayStatus, Note, ParentStatus, Plan, RouteStatus};
 use crate::gateway::status::{self, problem};
 use crate::gateway::translate::Options;
+use crate::text::units::counted;
 use serde_json::Value;
 
 use super::published::Published;
@@ -204,8 +205,7 @@ impl Objects<'_> {
             let (verdict, says) = match self.plan.endpoints.get(backend).map_or(0, |endpoints| endpoints.serving.len())
             {
                 0 => (Verdict::Failed, "the Service has no ready endpoint".into()),
-                1 => (Verdict::Ok, "1 ready endpoint".into()),
-                count => (Verdict::Ok, format!("{count} ready endpoints")),
+                count => (Verdict::Ok, counted(count, "ready endpoint")),
             };
             CheckResult::new(verdict, "backend", backend, says)
         }));
@@ -264,10 +264,7 @@ fn describe_listener(gateway: &Gateway, name: &str, status: &Value) -> String {
     };
     let hostname = listener.hostname.as_deref().filter(|hostname| !hostname.is_empty());
     let hostname = hostname.map_or_else(String::new, |hostname| format!(" for {hostname}"));
-    let routes = match status["attachedRoutes"].as_u64() {
-        Some(1) => "1 route".into(),
-        count => format!("{} routes", count.unwrap_or(0)),
-    };
+    let routes = counted(status["attachedRoutes"].as_u64().unwrap_or(0), "route");
     format!("port {}{hostname}, {routes}", listener.port)
 }
 
