@@ -298,7 +298,7 @@ impl Written for Label {
     const SYNTAX: ValueSyntax = ValueSyntax::text("Label", r"^[^_\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]{0,252}$");
 
     fn read(text: &str) -> Result<Self, String> {
-        let fits = (1..=253).contains(&text.len()) && !text.starts_with('_') && text.chars().all(is_visible);
+        let fits = (1..=253).contains(&text.chars().count()) && !text.starts_with('_') && text.chars().all(is_visible);
         if fits { Ok(Self(text.into())) } else { Err(String::new()) }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::support::{Router, snigate};
+use crate::support::{Router, all_output, snigate};
 
 pub const VALID: &str = "listen: 127.0.0.1:0\nroutes:\n  - sni: a.example\n    upstream: 127.0.0.1:1\n";
 
@@ -282,6 +282,20 @@ fn g04_wrong_names_and_addresses_are_refused_with_what_was_expected() {
         &route("listener: [other]\nupstream: h:1"),
         ":3:15: routes[0].listener: unknown listener `other`; expected one of 127.0.0.1:0",
     );
+}
+
+#[test]
+fn a_label_has_up_to_253_characters_of_any_length() {
+    let named = |letters: usize| route(&format!("name: {}\nupstream: 127.0.0.1:1", "ä".repeat(letters)));
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("c.yaml");
+    for letters in [130, 253] {
+        std::fs::write(&path, named(letters)).unwrap();
+        let checked = check(&path);
+        assert!(checked.status.success(), "{letters}: {}", all_output(&checked));
+    }
+    let told = complaint(named(254).as_bytes());
+    assert!(told.ends_with("expected a name of 1 to 253 printable characters that does not start with '_'"), "{told}");
 }
 
 #[test]
