@@ -46,6 +46,24 @@ fn no_link_is_dead() {
 }
 
 #[test]
+fn lists_of_contents_have_every_section() {
+    let mut count = 0;
+    for path in all() {
+        let text = page(&path);
+        let contents = links(text.split("\n## ").next().unwrap().split_once("\n- [").map_or("", |(_, list)| list));
+        if !contents.iter().any(|link| link.starts_with('#')) {
+            continue;
+        }
+        let sections = prose(&text).map(|(_, line)| line).filter(|line| line.starts_with("## "));
+        for section in anchors(&sections.collect::<Vec<_>>().join("\n")) {
+            assert!(contents.contains(&format!("#{section}")), "{path}: {section} is not in the list of contents");
+        }
+        count += 1;
+    }
+    assert!(count > 8, "{count}");
+}
+
+#[test]
 fn the_readme_leads_to_every_page() {
     let readme = page("README.md");
     for path in all().into_iter().filter(|path| path.starts_with("docs/")) {
