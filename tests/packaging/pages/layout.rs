@@ -22,3 +22,19 @@ fn tables_have_rows() {
     }
     assert!(count > 50, "{count}");
 }
+
+#[test]
+fn lines_have_at_most_120_columns() {
+    for path in all() {
+        for (number, line) in prose(&page(&path)) {
+            let is_row = line.trim_start().starts_with('|');
+            let columns = line.chars().count();
+            assert!(columns <= 120 || is_row || is_link(line.trim()), "{path}:{number}: {columns} columns");
+        }
+    }
+}
+
+/// Nothing else, so that there is no place for a break.
+fn is_link(line: &str) -> bool {
+    line.starts_with(['[', '!']) && line.matches("](").count() == 1 && line.ends_with(')')
+}
