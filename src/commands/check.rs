@@ -16,7 +16,7 @@ use crate::proxy_protocol::Outgoing;
 use crate::relay::Engine;
 use crate::route::{Matchers, Names};
 use crate::text::input;
-use crate::text::units::{counted, size, span};
+use crate::text::units::{size, span};
 use crate::upstream::health::{CaFile, EXPECTED};
 use crate::upstream::{
     Backend, HealthCheck, HttpCheck, MaxAge, OnRemove, Source, Split, Thresholds, TlsCheck, UpstreamSettings,
@@ -52,7 +52,7 @@ fn check_objects(file: &Path, objects: &Offline, config: &Config) -> anyhow::Res
         input::name_of(file),
         match problems.len() {
             0 => "the objects are valid".into(),
-            count => counted(count, "problem"),
+            count => crate::text::units::counted(count, "problem"),
         }
     );
     for problem in &problems {

@@ -20,7 +20,7 @@ pub(crate) enum Outcome {
     HalfCloseTimeout,
     /// A peer did not answer keepalives, or did not acknowledge data for too long.
     PeerDead,
-    /// Closed by us at the end of `timeouts.drain`.
+    /// Closed by us: a shutdown, a removed route or endpoint, an operator, or `rebalance`.
     Drained,
     /// Closed by us because its endpoint was unreachable for `dead.grace` and did not acknowledge a probe.
     CutEndpoint,
@@ -40,11 +40,11 @@ pub(crate) enum Outcome {
     HelloTooLarge,
     /// A required PROXY header was missing, invalid, or from a peer that is not in `accept_proxy.from`.
     ProxyHeader,
-    /// `allow` or `deny` of the listener or route rejects the client's address.
+    /// `allow` or `deny` of the listener or route rejects the client's address, or `deny_ja4` its fingerprint.
     Denied,
     /// A limit on connections or memory is reached.
     OverLimit,
-    /// There is no address to connect to: the endpoints' hostnames do not resolve.
+    /// There is no endpoint to connect to: hostnames do not resolve, or all endpoints are drained.
     NoEndpoint,
     /// Every endpoint refused the connection or was unreachable.
     ConnectRefused,

@@ -172,7 +172,7 @@ fn b14_a_client_that_leaves_stops_the_connect() {
     let client = Client::send(router.address(), &Hello::to(NAME).record());
     let local = client.address();
     let active = format!("snigate_connections_active{{route=\"{NAME}\"}}");
-    crate::support::eventually("it is being connected", || router.metric(&active) == 1.0);
+    eventually("it is being connected", || router.metric(&active) == 1.0);
     reset(client.stream);
     let account = router.account_of(local);
     assert_eq!((account["outcome"].as_str(), account["closed_by"].as_str()), (Some("client_gone"), Some("client")));
