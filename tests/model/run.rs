@@ -221,7 +221,7 @@ impl Run<'_> {
         let arrivals: Vec<(Arrival, Verdict)> = arrivals
             .iter()
             .filter(|arrival| may_arrive && arrival.sends == Sends::Hello)
-            .map(|arrival| (*arrival, self.model.verdict(arrival)))
+            .map(|arrival| (*arrival, with_backups(self.model.verdict(arrival))))
             .collect();
         let expected = self.model.operate(operation);
         for (arrival, verdict) in arrivals {
@@ -529,6 +529,14 @@ impl Run<'_> {
         }
         self.audit()
     }
+}
+
+/// An endpoint that is a backup no longer may be taken so by connections that still go by the configuration before.
+fn with_backups(mut verdict: Verdict) -> Verdict {
+    if let Verdict::Served { route, by } = &mut verdict {
+        by.extend(route.endpoints.iter().filter(|(_, is_backup)| *is_backup).map(|(endpoint, _)| *endpoint));
+    }
+    verdict
 }
 
 /// Which of the verdicts it is that ends the connection.
