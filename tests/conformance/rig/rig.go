@@ -87,7 +87,9 @@ func prepare() error {
 	}
 	for _, line := range []string{
 		"link set lo up",
-		"link add " + bridge + " type bridge",
+		// Without an address of its own, a bridge has the lowest of its ports', and is unreachable for half a minute for
+		// those who knew it by another one when a port comes.
+		"link add " + bridge + " address 02:00:0a:63:00:01 type bridge",
 		"link set " + bridge + " up",
 		"address add " + NodeAddress + "/16 dev " + bridge,
 		"address add " + GatewayAddress + "/16 dev " + bridge,
