@@ -324,22 +324,26 @@ async fn close_connections_at(removed: &[Removed], registry: &Registry) -> usize
 impl Removed {
     /// The policy is that of the configuration that had them.
     fn new(endpoints: Vec<Arc<Endpoint>>, policy: OnRemove) -> Self {
-        let remove = |endpoint: Arc<Endpoint>| {
-            let removal = endpoint.removed_by(policy)?;
-            Some((endpoint, removal))
-        };
-        Self { endpoints: endpoints.into_iter().filter_map(remove).collect(), policy, _route: None }
+        Self::by(Endpoint::removed_by, endpoints, policy, None)
     }
 
     /// All that the route has and had.
     fn with_route(route: &Arc<RouteTarget>) -> Self {
         let policy = route.upstream.setup().settings.on_remove;
-        let remove = |endpoint: Arc<Endpoint>| {
-            let removal = endpoint.removed_with_route(policy)?;
+        Self::by(Endpoint::removed_with_route, route.upstream.endpoints_ever(), policy, Some(Arc::clone(route)))
+    }
+
+    fn by(
+        remove: impl Fn(&Endpoint, OnRemove) -> Option<Removal>,
+        endpoints: Vec<Arc<Endpoint>>,
+        policy: OnRemove,
+        route: Option<Arc<RouteTarget>>,
+    ) -> Self {
+        let with_removal = |endpoint: Arc<Endpoint>| {
+            let removal = remove(&endpoint, policy)?;
             Some((endpoint, removal))
         };
-        let endpoints = route.upstream.endpoints_ever().into_iter().filter_map(remove).collect();
-        Self { endpoints, policy, _route: Some(Arc::clone(route)) }
+        Self { endpoints: endpoints.into_iter().filter_map(with_removal).collect(), policy, _route: route }
     }
 
     /// The endpoints that still have connections and were neither added again nor removed anew.
