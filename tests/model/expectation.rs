@@ -521,14 +521,12 @@ impl Model {
     /// What had a route or endpoint that is gone follows its `on_remove`.
     fn remove_if_gone(&mut self, number: usize, change: Change<'_>) {
         let Some(open) = self.open_mut(number) else { return };
-        let (kind, endpoint, arrived_by) = (open.route.kind, open.endpoint, open.route.clone());
+        let (endpoint, arrived_by, was_kept) = (open.endpoint, open.route.clone(), open.is_kept);
         let before = match change {
-            Change::Reload(before) | Change::Upgrade(before) => before.route(kind),
+            Change::Reload(before) | Change::Upgrade(before) => before.route(arrived_by.kind),
             Change::Arrival => Some(&arrived_by),
         };
-        let policy =
-            before.filter(|route| route.may_have(endpoint)).map_or(arrived_by.on_remove, |route| route.on_remove);
-        let after = self.config.route(kind);
+        let after = self.config.route(arrived_by.kind);
         let is_configured = after.is_some_and(|after| {
             // What is no longer listed is not what a name had before; an upgrade cannot tell.
             let was_named = match change {
@@ -537,18 +535,13 @@ impl Model {
             };
             after.has(endpoint) || after.is_named && (was_named || matches!(change, Change::Upgrade(_)))
         });
-        let (has_route, was_there) = (after.is_some(), before.cloned());
-        let open = self.open_mut(number).unwrap();
-        let mut policy = policy;
         // A route that goes takes all of its connections along, also those of endpoints that it had before.
-        if let Some(route) = was_there.filter(|_| !has_route && !matches!(change, Change::Arrival)) {
-            (policy, open.is_kept) = (route.on_remove, false);
-        }
-        match policy {
-            _ if is_configured => open.is_kept = false,
-            _ if open.is_kept => {}
-            OnRemove::Keep => open.is_kept = true,
-            OnRemove::Cut | OnRemove::Drain => self.drained(number, REMOVED),
+        let goes_along = after.is_none() && before.is_some() && !matches!(change, Change::Arrival);
+        let decides = before.filter(|route| goes_along || route.may_have(endpoint)).unwrap_or(&arrived_by);
+        let stays = decides.on_remove == OnRemove::Keep || was_kept && !goes_along;
+        self.open_mut(number).unwrap().is_kept = stays && !is_configured;
+        if !stays && !is_configured {
+            self.drained(number, REMOVED);
         }
     }
 

@@ -136,7 +136,7 @@ impl<'n> World<'n> {
         let endpoints = self.endpoints.iter().map(|endpoint| (endpoint.socket.as_fd(), endpoint.awaited()));
         let awaited: Vec<_> = awaited.chain(endpoints).collect();
         let is_watched = |(_, flags): &&(_, PollFlags)| !flags.is_empty();
-        // An error is told also of those that are not asked for anything.
+        // poll(2) reports errors also of sockets without flags: these are left out.
         let watched =
             awaited.iter().filter(is_watched).map(|(socket, flags)| PollFd::from_borrowed_fd(*socket, *flags));
         let mut watched: Vec<_> = watched.collect();
@@ -222,11 +222,11 @@ impl<'n> World<'n> {
 
     /// The router knows which endpoints the name has.
     pub fn has_resolved(&mut self, config: &Config) -> Result<(), String> {
-        let mut routes = config.routes.iter().filter(|route| route.is_named).map(|route| route.kind.name()).peekable();
-        if routes.peek().is_none() {
+        let named = config.routes.iter().filter(|route| route.is_named);
+        let routes: BTreeSet<&str> = named.map(|route| route.kind.name()).collect();
+        if routes.is_empty() {
             return Ok(());
         }
-        let routes: BTreeSet<&str> = routes.collect();
         let expected: BTreeSet<String> =
             self.named.iter().map(|endpoint| self.endpoints[*endpoint].address.to_string()).collect();
         self.until("the name is resolved", |world| {
