@@ -40,7 +40,7 @@ pub(crate) fn open(key: &'static str, path: &Path) -> Result<Found, SocketError>
     open_unless(key, path, |_| false)
 }
 
-/// The same, but replaces the socket of a process that says that it needs it no longer.
+/// The same, but replaces the socket of a running process that no longer needs it (`is_left`).
 pub(crate) fn open_unless(
     key: &'static str,
     path: &Path,

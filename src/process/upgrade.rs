@@ -222,14 +222,14 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// Sends the listeners. Returns which of them the new process serves, once it has reported that it does. If not, that
-/// process is told, in case it still runs.
+/// Sends the listeners. Returns which of them the new process serves, once it has reported that it does. If not, it
+/// sends a refusal, in case that process still runs.
 fn hand_over(mut channel: UnixStream, sockets: &Sockets) -> io::Result<Option<(Vec<bool>, UnixStream)>> {
     let taken_over = offer(&mut channel, sockets);
     let answer = if matches!(taken_over, Ok(Some(_))) { CONFIRMED } else { REFUSED };
     // Fails if the new process has ended.
-    let is_told = channel.write_all(&[answer]).is_ok();
-    Ok(taken_over?.filter(|_| is_told).map(|taken_over| (taken_over, channel)))
+    let is_sent = channel.write_all(&[answer]).is_ok();
+    Ok(taken_over?.filter(|_| is_sent).map(|taken_over| (taken_over, channel)))
 }
 
 fn offer(channel: &mut UnixStream, sockets: &Sockets) -> io::Result<Option<Vec<bool>>> {

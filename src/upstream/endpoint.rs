@@ -155,7 +155,7 @@ impl Endpoint {
         Some(Removal(self.membership.fetch_add(1, Relaxed).wrapping_add(1)))
     }
 
-    /// The same with all of its route.
+    /// Decides the same, for an endpoint that is removed with its whole route.
     pub(crate) fn removed_with_route(&self, policy: OnRemove) -> Option<Removal> {
         self.on_remove_before.store(self.on_remove.load(Relaxed), Relaxed);
         self.removed_by(policy)

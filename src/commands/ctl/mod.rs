@@ -65,11 +65,11 @@ async fn change(socket: &Path, path: &str, what: &RouteOrEndpoint) -> anyhow::Re
     let RouteOrEndpoint { route, endpoint } = what;
     let target = Target::new(path).with("route", Some(route)).with("endpoint", *endpoint);
     let answer = json(socket, Method::POST, target).await?;
-    print(&told(&answer, route, endpoint.map(|endpoint| endpoint.to_string())))?;
+    print(&describe_drain(&answer, route, endpoint.map(|endpoint| endpoint.to_string())))?;
     Ok(())
 }
 
-fn told(answer: &Value, route: &str, endpoint: Option<String>) -> String {
+fn describe_drain(answer: &Value, route: &str, endpoint: Option<String>) -> String {
     let number = |key: &str| answer[key].as_u64().unwrap_or_default();
     let what = endpoint.map_or_else(|| format!("route {route}"), |endpoint| format!("{endpoint} of route {route}"));
     let is_drained = answer["drained"].as_bool().unwrap_or_default();

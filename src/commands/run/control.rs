@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 const KEY: &str = "control";
 
-/// Of another process that is asked whether it drains.
+/// How long another process has to answer whether it drains.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_ANSWER: u64 = 4096;
 
