@@ -15,7 +15,7 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Always bound, so that the address is nobody else's while the endpoint refuses.
     pub socket: Socket,
-    behaviour: Behaviour,
+    pub behaviour: Behaviour,
 }
 
 impl Endpoint {

@@ -5,7 +5,8 @@ use std::ops::RangeInclusive;
 
 use super::bytes;
 use super::script::{
-    After, Arrival, Behaviour, Config, ENDPOINTS, Filter, From, Kind, Name, OnRemove, Operation, Route, Sends, Side,
+    After, Arrival, Behaviour, Check, Config, ENDPOINTS, Filter, From, Kind, Name, OnRemove, Operation, Route, Sends,
+    Side,
 };
 
 /// All that is known of the world.
@@ -178,7 +179,27 @@ impl Model {
 
     pub fn behave(&mut self, endpoint: usize, behaviour: Behaviour) {
         self.behaviours[endpoint] = behaviour;
-        self.suspects[endpoint] |= behaviour != Behaviour::Serves;
+        self.suspects[endpoint] |= !matches!(behaviour, Behaviour::Serves | Behaviour::Unready);
+    }
+
+    /// What routes that ask must know of their endpoints: the names of the route and the state.
+    pub fn expected_health(&self) -> Vec<(&'static str, usize, &'static str)> {
+        let asking = self.config.routes.iter().filter(|route| route.check == Check::Asks);
+        let endpoints = asking.flat_map(|route| route.endpoints.iter().map(move |(endpoint, _)| (route, *endpoint)));
+        let health = |(route, endpoint): (&Route, usize)| match self.behaviours[endpoint] {
+            Behaviour::Unready => Some((route.kind.name(), endpoint, "unready")),
+            _ => self.is_surely_ready(route, endpoint).then(|| (route.kind.name(), endpoint, "ready")),
+        };
+        endpoints.filter_map(health).collect()
+    }
+
+    fn is_known_unready(&self, route: &Route, endpoint: usize) -> bool {
+        route.check == Check::Asks && self.behaviours[endpoint] == Behaviour::Unready
+    }
+
+    fn is_surely_ready(&self, route: &Route, endpoint: usize) -> bool {
+        let serves = matches!(self.behaviours[endpoint], Behaviour::Serves | Behaviour::Unready);
+        serves && !self.suspects[endpoint] && !self.is_known_unready(route, endpoint)
     }
 
     /// What becomes of a client that arrives now.
@@ -236,7 +257,7 @@ impl Model {
             return Verdict::Ends(refused("no_endpoint", name, Some(80)));
         }
         let does = |endpoint: usize| self.behaviours[endpoint];
-        let accepts = |endpoint: usize| matches!(does(endpoint), Behaviour::Serves | Behaviour::Resets);
+        let accepts = |endpoint: usize| !matches!(does(endpoint), Behaviour::Refuses | Behaviour::Hangs);
         if !in_service.iter().any(|(endpoint, _)| accepts(*endpoint)) {
             let mut ended = refused("connect_refused", name, Some(80));
             let hang = in_service.iter().filter(|(endpoint, _)| does(*endpoint) == Behaviour::Hangs).count();
@@ -247,10 +268,14 @@ impl Model {
             }
             return Verdict::Ends(ended);
         }
-        // A backup only serves while no other endpoint is ready.
-        let is_surely_ready = |endpoint: usize| does(endpoint) == Behaviour::Serves && !self.suspects[endpoint];
-        let needs_no_backup = in_service.iter().any(|(endpoint, is_backup)| !is_backup && is_surely_ready(*endpoint));
-        let may = |(endpoint, is_backup): &(usize, bool)| accepts(*endpoint) && !(*is_backup && needs_no_backup);
+        // A backup only serves while no other endpoint is ready, and one that is unready while none is.
+        let is_surely_ready = |(endpoint, _): &&(usize, bool)| self.is_surely_ready(route, *endpoint);
+        let one_is_ready = in_service.iter().any(|endpoint| is_surely_ready(&endpoint));
+        let needs_no_backup = in_service.iter().filter(is_surely_ready).any(|(_, is_backup)| !is_backup);
+        let may = |(endpoint, is_backup): &(usize, bool)| {
+            let is_spared = one_is_ready && self.is_known_unready(route, *endpoint);
+            accepts(*endpoint) && !(*is_backup && needs_no_backup) && !is_spared
+        };
         let by = in_service.iter().filter(|endpoint| may(endpoint)).map(|(endpoint, _)| *endpoint).collect();
         Verdict::Served { route: route.clone(), by }
     }

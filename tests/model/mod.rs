@@ -7,6 +7,8 @@
 
 /// What is on the wire.
 mod bytes;
+/// What endpoints answer when they are asked for their health.
+mod checks;
 /// What is observed, beside what is expected.
 mod compare;
 mod endpoints;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::bytes::{self, payload};
+use super::checks;
 use super::compare::{Looks, account, look};
 use super::expectation::{Connection, Ended, IsLogged, Model, Range, State, Verdict};
 use super::names::Names;
@@ -11,9 +12,6 @@ use super::peer::Peer;
 use super::script::{Arrival, Behaviour, Operation, Route, Script, Sends, Side, Step, Transfer};
 use super::world::{World, listener};
 use crate::support::client::End;
-
-/// What health checks send to endpoints that get a PROXY header.
-const HEADER_OF_CHECKS: &[u8] = b"PROXY UNKNOWN\r\n";
 
 /// The endpoints that the name has at first.
 const FIRST_NAMED: [usize; 2] = [0, 1];
@@ -69,10 +67,7 @@ impl Run<'_> {
                 self.read(*number);
                 Ok(())
             }
-            Step::Behave { endpoint, behaviour, dies } => {
-                self.behave(*endpoint, *behaviour, *dies);
-                Ok(())
-            }
+            Step::Behave { endpoint, behaviour, dies } => self.behave(*endpoint, *behaviour, *dies),
             Step::Operate(operation) => self.operate(operation, &[], &[]),
             Step::Together { operation, transfers, arrivals } => self.operate(operation, transfers, arrivals),
             Step::Park => self.park(),
@@ -81,7 +76,11 @@ impl Run<'_> {
 
     /// What may become of the client by the model, and by these verdicts from before a change.
     fn arrive(&mut self, arrival: &Arrival, mut verdicts: Vec<Verdict>, process: Option<usize>) -> Result<(), String> {
-        let verdict = self.model.verdict(arrival);
+        let is_meanwhile = !verdicts.is_empty();
+        let mut verdict = self.model.verdict(arrival);
+        if is_meanwhile {
+            verdict = before_it_is_known(verdict);
+        }
         if !verdicts.contains(&verdict) {
             verdicts.push(verdict);
         }
@@ -193,12 +192,13 @@ impl Run<'_> {
         }
     }
 
-    fn behave(&mut self, endpoint: usize, behaviour: Behaviour, dies: bool) {
+    fn behave(&mut self, endpoint: usize, behaviour: Behaviour, dies: bool) -> Result<(), String> {
         self.world.endpoints[endpoint].behave(behaviour);
         self.model.behave(endpoint, behaviour);
         let of_it = self.model.open().filter(|(_, _, open)| dies && open.endpoint == endpoint);
         let of_it: Vec<usize> = of_it.map(|(number, ..)| number).collect();
         of_it.into_iter().for_each(|number| self.reset(number, Side::Endpoint));
+        self.world.has_noticed(&self.model.expected_health())
     }
 
     fn operate(&mut self, operation: &Operation, transfers: &[Transfer], arrivals: &[Arrival]) -> Result<(), String> {
@@ -221,7 +221,7 @@ impl Run<'_> {
         let arrivals: Vec<(Arrival, Verdict)> = arrivals
             .iter()
             .filter(|arrival| may_arrive && arrival.sends == Sends::Hello)
-            .map(|arrival| (*arrival, with_backups(self.model.verdict(arrival))))
+            .map(|arrival| (*arrival, before_it_is_known(self.model.verdict(arrival))))
             .collect();
         let expected = self.model.operate(operation);
         for (arrival, verdict) in arrivals {
@@ -245,6 +245,7 @@ impl Run<'_> {
         let lines = self.world.router.log_since(0).len();
         let (succeeded, count) = self.world.operate(operation)?;
         self.world.has_resolved(&self.model.config)?;
+        self.world.has_noticed(&self.model.expected_health())?;
         if is_upgrade && succeeded && self.model.has_left_behind() {
             // Until then, a route that comes back may have its connections again.
             self.world.has_moved(lines)?;
@@ -394,7 +395,7 @@ impl Run<'_> {
 
     /// The client, by which routes it can have come, and how long the PROXY header is.
     fn whose(&self, endpoint: usize, peer: &Peer) -> Result<Option<(usize, Vec<Route>, usize)>, String> {
-        let mut may_be = HEADER_OF_CHECKS.starts_with(&peer.received);
+        let mut may_be = checks::HEADER.starts_with(&peer.received);
         for (number, Connection { hello, state, .. }) in &self.model.connections {
             let State::Undecided(verdicts) = state else { continue };
             let mut routes: Vec<Route> = Vec::new();
@@ -531,10 +532,11 @@ impl Run<'_> {
     }
 }
 
-/// An endpoint that is a backup no longer may be taken so by connections that still go by the configuration before.
-fn with_backups(mut verdict: Verdict) -> Verdict {
+/// While an operation is carried out, the router may not know yet that an endpoint is unready, or take one for a backup that
+/// is none any more, or the other way round.
+fn before_it_is_known(mut verdict: Verdict) -> Verdict {
     if let Verdict::Served { route, by } = &mut verdict {
-        by.extend(route.endpoints.iter().filter(|(_, is_backup)| *is_backup).map(|(endpoint, _)| *endpoint));
+        by.extend(route.endpoints.iter().map(|(endpoint, _)| *endpoint));
     }
     verdict
 }

@@ -36,9 +36,17 @@ pub struct Route {
     pub balance: &'static str,
     /// Whether endpoints get a PROXY header.
     pub sends_header: bool,
-    pub is_checked: bool,
+    pub check: Check,
     /// The endpoints are those that the name has, whichever are listed.
     pub is_named: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    None,
+    Connects,
+    /// Over TLS and HTTP, so that an endpoint can answer that it is unready.
+    Asks,
 }
 
 /// What a route matches, which is its name, too.
@@ -138,6 +146,8 @@ pub enum Behaviour {
     Hangs,
     /// It accepts and resets.
     Resets,
+    /// It serves, and answers checks that ask with 500.
+    Unready,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,6 +245,8 @@ impl Generator {
                     Behaviour::Refuses,
                     Behaviour::Hangs,
                     Behaviour::Resets,
+                    Behaviour::Unready,
+                    Behaviour::Unready,
                 ]);
                 let dies = behaviour != Behaviour::Serves && self.random.u8(..3) == 0;
                 Step::Behave { endpoint: self.random.usize(..ENDPOINTS), behaviour, dies }
@@ -298,7 +310,7 @@ impl Generator {
             on_remove: self.one_of(&[OnRemove::Keep, OnRemove::Cut, OnRemove::Drain]),
             balance: self.one_of(&["least_connections", "round_robin", "random", "source_hash"]),
             sends_header: self.random.u8(..4) == 0,
-            is_checked: self.random.u8(..4) == 0,
+            check: self.one_of(&[Check::None, Check::None, Check::Connects, Check::Asks]),
             is_named: self.has_names && self.random.bool(),
         }
     }
@@ -440,14 +452,16 @@ impl Display for Script {
 
 impl Display for Config {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
-        for Route { kind, endpoints, on_remove, balance, sends_header, is_checked, is_named } in &self.routes {
+        for Route { kind, endpoints, on_remove, balance, sends_header, check, is_named } in &self.routes {
             write!(out, "\n       {} ->{}", kind.name(), if *is_named { " the name" } else { "" })?;
             for (endpoint, is_backup) in endpoints.iter().filter(|_| !is_named) {
                 write!(out, " e{endpoint}{}", if *is_backup { " (backup)" } else { "" })?;
             }
             write!(out, ", on_remove {}, {balance}", on_remove.name())?;
             write!(out, "{}", if *sends_header { ", PROXY header" } else { "" })?;
-            write!(out, "{}", if *is_checked { ", checked" } else { "" })?;
+            if *check != Check::None {
+                write!(out, ", check {}", format!("{check:?}").to_lowercase())?;
+            }
         }
         Ok(())
     }

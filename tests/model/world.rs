@@ -15,10 +15,11 @@ use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 use super::bytes;
+use super::checks::{self, Check};
 use super::endpoints::Endpoint;
 use super::names::Names;
 use super::peer::Peer;
-use super::script::{Arrival, Behaviour, CLUSTER, Config, ENDPOINTS, Filter, From, Kind, Operation, Route};
+use super::script::{self, Arrival, Behaviour, CLUSTER, Config, ENDPOINTS, Filter, From, Kind, Operation, Route};
 use crate::support::{PATIENCE, Router, snigate};
 
 pub struct World<'n> {
@@ -33,6 +34,8 @@ pub struct World<'n> {
     pub upstreams: BTreeMap<usize, Peer>,
     /// Those of which it is not known yet whose they are, with the endpoint.
     pub strangers: Vec<(usize, Peer)>,
+    /// Of these, those that ask for their endpoint's health.
+    checks: Vec<Check>,
     /// The router's ends of those that have ended before anything told whose they are.
     pub nameless: BTreeSet<String>,
     /// Lines of ended connections, by the number of their client.
@@ -70,6 +73,7 @@ impl<'n> World<'n> {
             clients: BTreeMap::new(),
             upstreams: BTreeMap::new(),
             strangers: Vec::new(),
+            checks: Vec::new(),
             nameless: BTreeSet::new(),
             lines: BTreeMap::new(),
             lines_read: 0,
@@ -120,18 +124,28 @@ impl<'n> World<'n> {
                 has_advanced = true;
             }
         }
+        self.answer_checks();
         has_advanced
+    }
+
+    fn answer_checks(&mut self) {
+        let asking = self.strangers.extract_if(.., |(_, peer)| checks::asks(&peer.received));
+        self.checks.extend(asking.map(|(endpoint, peer)| Check::new(endpoint, peer)));
+        let endpoints = &self.endpoints;
+        self.checks.retain_mut(|check| check.answer(endpoints[check.endpoint].behaviour != Behaviour::Unready));
     }
 
     fn peers_mut(&mut self) -> impl Iterator<Item = &mut Peer> {
         let strangers = self.strangers.iter_mut().map(|(_, peer)| peer);
-        self.clients.values_mut().chain(self.upstreams.values_mut()).chain(strangers)
+        let checks = self.checks.iter_mut().map(|check| &mut check.peer);
+        self.clients.values_mut().chain(self.upstreams.values_mut()).chain(strangers).chain(checks)
     }
 
     /// Which peers, in their order, and then which endpoints have something to do.
     fn ready(&self) -> Vec<bool> {
         let strangers = self.strangers.iter().map(|(_, peer)| peer);
-        let peers = self.clients.values().chain(self.upstreams.values()).chain(strangers);
+        let checks = self.checks.iter().map(|check| &check.peer);
+        let peers = self.clients.values().chain(self.upstreams.values()).chain(strangers).chain(checks);
         let awaited = peers.map(|peer| (peer.stream.as_fd(), peer.awaited()));
         let endpoints = self.endpoints.iter().map(|endpoint| (endpoint.socket.as_fd(), endpoint.awaited()));
         let awaited: Vec<_> = awaited.chain(endpoints).collect();
@@ -241,6 +255,28 @@ impl<'n> World<'n> {
             let are_all = named.len() == routes.len() && named.iter().all(|route| has_all(route) == Some(true));
             are_all.then_some(())
         })
+    }
+
+    /// The router knows how these endpoints are: with the names of routes and of states.
+    pub fn has_noticed(&mut self, expected: &[(&str, usize, &str)]) -> Result<(), String> {
+        let expected: Vec<(&str, String, &str)> = expected
+            .iter()
+            .map(|(route, endpoint, health)| (*route, self.endpoints[*endpoint].address.to_string(), *health))
+            .collect();
+        let mut missing = None;
+        let noticed = self.until("the health of endpoints", |world| {
+            let status: Value = serde_json::from_str(&world.ask("GET", "/api/status")?).ok()?;
+            let is_so = |(route, address, health): &&(&str, String, &str)| {
+                let route = status["routes"].as_array()?.iter().find(|known| known["name"] == *route)?;
+                let mut endpoints =
+                    route["upstream"].as_array()?.iter().flat_map(|one| one["endpoints"].as_array()).flatten();
+                let endpoint = endpoints.find(|endpoint| endpoint["address"] == address.as_str())?;
+                (endpoint["known"] == true && endpoint["health"] == *health).then_some(())
+            };
+            missing = expected.iter().find(|one| is_so(one).is_none()).cloned();
+            missing.is_none().then_some(())
+        });
+        noticed.map_err(|error| format!("{error}: {missing:?}"))
     }
 
     /// The name server fails, until the router has seen it.
@@ -389,7 +425,7 @@ fn text(config: &Config, endpoints: &[Endpoint; ENDPOINTS], control: &std::path:
          log: {{refusals_per_second: 0}}\nroutes:\n",
         control.display()
     );
-    for Route { kind, endpoints: reached, on_remove, balance, sends_header, is_checked, is_named } in &config.routes {
+    for Route { kind, endpoints: reached, on_remove, balance, sends_header, check, is_named } in &config.routes {
         let matches = match kind {
             Kind::Exact => "sni: a.example".into(),
             Kind::Alpn => "sni: a.example, alpn: h2".into(),
@@ -404,7 +440,16 @@ fn text(config: &Config, endpoints: &[Endpoint; ENDPOINTS], control: &std::path:
             .collect();
         let reached = if *is_named { format!("\"{}\"", Names::NAME) } else { reached.join(", ") };
         let header = if *sends_header { ", proxy_protocol: v1" } else { "" };
-        let check = if *is_checked { ", health_check: {interval: 1s, timeout: 1s}" } else { "" };
+        let check = match check {
+            script::Check::None => String::new(),
+            script::Check::Connects => ", health_check: {interval: 1s, timeout: 1s}".into(),
+            // A machine that is too busy to answer in time makes no endpoint dead.
+            script::Check::Asks => format!(
+                ", health_check: {{interval: 500ms, timeout: 500ms, rise: 1, fall: 10, unready: 1, \
+                 tls: {{verify: false, server_name: {}}}, http: {{}}}}",
+                checks::NAME
+            ),
+        };
         let comma = if matches.is_empty() { "" } else { ", " };
         text += &format!(
             "  - {{name: {}{comma}{matches}, upstream: {{endpoints: [{}], on_remove: {}, balance: {balance}, \
