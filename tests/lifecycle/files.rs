@@ -148,7 +148,7 @@ fn g17_a_list_of_networks_is_read_once_for_all_routes_and_watched() {
     let text = main_file("watch: true\n", backend.address()) + &routes;
     let router = Router::start(&text.replace("{file: blocked}", "127.0.0.2"));
     assert_eq!(ask_from("127.0.0.2", router.address(), "n7.example"), refused(DENIED));
-    let before = router.metric("process_resident_memory_bytes");
+    let before = router.memory();
 
     let path = directory(&router).join("blocked");
     fs::write(&path, list("127.0.0.4")).unwrap();
@@ -156,7 +156,7 @@ fn g17_a_list_of_networks_is_read_once_for_all_routes_and_watched() {
     for (client, is_served) in [("127.0.0.2", true), ("127.0.0.3", false), ("127.0.0.4", false)] {
         assert_eq!(ask_from(client, router.address(), "n7.example") == served(), is_served, "{client}");
     }
-    let grown = router.metric("process_resident_memory_bytes") - before;
+    let grown = router.memory() - before;
     assert!(grown < f64::from(48 << 20), "{grown} bytes; 300 copies would be 600 MB");
 
     // With a bad line, the old list stays.

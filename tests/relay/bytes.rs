@@ -147,8 +147,7 @@ fn d07_d08_readers_that_stop_are_cut_and_bound_what_is_taken_for_them() {
     let (backend, held) = Backend::held();
     let options = "timeouts: {half_close: 500ms}\ntcp: {user_timeout: 1s}\n";
     let router = Router::start(&config(&[(NAME, backend.address())], options));
-    let resident = || router.metric("process_resident_memory_bytes");
-    let before = resident();
+    let before = router.memory();
 
     let (client, upstream) = connected(&router, &held);
     let pushed = push(upstream);
@@ -161,7 +160,7 @@ fn d07_d08_readers_that_stop_are_cut_and_bound_what_is_taken_for_them() {
     push(upstream);
     let account = router.account_of(client.address());
     assert_eq!(account["outcome"], "half_close_timeout", "d08: {account}");
-    assert!(resident() - before < 8_000_000.0, "no more than a few chunks are held");
+    assert!(router.memory() - before < 8_000_000.0, "no more than a few chunks are held");
 }
 
 /// So many bytes down and up at once, each side closing behind its last.

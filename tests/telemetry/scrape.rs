@@ -254,8 +254,7 @@ fn a_page_of_the_status_has_the_routes_that_were_asked_for() {
 fn what_scrapers_do_not_read_is_in_memory_once() {
     let router = many(4000, "");
     let length = router.get("/metrics").1.len();
-    let resident = || router.metric("process_resident_memory_bytes");
-    let before = resident();
+    let before = router.memory();
     let request = b"GET /metrics HTTP/1.1\r\nhost: 127.0.0.1\r\ncache-control: no-cache\r\n\r\n";
     // Some rounds, so that they are not all of one second.
     let mut unread = Vec::new();
@@ -266,7 +265,7 @@ fn what_scrapers_do_not_read_is_in_memory_once() {
             unread.push(client);
         }
     }
-    let grown = resident() - before;
+    let grown = router.memory() - before;
     assert!(grown < 8.0 * length as f64, "{grown} for {length}");
     // The last ones get all, the first ones know that they do not.
     let whole = |client: &mut Client| client.rest().0.len() > length;
