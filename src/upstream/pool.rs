@@ -726,6 +726,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn b30_an_address_of_two_entries_has_the_weight_of_the_first() {
+        let [light, heavy] = [1, 9].map(|weight| Share { weight, ..Share::DEFAULT });
+        for [first, second] in [[light, heavy], [heavy, light]] {
+            let pool = pool(&[("api.test:1", first), ("192.0.2.1:1", second)]);
+            pool.answered(0, &Ok(vec!["192.0.2.1:1".parse().unwrap()]));
+            assert_eq!(pool.endpoints()[0].share(), first);
+        }
+    }
+
+    #[tokio::test]
     async fn b31_a_dead_backup_is_not_tried_by_a_connection_while_others_serve() {
         let pool = pool(&[("192.0.2.1:1", Share::DEFAULT), ("192.0.2.9:1", BACKUP)]);
         let endpoints = pool.endpoints();

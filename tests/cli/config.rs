@@ -764,7 +764,9 @@ fn b30_upstreams_that_make_no_sense_are_refused() {
             "{endpoints: \"h:1\", proxy_protocol: {version: v2, tlvs: {0x03: a}}}",
             "TLV 0x03 is the checksum of one header",
         ),
+        ("{endpoints: \"h:1\", proxy_protocol: {version: v2, pass: 0x01}}", "TLV 0x01 is the client's ALPN"),
         ("{endpoints: \"h:1\", proxy_protocol: {version: v2, pass: 0x02}}", "TLV 0x02 is the client's SNI"),
+        ("{endpoints: \"h:1\", proxy_protocol: {version: v2, tlvs: {0x04: a}}}", "TLV 0x04 is padding"),
         (
             "{endpoints: \"h:1\", proxy_protocol: {version: v2, tlvs: {0xe0: a}, pass: [0xe0]}}",
             "proxy_protocol.pass: TLV 0xe0 is also in `tlvs`: clients could send another value",

@@ -20,5 +20,7 @@ mod manual;
 mod migrating;
 /// What a reload would change.
 mod plan;
+/// The ranges of numbers, durations and sizes.
+mod ranges;
 /// The JSON Schema says the same.
 pub mod schema;

@@ -273,14 +273,17 @@ impl Informers {
 #[test]
 fn b35_parked_connections_move_to_an_endpoint_that_has_returned_until_shares_are_even() {
     let (one, two, third) = (Backend::echo(), Backend::echo(), free());
+    // Neither one that stays dead nor a backup has a share.
+    let (dead, backup) = (free(), Backend::echo());
     let text = config(&format!(
-        "{{endpoints: [\"{}\", \"{}\", \"{third}\"], slow_start: 0s, rebalance: 300/s,
-      health_check: {{interval: 1s, timeout: 1s, rise: 1, fall: 1}}}}",
+        "{{endpoints: [\"{}\", \"{}\", \"{third}\", \"{dead}\", {{address: \"{}\", backup: true}}], slow_start: 0s,
+      rebalance: 300/s, health_check: {{interval: 1s, timeout: 1s, rise: 1, fall: 1}}}}",
         one.address(),
-        two.address()
+        two.address(),
+        backup.address()
     ));
     let router = Router::start(&format!("{text}limits: {{park_after: 100ms}}\n"));
-    router.wait("the third is dead", |line| line["message"] == "endpoint is dead");
+    router.wait_many("two are dead", 2, |line| line["message"] == "endpoint is dead");
     let mut informers = Informers::new(&router, 1000);
     let shares = |router: &Router| {
         let upstream = &route(router)["upstream"];
