@@ -630,6 +630,28 @@ fn without_a_file_there_is_nothing_to_reload() {
 }
 
 #[test]
+fn g07_a_watched_file_that_could_not_be_applied_is_tried_again() {
+    let (backend, held) = Backend::held();
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let text = |listen: &str| {
+        let text = config(&[(NAME, backend.address())], "watch: true\ntimeouts: {idle: 15s}\n");
+        text.replace("listen: 127.0.0.1:0", &format!("listen: {listen}"))
+    };
+    let router = Router::start(&text("127.0.0.1:0"));
+    std::fs::write(&router.config, text(&format!("[127.0.0.1:0, \"{}\"]", other.local_addr().unwrap()))).unwrap();
+    let failed = |line: &Value| line["message"] == "reload failed; keeping the running configuration";
+    assert!(router.wait("that it fails", failed)["reason"].as_str().unwrap().contains("in use"));
+    drop(other);
+    // Which takes half a minute; this client tells when half of that is over.
+    let client = Client::send(router.address(), &Hello::to(NAME).record());
+    let _upstream = held.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(router.account_of(client.address())["outcome"], "idle_timeout");
+    let reloaded = router.wait("the reload", |line| line["message"] == "reloaded");
+    assert_eq!((&reloaded["by"], &reloaded["listeners"]), (&"watch".into(), &2.into()));
+    assert_eq!(router.metric("snigate_config_last_reload_successful"), 1.0);
+}
+
+#[test]
 fn g08_a_thousand_routes_a_hundred_times_leave_memory_and_descriptors_flat() {
     let backend = Backend::named("served");
     let names: Vec<String> = (0..1000).map(|number| format!("n{number}.example")).collect();
