@@ -472,6 +472,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_connection_is_connected_to_its_endpoint_until_it_ends() {
+        let registry = Registry::new();
+        let endpoints = [EndpointId::next(), EndpointId::next()];
+        let handle = registry.register();
+        handle.connected_to(endpoints[0], None);
+        let [index] = registry.connected_to(&endpoints.into())[..] else { panic!("there is one connection") };
+        let is_connected = || endpoints.map(|endpoint| registry.is_connected_to(index, endpoint));
+        assert_eq!(is_connected(), [true, false]);
+        drop(handle);
+        assert_eq!(is_connected(), [false, false]);
+    }
+
+    #[tokio::test]
     async fn b08_repeated_probes_lose_no_close_message() {
         let registry = Registry::new();
         let endpoint = EndpointId::next();
