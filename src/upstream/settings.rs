@@ -177,3 +177,17 @@ pub(crate) struct ConnectBudget {
     /// Per address.
     pub(crate) per_try: Duration,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn b34_ages_are_spread_over_the_jitter() {
+        let max_age = MaxAge { after: Duration::from_secs(100), jitter: 20 };
+        let ages: Vec<Duration> = (0..1000).map(|_| max_age.of_one()).collect();
+        let (least, most) = (*ages.iter().min().unwrap(), *ages.iter().max().unwrap());
+        assert!(least >= max_age.after && most <= Duration::from_secs(120), "{least:?} to {most:?}");
+        assert!(most - least > Duration::from_secs(15), "{least:?} to {most:?}");
+    }
+}

@@ -174,6 +174,7 @@ fn b27_a_file_that_hangs_is_reported_by_name_and_changes_no_state() {
     time_for(|| server.accepted(), 5);
     let threads = std::fs::read_dir(format!("/proc/{}/task", router.pid().as_raw_nonzero())).unwrap().count();
     assert!(threads < 40, "{threads} threads");
+    assert_eq!(router.log().iter().filter(|line| line["file"] == reported["file"]).count(), 1, "told once");
 
     router.signal(Signal::HUP);
     let refused = router.wait("that a reload is refused", |line| {

@@ -118,6 +118,7 @@ mod tests {
         }
         let mut ageless = registry.register();
         ageless.connected_to(endpoint, None);
+        assert_eq!((handles[0].time_left(), ageless.time_left()), (Some(hour), None));
         assert!(registry.close_some_aged());
         assert!(handles.iter_mut().all(|handle| message_of(handle).is_none()), "too early");
         tokio::time::advance(hour).await;
@@ -134,6 +135,7 @@ mod tests {
             }
         }
         assert!(asked.iter().all(|asked| *asked == 5), "each in turn: {asked:?}");
+        assert_eq!(handles[0].time_left(), Some(Duration::ZERO));
         tokio::time::advance(Duration::from_secs(QUIET_WITHIN_SECONDS.into())).await;
         for _ in 0..2 {
             registry.close_some_aged();

@@ -159,7 +159,7 @@ mod tests {
 
     const THRESHOLDS: Thresholds = Thresholds { rise: 2, fall: 3, unready: 2 };
 
-    fn after(results: &str) -> EndpointState {
+    fn after(results: &str) -> HealthState {
         let mut health = HealthState::default();
         for result in results.chars() {
             let result = match result {
@@ -171,22 +171,43 @@ mod tests {
             };
             health.apply_check_result(&result, THRESHOLDS);
         }
-        health.state()
+        health
+    }
+
+    #[test]
+    fn b12_one_answer_that_says_unready_asks_for_another_soon() {
+        for (results, is_about_to) in
+            [("", false), ("u", true), ("gu", true), ("ur", false), ("ug", false), ("uu", false)]
+        {
+            assert_eq!(after(results).is_about_to_be_unready(), is_about_to, "{results}");
+        }
+    }
+
+    #[test]
+    fn failures_in_a_row_are_of_checks_or_of_clients() {
+        for (results, failures) in [("", 0), ("gg", 2), ("ggr", 0), ("gwug", 4)] {
+            assert_eq!(after(results).failures(), failures, "{results}");
+        }
+        let mut health = after("g");
+        for _ in 0..2 {
+            health.apply_client_result(&ProbeResult::Wrong("odd".into()), THRESHOLDS);
+        }
+        assert_eq!(health.failures(), 2);
     }
 
     #[test]
     fn b11_only_consecutive_results_change_the_state() {
         for results in ["", "ggrggrggr", "urwwr", "ururur", "grgrgrgr", "gu"] {
-            assert_eq!(after(results), EndpointState::Ready, "{results}");
+            assert_eq!(after(results).state(), EndpointState::Ready, "{results}");
         }
         for results in ["uu", "uuu", "ugu", "gug", "guu", "ggguu", "gggrgruu"] {
-            assert_eq!(after(results), EndpointState::Unready, "{results}");
+            assert_eq!(after(results).state(), EndpointState::Unready, "{results}");
         }
         for results in ["ggg", "gwg", "www", "uuuggg", "gggr", "gggrg", "gggu", "gggrgrgrgr"] {
-            assert_eq!(after(results), EndpointState::Dead, "{results}");
+            assert_eq!(after(results).state(), EndpointState::Dead, "{results}");
         }
-        assert_eq!(after("gggrr"), EndpointState::Ready);
-        assert_eq!(after("uuurr"), EndpointState::Ready);
+        assert_eq!(after("gggrr").state(), EndpointState::Ready);
+        assert_eq!(after("uuurr").state(), EndpointState::Ready);
     }
 
     #[test]
