@@ -184,6 +184,13 @@ mod tests {
     }
 
     #[test]
+    fn the_cause_is_the_last_failure_until_the_endpoint_is_ready_and_answers_so() {
+        for (results, cause) in [("", ""), ("gw", "w"), ("ggr", ""), ("gggr", "g"), ("gggrr", "")] {
+            assert_eq!(after(results).cause(), cause, "{results}");
+        }
+    }
+
+    #[test]
     fn failures_in_a_row_are_of_checks_or_of_clients() {
         for (results, failures) in [("", 0), ("gg", 2), ("ggr", 0), ("gwug", 4)] {
             assert_eq!(after(results).failures(), failures, "{results}");
