@@ -139,6 +139,18 @@ mod tests {
     use super::*;
     use crate::connection::registry::tests::is_closed;
 
+    #[tokio::test]
+    async fn connections_that_no_longer_wait_take_no_memory() {
+        let registry = Registry::new();
+        let handles: Vec<Handle> = (0..200).map(|_| registry.register()).collect();
+        drop(handles.iter().map(|handle| handle.wait(Wait::Hello)).collect::<Vec<_>>());
+        for _ in 0..1000 {
+            drop(handles[0].wait(Wait::Hello));
+        }
+        let length = registry.entries().awaiting_hello.entries.len();
+        assert!(length < 70, "{length}");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a16_the_connection_that_waited_longest_is_shed() {
         let registry = Registry::new();
