@@ -481,6 +481,11 @@ impl Pool {
             let dial = self.setup.settings.dial(endpoint.address);
             let subscription = self.context.checks.subscribe(check, dial, self, endpoint);
             members.checks.insert(endpoint.id, subscription);
+        } else if endpoint.state() == EndpointState::Unready
+            && let Some(change) = endpoint.apply_check_result(&ProbeResult::Ready, self.thresholds())
+        {
+            // It was checked before; from now on, nothing would find out that it is ready again.
+            self.log_state(endpoint, &change);
         }
         if endpoint.state() == EndpointState::Dead {
             self.watch_dead(endpoint, members);
@@ -577,6 +582,11 @@ impl Pool {
             };
             Self::refresh_names(&members, is_dead);
         }
+        self.log_state(endpoint, &change);
+        self.update_tier(&members);
+    }
+
+    fn log_state(&self, endpoint: &Endpoint, change: &StateChange) {
         let (route, address) = (&*self.setup.route, endpoint.address);
         let (before, state, connections) = (change.before.label(), change.after.label(), endpoint.connections());
         match change.after {
@@ -589,7 +599,6 @@ impl Pool {
                 warn!(route, endpoint = %address, state, before, connections, cause, in_a_row, "endpoint is {state}");
             }
         }
-        self.update_tier(&members);
     }
 
     /// Switches to backups if no other endpoint is ready, and to all endpoints if none is. Called with the lock held, so that

@@ -98,6 +98,20 @@ fn b12_who_says_not_ready_keeps_its_connections_and_gets_no_new_ones() {
 }
 
 #[test]
+fn b12_who_said_not_ready_is_ready_once_it_is_no_longer_checked() {
+    let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
+    let (going, staying) = (ApiServer::start(&authority, NAME), ApiServer::start(&authority, NAME));
+    let endpoints = [going.address(), staying.address()];
+    let router = router(&endpoints, &check(&authority, &directory, ""));
+    going.be(Mood::Status(500, "[-]shutdown failed"));
+    state(&router, going.address(), "unready");
+    router.reload(&text(&endpoints, ""));
+    let told = state(&router, going.address(), "ready");
+    assert_eq!((&told["before"], &told["level"]), (&"unready".into(), &"INFO".into()));
+    eventually("it is used again", || reached(&router) == going.address().to_string());
+}
+
+#[test]
 fn certificates_that_do_not_verify_make_an_endpoint_dead_and_cut_nothing() {
     let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
     let (server, spare) = (ApiServer::start(&authority, NAME), ApiServer::start(&authority, NAME));
