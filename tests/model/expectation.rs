@@ -182,13 +182,17 @@ impl Model {
         self.suspects[endpoint] |= !matches!(behaviour, Behaviour::Serves | Behaviour::Unready);
     }
 
-    /// What routes that ask must know of their endpoints: the names of the route and the state.
+    /// What routes must know of their endpoints, soon: the names of the route and the state.
     pub fn expected_health(&self) -> Vec<(&'static str, usize, &'static str)> {
-        let asking = self.config.routes.iter().filter(|route| route.check == Check::Asks);
-        let endpoints = asking.flat_map(|route| route.endpoints.iter().map(move |(endpoint, _)| (route, *endpoint)));
-        let health = |(route, endpoint): (&Route, usize)| match self.behaviours[endpoint] {
-            Behaviour::Unready => Some((route.kind.name(), endpoint, "unready")),
-            _ => self.is_surely_ready(route, endpoint).then(|| (route.kind.name(), endpoint, "ready")),
+        let endpoints = self
+            .config
+            .routes
+            .iter()
+            .flat_map(|route| route.endpoints.iter().map(move |(endpoint, _)| (route, *endpoint)));
+        let health = |(route, endpoint): (&Route, usize)| {
+            let state = if self.is_known_unready(route, endpoint) { "unready" } else { "ready" };
+            let is_certain = state == "unready" || self.is_surely_ready(route, endpoint);
+            is_certain.then(|| (route.kind.name(), endpoint, state))
         };
         endpoints.filter_map(health).collect()
     }
