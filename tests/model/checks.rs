@@ -14,8 +14,8 @@ pub const HEADER: &[u8] = b"PROXY UNKNOWN\r\n";
 
 static CONFIG: LazyLock<Arc<ServerConfig>> = LazyLock::new(|| server_config(&Authority::new().issue(NAME), None));
 
-/// A connection of a check, over TLS.
-pub struct Check {
+/// One check, over TLS.
+pub struct Probe {
     pub endpoint: usize,
     pub peer: Peer,
     tls: ServerConnection,
@@ -29,7 +29,7 @@ pub fn asks(received: &[u8]) -> bool {
     received.windows(NAME.len()).any(|part| part == NAME.as_bytes())
 }
 
-impl Check {
+impl Probe {
     pub fn new(endpoint: usize, peer: Peer) -> Self {
         let tls = ServerConnection::new(Arc::clone(&CONFIG)).unwrap();
         let taken = if peer.received.starts_with(HEADER) { HEADER.len() } else { 0 };

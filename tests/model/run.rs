@@ -77,12 +77,12 @@ impl Run<'_> {
     /// What may become of the client by the model, and by these verdicts from before a change.
     fn arrive(&mut self, arrival: &Arrival, mut verdicts: Vec<Verdict>, process: Option<usize>) -> Result<(), String> {
         let is_meanwhile = !verdicts.is_empty();
-        let mut verdict = self.model.verdict(arrival);
-        if is_meanwhile {
-            verdict = before_it_is_known(verdict);
-        }
+        let verdict = self.model.verdict(arrival);
         if !verdicts.contains(&verdict) {
             verdicts.push(verdict);
+        }
+        if is_meanwhile {
+            verdicts.iter_mut().for_each(may_reach_any);
         }
         let (hello, state) = (bytes::hello(arrival), State::Undecided(verdicts));
         let connection = Connection { arrival: *arrival, hello, process, state };
@@ -221,7 +221,7 @@ impl Run<'_> {
         let arrivals: Vec<(Arrival, Verdict)> = arrivals
             .iter()
             .filter(|arrival| may_arrive && arrival.sends == Sends::Hello)
-            .map(|arrival| (*arrival, before_it_is_known(self.model.verdict(arrival))))
+            .map(|arrival| (*arrival, self.model.verdict(arrival)))
             .collect();
         let expected = self.model.operate(operation);
         for (arrival, verdict) in arrivals {
@@ -534,11 +534,10 @@ impl Run<'_> {
 
 /// While an operation is carried out, the router may not know yet that an endpoint is unready, or take one for a backup that
 /// is none any more, or the other way round.
-fn before_it_is_known(mut verdict: Verdict) -> Verdict {
-    if let Verdict::Served { route, by } = &mut verdict {
+fn may_reach_any(verdict: &mut Verdict) {
+    if let Verdict::Served { route, by } = verdict {
         by.extend(route.endpoints.iter().map(|(endpoint, _)| *endpoint));
     }
-    verdict
 }
 
 /// Which of the verdicts it is that ends the connection.

@@ -15,11 +15,11 @@ use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 use super::bytes;
-use super::checks::{self, Check};
+use super::checks::{self, Probe};
 use super::endpoints::Endpoint;
 use super::names::Names;
 use super::peer::Peer;
-use super::script::{self, Arrival, Behaviour, CLUSTER, Config, ENDPOINTS, Filter, From, Kind, Operation, Route};
+use super::script::{Arrival, Behaviour, CLUSTER, Check, Config, ENDPOINTS, Filter, From, Kind, Operation, Route};
 use crate::support::{PATIENCE, Router, snigate};
 
 pub struct World<'n> {
@@ -35,7 +35,7 @@ pub struct World<'n> {
     /// Those of which it is not known yet whose they are, with the endpoint.
     pub strangers: Vec<(usize, Peer)>,
     /// Of these, those that ask for their endpoint's health.
-    checks: Vec<Check>,
+    probes: Vec<Probe>,
     /// The router's ends of those that have ended before anything told whose they are.
     pub nameless: BTreeSet<String>,
     /// Lines of ended connections, by the number of their client.
@@ -73,7 +73,7 @@ impl<'n> World<'n> {
             clients: BTreeMap::new(),
             upstreams: BTreeMap::new(),
             strangers: Vec::new(),
-            checks: Vec::new(),
+            probes: Vec::new(),
             nameless: BTreeSet::new(),
             lines: BTreeMap::new(),
             lines_read: 0,
@@ -130,22 +130,22 @@ impl<'n> World<'n> {
 
     fn answer_checks(&mut self) {
         let asking = self.strangers.extract_if(.., |(_, peer)| checks::asks(&peer.received));
-        self.checks.extend(asking.map(|(endpoint, peer)| Check::new(endpoint, peer)));
+        self.probes.extend(asking.map(|(endpoint, peer)| Probe::new(endpoint, peer)));
         let endpoints = &self.endpoints;
-        self.checks.retain_mut(|check| check.answer(endpoints[check.endpoint].behaviour != Behaviour::Unready));
+        self.probes.retain_mut(|probe| probe.answer(endpoints[probe.endpoint].behaviour != Behaviour::Unready));
     }
 
     fn peers_mut(&mut self) -> impl Iterator<Item = &mut Peer> {
         let strangers = self.strangers.iter_mut().map(|(_, peer)| peer);
-        let checks = self.checks.iter_mut().map(|check| &mut check.peer);
-        self.clients.values_mut().chain(self.upstreams.values_mut()).chain(strangers).chain(checks)
+        let probes = self.probes.iter_mut().map(|probe| &mut probe.peer);
+        self.clients.values_mut().chain(self.upstreams.values_mut()).chain(strangers).chain(probes)
     }
 
     /// Which peers, in their order, and then which endpoints have something to do.
     fn ready(&self) -> Vec<bool> {
         let strangers = self.strangers.iter().map(|(_, peer)| peer);
-        let checks = self.checks.iter().map(|check| &check.peer);
-        let peers = self.clients.values().chain(self.upstreams.values()).chain(strangers).chain(checks);
+        let probes = self.probes.iter().map(|probe| &probe.peer);
+        let peers = self.clients.values().chain(self.upstreams.values()).chain(strangers).chain(probes);
         let awaited = peers.map(|peer| (peer.stream.as_fd(), peer.awaited()));
         let endpoints = self.endpoints.iter().map(|endpoint| (endpoint.socket.as_fd(), endpoint.awaited()));
         let awaited: Vec<_> = awaited.chain(endpoints).collect();
@@ -257,7 +257,7 @@ impl<'n> World<'n> {
         })
     }
 
-    /// The router knows how these endpoints are: with the names of routes and of states.
+    /// The router knows the health of these endpoints, each with the name of its route.
     pub fn has_noticed(&mut self, expected: &[(&str, usize, &str)]) -> Result<(), String> {
         let expected: Vec<(&str, String, &str)> = expected
             .iter()
@@ -441,10 +441,10 @@ fn text(config: &Config, endpoints: &[Endpoint; ENDPOINTS], control: &std::path:
         let reached = if *is_named { format!("\"{}\"", Names::NAME) } else { reached.join(", ") };
         let header = if *sends_header { ", proxy_protocol: v1" } else { "" };
         let check = match check {
-            script::Check::None => String::new(),
-            script::Check::Connects => ", health_check: {interval: 1s, timeout: 1s}".into(),
+            Check::None => String::new(),
+            Check::Connects => ", health_check: {interval: 1s, timeout: 1s}".into(),
             // A machine that is too busy to answer in time makes no endpoint dead.
-            script::Check::Asks => format!(
+            Check::Asks => format!(
                 ", health_check: {{interval: 500ms, timeout: 500ms, rise: 1, fall: 10, unready: 1, \
                  tls: {{verify: false, server_name: {}}}, http: {{}}}}",
                 checks::NAME
