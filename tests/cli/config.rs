@@ -41,11 +41,11 @@ fn refused(text: &str, expected: &str) {
 }
 
 /// A file whose route has these lines.
-fn route(lines: &str) -> String {
+pub fn route(lines: &str) -> String {
     format!("listen: 127.0.0.1:0\nroutes:\n  - {}\n", lines.replace('\n', "\n    "))
 }
 
-fn with(lines: &str) -> String {
+pub fn with(lines: &str) -> String {
     format!("{VALID}{lines}\n")
 }
 
@@ -495,7 +495,7 @@ fn usage_errors_exit_with_2() {
 }
 
 /// A file whose upstream is this.
-fn upstream(map: &str) -> String {
+pub fn upstream(map: &str) -> String {
     route(&format!("sni: a.example\nupstream: {map}"))
 }
 

@@ -1,8 +1,10 @@
 //! The ranges in docs/configuration.md are those of the program: their ends are accepted, and what is just outside is not.
 
+use std::fmt::{self, Display, Formatter};
+
 use tempfile::TempDir;
 
-use super::config::VALID;
+use super::config::{route, upstream, with};
 use crate::support::{all_output, pages, snigate};
 
 const HEADER: &str = "| key | default | range and meaning |";
@@ -17,7 +19,7 @@ fn g04_values_have_the_ranges_of_the_page() {
             let told = refusal(key, &value.to_string());
             assert_eq!(told, None, "{key}: {value}, which is in its range");
         }
-        for value in [least.just_below(), most.just_above()].into_iter().flatten() {
+        for value in least.just_below().into_iter().chain([most.just_above()]) {
             let told = refusal(key, &value).unwrap_or_else(|| panic!("{key}: {value} is accepted"));
             assert!(
                 told.contains("expected ") && told.contains(key.rsplit('.').next().unwrap()),
@@ -51,8 +53,8 @@ fn quantity(word: &str) -> Option<Quantity> {
     (!word[digits..].starts_with('x')).then(|| Quantity { number, unit: word[digits..].into() })
 }
 
-impl std::fmt::Display for Quantity {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Display for Quantity {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         let Self { number, unit } = self;
         write!(out, "{number}{unit}")
     }
@@ -73,15 +75,16 @@ impl Quantity {
         }
     }
 
+    /// `None`: it is 0.
     fn just_below(&self) -> Option<String> {
         let (number, unit) = self.in_small();
         Some(format!("{}{unit}", number.checked_sub(1)?))
     }
 
     /// Durations may be of whole seconds.
-    fn just_above(&self) -> Option<String> {
+    fn just_above(&self) -> String {
         let (number, unit) = self.in_small();
-        Some(format!("{}{unit}", number + if unit == "ms" { 1000 } else { 1 }))
+        format!("{}{unit}", number + if unit == "ms" { 1000 } else { 1 })
     }
 }
 
@@ -97,10 +100,10 @@ fn refusal(key: &str, value: &str) -> Option<String> {
 /// With what the key needs beside it.
 fn file(key: &str, value: &str) -> String {
     if let Some(key) = key.strip_prefix("routes[].") {
-        return format!("listen: 127.0.0.1:0\nroutes:\n  - {{upstream: \"h:1\", {}}}\n", nested(key, value));
+        return route(&format!("upstream: h:1\n{}", nested(key, value)));
     }
     let Some(key) = key.strip_prefix("upstream.") else {
-        return format!("{VALID}{}\n", nested(key, value));
+        return with(&nested(key, value));
     };
     let keys = match key {
         "endpoints.weight" => format!("endpoints: [{{address: \"h:1\", weight: {value}}}]"),
@@ -114,7 +117,7 @@ fn file(key: &str, value: &str) -> String {
         key => nested(key, value),
     };
     let endpoints = if key.starts_with("endpoints") { "" } else { "endpoints: \"h:1\", " };
-    format!("listen: 127.0.0.1:0\nroutes:\n  - upstream: {{{endpoints}{keys}}}\n")
+    upstream(&format!("{{{endpoints}{keys}}}"))
 }
 
 /// `a: {b: value}`.
