@@ -485,7 +485,7 @@ impl Pool {
             && let Some(change) = endpoint.apply_check_result(&ProbeResult::Ready, self.thresholds())
         {
             // It was checked before; from now on, nothing would find out that it is ready again.
-            self.log_state(endpoint, change);
+            self.announce(endpoint, change);
         }
         if endpoint.state() == EndpointState::Dead {
             self.watch_dead(endpoint, members);
@@ -582,11 +582,12 @@ impl Pool {
             };
             Self::refresh_names(&members, is_dead);
         }
-        self.log_state(endpoint, change);
+        self.announce(endpoint, change);
         self.update_tier(&members);
     }
 
-    fn log_state(&self, endpoint: &Endpoint, change: StateChange) {
+    /// Logs the change, and tells the rebalancer of an endpoint that has returned.
+    fn announce(&self, endpoint: &Endpoint, change: StateChange) {
         let (route, address) = (&*self.setup.route, endpoint.address);
         let (before, state, connections) = (change.before.label(), change.after.label(), endpoint.connections());
         match change.after {
