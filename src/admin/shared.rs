@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(Arc::strong_count(&last), 1, "it is kept for no longer");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn what_is_quick_is_always_new() {
         let shared = Arc::<Shared<u8>>::default();
         for number in 0..3 {

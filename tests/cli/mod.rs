@@ -20,7 +20,7 @@ mod manual;
 mod migrating;
 /// What a reload would change.
 mod plan;
-/// The ranges of numbers, durations and sizes.
-mod ranges;
+/// The defaults and ranges of docs/configuration.md.
+mod reference;
 /// The JSON Schema says the same.
 pub mod schema;

@@ -114,5 +114,10 @@ mod tests {
         registry.close_all();
         other.end_offer();
         assert_eq!(message_of(&mut other), Some(Message::Close(CloseReason::Draining)));
+
+        drop(connection);
+        assert!(!registry.is_open(id));
+        let _in_its_place = registry.register();
+        assert!(!registry.is_open(id));
     }
 }
