@@ -51,6 +51,23 @@ fn values_have_the_defaults_of_the_page() {
     assert!(tried > 40, "only {tried} keys have a default");
 }
 
+#[test]
+fn e17_networks_of_a_route_make_at_most_65536_pairs() {
+    let networks = |count: usize| {
+        let networks = (0..count).map(|number| format!("10.{}.{}.0/24", number / 256, number % 256));
+        networks.collect::<Vec<_>>().join(", ")
+    };
+    let pairs = |destinations, clients| {
+        let (destinations, clients) = (networks(destinations), networks(clients));
+        checked(&route(&format!("destination: [{destinations}]\nclient: [{clients}]\nupstream: h:1")))
+    };
+    assert!(pairs(256, 256).is_ok());
+    let told = pairs(257, 256).unwrap_err();
+    let expected =
+        ":4:13: routes[0].client: 65792 pairs of `destination` and `client` networks; expected at most 65536\n";
+    assert!(told.ends_with(expected), "{told}");
+}
+
 /// As it is written: a number with its unit, which may be none.
 struct Quantity {
     number: u64,
@@ -108,10 +125,14 @@ impl Quantity {
     }
 }
 
-/// What `check` says of a file with this value: `Err` if it refuses it.
 fn check(key: &str, value: Option<&str>) -> Result<String, String> {
+    checked(&file(key, value))
+}
+
+/// What `check` says of this file: `Err` if it refuses it.
+fn checked(text: &str) -> Result<String, String> {
     let directory = TempDir::new().unwrap();
-    std::fs::write(directory.path().join("c.yaml"), file(key, value)).unwrap();
+    std::fs::write(directory.path().join("c.yaml"), text).unwrap();
     let checked = snigate().args(["check", "c.yaml"]).current_dir(directory.path()).output().unwrap();
     if checked.status.success() { Ok(all_output(&checked)) } else { Err(all_output(&checked)) }
 }
