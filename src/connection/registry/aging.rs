@@ -103,6 +103,11 @@ pub(super) fn in_turn(
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+    use std::sync::Arc;
+
+    use tokio::time::{Instant, timeout};
+
     use super::*;
     use crate::connection::registry::tests::message_of;
     use crate::upstream::EndpointId;
@@ -147,5 +152,19 @@ mod tests {
         drop(handles);
         assert!(!registry.close_some_aged(), "none is left");
         assert_eq!(registry.entries().aging, 0);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn b34_one_connection_is_enough_and_another_one_after_it() {
+        let registry = Registry::new();
+        let ager = Arc::clone(&registry);
+        tokio::spawn(async move { ager.close_aged().await });
+        for _ in 0..2 {
+            let mut handle = registry.register();
+            handle.connected_to(EndpointId::next(), Some(Duration::from_secs(10)));
+            let begun = Instant::now();
+            let message = poll_fn(|cx| handle.poll_message(cx));
+            assert_eq!(timeout(Duration::from_secs(60), message).await, Ok(Message::CloseIfQuiet));
+            assert!((10..12).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+        }
     }
 }
