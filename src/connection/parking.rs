@@ -272,3 +272,53 @@ impl Unparked {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::sync::Semaphore;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::connection::tests::settings;
+    use crate::telemetry::{ConnectionRecord, Counters};
+    use crate::upstream::EndpointSlot;
+
+    async fn pair() -> [TcpStream; 2] {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (connected, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        [connected.unwrap(), accepted.unwrap().0]
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn h24_a_connection_that_cannot_be_watched_is_relayed_and_not_parked_again() {
+        let registry = Registry::new();
+        let ([mut client, accepted], [upstream, mut server]) = (pair().await, pair().await);
+        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+        let relay = RelaySettings { idle: hour, park_after: Some(second), ..settings() };
+        let slot = EndpointSlot::sample();
+        let handle = registry.register();
+        handle.connected_to(slot.endpoint().id, None);
+        let established = Established {
+            record: ConnectionRecord::open(&Arc::new(Counters::new(0)).listener("api"), client.local_addr().unwrap()),
+            slot,
+            settings: relay.into(),
+            source_permit: None,
+            permit: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+        };
+        // There is no lot yet.
+        park(Parked::new(established, accepted, upstream, Rest::new()).unwrap(), handle);
+        let parked = Arc::default();
+        ParkingLot::open(&registry, Arc::clone(&parked)).unwrap();
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(parked.load(Relaxed), 0);
+        client.write_all(b"still here").await.unwrap();
+        let mut received = [0; 10];
+        server.read_exact(&mut received).await.unwrap();
+        assert_eq!(&received, b"still here");
+    }
+}

@@ -376,6 +376,14 @@ impl EndpointSlot {
     }
 }
 
+#[cfg(test)]
+impl EndpointSlot {
+    /// Of an endpoint in no pool.
+    pub(crate) fn sample() -> Self {
+        Self::take(&Arc::new(Endpoint::new(SocketAddr::from(([127, 0, 0, 1], 7)), Share::DEFAULT)))
+    }
+}
+
 impl Drop for EndpointSlot {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Relaxed);

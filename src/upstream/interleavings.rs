@@ -14,12 +14,6 @@ fn endpoint() -> Arc<Endpoint> {
     Arc::new(Endpoint::new(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 7), Share::DEFAULT))
 }
 
-impl EndpointSlot {
-    pub(crate) fn sample() -> Self {
-        Self::take(&endpoint())
-    }
-}
-
 #[test]
 fn b09_one_connection_tries_a_dead_endpoint_and_all_are_counted() {
     check(|| {
