@@ -280,12 +280,31 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
     use tokio::sync::Semaphore;
-    use tokio::time::sleep;
+    use tokio::time::{Instant, sleep};
 
     use super::*;
     use crate::connection::tests::settings;
     use crate::telemetry::{ConnectionRecord, Counters};
     use crate::upstream::EndpointSlot;
+
+    /// A connection at rest, and its client and its server.
+    async fn at_rest(registry: &Arc<Registry>) -> (Unparked, TcpStream, TcpStream) {
+        let ([client, accepted], [upstream, server]) = (pair().await, pair().await);
+        let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+        let relay = RelaySettings { idle: minute, park_after: Some(second), ..settings() };
+        let slot = EndpointSlot::sample();
+        let handle = registry.register();
+        handle.connected_to(slot.endpoint().id, None);
+        let established = Established {
+            record: ConnectionRecord::open(&Arc::new(Counters::new(0)).listener("api"), client.local_addr().unwrap()),
+            slot,
+            settings: relay.into(),
+            source_permit: None,
+            permit: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+        };
+        let connection = Parked::new(established, accepted, upstream, Rest::new()).unwrap();
+        (Unparked { connection, handle }, client, server)
+    }
 
     async fn pair() -> [TcpStream; 2] {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -297,28 +316,33 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn h24_a_connection_that_cannot_be_watched_is_relayed_and_not_parked_again() {
         let registry = Registry::new();
-        let ([mut client, accepted], [upstream, mut server]) = (pair().await, pair().await);
-        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
-        let relay = RelaySettings { idle: hour, park_after: Some(second), ..settings() };
-        let slot = EndpointSlot::sample();
-        let handle = registry.register();
-        handle.connected_to(slot.endpoint().id, None);
-        let established = Established {
-            record: ConnectionRecord::open(&Arc::new(Counters::new(0)).listener("api"), client.local_addr().unwrap()),
-            slot,
-            settings: relay.into(),
-            source_permit: None,
-            permit: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
-        };
+        let (unparked, mut client, mut server) = at_rest(&registry).await;
         // There is no lot yet.
-        park(Parked::new(established, accepted, upstream, Rest::new()).unwrap(), handle);
+        unparked.park();
         let parked = Arc::default();
         ParkingLot::open(&registry, Arc::clone(&parked)).unwrap();
-        sleep(Duration::from_secs(60)).await;
+        sleep(Duration::from_secs(50)).await;
         assert_eq!(parked.load(Relaxed), 0);
         client.write_all(b"still here").await.unwrap();
         let mut received = [0; 10];
         server.read_exact(&mut received).await.unwrap();
         assert_eq!(&received, b"still here");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn h24_a_parked_connection_is_left_alone_until_its_deadline() {
+        let registry = Registry::new();
+        let parked = Arc::default();
+        ParkingLot::open(&registry, Arc::clone(&parked)).unwrap();
+        let (unparked, mut client, _server) = at_rest(&registry).await;
+        let begun = Instant::now();
+        unparked.park();
+        while begun.elapsed() < Duration::from_secs(59) {
+            assert_eq!(parked.load(Relaxed), 1, "after {:?}", begun.elapsed());
+            sleep(Duration::from_millis(300)).await;
+        }
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+        assert!((60..62).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+        assert_eq!(parked.load(Relaxed), 0);
     }
 }

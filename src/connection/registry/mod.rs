@@ -10,6 +10,7 @@ mod waiting;
 use std::collections::HashSet;
 use std::future::Future;
 use std::mem;
+use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
@@ -302,6 +303,13 @@ impl OpenConnections for Registry {
     }
 }
 
+impl Entries {
+    /// Whether there may be connections with higher indices than these.
+    fn has_more_than(&self, indices: &Range<usize>) -> bool {
+        self.open.capacity() > indices.end
+    }
+}
+
 impl Handle {
     /// The reason of the `Close` message; `Draining` if there was none yet.
     pub(crate) fn close_reason(&self) -> CloseReason {
@@ -443,6 +451,16 @@ mod tests {
         assert_eq!((&mut waiting).await.unwrap(), CloseReason::Draining);
         assert_eq!(registry.register().await, CloseReason::Draining);
         assert!(registry.entries().open.is_empty());
+    }
+
+    #[test]
+    fn there_may_be_connections_below_the_capacity() {
+        let registry = Registry::new();
+        let _open: Vec<Handle> = (0..100).map(|_| registry.register()).collect();
+        let entries = registry.entries();
+        let capacity = entries.open.capacity();
+        assert!(entries.has_more_than(&(0..64)) && entries.has_more_than(&(64..capacity - 1)));
+        assert!(!entries.has_more_than(&(64..capacity)) && !entries.has_more_than(&(64..capacity + 1)));
     }
 
     pub(super) fn is_closed(handle: &mut Handle) -> bool {

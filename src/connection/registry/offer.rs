@@ -24,7 +24,7 @@ impl Registry {
     pub(in crate::connection) fn ask_to_leave(&self, indices: Range<usize>) -> (Vec<Unparked>, bool) {
         let mut parked = Vec::new();
         let mut entries = self.entries();
-        let has_more = entries.open.capacity() > indices.end;
+        let has_more = entries.has_more_than(&indices);
         for index in indices {
             let Some(entry) = entries.open.get_mut(index) else { continue };
             if entry.stays || !matches!(entry.phase, Phase::ConnectedTo(_)) {
@@ -86,6 +86,8 @@ impl Handle {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc;
+
     use super::*;
     use crate::connection::registry::CloseReason;
     use crate::connection::registry::tests::message_of;
@@ -119,5 +121,29 @@ mod tests {
         assert!(!registry.is_open(id));
         let _in_its_place = registry.register();
         assert!(!registry.is_open(id));
+    }
+    #[tokio::test]
+    async fn h22_who_stays_or_has_no_endpoint_is_not_asked_to_leave() {
+        let registry = Registry::new();
+        let mut connections: Vec<Handle> = (0..3).map(|_| registry.register()).collect();
+        for connection in &connections[1..] {
+            connection.connected_to(EndpointId::next(), None);
+        }
+        connections[2].set_stays();
+        registry.ask_to_leave(0..3);
+        let asked: Vec<_> = connections.iter_mut().map(message_of).collect();
+        assert_eq!(asked, [None, Some(Message::HandOver), None]);
+    }
+
+    #[tokio::test]
+    async fn h22_who_connects_is_asked_to_leave_until_no_more_leave() {
+        let registry = Registry::new();
+        registry.leave_to(mpsc::unbounded_channel().0);
+        let [mut earlier, mut later] = [registry.register(), registry.register()];
+        earlier.connected_to(EndpointId::next(), None);
+        registry.stop_leaving();
+        later.connected_to(EndpointId::next(), None);
+        assert_eq!([&mut earlier, &mut later].map(message_of), [Some(Message::HandOver), None]);
+        assert!(earlier.leaving().is_none());
     }
 }

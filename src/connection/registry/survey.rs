@@ -32,7 +32,7 @@ impl Registry {
     /// Counts the connections with these indices, asks those with a task to report, and returns those that are parked.
     pub(in crate::connection) fn look(&self, indices: Range<usize>, states: &mut States) -> Look {
         let mut entries = self.entries();
-        let mut look = Look { parked: Vec::new(), asked: 0, has_more: entries.open.capacity() > indices.end };
+        let mut look = Look { parked: Vec::new(), asked: 0, has_more: entries.has_more_than(&indices) };
         for index in indices {
             let Some(entry) = entries.open.get_mut(index) else { continue };
             *match (entry.phase, &entry.state) {
@@ -66,5 +66,28 @@ impl Handle {
             // Nobody waits for it any more.
             let _ = reports.send(describe(id));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::registry::tests::message_of;
+    use crate::upstream::EndpointId;
+
+    #[tokio::test]
+    async fn h28_all_connections_are_counted_and_those_with_an_endpoint_are_asked() {
+        let registry = Registry::new();
+        let mut connections: Vec<Handle> = (0..10).map(|_| registry.register()).collect();
+        let _hellos: Vec<_> = connections[..4].iter().map(|connection| connection.wait(Wait::Hello)).collect();
+        let _closes: Vec<_> = connections[4..7].iter().map(|connection| connection.wait(Wait::Close)).collect();
+        connections[9].connected_to(EndpointId::next(), None);
+        let mut states = States::default();
+        let look = registry.look(0..10, &mut states);
+        assert_eq!((look.asked, look.parked.len()), (1, 0));
+        let expected = States { awaiting_hello: 4, rejected: 3, connecting: 2, relaying: 1, parked: 0 };
+        assert_eq!(states, expected);
+        let asked: Vec<_> = connections.iter_mut().map(message_of).collect();
+        assert_eq!(asked, [&[None; 9][..], &[Some(Message::Report)]].concat());
     }
 }

@@ -149,6 +149,14 @@ mod tests {
         }
         let length = registry.entries().awaiting_hello.entries.len();
         assert!(length < 70, "{length}");
+        // With many that wait, they are removed rarely: that takes a look at all.
+        let _waiting: Vec<_> = handles[1..].iter().map(|handle| handle.wait(Wait::Hello)).collect();
+        let lengths = (0..1000).map(|_| {
+            drop(handles[0].wait(Wait::Hello));
+            registry.entries().awaiting_hello.entries.len()
+        });
+        let most = lengths.max().unwrap();
+        assert!((400..500).contains(&most), "{most}");
     }
 
     #[tokio::test(start_paused = true)]
