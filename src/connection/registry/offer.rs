@@ -89,6 +89,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::connection::live::States;
     use crate::connection::registry::CloseReason;
     use crate::connection::registry::tests::message_of;
     use crate::upstream::EndpointId;
@@ -133,6 +134,21 @@ mod tests {
         registry.ask_to_leave(0..3);
         let asked: Vec<_> = connections.iter_mut().map(message_of).collect();
         assert_eq!(asked, [None, Some(Message::HandOver), None]);
+    }
+
+    #[tokio::test]
+    async fn h22_who_has_another_message_is_asked_to_leave_after_it() {
+        let registry = Registry::new();
+        let mut connections = [registry.register(), registry.register()];
+        for connection in &connections {
+            connection.connected_to(EndpointId::next(), None);
+        }
+        connections[1].set_stays();
+        registry.look(0..2, &mut States::default());
+        registry.leave_to(mpsc::unbounded_channel().0);
+        registry.ask_to_leave(0..2);
+        assert_eq!(connections.each_mut().map(message_of), [Some(Message::Report); 2]);
+        assert_eq!(connections.each_mut().map(message_of), [Some(Message::HandOver), None]);
     }
 
     #[tokio::test]
