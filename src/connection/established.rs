@@ -27,6 +27,24 @@ pub(crate) struct Established {
     pub(crate) permit: OwnedSemaphorePermit,
 }
 
+#[cfg(test)]
+impl Established {
+    /// To an endpoint in no pool, with limits and counters of its own.
+    pub(super) fn sample(client: std::net::SocketAddr, settings: RelaySettings) -> Self {
+        use tokio::sync::Semaphore;
+
+        use crate::telemetry::Counters;
+
+        Self {
+            record: ConnectionRecord::open(&Arc::new(Counters::new(0)).listener("api"), client),
+            slot: EndpointSlot::sample(),
+            settings: settings.into(),
+            source_permit: None,
+            permit: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+        }
+    }
+}
+
 /// A connection that is about to be relayed.
 #[derive(Debug)]
 pub(crate) struct Relaying {

@@ -7,7 +7,6 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use shuttle::thread::{JoinHandle, spawn, yield_now};
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
@@ -19,8 +18,7 @@ use super::tests::settings;
 use crate::relay::Rest;
 use crate::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use crate::sync::check;
-use crate::telemetry::{ConnectionRecord, Counters};
-use crate::upstream::{EndpointId, EndpointSlot, OpenConnections};
+use crate::upstream::{EndpointId, OpenConnections};
 
 /// A connection between two messages, that is not parked yet.
 fn connection(registry: &Arc<Registry>) -> Unparked {
@@ -30,16 +28,9 @@ fn connection(registry: &Arc<Registry>) -> Unparked {
         Socket::connect(listener.local_addr().unwrap()).unwrap()
     });
     let peer = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 7);
-    let slot = EndpointSlot::sample();
+    let established = Established::sample(peer, settings());
     let handle = registry.register();
-    handle.connected_to(slot.endpoint().id, None);
-    let established = Established {
-        record: ConnectionRecord::open(&Arc::new(Counters::new(0)).listener("api"), peer),
-        slot,
-        settings: settings().into(),
-        source_permit: None,
-        permit: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
-    };
+    handle.connected_to(established.slot.endpoint().id, None);
     let [client, upstream] = [socket.try_clone().unwrap(), socket.try_clone().unwrap()];
     Unparked { connection: Box::new(Parked::at_rest(established, client, upstream, Rest::new())), handle }
 }

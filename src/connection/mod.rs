@@ -369,12 +369,18 @@ mod tests {
         }
     }
 
+    /// Both ends of a connection.
+    pub(super) async fn pair() -> [TcpStream; 2] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (connected, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        [connected.unwrap(), accepted.unwrap().0]
+    }
+
     /// A task adds 112 bytes and is rounded up to 128: one byte more here can cost 128 for every idle connection.
     #[tokio::test]
     async fn an_idle_connection_is_small() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let [client, accepted] = pair().await;
         let snapshot = Snapshot {
             listener: Arc::new(Counters::new(0)).listener("api"),
             listener_index: 0,
@@ -391,7 +397,7 @@ mod tests {
         };
         let permit = Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap();
         let handle = Registry::new().register();
-        let task = serve(accepted.unwrap().0, client.unwrap().local_addr().unwrap(), snapshot.into(), handle, permit);
+        let task = serve(accepted, client.local_addr().unwrap(), snapshot.into(), handle, permit);
         assert_eq!(size_of_val(&task), 768, "larger or smaller: say why");
     }
 }

@@ -275,42 +275,22 @@ impl Unparked {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
-    use tokio::sync::Semaphore;
     use tokio::time::{Instant, sleep};
 
     use super::*;
-    use crate::connection::tests::settings;
-    use crate::telemetry::{ConnectionRecord, Counters};
-    use crate::upstream::EndpointSlot;
+    use crate::connection::tests::{pair, settings};
 
     /// A connection at rest, and its client and its server.
     async fn at_rest(registry: &Arc<Registry>) -> (Unparked, TcpStream, TcpStream) {
         let ([client, accepted], [upstream, server]) = (pair().await, pair().await);
         let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
         let relay = RelaySettings { idle: minute, park_after: Some(second), ..settings() };
-        let slot = EndpointSlot::sample();
+        let established = Established::sample(client.local_addr().unwrap(), relay);
         let handle = registry.register();
-        handle.connected_to(slot.endpoint().id, None);
-        let established = Established {
-            record: ConnectionRecord::open(&Arc::new(Counters::new(0)).listener("api"), client.local_addr().unwrap()),
-            slot,
-            settings: relay.into(),
-            source_permit: None,
-            permit: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
-        };
+        handle.connected_to(established.slot.endpoint().id, None);
         let connection = Parked::new(established, accepted, upstream, Rest::new()).unwrap();
         (Unparked { connection, handle }, client, server)
-    }
-
-    async fn pair() -> [TcpStream; 2] {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (connected, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-        [connected.unwrap(), accepted.unwrap().0]
     }
 
     #[tokio::test(start_paused = true)]

@@ -380,7 +380,15 @@ impl EndpointSlot {
 impl EndpointSlot {
     /// Of an endpoint in no pool.
     pub(crate) fn sample() -> Self {
-        Self::take(&Arc::new(Endpoint::new(SocketAddr::from(([127, 0, 0, 1], 7)), Share::DEFAULT)))
+        Self::take(&Endpoint::sample())
+    }
+}
+
+#[cfg(test)]
+impl Endpoint {
+    /// In no pool.
+    pub(super) fn sample() -> Arc<Self> {
+        Arc::new(Self::new(SocketAddr::from(([127, 0, 0, 1], 7)), Share::DEFAULT))
     }
 }
 

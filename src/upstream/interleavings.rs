@@ -1,23 +1,17 @@
 //! What connections share of an endpoint, under many schedules: see [`crate::sync`].
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use shuttle::thread::spawn;
 
 use super::endpoint::{Endpoint, EndpointSlot};
 use super::health::{ProbeResult, Thresholds};
-use super::settings::Share;
 use crate::sync::check;
-
-fn endpoint() -> Arc<Endpoint> {
-    Arc::new(Endpoint::new(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 7), Share::DEFAULT))
-}
 
 #[test]
 fn b09_one_connection_tries_a_dead_endpoint_and_all_are_counted() {
     check(|| {
-        let endpoint = endpoint();
+        let endpoint = Endpoint::sample();
         let thresholds = Thresholds { rise: 1, fall: 1, unready: 1 };
         endpoint.apply_check_result(&ProbeResult::Unreachable("refused".into()), thresholds).unwrap();
         endpoint.allow_trial();
