@@ -153,7 +153,7 @@ fn every_step_is_checked_end_to_end() {
 #[test]
 fn a_wrong_ca_fails_the_chain() {
     let mut case = Case::new();
-    // Its health checks would ask the server, too.
+    // Without health checks, which would ask the server, too.
     let unchecked = format!("{{name: dev, sni: {NAME}, upstream: \"{}\"}}", case.server.address());
     let router = Router::start(&format!("listen: 127.0.0.1:0\nroutes: [{unchecked}]\n"));
     case.listen = router.address();

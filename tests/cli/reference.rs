@@ -44,8 +44,8 @@ fn values_have_the_defaults_of_the_page() {
         let ends = range(&row[2]).into_iter().flatten().map(|end| end.to_string());
         let words = row[2].split('`').skip(1).step_by(2).map(String::from);
         let mut others = ends.chain(words).chain(["true", "false", "/livez", "1"].map(String::from));
-        let shown = others.any(|other| check(key, Some(&other)).is_ok_and(|shown| Ok(shown) != unset));
-        assert!(shown, "{key}: `check` tells no value from {default}");
+        let is_told_apart = others.any(|other| check(key, Some(&other)).is_ok_and(|printed| Ok(printed) != unset));
+        assert!(is_told_apart, "{key}: `check` tells no value from {default}");
         tried += 1;
     }
     assert!(tried > 40, "only {tried} keys have a default");

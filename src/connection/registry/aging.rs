@@ -153,8 +153,9 @@ mod tests {
         assert!(!registry.close_some_aged(), "none is left");
         assert_eq!(registry.entries().aging, 0);
     }
+
     #[tokio::test(start_paused = true)]
-    async fn b34_one_connection_is_enough_and_another_one_after_it() {
+    async fn b34_a_single_connection_is_closed_at_its_age_and_so_is_the_next() {
         let registry = Registry::new();
         let ager = Arc::clone(&registry);
         tokio::spawn(async move { ager.close_aged().await });

@@ -305,7 +305,7 @@ impl OpenConnections for Registry {
 
 impl Entries {
     /// Whether there may be connections with higher indices than these.
-    fn has_more_than(&self, indices: &Range<usize>) -> bool {
+    fn has_more_after(&self, indices: &Range<usize>) -> bool {
         self.open.capacity() > indices.end
     }
 }
@@ -459,8 +459,8 @@ mod tests {
         let _open: Vec<Handle> = (0..100).map(|_| registry.register()).collect();
         let entries = registry.entries();
         let capacity = entries.open.capacity();
-        assert!(entries.has_more_than(&(0..64)) && entries.has_more_than(&(64..capacity - 1)));
-        assert!(!entries.has_more_than(&(64..capacity)) && !entries.has_more_than(&(64..capacity + 1)));
+        assert!(entries.has_more_after(&(0..64)) && entries.has_more_after(&(64..capacity - 1)));
+        assert!(!entries.has_more_after(&(64..capacity)) && !entries.has_more_after(&(64..capacity + 1)));
     }
 
     pub(super) fn is_closed(handle: &mut Handle) -> bool {

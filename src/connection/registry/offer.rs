@@ -24,7 +24,7 @@ impl Registry {
     pub(in crate::connection) fn ask_to_leave(&self, indices: Range<usize>) -> (Vec<Unparked>, bool) {
         let mut parked = Vec::new();
         let mut entries = self.entries();
-        let has_more = entries.has_more_than(&indices);
+        let has_more = entries.has_more_after(&indices);
         for index in indices {
             let Some(entry) = entries.open.get_mut(index) else { continue };
             if entry.stays || !matches!(entry.phase, Phase::ConnectedTo(_)) {

@@ -43,7 +43,7 @@ impl Registry {
         // Rounded down, while deadlines are rounded up: none is early.
         let now = self.tick(Instant::now()).saturating_sub(1);
         let mut entries = self.entries();
-        let has_more = entries.has_more_than(&indices);
+        let has_more = entries.has_more_after(&indices);
         for index in indices {
             if let Some(entry) = entries.open.get_mut(index)
                 && matches!(entry.state, TaskState::Parked { deadline, .. } if deadline <= now)

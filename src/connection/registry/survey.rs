@@ -32,7 +32,7 @@ impl Registry {
     /// Counts the connections with these indices, asks those with a task to report, and returns those that are parked.
     pub(in crate::connection) fn look(&self, indices: Range<usize>, states: &mut States) -> Look {
         let mut entries = self.entries();
-        let mut look = Look { parked: Vec::new(), asked: 0, has_more: entries.has_more_than(&indices) };
+        let mut look = Look { parked: Vec::new(), asked: 0, has_more: entries.has_more_after(&indices) };
         for index in indices {
             let Some(entry) = entries.open.get_mut(index) else { continue };
             *match (entry.phase, &entry.state) {

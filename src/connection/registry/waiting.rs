@@ -149,7 +149,7 @@ mod tests {
         }
         let length = registry.entries().awaiting_hello.entries.len();
         assert!(length < 70, "{length}");
-        // With many that wait, they are removed rarely: that takes a look at all.
+        // With many that wait, they are removed rarely, since that looks at all of them.
         let _waiting: Vec<_> = handles[1..].iter().map(|handle| handle.wait(Wait::Hello)).collect();
         let lengths = (0..1000).map(|_| {
             drop(handles[0].wait(Wait::Hello));
