@@ -632,7 +632,8 @@ fn without_a_file_there_is_nothing_to_reload() {
 #[test]
 fn g07_a_watched_file_that_could_not_be_applied_is_tried_again() {
     let (backend, held) = Backend::held();
-    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    // Of an address that no other test takes as soon as this one frees it.
+    let other = TcpListener::bind(free()).unwrap();
     let text = |listen: &str| {
         let text = config(&[(NAME, backend.address())], "watch: true\ntimeouts: {idle: 15s}\n");
         text.replace("listen: 127.0.0.1:0", &format!("listen: {listen}"))
