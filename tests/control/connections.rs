@@ -150,7 +150,7 @@ fn h28_closing_stops_when_the_operator_leaves() {
     let mut told = BufReader::new(closing.stdout.take().unwrap()).lines();
     assert_eq!(told.next().unwrap().unwrap(), format!("6 connections to close ({NAME} 6)"));
     operated.router.wait("the first", |line| line["outcome"] == "drained");
-    kill_process(Pid::from_child(&closing), Signal::INT).unwrap();
+    kill_process(Pid::from_child(&closing), Signal::TERM).unwrap();
     closing.wait().unwrap();
     let line = operated.router.wait("that it has stopped", |line| line["verb"] == "close");
     assert_eq!(line["interrupted"], true, "{line}");
