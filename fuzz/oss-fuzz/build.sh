@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds all targets, with their seeds and dictionaries, as OSS-Fuzz expects them in $OUT: TARGET, TARGET_seed_corpus.zip,
-# TARGET.dict and TARGET.options. Works anywhere with cargo-fuzz, zip and libssl-dev; .ci/run fuzzes what it makes.
+# TARGET.dict and TARGET.options. Works anywhere with cargo-fuzz, zip and libssl-dev; .ci/run fuzzes what it makes. Options
+# are passed on to `cargo fuzz build`.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${OUT:?the directory to write to}"
@@ -12,7 +13,7 @@ else
     # The sanitizers of libFuzzer are behind a nightly flag; the stable compiler has them, too.
     export RUSTC_BOOTSTRAP=1
 fi
-cargo "${toolchain[@]}" fuzz build -O --debug-assertions
+cargo "${toolchain[@]}" fuzz build -O --debug-assertions "$@"
 host=$(rustc -vV | sed -n 's/^host: //p')
 
 for source in fuzz/fuzz_targets/*.rs; do
