@@ -123,6 +123,7 @@ mod tests {
         let _in_its_place = registry.register();
         assert!(!registry.is_open(id));
     }
+
     #[tokio::test]
     async fn h22_who_stays_or_has_no_endpoint_is_not_asked_to_leave() {
         let registry = Registry::new();
