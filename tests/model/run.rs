@@ -435,7 +435,7 @@ impl Run<'_> {
         source.map(|source| bytes::header_v1(source, destination)).unwrap_or_default()
     }
 
-    fn route_of(&self, number: usize, routes: &[Route]) -> Option<Route> {
+    fn route_of(&mut self, number: usize, routes: &[Route]) -> Option<Route> {
         let arrival = &self.model.connections[&number].arrival;
         let address = if listener(arrival) == "proxied" {
             bytes::proxied(arrival).ip().to_string()
@@ -447,7 +447,7 @@ impl Run<'_> {
         let name = match line {
             Some(line) => line["route"].as_str()?.to_owned(),
             None => {
-                let listed = self.world.ask("GET", &format!("/connections?client={address}"))?;
+                let listed = self.world.ask(&format!("/connections?client={address}"))?;
                 let listed: serde_json::Value = serde_json::from_str(&listed).ok()?;
                 listed["connections"][0]["route"].as_str()?.to_owned()
             }

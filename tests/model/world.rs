@@ -82,7 +82,7 @@ impl<'n> World<'n> {
             names,
             named: named.to_vec(),
         };
-        world.until("the control socket", |world| world.ask("GET", "/api/status").is_some().then_some(())).unwrap();
+        world.until("the control socket", |world| world.ask("/api/status").is_some().then_some(())).unwrap();
         world.has_resolved(config).unwrap();
         world.sockets_at_start = sockets_of(world.serving).len();
         world
@@ -244,7 +244,7 @@ impl<'n> World<'n> {
         let expected: BTreeSet<String> =
             self.named.iter().map(|endpoint| self.endpoints[*endpoint].address.to_string()).collect();
         self.until("the name is resolved", |world| {
-            let status: Value = serde_json::from_str(&world.ask("GET", "/api/status")?).ok()?;
+            let status: Value = serde_json::from_str(&world.ask("/api/status")?).ok()?;
             let is_named = |route: &&Value| route["name"].as_str().is_some_and(|name| routes.contains(name));
             let has_all = |route: &Value| {
                 let endpoints = route["upstream"][0]["endpoints"].as_array()?;
@@ -265,7 +265,7 @@ impl<'n> World<'n> {
             .collect();
         let mut missing = None;
         let noticed = self.until("the health of endpoints", |world| {
-            let status: Value = serde_json::from_str(&world.ask("GET", "/api/status")?).ok()?;
+            let status: Value = serde_json::from_str(&world.ask("/api/status")?).ok()?;
             let is_so = |(route, address, health): &&(&str, String, &str)| {
                 let route = status["routes"].as_array()?.iter().find(|known| known["name"] == *route)?;
                 let mut endpoints =
@@ -282,7 +282,7 @@ impl<'n> World<'n> {
     /// The name server fails, until the router has seen it.
     fn without_names(&mut self) -> Result<(bool, Option<u64>), String> {
         let Some(names) = self.names else { return Ok((true, None)) };
-        let status = self.ask("GET", "/api/status").unwrap_or_default();
+        let status = self.ask("/api/status").unwrap_or_default();
         if status.contains(Names::NAME) {
             names.fail();
             self.until_logged("cannot resolve hostname")?;
@@ -302,12 +302,11 @@ impl<'n> World<'n> {
     }
 
     fn order(&mut self, path: &str) -> Result<(bool, Option<u64>), String> {
-        let answer = self.while_moving(|control| {
-            let answer = request(control, "POST", path)?;
+        let (status, body) = self.until(path, |world| {
+            let answer = world.request("POST", path)?;
             // Just after an upgrade.
             (!answer.1.contains("no longer serves")).then_some(answer)
-        });
-        let (status, body) = answer.ok_or_else(|| format!("{path}: no answer"))?;
+        })?;
         if !matches!(status, 200 | 409) {
             return Err(format!("{path}: {status} {body}"));
         }
@@ -316,26 +315,19 @@ impl<'n> World<'n> {
     }
 
     /// Answers of the process that serves, or of the one before it.
-    pub fn ask(&self, method: &str, path: &str) -> Option<String> {
-        request(&self.control, method, path).map(|(_, body)| body)
+    pub fn ask(&mut self, path: &str) -> Option<String> {
+        self.request("GET", path).map(|(_, body)| body)
     }
 
-    /// What this returns when it returns something, meanwhile bytes move.
-    fn while_moving<T: Send>(&mut self, mut find: impl FnMut(&PathBuf) -> Option<T> + Send) -> Option<T> {
-        let (control, deadline) = (self.control.clone(), Instant::now() + self.patience);
+    /// The answer's status and body, for which the others do not wait: it may take a second. `None`: there is none.
+    fn request(&mut self, method: &str, path: &str) -> Option<(u16, String)> {
+        let control = self.control.clone();
         std::thread::scope(|scope| {
-            let finding = scope.spawn(move || {
-                loop {
-                    let found = find(&control);
-                    if found.is_some() || Instant::now() > deadline {
-                        return found;
-                    }
-                }
-            });
-            while !finding.is_finished() {
+            let asking = scope.spawn(move || request(&control, method, path));
+            while !asking.is_finished() {
                 self.advance();
             }
-            finding.join().unwrap()
+            asking.join().unwrap()
         })
     }
 
@@ -355,7 +347,7 @@ impl<'n> World<'n> {
             sockets_of(old).is_disjoint(&sockets_of(world.serving)).then_some(())
         })?;
         self.until("the new process has the control socket", |world| {
-            let status: Value = serde_json::from_str(&world.ask("GET", "/api/status")?).ok()?;
+            let status: Value = serde_json::from_str(&world.ask("/api/status")?).ok()?;
             (status["process"] == process).then_some(())
         })?;
         Ok((true, None))
@@ -380,8 +372,8 @@ impl<'n> World<'n> {
     }
 
     /// The values of all series, now.
-    pub fn metrics(&self) -> Option<BTreeMap<String, f64>> {
-        let text = self.ask("GET", "/metrics")?;
+    pub fn metrics(&mut self) -> Option<BTreeMap<String, f64>> {
+        let text = self.ask("/metrics")?;
         let series = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
         Some(series.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect())
     }
