@@ -279,8 +279,9 @@ impl Upstream {
             };
             endpoint.mark_known();
             failure.add(kind, &endpoint.address, &reason);
-            // An attempt that the total timeout has cut short says nothing about the endpoint.
-            let had_time = try_until >= started + budget.per_try;
+            // An attempt that the total timeout has cut short says nothing about the endpoint. If both timeouts are equal, a
+            // little of it has passed before.
+            let had_time = try_until - started >= budget.per_try.mul_f64(0.9);
             if kind == Failure::Refused || (kind == Failure::TimedOut && had_time && source.timeouts_count()) {
                 endpoint.report(&ProbeResult::Unreachable(reason));
             }

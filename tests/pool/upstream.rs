@@ -75,6 +75,20 @@ fn b02_an_endpoint_that_does_not_answer_is_passed_over() {
 }
 
 #[test]
+fn b02_timeouts_make_an_endpoint_dead_also_if_one_takes_all_of_the_time() {
+    let (_hole, address) = black_hole();
+    let good = Backend::named("served");
+    for connect in ["timeout: 200ms", "timeout: 200ms, per_try: 200ms"] {
+        let router = routing(&[address, good.address()].map(|address| address.to_string()), connect);
+        let outcomes: Vec<String> = (0..8).map(|_| ask(&router).1["outcome"].as_str().unwrap().to_owned()).collect();
+        let timed_out = outcomes.iter().filter(|outcome| *outcome == "connect_timeout").count();
+        assert_eq!(timed_out, 3, "{connect}: {outcomes:?}");
+        let told = router.wait("that it is dead", |line| line["state"] == "dead");
+        assert_eq!(told["endpoint"], address.to_string());
+    }
+}
+
+#[test]
 fn b22_an_endpoint_that_answers_within_the_timeout_is_waited_for() {
     let (listener, address) = black_hole();
     let router = routing(&[address.to_string()], "per_try: 4s");
