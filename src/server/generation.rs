@@ -20,11 +20,23 @@ use crate::upstream::{Endpoint, EndpointId, FirstAnswers, OnRemove, Removal, Set
 /// The routes of one configuration.
 #[derive(Debug, Default)]
 pub(crate) struct Generation {
-    pub(super) table: Arc<RouteTable<Arc<RouteTarget>>>,
+    pub(super) table: Arc<Table>,
     /// Routes and listeners in the order of the configuration, for the admin listener.
     pub(crate) view: Arc<View>,
     /// Removed routes whose connections drain, by name.
     draining: HashMap<Box<str>, Weak<RouteTarget>>,
+    /// Of generations before: a table is alive while connections are being set up with it.
+    earlier: Vec<Weak<Table>>,
+}
+
+type Table = RouteTable<Arc<RouteTarget>>;
+
+impl Generation {
+    /// Its table, and those of earlier generations that are in use.
+    fn tables(&self) -> Vec<Weak<Table>> {
+        let earlier = self.earlier.iter().filter(|table| table.strong_count() > 0).cloned();
+        earlier.chain([Arc::downgrade(&self.table)]).collect()
+    }
 }
 
 /// The differences between two generations.
@@ -108,7 +120,8 @@ pub(super) fn build_next(
     let (draining, changes, removed) = builder.remove_the_rest();
     let table = Arc::new(table);
     let view = Arc::new(View { routes: built, table: Arc::downgrade(&table), listeners });
-    Next { generation: Generation { table, view, draining }, changes, removed, undecided }
+    let generation = Generation { table, view, draining, earlier: before.tables() };
+    Next { generation, changes, removed, undecided }
 }
 
 struct Builder<'b> {
@@ -152,13 +165,20 @@ impl Builder<'_> {
         let rate_usage = predecessor.map(|route| Arc::clone(&route.rate_usage)).unwrap_or_default();
         let predecessor = predecessor.map(|route| &route.upstream);
         let before = predecessor.map(Upstream::endpoints).unwrap_or_default();
-        if let Some(drained) = &drained {
-            drained.upstream.endpoints_ever().iter().for_each(|endpoint| endpoint.returned_with_route());
-        }
+        let returned = drained.as_ref().map(|drained| drained.upstream.endpoints_ever()).unwrap_or_default();
+        let removed_before: Vec<(Arc<Endpoint>, OnRemove)> = returned
+            .into_iter()
+            .filter_map(|endpoint| {
+                let policy = endpoint.returned_with_route()?;
+                Some((endpoint, policy))
+            })
+            .collect();
         let upstream = Upstream::start(setup, self.context, predecessor);
         if let Some(predecessor) = predecessor {
             self.remove_endpoints(&before, predecessor, &upstream);
         }
+        let again = removed_before.into_iter().map(|(endpoint, policy)| Removed::new(vec![endpoint], policy));
+        self.removed.extend(again);
         let counters = self.counters.route(&name);
         if running.is_some() {
             self.changes.changed += 1;
@@ -224,7 +244,7 @@ pub(super) async fn retire(
     drain: Duration,
 ) {
     let registry = &*registry;
-    let (now, table) = (Instant::now(), Arc::downgrade(&before.table));
+    let (now, tables) = (Instant::now(), before.tables());
     let free = async {
         while Arc::strong_count(&before.table) > 1 {
             sleep(RECOUNT_INTERVAL).await;
@@ -239,14 +259,14 @@ pub(super) async fn retire(
             let endpoints = endpoints.into_iter().filter(|endpoint| endpoint.is_undecided()).collect();
             removed.push(Removed::new(endpoints, policy));
         }
-        close_by_policy(&table, removed, registry, now, drain).await;
+        close_by_policy(&tables, removed, registry, now, drain).await;
     };
-    tokio::join!(close_by_policy(&table, removed, registry, now, drain), decided, free);
+    tokio::join!(close_by_policy(&tables, removed, registry, now, drain), decided, free);
 }
 
 /// Closes connections as each policy says; what drains has until `drain` after `since`.
 async fn close_by_policy(
-    table: &Weak<RouteTable<Arc<RouteTarget>>>,
+    tables: &[Weak<Table>],
     removed: Vec<Removed>,
     registry: &Registry,
     since: Instant,
@@ -255,16 +275,16 @@ async fn close_by_policy(
     let (cut, rest): (Vec<_>, Vec<_>) = removed.into_iter().partition(|removed| removed.policy == OnRemove::Cut);
     let (drained, kept): (Vec<_>, Vec<_>) = rest.into_iter().partition(|removed| removed.policy == OnRemove::Drain);
     tokio::join!(
-        close_and_hold(table, cut, registry, Some(since), "closing connections of removed routes and endpoints"),
+        close_and_hold(tables, cut, registry, Some(since), "closing connections of removed routes and endpoints"),
         close_and_hold(
-            table,
+            tables,
             drained,
             registry,
             Some(since + drain),
             "draining connections of removed routes and endpoints"
         ),
         close_and_hold(
-            table,
+            tables,
             kept,
             registry,
             None,
@@ -274,9 +294,9 @@ async fn close_by_policy(
 }
 
 /// Closes connections once the deadline has passed, if there is one. What was removed is held while it has connections, so
-/// that a route that returns has them again. `table` is alive while a connection is being set up with it.
+/// that a route that returns has them again. `tables`: those with which connections may be set up that get there.
 async fn close_and_hold(
-    table: &Weak<RouteTable<Arc<RouteTarget>>>,
+    tables: &[Weak<Table>],
     mut removed: Vec<Removed>,
     registry: &Registry,
     deadline: Option<Instant>,
@@ -290,7 +310,7 @@ async fn close_and_hold(
     let mut closed = 0;
     loop {
         // A connection that is being set up is counted in the next round.
-        let may_grow = table.strong_count() > 0;
+        let may_grow = tables.iter().any(|table| table.strong_count() > 0);
         let now = Instant::now();
         if deadline.is_some_and(|deadline| now >= deadline) {
             closed += close_connections_at(&removed, registry).await;
@@ -309,12 +329,18 @@ async fn close_and_hold(
 }
 
 async fn close_connections_at(removed: &[Removed], registry: &Registry) -> usize {
-    let endpoints: HashSet<EndpointId> =
-        removed.iter().flat_map(Removed::remaining).map(|endpoint| endpoint.id).collect();
+    let remaining =
+        || -> HashSet<EndpointId> { removed.iter().flat_map(Removed::remaining).map(|endpoint| endpoint.id).collect() };
+    let endpoints = remaining();
     let mut connections = if endpoints.is_empty() { Vec::new() } else { registry.connected_to(&endpoints) };
     fastrand::shuffle(&mut connections);
     let mut closed = 0;
     for batch in connections.chunks(BATCH_SIZE) {
+        // Some may have been added again meanwhile.
+        let endpoints = remaining();
+        if endpoints.is_empty() {
+            break;
+        }
         closed += registry.close(batch, &endpoints, CloseReason::Removed);
         sleep(BATCH_PAUSE.mul_f64(2.0 * fastrand::f64())).await;
     }

@@ -161,14 +161,17 @@ impl Endpoint {
         self.removed_by(policy)
     }
 
-    /// Its route is configured again, before its connections were closed. What had decided about them before decides again.
-    pub(crate) fn returned_with_route(&self) {
+    /// Its route is configured again, before its connections were closed. Returns what had become of them before, if it had
+    /// been removed without its route: that applies again.
+    pub(crate) fn returned_with_route(&self) -> Option<OnRemove> {
         let _members = self.pool_lock();
         let before = self.on_remove_before.swap(NOT_REMOVED, Relaxed);
-        if before != NOT_REMOVED {
-            self.on_remove.store(before, Relaxed);
-            self.membership.fetch_add(1, Relaxed);
+        if before == NOT_REMOVED {
+            return None;
         }
+        self.on_remove.store(before, Relaxed);
+        self.membership.fetch_add(1, Relaxed);
+        OnRemove::from_repr(before)
     }
 
     /// Whether it has left, and nothing has decided what becomes of its connections: it is no longer in DNS, or a reload is

@@ -745,6 +745,75 @@ fn g11_a_route_that_comes_back_has_what_it_had_kept() {
 }
 
 #[test]
+fn g11_what_was_to_drain_before_its_route_went_drains_when_the_route_is_back() {
+    let ((first, _), (second, held)) = (Backend::held(), Backend::held());
+    let text = |names: &[(&str, &[SocketAddr])]| {
+        let routes = names.iter().map(|(name, endpoints)| {
+            let endpoints: Vec<String> = endpoints.iter().map(|endpoint| format!("\"{endpoint}\"")).collect();
+            format!("  - {{sni: {name}, upstream: {{endpoints: [{}]}}}}\n", endpoints.join(", "))
+        });
+        format!(
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\ntimeouts: {{drain: 2s}}\nroutes:\n{}",
+            routes.collect::<String>()
+        )
+    };
+    let (one, other) = (first.address(), second.address());
+    let router = Router::start(&text(&[(NAME, &[other]), (OTHER, &[one])]));
+    let mut client = Client::send(router.address(), &Hello::to(NAME).record());
+    let _upstream = held.recv_timeout(PATIENCE).unwrap();
+    // Its endpoint goes; then the route, which comes back before the connection is closed.
+    router.reload(&text(&[(NAME, &[one]), (OTHER, &[one])]));
+    router.reload(&text(&[(OTHER, &[one])]));
+    assert_eq!(router.reload(&text(&[(NAME, &[one]), (OTHER, &[one])]))["added"], 1);
+    client.rest();
+    let account = router.account_of(client.address());
+    assert_eq!((&account["outcome"], &account["route"]), (&"drained".into(), &NAME.into()), "{account}");
+}
+
+#[test]
+fn g11_a_route_that_comes_back_while_its_connections_are_cut_has_the_rest() {
+    const CLIENTS: usize = 1500;
+    let backend = Backend::echo();
+    let routes = |names: &[&str]| {
+        let route = |name| {
+            format!("  - {{sni: {name}, upstream: {{endpoints: [\"{}\"], on_remove: cut}}}}\n", backend.address())
+        };
+        format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n{}", names.iter().map(route).collect::<String>())
+    };
+    let router = Router::start(&routes(&[NAME, OTHER]));
+    let hello = Hello::to(NAME).record();
+    let mut clients: Vec<Client> = (0..CLIENTS).map(|_| Client::send(router.address(), &hello)).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.read(hello.len()), hello));
+    router.reload(&routes(&[OTHER]));
+    assert_eq!(router.reload(&routes(&[NAME, OTHER]))["added"], 1);
+    let told = router.wait("the end", |line| line["message"] == "closed connections of removed routes and endpoints");
+    let closed = usize::try_from(told["closed"].as_u64().unwrap()).unwrap();
+    assert!(closed < CLIENTS, "all of them");
+    eventually("the others stay", || connections(&router, NAME) == (CLIENTS - closed) as f64);
+}
+
+#[test]
+fn g10_g11_a_hello_that_outlasts_two_reloads_leads_nowhere_for_long() {
+    let ((backend, held), (other, also_held)) = (Backend::held(), Backend::held());
+    let (all, none) = ([(NAME, backend.address()), (OTHER, other.address())], [("c.example", other.address())]);
+    let more = "timeouts: {drain: 1s}\n";
+    let router = Router::start(&config(&all, more));
+    let mut last = Client::send(router.address(), &Hello::to(OTHER).record());
+    let _other = also_held.recv_timeout(PATIENCE).unwrap();
+    let hello = Hello::to(NAME).record();
+    let mut slow = Client::send(router.address(), &hello[..20]);
+    eventually("it is waited for", || connections(&router, "_none") == 1.0);
+    router.reload(&config(&all, more));
+    router.reload(&config(&none, more));
+    // The end of the other tells that the time is over.
+    last.rest();
+    std::io::Write::write_all(&mut slow.stream, &hello[20..]).unwrap();
+    let _upstream = held.recv_timeout(PATIENCE).unwrap();
+    slow.rest();
+    assert_eq!(router.account_of(slow.address())["outcome"], "drained");
+}
+
+#[test]
 fn g05_a_pipe_in_place_of_the_file_holds_nothing_up() {
     let backend = Backend::named("served");
     let mut router = Router::start(&config(&[(NAME, backend.address())], "workers: 1\n"));
