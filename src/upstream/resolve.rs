@@ -282,9 +282,11 @@ impl Lookups {
             name.publish(&answer.map_err(|error| failure::error_message(&error)));
             let every = name.every();
             last_result = if is_answer { LastResult::Answer } else { LastResult::Failure };
-            let pause = if is_answer { every } else { retry.min(every) };
+            let ended = Instant::now();
+            // A resolver that takes long to fail gets its pause, too.
+            let (since, pause) = if is_answer { (begun, every) } else { (ended, retry.min(every)) };
             retry = if is_answer { FIRST_RETRY } else { (retry * 2).min(every) };
-            due = name.wait(begun, begun + jittered(pause)).await;
+            due = name.wait(since, (since + jittered(pause)).max(ended)).await;
         }
     }
 
@@ -457,6 +459,27 @@ mod tests {
             assert!(pause.abs_diff(expected) <= 1, "{pauses:?}");
         }
         assert!(times.len() >= 8, "{times:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn c04_a_resolver_slower_than_its_interval_makes_no_lookup_late() {
+        const TAKES: u64 = 20;
+        for (is_answer, pauses) in [(true, [0; 4]), (false, [1, 2, 4, 8])] {
+            let (lookups, name) = (lookups(), name(Duration::from_secs(10), |_| 0));
+            let (start, begun) = (Instant::now(), Mutex::new(Vec::new()));
+            let run = lookups.run_with(&name, async |_| {
+                begun.lock().unwrap().push(start.elapsed().as_secs());
+                tokio::time::sleep(Duration::from_secs(TAKES)).await;
+                if is_answer { Ok(numbered(1)) } else { tidy(Vec::new()) }
+            });
+            let _ = timeout(Duration::from_secs(150), run).await;
+            let begun = begun.into_inner().unwrap();
+            for (pair, pause) in begun.windows(2).zip(pauses) {
+                assert!((pair[1] - pair[0] - TAKES).abs_diff(pause) <= 1, "{begun:?}");
+            }
+            assert!(begun.len() > pauses.len(), "{begun:?}");
+            assert!(lookups.lateness.get().sum < Duration::from_secs(1), "{:?}", lookups.lateness.get());
+        }
     }
 
     #[tokio::test(start_paused = true)]
