@@ -140,9 +140,9 @@ impl HealthState {
         self.state = match before {
             _ if self.ready >= thresholds.rise => EndpointState::Ready,
             _ if self.failed >= thresholds.fall => EndpointState::Dead,
-            EndpointState::Ready if self.not_ready >= thresholds.fall || self.says_unready >= thresholds.unready => {
-                EndpointState::Unready
-            }
+            // Both in turn would never be as many in a row.
+            EndpointState::Ready if self.not_ready >= thresholds.fall.max(thresholds.unready) => EndpointState::Unready,
+            EndpointState::Ready if self.says_unready >= thresholds.unready => EndpointState::Unready,
             EndpointState::Dead if self.alive >= thresholds.rise => EndpointState::Unready,
             same => same,
         };
@@ -160,6 +160,10 @@ mod tests {
     const THRESHOLDS: Thresholds = Thresholds { rise: 2, fall: 3, unready: 2 };
 
     fn after(results: &str) -> HealthState {
+        after_with(results, THRESHOLDS)
+    }
+
+    fn after_with(results: &str, thresholds: Thresholds) -> HealthState {
         let mut health = HealthState::default();
         for result in results.chars() {
             let result = match result {
@@ -169,7 +173,7 @@ mod tests {
                 'w' => ProbeResult::Wrong("w".into()),
                 other => panic!("{other}"),
             };
-            health.apply_check_result(&result, THRESHOLDS);
+            health.apply_check_result(&result, thresholds);
         }
         health
     }
@@ -215,6 +219,20 @@ mod tests {
         }
         assert_eq!(after("gggrr").state(), EndpointState::Ready);
         assert_eq!(after("uuurr").state(), EndpointState::Ready);
+    }
+
+    #[test]
+    fn b12_unready_counts_answers_that_say_so_also_beyond_fall() {
+        let patient = Thresholds { unready: 5, ..THRESHOLDS };
+        for (results, state) in [
+            ("uuuu", EndpointState::Ready),
+            ("uuuuu", EndpointState::Unready),
+            ("ugug", EndpointState::Ready),
+            ("ugugu", EndpointState::Unready),
+            ("ggg", EndpointState::Dead),
+        ] {
+            assert_eq!(after_with(results, patient).state(), state, "{results}");
+        }
     }
 
     #[test]
