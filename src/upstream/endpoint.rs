@@ -204,7 +204,7 @@ impl Endpoint {
         OnRemove::from_repr(self.on_remove.load(Relaxed))
     }
 
-    fn pool(&self) -> Option<Arc<Pool>> {
+    pub(super) fn pool(&self) -> Option<Arc<Pool>> {
         self.pool_lock().upgrade()
     }
 

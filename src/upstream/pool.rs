@@ -573,6 +573,11 @@ impl Pool {
         let endpoints = self.endpoints();
         let Some(endpoint) = endpoints.iter().find(|member| member.id == endpoint.id) else { return };
         if members.is_closed {
+            drop(members);
+            // A reload has just given it to another.
+            if let Some(pool) = endpoint.pool().filter(|pool| !Arc::ptr_eq(pool, self)) {
+                pool.on_state_change(endpoint, Some(change));
+            }
             return;
         }
         if change.after == EndpointState::Dead {
@@ -743,6 +748,22 @@ mod tests {
             pool.answered(0, &Ok(vec!["192.0.2.1:1".parse().unwrap()]));
             assert_eq!(pool.endpoints()[0].share(), first);
         }
+    }
+
+    #[tokio::test]
+    async fn g11_what_a_check_finds_while_a_reload_replaces_its_pool_is_known_to_the_next() {
+        let before = pool(&[("192.0.2.1:1", Share::DEFAULT)]);
+        let settings = before.setup.settings.clone();
+        let setup = Setup { route: "a".into(), names: Vec::new(), settings };
+        before.close();
+        let next = Arc::new(Pool::new(setup, Arc::clone(&before.context), Some(&before)));
+        next.start();
+        let endpoint = Arc::clone(&before.endpoints()[0]);
+        for _ in 0..next.thresholds().fall {
+            before.report(&endpoint, &ProbeResult::Unreachable("gone".into()));
+        }
+        assert_eq!(endpoint.state(), EndpointState::Dead);
+        assert!(next.fails_open() && next.members().dead_watchers.contains_key(&endpoint.id));
     }
 
     #[tokio::test]
