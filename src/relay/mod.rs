@@ -482,10 +482,13 @@ impl<'a, O: Owner> Relay<'a, O> {
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Step> {
-        let silence = if self.up.ended() || self.down.ended() {
-            (self.last_activity + self.settings.half_close, RelayEnd::HalfCloseTimeout)
-        } else {
-            (self.last_activity + self.settings.idle, RelayEnd::IdleTimeout)
+        let silence = match self.fault {
+            // What is left waits for a reader only.
+            Some(fault) => (self.last_activity + self.settings.stalled, fault),
+            None if self.up.ended() || self.down.ended() => {
+                (self.last_activity + self.settings.half_close, RelayEnd::HalfCloseTimeout)
+            }
+            None => (self.last_activity + self.settings.idle, RelayEnd::IdleTimeout),
         };
         let stall = |flow: &Flow, to| Some((flow.blocked_since()? + self.settings.stalled, RelayEnd::Dead(to)));
         let stalls = [stall(&self.up, Side::Upstream), stall(&self.down, Side::Client)].into_iter().flatten();

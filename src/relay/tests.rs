@@ -458,6 +458,27 @@ async fn d16_a_half_closed_connection_has_its_own_deadline_of_inactivity() {
     assert!(last.elapsed() >= Duration::from_secs(60) && last.elapsed() < Duration::from_secs(61));
 }
 
+#[tokio::test(start_paused = true)]
+async fn d06_who_reads_late_gets_what_came_before_a_reset_and_then_the_reset() {
+    for engine in ENGINES {
+        let Relayed { mut client, mut upstream, relay } = relayed_by(engine, b"", SETTINGS).await;
+        let block = pattern(100_000);
+        while tokio::time::timeout(Duration::from_secs(1), upstream.write_all(&block)).await.is_ok() {}
+        upstream.set_zero_linger().unwrap();
+        drop(upstream);
+        // A write tells of the reset, while the other direction waits for the client.
+        client.write_all(b"x").await.unwrap();
+        sleep(2 * SETTINGS.half_close).await;
+        assert!(!relay.is_finished(), "{engine:?}");
+        let mut received = Vec::new();
+        let end = client.read_to_end(&mut received).await.unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::ConnectionReset, "{engine:?}");
+        assert!(received.chunks(block.len()).all(|part| block.starts_with(part)));
+        let (end, [_, down]) = relay.await.unwrap();
+        assert_eq!((end, down), (RelayEnd::Reset(Side::Upstream), received.len()), "{engine:?}");
+    }
+}
+
 #[tokio::test]
 async fn d09_single_bytes_both_ways() {
     for engine in ENGINES {
