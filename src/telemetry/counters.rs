@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::histogram::{Distribution, Histogram};
@@ -29,7 +29,7 @@ pub(crate) struct Counters {
     /// The sums of routes that are no longer exported, so that totals never decrease.
     pub(crate) forgotten: RouteCounters,
     routes: Mutex<BTreeMap<Box<str>, Retained<Arc<RouteCounters>>>>,
-    listeners: Mutex<Vec<Retained<Box<str>>>>,
+    listeners: Mutex<Vec<Retained<KnownListener>>>,
     /// From accept until the hello is complete.
     pub(crate) hello_seconds: Histogram,
     /// How late health checks begin.
@@ -132,6 +132,20 @@ impl<T> Retained<T> {
     }
 }
 
+/// A listener that is configured, was, or whose connections go on.
+#[derive(Debug)]
+struct KnownListener {
+    name: Box<str>,
+    telemetry: Weak<ListenerTelemetry>,
+}
+
+impl KnownListener {
+    /// By the listener itself or one of its connections.
+    fn is_used(&self) -> bool {
+        self.telemetry.strong_count() > 0
+    }
+}
+
 #[derive(Debug, Default)]
 struct OncePerSecond(Mutex<Option<Instant>>);
 
@@ -173,9 +187,20 @@ impl Counters {
         }
     }
 
-    /// A listener with this name.
+    /// A listener with this name: the same one while a configuration or a connection uses it.
     pub(crate) fn listener(self: &Arc<Self>, name: &str) -> Arc<ListenerTelemetry> {
-        Arc::new(ListenerTelemetry { name: name.into(), counters: Arc::clone(self) })
+        let mut listeners = self.known_listeners();
+        let known = listeners.iter_mut().find(|listener| *listener.value.name == *name);
+        if let Some(telemetry) = known.as_ref().and_then(|known| known.value.telemetry.upgrade()) {
+            return telemetry;
+        }
+        let telemetry = Arc::new(ListenerTelemetry { name: name.into(), counters: Arc::clone(self) });
+        let listener = KnownListener { name: name.into(), telemetry: Arc::downgrade(&telemetry) };
+        match known {
+            Some(known) => *known = Retained::new(listener),
+            None => listeners.push(Retained::new(listener)),
+        }
+        telemetry
     }
 
     /// The counters of the route with this name: the same ones while a configuration or a connection uses them, and for
@@ -204,7 +229,9 @@ impl Counters {
 
     /// The names of all listeners that are in use, or were within [`RETENTION`].
     pub(crate) fn listeners(&self) -> Vec<Box<str>> {
-        self.known_listeners().iter().map(|listener| listener.value.clone()).collect()
+        let mut listeners = self.known_listeners();
+        listeners.iter_mut().for_each(|listener| _ = listener.is_retained(listener.value.is_used()));
+        listeners.iter().map(|listener| listener.value.name.clone()).collect()
     }
 
     /// Sets the listeners in use. Drops expired routes, too, in case there are no scrapes that would.
@@ -212,13 +239,13 @@ impl Counters {
         drop(self.routes());
         let mut listeners = self.known_listeners();
         for name in names {
-            if !listeners.iter().any(|listener| listener.value == *name) {
-                listeners.push(Retained::new(name.clone()));
+            if !listeners.iter().any(|listener| listener.value.name == *name) {
+                listeners.push(Retained::new(KnownListener { name: name.clone(), telemetry: Weak::new() }));
             }
         }
         let before = listeners.len();
         listeners.retain_mut(|listener| {
-            let is_used = names.contains(&listener.value);
+            let is_used = names.contains(&listener.value.name) || listener.value.is_used();
             listener.is_retained(is_used)
         });
         let has_dropped = listeners.len() < before;
@@ -236,7 +263,7 @@ impl Counters {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn known_listeners(&self) -> MutexGuard<'_, Vec<Retained<Box<str>>>> {
+    fn known_listeners(&self) -> MutexGuard<'_, Vec<Retained<KnownListener>>> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -428,6 +455,34 @@ impl OutcomeCounts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_removed_listener_is_known_while_it_has_connections_and_for_a_while_after() {
+        let counters = Arc::new(Counters::new(0));
+        let names = |names: &[&str]| names.iter().map(|name| Box::from(*name)).collect::<Vec<Box<str>>>();
+        let time_passes = || {
+            for listener in &mut *counters.known_listeners() {
+                listener.last_used = listener.last_used.checked_sub(RETENTION).unwrap();
+            }
+        };
+        counters.set_listeners(&names(&["old"]));
+        let connection = counters.listener("old");
+        assert!(Arc::ptr_eq(&connection, &counters.listener("old")));
+        counters.unrouted.count("old", Outcome::Completed);
+        for _ in 0..2 {
+            time_passes();
+            counters.set_listeners(&names(&["new"]));
+            assert_eq!(counters.listeners(), names(&["old", "new"]));
+        }
+        assert_eq!(counters.unrouted.outcomes("old").get(Outcome::Completed), 1);
+        drop(connection);
+        counters.set_listeners(&names(&["new"]));
+        assert_eq!(counters.listeners(), names(&["old", "new"]), "shown for a while");
+        time_passes();
+        counters.set_listeners(&names(&["new"]));
+        assert_eq!(counters.listeners(), names(&["new"]));
+        assert_eq!(counters.unrouted.outcomes("old").get(Outcome::Completed), 0);
+    }
 
     #[test]
     fn sums_keep_what_was_counted_of_removed_routes() {
