@@ -15,6 +15,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::sockopt::socket_acceptconn;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -156,8 +157,8 @@ pub(crate) async fn accept(process: UnixStream, sockets: Sockets) -> Result<Succ
         let Some((taken_over, channel)) = hand_over(process, &sockets)? else { return Ok(None) };
         // It has nothing to say now, unless it ends.
         channel.set_read_timeout(Some(PROBATION))?;
-        match (&channel).read(&mut [0]) {
-            Err(error) if is_timeout(&error) => {}
+        match retry_on_intr(|| rustix::io::read(&channel, &mut [0])) {
+            Err(Errno::AGAIN) => {}
             Ok(_) | Err(_) => return Ok(None),
         }
         Ok(Some(Successor { process: pid, is_child: false, taken_over, channel }))
@@ -357,12 +358,9 @@ fn receive(channel: &UnixStream) -> io::Result<Option<(String, Option<OwnedFd>)>
     let mut message = [0; MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(
-        channel,
-        &mut [IoSliceMut::new(&mut message)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL,
-    )?;
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL;
+    // With a timeout, a signal interrupts it also if the call is to be restarted.
+    let received = retry_on_intr(|| recvmsg(channel, &mut [IoSliceMut::new(&mut message)], &mut ancillary, flags))?;
     if received.bytes != MESSAGE {
         return Err(invalid("an incomplete message"));
     }

@@ -1,9 +1,10 @@
 //! A process that anyone starts takes over from the running one.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -173,6 +174,29 @@ fn h25_a_process_that_is_too_late_does_not_serve_beside_the_running_one() {
     let next = start(&text);
     serves(&next);
     works(&mut stream);
+}
+
+#[test]
+fn h25_a_signal_while_the_running_process_is_busy_does_not_end_the_start() {
+    let (backend, _held) = Backend::held();
+    let directory = TempDir::new().unwrap();
+    let text = with_socket(&backend, &directory);
+    let path = directory.path().join("upgrade.sock");
+    let busy = UnixListener::bind(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let mut next = start(&text);
+    let (mut process, _) = busy.accept().unwrap();
+    assert!(process.read(&mut [0; 64]).unwrap() > 0, "its greeting");
+    eventually("it waits for the sockets", || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", next.pid().as_raw_nonzero())).unwrap();
+        stat.contains(" S ")
+    });
+    next.signal(Signal::HUP);
+    drop(process);
+    next.exit();
+    let told = next.wait("why", |line| line["message"] == "cannot start");
+    let reason = told["reason"].as_str().unwrap();
+    assert!(reason.contains("from the old process"), "{reason}");
 }
 
 /// What comes of the upgrade that is under way. A process may take half a minute to serve.
