@@ -78,7 +78,7 @@ impl Server {
             return Err(DrainError::UnknownEndpoint { route: drained.route.clone(), endpoint, known });
         }
         let is_new = self.context.drains.drain(drained);
-        route.upstream.drains_changed();
+        route.upstream.drained();
         Ok(result(&route, drained, is_new))
     }
 
@@ -87,7 +87,7 @@ impl Server {
         let is_new = self.context.drains.resume(resumed)?;
         match self.route(&resumed.route) {
             Some(route) => {
-                route.upstream.drains_changed();
+                route.upstream.resumed();
                 Ok(result(&route, resumed, is_new))
             }
             None if is_new => Ok(DrainResult { is_new, connections: 0, in_service: 0 }),

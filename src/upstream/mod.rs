@@ -234,9 +234,14 @@ impl Upstream {
         if self.is_drained(endpoint) { DRAINED } else { endpoint.state().label() }
     }
 
-    /// Something of the route was drained or resumed.
-    pub(crate) fn drains_changed(&self) {
-        self.pool.drains_changed();
+    /// An operator has drained something of the route.
+    pub(crate) fn drained(&self) {
+        self.pool.drained();
+    }
+
+    /// An operator has resumed something of the route.
+    pub(crate) fn resumed(&self) {
+        self.pool.resumed();
     }
 
     /// Whether connections are sent to all endpoints, because none is ready.

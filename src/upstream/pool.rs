@@ -368,7 +368,13 @@ impl Pool {
         self.update_tier(&members);
     }
 
-    pub(super) fn drains_changed(&self) {
+    /// An operator has drained something of the route.
+    pub(super) fn drained(&self) {
+        self.update_tier(&self.members());
+    }
+
+    /// An operator has resumed something of the route.
+    pub(super) fn resumed(&self) {
         self.update_tier(&self.members());
         self.returned.notify_one();
     }
@@ -411,18 +417,16 @@ impl Pool {
         let with_share = |(share, answer): (Share, &LookupResult)| {
             answer.addresses.iter().map(|address| (*address, share)).collect::<Vec<_>>()
         };
-        let addresses: Vec<(SocketAddr, Share)> = shares.zip(&members.answers).flat_map(with_share).collect();
-        for (address, share) in addresses {
-            if let Some(endpoint) = after.iter().find(|endpoint| endpoint.address == address) {
+        let mut addresses: Vec<(SocketAddr, Share)> = Vec::new();
+        for (address, share) in shares.zip(&members.answers).flat_map(with_share) {
+            match addresses.iter_mut().find(|(known, _)| *known == address) {
                 // The address of two destinations is a backup only if both are.
-                if endpoint.share().is_backup && !share.is_backup {
-                    endpoint.set_share(share);
-                }
-                continue;
+                Some((_, known)) if known.is_backup && !share.is_backup => *known = share,
+                Some(_) => {}
+                None => addresses.push((address, share)),
             }
-            if loops.contains(&address) {
-                continue;
-            }
+        }
+        for (address, share) in addresses {
             if own.contains(address) {
                 if !members.loops.contains(&address) {
                     warn!(route = &*self.setup.route, endpoint = %address, "endpoint ignored: it is one of snigate's own listeners");
@@ -737,6 +741,9 @@ mod tests {
             pool.answered(0, &Ok(vec!["192.0.2.1:1".parse().unwrap()]));
             assert_eq!(pool.endpoints()[0].share(), Share::DEFAULT, "{order:?}");
             assert_eq!(pool.tier(), Tier::Primary);
+            let credit = pool.endpoints()[0].add_credit(5);
+            pool.answered(0, &Ok(vec!["192.0.2.1:1".parse().unwrap()]));
+            assert_eq!(pool.endpoints()[0].add_credit(0), credit, "nothing has changed");
         }
     }
 
