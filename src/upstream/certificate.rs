@@ -76,7 +76,7 @@ impl EndpointCertificate {
 #[derive(Debug, Default)]
 pub(super) struct Certificates {
     /// The most recent at the end, each with whether it was about to expire.
-    seen: Vec<(EndpointCertificate, bool)>,
+    seen: Vec<(EndpointCertificate, Expiry)>,
 }
 
 /// What changed with the certificate of a check.
@@ -86,8 +86,16 @@ pub(super) struct CertificateChange {
     pub(super) is_new: bool,
     /// How it differs from the previous one, if it is new and there was one.
     pub(super) change: Option<&'static str>,
-    /// It is about to expire, and was not when it was last seen.
-    pub(super) expires_soon: bool,
+    /// It expires soon or has expired, which it did not, or had not, when it was last seen.
+    pub(super) expiry: Option<Expiry>,
+}
+
+/// How near the end of a certificate's validity is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Expiry {
+    Later,
+    Soon,
+    Past,
 }
 
 /// Certificates remembered per endpoint; older ones are forgotten, and count as new again.
@@ -99,13 +107,12 @@ impl Certificates {
     }
 
     /// Records a certificate.
-    pub(super) fn record(&mut self, certificate: EndpointCertificate, expires_soon: bool) -> CertificateChange {
+    pub(super) fn record(&mut self, certificate: EndpointCertificate, expiry: Expiry) -> CertificateChange {
         let known = self.seen.iter().position(|(shown, _)| shown.is_same(&certificate));
-        let mut change = CertificateChange { is_new: known.is_none(), change: None, expires_soon };
-        if let Some(index) = known {
-            let (_, was_soon) = self.seen.remove(index);
-            change.expires_soon &= !was_soon;
-        } else {
+        let mut change = CertificateChange { is_new: known.is_none(), ..CertificateChange::default() };
+        let before = known.map_or(Expiry::Later, |index| self.seen.remove(index).1);
+        change.expiry = (expiry > before).then_some(expiry);
+        if known.is_none() {
             change.change =
                 self.last().map(|last| match (last.issuer != certificate.issuer, last.key != certificate.key) {
                     (true, _) => "another issuer",
@@ -120,7 +127,7 @@ impl Certificates {
             // The server chooses how many names there are, and only those of the last certificate are used.
             (former.names, former.addresses) = (Vec::new(), Vec::new());
         }
-        self.seen.push((certificate, expires_soon));
+        self.seen.push((certificate, expiry));
         change
     }
 }
@@ -176,18 +183,18 @@ mod tests {
         let (one, other) = (issued(&["a.example"]), issued(&["a.example"]));
         let mut certificates = Certificates::default();
         let first = CertificateChange { is_new: true, ..CertificateChange::default() };
-        assert_eq!(certificates.record(one.clone(), false), first);
-        let second = CertificateChange { is_new: true, change: Some("another key"), expires_soon: true };
-        assert_eq!(certificates.record(other.clone(), true), second);
+        assert_eq!(certificates.record(one.clone(), Expiry::Later), first);
+        let second = CertificateChange { is_new: true, change: Some("another key"), expiry: Some(Expiry::Soon) };
+        assert_eq!(certificates.record(other.clone(), Expiry::Soon), second);
         for _ in 0..3 {
-            assert_eq!(certificates.record(one.clone(), false), CertificateChange::default());
-            assert_eq!(certificates.record(other.clone(), true), CertificateChange::default());
+            assert_eq!(certificates.record(one.clone(), Expiry::Later), CertificateChange::default());
+            assert_eq!(certificates.record(other.clone(), Expiry::Soon), CertificateChange::default());
         }
-        assert_eq!(
-            certificates.record(one.clone(), true),
-            CertificateChange { expires_soon: true, ..CertificateChange::default() },
-            "later"
-        );
+        for expiry in [Expiry::Soon, Expiry::Past] {
+            let change = certificates.record(one.clone(), expiry);
+            assert_eq!(change, CertificateChange { expiry: Some(expiry), ..CertificateChange::default() }, "later");
+            assert_eq!(certificates.record(one.clone(), expiry), CertificateChange::default());
+        }
         assert_eq!(certificates.last(), Some(&one));
     }
 }

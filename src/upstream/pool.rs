@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
-use super::certificate::{CertificateChange, EXPIRES_SOON_SECONDS, EndpointCertificate};
+use super::certificate::{CertificateChange, EXPIRES_SOON_SECONDS, EndpointCertificate, Expiry};
 use super::endpoint::{Endpoint, EndpointId, StateChange};
 use super::feed::FeedSubscription;
 use super::health::{self, HealthCheck};
@@ -655,8 +655,12 @@ impl Pool {
         let route = &*self.setup.route;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let left = certificate.expires.saturating_sub_unsigned(now.as_secs());
-        let CertificateChange { is_new, change, expires_soon } =
-            endpoint.certificates().record(certificate.clone(), left < EXPIRES_SOON_SECONDS);
+        let expiry = match left {
+            ..=0 => Expiry::Past,
+            1..EXPIRES_SOON_SECONDS => Expiry::Soon,
+            _ => Expiry::Later,
+        };
+        let CertificateChange { is_new, change, expiry } = endpoint.certificates().record(certificate.clone(), expiry);
         if let Some(changed) = change {
             info!(route, endpoint = %endpoint.address, changed, issuer = certificate.issuer, "certificate changed");
         }
@@ -668,10 +672,14 @@ impl Pool {
                 "certificate does not cover the route's names: clients need tls-server-name"
             );
         }
-        if expires_soon && left > 0 {
-            warn!(route, endpoint = %endpoint.address, hours_left = left / 3600, "certificate expires soon");
-        } else if expires_soon {
-            warn!(route, endpoint = %endpoint.address, hours_ago = -left / 3600, "certificate has expired");
+        match expiry {
+            Some(Expiry::Soon) => {
+                warn!(route, endpoint = %endpoint.address, hours_left = left / 3600, "certificate expires soon");
+            }
+            Some(Expiry::Past) => {
+                warn!(route, endpoint = %endpoint.address, hours_ago = -left / 3600, "certificate has expired");
+            }
+            Some(Expiry::Later) | None => {}
         }
     }
 
