@@ -343,11 +343,22 @@ fn b29_a_go_server_logs_nothing_about_tls_and_http_checks() {
     let mut server = Process(Command::new(program).args([chain, key]).stdout(Stdio::piped()).spawn().unwrap());
     let lines = crate::support::lines::Lines::of(server.0.stdout.take().unwrap());
     let address = lines.wait("its address", 1, |line| Some(line.to_owned())).remove(0);
-    let check =
-        |more: &str| format!("{{endpoints: \"{address}\", health_check: {{interval: 100ms, timeout: 100ms{more}}}}}");
+    // Checks that time out are logged; so that none does, there are many slow ones, which differ, in place of a fast one.
+    let check = |number: usize, more: &str| {
+        let timeout = 1000 - number;
+        format!("{{endpoints: \"{address}\", health_check: {{interval: 1s, timeout: {timeout}ms{more}}}}}")
+    };
     let tls = format!(", tls: {{ca_file: {}, server_name: {NAME}}}", ca.display());
-    let (of_tls, of_http, of_tcp) = (check(&tls), check(&format!("{tls}, http: {{}}")), check(""));
-    let router = Router::start(&config([("tls.example".into(), &*of_tls), ("http.example".into(), &*of_http)]));
+    let http = format!("{tls}, http: {{}}");
+    let upstreams: Vec<(String, String)> = [&tls, &http]
+        .into_iter()
+        .cycle()
+        .take(20)
+        .enumerate()
+        .map(|(number, more)| (format!("n{number}.example"), check(number, more)))
+        .collect();
+    let of_tcp = check(0, "");
+    let router = Router::start(&config(upstreams.iter().map(|(name, check)| (name.clone(), &**check))));
     let checks = || router.metric("snigate_check_lateness_seconds_count");
     eventually("a hundred checks", || checks() >= 100.0);
     assert_eq!(lines.so_far().len(), 1, "{:?}", lines.so_far());
