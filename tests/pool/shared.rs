@@ -345,15 +345,15 @@ fn b29_a_go_server_logs_nothing_about_tls_and_http_checks() {
     let address = lines.wait("its address", 1, |line| Some(line.to_owned())).remove(0);
     // Checks that time out are logged; so that none does, there are many slow ones, which differ, in place of a fast one.
     let check = |number: usize, more: &str| {
-        let timeout = 1000 - number;
-        format!("{{endpoints: \"{address}\", health_check: {{interval: 1s, timeout: {timeout}ms{more}}}}}")
+        let timeout = 4000 - number;
+        format!("{{endpoints: \"{address}\", health_check: {{interval: 4s, timeout: {timeout}ms{more}}}}}")
     };
     let tls = format!(", tls: {{ca_file: {}, server_name: {NAME}}}", ca.display());
     let http = format!("{tls}, http: {{}}");
     let upstreams: Vec<(String, String)> = [&tls, &http]
         .into_iter()
         .cycle()
-        .take(20)
+        .take(50)
         .enumerate()
         .map(|(number, more)| (format!("n{number}.example"), check(number, more)))
         .collect();
