@@ -482,12 +482,13 @@ impl<'a, O: Owner> Relay<'a, O> {
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Step> {
+        let is_blocked = self.up.blocked_since().is_some() || self.down.blocked_since().is_some();
+        let is_half_closed = self.up.ended() || self.down.ended();
         let silence = match self.fault {
-            // What is left waits for a reader only.
-            Some(fault) => (self.last_activity + self.settings.stalled, fault),
-            None if self.up.ended() || self.down.ended() => {
-                (self.last_activity + self.settings.half_close, RelayEnd::HalfCloseTimeout)
-            }
+            // What was read before waits for its reader.
+            Some(fault) if is_blocked => (self.last_activity + self.settings.stalled, fault),
+            Some(fault) => (self.last_activity + self.settings.half_close, fault),
+            None if is_half_closed => (self.last_activity + self.settings.half_close, RelayEnd::HalfCloseTimeout),
             None => (self.last_activity + self.settings.idle, RelayEnd::IdleTimeout),
         };
         let stall = |flow: &Flow, to| Some((flow.blocked_since()? + self.settings.stalled, RelayEnd::Dead(to)));
