@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -323,11 +324,16 @@ impl<'n> World<'n> {
     fn request(&mut self, method: &str, path: &str) -> Option<(u16, String)> {
         let control = self.control.clone();
         std::thread::scope(|scope| {
-            let asking = scope.spawn(move || request(&control, method, path));
-            while !asking.is_finished() {
-                self.advance();
+            let (answered, answer) = mpsc::channel();
+            scope.spawn(move || answered.send(request(&control, method, path)));
+            loop {
+                // Most answers are there at once.
+                match answer.recv_timeout(Duration::from_millis(2)) {
+                    Ok(answer) => return answer,
+                    Err(mpsc::RecvTimeoutError::Timeout) => self.advance(),
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+                };
             }
-            asking.join().unwrap()
         })
     }
 
