@@ -484,13 +484,14 @@ impl<'a, O: Owner> Relay<'a, O> {
     fn poll_deadline(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Step> {
         let is_blocked = self.up.blocked_since().is_some() || self.down.blocked_since().is_some();
         let is_half_closed = self.up.ended() || self.down.ended();
-        let silence = match self.fault {
+        let (may_last, end) = match self.fault {
             // What was read before waits for its reader.
-            Some(fault) if is_blocked => (self.last_activity + self.settings.stalled, fault),
-            Some(fault) => (self.last_activity + self.settings.half_close, fault),
-            None if is_half_closed => (self.last_activity + self.settings.half_close, RelayEnd::HalfCloseTimeout),
-            None => (self.last_activity + self.settings.idle, RelayEnd::IdleTimeout),
+            Some(fault) if is_blocked => (self.settings.stalled, fault),
+            Some(fault) => (self.settings.half_close, fault),
+            None if is_half_closed => (self.settings.half_close, RelayEnd::HalfCloseTimeout),
+            None => (self.settings.idle, RelayEnd::IdleTimeout),
         };
+        let silence = (self.last_activity + may_last, end);
         let stall = |flow: &Flow, to| Some((flow.blocked_since()? + self.settings.stalled, RelayEnd::Dead(to)));
         let stalls = [stall(&self.up, Side::Upstream), stall(&self.down, Side::Client)].into_iter().flatten();
         let (deadline, end) = stalls.fold(silence, |first, other| if other.0 < first.0 { other } else { first });

@@ -165,20 +165,18 @@ impl Builder<'_> {
         let rate_usage = predecessor.map(|route| Arc::clone(&route.rate_usage)).unwrap_or_default();
         let predecessor = predecessor.map(|route| &route.upstream);
         let before = predecessor.map(Upstream::endpoints).unwrap_or_default();
-        let returned = drained.as_ref().map(|drained| drained.upstream.endpoints_ever()).unwrap_or_default();
-        let removed_before: Vec<(Arc<Endpoint>, OnRemove)> = returned
-            .into_iter()
-            .filter_map(|endpoint| {
-                let policy = endpoint.returned_with_route()?;
-                Some((endpoint, policy))
-            })
+        // Removed before the route was: they are removed again.
+        let removed_before: Vec<(Arc<Endpoint>, OnRemove)> = drained
+            .iter()
+            .flat_map(|drained| drained.upstream.endpoints_ever())
+            .filter_map(|endpoint| endpoint.returned_with_route().map(|policy| (endpoint, policy)))
             .collect();
         let upstream = Upstream::start(setup, self.context, predecessor);
         if let Some(predecessor) = predecessor {
             self.remove_endpoints(&before, predecessor, &upstream);
         }
-        let again = removed_before.into_iter().map(|(endpoint, policy)| Removed::new(vec![endpoint], policy));
-        self.removed.extend(again);
+        let removed_again = removed_before.into_iter().map(|(endpoint, policy)| Removed::new(vec![endpoint], policy));
+        self.removed.extend(removed_again);
         let counters = self.counters.route(&name);
         if running.is_some() {
             self.changes.changed += 1;

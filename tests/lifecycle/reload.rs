@@ -747,24 +747,15 @@ fn g11_a_route_that_comes_back_has_what_it_had_kept() {
 #[test]
 fn g11_what_was_to_drain_before_its_route_went_drains_when_the_route_is_back() {
     let ((first, _), (second, held)) = (Backend::held(), Backend::held());
-    let text = |names: &[(&str, &[SocketAddr])]| {
-        let routes = names.iter().map(|(name, endpoints)| {
-            let endpoints: Vec<String> = endpoints.iter().map(|endpoint| format!("\"{endpoint}\"")).collect();
-            format!("  - {{sni: {name}, upstream: {{endpoints: [{}]}}}}\n", endpoints.join(", "))
-        });
-        format!(
-            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\ntimeouts: {{drain: 2s}}\nroutes:\n{}",
-            routes.collect::<String>()
-        )
-    };
     let (one, other) = (first.address(), second.address());
-    let router = Router::start(&text(&[(NAME, &[other]), (OTHER, &[one])]));
+    let text = |routes: &[(&str, SocketAddr)]| config(routes, "timeouts: {drain: 2s}\n");
+    let router = Router::start(&text(&[(NAME, other), (OTHER, one)]));
     let mut client = Client::send(router.address(), &Hello::to(NAME).record());
     let _upstream = held.recv_timeout(PATIENCE).unwrap();
     // Its endpoint goes; then the route, which comes back before the connection is closed.
-    router.reload(&text(&[(NAME, &[one]), (OTHER, &[one])]));
-    router.reload(&text(&[(OTHER, &[one])]));
-    assert_eq!(router.reload(&text(&[(NAME, &[one]), (OTHER, &[one])]))["added"], 1);
+    router.reload(&text(&[(NAME, one), (OTHER, one)]));
+    router.reload(&text(&[(OTHER, one)]));
+    assert_eq!(router.reload(&text(&[(NAME, one), (OTHER, one)]))["added"], 1);
     client.rest();
     let account = router.account_of(client.address());
     assert_eq!((&account["outcome"], &account["route"]), (&"drained".into(), &NAME.into()), "{account}");

@@ -140,7 +140,7 @@ impl HealthState {
         self.state = match before {
             _ if self.ready >= thresholds.rise => EndpointState::Ready,
             _ if self.failed >= thresholds.fall => EndpointState::Dead,
-            // Both in turn would never be as many in a row.
+            // If answers and failures alternate, neither comes often enough in a row.
             EndpointState::Ready if self.not_ready >= thresholds.fall.max(thresholds.unready) => EndpointState::Unready,
             EndpointState::Ready if self.says_unready >= thresholds.unready => EndpointState::Unready,
             EndpointState::Dead if self.alive >= thresholds.rise => EndpointState::Unready,
