@@ -49,9 +49,10 @@ pub(crate) fn open_unless(
     find(path, is_left).map_err(|reason| SocketError { key, path: path.into(), reason })
 }
 
-/// Whether this socket is bound to the path.
+/// Whether this socket is bound to the path, and its file still there.
 pub(crate) fn is_at(socket: &UnixListener, path: &Path) -> bool {
-    socket.local_addr().is_ok_and(|address| address.as_pathname().is_none_or(|bound| bound == path))
+    let is_bound = socket.local_addr().is_ok_and(|address| address.as_pathname().is_none_or(|bound| bound == path));
+    is_bound && path.exists()
 }
 
 fn find(path: &Path, is_left: impl FnOnce(&UnixStream) -> bool) -> Result<Found, String> {

@@ -141,15 +141,21 @@ pub(crate) enum ReloadError {
     #[error(transparent)]
     Start(#[from] StartError),
     /// A key that is only read at the start.
-    #[error(
-        "{key} cannot be changed from {running} to {wanted} by a reload; restart snigate, or upgrade it with SIGUSR2"
-    )]
+    #[error("{key} cannot be changed from {running} to {wanted} by a reload; restart snigate{}", or_upgrade(key))]
     Fixed { key: &'static str, running: String, wanted: String },
     /// The process lacks what the configuration needs.
     #[error(
         "the route `{route}` has `source: client`, which requires CAP_NET_ADMIN, and this process does not have it (the sandbox drops it at the start if no route needs it); restart snigate"
     )]
     Transparent { route: String },
+}
+
+/// The new process of an upgrade is in the sandbox of the old one, where it can neither leave that nor create sockets.
+fn or_upgrade(key: &str) -> &'static str {
+    match key {
+        "sandbox" | "upgrade.socket" | "control" => "",
+        _ => ", or upgrade it with SIGUSR2",
+    }
 }
 
 /// What all listeners have in common.

@@ -9,6 +9,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use super::Operated;
+use crate::lifecycle::upgrade::{UNBOUND, upgrade};
 use crate::support::router::config;
 use crate::support::{Backend, Client, Hello, PATIENCE, Router, all_output, snigate};
 
@@ -77,6 +78,47 @@ fn e20_an_instance_that_cannot_be_reached_is_told() {
     drop(UnixListener::bind(&path).unwrap());
     let told = ctl();
     assert!(told.contains("no process listens there"), "{told}");
+}
+
+/// What `ctl` prints for this socket, whether it succeeds or not.
+fn routes(path: &Path) -> String {
+    all_output(&snigate().arg("ctl").arg("--socket").arg(path).arg("routes").output().unwrap())
+}
+
+#[test]
+fn e20_an_upgrade_in_the_sandbox_serves_even_if_it_cannot_listen_for_operators() {
+    let backend = Backend::echo();
+    let text = config(&[(NAME, backend.address())], "");
+    let operated = Operated::start(&text);
+    let router = &operated.router;
+    let elsewhere = operated.socket.with_file_name("elsewhere.sock");
+    let told = router.reload(&format!("{text}control: {}\n", elsewhere.display()));
+    let reason = told["reason"].as_str().unwrap();
+    assert!(reason.contains("control cannot be changed from "), "{reason}");
+    assert!(reason.ends_with(" by a reload; restart snigate"), "an upgrade stays in the sandbox: {reason}");
+    upgrade(router);
+    let told = router.wait("why not", |line| line["message"] == "operators cannot reach this process; restart snigate");
+    let reason = told["reason"].as_str().unwrap();
+    assert!(reason.starts_with("control: ") && reason.contains("Permission denied"), "{reason}");
+    Client::send(router.address(), &Hello::to(NAME).record()).read(1);
+    assert!(!elsewhere.exists());
+    assert!(routes(&elsewhere).contains("there is no such socket"));
+}
+
+#[test]
+fn e20_an_upgrade_without_the_sandbox_listens_where_it_is_told_and_again_if_the_file_is_gone() {
+    let backend = Backend::echo();
+    let text = config(&[(NAME, backend.address())], UNBOUND);
+    for (name, is_gone) in [("control.sock", true), ("elsewhere.sock", false)] {
+        let operated = Operated::start(&text);
+        let (router, socket) = (&operated.router, operated.socket.with_file_name(name));
+        if is_gone {
+            fs::remove_file(&operated.socket).unwrap();
+        }
+        fs::write(&router.config, format!("{text}control: {}\n", socket.display())).unwrap();
+        upgrade(router);
+        assert!(routes(&socket).contains(NAME), "{name}: {}", routes(&socket));
+    }
 }
 
 fn send(operated: &Operated, request: &[u8]) -> UnixStream {

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::hand_over::{self, connect};
-use super::upgrade::upgrade;
+use super::upgrade::{UNBOUND, upgrade};
 use crate::support::client::End;
 use crate::support::network::inside;
 use crate::support::router::config;
@@ -243,6 +243,22 @@ fn h25_a_wrong_path_is_an_error_at_the_start_and_a_reload_cannot_change_it() {
     router.wait("why not", |line| {
         line["reason"].as_str().is_some_and(|reason| reason.contains("upgrade.socket cannot be changed from"))
     });
+}
+
+#[test]
+fn h25_a_socket_whose_file_was_removed_is_made_again_by_an_upgrade() {
+    let (backend, _held) = Backend::held();
+    let directory = TempDir::new().unwrap();
+    let text = format!("{UNBOUND}{}", with_socket(&backend, &directory));
+    let mut running = start(&text);
+    serves(&running);
+    fs::remove_file(directory.path().join("upgrade.sock")).unwrap();
+    let child = upgrade(&running);
+    assert_eq!(running.exit().code(), Some(0));
+    let last = start(&text);
+    serves(&last);
+    assert_eq!(last.address(), running.address(), "it has taken over");
+    eventually("the child has ended", || rustix::process::test_kill_process(child).is_err());
 }
 
 /// The first process of a container, in a mount and PID namespace of its own.

@@ -41,19 +41,25 @@ fn drains(mut process: &UnixStream) -> io::Result<bool> {
 pub(super) fn socket(
     path: Option<&Path>,
     inherited: Option<UnixListener>,
-    found: Option<Found>,
+    found: Option<Result<Found, SocketError>>,
     has_predecessor: bool,
 ) -> anyhow::Result<Option<UnixListener>> {
     let Some(path) = path else { return Ok(None) };
-    if let Some(inherited) = inherited.filter(|socket| unix_socket::is_at(socket, path)) {
-        return Ok(Some(inherited));
-    }
+    let inherited = inherited.filter(|socket| unix_socket::is_at(socket, path));
     match found {
-        Some(Found::Nobody(socket)) => Ok(Some(socket)),
+        // The file of the inherited one was gone.
+        Some(Ok(Found::Nobody(socket))) => Ok(Some(socket)),
+        _ if inherited.is_some() => Ok(inherited),
+        Some(Err(reason)) if has_predecessor => {
+            // The sandbox may have been entered before the key was set.
+            warn!(%reason, "operators cannot reach this process; restart snigate");
+            Ok(None)
+        }
         _ if has_predecessor => {
             warn!(path = %path.display(), "another instance listens at control; operators cannot reach this one");
             Ok(None)
         }
+        Some(Err(reason)) => Err(reason.into()),
         _ => bail!("{KEY}: {}: another process listens there; each instance needs a path of its own", path.display()),
     }
 }

@@ -16,7 +16,7 @@ use crate::config::{Config, ConfigError, Log, LogFormat};
 use crate::process::inputs::Inputs;
 use crate::process::sandbox::{self, Entered, Sandbox, Transparent};
 use crate::process::systemd::{self, Notification, Notifier};
-use crate::process::unix_socket::{self, Found};
+use crate::process::unix_socket::{self, Found, SocketError};
 use crate::process::upgrade::{self, NotTakenOver, Predecessor, Successor};
 use crate::process::watch::FileWatch;
 use crate::server::{Readiness, Server};
@@ -65,7 +65,11 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
         _ => None,
     };
     let has_predecessor = Predecessor::exists() || matches!(running, Some(Found::Running(_)));
-    let control = config.control.as_ref().map(|path| control::find(path, has_predecessor)).transpose()?;
+    let control = match config.control.as_ref().map(|path| control::find(path, has_predecessor)) {
+        // A process that was started by an upgrade is already in the sandbox, and serves without it.
+        Some(Err(reason)) if !Predecessor::exists() => return Err(reason.into()),
+        control => control,
+    };
     let found = FoundSockets { running, control };
     let (config, logging) = match confine(config, || source.as_ref().map(|source| source.load().config))? {
         Confined::Running(config, logging) => (*config, logging),
@@ -127,7 +131,7 @@ struct FoundSockets {
     /// At `upgrade.socket`.
     running: Option<Found>,
     /// At `control`.
-    control: Option<Found>,
+    control: Option<Result<Found, SocketError>>,
 }
 
 fn start(
