@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use rustix::net::SendFlags;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
@@ -59,8 +60,9 @@ impl Rejection {
             RejectWith::Reset => relay::reset_on_close(&client),
             RejectWith::Alert => {
                 if let Some(alert) = self.outcome.alert() {
-                    // Seven bytes fit into the empty send buffer of a new connection.
-                    let _ = client.try_write(&alert.record());
+                    // Seven bytes fit into the empty send buffer of a new connection. Not by the runtime, which may not have
+                    // learned yet that this one is writable.
+                    let _ = rustix::net::send(&client, &alert.record(), SendFlags::NOSIGNAL);
                 }
                 close(&client).await;
             }

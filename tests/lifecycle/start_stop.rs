@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::support::backend::free;
+use crate::support::backend::{closed, free};
+use crate::support::client::{End, alert};
 use crate::support::router::config;
 use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually, pattern, snigate};
 
@@ -147,6 +148,21 @@ fn h04_clients_in_the_queue_at_a_stop_are_served() {
     for client in &mut clients {
         client.finish();
         assert_eq!(client.rest().0, b"served");
+    }
+    assert_eq!(router.exit().code(), Some(0));
+}
+
+#[test]
+fn h04_e03_clients_in_the_queue_at_a_stop_who_are_denied_are_told_why() {
+    let text = config(&[(NAME, closed())], "")
+        .replace("listen: 127.0.0.1:0", "listen: [{address: \"127.0.0.1:0\", deny: 127.0.0.0/8}]");
+    let mut router = Router::start(&text);
+    router.signal(Signal::STOP);
+    let mut clients: Vec<Client> = (0..20).map(|_| Client::send(router.address(), &Hello::to(NAME).record())).collect();
+    router.signal(Signal::TERM);
+    router.signal(Signal::CONT);
+    for client in &mut clients {
+        assert_eq!(client.rest(), (alert(49), End::Fin));
     }
     assert_eq!(router.exit().code(), Some(0));
 }
