@@ -11,7 +11,7 @@ use super::query::Query;
 use super::{AdminHandles, ListenerAddress, MAX_ROUTES_SHOWN, View};
 use crate::connection::RouteTarget;
 use crate::name::NamePattern;
-use crate::telemetry::{LATENCY_BUCKETS, RecentRejection, RouteCounters};
+use crate::telemetry::{LATENCY_BUCKETS, RecentRejection};
 use crate::upstream::{Endpoint, EndpointCertificate, EndpointSettings, EndpointState, LastCheck};
 
 /// Which routes are wanted.
@@ -51,9 +51,6 @@ pub(super) fn without_routes(handles: &AdminHandles, view: &View) -> Value {
         json!({"name": name, "configured": configured.to_string(), "address": shown, "unavailable": unavailable})
     };
     let reloads = &handles.counters.reloads;
-    let active = |route: &RouteCounters| route.active.load(Relaxed);
-    let open =
-        active(&handles.counters.unrouted) + view.routes.iter().map(|route| active(&route.counters)).sum::<i64>();
     let fixed: Map<String, Value> = handles.fixed.iter().map(|(key, value)| ((*key).into(), json!(value))).collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -62,7 +59,7 @@ pub(super) fn without_routes(handles: &AdminHandles, view: &View) -> Value {
         "uptime_seconds": handles.counters.started.elapsed().unwrap_or_default().as_secs(),
         "draining": handles.draining.is_cancelled(),
         "connections": {
-            "open": open,
+            "open": handles.counters.open(),
             "parked": handles.counters.parked_connections.load(Relaxed),
             "limit": handles.counters.connections_limit.load(Relaxed),
         },

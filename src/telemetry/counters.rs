@@ -227,6 +227,12 @@ impl Counters {
         routes.values().map(|route| Arc::clone(&route.value)).collect()
     }
 
+    /// Open connections, those of removed routes too.
+    pub(crate) fn open(&self) -> i64 {
+        let active = |route: &RouteCounters| route.active.load(Relaxed);
+        active(&self.unrouted) + self.known_routes().values().map(|route| active(&route.value)).sum::<i64>()
+    }
+
     /// The names of all listeners that are in use, or were within [`RETENTION`].
     pub(crate) fn listeners(&self) -> Vec<Box<str>> {
         let mut listeners = self.known_listeners();

@@ -486,6 +486,29 @@ fn connections_of_a_removed_endpoint_are_in_the_metrics_until_they_end() {
 }
 
 #[test]
+fn g11_connections_of_a_removed_route_are_open_in_the_status() {
+    let (backend, held) = Backend::held();
+    let text = |name: &str| {
+        let endpoint = backend.address();
+        format!(
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n  - {{sni: {name}, upstream: {{endpoints: \"{endpoint}\", on_remove: keep}}}}\n"
+        )
+    };
+    let router = Router::start(&text(NAME));
+    let client = Client::send(router.address(), &Hello::to(NAME).record());
+    let upstream = held.recv_timeout(PATIENCE).unwrap();
+    let open = || {
+        let status: Value = serde_json::from_str(&router.get("/api/status").1).unwrap();
+        status["connections"]["open"].as_u64().unwrap()
+    };
+    eventually("it is counted", || open() == 1);
+    router.reload(&text("other.example"));
+    assert_eq!(open(), 1);
+    drop((client, upstream));
+    eventually("it has ended", || open() == 0);
+}
+
+#[test]
 fn g12_what_is_read_at_the_start_only_is_refused_by_name() {
     let backend = Backend::echo();
     let routes = [(NAME, backend.address())];
