@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use rustix::process::{Pid, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{error, info, warn};
@@ -102,9 +102,7 @@ pub(super) async fn upgrade(
         Ok(successor) => {
             let process = successor.process;
             info!(process, "upgraded; the new process serves");
-            if signals.take_reload()
-                && let Some(process) = process
-            {
+            if signals.take_reload() {
                 // It may have read the file before the change.
                 send_reload(process);
             }
@@ -117,10 +115,13 @@ pub(super) async fn upgrade(
     }
 }
 
-fn send_reload(process: u32) {
-    let process = i32::try_from(process).ok().and_then(Pid::from_raw);
-    if let Some(Err(reason)) = process.map(|process| kill_process(process, rustix::process::Signal::HUP)) {
-        warn!(%reason, "cannot send SIGHUP to the new process");
+fn send_reload(process: Option<u32>) {
+    let process = process.and_then(|process| Pid::from_raw(process.try_into().ok()?));
+    let sent = process
+        .ok_or_else(|| "it is in another PID namespace".to_owned())
+        .and_then(|process| kill_process(process, Signal::HUP).map_err(|error| error.to_string()));
+    if let Err(reason) = sent {
+        warn!(reason, "cannot pass SIGHUP on to the new process; send it there");
     }
 }
 
