@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use strum::{FromRepr, IntoStaticStr};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
@@ -19,8 +19,9 @@ use super::feed::FeedSubscription;
 use super::health::{self, HealthCheck};
 use super::health::{EndpointState, ProbeResult, Thresholds};
 use super::loop_check::OwnListeners;
+use super::rebalance::{self, Returned};
 use super::settings::{EndpointSettings, OnRemove, Share};
-use super::{Setup, SharedContext, rebalance, resolve};
+use super::{Setup, SharedContext, resolve};
 use crate::text::Destination;
 use crate::text::units::first_of;
 
@@ -39,8 +40,7 @@ pub(super) struct Pool {
     /// The pool of the same route in the next configuration.
     successor: OnceLock<Arc<Self>>,
     tier: AtomicU8,
-    /// Notified when an endpoint has returned, was added or resumed.
-    pub(super) returned: Notify,
+    pub(super) returned: Returned,
 }
 
 #[derive(Debug, Default)]
@@ -150,7 +150,7 @@ impl Pool {
             unanswered: watch::Sender::new(unanswered),
             successor: OnceLock::new(),
             tier: AtomicU8::new(predecessor.map_or(Tier::Primary, Self::tier) as u8),
-            returned: Notify::new(),
+            returned: Returned::after(predecessor.map(|predecessor| &predecessor.returned)),
         }
     }
 
@@ -186,6 +186,12 @@ impl Pool {
 
     pub(super) fn fails_open(&self) -> bool {
         self.tier() == Tier::All
+    }
+
+    /// Whether connections to dead endpoints may be closed: if no endpoint is ready, drained or not, what finds them dead
+    /// may itself be at fault.
+    pub(super) fn may_cut(&self) -> bool {
+        !self.fails_open() && self.endpoints().iter().any(|endpoint| endpoint.state() == EndpointState::Ready)
     }
 
     pub(super) fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
@@ -286,11 +292,11 @@ impl Pool {
         }
         self.assemble(&mut members);
         self.update_tier(&members);
-        members.rebalancer = self.setup.settings.rebalance.map(|rate| {
-            // What the predecessor has not finished goes on.
-            self.returned.notify_one();
-            tokio::spawn(rebalance::run(Arc::clone(self), rate)).abort_handle()
-        });
+        members.rebalancer = self
+            .setup
+            .settings
+            .rebalance
+            .map(|rate| tokio::spawn(rebalance::run(Arc::clone(self), rate)).abort_handle());
         drop(members);
         for (number, EndpointSettings { destination, .. }) in self.setup.settings.endpoints.iter().enumerate() {
             let pool = Arc::downgrade(self);
@@ -376,7 +382,7 @@ impl Pool {
     /// An operator has resumed something of the route.
     pub(super) fn resumed(&self) {
         self.update_tier(&self.members());
-        self.returned.notify_one();
+        self.returned.announce();
     }
 
     /// A name has been looked up. Returns the number of connections to endpoints that it has removed.
@@ -446,8 +452,10 @@ impl Pool {
         let added: Vec<_> = after.iter().filter(|endpoint| lacks(&before, endpoint)).collect();
         let removed: Vec<_> = before.iter().filter(|endpoint| lacks(&after, endpoint)).collect();
         self.log_change(&added, &removed, after.len());
+        if !added.is_empty() {
+            self.returned.announce();
+        }
         if shares_changed || !added.is_empty() {
-            self.returned.notify_one();
             for endpoint in &after {
                 endpoint.reset_credit();
             }
@@ -601,7 +609,7 @@ impl Pool {
         let (before, state, connections) = (change.before.label(), change.after.label(), endpoint.connections());
         match change.after {
             EndpointState::Ready => {
-                self.returned.notify_one();
+                self.returned.announce();
                 info!(route, endpoint = %address, state, before, connections, "endpoint is {state}");
             }
             EndpointState::Unready | EndpointState::Dead => {
@@ -634,14 +642,18 @@ impl Pool {
             return;
         }
         self.tier.store(tier as u8, Relaxed);
-        let (route, endpoints) = (&*self.setup.route, endpoints.len());
+        let (route, count) = (&*self.setup.route, endpoints.len());
         match tier {
+            // All are drained, or one that is not known yet is awaited.
+            Tier::Primary if !is_ready(false) => {}
             Tier::Primary if before == Tier::Backup => {
                 info!(route, "an endpoint is ready again; new connections no longer go to backups");
             }
             Tier::Primary => info!(route, "an endpoint is ready again; no longer failing open"),
-            Tier::Backup => warn!(route, endpoints, "no endpoint is ready but backups; new connections go to backups"),
-            Tier::All => warn!(route, endpoints, "no endpoint is ready; failing open to all endpoints"),
+            Tier::Backup => {
+                warn!(route, endpoints = count, "no endpoint is ready but backups; new connections go to backups")
+            }
+            Tier::All => warn!(route, endpoints = count, "no endpoint is ready; failing open to all endpoints"),
         }
     }
 
@@ -690,8 +702,9 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::UpstreamSettings;
+    use super::super::{Drained, UpstreamSettings};
     use super::*;
+    use crate::text::units::Rate;
 
     /// Not started: nothing is looked up.
     fn pool(endpoints: &[(&str, Share)]) -> Arc<Pool> {
@@ -779,6 +792,48 @@ mod tests {
         }
         assert_eq!(endpoint.state(), EndpointState::Dead);
         assert!(next.fails_open() && next.members().dead_watchers.contains_key(&endpoint.id));
+    }
+
+    #[tokio::test]
+    async fn b10_no_connection_is_closed_while_no_endpoint_is_ready_drained_or_not() {
+        let pool = pool(&[("192.0.2.1:1", Share::DEFAULT), ("192.0.2.2:1", Share::DEFAULT)]);
+        let gone = ProbeResult::Unreachable("gone".into());
+        let dies = |endpoint: &Endpoint| (0..3).for_each(|_| pool.report(endpoint, &gone));
+        let endpoints = pool.endpoints();
+        dies(&endpoints[0]);
+        assert!(pool.may_cut());
+        pool.context.drains.drain(&Drained { route: "a".into(), endpoint: None });
+        pool.drained();
+        assert!(pool.may_cut(), "the other is ready");
+        dies(&endpoints[1]);
+        assert!(!pool.fails_open() && !pool.may_cut());
+        pool.context.drains.resume(&Drained { route: "a".into(), endpoint: None }).unwrap();
+        pool.resumed();
+        assert!(pool.fails_open() && !pool.may_cut());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn b35_a_reload_goes_on_with_what_is_to_move_and_starts_nothing() {
+        let before = pool(&[("192.0.2.1:1", Share::DEFAULT), ("192.0.2.2:1", Share::DEFAULT)]);
+        let successor = |before: &Arc<Pool>, weight: u16| {
+            let mut settings = before.setup.settings.clone();
+            settings.rebalance = Some(Rate { count: 1, per: Duration::from_secs(1) });
+            settings.endpoints[0].share.weight = weight;
+            before.close();
+            let setup = Setup { route: "a".into(), names: Vec::new(), settings };
+            let next = Arc::new(Pool::new(setup, Arc::clone(&before.context), Some(before)));
+            next.start();
+            next
+        };
+        let next = successor(&before, 2);
+        assert!(next.returned.is_pending(), "what the other has not finished goes on");
+        while next.returned.is_pending() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let next = successor(&next, 3);
+        assert!(!next.returned.is_pending(), "weights alone move nothing");
+        next.resumed();
+        assert!(successor(&next, 3).returned.is_pending());
     }
 
     #[tokio::test]

@@ -2,8 +2,10 @@
 //! so that their clients connect anew. No faster than the configured rate, and not below even shares.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::sleep;
 use tracing::info;
 
@@ -18,6 +20,44 @@ const MIN_STEP: Duration = Duration::from_millis(10);
 /// How soon to look again when none of the connections is parked.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Tells the rebalancer that an endpoint has returned, was added or resumed.
+#[derive(Debug, Default)]
+pub(super) struct Returned {
+    notify: Notify,
+    /// Whether shares may still be uneven because of it.
+    is_pending: AtomicBool,
+}
+
+impl Returned {
+    /// Of a new pool, which goes on with what its predecessor has not finished.
+    pub(super) fn after(predecessor: Option<&Self>) -> Self {
+        let next = Self::default();
+        if predecessor.is_some_and(Self::is_pending) {
+            next.announce();
+        }
+        next
+    }
+
+    pub(super) fn announce(&self) {
+        self.is_pending.store(true, Relaxed);
+        self.notify.notify_one();
+    }
+
+    pub(super) fn is_pending(&self) -> bool {
+        self.is_pending.load(Relaxed)
+    }
+
+    async fn wait(&self) {
+        self.notify.notified().await;
+        self.is_pending.store(true, Relaxed);
+    }
+
+    /// Shares are even.
+    fn finish(&self) {
+        self.is_pending.store(false, Relaxed);
+    }
+}
+
 /// Rebalances each time endpoints have returned, for as long as the pool is in use.
 pub(super) async fn run(pool: Arc<Pool>, rate: Rate) {
     let interval = rate.interval();
@@ -25,7 +65,7 @@ pub(super) async fn run(pool: Arc<Pool>, rate: Rate) {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most 10,000")]
     let most = step.div_duration_f64(interval) as usize;
     loop {
-        pool.returned.notified().await;
+        pool.returned.wait().await;
         let (mut total, mut closed) = (0, 0);
         loop {
             sleep(step).await;
@@ -40,6 +80,7 @@ pub(super) async fn run(pool: Arc<Pool>, rate: Rate) {
                 }
             }
         }
+        pool.returned.finish();
         if closed > 0 {
             info!(
                 route = pool.route(),

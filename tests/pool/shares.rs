@@ -339,6 +339,29 @@ fn b35_only_parked_connections_move() {
 }
 
 #[test]
+fn b35_a_reload_moves_nothing_even_if_it_changes_weights() {
+    let (one, two) = (Backend::echo(), Backend::echo());
+    let weighted = |weight: u16| {
+        let pool = format!(
+            "{{endpoints: [\"{}\", {{address: \"{}\", weight: {weight}}}], slow_start: 0s, rebalance: 1000/s}}",
+            one.address(),
+            two.address()
+        );
+        format!("{}limits: {{park_after: 100ms}}\n", config(&pool))
+    };
+    let router = Router::start(&weighted(1));
+    let mut informers = Informers::new(&router, 20);
+    eventually("they are parked", || router.metric("snigate_connections_parked") == 20.0);
+    for weight in [3, 9, 1] {
+        router.reload(&weighted(weight));
+        // Far longer than 20 would take. Nothing else could show that nothing happens.
+        std::thread::sleep(Duration::from_millis(500));
+        informers.reconnect();
+    }
+    assert_eq!(informers.reconnects, 0);
+}
+
+#[test]
 fn rebalance_contradicts_source_hash() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("snigate.yaml");

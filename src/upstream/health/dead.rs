@@ -16,8 +16,8 @@ use super::probe::probe;
 use super::state::{EndpointState, ProbeResult};
 use crate::relay::PROBE_TIME;
 
-/// How soon it is seen that the endpoint has become unreachable, which is no change of its state, or that the pool no
-/// longer fails open.
+/// How soon it is seen that the endpoint has become unreachable, which is no change of its state, or that another is ready
+/// again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How often a dead endpoint is connected to where no check is configured.
 const TRIAL_EVERY: Duration = Duration::from_secs(10);
@@ -31,8 +31,8 @@ pub(in crate::upstream) async fn watch_dead(pool: Arc<Pool>, endpoint: Arc<Endpo
     let mut next_trial = Instant::now() + if pool.check().is_none() { jittered(TRIAL_EVERY) } else { NEVER };
     while endpoint.state() == EndpointState::Dead {
         let now = Instant::now();
-        // As long as the pool fails open, the grace does not run.
-        let is_doomed = endpoint.health().is_unreachable() && !pool.fails_open();
+        // As long as no endpoint is ready, the grace does not run.
+        let is_doomed = endpoint.health().is_unreachable() && pool.may_cut();
         grace_began = is_doomed.then(|| grace_began.unwrap_or(now));
         is_announced &= is_doomed;
         let probe_at = |begun: Instant| Some(begun + pool.dead_grace()?.saturating_sub(PROBE_TIME));
@@ -46,7 +46,7 @@ pub(in crate::upstream) async fn watch_dead(pool: Arc<Pool>, endpoint: Arc<Endpo
                 next_trial = Instant::now() + jittered(TRIAL_EVERY);
             }
             () = sleep_until(grace_began.and_then(probe_at).unwrap_or(now + NEVER)) => {
-                let Some(since) = grace_began.filter(|_| endpoint.health().is_unreachable() && !pool.fails_open()) else {
+                let Some(since) = grace_began.filter(|_| endpoint.health().is_unreachable() && pool.may_cut()) else {
                     continue;
                 };
                 let connections = pool.probe_connections(&endpoint, since);
