@@ -165,6 +165,7 @@ impl Upstream {
         pool.start();
         if let Some(predecessor) = predecessor {
             predecessor.succeeded_by(&pool);
+            pool.compare_certificates(&predecessor.setup.names);
         }
         Self { pool, turn: AtomicUsize::new(0) }
     }

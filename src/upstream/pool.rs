@@ -1,6 +1,6 @@
 //! The endpoints of one route: membership, state changes and health monitors.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -22,6 +22,7 @@ use super::loop_check::OwnListeners;
 use super::rebalance::{self, Returned};
 use super::settings::{EndpointSettings, OnRemove, Share};
 use super::{Setup, SharedContext, resolve};
+use crate::name::NamePattern;
 use crate::text::Destination;
 use crate::text::units::first_of;
 
@@ -662,6 +663,20 @@ impl Pool {
         self.context.connections.probe(endpoint.id, since)
     }
 
+    /// Compares the certificates that are known with the names that the configuration before did not have.
+    pub(super) fn compare_certificates(&self, before: &[NamePattern]) {
+        let before: HashSet<&NamePattern> = before.iter().collect();
+        let added: Vec<NamePattern> = self.setup.names.iter().filter(|name| !before.contains(name)).cloned().collect();
+        if added.is_empty() {
+            return;
+        }
+        for endpoint in &*self.endpoints() {
+            if let Some(certificate) = endpoint.certificate() {
+                self.warn_of_uncovered(endpoint, &certificate, &added);
+            }
+        }
+    }
+
     /// Records the certificate of a check, and logs changes and problems.
     pub(super) fn record_certificate(&self, endpoint: &Endpoint, certificate: &EndpointCertificate) {
         let route = &*self.setup.route;
@@ -676,13 +691,8 @@ impl Pool {
         if let Some(changed) = change {
             info!(route, endpoint = %endpoint.address, changed, issuer = certificate.issuer, "certificate changed");
         }
-        let names = if is_new { &self.setup.names[..] } else { &[] };
-        let uncovered = certificate.not_covered(names);
-        if !uncovered.is_empty() {
-            warn!(
-                route, endpoint = %endpoint.address, not_covered = first_of(uncovered.iter(), MAX_LISTED), covered = first_of(certificate.names.iter(), MAX_LISTED),
-                "certificate does not cover the route's names: clients need tls-server-name"
-            );
+        if is_new {
+            self.warn_of_uncovered(endpoint, certificate, &self.setup.names);
         }
         match expiry {
             Some(Expiry::Soon) => {
@@ -692,6 +702,16 @@ impl Pool {
                 warn!(route, endpoint = %endpoint.address, hours_ago = -left / 3600, "certificate has expired");
             }
             Some(Expiry::Later) | None => {}
+        }
+    }
+
+    fn warn_of_uncovered(&self, endpoint: &Endpoint, certificate: &EndpointCertificate, names: &[NamePattern]) {
+        let uncovered = certificate.not_covered(names);
+        if !uncovered.is_empty() {
+            warn!(
+                route = &*self.setup.route, endpoint = %endpoint.address, not_covered = first_of(uncovered.iter(), MAX_LISTED), covered = first_of(certificate.names.iter(), MAX_LISTED),
+                "certificate does not cover the route's names: clients need tls-server-name"
+            );
         }
     }
 

@@ -99,6 +99,33 @@ fn b24_what_a_shared_check_finds_every_route_sees_by_its_own_thresholds() {
     }
 }
 
+#[test]
+fn a_name_that_a_reload_adds_is_compared_with_the_certificate_that_is_known() {
+    let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
+    let ca = authority.write(directory.path(), "ca.pem");
+    let server = ApiServer::start(&authority, NAME);
+    let upstream = format!(
+        "{{endpoints: \"{}\", health_check: {{interval: 100ms, tls: {{ca_file: {}, server_name: {NAME}}}, http: {{}}}}}}",
+        server.address(),
+        ca.display()
+    );
+    let text = |names: &str| {
+        format!(
+            "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n  - {{name: r, sni: [{names}], upstream: {upstream}}}\n"
+        )
+    };
+    let router = Router::start(&text(NAME));
+    eventually("a check", || !server.requests().is_empty());
+    let known = || router.get("/metrics").1.contains("snigate_endpoint_certificate_expiry_timestamp_seconds{");
+    eventually("its certificate is known", known);
+    for added in ["added.example", "more.example"] {
+        let told = router.reload(&text(&format!("{NAME}, {added}")));
+        assert_eq!(told["message"], "reloaded");
+        router.wait("the name is not covered", |line| line["not_covered"] == added);
+    }
+    assert_eq!(router.log().iter().filter(|line| line["not_covered"].is_string()).count(), 2);
+}
+
 /// A port at which no address of 127.0.0.0/8 answers.
 fn black_holes() -> (Socket, u16) {
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
