@@ -4,6 +4,7 @@
 mod answer;
 mod body;
 pub(crate) mod control;
+pub(crate) mod draining;
 mod explain;
 mod exposition;
 mod history;

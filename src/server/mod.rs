@@ -9,6 +9,7 @@ mod memory;
 mod prepare;
 
 use std::collections::{HashMap, HashSet};
+use std::future::pending;
 use std::io;
 use std::mem;
 use std::net::SocketAddr;
@@ -34,6 +35,7 @@ pub(crate) use self::hand_over::Adopter;
 use self::hand_over::AdoptionSettings;
 use self::listening::{Acceptor, Listening, OpenSocket};
 use self::prepare::{ListenerSource, Prepared};
+use crate::admin::draining::is_draining_at;
 use crate::admin::{self, AdminHandles, Answers, Fixed, Hosts, PerRoute, View};
 use crate::config::{self, Config, Limits, Log, Timeouts};
 use crate::connection::Snapshot;
@@ -41,7 +43,7 @@ use crate::connection::admission::{SourceLimits, SourceTable};
 use crate::connection::parking::ParkingLot;
 use crate::connection::registry::Registry;
 use crate::listener::accept::Stop;
-use crate::listener::{BindError, InheritedSocket};
+use crate::listener::{BindError, InheritedSocket, Presence, is_free};
 use crate::relay::RelaySettings;
 use crate::relay::budget;
 use crate::relay::tcp::TcpOptions;
@@ -66,6 +68,8 @@ pub(crate) struct Server {
     /// Optional listeners that cannot be opened, by name, and why.
     unavailable: HashMap<String, BindError>,
     admin: Option<Listening>,
+    /// Where to listen once the process that drains there has ended.
+    awaited_admin: Option<(SocketAddr, TcpOptions)>,
     /// Removed listeners that still serve their accept queues.
     closing: TaskTracker,
     admin_hosts: Arc<ArcSwap<Hosts>>,
@@ -92,6 +96,9 @@ pub(crate) enum Readiness {
 
 /// The name of the admin listener, in logs and in an upgrade. Configured names cannot start with `_`.
 const ADMIN: &str = "_admin";
+
+/// How often to try to open an admin listener whose address another process still has.
+const ADMIN_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The keys that a reload cannot change, with their values.
 pub(crate) fn fixed(config: &Config) -> Fixed {
@@ -204,6 +211,7 @@ impl Server {
             listeners: Vec::new(),
             unavailable: HashMap::new(),
             admin: None,
+            awaited_admin: None,
             closing: TaskTracker::new(),
             admin_hosts: Arc::default(),
             admin_per_route: Arc::default(),
@@ -214,6 +222,11 @@ impl Server {
             draining: CancellationToken::new(),
             is_starting: Arc::new((readiness == Readiness::Later).into()),
         };
+        server.awaited_admin = config
+            .admin
+            .as_ref()
+            .map(|admin| (admin.address, config.tcp))
+            .filter(|(address, _)| is_free(*address, Presence::Required).is_err() && is_draining_at(*address));
         let (prepared, adopted) = server.prepare(&config, inherited)?;
         let addresses = server.listener_addresses(&config, &prepared);
         let (routes, excluded) = (mem::take(&mut config.routes), mem::take(&mut config.excluded));
@@ -363,10 +376,38 @@ impl Server {
         if !matches!(prepared.admin, Some(ListenerSource::Running(_))) {
             closed.extend(self.admin.take());
         }
-        if let Some(ListenerSource::New(opened)) = prepared.admin {
-            self.admin = self.listen_admin(opened);
+        match prepared.admin {
+            Some(ListenerSource::New(opened)) => {
+                self.awaited_admin = None;
+                self.admin = self.listen_admin(opened);
+            }
+            Some(ListenerSource::Unavailable(reason)) => {
+                warn!(%reason, "the admin listener is not available yet: a process that drains has its address");
+            }
+            Some(ListenerSource::Running(_)) | None => self.awaited_admin = None,
         }
         closed
+    }
+
+    fn awaits_admin(&self, address: SocketAddr) -> bool {
+        self.awaited_admin.is_some_and(|(awaited, _)| awaited == address)
+    }
+
+    /// When to try again to open the admin listener; never, if that has an address.
+    pub(crate) async fn time_to_open_admin(&self) {
+        match self.awaited_admin {
+            Some(_) => sleep(ADMIN_RETRY_INTERVAL).await,
+            None => pending().await,
+        }
+    }
+
+    /// Opens the admin listener if its address is free now.
+    pub(crate) fn open_admin(&mut self) {
+        let Some((address, options)) = self.awaited_admin else { return };
+        if let Ok(opened) = listening::open(address, Presence::Required, &[], &options) {
+            self.awaited_admin = None;
+            self.admin = self.listen_admin(opened);
+        }
     }
 
     /// Starts and updates listeners. Returns those that are no longer configured.

@@ -75,7 +75,7 @@ impl Server {
                     let presence = listener.map_or(Presence::Required, |listener| listener.presence);
                     match listening::open(address, presence, &leaving, &config.tcp) {
                         Ok(opened) => ListenerSource::New(opened),
-                        Err(error) if listener.is_some_and(|listener| listener.is_optional) => {
+                        Err(error) if listener.map_or(self.awaits_admin(address), |listener| listener.is_optional) => {
                             ListenerSource::Unavailable(error)
                         }
                         Err(error) => return Err(error.into()),

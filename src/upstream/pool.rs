@@ -631,7 +631,8 @@ impl Pool {
                 .iter()
                 .any(|endpoint| endpoint.share().is_backup == is_backup && endpoint.state() == EndpointState::Ready)
         };
-        let tier = if endpoints.is_empty() || is_awaited || is_ready(false) {
+        let has_ready = is_ready(false);
+        let tier = if endpoints.is_empty() || is_awaited || has_ready {
             Tier::Primary
         } else if is_ready(true) {
             Tier::Backup
@@ -643,18 +644,16 @@ impl Pool {
             return;
         }
         self.tier.store(tier as u8, Relaxed);
-        let (route, count) = (&*self.setup.route, endpoints.len());
+        let (route, endpoints) = (&*self.setup.route, endpoints.len());
         match tier {
             // All are drained, or one that is not known yet is awaited.
-            Tier::Primary if !is_ready(false) => {}
+            Tier::Primary if !has_ready => {}
             Tier::Primary if before == Tier::Backup => {
                 info!(route, "an endpoint is ready again; new connections no longer go to backups");
             }
             Tier::Primary => info!(route, "an endpoint is ready again; no longer failing open"),
-            Tier::Backup => {
-                warn!(route, endpoints = count, "no endpoint is ready but backups; new connections go to backups")
-            }
-            Tier::All => warn!(route, endpoints = count, "no endpoint is ready; failing open to all endpoints"),
+            Tier::Backup => warn!(route, endpoints, "no endpoint is ready but backups; new connections go to backups"),
+            Tier::All => warn!(route, endpoints, "no endpoint is ready; failing open to all endpoints"),
         }
     }
 

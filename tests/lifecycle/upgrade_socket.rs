@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use super::hand_over::{self, connect};
 use super::upgrade::{UNBOUND, upgrade};
+use crate::support::backend::{closed, free};
 use crate::support::client::End;
 use crate::support::network::inside;
 use crate::support::router::config;
@@ -89,7 +90,7 @@ fn h25_a_process_that_cannot_serve_changes_nothing() {
     let failed = |line: &Value| line["message"] == "upgrade failed; this process continues to serve";
 
     // A configuration that is wrong is found before; one that cannot be served is found after.
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let elsewhere = text.replace("listen: 127.0.0.1:0", &format!("listen: {}", taken.local_addr().unwrap()));
     for (text, code) in [(text.replace("listen:", "listne:"), 78), (elsewhere, 1)] {
         assert_eq!(start(&text).exit().code(), Some(code));
@@ -133,6 +134,50 @@ fn h25_a_process_that_drains_is_not_taken_over_from() {
     serves(&last);
     assert_eq!(next.exit().code(), Some(0));
     works(&mut stream);
+}
+
+#[test]
+fn h25_a_process_that_starts_while_another_drains_gets_the_admin_address_after_that() {
+    let (backend, held) = Backend::held();
+    let admin = format!("admin: {}\ntimeouts: {{drain: 60s}}\n", free());
+    let text = config(&[(NAME, backend.address())], "").replace("admin: 127.0.0.1:0\n", &admin);
+    let mut draining = start(&text);
+    serves(&draining);
+    let stream = connect(&draining, &held);
+    draining.signal(Signal::TERM);
+    draining.wait("that it drains", |line| line["message"] == "draining");
+
+    let next = start(&text);
+    let told = next.wait("why not", |line| {
+        line["message"].as_str().is_some_and(|told| told.starts_with("the admin listener is not available yet"))
+    });
+    assert_eq!(told["level"], "WARN");
+    let mut other = connect(&next, &held);
+    works(&mut other);
+    fs::write(&next.config, format!("{text}refuse: close\n")).unwrap();
+    next.signal(Signal::HUP);
+    next.wait("that a reload does not need it", |line| line["message"] == "reloaded");
+    assert_eq!(draining.get("/readyz"), (503, "draining\n".into()), "it is there until its end");
+
+    drop(stream);
+    assert_eq!(draining.exit().code(), Some(0));
+    serves(&next);
+    assert_eq!(next.get("/readyz").0, 200);
+    works(&mut other);
+}
+
+#[test]
+fn h06_an_admin_address_that_another_program_has_is_an_error() {
+    let other = Backend::named("HTTP/1.1 200 OK\r\n\r\nok\n");
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    for address in [other.address(), silent.local_addr().unwrap()] {
+        let admin = format!("admin: {address}\n");
+        let mut router = start(&config(&[(NAME, closed())], "").replace("admin: 127.0.0.1:0\n", &admin));
+        assert_eq!(router.exit().code(), Some(1));
+        router.wait("why", |line| {
+            line["reason"].as_str().is_some_and(|reason| reason.contains("another process is listening on it"))
+        });
+    }
 }
 
 /// Stopped by a debugger or the freezer of its container between the greeting and its report.

@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::time::Duration;
 
 use crate::admin::control::{Action, Order};
+use crate::admin::draining;
 use crate::logging::Logging;
 use crate::process::unix_socket::{self, Found, Peer, SocketError};
 use crate::server::{DrainError, DrainResult, Server};
@@ -19,22 +19,14 @@ use tracing::{info, warn};
 
 const KEY: &str = "control";
 
-/// How long another process has to answer whether it drains.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-const MAX_ANSWER: u64 = 4096;
-
 /// Connects to the process that has the socket of `control`, or else listens there. One that drains leaves it to this one,
 /// unless a predecessor hands it over.
 pub(super) fn find(path: &Path, has_predecessor: bool) -> Result<Found, SocketError> {
-    unix_socket::open_unless(KEY, path, |process| !has_predecessor && drains(process).unwrap_or(false))
-}
-
-fn drains(mut process: &UnixStream) -> io::Result<bool> {
-    process.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-    process.write_all(b"GET /readyz HTTP/1.1\r\nhost: snigate\r\nconnection: close\r\n\r\n")?;
-    let mut response = String::new();
-    process.take(MAX_ANSWER).read_to_string(&mut response)?;
-    Ok(response.ends_with("\r\n\r\ndraining\n"))
+    let is_left = |process: &UnixStream| {
+        process.set_read_timeout(Some(draining::TIMEOUT))?;
+        draining::is_draining(process)
+    };
+    unix_socket::open_unless(KEY, path, |process| !has_predecessor && is_left(process).unwrap_or(false))
 }
 
 /// The socket of `control`, if there is one.

@@ -122,6 +122,7 @@ async fn follow(
                 server.wait_for_closing_listeners().await;
                 drive.apply(server).await;
             }
+            () = server.time_to_open_admin() => server.open_admin(),
             order = control.next() => match order.action {
                 Action::Reload => {
                     let answer = reload(drive, server, base, logging, Trigger::Operator(order.by)).await;

@@ -303,6 +303,10 @@ async fn reload_until_stopped(
                     continue;
                 }
             },
+            () = server.time_to_open_admin() => {
+                server.open_admin();
+                continue;
+            }
             process = upgrades.accept() => {
                 if let Some(ending) = upgrades::upgrade(server, signals, control, upgrades, Some(process)).await {
                     return ending;
