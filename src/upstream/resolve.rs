@@ -13,7 +13,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::slots::{LastResult, SlotPools};
@@ -32,6 +32,9 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// No name is looked up more often, whatever asks for it.
 const MIN_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a name is known after its last subscriber: a reload gives the name of a route that it changes up for a moment.
+const LINGER: Duration = Duration::from_secs(1);
 
 const MAX_NEW: usize = 48;
 const MAX_ANSWERING: usize = 24;
@@ -235,7 +238,7 @@ impl Lookups {
     /// Whether nothing needs the name any more; it is forgotten then.
     fn forget_if_unused(&self, name: &Name) -> bool {
         let mut names = self.names();
-        let is_unused = name.known().subscribers.is_empty();
+        let is_unused = name.is_unused();
         if is_unused {
             names.remove(&(name.host.clone(), name.port));
         }
@@ -264,8 +267,11 @@ impl Lookups {
         let mut retry = FIRST_RETRY;
         let mut due = Instant::now();
         loop {
-            if self.forget_if_unused(name) {
-                return;
+            if name.is_unused() {
+                sleep(LINGER).await;
+                if self.forget_if_unused(name) {
+                    return;
+                }
             }
             let slot = LookupSlot::acquire(name, last_result).await;
             let begun = Instant::now();
@@ -315,6 +321,10 @@ impl LookupSlot {
 impl Name {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_unused(&self) -> bool {
+        self.known().subscribers.is_empty()
     }
 
     /// As often as the most demanding subscriber says.
@@ -523,6 +533,10 @@ mod tests {
         subscriptions.push(subscribe());
         assert!(answers.recv().await.unwrap().is_ok(), "who comes later need not wait");
         drop(subscriptions);
+        tokio::task::yield_now().await;
+        let again = subscribe();
+        assert!(answers.try_recv().is_ok(), "a route that changes gives it up for a moment only");
+        drop(again);
         let gone = async {
             while !lookups.names().is_empty() {
                 tokio::task::yield_now().await;
