@@ -302,7 +302,8 @@ impl Endpoint {
         let (before, after) = (before?, health.state());
         match after {
             EndpointState::Ready => self.recovered.store(self.age(), Relaxed),
-            EndpointState::Unready | EndpointState::Dead => {}
+            EndpointState::Unready => {}
+            EndpointState::Dead => self.may_be_tried.store(false, Relaxed),
         }
         self.state.store(after as u8, Relaxed);
         self.changed.notify_one();

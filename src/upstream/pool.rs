@@ -872,5 +872,10 @@ mod tests {
         endpoints[1].allow_trial();
         pool.report(&endpoints[0], &ProbeResult::Ready);
         assert_eq!((pool.tier(), pool.trial(&endpoints, &[0, 1])), (Tier::Primary, None));
+        pool.report(&endpoints[1], &ProbeResult::Ready);
+        for endpoint in &*endpoints {
+            (0..3).for_each(|_| pool.report(endpoint, &wrong));
+        }
+        assert_eq!(pool.trial(&endpoints, &[0, 1]), None, "that was before it returned");
     }
 }
