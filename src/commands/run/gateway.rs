@@ -33,7 +33,7 @@ pub(in crate::commands) fn run(arguments: Gateway) -> anyhow::Result<ExitCode> {
     let signals = Signals::catch()?;
     let (base, access, options) = split(arguments);
     let config = base.load()?;
-    let control = config.control.as_ref().map(|path| control::find(path, false)).transpose()?;
+    let control = config.control.as_ref().map(|path| control::find(path, false));
     let control = control::socket(config.control.as_deref(), None, control, false)?;
     let (config, logging) = match confine(config, || Some(base.load()))? {
         Confined::Running(config, logging) => (*config, logging),
