@@ -479,7 +479,7 @@ mod tests {
             let (start, begun) = (Instant::now(), Mutex::new(Vec::new()));
             let run = lookups.run_with(&name, async |_| {
                 begun.lock().unwrap().push(start.elapsed().as_secs());
-                tokio::time::sleep(Duration::from_secs(TAKES)).await;
+                sleep(Duration::from_secs(TAKES)).await;
                 if is_answer { Ok(numbered(1)) } else { tidy(Vec::new()) }
             });
             let _ = timeout(Duration::from_secs(150), run).await;
