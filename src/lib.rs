@@ -26,6 +26,9 @@
 //! (default) adds that and everything that does I/O; feature `demo` (default) adds the `demo` command with its throwaway
 //! certificates; feature `gateway` adds the translation of Kubernetes objects.
 
+// Fuzz targets use little of it, and with the command line they would compile it all.
+#![cfg_attr(fuzzing, allow(dead_code, unreachable_pub))]
+
 #[cfg(feature = "router")]
 mod admin;
 #[cfg(feature = "router")]
@@ -126,6 +129,6 @@ pub mod internals {
     }
 }
 
-#[cfg(feature = "router")]
+#[cfg(all(feature = "router", not(fuzzing)))]
 #[doc(hidden)]
 pub use commands::main;
