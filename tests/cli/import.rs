@@ -761,6 +761,22 @@ const BACK: &str =
     "backend one\n server s 10.9.0.1:1\nbackend two\n server s 10.9.0.2:1\nbackend three\n server s 10.9.0.3:1\n";
 
 #[test]
+fn a_backend_for_a_part_of_anothers_network_admits_nobody_else() {
+    // Of as many clients each: the first has the part that the second lacks.
+    for (inner, outer) in [("10.0.0.0/9", "10.0.0.0/8"), ("127.0.0.0/9", "127.0.0.0/8")] {
+        let (low, high) = (inner.replace(".0.0.0/9", ".1.2.3"), inner.replace(".0.0.0/9", ".200.2.3"));
+        let clients: &[(&[&str], &str)] = &[
+            (&["--no-sni", "--client", &low], "10.9.0.1:1"),
+            (&["--no-sni", "--client", &high], "10.9.0.2:1"),
+            (&["--no-sni", "--client", "198.51.100.1"], ""),
+            (&["--sni", "a.example", "--client", "198.51.100.1"], ""),
+        ];
+        let rules = format!(" use_backend one if {{ src {inner} }}\n use_backend two if {{ src {outer} }}\n");
+        routes_clients("haproxy", &format!("{FRONT}{rules}{BACK}"), &[], clients);
+    }
+}
+
+#[test]
 fn clients_choose_backends_by_their_network() {
     routes_clients(
         "haproxy",

@@ -167,7 +167,17 @@ fn haproxy_test(random: &mut Random, hosts: &[String; 2]) -> String {
         0 | 1 => format!("req.ssl_sni -i {}", random.of(&NAMES[..7])),
         2 => format!("req.ssl_sni -i -m end {}", random.of(&[".a.example", ".b.example", ".x.a.example", "b.example"])),
         3 => format!("req.ssl_sni -i {} {}", random.of(&NAMES[..7]), random.of(&NAMES[..7])),
-        4 => format!("src {}", random.of(&["127.0.0.1", "127.0.0.0/24", "127.0.0.2 10.0.0.0/8", "127.0.0.3"])),
+        4 => format!(
+            "src {}",
+            random.of(&[
+                "127.0.0.1",
+                "127.0.0.0/24",
+                "127.0.0.2 10.0.0.0/8",
+                "127.0.0.3",
+                "127.0.0.0/9",
+                "127.0.0.0/8"
+            ])
+        ),
         5 => format!(
             "req.ssl_sni -m reg -i {}",
             random.of(&["\\.a\\.example$", "^(a|b)\\.example$", "^[^.]+\\.a\\.example$", "^x\\."])
@@ -242,7 +252,7 @@ fn nginx_server(
     }
     let mut to = || backends[random.below(backends.len())];
     let entries: String = keys.iter().map(|key| format!("{key} {};", to())).collect();
-    let geo = format!("default {}; 127.0.0.1 {}; 127.0.0.0/16 {};", to(), to(), to());
+    let geo = format!("default {}; 127.0.0.1 {}; 127.0.0.0/16 {}; 127.0.0.0/15 {};", to(), to(), to(), to());
     let mut access = String::new();
     for _ in 0..random.below(3) {
         access.push_str(&format!(

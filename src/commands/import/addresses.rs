@@ -37,6 +37,10 @@ impl AccessList {
         if wanted == within {
             return Self::default();
         }
+        // An empty list of networks to allow would admit everyone.
+        if wanted.is_empty() {
+            return Self::deny_all();
+        }
         let admits_wanted = |sources: &Self| sources.admitted(within) == *wanted;
         let overlaps = |network: &IpNet, set: &AddressSet| !AddressSet::of(&[*network]).and(set).is_empty();
         let denied: Vec<IpNet> = mentioned.iter().filter(|network| !overlaps(network, wanted)).copied().collect();
@@ -228,6 +232,9 @@ mod tests {
         let written = AccessList::of(&others, &AddressSet::all(), &mentioned[..1]);
         assert_eq!(written, AccessList { allow: vec![], deny: mentioned[..1].to_vec() });
         assert_eq!(AccessList::of(&others, &others, &mentioned), AccessList::default());
+        let outside = AddressSet::of(&mentioned[1..2]).not();
+        let nobody = AccessList::of(&AddressSet::none(), &outside, &mentioned[..2]);
+        assert!(nobody.admitted(&outside).is_empty(), "{nobody:?}");
         for wanted in [&allowed, &others] {
             assert_eq!(AccessList::of(wanted, &AddressSet::all(), &[]).admitted(&AddressSet::all()), *wanted);
         }
