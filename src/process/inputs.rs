@@ -98,14 +98,13 @@ impl Inputs {
         }
     }
 
-    /// Whether the contents or the files that patterns find differ from what was read `before`; an error: something that
-    /// could be read then cannot be read now.
+    /// Whether the contents or the files that patterns find differ from what was read `before`; an error: nothing does, but
+    /// something that could be read then cannot be read now. Where something else differs, it may no longer be needed.
     pub(super) fn differ_from(&self, before: &Self) -> Result<bool, Unreadable> {
-        let mut differ = differ(&self.files, &before.files)?;
-        for (now, before) in self.patterns.iter().zip(&before.patterns) {
-            differ |= compare(&now.found, &before.found, |now, before| self::differ(now, before))?;
-        }
-        Ok(differ)
+        let patterns = self.patterns.iter().zip(&before.patterns);
+        let patterns =
+            patterns.map(|(now, before)| compare(&now.found, &before.found, |now, before| differ(now, before)));
+        any_differs(std::iter::once(differ(&self.files, &before.files)).chain(patterns))
     }
 
     /// The stamps of all files before they were read.
@@ -127,16 +126,26 @@ impl Inputs {
 
 /// Whether two readings of the same files, or of what a pattern found, differ.
 fn differ(now: &[File], before: &[File]) -> Result<bool, Unreadable> {
-    let mut differ = now.len() != before.len();
+    let is_same_number = now.len() == before.len();
     let before: HashMap<&Path, &File> = before.iter().map(|file| (&*file.path, file)).collect();
-    for file in now {
-        let Some(before) = before.get(&*file.path) else {
-            differ = true;
-            continue;
-        };
-        differ |= compare(&file.content, &before.content, |now, before| Ok(now != before))?;
+    let contents = now.iter().map(|file| {
+        let Some(before) = before.get(&*file.path) else { return Ok(true) };
+        compare(&file.content, &before.content, |now, before| Ok(now != before))
+    });
+    any_differs(contents.chain([Ok(!is_same_number)]))
+}
+
+/// Whether any does; an error only if none does.
+fn any_differs(compared: impl Iterator<Item = Result<bool, Unreadable>>) -> Result<bool, Unreadable> {
+    let mut unreadable = None;
+    for compared in compared {
+        match compared {
+            Ok(true) => return Ok(true),
+            Ok(false) => {}
+            Err(error) => unreadable = unreadable.or(Some(error)),
+        }
     }
-    Ok(differ)
+    unreadable.map_or(Ok(false), Err)
 }
 
 /// Whether two readings of one thing differ, by `differ` if both succeeded.

@@ -261,6 +261,12 @@ mod tests {
 
         watched.write("list", "10.0.0.0/9");
         assert!(watched.changes().await, "another file");
+        fs::remove_file(watched.path("list")).unwrap();
+        assert!(!watched.changes().await, "a list that is gone");
+        watched.write("c.yaml", "without the list");
+        assert!(watched.changes().await, "no longer needed");
+        watched.write("list", "10.0.0.0/9");
+        assert!(watched.changes().await, "back");
         // It is broken when it is loaded: nothing changes until it is whole again.
         fs::create_dir(watched.path("routes.d")).unwrap();
         watched.link("missing", "routes.d/a.yaml");
