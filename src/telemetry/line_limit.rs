@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
-use tracing::info;
+use tracing::{Level, event};
 
 use super::Outcome;
 use strum::{EnumCount, VariantArray};
@@ -75,8 +75,20 @@ impl LineLimit {
 
     fn summarise(&self, outcome: Outcome) {
         let suppressed = std::mem::take(&mut self.window(outcome).suppressed);
-        if suppressed > 0 {
-            info!(outcome = outcome.label(), suppressed, "rejections not logged");
+        if suppressed == 0 {
+            return;
+        }
+        macro_rules! line_at {
+            ($level:expr) => {
+                event!($level, outcome = outcome.label(), suppressed, "rejections not logged")
+            };
+        }
+        // As the lines would have had.
+        match outcome.level() {
+            Level::ERROR => line_at!(Level::ERROR),
+            Level::WARN => line_at!(Level::WARN),
+            Level::INFO => line_at!(Level::INFO),
+            _ => line_at!(Level::DEBUG),
         }
     }
 

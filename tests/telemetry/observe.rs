@@ -184,6 +184,30 @@ fn refusals_beyond_the_limit_are_counted_and_summarised() {
 }
 
 #[test]
+fn warnings_beyond_the_limit_are_summarised_as_warnings() {
+    // At this level, no line says where it listens.
+    let listen = free();
+    let text = config(&[(NAME, closed())], "log: {level: warn, refusals_per_second: 2}\n");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("snigate.yaml");
+    std::fs::write(&path, text.replace("listen: 127.0.0.1:0", &format!("listen: {listen}"))).unwrap();
+    let mut command = snigate();
+    command.arg("run").arg("-c").arg(&path);
+    let router = Router::spawn(command, path, directory);
+    eventually("it listens", || std::net::TcpStream::connect(listen).is_ok());
+    for _ in 0..20 {
+        Client::send(listen, &Hello::to(NAME).record()).rest();
+    }
+    eventually("each is logged or summarised", || {
+        let log = router.log();
+        let of = |message| log.iter().filter(move |line| line["message"] == message);
+        let suppressed: u64 = of("rejections not logged").map(|line| line["suppressed"].as_u64().unwrap()).sum();
+        assert!(of("rejections not logged").all(|line| line["level"] == "WARN"));
+        of("refused").count() as u64 + suppressed == 20 && suppressed > 0
+    });
+}
+
+#[test]
 fn metrics_tell_what_happened() {
     let backend = Backend::named("four");
     let router = Router::routing(&[(NAME, backend.address())]);
