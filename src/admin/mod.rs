@@ -192,7 +192,7 @@ async fn serve_http<I: AsyncRead + AsyncWrite + Unpin, F: Future<Output = Respon
         async {
             let mut response = answered.await.map(|body| counted(body, Answer(Arc::clone(slot))));
             has_answered.store(true, Relaxed);
-            if stop.is_stopped() {
+            if stop.is_stopped() || slot.is_last_answer() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)

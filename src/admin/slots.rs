@@ -44,6 +44,8 @@ struct EntryState {
     idle_since: Option<Instant>,
     is_answered: bool,
     is_leaving: bool,
+    /// The connection ends with its next answer, as none was idle for long enough to make room.
+    is_last_answer: bool,
 }
 
 impl ConnectionSlots {
@@ -59,13 +61,18 @@ impl ConnectionSlots {
     /// Registers a new connection.
     pub(super) fn take(self: &Arc<Self>, peer: IpAddr, permit: OwnedSemaphorePermit) -> ConnectionSlot {
         let peer = network(peer);
-        let state = Mutex::new(EntryState { idle_since: Some(Instant::now()), is_answered: false, is_leaving: false });
+        let state = Mutex::new(EntryState {
+            idle_since: Some(Instant::now()),
+            is_answered: false,
+            is_leaving: false,
+            is_last_answer: false,
+        });
         let entry = Arc::new(Entry { peer, state, to_leave: Notify::new() });
         let mut entries = self.entries();
         let of_peer = staying(&entries, peer);
         entries.push(Arc::clone(&entry));
         if of_peer >= self.max_of_peer {
-            close_longest_idle(entries.iter().filter(|other| other.peer == peer));
+            end_one(entries.iter().filter(|other| other.peer == peer));
         }
         drop(entries);
         ConnectionSlot { slots: Arc::clone(self), entry, is_answer_written: AtomicBool::new(false), _permit: permit }
@@ -81,9 +88,9 @@ impl ConnectionSlots {
         let has_too_many = |entry: &&Arc<Entry>| staying(&entries, entry.peer) > self.max_of_peer;
         let crowd: Vec<_> = entries.iter().filter(has_too_many).collect();
         if crowd.is_empty() {
-            close_longest_idle(entries.iter());
+            end_one(entries.iter());
         } else {
-            close_longest_idle(crowd.into_iter());
+            end_one(crowd.into_iter());
         }
     }
 
@@ -97,14 +104,18 @@ fn staying(entries: &[Arc<Entry>], peer: IpAddr) -> usize {
     entries.iter().filter(|entry| entry.peer == peer && !entry.state().is_leaving).count()
 }
 
-fn close_longest_idle<'e>(entries: impl Iterator<Item = &'e Arc<Entry>>) {
-    let idle = entries.filter_map(|entry| {
+/// Closes the one that is idle for longest, or else the oldest after its next answer.
+fn end_one<'e>(entries: impl Iterator<Item = &'e Arc<Entry>>) {
+    let entries: Vec<_> = entries.collect();
+    let idle = entries.iter().filter_map(|entry| {
         let EntryState { idle_since, is_leaving, .. } = *entry.state();
         idle_since.filter(|since| !is_leaving && since.elapsed() >= GRACE).map(|since| (since, entry))
     });
     if let Some((_, entry)) = idle.min_by_key(|(since, _)| *since) {
         entry.state().is_leaving = true;
         entry.to_leave.notify_one();
+    } else if let Some(entry) = entries.iter().find(|entry| !entry.state().is_last_answer) {
+        entry.state().is_last_answer = true;
     }
 }
 
@@ -149,6 +160,11 @@ impl ConnectionSlot {
     pub(super) fn begin(&self) {
         self.is_answer_written.store(false, Relaxed);
         self.entry.state().idle_since = None;
+    }
+
+    /// Whether the connection is to end with this answer.
+    pub(super) fn is_last_answer(&self) -> bool {
+        self.entry.state().is_last_answer
     }
 
     /// The connection's buffer has been flushed.
@@ -269,6 +285,20 @@ mod tests {
         slots.push(take(&all, PEER).unwrap());
         all.make_room();
         assert!(!leaving(&slots).is_empty() && !other.entry.state().is_leaving);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn e13_where_none_is_idle_the_oldest_ends_with_its_next_answer() {
+        let all = Arc::new(ConnectionSlots::new());
+        let mut slots: Vec<_> = (0..MAX_OF_PEER).map(|_| take(&all, PEER).unwrap()).collect();
+        let other = take(&all, OTHER).unwrap();
+        slots.iter().chain([&other]).for_each(|slot| slot.begin());
+        let last = |slots: &[Arc<ConnectionSlot>]| slots.iter().filter(|slot| slot.is_last_answer()).count();
+        assert_eq!(last(&slots), 0);
+        slots.push(take(&all, PEER).unwrap());
+        assert!(slots[0].is_last_answer() && last(&slots) == 1 && !other.is_last_answer());
+        all.make_room();
+        assert!(slots[1].is_last_answer() && last(&slots) == 2 && !other.is_last_answer());
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! Who gets a place at the admin listener: probes always.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -51,7 +51,6 @@ fn e13_idle_admin_connections_make_room_for_probes() {
 #[test]
 fn e13_clients_that_come_again_and_again_do_not_keep_probes_out() {
     let router = Router::routing(&[(NAME, Backend::named("served").address())]);
-    let (admin, stop) = (router.admin(), Arc::new(AtomicBool::new(false)));
     let squat = |stop: &AtomicBool, admin: SocketAddr| {
         while !stop.load(Relaxed) {
             let Ok(mut stream) = TcpStream::connect(admin) else { continue };
@@ -59,6 +58,29 @@ fn e13_clients_that_come_again_and_again_do_not_keep_probes_out() {
             while !stop.load(Relaxed) && stream.read(&mut [0]).is_ok_and(|length| length > 0) {}
         }
     };
+    keep_no_probe_out(&router, squat);
+}
+
+/// Those that ask again on the same connection as soon as they have an answer.
+#[test]
+fn e13_clients_that_never_pause_do_not_keep_probes_out() {
+    let router = Router::routing(&[(NAME, Backend::named("served").address())]);
+    keep_no_probe_out(&router, |stop, admin| {
+        while !stop.load(Relaxed) {
+            let Ok(mut stream) = TcpStream::connect(admin) else { continue };
+            let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
+            while !stop.load(Relaxed) && stream.write_all(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n").is_ok() {
+                if !stream.read(&mut [0; 1024]).is_ok_and(|length| length > 0) {
+                    break;
+                }
+            }
+        }
+    });
+}
+
+/// While a hundred of these do it.
+fn keep_no_probe_out(router: &Router, squat: impl Fn(&AtomicBool, SocketAddr) + Copy + Send + 'static) {
+    let (admin, stop) = (router.admin(), Arc::new(AtomicBool::new(false)));
     let squatters: Vec<_> = (0..100)
         .map(|_| {
             let stop = Arc::clone(&stop);
@@ -66,7 +88,7 @@ fn e13_clients_that_come_again_and_again_do_not_keep_probes_out() {
         })
         .collect();
     // Three probes in a row that take longer than the kubelet waits would restart the pod; a whole minute of them is less.
-    let took: Vec<Duration> = (0..20).map(|_| probe(&router)).collect();
+    let took: Vec<Duration> = (0..20).map(|_| probe(router)).collect();
     stop.store(true, Relaxed);
     assert!(took.iter().all(|took| *took < Duration::from_secs(5)), "{took:?}");
     for squatter in squatters {
