@@ -94,7 +94,7 @@ pub(crate) async fn run(
         }
     }
     if !stop.leaves_queue.load(Relaxed) {
-        serve_queue(listener, &permits, serve).await;
+        serve_queue(listener, &permits, freed, serve).await;
     }
 }
 
@@ -165,21 +165,24 @@ const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 async fn serve_queue(
     listener: TcpListener,
     permits: &Arc<Semaphore>,
+    freed: impl AsyncFn(),
     serve: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) {
     let Ok(listener) = listener.into_std() else { return };
     let deadline = Instant::now() + QUEUE_TIMEOUT;
-    for _ in 0..BACKLOG {
-        if !has_client(&listener) {
-            return;
-        }
+    let mut accepted = 0;
+    while accepted < BACKLOG && has_client(&listener) {
         let Ok(Ok(permit)) = timeout_at(deadline, Arc::clone(permits).acquire_owned()).await else { return };
         let (client, peer) = match listener.accept() {
-            Ok(accepted) => accepted,
+            Ok(client) => client,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            // This client has disconnected, or resources are short; the next one may be served.
-            Err(_) => continue,
+            // This client has disconnected, or resources are short: there may be more.
+            Err(error) => match timeout_at(deadline, back_off(&error, &freed)).await {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
         };
+        accepted += 1;
         if client.set_nonblocking(true).is_err() {
             continue;
         }
@@ -348,7 +351,7 @@ mod tests {
     async fn h04_an_empty_queue_does_not_wait_for_a_permit() {
         let listener = bind("127.0.0.1:0".parse().unwrap(), Presence::Required, &OPTIONS).unwrap();
         let started = Instant::now();
-        serve_queue(listener, &Arc::new(Semaphore::new(0)), |_, _, _| {}).await;
+        serve_queue(listener, &Arc::new(Semaphore::new(0)), pending, |_, _, _| {}).await;
         assert_eq!(started.elapsed(), Duration::ZERO);
     }
 

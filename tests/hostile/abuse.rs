@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit, setrlimit};
 
 use crate::support::backend::{black_hole, free};
 use crate::support::client::{End, alert};
@@ -218,17 +218,7 @@ fn f03_a_connection_that_ends_makes_room_for_another() {
     let backend = Backend::echo();
     let text = config(&[(NAME, backend.address())], "");
     let router = Router::start(&text);
-    // Once it reloads, it has closed what it had needed for its start.
-    router.reload(&text);
-    let hello = Hello::to(NAME).record();
-    let mut open: Vec<Client> = (0..10).map(|_| Client::send(router.address(), &hello)).collect();
-    for client in &mut open {
-        assert_eq!(client.read(hello.len()), hello);
-    }
-    // A new descriptor has the lowest number that is free, so those of the first connection are below the limit.
-    let is_free =
-        |number: &u64| !std::fs::exists(format!("/proc/{}/fd/{number}", router.pid().as_raw_nonzero())).unwrap();
-    limit_descriptors(&router, (0..).find(is_free).unwrap());
+    let (hello, mut open) = without_descriptors(&router, &text);
     let before = router.descriptors();
     let mut waiting = Client::connect(router.address());
     router.wait("that it cannot", |line| line["message"] == "accept failed; retrying");
@@ -237,6 +227,41 @@ fn f03_a_connection_that_ends_makes_room_for_another() {
     eventually("there are two descriptors", || router.descriptors() <= before - 2);
     waiting.write(&hello);
     assert_eq!(waiting.read(hello.len()), hello);
+}
+
+/// Ten connections of a router with this configuration, which has no descriptor for another then, and their hello.
+fn without_descriptors(router: &Router, text: &str) -> (Vec<u8>, Vec<Client>) {
+    // Once it reloads, it has closed what it had needed for its start.
+    router.reload(text);
+    let hello = Hello::to(NAME).record();
+    let mut open: Vec<Client> = (0..10).map(|_| Client::send(router.address(), &hello)).collect();
+    for client in &mut open {
+        assert_eq!(client.read(hello.len()), hello);
+    }
+    // A new descriptor has the lowest number that is free, so those of the first connection are below the limit.
+    let is_free =
+        |number: &u64| !std::fs::exists(format!("/proc/{}/fd/{number}", router.pid().as_raw_nonzero())).unwrap();
+    limit_descriptors(router, (0..).find(is_free).unwrap());
+    (hello, open)
+}
+
+#[test]
+fn f03_h04_the_queue_of_a_stopped_process_waits_for_descriptors() {
+    let backend = Backend::echo();
+    let text = config(&[(NAME, backend.address())], "");
+    let router = Router::start(&text);
+    let (hello, mut open) = without_descriptors(&router, &text);
+    let before = router.descriptors();
+    let mut waiting: Vec<Client> = (0..5).map(|_| Client::connect(router.address())).collect();
+    router.wait("that it cannot", |line| line["message"] == "accept failed; retrying");
+    router.signal(Signal::TERM);
+    router.wait("that it stops", |line| line["message"].as_str().is_some_and(|told| told.starts_with("shutting down")));
+    open.clear();
+    eventually("there are descriptors for endpoints", || router.descriptors() <= before - 10);
+    for client in &mut waiting {
+        client.write(&hello);
+        assert_eq!(client.read(hello.len()), hello);
+    }
 }
 
 #[test]
@@ -309,7 +334,7 @@ fn f13_a_log_that_cannot_be_written_stops_nothing() {
         for _ in 0..20 {
             assert!(serves(address), "{redirection}");
         }
-        router.signal(rustix::process::Signal::TERM);
+        router.signal(Signal::TERM);
         assert_eq!(router.exit().code(), Some(0), "{redirection}");
     }
 }
@@ -346,7 +371,7 @@ fn f14_without_much_of_a_cpu_it_is_slow_and_right() {
     silent.rest();
     assert!(begun.elapsed() >= Duration::from_secs(1));
     assert_eq!(router.account_of(silent.address())["outcome"], "hello_timeout");
-    router.signal(rustix::process::Signal::TERM);
+    router.signal(Signal::TERM);
     assert_eq!(router.exit().code(), Some(0));
     let drained = router.log().iter().filter(|line| line["outcome"] == "drained").count();
     assert_eq!(drained, clients.len(), "they were still there");
@@ -400,7 +425,7 @@ fn f12_where_no_thread_can_be_made_it_does_not_start_or_goes_on_as_it_was() {
             allow(100);
             let told = router.reload_as_it_is();
             assert_eq!(told["message"], "reloaded", "{case}: {told}");
-            router.signal(rustix::process::Signal::TERM);
+            router.signal(Signal::TERM);
             assert_eq!(router.exit().code(), Some(0), "{case}");
             assert!(!router.log().iter().any(|line| line["message"] == "panicked"), "{case}: {:?}", router.log());
             break;
