@@ -603,6 +603,32 @@ fn g07_a_watched_file_that_removes_most_routes_is_applied_only_when_it_is_writte
 }
 
 #[test]
+fn g07_what_an_operator_has_approved_is_tried_again_although_it_removes_most_routes() {
+    let (backend, held) = Backend::held();
+    let other = TcpListener::bind(free()).unwrap();
+    let text = |listen: &str, names: &[&str]| {
+        let routes: Vec<(&str, SocketAddr)> = names.iter().map(|name| (*name, backend.address())).collect();
+        let text = config(&routes, "watch: true\ntimeouts: {idle: 15s}\n");
+        text.replace("listen: 127.0.0.1:0", &format!("listen: {listen}"))
+    };
+    let router = Router::start(&text("127.0.0.1:0", &[NAME, OTHER, "c.example", "d.example"]));
+    let taken = format!("[127.0.0.1:0, \"{}\"]", other.local_addr().unwrap());
+    std::fs::write(&router.config, text(&taken, &[NAME])).unwrap();
+    router.signal(Signal::HUP);
+    let failed = |line: &Value| line["message"] == "reload failed; keeping the running configuration";
+    router.wait("that it fails", |line| {
+        failed(line) && line["by"] == "SIGHUP" && line["reason"].as_str().unwrap().contains("in use")
+    });
+    drop(other);
+    // Which takes half a minute; this client tells when half of that is over.
+    let client = Client::send(router.address(), &Hello::to(NAME).record());
+    let _upstream = held.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(router.account_of(client.address())["outcome"], "idle_timeout");
+    let reloaded = router.wait("the reload", |line| line["message"] == "reloaded");
+    assert_eq!((&reloaded["by"], &reloaded["removed"]), (&"watch".into(), &3.into()));
+}
+
+#[test]
 fn g07_a_watched_file_is_taken_however_it_is_replaced() {
     let backends = [Backend::named("first"), Backend::named("second"), Backend::named("third")];
     let text = |number: usize, more: &str| config(&[(NAME, backends[number].address())], more);

@@ -88,11 +88,13 @@ pub(super) struct Reloader {
     retry_at: Instant,
     /// Whether that was because it would have removed most routes.
     is_held_back: bool,
+    /// Whether the last attempt was allowed to remove most routes.
+    is_approved: bool,
 }
 
 impl Reloader {
     pub(super) fn new(file: Option<(FileWatch, ConfigSource)>, watches: bool) -> Self {
-        Self { file, watches, failure: None, retry_at: Instant::now(), is_held_back: false }
+        Self { file, watches, failure: None, retry_at: Instant::now(), is_held_back: false, is_approved: false }
     }
 
     /// Waits until the watched files are to be loaded again. Can be dropped and called again at any time.
@@ -129,10 +131,14 @@ impl Reloader {
             signal = signals.stop(Busy::Reloading) => return Some(signal),
         };
         let was_held_back = std::mem::take(&mut self.is_held_back);
-        let may_remove_most = was_held_back || !matches!(trigger, Trigger::Watch | Trigger::Retry);
+        self.is_approved = match trigger {
+            Trigger::Signal | Trigger::Operator(_) => true,
+            Trigger::Watch => was_held_back,
+            Trigger::Retry => self.is_approved,
+        };
         let reloaded = async {
             let loaded = loaded?;
-            if !may_remove_most {
+            if !self.is_approved {
                 self.check_removals(server, &loaded.config)?;
             }
             self.apply(loaded, trigger, started, server, logging).await
