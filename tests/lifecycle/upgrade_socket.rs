@@ -180,6 +180,24 @@ fn h06_an_admin_address_that_another_program_has_is_an_error() {
     }
 }
 
+#[test]
+fn h25_h10_a_stop_while_another_process_takes_over_closes_nothing() {
+    let (backend, held) = Backend::held();
+    let directory = TempDir::new().unwrap();
+    let text = with_socket(&backend, &directory) + "timeouts: {drain: 1s}\n";
+    let mut running = start(&text);
+    serves(&running);
+    let mut stream = connect(&running, &held);
+    let next = start(&text);
+    running.wait("that it has begun", |line| line["message"] == "upgrading");
+    running.signal(Signal::TERM);
+    serves(&next);
+    assert_eq!(running.exit().code(), Some(0));
+    works(&mut stream);
+    assert_eq!(next.get("/readyz").0, 200);
+    assert!(running.log().iter().all(|line| line["outcome"] != "drained"), "{:?}", running.log());
+}
+
 /// Stopped by a debugger or the freezer of its container between the greeting and its report.
 #[test]
 fn h25_a_process_that_is_too_late_does_not_serve_beside_the_running_one() {

@@ -251,14 +251,14 @@ async fn serve(
             notifier.notify_now(Notification::Stopping).await;
             stop(&mut server, signals).await
         }
-        RunEnd::Upgraded(successor) => {
+        RunEnd::Upgraded { successor, stopped } => {
             if let Some(process) = successor.process.filter(|_| successor.is_child) {
                 notifier.notify_now(Notification::SucceededBy(process)).await;
             }
             if let Some(watchdog) = watchdog {
                 watchdog.abort();
             }
-            upgrades::yield_to_successor(&mut server, successor, arrivals, signals).await
+            upgrades::yield_to_successor(&mut server, successor, stopped, arrivals, signals).await
         }
     })
 }
@@ -266,8 +266,11 @@ async fn serve(
 /// Why this process stops serving.
 enum RunEnd {
     Stop(&'static str),
-    /// A new process serves.
-    Upgraded(Successor),
+    /// A new process serves. `stopped`: a signal to stop came before it did.
+    Upgraded {
+        successor: Successor,
+        stopped: Option<&'static str>,
+    },
 }
 
 /// Where requests come from.

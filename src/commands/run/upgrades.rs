@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -79,6 +80,7 @@ pub(super) async fn upgrade(
     connected: Option<UnixStream>,
 ) -> Option<RunEnd> {
     info!("upgrading");
+    let is_child = connected.is_none();
     let starting = async {
         let sockets = upgrade::Sockets {
             listeners: server.sockets()?,
@@ -91,11 +93,20 @@ pub(super) async fn upgrade(
             None => upgrade::start(sockets).await,
         }
     };
-    let started = tokio::select! {
-        started = starting => started,
+    let mut starting = pin!(starting);
+    let (started, stopped) = tokio::select! {
+        started = &mut starting => (started, None),
         signal = signals.stop(Busy::Upgrading) => {
-            info!("upgrade aborted");
-            return Some(RunEnd::Stop(signal));
+            if is_child {
+                info!("upgrade aborted");
+                return Some(RunEnd::Stop(signal));
+            }
+            // It may have been told already that it serves alone, and is not for this process to end.
+            info!(signal, "shutting down once the upgrade has succeeded or failed; repeat the signal to abort it");
+            tokio::select! {
+                started = starting => (started, Some(signal)),
+                signal = signals.stop(Busy::Upgrading) => return Some(RunEnd::Stop(signal)),
+            }
         }
     };
     match started {
@@ -106,11 +117,11 @@ pub(super) async fn upgrade(
                 // It may have read the file before the change.
                 send_reload(process);
             }
-            Some(RunEnd::Upgraded(successor))
+            Some(RunEnd::Upgraded { successor, stopped })
         }
         Err(reason) => {
             error!(%reason, "upgrade failed; this process continues to serve");
-            None
+            stopped.map(RunEnd::Stop)
         }
     }
 }
@@ -136,10 +147,11 @@ pub(super) async fn yield_to_running(server: &mut Server, adopted: &[bool], mut 
 }
 
 /// Hands connections over to the successor, those that still arrive from a predecessor too, and drains what stays for
-/// `timeouts.upgrade_drain`, or for `timeouts.drain` after a signal to stop.
+/// `timeouts.upgrade_drain`, or for `timeouts.drain` after a signal to stop (`stopped`: one that came before).
 pub(super) async fn yield_to_successor(
     server: &mut Server,
     successor: Successor,
+    stopped: Option<&'static str>,
     arrivals: Option<JoinHandle<()>>,
     mut signals: Signals,
 ) -> ExitCode {
@@ -160,16 +172,22 @@ pub(super) async fn yield_to_successor(
         }
         server.finish(deadline).await
     };
+    let stop = async {
+        match stopped {
+            Some(signal) => signal,
+            None => signals.stop(Busy::Draining).await,
+        }
+    };
     let sooner = tokio::select! {
         _ = finished => {
-            if std::process::id() == 1 {
+            if std::process::id() == 1 && stopped.is_none() {
                 // If it exited, the container would be started again, and take over in its turn.
                 info!("handed over; waiting to be stopped, because the container ends with this process");
                 signals.stop(Busy::Draining).await;
             }
             return ExitCode::SUCCESS;
         }
-        signal = signals.stop(Busy::Draining) => {
+        signal = stop => {
             info!(signal, "shutting down; repeat the signal to exit immediately");
             deadline.min(Instant::now() + drain)
         }
