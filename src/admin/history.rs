@@ -65,7 +65,7 @@ impl Totals {
     pub(super) fn of(route: &RouteCounters) -> Self {
         let (answers, took) = route.answers();
         Self {
-            accepted: route.ended_in_all() + u64::try_from(route.active.load(Relaxed)).unwrap_or(0),
+            accepted: route.accepted(),
             bytes: route.received.load(Relaxed) + route.sent.load(Relaxed),
             answers,
             answer_micros: took.as_micros().try_into().unwrap_or(u64::MAX),

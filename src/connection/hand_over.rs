@@ -290,6 +290,6 @@ impl Arrivals<'_> {
 impl Arrived {
     /// Continues the connection.
     pub(crate) fn start(self) {
-        self.0.park();
+        self.0.start();
     }
 }

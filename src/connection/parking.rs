@@ -225,6 +225,14 @@ impl Unparked {
         }
     }
 
+    /// Begins with it in this process: at rest, if connections are parked.
+    pub(super) fn start(self) {
+        match self.connection.established.settings.park_after {
+            Some(_) => self.park(),
+            None => self.resume(),
+        }
+    }
+
     /// Continues it in this process although others leave.
     pub(super) fn stay_for_good(self) {
         self.handle.set_stays();

@@ -303,6 +303,8 @@ pub(crate) struct RouteCounters {
     ended: Mutex<Vec<(Box<str>, OutcomeCounts)>>,
     /// Open connections.
     pub(crate) active: AtomicI64,
+    /// Of an old process.
+    pub(crate) adopted: AtomicU64,
     /// Bytes from clients.
     pub(crate) received: AtomicU64,
     /// Bytes to clients.
@@ -328,6 +330,7 @@ impl RouteCounters {
             name: name.into(),
             ended: Mutex::default(),
             active: AtomicI64::new(0),
+            adopted: AtomicU64::new(0),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             durations: OnceLock::new(),
@@ -375,8 +378,14 @@ impl RouteCounters {
         ended.iter().find(|(name, _)| **name == *listener).map_or_else(OutcomeCounts::default, |(_, counts)| *counts)
     }
 
-    /// Ended connections of all listeners.
-    pub(crate) fn ended_in_all(&self) -> u64 {
+    /// Connections that this process has accepted.
+    pub(crate) fn accepted(&self) -> u64 {
+        let active = u64::try_from(self.active.load(Relaxed)).unwrap_or(0);
+        (self.ended_in_all() + active).saturating_sub(self.adopted.load(Relaxed))
+    }
+
+    /// Of all listeners.
+    fn ended_in_all(&self) -> u64 {
         self.ended().iter().flat_map(|(_, counts)| counts.0).sum()
     }
 

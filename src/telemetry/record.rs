@@ -155,6 +155,7 @@ impl ConnectionRecord {
         let PortableRecord { client, age, received, sent, no_answer_reported, fields } = record;
         let mut adopted = Self::open(listener, client);
         adopted.routed(route);
+        route.adopted.fetch_add(1, Relaxed);
         let now = Instant::now();
         adopted.opened = now.checked_sub(age).unwrap_or(now);
         (adopted.received, adopted.sent) = (received, sent);

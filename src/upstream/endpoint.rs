@@ -204,6 +204,11 @@ impl Endpoint {
         OnRemove::from_repr(self.on_remove.load(Relaxed))
     }
 
+    /// Whether a connection of an old process may come here: not if a removal would have closed it.
+    pub(super) fn may_be_adopted(&self) -> bool {
+        self.is_present() || !matches!(self.removed_by_policy(), Some(OnRemove::Drain | OnRemove::Cut))
+    }
+
     pub(super) fn pool(&self) -> Option<Arc<Pool>> {
         self.pool_lock().upgrade()
     }

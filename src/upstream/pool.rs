@@ -38,6 +38,8 @@ pub(super) struct Pool {
     members: Mutex<Members>,
     /// Number of hostnames whose first lookup connections wait for; 0 once the pool is removed or has a successor.
     unanswered: watch::Sender<usize>,
+    /// Whether the route was in the configuration before.
+    has_predecessor: bool,
     /// The pool of the same route in the next configuration.
     successor: OnceLock<Arc<Self>>,
     tier: AtomicU8,
@@ -115,6 +117,15 @@ impl Tier {
 /// Maximum number of addresses or names in a log line.
 const MAX_LISTED: usize = 20;
 
+/// Why the endpoints may have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// The first answer of a destination.
+    First,
+    /// Another answer, or something else.
+    Another,
+}
+
 /// The state of a destination's DNS lookups.
 #[derive(Clone, Debug, Default)]
 struct LookupResult {
@@ -149,9 +160,10 @@ impl Pool {
             endpoints: ArcSwap::new(endpoints),
             members: Mutex::new(Members { answers, former, ..Members::default() }),
             unanswered: watch::Sender::new(unanswered),
+            has_predecessor: predecessor.is_some(),
             successor: OnceLock::new(),
             tier: AtomicU8::new(predecessor.map_or(Tier::Primary, Self::tier) as u8),
-            returned: Returned::after(predecessor.map(|predecessor| &predecessor.returned)),
+            returned: Returned::after(predecessor),
         }
     }
 
@@ -291,7 +303,7 @@ impl Pool {
         for endpoint in &members.former {
             endpoint.belong_to(self);
         }
-        self.assemble(&mut members);
+        self.assemble(&mut members, Answer::Another);
         self.update_tier(&members);
         members.rebalancer = self
             .setup
@@ -344,7 +356,7 @@ impl Pool {
         let endpoints = self.endpoints();
         let known = endpoints.iter().chain(&members.former).find(|endpoint| endpoint.address == address);
         if let Some(known) = known {
-            return Some(Arc::clone(known));
+            return (is_kept || known.may_be_adopted()).then(|| Arc::clone(known));
         }
         let destinations = &self.setup.settings.endpoints;
         let host = destinations.iter().find(|endpoint| endpoint.destination.address().is_none());
@@ -371,7 +383,7 @@ impl Pool {
     /// Checks for loops again, after our own listeners have changed.
     pub(super) fn check_for_loops(self: &Arc<Self>) {
         let mut members = self.members();
-        self.assemble(&mut members);
+        self.assemble(&mut members, Answer::Another);
         self.update_tier(&members);
     }
 
@@ -402,7 +414,7 @@ impl Pool {
                 known.failure = addresses.is_empty().then(|| "the Service has no ready endpoint".into());
                 known.addresses.clone_from(addresses);
                 // Even if they are the same: what is our own may have changed.
-                self.assemble(&mut members);
+                self.assemble(&mut members, if is_first { Answer::First } else { Answer::Another });
             }
             Err(reason) => known.failure = Some(reason.clone()),
         }
@@ -413,7 +425,7 @@ impl Pool {
     }
 
     /// Builds the list of endpoints. Those that remain keep their state; those that are removed get no new connections.
-    fn assemble(self: &Arc<Self>, members: &mut Members) {
+    fn assemble(self: &Arc<Self>, members: &mut Members, answer: Answer) {
         let before = self.endpoints();
         let listeners = self.context.listeners.load();
         let mut after: Vec<Arc<Endpoint>> = Vec::new();
@@ -453,7 +465,9 @@ impl Pool {
         let added: Vec<_> = after.iter().filter(|endpoint| lacks(&before, endpoint)).collect();
         let removed: Vec<_> = before.iter().filter(|endpoint| lacks(&after, endpoint)).collect();
         self.log_change(&added, &removed, after.len());
-        if !added.is_empty() {
+        // What a route begins with has not come later than its connections, which an old process may have had.
+        let is_beginning = before.is_empty() || (answer == Answer::First && !self.has_predecessor);
+        if !added.is_empty() && !is_beginning {
             self.returned.announce();
         }
         if shares_changed || !added.is_empty() {
@@ -738,7 +752,7 @@ mod tests {
             None,
         ));
         let mut members = pool.members();
-        pool.assemble(&mut members);
+        pool.assemble(&mut members, Answer::Another);
         pool.update_tier(&members);
         drop(members);
         pool
@@ -853,6 +867,22 @@ mod tests {
         assert!(!next.returned.is_pending(), "weights alone move nothing");
         next.resumed();
         assert!(successor(&next, 3).returned.is_pending());
+    }
+
+    #[tokio::test]
+    async fn h22_a_removed_endpoint_gets_no_connection_of_an_old_process_that_its_removal_would_have_closed() {
+        let pool = pool(&[("192.0.2.1:1", Share::DEFAULT), ("192.0.2.2:1", Share::DEFAULT)]);
+        let address = "192.0.2.2:1".parse().unwrap();
+        assert!(pool.adopt(address, false).is_some());
+        let endpoint = Arc::clone(&pool.endpoints()[1]);
+        pool.endpoints.store(Arc::new(vec![Arc::clone(&pool.endpoints()[0])]));
+        pool.members().former.push(Arc::clone(&endpoint));
+        endpoint.leave();
+        for (policy, is_adopted) in [(OnRemove::Drain, false), (OnRemove::Cut, false), (OnRemove::Keep, true)] {
+            endpoint.removed_by(policy).unwrap();
+            assert_eq!(pool.adopt(address, false).is_some(), is_adopted, "{policy:?}");
+            assert!(pool.adopt(address, true).is_some(), "a configuration before has kept it");
+        }
     }
 
     #[tokio::test]

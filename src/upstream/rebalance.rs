@@ -29,10 +29,11 @@ pub(super) struct Returned {
 }
 
 impl Returned {
-    /// Of a new pool, which goes on with what its predecessor has not finished.
-    pub(super) fn after(predecessor: Option<&Self>) -> Self {
+    /// Of a new pool, which goes on with what its predecessor has not finished or was not to do.
+    pub(super) fn after(predecessor: Option<&Pool>) -> Self {
         let next = Self::default();
-        if predecessor.is_some_and(Self::is_pending) {
+        let is_pending = |pool: &Pool| pool.returned.is_pending() || pool.setup.settings.rebalance.is_none();
+        if predecessor.is_some_and(is_pending) {
             next.announce();
         }
         next

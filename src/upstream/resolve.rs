@@ -272,6 +272,7 @@ impl Lookups {
                 if self.forget_if_unused(name) {
                     return;
                 }
+                due = Instant::now();
             }
             let slot = LookupSlot::acquire(name, last_result).await;
             let begun = Instant::now();
@@ -513,6 +514,25 @@ mod tests {
         }
         assert!(last - first < Duration::from_secs(10));
         task.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn c04_a_name_that_is_given_up_for_a_moment_is_not_late() {
+        let (lookups, name) = (lookups(), Arc::new(name(Duration::from_millis(500), |_| 0)));
+        let looking = tokio::spawn({
+            let (lookups, name) = (Arc::clone(&lookups), Arc::clone(&name));
+            async move { lookups.run_with(&name, async |_| Ok(numbered(1))).await }
+        });
+        for _ in 0..10 {
+            sleep(Duration::from_secs(1)).await;
+            let subscribers = std::mem::take(&mut name.known().subscribers);
+            name.changed.notify_one();
+            sleep(LINGER / 2).await;
+            name.known().subscribers = subscribers;
+            name.changed.notify_one();
+        }
+        assert!(lookups.lateness.get().sum < LINGER / 2, "{:?}", lookups.lateness.get().sum);
+        looking.abort();
     }
 
     #[tokio::test]

@@ -47,6 +47,69 @@ fn active(router: &Router) -> f64 {
 }
 
 #[test]
+fn h22_connections_of_the_old_process_are_not_accepted_again() {
+    let (backend, held) = Backend::held();
+    let (router, _) = linked(&config(&[(NAME, backend.address())], ""));
+    let mut streams: Vec<_> = (0..5).map(|_| connect(&router, &held)).collect();
+    let accepted = || {
+        let status: Value = serde_json::from_str(&router.get("/api/status").1).unwrap();
+        status["routes"][0]["accepted"].as_u64().unwrap()
+    };
+    assert_eq!(accepted(), 5);
+    upgrade(&router);
+    eventually("all have moved", || active(&router) == 5.0);
+    assert_eq!(accepted(), 0);
+    streams.push(connect(&router, &held));
+    drop(streams.remove(0));
+    eventually("one has ended", || active(&router) == 5.0);
+    assert_eq!(accepted(), 1);
+}
+
+#[test]
+fn h22_connections_that_are_never_parked_are_not_parked_by_an_upgrade_either() {
+    let (backend, held) = Backend::held();
+    let (router, _) = linked(&config(&[(NAME, backend.address())], "limits: {park_after: never}\n"));
+    let mut streams: Vec<_> = (0..5).map(|_| connect(&router, &held)).collect();
+    upgrade(&router);
+    eventually("all have moved", || active(&router) == 5.0);
+    assert_eq!(router.metric("snigate_connections_parked"), 0.0);
+    streams.iter_mut().for_each(|(client, upstream)| works(client, upstream));
+}
+
+#[test]
+fn h22_b35_an_upgrade_moves_no_connection_to_another_endpoint() {
+    let [(one, first), (two, second)] = [Backend::held(), Backend::held()];
+    let more = "timeouts: {drain: 1s}\nlimits: {park_after: 100ms}\n";
+    let text = config(&[(NAME, one.address())], more).replace(
+        &format!("upstream: \"{}\"", one.address()),
+        &format!(
+            "upstream: {{endpoints: [\"{}\", \"{}\"], slow_start: 0s, rebalance: 1/s}}",
+            one.address(),
+            two.address()
+        ),
+    );
+    let (router, _) = linked(&text);
+    let hello = Hello::to(NAME).record();
+    let mut left: Vec<Client> = (0..10).map(|_| Client::send(router.address(), &hello)).collect();
+    let [stay, go] =
+        [first, second].map(|held| (0..5).map(|_| held.recv_timeout(PATIENCE).unwrap()).collect::<Vec<_>>());
+    drop(go);
+    left.iter().for_each(|client| client.stream.set_nonblocking(true).unwrap());
+    eventually("those of one endpoint have ended", || {
+        left.retain_mut(|client| !client.stream.read(&mut [0]).is_ok_and(|length| length == 0));
+        left.len() == 5
+    });
+    eventually("only the others are left", || active(&router) == 5.0);
+    upgrade(&router);
+    eventually("they have moved", || active(&router) == 5.0);
+    // Longer than until the first would be closed. Nothing else could show that nothing happens.
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(router.log().iter().all(|line| line["outcome"] != "drained"), "{:?}", router.log());
+    assert_eq!(active(&router), 5.0);
+    drop(stay);
+}
+
+#[test]
 fn h22_connections_continue_in_the_new_process_and_are_counted_once() {
     let (backend, held) = Backend::held();
     let more = "limits: {per_source: 4, park_after: 100ms}\n";
