@@ -18,7 +18,11 @@ const MAX_STEPS: usize = 180;
 
 /// The steps of each route on the page.
 #[derive(Debug, Default)]
-pub(crate) struct History(Mutex<Steps>);
+pub(crate) struct History {
+    steps: Mutex<Steps>,
+    /// Held by who records them.
+    pub(super) recorder: tokio::sync::Mutex<()>,
+}
 
 #[derive(Debug, Default)]
 struct Steps {
@@ -147,7 +151,7 @@ impl History {
     }
 
     fn steps(&self) -> MutexGuard<'_, Steps> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

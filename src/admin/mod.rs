@@ -27,7 +27,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
@@ -95,8 +95,8 @@ pub(crate) struct ListenerAddress {
     pub(crate) address: Result<SocketAddr, Box<str>>,
 }
 
-/// The keys that a reload cannot change, with their values.
-pub(crate) type Fixed = [(&'static str, String); 5];
+/// The keys that a reload cannot change, with their values; `None`: an option of the command line has set it.
+pub(crate) type Fixed = [(&'static str, Option<String>); 5];
 
 /// What the admin listener has access to.
 #[derive(Clone, Debug)]
@@ -109,7 +109,7 @@ pub(crate) struct AdminHandles {
     pub(crate) hosts: Arc<ArcSwap<Hosts>>,
     pub(crate) per_route: Arc<ArcSwap<PerRoute>>,
     /// The configured address of the admin listener, if there is one.
-    pub(crate) configured: Option<SocketAddr>,
+    pub(crate) configured: Arc<ArcSwapOption<SocketAddr>>,
     pub(crate) fixed: Fixed,
     /// Cancelled when the process is no longer ready.
     pub(crate) draining: CancellationToken,
@@ -155,7 +155,9 @@ pub(crate) async fn run(socket: TcpListener, handles: AdminHandles, stop: Stop) 
     answer_the_last(connections).await;
 }
 
+/// Only one of those that serve the same history records it.
 async fn record_history(handles: Arc<AdminHandles>) {
+    let _only = handles.history.recorder.lock().await;
     let mut tick = interval(history::STEP);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

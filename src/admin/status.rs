@@ -51,7 +51,8 @@ pub(super) fn without_routes(handles: &AdminHandles, view: &View) -> Value {
         json!({"name": name, "configured": configured.to_string(), "address": shown, "unavailable": unavailable})
     };
     let reloads = &handles.counters.reloads;
-    let fixed: Map<String, Value> = handles.fixed.iter().map(|(key, value)| ((*key).into(), json!(value))).collect();
+    let fixed = handles.fixed.iter().filter_map(|(key, value)| Some(((*key).into(), json!(value.as_ref()?))));
+    let fixed: Map<String, Value> = fixed.collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "host": rustix::system::uname().nodename().to_string_lossy(),
@@ -71,7 +72,7 @@ pub(super) fn without_routes(handles: &AdminHandles, view: &View) -> Value {
             "last_success_timestamp_seconds": reloads.last_success.load(Relaxed),
             "fixed": fixed,
         },
-        "admin": handles.configured.map(|address| address.to_string()),
+        "admin": handles.configured.load().as_ref().map(|address| address.to_string()),
         "listeners": view.listeners.iter().map(listener).collect::<Vec<_>>(),
         "answer_bounds_seconds": LATENCY_BUCKETS,
         "unrouted": {"accepted": Totals::of(&handles.counters.unrouted).accepted, "rejected": handles.counters.unrouted.rejected()},

@@ -458,6 +458,7 @@ fn build_log(raw: raw::Log) -> Log {
     let raw::Log { format, level, refusals_per_second, progress } = raw;
     let default = Log::default();
     Log {
+        is_format_option: false,
         format: match format {
             None => default.format,
             Some(raw::LogFormat::Auto) => LogFormat::Auto,

@@ -31,6 +31,13 @@ impl<'f> Files<'f> {
         self.directory.join(file)
     }
 
+    /// Whatever the current directory is.
+    pub(super) fn absolute_path(&self, file: &Path) -> PathBuf {
+        let path = self.path(file);
+        // There is one unless the current directory is gone.
+        std::path::absolute(&path).unwrap_or(path)
+    }
+
     pub(super) fn check_authorities(&mut self, from: &CaFile) -> Result<(), String> {
         if !self.authorities.contains(from) {
             Authorities::read(from)?;

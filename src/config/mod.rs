@@ -121,7 +121,7 @@ pub(crate) struct Listener {
 }
 
 /// Which clients go to which upstream.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
     /// In logs and metrics.
     pub(crate) name: String,
@@ -148,12 +148,33 @@ impl Route {
         }
     }
 
-    /// Equal for equal routes, also in another process of the same version.
-    pub(crate) fn digest(&self) -> u64 {
+    /// Equal for equal routes, also in another process of the same version. `listeners`: the names of all.
+    pub(crate) fn digest(&self, listeners: &[&str]) -> u64 {
+        let Self { name, patterns, matchers, by_listener, sources, max_connections, new_connections, upstream } = self;
         let mut hasher = DefaultHasher::new();
-        self.hash(&mut hasher);
+        (name, patterns, sources, max_connections, new_connections, upstream).hash(&mut hasher);
+        hash_matchers(matchers, listeners, &mut hasher);
+        for (names, matchers) in by_listener {
+            names.hash(&mut hasher);
+            hash_matchers(matchers, listeners, &mut hasher);
+        }
         hasher.finish()
     }
+}
+
+impl Config {
+    /// In the order of the configuration.
+    pub(crate) fn listener_names(&self) -> Vec<&str> {
+        self.listeners.iter().map(|listener| &*listener.name).collect()
+    }
+}
+
+/// With the names of listeners: their indices depend on the others.
+fn hash_matchers(matchers: &Matchers, names: &[&str], hasher: &mut impl Hasher) {
+    let Matchers { proxy_tlvs, destinations, clients, listeners, alpn } = matchers;
+    (proxy_tlvs, destinations, clients, alpn).hash(hasher);
+    let name = |index: &usize| names.get(*index);
+    listeners.as_ref().map(|listeners| listeners.iter().map(name).collect::<Vec<_>>()).hash(hasher);
 }
 
 /// Timeouts of connections and of the shutdown.
@@ -191,6 +212,8 @@ pub(crate) struct Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Log {
     pub(crate) format: LogFormat,
+    /// Whether an option of the command line has set it, and not the file.
+    pub(crate) is_format_option: bool,
     /// Minimum level.
     pub(crate) level: tracing::Level,
     /// Rejections logged per second and outcome; 0: all.
@@ -199,9 +222,23 @@ pub(crate) struct Log {
     pub(crate) progress: Option<Duration>,
 }
 
+impl Log {
+    /// An option of the command line has priority.
+    pub(crate) fn set_format(&mut self, option: Option<LogFormat>) {
+        self.is_format_option = option.is_some();
+        self.format = option.unwrap_or(self.format);
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Auto, level: tracing::Level::INFO, refusals_per_second: 50, progress: None }
+        Self {
+            format: LogFormat::Auto,
+            is_format_option: false,
+            level: tracing::Level::INFO,
+            refusals_per_second: 50,
+            progress: None,
+        }
     }
 }
 

@@ -261,7 +261,7 @@ fn build_tls(
     let ca_file = match (ca_file, verify) {
         (Some(Text(TrustedFile(from))), true) => {
             let from = match from {
-                CaFile::File(file) => CaFile::File(files.path(&file)),
+                CaFile::File(file) => CaFile::File(files.absolute_path(&file)),
                 CaFile::System => CaFile::System,
             };
             files.check_authorities(&from).map_err(|reason| InvalidValue::at(format!("{path}.ca_file"), reason))?;
@@ -291,7 +291,7 @@ fn build_http(
     let raw::HttpCheck { path: request_path, token_file, client_certificate, client_key, expect, unauthorized } = raw;
     let file = |raw: Option<Text<FilePath>>, key: &str| {
         raw.map(|Text(FilePath(file))| {
-            let file = files.path(&file);
+            let file = files.absolute_path(&file);
             // Only whether it can be read: what is in it may be a secret, and may be another one tomorrow.
             read_file(&file).map_err(|reason| InvalidValue::at(format!("{path}.{key}"), reason))?;
             Ok(file)

@@ -20,6 +20,13 @@ pub(crate) struct BindError {
     pub(crate) error: io::Error,
 }
 
+impl BindError {
+    /// Whether another socket has the address.
+    pub(crate) fn is_in_use(&self) -> bool {
+        Errno::from_io_error(&self.error) == Some(Errno::ADDRINUSE)
+    }
+}
+
 fn hint(address: &SocketAddr, error: &io::Error) -> String {
     let hint = match Errno::from_io_error(error) {
         Some(Errno::AFNOSUPPORT) if address.ip().is_unspecified() => {

@@ -39,8 +39,7 @@ impl Server {
     /// Serves operators from this socket. Returns what they want to be changed.
     pub(crate) fn listen_control(&mut self, socket: UnixListener) -> io::Result<mpsc::Receiver<Order>> {
         let (orders, received) = mpsc::channel(MAX_ORDERS);
-        let configured = self.admin.as_ref().map(|listening| listening.configured);
-        let admin = Arc::new(self.admin_handles(configured));
+        let admin = Arc::new(self.admin_handles());
         let handles = ControlHandles { admin, registry: Arc::clone(&self.registry), orders };
         let stop = Stop::default();
         socket.set_nonblocking(true)?;

@@ -95,6 +95,7 @@ pub(super) fn build_next(
         counters,
         context,
         listeners_changed,
+        listeners: listeners.iter().map(|listener| &*listener.name).collect(),
         running: before.view.routes.iter().map(|route| (route.counters.name(), route)).collect(),
         draining: draining.collect(),
         changes: Changes::default(),
@@ -128,6 +129,8 @@ struct Builder<'b> {
     counters: &'b Counters,
     context: &'b Arc<SharedContext>,
     listeners_changed: bool,
+    /// The names of all.
+    listeners: Vec<&'b str>,
     /// Running routes that were not found in the new configuration yet.
     running: HashMap<&'b str, &'b Arc<RouteTarget>>,
     /// Removed routes whose connections drain.
@@ -140,7 +143,7 @@ struct Builder<'b> {
 impl Builder<'_> {
     /// The running route if it is unchanged, or a new one that inherits the state of its endpoints.
     fn route(&mut self, config: config::Route) -> Arc<RouteTarget> {
-        let digest = config.digest();
+        let digest = config.digest(&self.listeners);
         let config::Route {
             name,
             patterns,

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use arc_swap::ArcSwap;
-use rustix::io::Errno;
 use socket2::{SockRef, Socket};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -129,10 +128,10 @@ pub(super) fn open(
             overlap(address, *other).then(|| socket.try_clone().ok()).flatten()
         };
         let overlapping: Vec<Socket> = leaving.iter().filter_map(overlapping).collect();
-        match Errno::from_io_error(&error.error) {
-            Some(Errno::ADDRINUSE) if !overlapping.is_empty() => bind_beside(&overlapping, address, presence, options),
-            _ => Err(error),
+        if error.is_in_use() && !overlapping.is_empty() {
+            return bind_beside(&overlapping, address, presence, options);
         }
+        Err(error)
     })?;
     OpenSocket::of(address, listener).map_err(|error| BindError { address, error })
 }

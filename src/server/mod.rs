@@ -22,7 +22,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -36,7 +36,7 @@ use self::hand_over::AdoptionSettings;
 use self::listening::{Acceptor, Listening, OpenSocket};
 use self::prepare::{ListenerSource, Prepared};
 use crate::admin::draining::is_draining_at;
-use crate::admin::{self, AdminHandles, Answers, Fixed, Hosts, PerRoute, View};
+use crate::admin::{self, AdminHandles, Answers, Fixed, History, Hosts, PerRoute, View};
 use crate::config::{self, Config, Limits, Log, Timeouts};
 use crate::connection::Snapshot;
 use crate::connection::admission::{SourceLimits, SourceTable};
@@ -69,13 +69,16 @@ pub(crate) struct Server {
     unavailable: HashMap<String, BindError>,
     admin: Option<Listening>,
     /// Where to listen once the process that drains there has ended.
-    awaited_admin: Option<(SocketAddr, TcpOptions)>,
+    awaited_admin: Option<AwaitedAdmin>,
     /// Removed listeners that still serve their accept queues.
     closing: TaskTracker,
+    /// As it is configured, of an admin listener that is open.
+    admin_address: Arc<ArcSwapOption<SocketAddr>>,
     admin_hosts: Arc<ArcSwap<Hosts>>,
     admin_per_route: Arc<ArcSwap<PerRoute>>,
     /// Once there is an admin listener or a control socket.
     admin_runtime: Option<admin::Runtime>,
+    history: Arc<History>,
     /// What serves the control socket, and what stops it.
     control: Option<(Stop, JoinHandle<()>)>,
     timeouts: Timeouts,
@@ -84,6 +87,14 @@ pub(crate) struct Server {
     draining: CancellationToken,
     /// Whether it is not known yet what to serve.
     is_starting: Arc<AtomicBool>,
+}
+
+/// An admin listener whose address another process still has.
+#[derive(Clone, Copy, Debug)]
+struct AwaitedAdmin {
+    address: SocketAddr,
+    options: TcpOptions,
+    next_attempt: Instant,
 }
 
 /// When a server is ready.
@@ -103,15 +114,15 @@ const ADMIN_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// The keys that a reload cannot change, with their values.
 pub(crate) fn fixed(config: &Config) -> Fixed {
     let Config { workers, sandbox, upgrade_socket, control, .. } = config;
-    let Log { format, level: _, refusals_per_second: _, progress: _ } = &config.log;
+    let Log { format, is_format_option, level: _, refusals_per_second: _, progress: _ } = &config.log;
     let workers = workers.map_or_else(|| "auto".into(), |workers| workers.to_string());
     let path = |path: &Option<PathBuf>| path.as_ref().map_or_else(|| "none".into(), |path| path.display().to_string());
     [
-        ("workers", workers),
-        ("log.format", format.to_string()),
-        ("sandbox", sandbox.label().into()),
-        ("upgrade.socket", path(upgrade_socket)),
-        ("control", path(control)),
+        ("workers", Some(workers)),
+        ("log.format", (!is_format_option).then(|| format.to_string())),
+        ("sandbox", Some(sandbox.label().into())),
+        ("upgrade.socket", Some(path(upgrade_socket))),
+        ("control", Some(path(control))),
     ]
 }
 
@@ -213,20 +224,25 @@ impl Server {
             admin: None,
             awaited_admin: None,
             closing: TaskTracker::new(),
+            admin_address: Arc::default(),
             admin_hosts: Arc::default(),
             admin_per_route: Arc::default(),
             admin_runtime: None,
+            history: Arc::default(),
             control: None,
             timeouts: config.timeouts,
             fixed: fixed(&config),
             draining: CancellationToken::new(),
             is_starting: Arc::new((readiness == Readiness::Later).into()),
         };
-        server.awaited_admin = config
-            .admin
-            .as_ref()
-            .map(|admin| (admin.address, config.tcp))
-            .filter(|(address, _)| is_free(*address, Presence::Required).is_err() && is_draining_at(*address));
+        if let Some(config::Admin { address, .. }) = &config.admin
+            && inherited.iter().all(|socket| socket.address != *address)
+            && is_free(*address, Presence::Required).is_err_and(|error| error.is_in_use())
+            && is_draining_at(*address)
+        {
+            let next_attempt = Instant::now() + ADMIN_RETRY_INTERVAL;
+            server.awaited_admin = Some(AwaitedAdmin { address: *address, options: config.tcp, next_attempt });
+        }
         let (prepared, adopted) = server.prepare(&config, inherited)?;
         let addresses = server.listener_addresses(&config, &prepared);
         let (routes, excluded) = (mem::take(&mut config.routes), mem::take(&mut config.excluded));
@@ -241,10 +257,12 @@ impl Server {
     /// Replaces the running configuration, as a whole or not at all. Connections, and whatever is the same in both
     /// configurations, are kept.
     pub(crate) async fn reload(&mut self, mut config: Config) -> Result<Changes, ReloadError> {
-        if let Some(((key, running), (_, wanted))) =
-            self.fixed.iter().zip(&fixed(&config)).find(|(running, wanted)| running != wanted)
-        {
-            return Err(ReloadError::Fixed { key, running: running.clone(), wanted: wanted.clone() });
+        for ((key, running), (_, wanted)) in self.fixed.iter().zip(fixed(&config)) {
+            if let (Some(running), Some(wanted)) = (running, wanted)
+                && *running != wanted
+            {
+                return Err(ReloadError::Fixed { key, running: running.clone(), wanted });
+            }
         }
         if let Some(route) = config.transparent_route()
             && !may_be_transparent()
@@ -339,7 +357,7 @@ impl Server {
         } = config;
         let Timeouts { hello, idle, half_close, drain: _, upgrade_drain: _, shutdown_delay: _ } = timeouts;
         let Limits { connections: _, hello_bytes, buffer_bytes, source, park_after } = limits;
-        let Log { format: _, level: _, refusals_per_second, progress } = log;
+        let Log { format: _, is_format_option: _, level: _, refusals_per_second, progress } = log;
         let settings = CommonSettings {
             hello,
             hello_limit: hello_bytes,
@@ -377,36 +395,42 @@ impl Server {
             closed.extend(self.admin.take());
         }
         match prepared.admin {
-            Some(ListenerSource::New(opened)) => {
-                self.awaited_admin = None;
-                self.admin = self.listen_admin(opened);
-            }
+            Some(ListenerSource::New(opened)) => self.listen_admin(opened),
             Some(ListenerSource::Unavailable(reason)) => {
+                if let Some(awaited) = &mut self.awaited_admin {
+                    awaited.options = settings.tcp;
+                }
                 warn!(%reason, "the admin listener is not available yet: a process that drains has its address");
             }
             Some(ListenerSource::Running(_)) | None => self.awaited_admin = None,
         }
+        self.show_admin_address();
         closed
     }
 
+    fn show_admin_address(&self) {
+        self.admin_address.store(self.admin.as_ref().map(|listening| listening.configured.into()));
+    }
+
     fn awaits_admin(&self, address: SocketAddr) -> bool {
-        self.awaited_admin.is_some_and(|(awaited, _)| awaited == address)
+        self.awaited_admin.is_some_and(|awaited| awaited.address == address)
     }
 
     /// When to try again to open the admin listener; never, if that has an address.
     pub(crate) async fn time_to_open_admin(&self) {
         match self.awaited_admin {
-            Some(_) => sleep(ADMIN_RETRY_INTERVAL).await,
+            Some(awaited) => sleep_until(awaited.next_attempt).await,
             None => pending().await,
         }
     }
 
     /// Opens the admin listener if its address is free now.
     pub(crate) fn open_admin(&mut self) {
-        let Some((address, options)) = self.awaited_admin else { return };
-        if let Ok(opened) = listening::open(address, Presence::Required, &[], &options) {
-            self.awaited_admin = None;
-            self.admin = self.listen_admin(opened);
+        let Some(awaited) = &mut self.awaited_admin else { return };
+        awaited.next_attempt = Instant::now() + ADMIN_RETRY_INTERVAL;
+        if let Ok(opened) = listening::open(awaited.address, Presence::Required, &[], &awaited.options) {
+            self.listen_admin(opened);
+            self.show_admin_address();
         }
     }
 
@@ -481,10 +505,11 @@ impl Server {
         running.into_iter().flatten().map(|(listening, _)| listening).collect()
     }
 
-    fn listen_admin(&mut self, mut socket: OpenSocket) -> Option<Listening> {
-        let listener = socket.take()?;
+    fn listen_admin(&mut self, mut socket: OpenSocket) {
+        self.awaited_admin = None;
+        let Some(listener) = socket.take() else { return };
         info!(listener = ADMIN, address = %socket.address, "listening");
-        let handles = self.admin_handles(Some(socket.configured));
+        let handles = self.admin_handles();
         let stop = Stop::default();
         let stopped = stop.clone();
         let serve = |listener| admin::run(listener, handles, stopped);
@@ -492,20 +517,21 @@ impl Server {
             Some(runtime) => runtime.spawn(listener, serve),
             None => Ok(tokio::spawn(serve(listener))),
         };
-        let acceptor = acceptor.inspect_err(|error| warn!(reason = %error, "cannot serve the admin listener")).ok()?;
-        Some(Listening::new(socket, stop, acceptor))
+        match acceptor {
+            Ok(acceptor) => self.admin = Some(Listening::new(socket, stop, acceptor)),
+            Err(reason) => warn!(%reason, "cannot serve the admin listener"),
+        }
     }
 
-    /// `configured`: the address of the admin listener.
-    fn admin_handles(&self, configured: Option<SocketAddr>) -> AdminHandles {
+    fn admin_handles(&self) -> AdminHandles {
         AdminHandles {
             view: Arc::clone(&self.admin_view),
             counters: Arc::clone(&self.counters),
-            history: Arc::default(),
+            history: Arc::clone(&self.history),
             viewers: Arc::new(Semaphore::new(admin::MAX_VIEWERS)),
             hosts: Arc::clone(&self.admin_hosts),
             per_route: Arc::clone(&self.admin_per_route),
-            configured,
+            configured: Arc::clone(&self.admin_address),
             fixed: self.fixed.clone(),
             draining: self.draining.clone(),
             is_starting: Arc::clone(&self.is_starting),

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::support::backend::{closed, free};
 use crate::support::network::{FAR, NEAR, Neighbour, alone};
+use crate::support::tls::Authority;
 use crate::support::{Backend, Client, Hello, PATIENCE, Router, eventually, snigate};
 
 /// One listener, and routes with these upstreams.
@@ -125,6 +126,64 @@ connections that would be closed: 5
     let (code, output) = plan(&new, &["--admin", &admin, "--exit-code"]);
     assert_eq!(code, Some(0), "nothing would be closed");
     assert!(output.ends_with("    3 unchanged\n\nconnections that would be closed: 0\n"), "{output}");
+}
+
+#[test]
+fn endpoints_are_removed_as_the_running_configuration_says() {
+    let (backend, accepted) = Backend::held();
+    let (second, second_accepted) = Backend::held();
+    let (one, two) = (backend.address(), second.address());
+    let router = Router::start(&text(&[("a.example", endpoints(&[one, two]))], "timeouts: {drain: 1s}\n"));
+    let _clients: Vec<Client> =
+        (0..2).map(|_| Client::send(router.address(), &Hello::to("a.example").record())).collect();
+    let _upstreams = [&accepted, &second_accepted].map(|accepted| accepted.recv_timeout(PATIENCE).unwrap());
+    let keeps = format!("{{endpoints: \"{one}\", on_remove: keep}}");
+    let new = text(&[("a.example", keeps)], "timeouts: {drain: 1s}\n");
+    let admin = router.admin().to_string();
+    eventually("it is counted", || {
+        let (code, output) = plan(&new, &["--admin", &admin, "--exit-code"]);
+        code == Some(2) && output.contains(&format!("- {two}  1 open connection: closed after 1s\n"))
+    });
+    router.reload(&new);
+    router.wait("it is closed", |line| line["outcome"] == "drained" && line["upstream.address"] == two.to_string());
+}
+
+#[test]
+fn the_file_of_the_running_instance_changes_nothing_wherever_plan_runs_and_whatever_options_it_has() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    authority.write(directory.path(), "ca.pem");
+    let path = directory.path().join("snigate.yaml");
+    let upstream = "{endpoints: \"127.0.0.1:9\", health_check: {tls: {ca_file: ca.pem}}}".to_owned();
+    std::fs::write(&path, text(&[("a.example", upstream)], "")).unwrap();
+    let mut command = snigate();
+    command.args(["run", "--log-format", "json", "-c"]).arg(&path);
+    let router = Router::spawn(command, path, tempfile::tempdir().unwrap());
+    let admin = router.admin().to_string();
+    let planned = snigate()
+        .args(["plan", "-c", "snigate.yaml", "--admin", &admin])
+        .current_dir(directory.path())
+        .output()
+        .unwrap();
+    let output = String::from_utf8([planned.stdout, planned.stderr].concat()).unwrap();
+    assert_eq!(planned.status.code(), Some(0), "{output}");
+    assert!(output.contains("    1 unchanged\n") && !output.contains("~ "), "{output}");
+}
+
+#[test]
+fn a_route_is_unchanged_if_its_listener_is_and_changed_if_that_is_another() {
+    let listener = |name: &str| format!("{{name: {name}, address: \"127.0.0.1:0\"}}");
+    let text = |listen: &[&str], at: &str| {
+        let listen: Vec<String> = listen.iter().map(|name| listener(name)).collect();
+        format!(
+            "listen: [{}]\nadmin: 127.0.0.1:0\nroutes:\n  - {{sni: a.example, listener: {at}, upstream: \"127.0.0.1:9\"}}\n",
+            listen.join(", ")
+        )
+    };
+    let router = Router::start(&text(&["one", "two"], "two"));
+    let changed = |new: &str| router.reload(new)["changed"].as_u64().unwrap();
+    assert_eq!(changed(&text(&["zero", "one", "two"], "two")), 0, "a listener before it");
+    assert_eq!(changed(&text(&["zero", "two", "one"], "one")), 1, "the second of three in both");
 }
 
 #[test]

@@ -6,12 +6,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::Operated;
 use crate::lifecycle::upgrade::{UNBOUND, upgrade};
 use crate::support::router::config;
-use crate::support::{Backend, Client, Hello, PATIENCE, Router, all_output, snigate};
+use crate::support::{Backend, Client, Hello, PATIENCE, Router, all_output, eventually, snigate};
 
 const NAME: &str = "a.example";
 
@@ -168,6 +169,23 @@ fn e20_garbage_half_requests_and_crowds_do_not_keep_others_out() {
     let mut client = Client::send(operated.router.address(), &Hello::to(NAME).record());
     client.read(1);
     assert!(!operated.router.log().iter().any(|line| line["verb"] == "close"));
+}
+
+#[test]
+fn the_socket_has_the_history_and_the_address_of_the_admin_listener() {
+    let backend = Backend::echo();
+    let without = config(&[(NAME, backend.address())], "").replace("admin: 127.0.0.1:0\n", "");
+    let operated = Operated::start(&without);
+    let get = |path: &str| -> Value {
+        let told = response(send(&operated, format!("GET {path} HTTP/1.0\r\nhost: localhost\r\n\r\n").as_bytes()));
+        let (_, body) = told.split_once("\r\n\r\n").unwrap();
+        serde_json::from_str(body).unwrap()
+    };
+    eventually("a step of the route", || get("/api/history")["routes"][NAME]["new_per_second"][0] == 0.0);
+    assert_eq!(get("/api/status")["admin"], Value::Null);
+    let with = operated.with_socket(&config(&[(NAME, backend.address())], ""));
+    assert_eq!(operated.router.reload(&with)["message"], "reloaded");
+    assert_eq!(get("/api/status")["admin"], "127.0.0.1:0");
 }
 
 #[test]

@@ -25,7 +25,7 @@ use super::answer::{self, JSON, Refusal, TEXT, respond, respond_with};
 use super::body::{self, Body};
 use super::query::Query;
 use super::slots::{ConnectionSlot, ConnectionSlots};
-use super::{AdminHandles, answer_the_last, serve_http};
+use super::{AdminHandles, answer_the_last, record_history, serve_http};
 use crate::connection::registry::Registry;
 use crate::listener::accept::Stop;
 use crate::process::unix_socket::Peer;
@@ -80,6 +80,7 @@ pub(crate) async fn run(socket: UnixListener, handles: ControlHandles, stop: Sto
     let handles = Arc::new(handles);
     let slots = Arc::new(ConnectionSlots::for_peers(MAX_CONNECTIONS, MAX_CONNECTIONS));
     let connections = TaskTracker::new();
+    let recorder = tokio::spawn(record_history(Arc::clone(&handles.admin)));
     while !stop.is_stopped() {
         let Ok(permit) = Arc::clone(&slots.permits).try_acquire_owned() else {
             slots.make_room();
@@ -109,6 +110,7 @@ pub(crate) async fn run(socket: UnixListener, handles: ControlHandles, stop: Sto
         }
     }
     drop(socket);
+    recorder.abort();
     answer_the_last(connections).await;
 }
 

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use std::{fs, io};
 
-use crate::config::{Config, Log, LogFormat};
+use crate::config::{Config, Log};
 use crate::server::{Readiness, Server};
 use anyhow::{Context, bail};
 use tempfile::TempDir;
@@ -34,8 +34,7 @@ const SUCCESS: &str = "success";
 
 pub(super) fn run(options: &Demo) -> anyhow::Result<ExitCode> {
     // Only errors until the instructions are printed, so that log lines do not mix with them.
-    let logging =
-        logging::start(&Log { format: LogFormat::Auto, level: Level::ERROR, refusals_per_second: 0, progress: None });
+    let logging = logging::start(&Log { level: Level::ERROR, refusals_per_second: 0, ..Log::default() });
     tokio::runtime::Runtime::new()?.block_on(run_demo(options, &logging))
 }
 

@@ -100,9 +100,10 @@ impl Difference {
             admin.extend(running.admin.iter().map(|address| (address.clone(), ListenerChange::Removed)));
         }
 
+        let names = new.listener_names();
         let change = |route: &Route| match running.routes.get(&route.name) {
             None => Some(RouteChange::Added),
-            Some(before) if before.digest == digest(route) => None,
+            Some(before) if before.digest == digest(route, &names) => None,
             Some(before) => Some(changed(before, route)),
         };
         let mut routes: Vec<(String, RouteChange)> =
@@ -277,13 +278,12 @@ fn added(running: &Running, bind_error: Option<&BindError>) -> ListenerChange {
 }
 
 fn changed(before: &RunningRoute, route: &Route) -> RouteChange {
-    let policy = route.upstream.on_remove.label();
     let mut removed = Vec::new();
     let mut shares = Vec::new();
     for RunningEndpoint { destination, share, connections } in &before.endpoints {
         match route.upstream.endpoints.iter().find(|after| after.destination.to_string() == *destination) {
             None => {
-                let closing = Closing { connections: *connections, policy: policy.into() };
+                let closing = Closing { connections: *connections, policy: before.on_remove.clone() };
                 removed.push((destination.clone(), closing));
             }
             Some(EndpointSettings { share: after, .. }) if after != share => {

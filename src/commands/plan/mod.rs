@@ -62,8 +62,8 @@ pub(super) fn run(options: &Plan) -> anyhow::Result<ExitCode> {
 /// Why the running instance would reject the configuration: it changes a key that a reload cannot change.
 fn fixed_key_changed(running: &Running, new: &Config) -> Option<ReloadError> {
     fixed(new).into_iter().find_map(|(key, wanted)| {
-        let running = running.fixed.get(key).filter(|running| **running != wanted)?.clone();
-        Some(ReloadError::Fixed { key, running, wanted })
+        let (running, wanted) = (running.fixed.get(key)?.clone(), wanted?);
+        (running != wanted).then_some(ReloadError::Fixed { key, running, wanted })
     })
 }
 

@@ -40,8 +40,9 @@ pub(super) struct RunningEndpoint {
 
 impl Running {
     pub(super) fn from_config(config: &Config) -> Self {
+        let names = config.listener_names();
         let route = |route: &Route| RunningRoute {
-            digest: digest(route),
+            digest: digest(route, &names),
             on_remove: route.upstream.on_remove.label().into(),
             connections: None,
             endpoints: route
@@ -61,7 +62,7 @@ impl Running {
             listeners: listeners.map(|listener| (listener.address.to_string(), listener.name.clone())).collect(),
             admin: config.admin.as_ref().map(|admin| admin.address.to_string()),
             routes: config.routes.iter().map(|one| (one.name.clone(), route(one))).collect(),
-            fixed: fixed(config).map(|(key, value)| (key.into(), value)).into(),
+            fixed: fixed(config).into_iter().filter_map(|(key, value)| Some((key.into(), value?))).collect(),
             drained: Vec::new(),
         }
     }
@@ -115,6 +116,6 @@ impl Running {
 }
 
 /// As in the status.
-pub(super) fn digest(route: &Route) -> String {
-    format!("{:016x}", route.digest())
+pub(super) fn digest(route: &Route, listeners: &[&str]) -> String {
+    format!("{:016x}", route.digest(listeners))
 }

@@ -61,7 +61,7 @@ impl Base {
             Some(path) => Config::read_base(path, &mut Inputs::default())?,
             None => Config::empty_base()?,
         };
-        config.log.format = self.log_format.unwrap_or(config.log.format);
+        config.log.set_format(self.log_format);
         Ok(config)
     }
 }

@@ -58,7 +58,7 @@ pub(super) fn run(options: Run) -> anyhow::Result<ExitCode> {
         }
         config => config?,
     };
-    config.log.format = log_format.unwrap_or(config.log.format);
+    config.log.set_format(log_format);
     // Before the sandbox forbids it. A process that was started by an upgrade inherits the socket.
     let running = match &config.upgrade_socket {
         Some(path) if !Predecessor::exists() => Some(unix_socket::open(upgrades::KEY, path)?),

@@ -37,7 +37,7 @@ impl ConfigSource {
     pub(super) fn load(&self) -> Loaded {
         let with_options = |mut config: Config| {
             config.watch |= self.watch;
-            config.log.format = self.log_format.unwrap_or(config.log.format);
+            config.log.set_format(self.log_format);
             config
         };
         let mut inputs = Inputs::default();
