@@ -27,7 +27,7 @@
 //! certificates; feature `gateway` adds the translation of Kubernetes objects.
 
 // Fuzz targets use little of it, and with the command line they would compile it all.
-#![cfg_attr(fuzzing, allow(dead_code, unreachable_pub))]
+#![cfg_attr(fuzzing, allow(dead_code, unfulfilled_lint_expectations, unreachable_pub, unused_imports))]
 
 #[cfg(feature = "router")]
 mod admin;
