@@ -72,7 +72,7 @@ pub(super) fn without_routes(handles: &AdminHandles, view: &View) -> Value {
             "last_success_timestamp_seconds": reloads.last_success.load(Relaxed),
             "fixed": fixed,
         },
-        "admin": handles.configured.load().as_ref().map(|address| address.to_string()),
+        "admin": handles.configured.load().as_ref().map(ToString::to_string),
         "listeners": view.listeners.iter().map(listener).collect::<Vec<_>>(),
         "answer_bounds_seconds": LATENCY_BUCKETS,
         "unrouted": {"accepted": Totals::of(&handles.counters.unrouted).accepted, "rejected": handles.counters.unrouted.rejected()},
