@@ -355,6 +355,18 @@ mod tests {
         assert_eq!(started.elapsed(), Duration::ZERO);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn h04_a_queue_that_cannot_be_accepted_is_given_up_after_a_while() {
+        let listener = bind("127.0.0.1:0".parse().unwrap(), Presence::Required, &OPTIONS).unwrap();
+        let address = listener.local_addr().unwrap();
+        assert!(bind(address, Presence::Required, &OPTIONS).unwrap_err().is_in_use());
+        // From now on, `accept` fails.
+        shutdown(&listener, Shutdown::Both).unwrap();
+        let started = Instant::now();
+        serve_queue(listener, &Arc::new(Semaphore::new(1)), pending, |_, _, _| {}).await;
+        assert!((QUEUE_TIMEOUT..2 * QUEUE_TIMEOUT).contains(&started.elapsed()), "{:?}", started.elapsed());
+    }
+
     #[tokio::test]
     async fn h08_the_queue_is_left_to_a_successor() {
         let (served, copy) = accepted_of_three(9, Stop::hand_over).await;
