@@ -177,7 +177,8 @@ fn the_socket_has_the_history_and_the_address_of_the_admin_listener() {
     let without = config(&[(NAME, backend.address())], "").replace("admin: 127.0.0.1:0\n", "");
     let operated = Operated::start(&without);
     let get = |path: &str| -> Value {
-        let told = response(send(&operated, format!("GET {path} HTTP/1.0\r\nhost: localhost\r\n\r\n").as_bytes()));
+        let request = format!("GET {path} HTTP/1.0\r\nhost: localhost\r\ncache-control: no-cache\r\n\r\n");
+        let told = response(send(&operated, request.as_bytes()));
         let (_, body) = told.split_once("\r\n\r\n").unwrap();
         serde_json::from_str(body).unwrap()
     };

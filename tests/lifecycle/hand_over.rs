@@ -49,30 +49,30 @@ fn active(router: &Router) -> f64 {
 #[test]
 fn h22_connections_of_the_old_process_are_not_accepted_again() {
     let (backend, held) = Backend::held();
-    let (router, _) = linked(&config(&[(NAME, backend.address())], ""));
+    let (mut router, _) = linked(&config(&[(NAME, backend.address())], ""));
     let mut streams: Vec<_> = (0..5).map(|_| connect(&router, &held)).collect();
-    let accepted = || {
+    let accepted = |router: &Router| {
         let status: Value = serde_json::from_str(&router.get("/api/status").1).unwrap();
         status["routes"][0]["accepted"].as_u64().unwrap()
     };
-    assert_eq!(accepted(), 5);
+    assert_eq!(accepted(&router), 5);
     upgrade(&router);
-    eventually("all have moved", || active(&router) == 5.0);
-    assert_eq!(accepted(), 0);
+    assert_eq!(router.exit().code(), Some(0), "all have moved");
+    assert_eq!((active(&router), accepted(&router)), (5.0, 0));
     streams.push(connect(&router, &held));
     drop(streams.remove(0));
     eventually("one has ended", || active(&router) == 5.0);
-    assert_eq!(accepted(), 1);
+    assert_eq!(accepted(&router), 1);
 }
 
 #[test]
 fn h22_connections_that_are_never_parked_are_not_parked_by_an_upgrade_either() {
     let (backend, held) = Backend::held();
-    let (router, _) = linked(&config(&[(NAME, backend.address())], "limits: {park_after: never}\n"));
+    let (mut router, _) = linked(&config(&[(NAME, backend.address())], "limits: {park_after: never}\n"));
     let mut streams: Vec<_> = (0..5).map(|_| connect(&router, &held)).collect();
     upgrade(&router);
-    eventually("all have moved", || active(&router) == 5.0);
-    assert_eq!(router.metric("snigate_connections_parked"), 0.0);
+    assert_eq!(router.exit().code(), Some(0), "all have moved");
+    assert_eq!((active(&router), router.metric("snigate_connections_parked")), (5.0, 0.0));
     streams.iter_mut().for_each(|(client, upstream)| works(client, upstream));
 }
 
@@ -88,7 +88,7 @@ fn h22_b35_an_upgrade_moves_no_connection_to_another_endpoint() {
             two.address()
         ),
     );
-    let (router, _) = linked(&text);
+    let (mut router, _) = linked(&text);
     let hello = Hello::to(NAME).record();
     let mut left: Vec<Client> = (0..10).map(|_| Client::send(router.address(), &hello)).collect();
     let [stay, go] =
@@ -101,7 +101,7 @@ fn h22_b35_an_upgrade_moves_no_connection_to_another_endpoint() {
     });
     eventually("only the others are left", || active(&router) == 5.0);
     upgrade(&router);
-    eventually("they have moved", || active(&router) == 5.0);
+    assert_eq!(router.exit().code(), Some(0), "they have moved");
     // Longer than until the first would be closed. Nothing else could show that nothing happens.
     std::thread::sleep(Duration::from_secs(3));
     assert!(router.log().iter().all(|line| line["outcome"] != "drained"), "{:?}", router.log());
