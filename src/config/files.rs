@@ -31,7 +31,7 @@ impl<'f> Files<'f> {
         self.directory.join(file)
     }
 
-    /// Whatever the current directory is.
+    /// The same from any current directory, as digests of routes have to be.
     pub(super) fn absolute_path(&self, file: &Path) -> PathBuf {
         let path = self.path(file);
         // There is one unless the current directory is gone.

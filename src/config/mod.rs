@@ -162,13 +162,6 @@ impl Route {
     }
 }
 
-impl Config {
-    /// In the order of the configuration.
-    pub(crate) fn listener_names(&self) -> Vec<&str> {
-        self.listeners.iter().map(|listener| &*listener.name).collect()
-    }
-}
-
 /// With the names of listeners: their indices depend on the others.
 fn hash_matchers(matchers: &Matchers, names: &[&str], hasher: &mut impl Hasher) {
     let Matchers { proxy_tlvs, destinations, clients, listeners, alpn } = matchers;
@@ -300,6 +293,11 @@ pub(crate) fn yaml_text(bytes: &[u8]) -> Result<&str, String> {
 }
 
 impl Config {
+    /// In the order of the configuration.
+    pub(crate) fn listener_names(&self) -> Vec<&str> {
+        self.listeners.iter().map(|listener| &*listener.name).collect()
+    }
+
     /// Reads a file, or standard input, and the files that it names.
     pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
         Self::read(path, &mut Inputs::default())

@@ -173,23 +173,21 @@ async fn serve_queue(
 ) {
     let Ok(listener) = listener.into_std() else { return };
     let deadline = Instant::now() + QUEUE_TIMEOUT;
-    let mut accepted = 0;
-    while accepted < BACKLOG && has_client(&listener) {
+    for _ in 0..BACKLOG {
+        if !has_client(&listener) {
+            return;
+        }
         let Ok(Ok(permit)) = timeout_at(deadline, Arc::clone(permits).acquire_owned()).await else { return };
         let (client, peer) = match listener.accept() {
-            Ok(client) => client,
+            Ok(accepted) => accepted,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(error) if is_shortage(&error) => match timeout_at(deadline, back_off(&error, &freed)).await {
                 Ok(()) => continue,
                 Err(_) => return,
             },
             // This client has disconnected; the next one may be served.
-            Err(_) => {
-                accepted += 1;
-                continue;
-            }
+            Err(_) => continue,
         };
-        accepted += 1;
         if client.set_nonblocking(true).is_err() {
             continue;
         }

@@ -119,11 +119,10 @@ const MAX_LISTED: usize = 20;
 
 /// Why the endpoints may have changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
+enum Change {
     /// The first answer of a destination.
-    First,
-    /// Another answer, or something else.
-    Another,
+    FirstAnswer,
+    Other,
 }
 
 /// The state of a destination's DNS lookups.
@@ -303,7 +302,7 @@ impl Pool {
         for endpoint in &members.former {
             endpoint.belong_to(self);
         }
-        self.assemble(&mut members, Answer::Another);
+        self.assemble(&mut members, Change::Other);
         self.update_tier(&members);
         members.rebalancer = self
             .setup
@@ -383,7 +382,7 @@ impl Pool {
     /// Checks for loops again, after our own listeners have changed.
     pub(super) fn check_for_loops(self: &Arc<Self>) {
         let mut members = self.members();
-        self.assemble(&mut members, Answer::Another);
+        self.assemble(&mut members, Change::Other);
         self.update_tier(&members);
     }
 
@@ -414,7 +413,7 @@ impl Pool {
                 known.failure = addresses.is_empty().then(|| "the Service has no ready endpoint".into());
                 known.addresses.clone_from(addresses);
                 // Even if they are the same: what is our own may have changed.
-                self.assemble(&mut members, if is_first { Answer::First } else { Answer::Another });
+                self.assemble(&mut members, if is_first { Change::FirstAnswer } else { Change::Other });
             }
             Err(reason) => known.failure = Some(reason.clone()),
         }
@@ -425,7 +424,7 @@ impl Pool {
     }
 
     /// Builds the list of endpoints. Those that remain keep their state; those that are removed get no new connections.
-    fn assemble(self: &Arc<Self>, members: &mut Members, answer: Answer) {
+    fn assemble(self: &Arc<Self>, members: &mut Members, change: Change) {
         let before = self.endpoints();
         let listeners = self.context.listeners.load();
         let mut after: Vec<Arc<Endpoint>> = Vec::new();
@@ -466,7 +465,7 @@ impl Pool {
         let removed: Vec<_> = before.iter().filter(|endpoint| lacks(&after, endpoint)).collect();
         self.log_change(&added, &removed, after.len());
         // What a route begins with has not come later than its connections, which an old process may have had.
-        let is_beginning = before.is_empty() || (answer == Answer::First && !self.has_predecessor);
+        let is_beginning = before.is_empty() || (change == Change::FirstAnswer && !self.has_predecessor);
         if !added.is_empty() && !is_beginning {
             self.returned.announce();
         }
@@ -752,7 +751,7 @@ mod tests {
             None,
         ));
         let mut members = pool.members();
-        pool.assemble(&mut members, Answer::Another);
+        pool.assemble(&mut members, Change::Other);
         pool.update_tier(&members);
         drop(members);
         pool

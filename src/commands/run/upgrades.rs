@@ -119,10 +119,16 @@ pub(super) async fn upgrade(
             }
             Some(RunEnd::Upgraded { successor, stopped })
         }
-        Err(reason) => {
-            error!(%reason, "upgrade failed; this process continues to serve");
-            stopped.map(RunEnd::Stop)
-        }
+        Err(reason) => match stopped {
+            None => {
+                error!(%reason, "upgrade failed; this process continues to serve");
+                None
+            }
+            Some(signal) => {
+                error!(%reason, "upgrade failed; this process shuts down");
+                Some(RunEnd::Stop(signal))
+            }
+        },
     }
 }
 
